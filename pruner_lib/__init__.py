@@ -1,0 +1,35 @@
+"""LLM-Pruner as a study: discover groups, score them, cut them, recover, measure.
+
+The names below are the public interface. They are looked up when first used, so that `import pruner_lib` is quick
+and the method itself (groups, trace, graph, importance, select, prune) never pulls in transformers.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+_HOME = {
+    "load_model": "models",
+    "save_model": "checkpoints",
+    "discover": "graph",
+    "estimate": "importance",
+    "select": "selection",
+    "prune_": "prune",
+    "mask_": "prune",
+    "recover": "recovery",
+    "perplexity": "evaluation",
+    "zero_shot": "zero_shot",
+    "generate_samples": "evaluation",
+}
+__all__ = sorted(_HOME)
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module 'pruner_lib' has no attribute {name!r}; it offers {', '.join(__all__)}")
+    return getattr(import_module(f"pruner_lib.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]
