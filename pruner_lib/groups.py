@@ -1,0 +1,192 @@
+"""The words of the method as data: members, axes and plans (paper section 3.1).
+
+An axis holds n interchangeable groups; a plan says which of them stay. Nothing here looks at a model or at weights.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import gcd
+from pathlib import Path
+
+import torch
+
+KINDS = ("attention", "mlp", "hidden")
+GRANULARITIES = {"block": ("attention", "mlp"), "channel": ("hidden",), "layer": ()}
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """One dim of one parameter that the groups of an axis divide among themselves.
+
+    Attributes:
+        parameter: name in `model.named_parameters()`.
+        dim: the dim that is cut.
+        indices: `(n_groups, width)` int64; row k holds the entries along `dim` that belong to group k.
+        role: "out" where the entries produce the channel, "in" where they consume it (the contracted dim of a
+            matrix product).
+        structure: the paper's W_i that this member is part of; a weight and its bias are one structure.
+    """
+
+    parameter: str
+    dim: int
+    indices: torch.Tensor
+    role: str
+    structure: str
+
+    @property
+    def width(self) -> int:
+        return self.indices.shape[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Axis:
+    """n interchangeable groups at one place of the model, numbered 0..n_groups-1.
+
+    Attributes:
+        name: `layers.3.attention`, `layers.3.mlp` or `hidden`.
+        kind: one of `KINDS`.
+        n_groups: how many groups there are.
+        members: in the order in which the forward pass reaches them.
+        group_parameters: number of scalar parameters that go with one group.
+        constants: inputs that are no parameters but run along the groups, such as position biases per head:
+            `(module, argument, dim)`.
+    """
+
+    name: str
+    kind: str
+    n_groups: int
+    members: tuple[Member, ...]
+    group_parameters: int
+    constants: tuple[tuple[str, str, int], ...] = ()
+
+    @cached_property
+    def structures(self) -> tuple[str, ...]:
+        """The matrices of a group (the paper's W_1..W_M), in the order of execution."""
+        return tuple(dict.fromkeys(m.structure for m in self.members))
+
+    @property
+    def last(self) -> str:
+        """The last executing structure of the group: o_proj or down_proj, whose input dim is cut."""
+        consuming = [m.structure for m in self.members if m.role == "in"]
+        return (consuming or list(self.structures))[-1]
+
+    @property
+    def width(self) -> int:
+        """Channels of one group (head_dim for an attention head, 1 for an MLP channel)."""
+        return gcd(*(m.width for m in self.members))
+
+    @property
+    def layer(self) -> int | None:
+        """Number of the decoder layer that holds the axis; None for the residual stream."""
+        parts = self.name.split(".")
+        return int(parts[1]) if parts[0] == "layers" else None
+
+
+class Axes(dict):
+    """What `discover` found: a dict from axis name to `Axis`, with what it needs to be reported.
+
+    Attributes:
+        n_parameters: scalar parameters of the whole model, each counted once.
+        n_layers: number of decoder layers.
+        layer_parameters: `(n_layers,)` scalar parameters of each decoder layer.
+        notes: why a structure was left out, one sentence each.
+    """
+
+    def __init__(self, axes: Mapping[str, Axis], *, n_parameters: int, layer_parameters: list[int], notes: list[str]):
+        super().__init__(axes)
+        self.n_parameters = n_parameters
+        self.layer_parameters = layer_parameters
+        self.n_layers = len(layer_parameters)
+        self.notes = notes
+
+    def of_kind(self, *kinds: str) -> dict[str, Axis]:
+        return {name: axis for name, axis in self.items() if axis.kind in kinds}
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{a.name}</td><td>{a.kind}</td><td>{a.n_groups}</td><td>{a.width}</td>"
+            f"<td>{', '.join(s.rsplit('.', 1)[-1] for s in a.structures[:6])}{' ...' if len(a.structures) > 6 else ''}</td>"
+            f"<td>{a.n_groups * a.group_parameters / self.n_parameters:.2%}</td></tr>"
+            for a in self.values()
+        )
+        notes = "".join(f"<li>{note}</li>" for note in self.notes)
+        head = "".join(f"<th>{h}</th>" for h in ("axis", "kind", "groups", "channels a group", "structures", "share"))
+        return f"<table><tr>{head}</tr>{rows}</table><ul>{notes}</ul>"
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Which groups stay: plain data, saved as JSON.
+
+    Attributes:
+        keep: axis name -> sorted int64 group numbers. Where each structure was ranked alone (`dependency=False`) the
+            keys are `axis/structure`. For layer granularity the one key is `layers`.
+        n_groups: the same keys -> number of groups before the cut.
+        settings: how the plan was chosen (ratio, granularity, scope, ...).
+    """
+
+    keep: dict[str, torch.Tensor]
+    n_groups: dict[str, int]
+    settings: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        if set(self.keep) != set(self.n_groups):
+            raise ValueError(f"keep and n_groups name different axes: {sorted(set(self.keep) ^ set(self.n_groups))[:4]}")
+        for name, kept in self.keep.items():
+            kept = torch.as_tensor(kept, dtype=torch.int64)
+            self.keep[name] = kept
+            n = self.n_groups[name]
+            ok = kept.ndim == 1 and len(kept) > 0 and (kept.diff() > 0).all() and kept[0] >= 0 and kept[-1] < n
+            if not ok:
+                raise ValueError(
+                    f"plan for {name}: kept groups must be a sorted list of at least one number in 0..{n - 1} "
+                    f"without repeats, got {kept.tolist()[:8]}"
+                )
+
+    @property
+    def cut(self) -> dict[str, torch.Tensor]:
+        """The keys that lose at least one group -> the groups that they keep."""
+        return {name: kept for name, kept in self.keep.items() if len(kept) < self.n_groups[name]}
+
+    def to_dict(self) -> dict:
+        return {
+            "settings": self.settings,
+            "n_groups": self.n_groups,
+            "keep": {name: kept.tolist() for name, kept in self.keep.items()},
+        }
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """Return the plan as JSON text, and write it to `path` when one is given."""
+        text = json.dumps(self.to_dict())
+        if path is not None:
+            Path(path).write_text(text)
+        return text
+
+    @classmethod
+    def from_json(cls, source: str | Path) -> Plan:
+        """Read a plan from JSON text or from a file.
+
+        Raises: ValueError: the text is no plan.
+        """
+        text = str(source)
+        if not text.lstrip().startswith("{"):
+            text = Path(source).read_text()
+        try:
+            data = json.loads(text)
+            return cls(data["keep"], data["n_groups"], data.get("settings", {}))
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"not a plan ({error}); a plan has the keys keep, n_groups and settings") from error
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{name}</td><td>{n}</td><td>{len(self.keep[name])}</td>"
+            f"<td>{1 - len(self.keep[name]) / n:.1%}</td></tr>"
+            for name, n in self.n_groups.items()
+        )
+        head = "".join(f"<th>{h}</th>" for h in ("axis", "groups", "kept", "removed"))
+        settings = ", ".join(f"{k} = {v}" for k, v in self.settings.items())
+        return f"<p>{settings}</p><table><tr>{head}</tr>{rows}</table>"

@@ -1,0 +1,189 @@
+"""Index labels and what ties them: the algebra under dependency discovery (paper section 3.1, Eq. 1 and 2).
+
+Every entry along every dim of every parameter has an integer label; an activation carries a label tensor of its own
+shape (-1: holds nothing of a parameter). Here is what an element-wise operation and a matrix product do to labels,
+and the record of which labels depend on each other. Which operator does what is in `trace`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """Labels of one tensor: one label tensor for an activation, one for each dim of a parameter or constant."""
+
+    tensors: tuple[torch.Tensor, ...]
+    source: str = "activation"  # "activation", "parameter" or "constant"
+
+    def map(self, function) -> Labels:
+        return Labels(tuple(function(t) for t in self.tensors), self.source)
+
+
+@dataclass
+class Recording:
+    """What one labelled forward pass found out.
+
+    Attributes:
+        starts: first label of each (owner, dim), ascending; `owners` holds the pairs themselves.
+        equal: pairs of labels that can only be removed together.
+        spread: pairs (label, other) where one label is broadcast over several others: it goes with them only if they
+            all end up in one group.
+        products: labels that stand for one batch index of a product of two activations (an attention head).
+        roles: (parameter, dim) -> "in" or "out", in the order of execution.
+        outputs: labels that reach the output of the model.
+    """
+
+    owners: list[tuple[str, int, str]] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
+    n_labels: int = 0
+    equal: list[np.ndarray] = field(default_factory=list)
+    spread: list[np.ndarray] = field(default_factory=list)
+    products: list[np.ndarray] = field(default_factory=list)
+    roles: dict[tuple[str, int], str] = field(default_factory=dict)
+    outputs: list[np.ndarray] = field(default_factory=list)
+
+    def new_labels(self, n: int, owner: tuple[str, int, str] | None = None) -> torch.Tensor:
+        labels = torch.arange(self.n_labels, self.n_labels + n)
+        self.owners.append(owner or ("", 0, "product"))
+        self.starts.append(self.n_labels)
+        self.n_labels += n
+        return labels
+
+    def label(self, tensor: torch.Tensor, owner: str, source: str) -> Labels:
+        """Give every entry along every dim of a parameter or constant a label of its own."""
+        tables = []
+        for dim, size in enumerate(tensor.shape):
+            view = [1] * tensor.ndim
+            view[dim] = size
+            tables.append(self.new_labels(size, (owner, dim, source)).view(view).expand(tensor.shape))
+        return Labels(tuple(tables), source)
+
+    def owner_of(self, label: int) -> tuple[str, int, str]:
+        return self.owners[int(np.searchsorted(self.starts, label, side="right")) - 1]
+
+    def tie(self, a: torch.Tensor, b: torch.Tensor) -> None:
+        """Record `a[i] = b[i]` for labels of the same shape, ignoring unlabelled entries."""
+        pairs = np.stack([a.reshape(-1).numpy(), b.reshape(-1).numpy()], 1)
+        pairs = pairs[(pairs >= 0).all(1) & (pairs[:, 0] != pairs[:, 1])]
+        if len(pairs):
+            self.equal.append(pairs)
+
+    def set_role(self, labels: torch.Tensor, role: str) -> None:
+        first = int(labels.reshape(-1)[0])
+        if first >= 0:
+            owner, dim, source = self.owner_of(first)
+            if source == "parameter":
+                self.roles.pop((owner, dim), None)
+                self.roles[owner, dim] = role
+
+
+def constant_along(labels: torch.Tensor, dim: int) -> bool:
+    """True if all slices of `labels` along `dim` are equal."""
+    if labels.shape[dim] == 1 or labels.stride(dim) == 0:
+        return True
+    return bool((labels == labels.narrow(dim, 0, 1)).all())
+
+
+def collapse(*tables: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Broadcast label tensors and drop the dims along which none of them changes (tokens, mostly)."""
+    tables = torch.broadcast_tensors(*tables)
+    for dim in range(tables[0].ndim):
+        if all(t.shape[dim] == 1 or t.stride(dim) == 0 for t in tables):
+            tables = tuple(t.narrow(dim, 0, 1) for t in tables)
+    return tables
+
+
+def combine(rec: Recording, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Record what an element-wise operation ties together, and return the labels of its result.
+
+    Labels that meet one to one are equal. A label that meets several others was broadcast over them
+    (the q_norm that all heads share): that is kept apart in `spread`.
+    """
+    shape = torch.broadcast_shapes(a.shape, b.shape)
+    a, b = collapse(a, b)
+    flat = np.stack([a.reshape(-1).numpy(), b.reshape(-1).numpy()], 1)
+    flat = flat[(flat >= 0).all(1) & (flat[:, 0] != flat[:, 1])]
+    spreads_a = spreads_b = False
+    if len(flat) > 1 and not (np.diff(flat, axis=0) > 0).all():
+        flat = np.unique(flat, axis=0)
+        many = [np.unique(flat[:, s], return_counts=True, return_inverse=True) for s in (0, 1)]
+        wide_a, wide_b = ((counts > 1)[inverse.reshape(-1)] for _, inverse, counts in many)
+        spreads_a, spreads_b = wide_a.any(), wide_b.any()
+        rec.spread += [flat[wide_a], flat[wide_b][:, ::-1]]
+        flat = flat[~wide_a & ~wide_b]
+    if len(flat):
+        rec.equal.append(flat)
+    first, second = (b, a) if spreads_a and not spreads_b else (a, b)
+    return torch.where(first >= 0, first, second).expand(shape)
+
+
+def multiply(rec: Recording, a: Labels | None, b: Labels | None, shape: tuple[int, int, int]) -> Labels | None:
+    """Labels of the batched matrix product `(batch, m, k) x (batch, k, n)`, with what it ties together."""
+    if a is not None and a.source == "parameter":
+        flip = lambda x: None if x is None else x.map(lambda t: t.transpose(1, 2))  # noqa: E731
+        result = multiply(rec, flip(b), flip(a), (shape[0], shape[2], shape[1]))
+        return flip(result)
+    if b is not None and b.source == "parameter":
+        consumed, produced = _sides(b.tensors)
+        for table in consumed:
+            rec.set_role(table, "in")
+            if a is not None:
+                rec.tie(*collapse(a.tensors[0], table[:, :, :1].transpose(1, 2)))
+        for table in produced:
+            rec.set_role(table, "out")
+            return Labels((table[:, :1, :].expand(shape),))
+        return None
+    a, b = (None if x is None or x.source == "constant" or bool((x.tensors[0] < 0).all()) else x for x in (a, b))
+    if a is not None and b is not None:
+        return _attend(rec, a.tensors[0], b.tensors[0], shape)
+    if b is not None and constant_along(b.tensors[0], 1):
+        return Labels((b.tensors[0][:, :1, :].expand(shape),))
+    if a is not None and constant_along(a.tensors[0], 2):
+        return Labels((a.tensors[0][:, :, :1].expand(shape),))
+    return None
+
+
+def _sides(tables: tuple[torch.Tensor, ...]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Split a weight's label tensors, each `(batch, k, n)`, into those of the contracted and of the produced dim."""
+    consumed = [t for t in tables if not constant_along(t, 1)]
+    produced = [t for t in tables if not constant_along(t, 2)]
+    rest = [t for t in tables if constant_along(t, 0) and not any(t is u for u in consumed + produced)]
+    for table in rest:  # a dim of size 1 varies along nothing
+        (produced if consumed and not produced else consumed).append(table)
+    return consumed, produced
+
+
+def _attend(rec: Recording, a: torch.Tensor, b: torch.Tensor, shape: tuple[int, int, int]) -> Labels:
+    """A product of two activations ties everything inside one batch index (an attention head).
+
+    Labels that all batch indices share beside private ones (the rotary key of multi-head latent attention)
+    belong to no head.
+    """
+    head = rec.new_labels(shape[0])
+    rec.products.append(head.numpy())
+    for table in (a, b):
+        flat = table.reshape(shape[0], -1).numpy()
+        pairs = np.stack([np.repeat(head.numpy(), flat.shape[1]), flat.reshape(-1)], 1)
+        pairs = np.unique(pairs[pairs[:, 1] >= 0], axis=0)
+        labels, inverse, counts = np.unique(pairs[:, 1], return_inverse=True, return_counts=True)
+        shared = (counts > 1)[inverse.reshape(-1)]
+        private = np.unique(pairs[~shared, 0])
+        rec.equal.append(pairs[~(shared & np.isin(pairs[:, 0], private))])
+    if constant_along(b, 1) and not bool((b < 0).any()):
+        return Labels((b[:, :1, :].expand(shape),))
+    if constant_along(a, 2) and not bool((a < 0).any()):
+        return Labels((a[:, :, :1].expand(shape),))
+    return Labels((head.view(-1, 1, 1).expand(shape),))
+
+
+def labels_of(x) -> Labels | None:
+    return getattr(x, "_pruner_labels", None) if isinstance(x, torch.Tensor) else None
+
+
+def set_labels(tensor: torch.Tensor, labels: Labels | None) -> None:
+    tensor._pruner_labels = labels
