@@ -1,0 +1,217 @@
+"""The verbs of the study: `python tasks.py VERB` on a bare Python, `inv VERB` inside the environment.
+
+A bare Python needs nothing installed: the first call makes `.venv` beside this file, installs the lock and
+the project into it, and runs the verb there; an interrupted installation is made anew. An interpreter that
+already holds the project (a conda environment made from environment.yml) is used as it is.
+"""
+
+import hashlib
+import inspect
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+if sys.version_info < (3, 10):  # noqa: UP036, this file is what an older Python meets first
+    sys.exit(
+        "tasks.py needs Python 3.10 or newer; this is {}.{} ({}). Run it with a newer one, "
+        "for example: python3.12 tasks.py study".format(*sys.version_info[:2], sys.executable)
+    )
+
+try:
+    from invoke import task
+except ImportError:  # a bare Python only lists the verbs; they run where invoke is installed
+
+    def task(*verbs, **_options):
+        """Stand in for invoke's decorator: leave the verb a plain function."""
+        return verbs[0] if verbs else lambda verb: verb
+
+
+ROOT = Path(__file__).resolve().parent
+VENV = ROOT / ".venv"
+STAMP = VENV / "installed.txt"
+UNFINISHED = "unfinished"
+CACHES = ("__pycache__", ".pytest_cache", ".ruff_cache", ".ipynb_checkpoints", "build", "dist", "*.egg-info")
+PROFILE_HELP = "tiny, quick, full or paper"
+
+
+# --- the verbs ------------------------------------------------------------------------------------
+
+
+@task
+def setup(context):
+    """Download what the study reads: the model, the tasks and the texts."""
+    _python("-m", "pruner_lib.assets")
+
+
+@task(pre=[setup], help={"port": "0 takes any free one", "browser": "open a browser"})
+def lab(context, port=8888, browser=True):
+    """Open JupyterLab on localhost, in notebooks/."""
+    where = ["--ip=127.0.0.1", f"--port={port}", "--ServerApp.root_dir=notebooks", "--allow-root"]
+    _python("-m", "jupyterlab", *where, *([] if browser else ["--no-browser"]))
+
+
+@task(
+    pre=[setup],
+    iterable=["only", "set"],
+    help={"profile": PROFILE_HELP, "only": "a notebook; repeatable", "set": "parameter=value; repeatable"},
+)
+def study(context, profile="quick", only=None, set=None):
+    """Run the notebooks and write their figures and tables to results/."""
+    names = [word for name in only or [] for word in ("--only", name)]
+    values = [word for value in set or [] for word in ("--set", value)]
+    _python("-m", "pruner_lib.runner", "study", "--profile", profile, *names, *values)
+
+
+@task(pre=[setup], help={"name": "for example 00_quickstart", "profile": PROFILE_HELP})
+def notebook(context, name, profile="quick"):
+    """Run one notebook."""
+    _python("-m", "pruner_lib.runner", "notebook", name, "--profile", profile)
+
+
+@task(pre=[setup], iterable=["only"], help={"only": "a test file or test id; repeatable"})
+def test(context, only=None):
+    """Run the tests."""
+    _python("-m", "pytest", *(only or []))
+
+
+@task(help={"fix": "mend what can be mended instead of reporting it"})
+def lint(context, fix=False):
+    """Check the code with ruff, and that the notebooks hold no outputs."""
+    _python("-m", "ruff", "check", *(["--fix"] if fix else []))
+    _python("-m", "ruff", "format", *([] if fix else ["--check"]))
+    notebooks = sorted(ROOT.glob("notebooks/*.ipynb"))
+    if notebooks:
+        _python("-m", "nbstripout", *([] if fix else ["--verify"]), *notebooks)
+
+
+@task(help={"environment": "remove .venv too"})
+def clean(context, environment=False):
+    """Remove caches and build products; results/ stays."""
+    folders = [ROOT, *(ROOT / name for name in ("pruner_lib", "tests", "notebooks"))]
+    for path in [path for folder in folders for cache in CACHES for path in folder.glob(cache)]:
+        shutil.rmtree(path)
+    if environment and VENV.exists():
+        shutil.rmtree(VENV)
+
+
+VERBS = {verb.__name__: verb for verb in (setup, lab, study, notebook, test, lint, clean)}
+
+
+# --- the environment ------------------------------------------------------------------------------
+
+
+def _run(command: list) -> int:
+    """Run a command in the project's root, on this terminal; give its exit code, 128 + n for signal n."""
+    with subprocess.Popen([str(word) for word in command], cwd=str(ROOT)) as child:
+        while True:
+            try:
+                code = child.wait()
+                return code if code >= 0 else 128 - code
+            except KeyboardInterrupt:
+                continue  # the child got the same Ctrl-C and ends in its own way
+
+
+def _python(*arguments) -> None:
+    """Run this interpreter; where it fails, end the verb with its exit code."""
+    code = _run([sys.executable, *arguments])
+    if code:
+        sys.exit(code)
+
+
+def _fingerprint() -> str:
+    """Hash the two files that say what has to be installed."""
+    content = b"".join((ROOT / name).read_bytes() for name in ("requirements.lock", "pyproject.toml"))
+    return hashlib.sha256(content).hexdigest()
+
+
+def _stamp() -> str:
+    """Give the fingerprint of a finished installation, `unfinished` for an interrupted one, else nothing."""
+    return STAMP.read_text() if STAMP.exists() else ""
+
+
+def _holds_the_project() -> bool:
+    """Tell whether this interpreter has invoke and, installed from this very folder, the project."""
+    from importlib.metadata import distributions
+    from importlib.util import find_spec
+
+    # this folder is on the path of a script, and build products in it are no installation
+    path = [entry for entry in sys.path if entry and Path(entry).resolve() != ROOT]
+    installed = distributions(name="pruner-lib", path=path)
+    urls = [json.loads(each.read_text("direct_url.json") or "{}").get("url") for each in installed]
+    return find_spec("invoke") is not None and ROOT.as_uri() in urls
+
+
+def _environment() -> str:
+    """Give the interpreter that holds everything, after an installation where there is none."""
+    python = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    if Path(sys.prefix).resolve() != VENV and _holds_the_project():
+        return sys.executable
+    if _stamp() != _fingerprint() or not python.exists():
+        _install(python)
+    return str(python)
+
+
+def _install(python: Path) -> None:
+    """Make `.venv` and install the lock and the project; the stamp says whether it came to its end."""
+    if _stamp() == UNFINISHED:
+        discarded = VENV.with_name(".venv-discarded")
+        shutil.rmtree(discarded, ignore_errors=True)
+        VENV.rename(discarded)  # at once, so that a second interruption can't leave half of it
+        shutil.rmtree(discarded)
+    print(f"Installing the pinned packages into {VENV}: once, some minutes.", flush=True)
+    VENV.mkdir(exist_ok=True)
+    STAMP.write_text(UNFINISHED)
+    quiet = ["--quiet", "--progress-bar=off"] if os.environ.get("CI") else []
+    pip = [python, "-m", "pip", "install", "--disable-pip-version-check", *quiet]
+    for command in (
+        [getattr(sys, "_base_executable", sys.executable), "-m", "venv", VENV],
+        [*pip, "-r", ROOT / "requirements.lock"],
+        [*pip, "--no-deps", "--no-build-isolation", "-e", ROOT],
+    ):
+        code = _run(command)
+        if code:
+            shown = " ".join(str(word) for word in command)
+            print(f"The installation stopped: `{shown}` gave exit code {code}.", file=sys.stderr)
+            print("Look at its message above, then run the same command again.", file=sys.stderr)
+            sys.exit(code)
+    STAMP.write_text(_fingerprint())
+
+
+def _usage() -> str:
+    """List the verbs with their options."""
+    lines = ["Usage: python tasks.py VERB [options]", ""]
+    for name, verb in VERBS.items():
+        body = getattr(verb, "body", verb)
+        _context, *options = inspect.signature(body).parameters.values()
+        lines.append(f"  {' '.join([name, *map(_option, options)])}\n      {body.__doc__}")
+    return "\n".join([*lines, "", "Inside the environment: inv --list, inv VERB, inv VERB --help."])
+
+
+def _option(parameter: inspect.Parameter) -> str:
+    """Show a parameter of a verb as it is typed."""
+    if parameter.default is parameter.empty:
+        return parameter.name.upper()
+    switch = isinstance(parameter.default, bool)
+    name = f"no-{parameter.name}" if parameter.default is True else parameter.name
+    return f"[--{name}]" if switch else f"[--{name} {parameter.name.upper()}]"
+
+
+def main(arguments: list) -> int:
+    """Run one verb where everything is installed, and give its exit code."""
+    if not arguments or {"-h", "--help", "-l", "--list"} & {*arguments}:
+        print(_usage())
+        return 0
+    if arguments[0] not in VERBS:
+        print(f"tasks.py knows no verb {arguments[0]!r}.\n\n{_usage()}", file=sys.stderr)
+        return 2
+    if arguments[0] == "clean" and {*arguments[1:]} <= {"-e", "--environment"}:
+        getattr(clean, "body", clean)(None, environment=len(arguments) > 1)  # needs no environment
+        return 0
+    return _run([_environment(), "-m", "invoke", *arguments])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,16 @@
+"""What every test runs under: no Hugging Face hub, no windows, few threads. Set before torch is imported."""
+
+from __future__ import annotations
+
+import os
+
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "MPLBACKEND": "Agg",
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_NUM_THREADS": "2",  # tiny models: more threads only wait for each other
+    "MKL_NUM_THREADS": "2",
+}
