@@ -80,7 +80,7 @@ def check_ids(ids: Tensor, vocabulary: int) -> None:
     if not isinstance(ids, Tensor) or ids.dtype != torch.int64:
         kind = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
         raise ValueError(
-            f"token ids came as {kind}, wanted a torch.int64 tensor; see torch.as_tensor(ids).long()"
+            f"token ids came as {kind}, wanted torch.int64; convert: torch.as_tensor(ids).long()"
         )
     if ids.dim() != 2 or ids.shape[0] < 1 or ids.shape[1] < 2:
         raise ValueError(
@@ -123,12 +123,11 @@ def perplexity_result(
 
     PPL = exp(mean over windows and positions t >= 1 of -log p(x_t | x_0 .. x_{t-1})), inside each window.
 
-    Args:    ids: `(windows, tokens)` int64.    batch_size: windows a forward pass, None: by device and memory.
+    Args:    ids: `(windows, tokens)` int64.    batch_size: windows a pass, None: by device and memory.
              progress: show a bar.
     Returns: Perplexity: the value, its standard error and the mean NLL of each window.
     Raises:  ValueError: ids of a wrong type, shape or range; logits that are NaN or infinite.
-    Source:  paper, section 4.1; reference file LLMPruner/evaluator/ppl.py. Differs: a last, shorter batch counts by its
-             tokens as every other does.
+    Source:  paper, section 4.1 (windows of 128 tokens are its code's default). No difference known.
     """
     vocabulary = vocabulary_size(model)
     check_ids(ids, vocabulary)
@@ -172,7 +171,7 @@ def repetition_rate(tokens: Sequence[int], n: int = REPETITION_N) -> float:
 
 
 def continue_prompt(model: nn.Module, tokenizer, prompt: str, seed: int, **generation) -> list[int]:
-    """Generate the tokens that follow a prompt, drawing from a fixed seed; the global generator is left as it was.
+    """Generate the tokens that follow a prompt, from a fixed seed; the global generator stays as it was.
 
     Args:    prompt: text, tokenised without special tokens.    generation: arguments of `model.generate`.
     Returns: ids of the new tokens, the end token included where the model sets one.
@@ -205,24 +204,18 @@ def generate_samples(
 ) -> list[Sample]:
     """Continue each prompt from a seed of its own, so that its text does not depend on the other prompts.
 
-    Args:    prompts: texts.    max_new_tokens: at most so many tokens follow.    do_sample: False is greedy.
+    Args:    prompts: texts.    max_new_tokens: at most so many follow.    do_sample: False is greedy.
              top_k, top_p, temperature: of the sampling; unused when greedy.    seed: prompt i takes seed + i.
     Returns: one Sample a prompt, in their order.
-    Source:  paper, appendix D; its code samples with the same three settings. Differs: own prompts; the length
-             counts new tokens, where the code's counts prompt and new tokens together.
+    Source:  paper, appendix D; its code samples with the same three settings. Differs: own prompts; the
+             length counts new tokens, where the code's counts prompt and new tokens together.
     """
-    sampling = dict(top_k=top_k, top_p=top_p, temperature=temperature) if do_sample else {}
+    settings = dict(max_new_tokens=max_new_tokens, do_sample=do_sample)
+    if do_sample:
+        settings |= dict(top_k=top_k, top_p=top_p, temperature=temperature)
     samples = []
     for number, prompt in enumerate(prompts):
-        new = continue_prompt(
-            model,
-            tokenizer,
-            prompt,
-            seed + number,
-            max_new_tokens=max_new_tokens,
-            do_sample=do_sample,
-            **sampling,
-        )
+        new = continue_prompt(model, tokenizer, prompt, seed + number, **settings)
         text = tokenizer.decode(new, skip_special_tokens=True)
         samples.append(Sample(prompt, text, repetition_rate(new), 1 - repetition_rate(new, DISTINCT_N)))
     return samples
