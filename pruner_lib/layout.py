@@ -1,0 +1,146 @@
+"""The widths of a pruned model as data, and how to give them to a model that was built with other widths.
+
+A copy of this file travels beside the weights of an unevenly pruned checkpoint, so it needs torch alone. What is in
+a layout was learned by `twins` and written by `prune`; nothing here names an architecture.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+# Attribute of a leaf module -> the dim of its weight that the attribute repeats.
+LEAF_SIZES = {"out_features": 0, "in_features": 1, "num_embeddings": 0, "embedding_dim": 1, "nx": 0, "nf": 1}
+
+
+class LayerConfig:
+    """A layer's own view of the model's config: a few keys differ, everything else is the shared config's."""
+
+    def __init__(self, shared, overrides: dict):
+        object.__setattr__(self, "_shared", shared)
+        object.__setattr__(self, "_overrides", dict(overrides))
+
+    def __getattr__(self, name: str):
+        if name in ("_shared", "_overrides"):  # not there yet while being copied
+            raise AttributeError(name)
+        native = getattr(self._shared, "attribute_map", {}).get(name, name)
+        if native in self._overrides:
+            return self._overrides[native]
+        return getattr(self._shared, name)
+
+    def __setattr__(self, name: str, value) -> None:
+        setattr(self._shared, name, value)
+
+    def __deepcopy__(self, memo: dict) -> LayerConfig:
+        return LayerConfig(copy.deepcopy(self._shared, memo), self._overrides)
+
+
+class InputSelection:
+    """Forward pre-hook: of an input that has one slice a group, pass on the slices of the groups that stayed."""
+
+    def __init__(self, inputs: dict[str, dict]):
+        self.inputs = inputs  # argument -> {"dim", "total", "keep"}
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        args = list(args)
+        for argument, cut in self.inputs.items():
+            holder, key = (args, int(argument)) if argument.isdigit() else (kwargs, argument)
+            if isinstance(holder, list) and key >= len(args):
+                continue
+            value = holder[key] if isinstance(holder, list) else holder.get(key)
+            if value is not None:
+                holder[key] = _select(value, **cut)
+        return tuple(args), kwargs
+
+
+def _select(value: torch.Tensor, dim: int, total: int, keep: list[int]) -> torch.Tensor:
+    index = torch.tensor(keep, device=value.device)
+    if value.shape[dim] == total:
+        return value.index_select(dim, index)
+    folded = value.unflatten(dim, (-1, total))  # (..., batch, groups, ...)
+    return folded.index_select(dim + 1, index).flatten(dim, dim + 1)
+
+
+def empty_layout() -> dict:
+    """A layout: module or parameter path -> what it has now, all of it JSON.
+
+    `shapes`: parameter -> shape. `attributes`: module -> {attribute: int}. `config`: layer -> {config key: int}.
+    `inputs`: module -> {argument: {dim, total, keep}}.
+    """
+    return {"shapes": {}, "attributes": {}, "config": {}, "inputs": {}}
+
+
+def merge_layouts(old: dict | None, new: dict) -> dict:
+    """The layout after a further cut; selections of inputs compose."""
+    merged = copy.deepcopy(old or empty_layout())
+    for part, entries in new.items():
+        for path, entry in entries.items():
+            if part == "shapes":
+                merged[part][path] = entry
+                continue
+            mine = merged[part].setdefault(path, {})
+            for name, value in entry.items():
+                if part == "inputs" and name in mine:
+                    before = mine[name]
+                    value = {**before, "keep": [before["keep"][k] for k in value["keep"]]}
+                mine[name] = value
+    return merged
+
+
+def apply_layout_(model: nn.Module, layout: dict) -> nn.Module:
+    """Make the modules agree with the layout; parameters of another shape are replaced by uninitialised ones.
+
+    Raises: ValueError: the layout names a module or parameter that the model does not have.
+    """
+    try:
+        for name, shape in layout["shapes"].items():
+            if tuple(model.get_parameter(name).shape) != tuple(shape):
+                old = model.get_parameter(name)
+                set_parameter_(model, name, torch.empty(shape, dtype=old.dtype, device=old.device))
+            set_leaf_sizes_(model.get_submodule(name.rpartition(".")[0]))
+        for path, attributes in layout["attributes"].items():
+            for name, value in attributes.items():
+                setattr(model.get_submodule(path), name, value)
+        for path, overrides in layout["config"].items():
+            for module in model.get_submodule(path).modules():
+                if "config" in vars(module):
+                    shared = vars(module)["config"]
+                    shared = shared._shared if isinstance(shared, LayerConfig) else shared
+                    module.config = LayerConfig(shared, overrides)
+        for path, inputs in layout["inputs"].items():
+            _select_inputs_(model.get_submodule(path), inputs)
+    except AttributeError as error:
+        raise ValueError(f"the layout does not fit {type(model).__name__}: {error}") from error
+    return model
+
+
+def _select_inputs_(module: nn.Module, inputs: dict) -> None:
+    hook = next((h for h in module._forward_pre_hooks.values() if isinstance(h, InputSelection)), None)
+    if hook is None:
+        module.register_forward_pre_hook(InputSelection(inputs), with_kwargs=True, prepend=True)
+    else:
+        hook.inputs = inputs
+
+
+def set_parameter_(model: nn.Module, name: str, value: torch.Tensor) -> None:
+    """Replace a parameter wherever the model shares it."""
+    old = model.get_parameter(name)
+    new = nn.Parameter(value, requires_grad=old.requires_grad)
+    for module in model.modules():
+        for key, parameter in module._parameters.items():
+            if parameter is old:
+                module._parameters[key] = new
+
+
+def set_leaf_sizes_(module: nn.Module) -> None:
+    """Let a leaf module's own numbers (in_features, ...) repeat the shape of its weight."""
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, torch.Tensor):
+        return
+    for attribute, dim in LEAF_SIZES.items():
+        if attribute in vars(module) and dim < weight.ndim:
+            setattr(module, attribute, weight.shape[dim])
+    if "normalized_shape" in vars(module):
+        module.normalized_shape = tuple(weight.shape)

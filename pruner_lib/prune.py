@@ -1,0 +1,200 @@
+"""Cutting: carry out a plan on a model, in place (paper section 3.2, last paragraph).
+
+`prune_` removes the groups and makes the modules, the layers' configs and the model's config agree; `mask_` sets the
+same groups to zero. Both give the same function of the input: the theorem that the tests hold on every architecture.
+Nothing is chosen here; see `selection`.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from pruner_lib.graph import decoder_layers, discover
+from pruner_lib.groups import Axes, Axis, Plan
+from pruner_lib.layout import apply_layout_, empty_layout, merge_layouts, set_parameter_
+from pruner_lib.twins import Law, build_twin, common_module, learn, shapes_of
+
+
+def prune_(model: nn.Module, plan: Plan) -> nn.Module:
+    """Remove the groups that a plan does not keep.
+
+    Args:
+        model: on any device, in any dtype; its parameters are replaced by smaller ones, one after the other.
+        plan: from `select`, for this model.
+    Returns: the same model. `model.pruning_layout` is None if its config alone now says all (a plain checkpoint),
+        else the widths that its config can't say.
+    Raises: ValueError: the plan does not fit the model. The model is then unchanged.
+    """
+    if "layers" in plan.keep:
+        return _drop_layers_(model, plan)
+    axes = discover(model)
+    keep = _keep_by_structure(axes, plan)
+    cuts = _cut_indices(axes, keep)
+    kept = {name: len(next(iter(per.values()))) for name, per in keep.items()}
+    layout = _layout(model, axes, keep, kept, cuts)
+    plain = _plain_config(model, axes, kept, layout)
+    with torch.no_grad():
+        for parameter, by_dim in cuts.items():
+            weight = model.get_parameter(parameter).detach()
+            for dim, index in by_dim.items():
+                weight = weight.index_select(dim, index.to(weight.device))
+            set_parameter_(model, parameter, weight.contiguous())
+            del weight
+    merged = merge_layouts(getattr(model, "pruning_layout", None), {**layout, "config": {} if plain else layout["config"]})
+    apply_layout_(model, merged)
+    for key, value in (plain or {}).items():
+        setattr(model.config, key, value)
+    model.pruning_layout = None if plain is not None else merged
+    return model
+
+
+def mask_(model: nn.Module, plan: Plan) -> nn.Module:
+    """Set the weights of the groups that a plan does not keep to zero; shapes stay.
+
+    Raises: ValueError: the plan does not fit the model. The model is then unchanged.
+    """
+    with torch.no_grad():
+        if "layers" in plan.keep:
+            _, layers = decoder_layers(model)
+            _check_count("layers", plan.n_groups["layers"], len(layers))
+            for i in sorted(set(range(len(layers))) - set(plan.keep["layers"].tolist())):
+                for parameter in layers[i].parameters():
+                    parameter.zero_()
+            return model
+        axes = discover(model)
+        for name, per_structure in _keep_by_structure(axes, plan).items():
+            for member in axes[name].members:
+                gone = torch.ones(axes[name].n_groups, dtype=torch.bool)
+                gone[per_structure[member.structure]] = False
+                weight = model.get_parameter(member.parameter)
+                weight.index_fill_(member.dim, member.indices[gone].reshape(-1).to(weight.device), 0)
+    return model
+
+
+def _keep_by_structure(axes: Axes, plan: Plan) -> dict[str, dict[str, torch.Tensor]]:
+    """Axes that lose groups -> structure -> kept groups; checks that the plan was made for this model."""
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for key, kept in plan.keep.items():
+        name, _, structure = key.partition("/")
+        if name not in axes:
+            raise ValueError(f"the plan cuts {name}, which this model does not have; its axes: {', '.join(list(axes)[:6])} ...")
+        axis = axes[name]
+        _check_count(key, plan.n_groups[key], axis.n_groups)
+        if len(kept) == axis.n_groups:
+            continue
+        if structure and structure not in axis.structures:
+            raise ValueError(f"the plan ranks {structure} alone, but {name} consists of {', '.join(axis.structures)}")
+        for s in [structure] if structure else axis.structures:
+            found.setdefault(name, {})[s] = kept
+    for name, per in found.items():
+        counts = {len(kept) for kept in per.values()}
+        if set(per) != set(axes[name].structures) or len(counts) > 1:
+            raise ValueError(
+                f"the structures of {name} must all keep the same number of groups, else the matrices no longer fit "
+                f"each other; the plan keeps { {s: len(k) for s, k in per.items()} }"
+            )
+    return found
+
+
+def _check_count(key: str, planned: int, present: int) -> None:
+    if planned != present:
+        raise ValueError(f"the plan is for {planned} groups at {key}, this model has {present}: make the plan from discover(model)")
+
+
+def _cut_indices(axes: Axes, keep: dict) -> dict[str, dict[int, torch.Tensor]]:
+    """Parameter -> dim -> sorted entries that stay."""
+    cuts: dict[str, dict[int, torch.Tensor]] = {}
+    for name, per_structure in keep.items():
+        for member in axes[name].members:
+            index = member.indices[per_structure[member.structure]].reshape(-1).sort().values
+            cuts.setdefault(member.parameter, {})[member.dim] = index
+    return cuts
+
+
+def _layout(model: nn.Module, axes: Axes, keep: dict, kept: dict[str, int], cuts: dict) -> dict:
+    """What the modules must be told besides their smaller weights."""
+    layout = empty_layout()
+    for parameter, by_dim in cuts.items():
+        shape = list(model.get_parameter(parameter).shape)
+        for dim, index in by_dim.items():
+            shape[dim] = len(index)
+        layout["shapes"][parameter] = shape
+    path = decoder_layers(model)[0]
+    for kind in {axes[name].kind for name in keep}:
+        law = learn(model, list(axes.of_kind(kind).values()))
+        for name in (n for n in keep if axes[n].kind == kind):
+            _describe_axis(layout, law, axes[name], keep[name], kept[name], path)
+    return layout
+
+
+def _describe_axis(layout: dict, law: Law, axis: Axis, per_structure: dict, n: int, path: str) -> None:
+    around = "" if axis.kind == "hidden" else common_module(axis)
+    for module, attributes in law.attributes.items():
+        if not around or module == around or module.startswith(around + "."):
+            layout["attributes"].setdefault(module, {}).update({a: c * n for a, c in attributes.items()})
+    if axis.layer is None:
+        if axis.constants:
+            raise ValueError(f"{axis.name} can't be cut: {axis.constants[0][:2]} enters the layers with one slice a channel")
+        return
+    layer = f"{path}.{axis.layer}"
+    layout["config"].setdefault(layer, {}).update({k: c * n for k, c in law.keys.items()} | law.fixed)
+    for module, argument, dim in axis.constants:
+        cut = {"dim": dim, "total": axis.n_groups, "keep": per_structure[axis.last].tolist()}
+        layout["inputs"].setdefault(module, {})[argument] = cut
+
+
+def _plain_config(model: nn.Module, axes: Axes, kept: dict[str, int], layout: dict) -> dict | None:
+    """Config edits after which the model class alone builds the pruned model, or None if there are none."""
+    if getattr(model, "pruning_layout", None) or layout["inputs"]:
+        return None
+    edits: dict[str, int] = {}
+    for kind in {axes[name].kind for name in kept}:
+        same = {(kept.get(name, a.n_groups)) for name, a in axes.of_kind(kind).items()}
+        law = learn(model, list(axes.of_kind(kind).values()))
+        if len(same) > 1 or not law.free:
+            return None
+        edits |= {k: c * next(iter(same)) for k, c in law.keys.items()} | law.fixed
+    wanted = shapes_of(model) | {name: tuple(shape) for name, shape in layout["shapes"].items()}
+    return edits if _builds(model, edits, wanted) else None
+
+
+def _builds(model: nn.Module, edits: dict, shapes: dict) -> bool:
+    """Does the class, from a config that went through its JSON form, build exactly these shapes?"""
+    try:
+        edited = copy.deepcopy(model.config)
+        for key, value in edits.items():
+            setattr(edited, key, value)
+        type(edited).from_dict(edited.to_dict())  # some configs refuse, e.g. heads that do not divide the hidden size
+        return shapes_of(build_twin(model, edits)) == shapes
+    except Exception:  # noqa: BLE001  refused, in whichever way: then the layout is saved beside the config
+        return False
+
+
+def _drop_layers_(model: nn.Module, plan: Plan) -> nn.Module:
+    """Keep some decoder layers, renumber them, and shorten what the config lists by layer."""
+    path, layers = decoder_layers(model)
+    n, keep = len(layers), plan.keep["layers"].tolist()
+    _check_count("layers", plan.n_groups["layers"], n)
+    if getattr(model, "pruning_layout", None):
+        raise ValueError("drop layers before cutting widths unevenly: the layout names layers by their number")
+    edits: dict = {k: len(keep) for k, v in model.config.to_dict().items() if v == n and type(v) is int and "layer" in k}
+    edits |= {k: [v[i] for i in keep] for k, v in model.config.to_dict().items() if isinstance(v, list) and len(v) == n}
+    parts = [dict(layer.named_modules()) for layer in layers]
+    numbered = [
+        (name, attribute)
+        for name, module in parts[0].items()
+        for attribute in vars(module)
+        if all(vars(part[name]).get(attribute) == i and type(vars(part[name])[attribute]) is int for i, part in enumerate(parts))
+    ]
+    for new, old in enumerate(keep):
+        for name, attribute in numbered:
+            setattr(parts[old][name], attribute, new)
+    parent, _, child = path.rpartition(".")
+    setattr(model.get_submodule(parent), child, nn.ModuleList(layers[i] for i in keep))
+    for key, value in edits.items():
+        setattr(model.config, key, value)
+    model.pruning_layout = None
+    return model

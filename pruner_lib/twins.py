@@ -1,0 +1,167 @@
+"""Which config keys and module attributes count groups, learned from twins of the model.
+
+A twin is the same model class built on the meta device from an edited config. Two twins that differ in nothing but
+the number of heads show which attributes of which modules follow that number, so no architecture needs to be known.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from math import prod
+
+import torch
+from torch import nn
+
+from pruner_lib.groups import Axis
+
+
+@dataclass(frozen=True)
+class Law:
+    """How a model's numbers follow the number of groups of one kind.
+
+    Attributes:
+        keys: config key -> its value for one group (`num_attention_heads`: 3 where a KV head has 3 query heads).
+        fixed: config keys that must be written out, because they would otherwise follow from others (`head_dim`).
+        attributes: module path -> {attribute: its value for one group}.
+        free: False where no config edit says what is needed (the head size is tied to the hidden size, or the width
+            is written into the class): such a model can't be a plain checkpoint.
+    """
+
+    keys: dict[str, int] = field(default_factory=dict)
+    fixed: dict[str, int] = field(default_factory=dict)
+    attributes: dict[str, dict[str, int]] = field(default_factory=dict)
+    free: bool = True
+
+
+def build_twin(model: nn.Module, edits: dict) -> nn.Module:
+    """Build the model's class on the meta device from its config with some keys edited.
+
+    Raises: whatever the model class raises for a config that it can't build.
+    """
+    config = copy.deepcopy(model.config)
+    for key, value in edits.items():
+        setattr(config, key, value)
+    cls = getattr(type(model), "dense_class", type(model))
+    with torch.device("meta"):
+        return cls(config)
+
+
+def learn(model: nn.Module, axes: list[Axis]) -> Law:
+    """Find out what follows the number of groups of these axes (all of one kind).
+
+    Args: model: with the config that its class was built from.    axes: one for each layer, or the hidden axis.
+    Raises: ValueError: an attribute changes with the number of groups, but not in proportion.
+    """
+    dense = build_twin(model, {})
+    first = axes[0]
+    n = _groups_in(dense, first)
+    if n < 2:
+        return Law(free=False)
+    probe_n = 2 if n > 2 else 1
+    config = model.config.to_dict()
+    tied = None
+    for keys, fixed in _candidates(config, first, n, probe_n):
+        edits = {k: v * probe_n // n if v else probe_n for k, v in keys.items()}
+        try:
+            probe = build_twin(model, edits | fixed)
+        except Exception:  # noqa: BLE001  a class may refuse a config in any way; then this is not the right edit
+            continue
+        if not all(_fits(probe, axis, probe_n) for axis in axes):
+            continue
+        exact = _other_dims_agree(dense, probe, axes)
+        if not exact and tied is None:
+            tied = probe
+        if exact:
+            per_group = {k: (v or n) // n for k, v in keys.items()}
+            return Law(per_group, fixed, _attributes(dense, probe, axes, n, probe_n))
+    if tied is not None:
+        return Law(attributes=_attributes(dense, tied, axes, n, probe_n), free=False)
+    return Law(free=False)
+
+
+def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(p.shape) for name, p in model.named_parameters()}
+
+
+def _groups_in(twin: nn.Module, axis: Axis) -> int:
+    member = axis.members[0]
+    return twin.get_parameter(member.parameter).shape[member.dim] // member.width
+
+
+def _candidates(config: dict, axis: Axis, n: int, probe_n: int) -> Iterator[tuple[dict, dict]]:
+    """Config edits to try: ({key that counts groups: its value}, {key to write out: value})."""
+    numbers = {k: v for k, v in config.items() if type(v) is int and v > 0}
+    hidden = {k: v for k, v in numbers.items() if k in ("hidden_size", "n_embd", "d_model")}
+    if axis.kind == "attention":
+        names = ("head", "group", "kv")
+        no = ("dim", "size", "rank")
+        heads = {k: v for k, v in numbers.items() if any(x in k for x in names) and not any(x in k for x in no) and v % n == 0}
+        yield heads, {}
+        yield heads, {"head_dim": axis.width}
+        yield heads | {k: v for k, v in hidden.items() if v * probe_n % n == 0}, {}
+    elif axis.kind == "mlp":
+        for key, value in numbers.items():
+            if value == n and key not in hidden and "vocab" not in key:
+                yield {key: value}, {}
+        for key in (k for k, v in config.items() if v is None and any(x in k for x in ("inner", "ffn", "intermediate"))):
+            yield {key: None}, {}
+    else:
+        yield hidden, {}
+        head_dim = next((v for k, v in numbers.items() if k == "head_dim"), None)
+        heads = config.get("num_attention_heads") or config.get("n_head")
+        if heads and hidden:
+            yield hidden, {"head_dim": head_dim or next(iter(hidden.values())) // heads}
+
+
+def _fits(probe: nn.Module, axis: Axis, probe_n: int) -> bool:
+    """Have the dims that this axis cuts the size that `probe_n` groups need?"""
+    shapes = shapes_of(probe)
+    return all(m.parameter in shapes and shapes[m.parameter][m.dim] == probe_n * m.width for m in axis.members)
+
+
+def _other_dims_agree(dense: nn.Module, probe: nn.Module, axes: list[Axis]) -> bool:
+    """Did nothing but the dims of these axes change?"""
+    cut = {(m.parameter, m.dim) for axis in axes for m in axis.members}
+    before, after = shapes_of(dense), shapes_of(probe)
+    return before.keys() == after.keys() and all(
+        before[name][d] == after[name][d] for name in before for d in range(len(before[name])) if (name, d) not in cut
+    )
+
+
+def _attributes(dense: nn.Module, probe: nn.Module, axes: list[Axis], n: int, probe_n: int) -> dict[str, dict[str, int]]:
+    """Integer attributes that follow the number of groups, in the modules around each axis."""
+    found: dict[str, dict[str, int]] = {}
+    twins = dict(probe.named_modules())
+    for axis in axes:
+        around = "" if axis.kind == "hidden" else common_module(axis)
+        for path, module in dense.get_submodule(around).named_modules(prefix=around):
+            if module._parameters:  # a leaf repeats the shape of its own weight
+                continue
+            for name, value in vars(module).items():
+                other = vars(twins[path]).get(name)
+                if type(value) is not int or type(other) is not int or value == other:
+                    continue
+                if value * probe_n != other * n:
+                    raise ValueError(
+                        f"{path}.{name} is {value} for {n} groups of {axis.name} but {other} for {probe_n}: "
+                        "it does not follow in proportion, so it is not known what it must be after the cut"
+                    )
+                found.setdefault(path, {})[name] = value // n
+    return found
+
+
+def common_module(axis: Axis) -> str:
+    """Path of the smallest module that holds all members of an axis."""
+    paths = [m.parameter.split(".")[:-1] for m in axis.members]
+    shared = []
+    for names in zip(*paths, strict=False):
+        if len(set(names)) > 1:
+            break
+        shared.append(names[0])
+    return ".".join(shared)
+
+
+def n_parameters(model: nn.Module) -> int:
+    return sum(prod(shape) for shape in shapes_of(model).values())
