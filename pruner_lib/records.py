@@ -105,7 +105,7 @@ def read_record(path: Path) -> Record:
     data = read_json(path)
     try:
         form, key = data.pop("format"), data.pop("key")
-        metrics = {name: _metric(values) for name, values in data.pop("metrics").items()}
+        metrics = {name: metric_from(values) for name, values in data.pop("metrics").items()}
         asked = experiment_from(data.pop("experiment"))
         record = build(Record, data | {"metrics": metrics, "experiment": asked, "reused": True})
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -165,7 +165,8 @@ def _row(record: Record, name: str, metric: Metric) -> dict[str, Any]:
     }
 
 
-def _metric(values: dict[str, Any]) -> Metric:
+def metric_from(values: dict[str, Any]) -> Metric:
+    """Rebuild a metric from its JSON form."""
     stderr = values.get("stderr")
     numbers = {
         "value": float(values["value"]), "stderr": None if stderr is None else float(stderr),

@@ -88,11 +88,11 @@ def manifest_path(notebook: str, profile: str, root: Path | str | None = None) -
     return results_dir(profile, root) / "notebooks" / f"{notebook}.json"
 
 
-def finish(notebook: str, profile: str, outputs: Iterable[Path | str] = ()) -> Path:
+def finish(notebook: str, profile: str, outputs: Iterable[Path | str] = ()) -> str:
     """Mark a notebook as done: its last cell calls this with every file that it wrote.
 
     Args:    notebook: its file name without the ending, as "00_quickstart".    outputs: files, or lists from `save_figure`.
-    Returns: the path of the manifest.
+    Returns: a sentence that says what was written, below the profile's results directory.
     Raises:  ValueError: one of the outputs is not there or is empty.
     """
     base = results_dir(profile)
@@ -100,10 +100,11 @@ def finish(notebook: str, profile: str, outputs: Iterable[Path | str] = ()) -> P
     if missing := [str(path) for path in paths if not path.is_file() or not path.stat().st_size]:
         raise ValueError(f"{notebook} says that it wrote {', '.join(missing)}, but there is no such file, or it is empty")
     names = sorted({Path(os.path.relpath(path.resolve(), base.resolve())).as_posix() for path in paths})
-    return write_json(manifest_path(notebook, profile), {
+    write_json(manifest_path(notebook, profile), {
         "notebook": notebook, "profile": profile, "status": "done", "run_id": os.environ.get(RUN_ID), "finished": now(),
         "git_revision": git_revision(), "versions": versions(), "outputs": names,
     })
+    return f"{notebook} is done; in results/{profile}: {', '.join(names) or 'nothing new'}"
 
 
 def read_manifest(notebook: str, profile: str, root: Path | str | None = None) -> dict[str, Any] | None:

@@ -1,0 +1,76 @@
+"""Measure the model of an experiment: every number with the protocol that makes it comparable.
+
+How perplexity and accuracy are computed is known to `evaluation` and `zero_shot`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pruner_lib.experiment import Evaluation, Experiment, settings_key
+from pruner_lib.records import Metric, metric_from
+from pruner_lib.stages import Bench, Loaded, model_hash
+from pruner_lib.storage import read_json, write_json
+
+
+def evaluate(asked: Experiment, subject: Loaded, bench: Bench) -> dict[str, Metric]:
+    """Measure a model on every text and task of an experiment; what was measured before a kill is not measured again.
+
+    Returns: "perplexity/wiki@128", "accuracy/boolq" -> Metric.
+    """
+    wanted, path = asked.evaluation, partial_path(asked, bench)
+    saved = read_json(path) if path.is_file() else {}
+    steps = {f"perplexity/{text}@{wanted.length}": (_perplexity, text) for text in wanted.texts}
+    steps |= {f"accuracy/{task}": (_accuracy, task) for task in wanted.tasks}
+    for name, (measure, dataset) in steps.items():
+        if name not in saved:
+            start = time.perf_counter()
+            metric = asdict(measure(dataset, wanted, subject))
+            saved[name] = {"metric": metric, "seconds": time.perf_counter() - start}
+            write_json(path, saved)
+    bench.seconds["evaluate"] = sum(saved[name]["seconds"] for name in steps)
+    return {name: metric_from(saved[name]["metric"]) for name in steps}
+
+
+def partial_path(asked: Experiment, bench: Bench) -> Path:
+    """Tell where the metrics of an unfinished experiment lie."""
+    return bench.cache(f"partial-{settings_key([asked.key, model_hash(asked.model)])}.json")
+
+
+def _perplexity(text: str, asked: Evaluation, subject: Loaded) -> Metric:
+    from pruner_lib.data import corpus_hash, text_ids
+    from pruner_lib.evaluation import perplexity_result
+
+    ids = text_ids(text, subject.tokenizer, length=asked.length, windows=asked.windows)  # (windows, length)
+    found = perplexity_result(subject.model, ids)
+    protocol = {
+        "metric": "perplexity", "corpus_hash": corpus_hash(ids), "window": asked.length, "stride": asked.length,
+        "bos": "none", "tokenizer_hash": tokenizer_hash(subject.tokenizer), "dtype": _dtype(subject.model),
+    }
+    return Metric(found.value, found.stderr, len(ids), protocol, tuple(round(float(nll), 6) for nll in found.nll))
+
+
+def _accuracy(task: str, asked: Evaluation, subject: Loaded) -> Metric:
+    from pruner_lib import zero_shot
+
+    score = zero_shot(subject.model, subject.tokenizer, tasks=(task,), limit=asked.limit)[task]
+    protocol = {
+        "metric": score.metric, "lm_eval": version("lm_eval"), "limit": asked.limit, "fewshot": 0,
+        "dtype": _dtype(subject.model),
+    }
+    return Metric(score.value, score.stderr, score.n, protocol, tuple(int(right) for right in score.correct))
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """Name a tokenizer by a hash of its vocabulary; two with the same ids for all tokens have the same."""
+    text = repr(sorted(tokenizer.get_vocab().items()))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _dtype(model: Any) -> str:
+    return str(next(model.parameters()).dtype).removeprefix("torch.")
