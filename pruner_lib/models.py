@@ -1,8 +1,8 @@
 """The models that are pruned: where a name, a folder or a hub id becomes a decoder and its tokenizer.
 
-`smollm2-135m` is the embedded default, made once from its GGUF file into a float32 safetensors folder; `tiny` is
-a random two-layer llama built here, for tests and the `tiny` profile. A name is looked up in the local data
-directory first (a folder of that name), then in the asset cache; anything else is a folder or a hub id.
+`smollm2-135m` is the embedded default, made once from its GGUF file into a float32 safetensors folder; `tiny`
+is a random two-layer llama built here, for tests and the `tiny` profile. A name is looked up in the local
+data directory first (a folder of that name), then in the asset cache; else it is a folder or a hub id.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ def load_model(
     """Load a decoder in evaluation mode, and its tokenizer.
 
     Args:
-        name_or_path: a name of `model_names()`, a folder with a checkpoint (ours with uneven layers too), a hub id.
+        name_or_path: a name of `model_names()`, a folder with a checkpoint (ours too), or a hub id.
         dtype: of the weights.
         device: where the model is put, such as "cpu" or "cuda:0".
         seed: of the weights of `tiny`; the other models have none to draw.
 
-    Raises: ValueError: unknown name, not found, no decoder with a language-model head, or weights are missing.
+    Raises: ValueError: unknown name, not found, no decoder with a language-model head, or missing weights.
     """
     name = str(name_or_path)
     if name == "tiny":
@@ -81,8 +81,8 @@ def find_model(name: str) -> Path | None:
         name.count("/") != 1 or name.startswith(("/", "./", "../", "~")) or name.endswith("/")
     ):
         raise ValueError(
-            f"unknown model {name!r}: no name ({', '.join(NAMES)}), no folder here or in PRUNER_LIB_DATA, and no hub "
-            "id (owner/name); check the spelling"
+            f"unknown model {name!r}: it is no known name ({', '.join(NAMES)}), no folder here or in "
+            "PRUNER_LIB_DATA, and no hub id (owner/name); check the spelling"
         )
     return folder
 
@@ -115,13 +115,14 @@ def _check_decoder(source: str, config: object) -> None:
     encodes = getattr(config, "is_encoder_decoder", False) or getattr(config, "is_decoder", True) is False
     if not wanted or encodes or (found and not set(found) & set(wanted)):
         raise ValueError(
-            f"{source} is no decoder with a language-model head: it holds {', '.join(found) or config.model_type}; "
-            f"wanted a causal language model{f' ({wanted[0]})' if wanted and not encodes else ''}, no encoder"
+            f"{source} is no decoder with a language-model head: it holds "
+            f"{', '.join(found) or config.model_type}; wanted a causal language model"
+            f"{f' ({wanted[0]})' if wanted and not encodes else ''}, no encoder"
         )
 
 
 def _dequantise(folder: Path) -> None:
-    """Write the embedded model as float32 safetensors with its tokenizer; the values are those of the GGUF file."""
+    """Write the embedded model as float32 safetensors, with its tokenizer; values as in the GGUF."""
     asset = ASSETS["smollm2-135m"]
     source, gguf = fetch(asset.name), asset.files[0]
     quantised = AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf, dtype=torch.float32)
@@ -141,7 +142,7 @@ def _dequantise(folder: Path) -> None:
 
 
 def _tiny_model(seed: int) -> LlamaForCausalLM:
-    """Build a llama of two layers, four query and two KV heads; its norms are random, so that each weight counts."""
+    """Build a llama of two layers, four query and two KV heads; its norms are random, so that they count."""
     config = LlamaConfig(
         vocab_size=260, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=2048, initializer_range=0.1, tie_word_embeddings=False,
