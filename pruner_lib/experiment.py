@@ -10,7 +10,9 @@ import json
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-FORMAT = 1  # raised when a record of the same settings would hold other numbers; old records are then made anew
+FORMAT = (
+    1  # raised when a record of the same settings would hold other numbers; old records are then made anew
+)
 CRITERIA = ("random", "l1", "l2", "vector", "element1", "element2", "mixed")
 DATA_FREE = ("none", "random", "l1", "l2")  # criteria that look at no calibration samples
 AGGREGATIONS = ("sum", "prod", "max", "last")
@@ -29,6 +31,11 @@ def _want_int(owner: str, name: str, value: Any, least: int, optional: bool = Fa
     if not _is_int(value) or value < least:
         wanted = f"an integer of at least {least}" + (" or None" if optional else "")
         raise ValueError(f"{owner}: {name} is {value!r}, but must be {wanted}")
+
+
+def _want_bool(owner: str, name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise ValueError(f"{owner}: {name} is {value!r}, but must be True or False")
 
 
 def _want_one_of(owner: str, name: str, value: Any, allowed: tuple[str, ...]) -> None:
@@ -63,12 +70,14 @@ class Calibration:
     samples: int = 10
     length: int = 64  # tokens a sample
     seed: int | None = None
+    bos: bool = False  # begin each sample with the beginning-of-sequence token
 
     def __post_init__(self) -> None:
         _want_name("Calibration", "corpus", self.corpus)
         _want_int("Calibration", "samples", self.samples, 1)
         _want_int("Calibration", "length", self.length, 2)
         _want_int("Calibration", "seed", self.seed, 0, optional=True)
+        _want_bool("Calibration", "bos", self.bos)
 
 
 @dataclass(frozen=True)
@@ -99,7 +108,9 @@ class Recovery:
             _want_int("Recovery", name, getattr(self, name), 1)
         for name in ("warmup_steps", "seed"):
             _want_int("Recovery", name, getattr(self, name), 0)
-        rate = _number("Recovery", "learning_rate", self.learning_rate, "a number above 0 and below 1", 1e-12, 1)
+        rate = _number(
+            "Recovery", "learning_rate", self.learning_rate, "a number above 0 and below 1", 1e-12, 1
+        )
         dropout = _number("Recovery", "dropout", self.dropout, "a share in [0, 1)", 0, 1)
         for step in self.evaluate_at:
             _want_int("Recovery", "evaluate_at", step, 0)
@@ -117,12 +128,18 @@ class Evaluation:
     length: int = 128  # tokens a window
     tasks: tuple[str, ...] = ()
     limit: int | None = None  # questions a task; None: all
+    bos: bool = False  # put one beginning-of-sequence token before each text, as the paper's code does
 
     def __post_init__(self) -> None:
-        _set(self, texts=_names("Evaluation", "texts", self.texts), tasks=_names("Evaluation", "tasks", self.tasks))
+        _set(
+            self,
+            texts=_names("Evaluation", "texts", self.texts),
+            tasks=_names("Evaluation", "tasks", self.tasks),
+        )
         _want_int("Evaluation", "windows", self.windows, 1, optional=True)
         _want_int("Evaluation", "length", self.length, 2)
         _want_int("Evaluation", "limit", self.limit, 1, optional=True)
+        _want_bool("Evaluation", "bos", self.bos)
 
 
 @dataclass(frozen=True)
@@ -155,15 +172,16 @@ class Experiment:
     def __post_init__(self) -> None:
         _want_name("Experiment", "model", self.model)
         _set(self, ratio=_number("Experiment", "ratio", self.ratio, "a share in [0, 1)", 0, 1))
-        _want_one_of("Experiment", "criterion", self.criterion, CRITERIA if self.ratio else ("none", *CRITERIA))
+        _want_one_of(
+            "Experiment", "criterion", self.criterion, CRITERIA if self.ratio else ("none", *CRITERIA)
+        )
         _want_one_of("Experiment", "aggregation", self.aggregation, AGGREGATIONS)
         _want_one_of("Experiment", "scope", self.scope, SCOPES)
         _want_one_of("Experiment", "granularity", self.granularity, GRANULARITIES)
         _want_one_of("Experiment", "target", self.target, TARGETS)
         for name in ("protect_first", "protect_last", "seed"):
             _want_int("Experiment", name, getattr(self, name), 0)
-        if not isinstance(self.dependency, bool):
-            raise ValueError(f"Experiment: dependency is {self.dependency!r}, but must be True or False")
+        _want_bool("Experiment", "dependency", self.dependency)
 
     @property
     def dense(self) -> Experiment:
@@ -223,7 +241,9 @@ def build(kind: type, values: dict[str, Any]) -> Any:
     known = [item.name for item in fields(kind)]
     if unknown := sorted(set(values) - set(known)):
         raise ValueError(f"{kind.__name__} has no setting {', '.join(unknown)}; it has {', '.join(known)}")
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    return kind(
+        **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    )
 
 
 def settings_key(settings: Any) -> str:

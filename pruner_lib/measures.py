@@ -8,13 +8,12 @@ from __future__ import annotations
 import hashlib
 import time
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from pruner_lib.experiment import Evaluation, Experiment, settings_key
 from pruner_lib.records import Metric, metric_from
-from pruner_lib.stages import Bench, Loaded, model_hash
+from pruner_lib.stages import Bench, Loaded, evaluation_ids, model_hash
 from pruner_lib.storage import read_json, write_json
 
 
@@ -43,27 +42,31 @@ def partial_path(asked: Experiment, bench: Bench) -> Path:
 
 
 def _perplexity(text: str, asked: Evaluation, subject: Loaded) -> Metric:
-    from pruner_lib.data import corpus_hash, text_ids
+    from pruner_lib.data import corpus_hash
     from pruner_lib.evaluation import perplexity_result
 
-    ids = text_ids(text, subject.tokenizer, length=asked.length, windows=asked.windows)  # (windows, length)
+    ids = evaluation_ids(asked, text, subject.tokenizer)  # (windows, length)
     found = perplexity_result(subject.model, ids)
     protocol = {
-        "metric": "perplexity", "corpus_hash": corpus_hash(ids), "window": asked.length, "stride": asked.length,
-        "bos": "none", "tokenizer_hash": tokenizer_hash(subject.tokenizer), "dtype": _dtype(subject.model),
+        "metric": "perplexity",
+        "corpus_hash": corpus_hash(ids),
+        "window": asked.length,
+        "stride": asked.length,
+        "bos": "text" if asked.bos else "none",
+        "tokenizer_hash": tokenizer_hash(subject.tokenizer),
+        "dtype": _dtype(subject.model),
     }
-    return Metric(found.value, found.stderr, len(ids), protocol, tuple(round(float(nll), 6) for nll in found.nll))
+    return Metric(
+        found.value, found.stderr, len(ids), protocol, tuple(round(float(nll), 6) for nll in found.nll)
+    )
 
 
 def _accuracy(task: str, asked: Evaluation, subject: Loaded) -> Metric:
     from pruner_lib import zero_shot
 
     score = zero_shot(subject.model, subject.tokenizer, tasks=(task,), limit=asked.limit)[task]
-    protocol = {
-        "metric": score.metric, "lm_eval": version("lm_eval"), "limit": asked.limit, "fewshot": 0,
-        "dtype": _dtype(subject.model),
-    }
-    return Metric(score.value, score.stderr, score.n, protocol, tuple(int(right) for right in score.correct))
+    protocol = score.protocol | {"dtype": _dtype(subject.model)}
+    return Metric(score.value, score.stderr, score.n, protocol, tuple(score.correct))
 
 
 def tokenizer_hash(tokenizer: Any) -> str:

@@ -11,7 +11,10 @@ from pruner_lib.experiment import Calibration, Evaluation, Experiment, Recovery,
 
 PROFILES_FILE = Path(__file__).with_name("profiles.yaml")
 _PARTS = {
-    "calibration": Calibration, "recovery": Recovery, "evaluation": Evaluation, "long_evaluation": Evaluation
+    "calibration": Calibration,
+    "recovery": Recovery,
+    "evaluation": Evaluation,
+    "long_evaluation": Evaluation,
 }
 
 
@@ -49,8 +52,12 @@ class Profile:
         Raises:  ValueError: no such field, or a value that is not allowed.
         """
         values: dict[str, Any] = {
-            "model": self.model, "ratio": self.ratio, "protect_first": self.protect_first,
-            "protect_last": self.protect_last, "calibration": self.calibration, "evaluation": self.evaluation,
+            "model": self.model,
+            "ratio": self.ratio,
+            "protect_first": self.protect_first,
+            "protect_last": self.protect_last,
+            "calibration": self.calibration,
+            "evaluation": self.evaluation,
             "recovery": self.recovery if recovered else None,
         }
         return build(Experiment, values | changes)
@@ -81,9 +88,14 @@ def load_profile(name: str) -> Profile:
 
 
 def _profile(name: str, values: dict[str, Any]) -> Profile:
-    missing = {item.name for item in fields(Profile) if item.default is item.default_factory} - {"name", *values}
+    missing = {item.name for item in fields(Profile) if item.default is item.default_factory} - {
+        "name",
+        *values,
+    }
     if missing:
-        raise ValueError(f"profile {name!r} lacks {', '.join(sorted(missing))}; add it to {PROFILES_FILE.name}")
+        raise ValueError(
+            f"profile {name!r} lacks {', '.join(sorted(missing))}; add it to {PROFILES_FILE.name}"
+        )
     parts = {part: build(kind, values[part]) for part, kind in _PARTS.items()}
     try:
         return build(Profile, {"name": name} | values | parts)

@@ -71,12 +71,15 @@ class Record:
         split = {name: name.partition("/") for name in self.metrics}
         return {
             dataset.partition("@")[0]: self.metrics[name].value
-            for name, (found, _, dataset) in split.items() if found == kind
+            for name, (found, _, dataset) in split.items()
+            if found == kind
         }
 
     def __str__(self) -> str:
         asked = self.experiment
-        head = f"{self.key} {asked.model} {asked.method} {asked.stage}, {self.plan.get('sparsity', 0):.1%} cut"
+        head = (
+            f"{self.key} {asked.model} {asked.method} {asked.stage}, {self.plan.get('sparsity', 0):.1%} cut"
+        )
         numbers = [f"{name} {value:.2f}" for name, value in self.perplexity.items()]
         numbers += [f"{name} {value:.1%}" for name, value in self.accuracy.items()]
         return ", ".join([head, *numbers]) + (" (reused)" if self.reused else "")
@@ -111,7 +114,9 @@ def read_record(path: Path) -> Record:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is no record ({error}); delete it and run again") from error
     if form != FORMAT or key != path.stem or key != record.key:
-        raise ValueError(f"{path} holds other settings than its name says (format {form}); delete it and run again")
+        raise ValueError(
+            f"{path} holds other settings than its name says (format {form}); delete it and run again"
+        )
     return record
 
 
@@ -133,12 +138,16 @@ def records_frame(records: Iterable[Record], *, allow: Sequence[str] = ()) -> pd
     rows, first = [], {}
     for record in {record.key: record for record in records}.values():
         for name, metric in record.metrics.items():
-            _same_protocol(first.setdefault(name, (record.key, metric.protocol)), record.key, name, metric, allow)
+            _same_protocol(
+                first.setdefault(name, (record.key, metric.protocol)), record.key, name, metric, allow
+            )
             rows.append(_row(record, name, metric) | {item: metric.protocol.get(item) for item in allow})
     return pd.DataFrame(rows)
 
 
-def _same_protocol(first: tuple[str, dict], key: str, name: str, metric: Metric, allow: Sequence[str]) -> None:
+def _same_protocol(
+    first: tuple[str, dict], key: str, name: str, metric: Metric, allow: Sequence[str]
+) -> None:
     first_key, wanted = first
     for item in sorted(set(wanted) | set(metric.protocol)):
         ours, theirs = metric.protocol.get(item), wanted.get(item)
@@ -158,18 +167,28 @@ def _row(record: Record, name: str, metric: Metric) -> dict[str, Any]:
     for part in ("calibration", "recovery"):
         row |= {f"{part}_{item}": value for item, value in (settings.pop(part) or {}).items()}
     del settings["evaluation"]
-    return settings | row | {
-        "parameters": record.plan.get("parameters"), "sparsity": record.plan.get("sparsity"), "metric": kind,
-        "dataset": dataset, "length": int(length) if length else None, "value": metric.value,
-        "stderr": metric.stderr, "n": metric.n,
-    }
+    return (
+        settings
+        | row
+        | {
+            "parameters": record.plan.get("parameters"),
+            "sparsity": record.plan.get("sparsity"),
+            "metric": kind,
+            "dataset": dataset,
+            "length": int(length) if length else None,
+            "value": metric.value,
+            "stderr": metric.stderr,
+            "n": metric.n,
+        }
+    )
 
 
 def metric_from(values: dict[str, Any]) -> Metric:
     """Rebuild a metric from its JSON form."""
     stderr = values.get("stderr")
     numbers = {
-        "value": float(values["value"]), "stderr": None if stderr is None else float(stderr),
+        "value": float(values["value"]),
+        "stderr": None if stderr is None else float(stderr),
         "values": tuple(float(item) for item in values.get("values", ())),
     }
     return build(Metric, values | numbers)

@@ -1,8 +1,8 @@
 """Where results lie, how figures are saved, and the marker by which a notebook says that it is done.
 
-    results/<profile>/records/    one JSON file an experiment        results/<profile>/tables/     CSV
-    results/<profile>/figures/    SVG, PNG and the CSV they show     results/<profile>/notebooks/  executed, with a manifest
-    results/<profile>/cache/      what a resumed run saves time with; may be deleted
+results/<profile>/records/    one JSON file an experiment        results/<profile>/tables/     CSV
+results/<profile>/figures/    SVG, PNG and the CSV they show     results/<profile>/notebooks/  executed, with a manifest
+results/<profile>/cache/      what a resumed run saves time with; may be deleted
 """
 
 from __future__ import annotations
@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pruner_lib.profiles import load_profile
-from pruner_lib.records import Metric, Record, load_records, read_record, record_path, records_frame, write_record
+from pruner_lib.records import (
+    Metric,
+    Record,
+    load_records,
+    read_record,
+    record_path,
+    records_frame,
+    write_record,
+)
 from pruner_lib.storage import read_json, write_atomic, write_csv, write_json, write_text
 
 if TYPE_CHECKING:
@@ -25,9 +33,29 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "Metric", "Record", "finish", "git_revision", "load_records", "manifest_path", "now", "project_root", "provenance",
-    "read_json", "read_manifest", "read_record", "record_path", "records_frame", "results_dir", "results_root",
-    "save_figure", "save_table", "versions", "write_csv", "write_json", "write_record", "write_text",
+    "Metric",
+    "Record",
+    "finish",
+    "git_revision",
+    "load_records",
+    "manifest_path",
+    "now",
+    "project_root",
+    "provenance",
+    "read_json",
+    "read_manifest",
+    "read_record",
+    "record_path",
+    "records_frame",
+    "results_dir",
+    "results_root",
+    "save_figure",
+    "save_table",
+    "versions",
+    "write_csv",
+    "write_json",
+    "write_record",
+    "write_text",
 ]
 PACKAGES = ("torch", "transformers", "peft", "lm_eval", "numpy", "scipy")
 RUN_ID = "PRUNER_LIB_RUN_ID"  # set by the runner, so that a marker left by another run does not count
@@ -70,7 +98,9 @@ def save_figure(figure: Figure, frame: pd.DataFrame, stem: str, directory: Path)
     import matplotlib as mpl
 
     if frame.empty:
-        raise ValueError(f"figure {stem!r} has no numbers: its frame is empty; pass the frame that it was drawn from")
+        raise ValueError(
+            f"figure {stem!r} has no numbers: its frame is empty; pass the frame that it was drawn from"
+        )
     place = directory / "figures"
     with mpl.rc_context({"svg.hashsalt": stem, "svg.fonttype": "none"}):
         svg = write_atomic(
@@ -98,12 +128,23 @@ def finish(notebook: str, profile: str, outputs: Iterable[Path | str] = ()) -> s
     base = results_dir(profile)
     paths = [Path(path) for path in _flat(outputs)]
     if missing := [str(path) for path in paths if not path.is_file() or not path.stat().st_size]:
-        raise ValueError(f"{notebook} says that it wrote {', '.join(missing)}, but there is no such file, or it is empty")
+        raise ValueError(
+            f"{notebook} says that it wrote {', '.join(missing)}, but there is no such file, or it is empty"
+        )
     names = sorted({Path(os.path.relpath(path.resolve(), base.resolve())).as_posix() for path in paths})
-    write_json(manifest_path(notebook, profile), {
-        "notebook": notebook, "profile": profile, "status": "done", "run_id": os.environ.get(RUN_ID), "finished": now(),
-        "git_revision": git_revision(), "versions": versions(), "outputs": names,
-    })
+    write_json(
+        manifest_path(notebook, profile),
+        {
+            "notebook": notebook,
+            "profile": profile,
+            "status": "done",
+            "run_id": os.environ.get(RUN_ID),
+            "finished": now(),
+            "git_revision": git_revision(),
+            "versions": versions(),
+            "outputs": names,
+        },
+    )
     return f"{notebook} is done; in results/{profile}: {', '.join(names) or 'nothing new'}"
 
 

@@ -1,51 +1,23 @@
-"""Run the notebooks of a study by papermill, one process each, and report what each wrote.
+"""Run the notebooks of a study by papermill, one process each, in order, and report.
 
-    python -m pruner_lib.runner study --profile quick [--only 00,01] [--set ratio=0.5 ...]
-    python -m pruner_lib.runner notebook 00_quickstart --profile tiny [--set ratio=0.5 ...]
+python -m pruner_lib.runner study --profile quick [--only 00,01] [--set ratio=0.5 ...]
+python -m pruner_lib.runner notebook 00_quickstart --profile tiny [--set ratio=0.5 ...]
 
-Whether a notebook succeeded is judged by the manifest that its last cell writes (`results.finish`), never by the
-executed notebook: after its kernel was killed papermill leaves one that says "completed".
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
-import re
-import signal
-import subprocess
 import sys
-import tempfile
-import time
-import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pruner_lib.execution import NotebookRun, check_parameters, notebook_parameters, run_notebook
 from pruner_lib.profiles import load_profile
-from pruner_lib.results import RUN_ID, manifest_path, now, project_root, read_manifest, results_dir, results_root
-from pruner_lib.storage import write_atomic, write_json
+from pruner_lib.results import project_root
 
-TAIL = 4000  # characters of a failed notebook's messages that are kept
-
-
-@dataclass(frozen=True)
-class NotebookRun:
-    """What came of one notebook: `done` or `failed`, seconds, the files it wrote (relative to the profile's folder)."""
-
-    notebook: str
-    profile: str
-    status: str
-    seconds: float
-    outputs: tuple[str, ...] = ()
-    error: str | None = None
-
-    @property
-    def done(self) -> bool:
-        """Whether the notebook ran to its end and everything that it says it wrote is there."""
-        return self.status == "done"
+__all__ = ["NotebookRun", "check_parameters", "find_notebooks", "main", "report", "run_notebook", "run_study"]
 
 
 def notebooks_dir() -> Path:
@@ -72,67 +44,20 @@ def find_notebooks(only: Sequence[str] = (), place: Path | None = None) -> list[
             names = ", ".join(path.stem for path in found) or "none"
             raise ValueError(f"no notebook in {place} is named {start!r} or begins so; there are {names}")
     names = {path.stem for path in found}
-    chosen = [(lambda name, start=start: name == start if start in names else name.startswith(start)) for start in only]
+    chosen = [
+        (lambda name, start=start: name == start if start in names else name.startswith(start))
+        for start in only
+    ]
     return [path for path in found if not only or any(is_it(path.stem) for is_it in chosen)]
 
 
-def notebook_parameters(path: Path) -> dict[str, Any]:
-    """List the parameters of a notebook: name -> what papermill found out about it.
-
-    Raises:  ValueError: not a readable notebook, or no cell is tagged `parameters` (papermill would then run it with
-             its defaults, whatever is asked).
-    """
-    import nbformat
-    import papermill
-
-    try:
-        notebook = nbformat.read(path, as_version=4)
-    except Exception as error:
-        raise ValueError(f"{path} is no notebook: {error}") from error
-    if not any("parameters" in cell.metadata.get("tags", ()) for cell in notebook.cells):
-        raise ValueError(f"{path.name} has no cell tagged 'parameters'; tag the cell that holds them")
-    return papermill.inspect_notebook(str(path))
-
-
-def check_parameters(path: Path, parameters: Mapping[str, Any]) -> None:
-    """Refuse a parameter that the notebook does not have (to papermill that is only a warning).
-
-    Raises:  ValueError: names the parameters that are unknown and those there are.
-    """
-    known = notebook_parameters(path)
-    if unknown := sorted(set(parameters) - set(known)):
-        raise ValueError(f"{path.name} has no parameter {', '.join(unknown)}; it has {', '.join(known) or 'none'}")
-
-
-def run_notebook(
-    path: Path, profile: str = "quick", parameters: Mapping[str, Any] | None = None, *, show: bool = True
-) -> NotebookRun:
-    """Run one notebook in a process of its own; the executed notebook goes to `results/<profile>/notebooks/`.
-
-    Args:    parameters: values for its tagged cell besides `profile`; plain scalars or flat lists.
-             show: pass papermill's progress bar on to the terminal.
-    Returns: what came of it. A failure inside the notebook is reported there, not raised.
-    Raises:  ValueError: unknown profile or parameter, no `parameters` tag. Nothing has run then.
-    """
-    load_profile(profile)
-    parameters = {name: list(v) if isinstance(v, tuple) else v for name, v in (parameters or {}).items()}
-    parameters |= {"profile": profile}
-    check_parameters(path, parameters)
-    run_id, start = uuid.uuid4().hex, time.perf_counter()
-    code, messages = _papermill(path, profile, parameters, run_id, show)
-    seconds = round(time.perf_counter() - start, 1)
-    error = _problem(path.stem, profile, run_id, code, messages)
-    manifest = read_manifest(path.stem, profile) if error is None else None
-    outputs = tuple(manifest["outputs"]) if manifest else ()
-    done = NotebookRun(path.stem, profile, "failed" if error else "done", seconds, outputs, error)
-    base = manifest or {"finished": now(), "run_id": run_id}
-    write_json(manifest_path(path.stem, profile), base | asdict(done) | {"parameters": parameters})
-    return done
-
-
 def run_study(
-    profile: str = "quick", only: Sequence[str] = (), parameters: Mapping[str, Any] | None = None, *,
-    place: Path | None = None, show: bool = True,
+    profile: str = "quick",
+    only: Sequence[str] = (),
+    parameters: Mapping[str, Any] | None = None,
+    *,
+    place: Path | None = None,
+    show: bool = True,
 ) -> list[NotebookRun]:
     """Run the notebooks of a study in the order of their names; a failure does not stop those that follow.
 
@@ -144,7 +69,9 @@ def run_study(
     if not paths:
         raise ValueError(f"there are no notebooks in {place or notebooks_dir()}")
     known = {path: notebook_parameters(path) for path in paths}
-    if unknown := sorted(name for name in parameters or {} if not any(name in names for names in known.values())):
+    if unknown := sorted(
+        name for name in parameters or {} if not any(name in names for names in known.values())
+    ):
         raise ValueError(f"no notebook has a parameter {', '.join(unknown)}")
     runs = []
     for number, path in enumerate(paths, 1):
@@ -161,97 +88,16 @@ def report(runs: Sequence[NotebookRun]) -> str:
     lines = [f"{run.notebook:<{width}}  {_line(run)}" for run in runs]
     failed = sum(not run.done for run in runs)
     total = sum(run.seconds for run in runs)
-    lines.append(f"{len(runs) - failed} of {len(runs)} notebooks done in {total:.0f} s" + f", {failed} FAILED" * bool(failed))
+    lines.append(
+        f"{len(runs) - failed} of {len(runs)} notebooks done in {total:.0f} s"
+        + f", {failed} FAILED" * bool(failed)
+    )
     return "\n".join(lines)
 
 
 def _line(run: NotebookRun) -> str:
     what = f"{len(run.outputs)} files" if run.done else (run.error or "").strip().splitlines()[-1][:200]
     return f"{run.status:<6} {run.seconds:7.1f} s  {what}"
-
-
-def _papermill(
-    path: Path, profile: str, parameters: dict[str, Any], run_id: str, show: bool
-) -> tuple[int, str]:
-    """Execute a notebook by papermill in a process of its own; give its exit code and the end of its messages."""
-    import yaml
-
-    executed = results_dir(profile) / "notebooks" / path.name
-    executed.parent.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | {
-        RUN_ID: run_id, "PRUNER_LIB_RESULTS": str(results_root()), "JUPYTER_PREFER_ENV_PATH": "1",
-        "PYTHONPATH": os.pathsep.join(filter(None, [_package_parent(), os.environ.get("PYTHONPATH")])),
-    }
-    with tempfile.TemporaryDirectory() as scratch:
-        out = Path(scratch) / path.name
-        command = [
-            sys.executable, "-m", "papermill", str(path.resolve()), str(out), "--parameters_yaml",
-            yaml.safe_dump(parameters), "--kernel", "python3",
-        ]
-        code, messages = _watch(command, environment, path.resolve().parent, show)
-        if out.is_file():
-            write_atomic(executed, lambda temporary: temporary.write_text(_without_places(out), encoding="utf-8"))
-    return code, messages
-
-
-def _watch(command: list[str], environment: dict[str, str], cwd: Path, show: bool) -> tuple[int, str]:
-    """Run a command and show what it says as it says it; a break from the keyboard ends it and all that it started."""
-    tail = b""
-    process = subprocess.Popen(
-        command, env=environment, cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, start_new_session=True,
-    )
-    try:
-        while chunk := process.stdout.read1(4096):
-            tail = (tail + chunk)[-4 * TAIL :]
-            if show and sys.stderr.isatty():
-                sys.stderr.buffer.write(chunk)
-                sys.stderr.flush()
-        return process.wait(), tail.decode(errors="replace")[-TAIL:]
-    finally:
-        if process.poll() is None:
-            with contextlib.suppress(ProcessLookupError, AttributeError):
-                os.killpg(process.pid, signal.SIGTERM)
-            process.wait()
-        process.stdout.close()
-
-
-def _problem(notebook: str, profile: str, run_id: str, code: int, messages: str) -> str | None:
-    """Say what went wrong, or None: papermill ended well, and this run's marker names files that are there."""
-    if code:
-        return _plain(messages).strip() or f"papermill ended with exit code {code}"
-    try:
-        manifest = read_manifest(notebook, profile)
-    except ValueError as error:
-        return str(error)
-    if manifest is None or manifest.get("run_id") != run_id:
-        return "it ended without results.finish(...): its kernel died, or its last cell does not call it"
-    base = results_dir(profile)
-    missing = [name for name in manifest["outputs"] if not (base / name).is_file()]
-    return f"it says that it wrote {', '.join(missing)}, but that is not there" if missing else None
-
-
-def _without_places(path: Path) -> str:
-    """Give an executed notebook as text, without the paths of this machine in its metadata and outputs."""
-    import nbformat
-
-    notebook = nbformat.read(path, as_version=4)
-    for name in ("input_path", "output_path"):
-        if name in notebook.metadata.get("papermill", {}):
-            notebook.metadata["papermill"][name] = path.name
-    text = nbformat.writes(notebook)
-    places = {str(results_root().parent): ".", _package_parent(): ".", str(Path.home()): "~"}
-    for place, shown in places.items():
-        text = text.replace(place + os.sep, shown + os.sep) if place != os.sep else text
-    return text
-
-
-def _package_parent() -> str:
-    return str(Path(__file__).resolve().parent.parent)
-
-
-def _plain(text: str) -> str:
-    return re.sub(r"\x1b\[[0-9;]*m", "", text).replace("\r", "\n")
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -269,19 +115,25 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m pruner_lib.runner", description=__doc__.split("\n")[0])
     verbs = parser.add_subparsers(dest="verb", required=True)
     study = verbs.add_parser("study", help="run all notebooks in order")
-    study.add_argument("--only", action="append", default=[], help="names or their beginnings, with commas: 00,01")
+    study.add_argument(
+        "--only", action="append", default=[], help="names or their beginnings, with commas: 00,01"
+    )
     one = verbs.add_parser("notebook", help="run one notebook")
     one.add_argument("name", help="its name or the beginning of it")
     for verb in (study, one):
         verb.add_argument("--profile", default="quick")
-        verb.add_argument("--set", type=_setting, action="extend", nargs="+", default=[], metavar="NAME=VALUE")
+        verb.add_argument(
+            "--set", type=_setting, action="extend", nargs="+", default=[], metavar="NAME=VALUE"
+        )
     asked = parser.parse_args(words)
     try:
         if asked.verb == "study":
             only = [name.strip() for name in ",".join(asked.only).split(",") if name.strip()]
             runs = run_study(asked.profile, only, dict(asked.set))
         else:
-            runs = [run_notebook(path, asked.profile, dict(asked.set)) for path in find_notebooks([asked.name])]
+            runs = [
+                run_notebook(path, asked.profile, dict(asked.set)) for path in find_notebooks([asked.name])
+            ]
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -18,7 +18,9 @@ from typing import Any
 from pruner_lib.experiment import DATA_FREE, Evaluation, Experiment, settings_key
 from pruner_lib.storage import only_one, write_atomic
 
-KEEP_BYTES = 2 << 30  # a dense model up to this size is kept and copied; a larger one is cut itself and loaded again
+KEEP_BYTES = (
+    2 << 30
+)  # a dense model up to this size is kept and copied; a larger one is cut itself and loaded again
 _kept: dict[tuple, Loaded] = {}  # at most one entry
 
 
@@ -144,8 +146,8 @@ def _estimate(asked: Experiment, dense: Loaded, criteria: Sequence[str]) -> dict
     else:
         from pruner_lib.data import calibration_ids
 
-        c = asked.calibration
-        ids = calibration_ids(c.corpus, dense.tokenizer, samples=c.samples, length=c.length, seed=c.seed)
+        sizes = asdict(asked.calibration)
+        ids = calibration_ids(sizes.pop("corpus"), dense.tokenizer, **sizes)  # (samples, length)
     return estimate_members(dense.model, dense.axes, ids, criteria=list(criteria), seed=asked.seed)
 
 
@@ -163,8 +165,14 @@ def choose(asked: Experiment, bench: Bench, criteria: Sequence[str] = ()) -> Any
     with bench.timed("select"):
         scores = aggregate(axes, members, asked.aggregation if asked.dependency else "none")
         return select(
-            axes, scores, ratio=asked.ratio, granularity=asked.granularity, scope=asked.scope,
-            protect_first=asked.protect_first, protect_last=asked.protect_last, target=asked.target,
+            axes,
+            scores,
+            ratio=asked.ratio,
+            granularity=asked.granularity,
+            scope=asked.scope,
+            protect_first=asked.protect_first,
+            protect_last=asked.protect_last,
+            target=asked.target,
             dependency=asked.dependency,
         )
 
@@ -185,8 +193,16 @@ def recover_model(asked: Experiment, pruned: Loaded, bench: Bench) -> tuple[Load
     folder = bench.cache(f"recovery-{recovery_key(asked)}")
     with bench.timed("recover"):
         done = recover(
-            pruned.model, pruned.tokenizer, examples, output_dir=folder, resume=True, merge=True, **settings,
-            evaluate=_text_perplexities(asked.evaluation, pruned.tokenizer) if asked.recovery.evaluate_at else None,
+            pruned.model,
+            pruned.tokenizer,
+            examples,
+            output_dir=folder,
+            resume=True,
+            merge=True,
+            **settings,
+            evaluate=_text_perplexities(asked.evaluation, pruned.tokenizer)
+            if asked.recovery.evaluate_at
+            else None,
         )
     return Loaded(done.model.eval(), pruned.tokenizer), list(done.history)
 
@@ -196,15 +212,25 @@ def recovery_key(asked: Experiment) -> str:
     asked = asked.canonical()
     settings = asked.settings()
     evaluation = settings.pop("evaluation")
-    watched = [evaluation[name] for name in ("texts", "windows", "length")] if asked.recovery.evaluate_at else None
+    watched = (
+        [evaluation[name] for name in ("texts", "windows", "length", "bos")]
+        if asked.recovery.evaluate_at
+        else None
+    )
     return settings_key([settings, watched, model_hash(asked.model)])
 
 
-def _text_perplexities(asked: Evaluation, tokenizer: Any) -> Callable[[Any], dict[str, float]]:
+def evaluation_ids(asked: Evaluation, text: str, tokenizer: Any) -> Any:
+    """Cut a text into the windows that an evaluation asks for: `(windows, length)` int64."""
     from pruner_lib.data import text_ids
+
+    return text_ids(text, tokenizer, length=asked.length, windows=asked.windows, bos=asked.bos)
+
+
+def _text_perplexities(asked: Evaluation, tokenizer: Any) -> Callable[[Any], dict[str, float]]:
     from pruner_lib.evaluation import perplexity
 
-    ids = {text: text_ids(text, tokenizer, length=asked.length, windows=asked.windows) for text in asked.texts}
+    ids = {text: evaluation_ids(asked, text, tokenizer) for text in asked.texts}
     return lambda model: {text: perplexity(model, windows) for text, windows in ids.items()}
 
 

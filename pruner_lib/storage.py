@@ -38,7 +38,9 @@ def write_atomic(path: Path | str, write: Callable[[Path], None]) -> Path:
     except OSError as error:
         reason = error.strerror or str(error)
         advice = "free some space or set PRUNER_LIB_RESULTS to another folder, then run again"
-        raise OSError(error.errno, f"could not write {path}: {reason}; nothing was changed; {advice}") from error
+        raise OSError(
+            error.errno, f"could not write {path}: {reason}; nothing was changed; {advice}"
+        ) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

@@ -22,14 +22,26 @@ from pruner_lib.results import git_revision, now, results_dir, versions
 from pruner_lib.storage import only_one
 
 __all__ = [
-    "Calibration", "Evaluation", "Experiment", "Profile", "Record", "Recovery", "load_profile", "plan_of",
-    "profile_names", "run", "run_all",
+    "Calibration",
+    "Evaluation",
+    "Experiment",
+    "Profile",
+    "Record",
+    "Recovery",
+    "load_profile",
+    "plan_of",
+    "profile_names",
+    "run",
+    "run_all",
 ]
 _one_at_a_time = threading.RLock()  # threads of one process share the dense model
 
 
 def run(
-    experiment: Experiment, *, profile: str = "quick", results_dir: Path | str | None = None,
+    experiment: Experiment,
+    *,
+    profile: str = "quick",
+    results_dir: Path | str | None = None,
     criteria: Sequence[str] = (),
 ) -> Record:
     """Give the record of an experiment; measure it only if there is none.
@@ -54,8 +66,12 @@ def run(
 
 
 def run_all(
-    experiments: Sequence[Experiment], *, profile: str = "quick", results_dir: Path | str | None = None,
-    client: Any = None, progress: bool = True,
+    experiments: Sequence[Experiment],
+    *,
+    profile: str = "quick",
+    results_dir: Path | str | None = None,
+    client: Any = None,
+    progress: bool = True,
 ) -> list[Record]:
     """Give the records of many experiments, measuring only what has none; says how many were reused.
 
@@ -116,7 +132,9 @@ def _existing(experiment: Experiment, bench: stages.Bench) -> Record | None:
 
 
 def _lock_name(experiment: Experiment) -> str:
-    return f"recovery-{stages.recovery_key(experiment)}" if experiment.recovery else f"record-{experiment.key}"
+    return (
+        f"recovery-{stages.recovery_key(experiment)}" if experiment.recovery else f"record-{experiment.key}"
+    )
 
 
 def _measure(asked: Experiment, bench: stages.Bench, criteria: Sequence[str]) -> Record:
@@ -141,8 +159,16 @@ def _measure(asked: Experiment, bench: stages.Bench, criteria: Sequence[str]) ->
         summary["kept"] = {name: [len(kept), plan.n_groups[name]] for name, kept in plan.keep.items()}
     stages.forget_large()
     return Record(
-        asked, summary, metrics, tuple(history), {name: round(s, 3) for name, s in bench.seconds.items()},
-        _peak_memory_mb(), _machine(asked, bench), versions(), git_revision(), now(),
+        asked,
+        summary,
+        metrics,
+        tuple(history),
+        {name: round(s, 3) for name, s in bench.seconds.items()},
+        _peak_memory_mb(),
+        _machine(asked, bench),
+        versions(),
+        git_revision(),
+        now(),
     )
 
 
@@ -155,24 +181,38 @@ def _machine(asked: Experiment, bench: stages.Bench) -> dict[str, Any]:
 
     name = torch.cuda.get_device_name() if bench.device == "cuda" else platform.machine()
     return {
-        "device": bench.device, "device_name": name, "threads": torch.get_num_threads(), "cpus": os.cpu_count(),
-        "system": platform.system(), "model_hash": stages.model_hash(asked.model),
+        "device": bench.device,
+        "device_name": name,
+        "threads": torch.get_num_threads(),
+        "cpus": os.cpu_count(),
+        "system": platform.system(),
+        "model_hash": stages.model_hash(asked.model),
     }
 
 
 def _in_order(experiments: list[Experiment]) -> list[Experiment]:
     """Put experiments of one model side by side, those without recovery first, then by calibration."""
     models = list(dict.fromkeys(asked.model for asked in experiments))
-    return sorted(experiments, key=lambda asked: (
-        models.index(asked.model), asked.recovery is not None, asked.ratio > 0, repr(asked.calibration),
-    ))
+    return sorted(
+        experiments,
+        key=lambda asked: (
+            models.index(asked.model),
+            asked.recovery is not None,
+            asked.ratio > 0,
+            repr(asked.calibration),
+        ),
+    )
 
 
 def _criteria_of(asked: Experiment, experiments: list[Experiment]) -> tuple[str, ...]:
     """List the criteria that experiments want of the same calibration pass as this one."""
     if asked.canonical().calibration != asked.calibration or not asked.ratio:
         return ()
-    same = [one for one in experiments if one.ratio and (one.model, one.calibration) == (asked.model, asked.calibration)]
+    same = [
+        one
+        for one in experiments
+        if one.ratio and (one.model, one.calibration) == (asked.model, asked.calibration)
+    ]
     return tuple(sorted({one.criterion for one in same} - set(DATA_FREE)))
 
 

@@ -27,10 +27,18 @@ def folder(tmp_path, monkeypatch):
     return tmp_path / "notebooks"
 
 
-def notebook(folder, name, *cells, parameters='profile = "tiny"\nratio: float = 0.25  # share\nnames = ["a"]'):
-    book = nbformat.v4.new_notebook(metadata={"kernelspec": {
-        "name": "python3", "display_name": "Python 3", "language": "python",
-    }})
+def notebook(
+    folder, name, *cells, parameters='profile = "tiny"\nratio: float = 0.25  # share\nnames = ["a"]'
+):
+    book = nbformat.v4.new_notebook(
+        metadata={
+            "kernelspec": {
+                "name": "python3",
+                "display_name": "Python 3",
+                "language": "python",
+            }
+        }
+    )
     if parameters:
         book.cells.append(nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}))
     book.cells += [nbformat.v4.new_code_cell(cell.replace("NAME", repr(name))) for cell in cells]
