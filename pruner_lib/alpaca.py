@@ -1,0 +1,114 @@
+"""The text of recovery: instructions become prompts, token ids and batches in a fixed order.
+
+Nothing here draws from the global random state, so the batches of a run can be rebuilt after a kill.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+IGNORED = -100  # label of a token that the loss leaves out
+PROMPT = (
+    "Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Response:\n"
+)
+PROMPT_WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+)
+
+
+Row = dict[str, list[int]]  # input_ids and labels of one example, equally long
+
+
+def encode(examples: Sequence[Mapping[str, str]], tokenizer: Any, *, cutoff: int = 256) -> list[Row]:
+    """Turn examples into token ids, with labels on the response alone.
+
+    The prompt's tokens are those that stay the same without the response. EOS ends what is not cut off.
+
+    Args:
+        examples: dicts with `instruction`, `output` and, if there is one, `input`.
+        tokenizer: adds what it adds at the start of a text (BOS); needs an EOS token.
+        cutoff: tokens; the rest of a longer example is dropped.
+
+    Returns: rows in the order of `examples`, without those whose response is cut off whole (a warning).
+    Raises:  ValueError: a key or the EOS token is missing, or no response is left.
+    Source:  the Alpaca template; post_training.py, `generate_and_tokenize_prompt`, train_on_inputs False.
+        Differs: a token that spans prompt and response is labelled; examples without a label are left out.
+    """
+    if getattr(tokenizer, "eos_token_id", None) is None:
+        raise ValueError("The tokenizer has no EOS token, which ends a response: set tokenizer.eos_token.")
+    prompts = [_prompt(number, example) for number, example in enumerate(examples)]
+    if not prompts:
+        raise ValueError("There are no examples: dicts with instruction, input and output are wanted.")
+    texts = [prompt + example["output"] for prompt, example in zip(prompts, examples, strict=True)]
+    rows = zip(_token_ids(prompts, tokenizer), _token_ids(texts, tokenizer), strict=True)
+    encoded = [_labelled(prompt, whole, tokenizer.eos_token_id, cutoff) for prompt, whole in rows]
+    usable = [row for row in encoded if row["labels"][-1] != IGNORED]
+    if not usable:
+        shortest = min(len(row) for row in _token_ids(prompts, tokenizer))
+        raise ValueError(
+            f"cutoff={cutoff} tokens leave no response in any of {len(encoded)} examples "
+            f"(the shortest prompt has {shortest} tokens): raise the cutoff."
+        )
+    if len(usable) < len(encoded):
+        left_out = f"{len(encoded) - len(usable)} of {len(encoded)} examples"
+        warnings.warn(f"{left_out} are left out: their prompts fill the {cutoff} tokens.", stacklevel=3)
+    return usable
+
+
+def batches(encoded: Sequence[Row], *, steps: int, batch_size: int, seed: int) -> list[list[Row]]:
+    """Put examples in the order of training: `steps` lists of `batch_size`.
+
+    Pass after pass over the data, each shuffled anew. A step adds up its examples, so their order inside it
+    is free: by length, so that a micro-batch has little padding.
+    """
+    generator = np.random.default_rng(seed)
+    passes = -(-steps * batch_size // len(encoded))
+    order = np.concatenate([generator.permutation(len(encoded)) for _ in range(passes)])[: steps * batch_size]
+    rows = order.reshape(steps, batch_size)
+    return [sorted((encoded[i] for i in row), key=lambda one: len(one["input_ids"])) for row in rows]
+
+
+def collate(rows: Sequence[Row], pad: int) -> dict[str, torch.Tensor]:
+    """Stack examples into `(batch, tokens)`, padded on the right with token `pad` to the longest."""
+
+    def stack(name: str, value: int) -> torch.Tensor:
+        return pad_sequence([torch.tensor(row[name]) for row in rows], batch_first=True, padding_value=value)
+
+    lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+    ids = stack("input_ids", pad)
+    mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+    return {"input_ids": ids, "attention_mask": mask, "labels": stack("labels", IGNORED)}
+
+
+def _prompt(number: int, example: Mapping[str, str]) -> str:
+    missing = [name for name in ("instruction", "output") if not isinstance(example.get(name), str)]
+    if missing:
+        raise ValueError(
+            f"Example {number} has no text under {' and '.join(missing)}, only {list(example)}; "
+            "instruction, output and, optionally, input are wanted."
+        )
+    form = PROMPT_WITH_INPUT if example.get("input") else PROMPT
+    return form.format(instruction=example["instruction"], input=example.get("input"))
+
+
+def _token_ids(texts: list[str], tokenizer: Any) -> list[list[int]]:
+    rows = tokenizer(texts, add_special_tokens=True, truncation=False, verbose=False)["input_ids"]
+    return [row[:-1] if row and row[-1] == tokenizer.eos_token_id else row for row in rows]  # some append EOS
+
+
+def _labelled(prompt: list[int], whole: list[int], eos: int, cutoff: int) -> Row:
+    ids = (whole + [eos])[:cutoff]
+    n_prompt = 0
+    while n_prompt < min(len(prompt), len(ids)) and prompt[n_prompt] == ids[n_prompt]:
+        n_prompt += 1
+    return {"input_ids": ids, "labels": [IGNORED] * n_prompt + ids[n_prompt:]}
