@@ -130,7 +130,7 @@ def macs(model: nn.Module, tokens: int = MACS_TOKENS) -> int:
     Args:    model: any decoder, also on the meta device.    tokens: T.
     Returns: operations, the whole attention square counted, as the paper does.
     Raises:  ValueError: the forward pass can't run on the meta device (it looks at values, as routing may).
-    Source:  paper, Table 3 (64 tokens; ptflops with hooks in its code). Differs: its hooks count one operation
+    Source:  paper, Table 3 (64 tokens; ptflops, own hooks). Differs: those hooks count one operation
              an MLP entry for the activation and none for the gate's product, we the reverse: the same sum.
              They don't count the rotary table, which the paper's model kept: 1e-8 of LLaMA-7B.
     """
@@ -147,8 +147,8 @@ def macs(model: nn.Module, tokens: int = MACS_TOKENS) -> int:
             return _count(model, ids, None)
         except (RuntimeError, ValueError, TypeError, AttributeError):
             raise ValueError(
-                f"{type(model).__name__} can't be counted on the meta device ({error}), wanted a forward pass that "
-                "looks at no values; load the model with its weights and count again"
+                f"{type(model).__name__} can't be counted on the meta device ({error}), wanted a pass "
+                "that looks at no values; load the model with its weights and count again"
             ) from error
 
 
