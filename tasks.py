@@ -65,10 +65,15 @@ def study(context, profile="quick", only=None, set=None):
     _python("-m", "pruner_lib.runner", "study", "--profile", profile, *names, *values)
 
 
-@task(pre=[setup], help={"name": "for example 00_quickstart", "profile": PROFILE_HELP})
-def notebook(context, name, profile="quick"):
+@task(
+    pre=[setup],
+    iterable=["set"],
+    help={"name": "for example 00_quickstart", "profile": PROFILE_HELP, "set": "parameter=value; repeatable"},
+)
+def notebook(context, name, profile="quick", set=None):
     """Run one notebook."""
-    _python("-m", "pruner_lib.runner", "notebook", name, "--profile", profile)
+    values = [word for value in set or [] for word in ("--set", value)]
+    _python("-m", "pruner_lib.runner", "notebook", name, "--profile", profile, *values)
 
 
 @task(pre=[setup], iterable=["only"], help={"only": "a test file or test id; repeatable"})
@@ -80,11 +85,13 @@ def test(context, only=None):
 @task(help={"fix": "mend what can be mended instead of reporting it"})
 def lint(context, fix=False):
     """Check the code with ruff, and that the notebooks hold no outputs."""
-    _python("-m", "ruff", "check", *(["--fix"] if fix else []))
-    _python("-m", "ruff", "format", *([] if fix else ["--check"]))
+    checks = {"format": [] if fix else ["--check"], "check": ["--fix"] if fix else []}
+    codes = [_run([sys.executable, "-m", "ruff", name, *options]) for name, options in checks.items()]
     notebooks = sorted(ROOT.glob("notebooks/*.ipynb"))
-    if notebooks:
-        _python("-m", "nbstripout", *([] if fix else ["--verify"]), *notebooks)
+    strip = [sys.executable, "-m", "nbstripout", *([] if fix else ["--verify"])]
+    codes += [_run([*strip, *notebooks]) if notebooks else 0]
+    if any(codes):
+        sys.exit(max(codes))
 
 
 @task(help={"environment": "remove .venv too"})

@@ -168,3 +168,33 @@ def test_clean_keeps_results_and_leaves_the_environment_unless_asked(clone):
     assert (clone / ".venv").exists() and (clone / "results/quick/__pycache__").exists()
     subprocess.run([*bare, "--environment"], check=True)
     assert not (clone / ".venv").exists() and (clone / "results/quick/__pycache__").exists()
+
+
+def test_options_reach_the_runner(tmp_path):
+    shutil.copy(ROOT / "tasks.py", tmp_path)
+    (tmp_path / "pruner_lib").mkdir()
+    (tmp_path / "pruner_lib" / "assets.py").touch()
+    (tmp_path / "pruner_lib" / "runner.py").write_text(
+        "import sys\nprint(sys.argv[1:])\nsys.exit(len(sys.argv) == 4)"
+    )
+    inv = [sys.executable, "-m", "invoke"]
+    words = [
+        "study",
+        "--profile",
+        "tiny",
+        "--only",
+        "00",
+        "--only",
+        "01",
+        "--set",
+        "ratio=0.5",
+        "--set=seed=1",
+    ]
+    full = subprocess.run([*inv, *words], cwd=tmp_path, capture_output=True, text=True)
+    plain = subprocess.run([*inv, "study"], cwd=tmp_path, capture_output=True, text=True)
+    one = [*inv, "notebook", "00_quickstart", "--set", "seed=2"]
+    single = subprocess.run(one, cwd=tmp_path, capture_output=True, text=True)
+    assert ast.literal_eval(full.stdout) == [*words[:-1], "--set", "seed=1"]
+    assert ast.literal_eval(plain.stdout) == ["study", "--profile", "quick"]
+    assert ast.literal_eval(single.stdout)[:2] == ["notebook", "00_quickstart"]
+    assert (full.returncode, plain.returncode, single.returncode) == (0, 1, 0)
