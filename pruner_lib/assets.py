@@ -9,9 +9,11 @@ the cache, is `$PRUNER_LIB_DATA` (its layout is in the docstring of `corpora`).
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -111,13 +113,13 @@ def build_folder(folder: Path, build: Callable[[Path], None], *, source: str) ->
         with FileLock(folder.parent / f".{folder.name}.lock"):
             if not _is_whole(folder, source):
                 _replace_folder(folder, build, source)
-    except OSError as error:
-        if error.errno is None:  # raised by a library for its own reasons, not by the file system
+    except Exception as error:  # a full disk comes in many guises: pip's log, safetensors' own error, OSError
+        full = os.strerror(errno.ENOSPC) in str(error)
+        code = errno.ENOSPC if full else getattr(error, "errno", None)
+        if code is None:
             raise
-        message = (
-            f"could not write {folder} ({error.strerror}); make room, or point PRUNER_LIB_CACHE elsewhere"
-        )
-        raise OSError(error.errno, message) from error
+        reason = f"could not write {folder} ({os.strerror(code)})"
+        raise OSError(code, f"{reason}; make room, or point PRUNER_LIB_CACHE elsewhere") from error
     return folder
 
 
@@ -175,9 +177,12 @@ def fetch(name: str) -> Path:
 
 
 def main() -> None:
-    """Fetch every asset."""
-    for name in ASSETS:
-        print(f"{name}: {fetch(name)}")
+    """Fetch every asset; say in one line what went wrong."""
+    try:
+        for name in ASSETS:
+            print(f"{name}: {fetch(name)}", flush=True)
+    except (ValueError, RuntimeError, OSError) as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
