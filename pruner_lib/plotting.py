@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 MIN_BAND = 3  # from this many repeats on the mean and a band are drawn, below it the points
 DIRECT_LABELS = 4  # up to so many lines carry their labels themselves; more have a legend
-GREY = "#7f7f7f"
+GREY = "#8a8a8a"
 
 
 @dataclass(frozen=True)

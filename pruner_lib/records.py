@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pruner_lib.experiment import FORMAT, Experiment, build, experiment_from
+from pruner_lib.experiment import DATA_FREE, FORMAT, Experiment, build, experiment_from
 from pruner_lib.storage import read_json, write_json
 
 if TYPE_CHECKING:
@@ -166,6 +166,8 @@ def _row(record: Record, name: str, metric: Metric) -> dict[str, Any]:
     row = {"key": record.key, "method": asked.method, "stage": asked.stage}
     for part in ("calibration", "recovery"):
         row |= {f"{part}_{item}": value for item, value in (settings.pop(part) or {}).items()}
+    if asked.ratio == 0 or asked.criterion in DATA_FREE:  # looked at no calibration samples
+        row |= {name: None for name in row if name.startswith("calibration_")}
     del settings["evaluation"]
     return (
         settings

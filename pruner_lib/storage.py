@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -54,7 +55,11 @@ def write_text(path: Path | str, text: str) -> Path:
 
 def write_json(path: Path | str, data: Any) -> Path:
     """Write plain data as strict JSON in one step; infinities and NaN become the strings "inf", "-inf" and "nan"."""
-    return write_text(path, json.dumps(plain(data), indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    text = json.dumps(plain(data), indent=1, allow_nan=False, ensure_ascii=False)
+    flat = re.sub(
+        r"\[[^\[\]{}]*\]", lambda found: re.sub(r"\n\s*", " ", found[0]), text
+    )  # a list of numbers: one line
+    return write_text(path, flat + "\n")
 
 
 def write_csv(path: Path | str, frame: Any) -> Path:

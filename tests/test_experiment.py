@@ -1,0 +1,112 @@
+"""An experiment is plain data, and its key names what it would measure."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import FrozenInstanceError, replace
+
+import pytest
+
+from pruner_lib import experiment as words
+from pruner_lib import importance
+from pruner_lib.experiment import Calibration, Evaluation, Experiment, Recovery, experiment_from
+
+BASE = Experiment("tiny", calibration=Calibration("tiny", 4, 16), evaluation=Evaluation(("tiny",), 4, 16))
+
+
+def test_key_is_the_same_for_the_same_settings_and_another_for_others():
+    again = Experiment("tiny", calibration=Calibration("tiny", 4, 16), evaluation=Evaluation(["tiny"], 4, 16))
+    assert again == BASE and again.key == BASE.key and len(BASE.key) == 12
+    others = [
+        replace(BASE, model="other"),
+        replace(BASE, criterion="l2"),
+        replace(BASE, aggregation="max"),
+        replace(BASE, scope="global"),
+        replace(BASE, granularity="channel"),
+        replace(BASE, ratio=0.3),
+        replace(BASE, target="parameters"),
+        replace(BASE, dependency=False),
+        replace(BASE, protect_first=1),
+        replace(BASE, protect_last=1),
+        replace(BASE, calibration=Calibration("tiny", 4, 16, seed=0)),
+        replace(BASE, recovery=Recovery()),
+        replace(BASE, evaluation=Evaluation(("tiny",), 4, 32)),
+    ]
+    assert len({one.key for one in [BASE, *others]}) == len(others) + 1
+
+
+def test_settings_survive_json():
+    asked = replace(BASE, recovery=Recovery("tiny", target_modules=("q_proj", "v_proj"), evaluate_at=(4, 2)))
+    assert experiment_from(json.loads(json.dumps(asked.settings()))) == asked
+    with pytest.raises(ValueError, match="no setting ration; it has model"):
+        experiment_from({"model": "tiny", "ration": 0.5})
+
+
+def test_every_way_to_prune_nothing_is_the_same_dense_experiment():
+    ways = [replace(BASE, ratio=0), replace(BASE, ratio=0.0, criterion="l2", seed=3), BASE.dense]
+    assert len({way.key for way in ways}) == 1
+    assert BASE.dense.key != BASE.key
+    assert BASE.dense.key != replace(BASE, evaluation=Evaluation(("tiny",), 5, 16)).dense.key
+
+
+def test_calibration_and_seed_count_only_where_they_are_used():
+    other = replace(BASE, calibration=Calibration("tiny", 8, 16), seed=1)
+    for criterion, same in {"l2": True, "random": False, "element1": False}.items():
+        keys = {replace(one, criterion=criterion).key for one in (BASE, other)}
+        assert (len(keys) == 1) is same, criterion
+    assert replace(BASE, seed=1).key == BASE.key
+    assert len({replace(BASE, criterion="random", seed=seed).key for seed in range(3)}) == 3
+
+
+def test_method_and_stage_name_the_row_of_the_paper():
+    assert (BASE.method, BASE.stage) == ("element1", "pruned")
+    assert (BASE.dense.method, BASE.dense.stage) == ("dense", "dense")
+    assert replace(BASE, granularity="channel").method == "channel"
+    assert replace(BASE, recovery=Recovery()).stage == "recovered"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("ratio", 1.0, r"\[0, 1\)"),
+        ("ratio", -0.1, r"\[0, 1\)"),
+        ("ratio", "0.5", r"\[0, 1\)"),
+        ("ratio", float("nan"), r"\[0, 1\)"),
+        ("criterion", "taylor", "element1"),
+        ("criterion", "none", "element1"),
+        ("aggregation", "mean", "sum, prod, max, last"),
+        ("scope", "all", "local, global"),
+        ("granularity", "head", "block, channel, layer"),
+        ("target", "params", "groups, parameters"),
+        ("protect_first", -1, "at least 0"),
+        ("protect_last", 1.0, "at least 0"),
+        ("dependency", 1, "True or False"),
+        ("model", "", "a name"),
+    ],
+)
+def test_setting_that_is_not_allowed_is_named(name, value, wanted):
+    with pytest.raises(ValueError, match=f"{name} is .*{wanted}"):
+        replace(BASE, **{name: value})
+
+
+def test_parts_refuse_what_makes_no_sense_and_take_what_does():
+    for kind, values, wanted in [
+        (Calibration, {"samples": 0}, "samples is 0"),
+        (Calibration, {"seed": -1}, "seed is -1"),
+        (Recovery, {"dropout": 1.0}, "dropout is 1.0"),
+        (Recovery, {"learning_rate": 0}, "learning_rate is 0"),
+        (Evaluation, {"texts": "wiki"}, "texts is 'wiki', but must be a list"),
+        (Evaluation, {"texts": ("wiki", "wiki")}, "twice"),
+        (Evaluation, {"length": 1}, "length is 1"),
+    ]:
+        with pytest.raises(ValueError, match=wanted):
+            kind(**values)
+    assert Evaluation(windows=None, limit=None).windows is None
+    with pytest.raises(FrozenInstanceError):
+        BASE.ratio = 0.5
+
+
+def test_words_are_those_of_the_method():
+    assert words.CRITERIA == importance.CRITERIA
+    assert set(words.AGGREGATIONS) == set(importance.AGGREGATIONS) - {"none"}
+    assert set(words.DATA_FREE) == {"none", *importance.DATA_FREE}

@@ -1,0 +1,67 @@
+"""Profiles are complete, and give experiments that can be named."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from pruner_lib import profiles
+from pruner_lib.profiles import load_profile, profile_names
+
+
+def test_there_are_four_profiles_and_each_makes_experiments():
+    assert profile_names() == ["full", "paper", "quick", "tiny"]
+    for name in profile_names():
+        profile = load_profile(name)
+        asked = [profile.dense(), profile.experiment(), profile.experiment(recovered=True)]
+        assert len({one.key for one in asked}) == 3, name
+        assert asked[1].ratio == profile.ratio and asked[2].recovery == profile.recovery
+        assert len({draw.seed for draw in profile.calibrations()}) == profile.draws >= 3
+        assert profile.recovery.batch_size % profile.recovery.micro_batch_size == 0
+
+
+def test_unknown_profile_is_told_which_there_are():
+    with pytest.raises(ValueError, match="unknown profile 'quikc'; there are full, paper, quick, tiny"):
+        load_profile("quikc")
+
+
+def test_change_of_a_field_is_taken_and_an_unknown_field_refused():
+    profile = load_profile("tiny")
+    assert profile.experiment(criterion="l2").criterion == "l2"
+    with pytest.raises(ValueError, match="no setting criterium"):
+        profile.experiment(criterium="l2")
+
+
+def test_profile_with_a_hole_or_a_stranger_is_refused(tmp_path, monkeypatch):
+    values = yaml.safe_load(profiles.PROFILES_FILE.read_text())
+    del values["tiny"]["ratio"]
+    values["quick"]["ration"] = 0.5
+    (tmp_path / "profiles.yaml").write_text(yaml.safe_dump(values))
+    monkeypatch.setattr(profiles, "PROFILES_FILE", tmp_path / "profiles.yaml")
+    with pytest.raises(ValueError, match="'tiny' lacks ratio"):
+        load_profile("tiny")
+    with pytest.raises(ValueError, match="no setting ration"):
+        load_profile("quick")
+    assert load_profile("full").name == "full"
+
+
+def test_tiny_needs_no_download():
+    profile = load_profile("tiny")
+    sources = {profile.model, profile.calibration.corpus, profile.recovery.corpus, *profile.evaluation.texts}
+    assert sources == {"tiny"} and profile.evaluation.tasks == ()
+    assert load_profile("quick").model != "tiny"
+
+
+def test_paper_has_the_settings_of_the_paper():
+    profile = load_profile("paper")
+    assert (profile.ratio, profile.protect_first, profile.protect_last) == (0.25, 4, 2)
+    assert (profile.calibration.samples, profile.calibration.length) == (10, 64)
+    recovery = profile.recovery
+    assert (recovery.rank, recovery.alpha, recovery.dropout, recovery.cutoff) == (8, 16, 0.05, 256)
+    assert (recovery.learning_rate, recovery.warmup_steps, recovery.batch_size, recovery.epochs) == (
+        1e-4,
+        100,
+        64,
+        2,
+    )
+    assert profile.evaluation.length == 128 and profile.evaluation.limit is None

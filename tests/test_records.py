@@ -1,0 +1,73 @@
+"""Records come back as they were, and tables refuse to mix protocols."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+
+from pruner_lib.experiment import Calibration, Evaluation, Experiment, Recovery
+from pruner_lib.records import Metric, Record, load_records, read_record, records_frame, write_record
+
+BASE = Experiment("tiny", calibration=Calibration("tiny", 4, 16), evaluation=Evaluation(("tiny",), 4, 16))
+PROTOCOL = {"metric": "perplexity", "corpus_hash": "aa", "window": 16}
+
+
+def record(experiment=BASE, value=20.0, **protocol):
+    metrics = {
+        "perplexity/tiny@16": Metric(value, 1.0, 4, PROTOCOL | protocol, (2.9, 3.1)),
+        "accuracy/boolq": Metric(0.5, 0.1, 4, {"metric": "acc", "limit": 4}, (1, 0)),
+    }
+    plan = {"parameters": 75, "parameters_dense": 100, "sparsity": 0.25, "kept": {"layers.0.mlp": [3, 4]}}
+    return Record(experiment, plan, metrics, ({"step": 0, "loss": 1.5},), {"load": 0.1}, 10.0, created="now")
+
+
+def test_record_comes_back_from_disk_as_it_was(tmp_path):
+    for ours in (record(), record(replace(BASE, recovery=Recovery("tiny")), value=math.inf)):
+        back = read_record(write_record(ours, tmp_path))
+        assert back.reused and not ours.reused
+        assert replace(back, reused=False) == ours
+    assert {one.key for one in load_records(tmp_path)} == {
+        BASE.key,
+        replace(BASE, recovery=Recovery("tiny")).key,
+    }
+
+
+def test_damaged_or_renamed_record_is_refused(tmp_path):
+    path = write_record(record(), tmp_path)
+    other = path.rename(path.with_name("000000000000.json"))
+    with pytest.raises(ValueError, match="other settings than its name says"):
+        read_record(other)
+    data = json.loads(other.read_text())
+    data["experiment"]["ratio"] = 7
+    path.write_text(json.dumps(data))
+    with pytest.raises(ValueError, match="is no record .*ratio is 7.*delete it"):
+        read_record(path)
+
+
+def test_frame_has_a_row_for_each_metric_of_each_record():
+    frame = records_frame([record(), record(BASE.dense, 10.0), record()])
+    assert len(frame) == 4  # two records, the repeated one once
+    dense = frame[(frame.method == "dense") & (frame.metric == "perplexity")].iloc[0]
+    assert (dense.value, dense.dataset, dense.length, dense.stage) == (10.0, "tiny", 16, "dense")
+    assert dense.calibration_length is None or math.isnan(dense.calibration_length)
+    assert set(frame[frame.method == "element1"].calibration_length) == {16}
+    assert set(frame[frame.metric == "accuracy"].dataset) == {"boolq"}
+
+
+def test_frame_refuses_to_mix_protocols_and_names_the_field():
+    mixed = [record(), record(BASE.dense, corpus_hash="bb")]
+    with pytest.raises(ValueError, match="perplexity/tiny@16 .*corpus_hash is 'bb' .* but 'aa'"):
+        records_frame(mixed)
+    with pytest.raises(ValueError, match="window"):
+        records_frame([record(), record(BASE.dense, window=32)], allow=("corpus_hash",))
+    shown = records_frame(mixed, allow=("corpus_hash",))
+    assert set(shown[shown.metric == "perplexity"].corpus_hash) == {"aa", "bb"}
+
+
+def test_record_says_in_a_line_what_it_is():
+    assert str(record()) == f"{BASE.key} tiny element1 pruned, 25.0% cut, tiny 20.00, boolq 50.0%"
+    assert str(replace(record(), reused=True)).endswith("(reused)")
+    assert record().perplexity == {"tiny": 20.0} and record().accuracy == {"boolq": 0.5}

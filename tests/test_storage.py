@@ -1,0 +1,76 @@
+"""A file is there whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import multiprocessing
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from pruner_lib.storage import only_one, read_json, write_atomic, write_csv, write_json
+
+
+def test_json_comes_back_and_infinities_stay_readable_by_strict_readers(tmp_path):
+    path = write_json(tmp_path / "new" / "a.json", {"x": (1, 2.5), "big": float("inf"), "text": "[ \n ] é"})
+    strict = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda word: pytest.fail(word))
+    assert strict == {"x": [1, 2.5], "big": "inf", "text": "[ \n ] é"}
+    assert float(strict["big"]) == float("inf")
+
+
+def test_failed_write_keeps_the_old_file_and_leaves_no_part(tmp_path):
+    path = write_json(tmp_path / "a.json", {"old": 1})
+
+    def full_disk(temporary: Path) -> None:
+        temporary.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(
+        OSError, match="could not write .*a.json: No space left on device; nothing was changed"
+    ) as told:
+        write_atomic(path, full_disk)
+    assert told.value.errno == errno.ENOSPC
+    assert read_json(path) == {"old": 1}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
+    write_json(path, {"new": 2})
+    assert read_json(path) == {"new": 2}
+
+
+def test_real_full_disk_is_an_error():
+    with pytest.raises(OSError, match="could not write /dev/full"):
+        write_json(Path("/dev/full/a.json"), {})
+
+
+def test_damaged_json_is_named(tmp_path):
+    (tmp_path / "a.json").write_text('{"half": ')
+    with pytest.raises(ValueError, match="a.json is not valid JSON .* delete it"):
+        read_json(tmp_path / "a.json")
+
+
+def test_csv_keeps_a_named_index_and_drops_a_bare_one(tmp_path):
+    frame = pd.DataFrame({"a": [1, 2]})
+    assert write_csv(tmp_path / "bare.csv", frame).read_text() == "a\n1\n2\n"
+    assert write_csv(tmp_path / "named.csv", frame.rename_axis("n")).read_text() == "n,a\n0,1\n1,2\n"
+
+
+def _hold(lock: str, log: str) -> None:
+    with only_one(lock):
+        for word in ("in", "out"):
+            with open(log, "a") as file:
+                file.write(word + "\n")
+            time.sleep(0.2)
+
+
+def test_one_process_at_a_time_holds_a_lock(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    jobs = [
+        context.Process(target=_hold, args=(str(tmp_path / "l"), str(tmp_path / "log"))) for _ in range(2)
+    ]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join()
+    assert (tmp_path / "log").read_text().split() == ["in", "out", "in", "out"]
