@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig
+
+from pruner_lib.evaluation import (
+    CHUNK_ROWS,
+    LOGITS_MB,
+    automatic_batch,
+    evaluating,
+    generate_samples,
+    perplexity,
+    perplexity_result,
+    repetition_rate,
+    window_nll,
+)
+from pruner_lib.models import load_model
+
+VOCABULARY = 61
+CONFIGS = {
+    "llama": LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, initializer_range=0.3,
+    ),
+    "gpt2": GPT2Config(
+        vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0,
+        initializer_range=0.3, embd_pdrop=0.5, resid_pdrop=0.5, attn_pdrop=0.5,
+    ),
+    "gpt_neox": GPTNeoXConfig(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, initializer_range=0.3,
+    ),
+}  # fmt: skip
+
+
+def make(name: str):
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(CONFIGS[name]).eval()
+
+
+def windows(n: int = 5, tokens: int = 12) -> torch.Tensor:
+    return torch.randint(VOCABULARY, (n, tokens), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_perplexity_is_the_exponential_of_the_models_own_loss(name):
+    model, ids = make(name), windows()
+    with torch.no_grad():
+        loss = model(input_ids=ids, labels=ids).loss.item()
+    assert perplexity(model, ids) == pytest.approx(math.exp(loss), rel=1e-5)
+    assert perplexity(model, ids.flip(1)) != pytest.approx(math.exp(loss), rel=1e-2)
+
+
+def test_uniform_logits_give_the_vocabulary_size():
+    model = make("llama")
+    assert perplexity(model, windows()) > 1.1 * VOCABULARY  # random and confident: worse than knowing nothing
+    torch.nn.init.zeros_(model.lm_head.weight)
+    assert perplexity(model, windows()) == pytest.approx(VOCABULARY, rel=1e-6)
+
+
+def test_a_window_counts_by_itself():
+    model, ids = make("llama"), windows()
+    together = perplexity_result(model, ids).nll
+    alone = np.array([perplexity_result(model, ids[i : i + 1]).nll[0] for i in range(len(ids))])
+    np.testing.assert_allclose(together, alone, rtol=1e-5)
+    changed = ids.clone()
+    changed[3] = changed[3].flip(0)
+    moved = np.abs(perplexity_result(model, changed).nll - together) > 1e-3
+    assert moved.tolist() == [False, False, False, True, False]
+
+
+def test_the_batch_size_changes_nothing():
+    model, ids = make("gpt_neox"), windows(7)
+    values = [perplexity(model, ids, batch_size=size) for size in (1, 3, 7, 50)]
+    assert values == pytest.approx([perplexity(model, ids)] * 4, rel=1e-5)
+
+
+def test_standard_error_follows_from_the_windows():
+    result = perplexity_result(make("llama"), windows(6))
+    assert result.value == pytest.approx(math.exp(result.nll.mean()))
+    assert result.stderr == pytest.approx(result.value * result.nll.std(ddof=1) / math.sqrt(6))
+    assert result.n_tokens == 6 * 11
+    assert math.isnan(perplexity_result(make("llama"), windows(1)).stderr)
+
+
+def test_long_windows_are_summed_in_float32_chunk_by_chunk():
+    generator = torch.Generator().manual_seed(2)
+    tokens = 2 * CHUNK_ROWS + 37
+    logits = (8 * torch.randn(tokens, VOCABULARY, generator=generator)).bfloat16()
+    ids = torch.randint(VOCABULARY, (tokens,), generator=generator)
+    rows = -logits[:-1].double().log_softmax(-1)[torch.arange(tokens - 1), ids[1:]]
+    assert window_nll(logits, ids).item() == pytest.approx(rows.mean().item(), rel=1e-6)
+    half = -logits[:-1].log_softmax(-1)[torch.arange(tokens - 1), ids[1:]]  # what bfloat16 would have given
+    assert half.mean().item() != pytest.approx(rows.mean().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("vocabulary", [100, 49_152, 256_000])
+def test_automatic_batches_bound_the_logits(device, vocabulary):
+    for tokens in (16, 128, 2048):
+        batch = automatic_batch(tokens, vocabulary, device)
+        assert batch == 1 or batch * tokens * vocabulary * 4 <= LOGITS_MB * 2**20
+    assert automatic_batch(16, 100, device) > 1
+    assert automatic_batch(128, 100, "cuda") > automatic_batch(128, 100, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([[1, 2]], "came as list"),
+        (torch.ones(2, 4), "torch.float32"),
+        (torch.ones(4, dtype=torch.int64), r"shape \(4,\)"),
+        (torch.ones(2, 1, dtype=torch.int64), r"shape \(2, 1\)"),
+        (torch.ones(0, 4, dtype=torch.int64), r"shape \(0, 4\)"),
+        (torch.full((2, 4), VOCABULARY), rf"61..61, wanted 0..{VOCABULARY - 1}"),
+        (torch.full((2, 4), -1), "-1..-1"),
+    ],
+)
+def test_bad_ids_are_named(ids, message):
+    with pytest.raises(ValueError, match=message):
+        perplexity(make("llama"), ids)
+
+
+def test_the_last_token_of_the_vocabulary_is_good():
+    assert perplexity(make("llama"), torch.full((2, 4), VOCABULARY - 1)) > 0
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_a_broken_model_is_an_error_and_no_number(poison):
+    model = make("llama")
+    with torch.no_grad():
+        model.lm_head.weight[5] = poison
+    with pytest.raises(ValueError, match="window 0 has a loss of"):
+        perplexity(model, windows())
+
+
+def test_measuring_switches_dropout_off_and_gives_every_mode_back():
+    model = make("gpt2")
+    expected = perplexity(model, windows())
+    model.train()
+    model.transformer.h[1].eval()
+    assert perplexity(model, windows()) == pytest.approx(expected, rel=1e-6)
+    assert model.training and model.transformer.h[0].mlp.training and not model.transformer.h[1].training
+    with torch.no_grad():
+        noisy = model(input_ids=windows(), labels=windows()).loss.exp().item()
+    assert noisy != pytest.approx(expected, rel=1e-3)  # so dropout would have shown
+
+
+def test_modes_come_back_after_an_error():
+    model = make("gpt2").train()
+    with pytest.raises(RuntimeError), evaluating(model):
+        assert not model.training and not torch.is_grad_enabled()
+        raise RuntimeError
+    assert all(module.training for module in model.modules()) and torch.is_grad_enabled()
+
+
+def test_repetition_is_counted_as_by_hand():
+    # a b c d a b c d has the 4-grams abcd bcda cdab dabc abcd: 5, of them 4 different
+    assert repetition_rate(list("abcdabcd")) == pytest.approx(1 / 5)
+    assert repetition_rate(list("abcdefgh")) == 0
+    assert repetition_rate(list("aaaaaaa")) == pytest.approx(3 / 4)
+    assert repetition_rate(list("abab"), n=2) == pytest.approx(1 / 3)
+    assert repetition_rate(list("abc")) == 0
+
+
+def test_a_prompts_text_follows_from_its_seed_alone():
+    model, tokenizer = load_model("tiny")
+    both = generate_samples(model, tokenizer, ["one", "two"], max_new_tokens=12)
+    assert both == generate_samples(model, tokenizer, ["one", "two"], max_new_tokens=12)
+    assert both[1].text == generate_samples(model, tokenizer, ["two"], max_new_tokens=12, seed=1)[0].text
+    assert both[1].text != generate_samples(model, tokenizer, ["two"], max_new_tokens=12, seed=2)[0].text
+
+
+def test_greedy_text_needs_no_seed_and_sampling_spares_the_global_generator():
+    model, tokenizer = load_model("tiny")
+    state = torch.get_rng_state()
+    texts = [
+        generate_samples(model, tokenizer, ["one"], max_new_tokens=12, do_sample=False, seed=seed)[0].text
+        for seed in (0, 1)
+    ]
+    assert texts[0] == texts[1]
+    assert texts[0] != generate_samples(model, tokenizer, ["one"], max_new_tokens=12)[0].text
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_stuck_model_shows_in_repetition_and_variety():
+    model, tokenizer = load_model("tiny")
+    wild = {"max_new_tokens": 40, "temperature": 5.0, "top_k": 0, "top_p": 1.0}
+    lively = generate_samples(model, tokenizer, ["one"], **wild)[0]
+    head = torch.nn.Linear(model.lm_head.in_features, model.lm_head.out_features)
+    torch.nn.init.zeros_(head.weight)
+    head.bias.data.zero_()[tokenizer("z", add_special_tokens=False)["input_ids"][0]] = 50
+    model.lm_head = head
+    stuck = generate_samples(model, tokenizer, ["one"], max_new_tokens=40)[0]
+    assert stuck.text == "z" * 40 and stuck.prompt == "one"
+    assert stuck.repetition_rate == pytest.approx(36 / 37) and stuck.distinct == pytest.approx(1 / 39)
+    assert lively.repetition_rate < 0.1 and lively.distinct > 0.8
