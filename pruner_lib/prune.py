@@ -25,7 +25,7 @@ def prune_(model: nn.Module, plan: Plan) -> nn.Module:
         model: on any device, in any dtype; its parameters are replaced by smaller ones, one after the other.
         plan: from `select`, for this model.
     Returns: the same model. `model.pruning_layout` is None if its config alone now says all (a plain checkpoint),
-        else the widths that its config can't say.
+        else the widths that its config can't say. `model.pruned_by` lists the plans carried out so far.
     Raises: ValueError: the plan does not fit the model. The model is then unchanged.
     """
     if "layers" in plan.keep:
@@ -48,6 +48,7 @@ def prune_(model: nn.Module, plan: Plan) -> nn.Module:
     for key, value in (plain or {}).items():
         setattr(model.config, key, value)
     model.pruning_layout = None if plain is not None else merged
+    model.pruned_by = [*getattr(model, "pruned_by", ()), plan]
     return model
 
 
@@ -197,4 +198,5 @@ def _drop_layers_(model: nn.Module, plan: Plan) -> nn.Module:
     for key, value in edits.items():
         setattr(model.config, key, value)
     model.pruning_layout = None
+    model.pruned_by = [*getattr(model, "pruned_by", ()), plan]
     return model

@@ -1,0 +1,188 @@
+"""Estimation: one number for each group (paper section 3.2, Eq. 3 to 5).
+
+Order of reduction, as in the reference code: within a channel of each structure, over the structures (aggregation),
+then over the channels of a group. Where the gradients come from is in `gradients`; nothing is ranked here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import nn
+
+from pruner_lib.gradients import visit_gradients
+from pruner_lib.groups import Axis
+
+CRITERIA = ("random", "l1", "l2", "vector", "element1", "element2", "mixed")
+AGGREGATIONS = ("sum", "prod", "max", "last", "none")
+DATA_FREE = ("random", "l1", "l2")
+SECOND_ORDER = ("element2", "mixed")
+
+
+def estimate(
+    model: nn.Module,
+    axes: Mapping[str, Axis],
+    calibration_ids: torch.Tensor | None = None,
+    *,
+    criterion: str = "element1",
+    aggregation: str = "sum",
+    seed: int = 0,
+) -> dict[str, torch.Tensor]:
+    """Score every group of every axis; higher means keep.
+
+    Args:
+        model: left as it was, without gradients.
+        axes: what `discover` returned, or some of it.
+        calibration_ids: `(samples, tokens)` int64; the paper uses 10 samples. Not needed for random, l1 and l2.
+        criterion: one of `CRITERIA`.
+        aggregation: over the structures of a group: "sum" (the paper's default), "prod", "max" or "last" (o_proj and
+            down_proj); "none" keeps them apart, for `select(..., dependency=False)`.
+        seed: of the criterion "random".
+    Returns: axis name -> `(n_groups,)` float32; `(n_structures, n_groups)` with aggregation "none".
+    Raises: ValueError: unknown criterion or aggregation, or ids that do not fit the model.
+    Source: paper Eq. 3 (vector), Eq. 4 and 5 (element1, element2, mixed), section 3.2 (aggregation).
+    """
+    if aggregation not in AGGREGATIONS:
+        raise ValueError(f"unknown aggregation {aggregation!r}; choose one of {', '.join(AGGREGATIONS)}")
+    scores = estimate_members(model, axes, calibration_ids, criteria=[criterion], seed=seed)
+    return aggregate(axes, scores[criterion], aggregation)
+
+
+def estimate_members(
+    model: nn.Module,
+    axes: Mapping[str, Axis],
+    calibration_ids: torch.Tensor | None = None,
+    *,
+    criteria: Iterable[str],
+    seed: int = 0,
+) -> dict[str, dict[str, torch.Tensor]]:
+    """Score every channel of every structure by several criteria in one pass over the calibration batch.
+
+    Per channel c of a structure W, with s = g * w (g: gradient of the batch loss, A: mean squared sample gradient):
+
+        l1: sum |w|    l2: sum w^2    vector: |sum s|    element1: sum |s|    element2: sum w A w    mixed: sum |s - w A w / 2|
+
+    Returns: criterion -> axis name -> `(n_structures, n_groups, channels)` float32, on the CPU.
+    Raises: ValueError: unknown criterion, no calibration ids where they are needed, or ids outside the vocabulary.
+    Source: paper Eq. 3 to 5; reference file `hf_llama_pruner.py`. Differs: a bias counts with its weight, and with
+        grouped-query attention query rows are credited to their own key and value head.
+    """
+    criteria = list(dict.fromkeys(criteria))
+    for criterion in criteria:
+        if criterion not in CRITERIA:
+            raise ValueError(f"unknown criterion {criterion!r}; choose one of {', '.join(CRITERIA)}")
+    tables = _Tables(axes)
+    parameters = dict(model.named_parameters())
+    static = [c for c in criteria if c in ("l1", "l2")]
+    with torch.no_grad():
+        for name in tables.places if static else ():
+            tables.add(name, parameters[name].detach().float(), None, None, static)
+    moving = [c for c in criteria if c not in DATA_FREE]
+    if moving:
+        check_ids(model, calibration_ids)
+
+        def visit(name: str, g: torch.Tensor, a: torch.Tensor | None) -> None:
+            tables.add(name, parameters[name].detach().float(), g, a, moving)
+
+        second = any(c in SECOND_ORDER for c in moving)
+        device = next(iter(parameters.values())).device
+        visit_gradients(model, calibration_ids.to(device), set(tables.places), visit, per_sample=second)
+    scores = {c: tables.fold(c) for c in criteria if c != "random"}
+    if "random" in criteria:
+        generator = torch.Generator().manual_seed(seed)
+        scores["random"] = {n: torch.rand((len(a.structures), a.n_groups, 1), generator=generator) for n, a in axes.items()}
+    return {c: scores[c] for c in criteria}
+
+
+def aggregate(axes: Mapping[str, Axis], members: Mapping[str, torch.Tensor], aggregation: str) -> dict[str, torch.Tensor]:
+    """Combine the structures of each group, channel by channel, then sum the channels of a group.
+
+    Args: members: axis name -> `(n_structures, n_groups, channels)`, one criterion of `estimate_members`.
+    Returns: axis name -> `(n_groups,)` float32; `(n_structures, n_groups)` with aggregation "none".
+    Source: paper section 3.2 (i) to (iv). The paper does not say which reduction comes first; this is the code's order.
+    """
+    scores = {}
+    for name, axis in axes.items():
+        table = members[name].double()
+        if aggregation == "none":
+            reduced = table
+        elif aggregation == "sum":
+            reduced = table.sum(0)
+        elif aggregation == "prod":
+            reduced = table.prod(0)
+        elif aggregation == "max":
+            reduced = table.amax(0)
+        elif aggregation == "last":
+            reduced = table[axis.structures.index(axis.last)]
+        else:
+            raise ValueError(f"unknown aggregation {aggregation!r}; choose one of {', '.join(AGGREGATIONS)}")
+        scores[name] = reduced.sum(-1)
+    if aggregation == "prod":  # one common factor: products of tiny scores would vanish in float32
+        largest = max((s.max().item() for s in scores.values()), default=0.0) or 1.0
+        scores = {name: s / largest for name, s in scores.items()}
+    return {name: s.float() for name, s in scores.items()}
+
+
+def check_ids(model: nn.Module, ids: torch.Tensor | None) -> None:
+    """Refuse token ids that the model can't have seen.
+
+    Raises: ValueError: wrong type or shape, or ids outside the vocabulary.
+    """
+    if ids is None:
+        raise ValueError("this criterion needs calibration ids of shape (samples, tokens); random, l1 and l2 need none")
+    if not isinstance(ids, torch.Tensor) or ids.dtype != torch.int64 or ids.ndim != 2 or ids.shape[0] < 1 or ids.shape[1] < 2:
+        what = f"{ids.dtype} {tuple(ids.shape)}" if isinstance(ids, torch.Tensor) else type(ids).__name__
+        raise ValueError(f"calibration ids must be int64 of shape (samples, tokens) with at least 2 tokens, got {what}")
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    if ids.min() < 0 or ids.max() >= vocabulary:
+        raise ValueError(
+            f"calibration ids run from {ids.min().item()} to {ids.max().item()}, but the model's vocabulary has "
+            f"{vocabulary} entries: were they made with another tokenizer?"
+        )
+
+
+class _Tables:
+    """Running scores of each channel, filled parameter by parameter."""
+
+    def __init__(self, axes: Mapping[str, Axis]):
+        self.axes = axes
+        self.places: dict[str, list] = {}  # parameter -> [(axis, structure, dim, indices)]
+        self.sums: dict[tuple[str, str, str], torch.Tensor] = {}
+        for axis in axes.values():
+            for m in axis.members:
+                self.places.setdefault(m.parameter, []).append((axis.name, m.structure, m.dim, m.indices))
+
+    def add(self, parameter: str, w: torch.Tensor, g, a, criteria: list[str]) -> None:
+        s = None if g is None else w * g
+        waw = None if a is None else a.mul_(w).mul_(w)
+        for criterion in criteria:
+            salience = _salience(criterion, w, s, waw)
+            for axis, structure, dim, indices in self.places[parameter]:
+                channels = salience.sum([d for d in range(w.ndim) if d != dim]) if w.ndim > 1 else salience
+                table = channels.cpu()[indices]  # (n_groups, width)
+                key = criterion, axis, structure
+                self.sums[key] = self.sums[key] + table if key in self.sums else table
+
+    def fold(self, criterion: str) -> dict[str, torch.Tensor]:
+        """Structures wider than the others (query rows of a KV head) are summed onto the common channels."""
+        found = {}
+        for name, axis in self.axes.items():
+            tables = [self.sums[criterion, name, s] for s in axis.structures]
+            tables = [t.abs() if criterion == "vector" else t for t in tables]
+            found[name] = torch.stack([t.unflatten(1, (-1, axis.width)).sum(1) for t in tables])
+        return found
+
+
+def _salience(criterion: str, w: torch.Tensor, s: torch.Tensor | None, waw: torch.Tensor | None) -> torch.Tensor:
+    if criterion == "l1":
+        return w.abs()
+    if criterion == "l2":
+        return w.square()
+    if criterion == "vector":
+        return s
+    if criterion == "element1":
+        return s.abs()
+    if criterion == "element2":
+        return waw
+    return (s - waw / 2).abs()
