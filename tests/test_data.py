@@ -1,0 +1,214 @@
+"""Texts, token ids and instructions: what is read, how it is cut, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from pruner_lib.corpora import instruction_names, read_corpus, read_instructions, text_names
+from pruner_lib.data import calibration_ids, corpus_hash, instructions, text_ids
+from pruner_lib.models import find_model, tiny_tokenizer
+
+
+@pytest.fixture(scope="session")
+def smollm2_tokenizer():
+    return AutoTokenizer.from_pretrained(find_model("smollm2-135m"))
+
+
+@pytest.fixture
+def local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PRUNER_LIB_DATA", str(tmp_path))
+    return tmp_path
+
+
+def tokens(text: str) -> list[int]:
+    return tiny_tokenizer()(text)["input_ids"]
+
+
+def test_wiki_windows_are_those_of_the_reference_run(smollm2_tokenizer):
+    ids = text_ids("wiki", smollm2_tokenizer, length=128, windows=128)
+    assert ids.shape == (128, 128) and ids.dtype == torch.int64
+    assert corpus_hash(ids) == "339e7f8a49fd"
+
+
+def test_bookcorpus_samples_are_those_of_the_reference_run(smollm2_tokenizer):
+    ids = calibration_ids("bookcorpus", smollm2_tokenizer, samples=10, length=64)
+    assert ids.shape == (10, 64) and ids.dtype == torch.int64
+    assert corpus_hash(ids) == "6ce05a606a69"
+
+
+@pytest.mark.parametrize(
+    ("name", "documents", "start"),
+    [("wiki", 2349, "2007 European"), ("c4", 584, "Restore"), ("bookcorpus", 5153, "In my palm")],
+)
+def test_embedded_texts_have_their_documents(name, documents, start):
+    corpus = read_corpus(name)
+    assert len([text for text in corpus.documents if text.strip()]) == documents
+    assert corpus.documents[0].startswith(start)
+    assert not any("<doc " in text or "</doc>" in text for text in corpus.documents)
+
+
+def test_windows_follow_each_other_without_overlap():
+    corpus = read_corpus("tiny")
+    whole = tokens(corpus.separator.join(corpus.documents))
+    ids = text_ids("tiny", tiny_tokenizer(), length=50)
+    assert ids.flatten().tolist() == whole[: ids.numel()]
+    assert 0 <= len(whole) - ids.numel() < 50
+    assert torch.equal(text_ids("tiny", tiny_tokenizer(), length=50, windows=3), ids[:3])
+
+
+def test_seed_draws_windows_of_the_text():
+    ids = text_ids("tiny", tiny_tokenizer(), length=50)
+    drawn = [text_ids("tiny", tiny_tokenizer(), length=50, windows=5, seed=seed) for seed in (1, 1, 2)]
+    rows = {tuple(row) for row in ids.tolist()}
+    assert all(tuple(row) in rows for row in drawn[0].tolist())
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+
+
+def test_bos_stands_once_before_the_text_and_only_when_asked():
+    plain = text_ids("tiny", tiny_tokenizer(), length=50)
+    with_bos = text_ids("tiny", tiny_tokenizer(), length=50, bos=True)
+    assert (plain == 1).sum() == 0
+    assert (with_bos == 1).sum() == 1 and with_bos[0, 0] == 1
+    assert torch.equal(with_bos[0, 1:], plain[0, :-1])
+
+
+def test_bos_needs_a_tokenizer_that_has_one():
+    tokenizer = tiny_tokenizer()
+    tokenizer.bos_token = None
+    assert text_ids("tiny", tokenizer, windows=1).shape == (1, 128)
+    with pytest.raises(ValueError, match="no beginning-of-sequence token"):
+        text_ids("tiny", tokenizer, windows=1, bos=True)
+
+
+def test_too_few_windows_say_how_many_there_are(local):
+    (local / "mine.txt").write_text("x" * 100)
+    assert text_ids("mine", tiny_tokenizer(), length=10, windows=10).shape == (10, 10)
+    with pytest.raises(ValueError, match="'mine' has 10 windows of 10 tokens, wanted 11"):
+        text_ids("mine", tiny_tokenizer(), length=10, windows=11)
+    with pytest.raises(ValueError, match="'mine' has 0 windows of 101 tokens"):
+        text_ids("mine", tiny_tokenizer(), length=101)
+
+
+def test_calibration_takes_the_first_documents_that_are_long_enough(local):
+    (local / "mine.txt").write_text("short\n\nlong enough\n\ntiny\n\nalso long enough\n")
+    ids = calibration_ids("mine", tiny_tokenizer(), samples=2, length=8)
+    assert ids.tolist() == [tokens("long eno"), tokens("also lon")]
+    with pytest.raises(ValueError, match="2 documents of at least 8 tokens, wanted 3"):
+        calibration_ids("mine", tiny_tokenizer(), samples=3, length=8)
+
+
+def test_calibration_seed_draws_documents_and_crops(local):
+    (local / "mine.txt").write_text("\n\n".join(f"{i:02d}" * 20 for i in range(30)))
+    drawn = [calibration_ids("mine", tiny_tokenizer(), samples=30, length=9, seed=s) for s in (1, 1, 2)]
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+    texts = [tiny_tokenizer().decode(row) for row in drawn[0]]
+    assert sorted(min(text[:2], text[1:3]) for text in texts) != texts  # in another order
+    assert all(any(text in f"{i:02d}" * 20 for i in range(30)) for text in texts)  # each inside one document
+    assert {len(set(row)) for row in drawn[0].tolist()} == {1, 2}
+    assert any(text[0] != "0" and text[:2] != text[1:3] for text in texts)
+
+
+def test_calibration_bos_counts_as_a_token():
+    ids = calibration_ids("tiny", tiny_tokenizer(), samples=2, length=8, bos=True)
+    assert ids.shape == (2, 8) and ids[:, 0].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("sizes", [{"length": 0}, {"windows": 0}, {"windows": -1}])
+def test_sizes_below_one_are_refused(sizes):
+    with pytest.raises(ValueError, match="wanted at least 1"):
+        text_ids("tiny", tiny_tokenizer(), **sizes)
+
+
+def test_wikitext2_rows_are_lines_joined_as_in_the_paper(local):
+    (local / "wikitext2").mkdir()
+    (local / "wikitext2" / "wiki.test.raw").write_text(" \n = Title = \n \n One .\n", encoding="utf-8")
+    corpus = read_corpus("wikitext2")
+    assert corpus.documents == ("", " = Title = \n", "", " One .\n")
+    assert corpus.separator.join(corpus.documents) == "\n\n = Title = \n\n\n\n\n One .\n"
+
+
+def test_only_a_newline_ends_a_row(local):
+    (local / "wikitext2").mkdir()
+    (local / "wikitext2" / "wiki.test.raw").write_text("a\u2028b\x0cc\x85d\n", encoding="utf-8")
+    assert read_corpus("wikitext2").documents == ("a\u2028b\x0cc\x85d\n",)
+
+
+def test_ptb_rows_are_stripped_lines(local):
+    (local / "ptb").mkdir()
+    (local / "ptb" / "ptb.valid.txt").write_text(" first row \n second <unk> row \n", encoding="utf-8")
+    corpus = read_corpus("ptb")
+    assert corpus.separator.join(corpus.documents) == "first row\n\nsecond <unk> row"
+
+
+def test_local_text_goes_before_the_asset(local):
+    (local / "wiki.txt").write_text("mine\n\nmy own")
+    assert read_corpus("wiki").documents == ("mine", "my own")
+
+
+@pytest.mark.parametrize("name", ["wikitext2", "ptb"])
+def test_text_of_the_hub_without_the_hub_fails_at_once(name, local):
+    start = time.monotonic()
+    with pytest.raises(ValueError, match=f"was not found .*{name}/.*PRUNER_LIB_DATA"):
+        read_corpus(name)
+    assert time.monotonic() - start < 10
+
+
+def test_unknown_and_empty_texts_are_refused(local):
+    with pytest.raises(ValueError, match="unknown text 'wikki'.*wiki, c4, bookcorpus"):
+        read_corpus("wikki")
+    (local / "empty.txt").write_text("\n\n \n")
+    with pytest.raises(ValueError, match="'empty' is empty"):
+        read_corpus("empty")
+    assert text_names() == ["wiki", "c4", "bookcorpus", "wikitext2", "ptb", "tiny"]
+
+
+def test_corpus_hash_tells_content_and_shape_apart():
+    ids = torch.arange(12).view(3, 4)
+    assert corpus_hash(ids) == corpus_hash(ids.int().clone()) and len(corpus_hash(ids)) == 12
+    assert corpus_hash(ids) != corpus_hash(ids.view(4, 3))
+    assert corpus_hash(ids) != corpus_hash(ids + 1)
+
+
+@pytest.mark.parametrize(("name", "rows"), [("instructlab", 24545), ("tiny", 196)])
+def test_instructions_have_the_alpaca_keys(name, rows):
+    found = instructions(name)
+    assert len(found) == rows
+    assert all(set(row) == {"instruction", "input", "output"} for row in found)
+    assert all(row["instruction"] and row["output"] for row in found)
+
+
+def test_instruction_samples_follow_the_seed():
+    drawn = [instructions("tiny", samples=20, seed=seed) for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert len({json.dumps(row) for row in drawn[0]}) == 20
+    with pytest.raises(ValueError, match="are 196, wanted 197"):
+        instructions("tiny", samples=197)
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+def test_local_instructions_are_read(local, suffix):
+    rows = [{"instruction": "Add", "input": "1 2", "output": "3"}, {"instruction": "Hi", "output": "Ho"}]
+    text = json.dumps(rows) if suffix == "json" else "\n".join(map(json.dumps, rows))
+    (local / f"alpaca.{suffix}").write_text(text)
+    assert instructions("alpaca") == [rows[0], rows[1] | {"input": ""}]
+
+
+@pytest.mark.parametrize("text", ["{", '{"a": 1}', '[{"instruction": "no output"}]', "[1]"])
+def test_malformed_instructions_name_the_file(local, text):
+    (local / "mine.json").write_text(text)
+    with pytest.raises(ValueError, match=r'mine\.json.*wanted a JSON list.*"instruction" and "output"'):
+        read_instructions("mine")
+
+
+def test_unknown_and_unreachable_instructions_are_refused(local):
+    with pytest.raises(ValueError, match="unknown instructions 'alpacca'.*instructlab, alpaca, tiny"):
+        instructions("alpacca")
+    with pytest.raises(ValueError, match="yahma/alpaca-cleaned.*was not found.*alpaca.json"):
+        instructions("alpaca")
+    assert instruction_names() == ["instructlab", "alpaca", "tiny"]

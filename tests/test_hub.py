@@ -1,0 +1,63 @@
+"""A look-up on the hub fails at once where there is no hub, and leaves the libraries as they were."""
+
+from __future__ import annotations
+
+import socket
+import time
+
+import datasets
+import pytest
+from huggingface_hub import constants
+
+from pruner_lib import hub
+from pruner_lib.hub import hub_lookup
+
+
+@pytest.fixture
+def online(monkeypatch):
+    """Both libraries believe that they are online; the hub is a closed port of this machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{free.getsockname()[1]}"
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    return endpoint
+
+
+def settings():
+    return constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+
+
+def test_unreachable_hub_is_found_out_at_once_and_only_the_cache_is_read(online):
+    start = time.monotonic()
+    message = "model 'x/y' was not found .*can't be reached.*Try that.*gone"
+    with pytest.raises(ValueError, match=message), hub_lookup("model 'x/y'", "Try that."):
+        assert settings() == (True, True)
+        raise FileNotFoundError("gone")
+    assert time.monotonic() - start < 5
+    assert settings() == (False, False)
+
+
+def test_reachable_hub_is_asked(online, monkeypatch):
+    monkeypatch.setattr(hub, "_unreachable", lambda endpoint: None)
+    message = f"'x/y' was not found on {online}. Try that."
+    with pytest.raises(ValueError, match=message), hub_lookup("model 'x/y'", "Try that."):
+        assert settings() == (False, False)
+        raise OSError("404")
+
+
+def test_what_is_found_passes_and_so_do_other_errors(online):
+    with hub_lookup("model 'x/y'", "Try that."):
+        found = True
+    assert found and settings() == (False, False)
+    with pytest.raises(ValueError, match="^no decoder$"), hub_lookup("model 'x/y'", "Try that."):
+        raise ValueError("no decoder")
+    assert settings() == (False, False)
+
+
+def test_offline_mode_stays_on(monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="offline mode is set"), hub_lookup("model 'x/y'", "Try that."):
+        raise OSError("404")
+    assert constants.HF_HUB_OFFLINE

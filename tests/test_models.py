@@ -1,0 +1,214 @@
+"""Loading: every name, folder and hub id gives a decoder in evaluation mode, or an error that helps."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertForMaskedLM, LlamaModel
+
+from pruner_lib.assets import cache_root
+from pruner_lib.models import find_model, load_model, model_names, tiny_tokenizer
+
+IDS = torch.arange(4, 20)[None]  # (1, 16)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A folder with the tiny model and its tokenizer."""
+    folder = tmp_path / "checkpoint"
+    for part in load_model("tiny"):
+        part.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    return load_model("smollm2-135m")
+
+
+def test_tiny_is_a_small_decoder_with_shared_kv_heads():
+    model, tokenizer = load_model("tiny")
+    assert not model.training and model.dtype == torch.float32
+    assert model.config.num_attention_heads == 2 * model.config.num_key_value_heads
+    assert len(tokenizer) == model.config.vocab_size
+    changed = IDS.clone()
+    changed[0, -1] = 100
+    first, second = model(IDS).logits[0], model(changed).logits[0]
+    assert torch.equal(first[:-1], second[:-1])  # a decoder does not look ahead
+    assert not torch.allclose(first[-1], second[-1])
+
+
+def test_seed_decides_the_weights_of_tiny_and_leaves_the_global_generator_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    logits = [load_model("tiny", seed=seed)[0](IDS).logits for seed in (0, 0, 1)]
+    assert torch.equal(torch.rand(1), expected)
+    assert torch.equal(logits[0], logits[1])
+    assert not torch.allclose(logits[0], logits[2], atol=0.1)
+
+
+def test_tiny_norms_are_random():
+    norms = [p for p in load_model("tiny")[0].parameters() if p.dim() == 1]
+    assert norms and all(p.std() > 0.1 for p in norms)
+
+
+def test_dtype_is_the_one_asked_for(checkpoint):
+    assert load_model("tiny", dtype=torch.bfloat16)[0].dtype == torch.bfloat16
+    assert load_model(checkpoint, dtype=torch.bfloat16)[0].dtype == torch.bfloat16
+    assert load_model(checkpoint)[0].dtype == torch.float32
+
+
+def test_tiny_tokenizer_gives_back_any_text():
+    tokenizer, text = tiny_tokenizer(), "Grüße,  漢字\n\n123 <tag>"
+    ids = tokenizer(text)["input_ids"]
+    assert len(ids) == len(text.encode()) and min(ids) > 3  # one token a byte, none special
+    assert tokenizer.decode(ids) == text
+
+
+def test_tiny_tokenizer_has_the_special_tokens():
+    tokenizer = tiny_tokenizer()
+    specials = (
+        tokenizer.unk_token_id,
+        tokenizer.bos_token_id,
+        tokenizer.eos_token_id,
+        tokenizer.pad_token_id,
+    )
+    assert specials == (0, 1, 2, 3)
+    assert tokenizer("<s>a</s>")["input_ids"][::2] == [1, 2]
+    assert tokenizer.decode([1, 68, 2], skip_special_tokens=True) == tokenizer.decode([68])
+
+
+def test_folder_gives_the_same_logits_and_tokens(checkpoint):
+    model, tokenizer = load_model("tiny")
+    again, tokenizer_again = load_model(checkpoint)
+    assert not again.training
+    assert torch.equal(model(IDS).logits, again(IDS).logits)
+    assert tokenizer("a <s> ü")["input_ids"] == tokenizer_again("a <s> ü")["input_ids"]
+    assert tokenizer_again.pad_token_id == 3
+
+
+def test_local_data_directory_goes_first(checkpoint, monkeypatch):
+    monkeypatch.setenv("PRUNER_LIB_DATA", str(checkpoint.parent))
+    assert find_model("checkpoint") == checkpoint
+    monkeypatch.delenv("PRUNER_LIB_DATA")
+    with pytest.raises(ValueError, match="unknown model 'checkpoint'"):
+        find_model("checkpoint")
+
+
+@pytest.mark.parametrize("name", ["smollm", "./no/folder", "/no/folder", "a/b/c", "folder/"])
+def test_unknown_model_names_the_known_ones(name):
+    with pytest.raises(ValueError, match=f"unknown model '{name}'.*smollm2-135m, tiny.*PRUNER_LIB_DATA"):
+        load_model(name)
+
+
+def test_known_names_are_listed():
+    assert model_names() == ["smollm2-135m", "tiny"]
+
+
+def test_hub_id_without_the_hub_fails_at_once():
+    start = time.monotonic()
+    with pytest.raises(ValueError, match="'nobody/nothing' was not found .*cache.*Known names: smollm2-135m"):
+        load_model("nobody/nothing")
+    assert time.monotonic() - start < 5
+
+
+def test_encoder_is_refused(tmp_path):
+    config = BertConfig(
+        vocab_size=260, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    BertForMaskedLM(config).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="no decoder.*BertForMaskedLM"):
+        load_model(tmp_path)
+
+
+def test_decoder_without_its_head_is_refused(tmp_path):
+    LlamaModel(load_model("tiny")[0].config).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="language-model head.*LlamaModel.*LlamaForCausalLM"):
+        load_model(tmp_path)
+
+
+def test_missing_weight_is_an_error_not_a_random_one(checkpoint):
+    path = checkpoint / "model.safetensors"
+    weights = load_file(path)
+    del weights["model.layers.0.mlp.up_proj.weight"]
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="lacks 1 weights.*layers.0.mlp.up_proj"):
+        load_model(checkpoint)
+
+
+@pytest.mark.parametrize("damage", ["no config", "no JSON", "no weights", "half the weights", "other shapes"])
+def test_broken_checkpoint_is_an_error_that_names_the_folder(checkpoint, damage):
+    config, weights = checkpoint / "config.json", checkpoint / "model.safetensors"
+    if damage == "no config":
+        config.unlink()
+    elif damage == "no JSON":
+        config.write_text("{")
+    elif damage == "no weights":
+        weights.unlink()
+    elif damage == "half the weights":
+        weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    else:
+        config.write_text(config.read_text().replace('"intermediate_size": 96', '"intermediate_size": 80'))
+    with pytest.raises(ValueError, match=str(checkpoint)):
+        load_model(checkpoint)
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_code_in_a_folder_runs_only_for_our_own_checkpoints(checkpoint, ours):
+    mark = checkpoint / "ran"
+    code = f"import transformers\nopen({str(mark)!r}, 'w').close()\n"
+    code += "class Pruned(transformers.LlamaForCausalLM):\n    pass\n"
+    (checkpoint / "modeling_pruned.py").write_text(code)
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "modeling_pruned.Pruned"}
+    if ours:
+        config["pruning_layout"] = {}
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    model, _ = load_model(checkpoint)
+    assert mark.exists() == ours
+    assert torch.equal(model(IDS).logits, load_model("tiny")[0](IDS).logits)
+
+
+def test_embedded_model_is_plain_float32_safetensors(smollm2):
+    model, _ = smollm2
+    folder = cache_root() / "models" / "smollm2-135m"
+    assert "quantization_config" not in json.loads((folder / "config.json").read_text())
+    assert (folder / "model.safetensors").is_file() and not model.training
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert sum(p.numel() for p in model.parameters()) == 134_515_008
+
+
+def test_embedded_tokenizer_is_the_instruct_one(smollm2):
+    model, tokenizer = smollm2
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token) == (
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|im_end|>",
+        "<|endoftext|>",
+    )
+    assert len(tokenizer) == model.config.vocab_size == 49152
+    text = "Hello  world!\n\n 1234 don't é 漢字"
+    ids = tokenizer(text)["input_ids"]
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.tokenize("1234") == ["1", "2", "3", "4"]  # digits stand alone
+    chat = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
+    )
+    assert chat.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_embedded_model_knows_english(smollm2):
+    model, tokenizer = smollm2
+    ids = tokenizer("The capital of France is", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        best = model(ids).logits[0, -1].argmax()
+    assert tokenizer.decode(best) == " Paris"
