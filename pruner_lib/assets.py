@@ -18,9 +18,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from filelock import FileLock
-
 from pruner_lib.archives import Asset, download, extract
+from pruner_lib.storage import only_one
 
 MANIFEST = "manifest.json"
 ARROW = "validation/data-00000-of-00001.arrow"
@@ -109,8 +108,7 @@ def build_folder(folder: Path, build: Callable[[Path], None], *, source: str) ->
     if _is_whole(folder, source):
         return folder
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.parent / f".{folder.name}.lock"):
+        with only_one(folder.parent / f".{folder.name}.lock"):
             if not _is_whole(folder, source):
                 _replace_folder(folder, build, source)
     except Exception as error:  # a full disk comes in many guises: pip's log, safetensors' own error, OSError
