@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -60,7 +61,7 @@ class TaskScore:
     task: str
     metric: str  # "acc" or "acc_norm": which of the values the paper reports
     value: float  # share of right answers, in [0, 1]
-    stderr: float  # of the mean over questions
+    stderr: float  # of the mean over questions, nan for one question
     n: int  # questions answered
     correct: tuple[int, ...]  # 1 or 0 a question, in the order of the split, for paired statistics
     values: dict[str, float]  # every metric of the task with its standard error, by lm-eval's names
@@ -171,32 +172,29 @@ def zero_shot(
 
     settings = {"backend": "causal", "batch_size": batch_size, "add_bos_token": add_bos}
     with tempfile.TemporaryDirectory(prefix="pruner_lib-") as folder, _quiet(), evaluating(model):
-        loaded = _load(tasks, Path(folder))
+        loaded = {task: _load_task(task, find_data(task), Path(folder)) for task in tasks}
         subject = HFLM(pretrained=model, tokenizer=tokenizer, **settings)
-        found = evaluate(
-            subject, loaded, limit=limit, bootstrap_iters=1
-        )  # the error of a mean needs no bootstrap
+        # the standard error of a mean needs no bootstrap, but lm-eval gives none at 0 iterations
+        found = evaluate(subject, {"tasks": loaded}, limit=limit, bootstrap_iters=1)
     protocol = {"lm_eval": version("lm_eval"), "fewshot": 0, "limit": limit, "add_bos": add_bos}
     return {task: _score(task, found, protocol) for task in tasks}
 
 
-def _load(tasks: Sequence[str], folder: Path) -> dict[str, Any]:
+def _load_task(task: str, data: Path | None, folder: Path) -> Any:
+    from datasets.exceptions import DatasetsError
     from lm_eval.tasks import TaskManager
 
-    manager = TaskManager(include_defaults=False)
-    loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
-    for task in tasks:
-        data = find_data(task)
-        try:
-            loaded["tasks"] |= manager.load(str(write_definition(task, data, folder)))["tasks"]
-        except (OSError, ValueError, KeyError) as error:
-            raise ValueError(
-                f"no questions for {task}: no tasks/{task}.jsonl in PRUNER_LIB_DATA, none in asset 'tasks', "
-                f"and the hub gave {error!r}; run `python -m pruner_lib.assets` with a network"
-                if data is None
-                else f"{data} holds no questions of {task} ({error!r}); mend it, or delete and fetch it again"
-            ) from error
-        loaded["tasks"][task].set_config("num_fewshot", 0)
+    try:
+        definition = str(write_definition(task, data, folder))
+        loaded = TaskManager(include_defaults=False).load(definition)["tasks"][task]
+    except (OSError, ValueError, KeyError, DatasetsError) as error:
+        if data is not None:
+            raise ValueError(f"{data} holds no questions of {task} ({error!r}); mend or delete it") from error
+        raise ValueError(
+            f"no questions for {task}: no tasks/{task}.jsonl in PRUNER_LIB_DATA, none in asset 'tasks', and "
+            f"the hub gave {error!r}; run `python -m pruner_lib.assets` with a network"
+        ) from error
+    loaded.set_config("num_fewshot", 0)
     return loaded
 
 
@@ -211,7 +209,8 @@ def _score(task: str, found: dict[str, Any], protocol: dict[str, Any]) -> TaskSc
         "questions": sha256(questions.encode()).hexdigest()[:12],
     }
     suffix = ",none"  # lm-eval's name of "no filter"
-    values = {name.removesuffix(suffix): float(row[name]) for name in row if name.endswith(suffix)}
+    found_values = {name.removesuffix(suffix): row[name] for name in row if name.endswith(suffix)}
+    values = {name: math.nan if value == "N/A" else float(value) for name, value in found_values.items()}
     correct = tuple(int(sample[metric]) for sample in samples)
     error = values[f"{metric}_stderr"]
     return TaskScore(task, metric, values[metric], error, len(correct), correct, values, protocol)

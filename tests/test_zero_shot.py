@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+
+from pruner_lib import zero_shot as module
+from pruner_lib.models import load_model
+from pruner_lib.zero_shot import SEVEN_TASKS, TASKS, find_data, read_requests, write_definition, zero_shot
+
+# Every right choice is a run of z and every wrong one a run of q, so that a model that likes z knows all.
+RIGHT, WRONG = "zzzzzzzz", "qqqq"
+
+
+def row(task: str, number: int) -> dict:
+    """Make one question with the hub's columns; its answer moves with its number."""
+    first = number % 2 == 0
+    choices = [RIGHT, WRONG] if first else [WRONG, RIGHT]
+    answer = 0 if first else 1
+    text = "x" * (1 + number)
+    if task == "boolq":
+        return {"passage": f"Title -- {text}", "question": "is it", "label": answer}
+    if task == "piqa":
+        return {"goal": text, "sol1": choices[0], "sol2": choices[1], "label": answer}
+    if task == "hellaswag":
+        parts = {"activity_label": "Act", "ctx_a": text, "ctx_b": "then", "endings": choices}
+        return parts | {"label": str(answer)}
+    if task == "winogrande":
+        return {"sentence": f"{text} _ ran.", "option1": "He", "option2": "She", "answer": str(answer + 1)}
+    column = "question_stem" if task == "openbookqa" else "question"
+    return {
+        "id": str(number),
+        column: text,
+        "choices": {"text": choices, "label": ["A", "B"]},
+        "answerKey": "AB"[answer],
+    }
+
+
+@pytest.fixture
+def questions(tmp_path, monkeypatch) -> Path:
+    """Fill a local data directory with five questions a task."""
+    folder = tmp_path / "data" / "tasks"
+    folder.mkdir(parents=True)
+    for task in SEVEN_TASKS:
+        rows = [json.dumps(row(task, number)) for number in range(5)]
+        (folder / f"{task}.jsonl").write_text("\n".join(rows) + "\n")
+    monkeypatch.setenv("PRUNER_LIB_DATA", str(tmp_path / "data"))
+    return folder
+
+
+def fan_of(letter: str, strength: float):
+    """Build a model that always expects one letter, whatever came before."""
+    model, tokenizer = load_model("tiny")
+    head = torch.nn.Linear(model.lm_head.in_features, model.lm_head.out_features)
+    torch.nn.init.zeros_(head.weight)
+    head.bias.data.zero_()[tokenizer(letter, add_special_tokens=False)["input_ids"][-1]] = strength
+    model.lm_head = head
+    return model, tokenizer
+
+
+def save_requests(path: Path, documents: list[dict], twins: bool = True) -> Path:
+    """Write requests as the archive holds them: a line a choice, then the same without the question."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with gzip.open(path, "wt") as file:
+        for start in (0, module.UNCONDITIONAL) if twins else (0,):
+            for number, document in enumerate(documents):
+                for _ in document["choices"]:
+                    file.write(json.dumps({"doc_id": start + number, "doc": document}) + "\n")
+    return path
+
+
+def test_all_seven_tasks_run_offline(questions):
+    model, tokenizer = load_model("tiny")
+    scores = zero_shot(model.train(), tokenizer)
+    assert tuple(scores) == SEVEN_TASKS and model.training
+    for task, score in scores.items():
+        assert score.n == len(score.correct) == 5 and set(score.correct) <= {0, 1}
+        assert score.value == pytest.approx(np.mean(score.correct))
+        assert score.stderr == pytest.approx(np.std(score.correct, ddof=1) / np.sqrt(5))
+        assert score.metric == TASKS[task].metric and score.values[score.metric] == score.value
+        assert score.protocol["split"] == ("test" if task.startswith(("arc", "open")) else "validation")
+        assert score.protocol["limit"] is None and score.protocol["fewshot"] == 0
+
+
+@pytest.mark.parametrize("task", ["piqa", "hellaswag", "arc_easy", "arc_challenge", "openbookqa"])
+def test_a_model_that_knows_is_right_and_its_opposite_wrong(task, questions):
+    assert zero_shot(*fan_of("z", 9.0), [task])[task].correct == (1, 1, 1, 1, 1)
+    assert zero_shot(*fan_of("z", -9.0), [task])[task].correct == (0, 0, 0, 0, 0)
+
+
+def test_the_papers_metric_is_the_one_reported(questions):
+    # Eight liked letters cost more than four others: only per byte does the right choice win.
+    scores = zero_shot(*fan_of("z", 0.5), ["hellaswag", "piqa"])
+    assert scores["hellaswag"].metric == "acc_norm" and scores["hellaswag"].value == 1
+    assert scores["hellaswag"].values["acc"] == 0
+    assert scores["piqa"].metric == "acc" and scores["piqa"].value == 0
+    assert scores["piqa"].values["acc_norm"] == 1
+
+
+def test_a_limit_takes_the_first_questions(questions):
+    subject = load_model("tiny")
+    whole = zero_shot(*subject, ["piqa", "boolq"])
+    for n in (1, 3):
+        part = zero_shot(*subject, ["piqa", "boolq"], n)
+        assert [part[task].correct for task in part] == [whole[task].correct[:n] for task in whole]
+        assert part["piqa"].protocol["limit"] == n and np.isnan(part["piqa"].stderr) == (n == 1)
+        assert part["piqa"].protocol["questions"] != whole["piqa"].protocol["questions"]
+    assert zero_shot(*subject, ["piqa"], 99)["piqa"].correct == whole["piqa"].correct
+
+
+def test_the_batch_size_changes_no_answer(questions):
+    subject = load_model("tiny")
+    one, many = (zero_shot(*subject, ["arc_easy"], batch_size=size)["arc_easy"] for size in (1, 7))
+    assert one.correct == many.correct and one.protocol == many.protocol
+
+
+def test_scores_are_those_of_the_log_likelihoods(questions):
+    model, tokenizer = load_model("tiny")
+    right, lines = [], []
+    for number, word in enumerate(["sun", "moon", "a star", "rain", "the wind", "snow", "fog", "hail"]):
+        question = row("openbookqa", number)
+        question["choices"]["text"] = [f"{word} {number}", word[::-1]]
+        lines.append(json.dumps(question))
+        totals = []
+        for choice in question["choices"]["text"]:
+            context = tokenizer(question["question_stem"], add_special_tokens=False)["input_ids"]
+            rest = tokenizer(f" {choice}", add_special_tokens=False)["input_ids"]
+            ids = torch.tensor([context + rest])
+            with torch.no_grad():
+                logs = model(ids).logits[0].log_softmax(-1)
+            total = sum(logs[len(context) + i - 1, token].item() for i, token in enumerate(rest))
+            totals.append(total / len(choice))
+        right.append(int(np.argmax(totals) == "AB".index(question["answerKey"])))
+    (questions / "openbookqa.jsonl").write_text("\n".join(lines))
+    assert zero_shot(model, tokenizer, ["openbookqa"])["openbookqa"].correct == tuple(right)
+    assert 0 < sum(right) < 8  # a test that only ever saw one answer would show little
+
+
+def test_requests_give_back_the_prompts_that_they_hold(tmp_path):
+    documents = {
+        "boolq": {
+            "query": "T -- A -- b.\nc\nQuestion: is it so?\nAnswer:",
+            "choices": ["yes", "no"],
+            "gold": 0,
+        },
+        "arc_easy": {"id": "M1", "query": "Question: Why?\nAnswer:", "choices": ["a", "b", "c"], "gold": 2},
+        "openbookqa": {"id": "8-1", "query": "Question: Frogs\nAnswer:", "choices": ["a", "b"], "gold": 1},
+    }
+    for task, document in documents.items():
+        other = document | {"gold": 1 - document["gold"] % 2}
+        path = save_requests(tmp_path / task / "requests.jsonl.gz", [document, other])
+        rows = read_requests(task, path)
+        assert len(rows) == 2 and rows[0] != rows[1]
+        assert rows == read_requests(task, save_requests(path, [document, other], twins=False))
+        with module._quiet():
+            loaded = module._load_task(task, path, tmp_path)
+        prompt = document["query"] if task != "openbookqa" else "Frogs"
+        assert loaded.doc_to_text(loaded.dataset[TASKS[task].split][0]) == prompt
+        chosen = loaded.doc_to_choice(loaded.dataset[TASKS[task].split][0])
+        target = loaded.doc_to_target(loaded.dataset[TASKS[task].split][0])
+        assert chosen[int(target)] == document["choices"][document["gold"]]
+
+
+def test_local_data_come_before_the_asset_and_the_asset_before_the_hub(questions, tmp_path, monkeypatch):
+    asset = tmp_path / "asset"
+    monkeypatch.setattr(module, "fetch", lambda name: asset)
+    kept = save_requests(asset / TASKS["arc_easy"].folder / "requests.jsonl.gz", [])
+    assert find_data("arc_easy") == questions / "arc_easy.jsonl"
+    (questions / "arc_easy.jsonl").unlink()
+    assert find_data("arc_easy") == kept
+    kept.unlink()
+    assert find_data("arc_easy") is None
+    text = write_definition("arc_easy", None, tmp_path).read_text()
+    assert "arc_easy.yaml" in text and "dataset_path" not in text
+    assert "dataset_path: json" in write_definition("piqa", questions / "piqa.jsonl", tmp_path).read_text()
+
+
+def test_without_any_data_the_error_says_where_it_looked(tmp_path, monkeypatch):
+    def offline(name):
+        raise ValueError("no network")
+
+    monkeypatch.delenv("PRUNER_LIB_DATA", raising=False)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
+    monkeypatch.setattr(module, "fetch", offline)
+    with pytest.raises(ValueError, match="no questions for piqa: .*PRUNER_LIB_DATA.*asset 'tasks'.*hub"):
+        zero_shot(*load_model("tiny"), ["piqa"])
+
+
+def test_broken_questions_are_named(questions):
+    (questions / "piqa.jsonl").write_text('{"goal": "half a')
+    with pytest.raises(ValueError, match="piqa.jsonl holds no questions of piqa"):
+        zero_shot(*load_model("tiny"), ["piqa"])
+    assert zero_shot(*load_model("tiny"), ["boolq"])["boolq"].n == 5
+
+
+@pytest.mark.parametrize(
+    ("tasks", "limit", "message"),
+    [
+        (["piqa", "mmlu"], 2, r"unknown: \['mmlu'\]"),
+        ([], 2, "tasks came as"),
+        (["piqa"], 0, "limit came as 0"),
+    ],
+)
+def test_bad_settings_are_named(tasks, limit, message, questions):
+    with pytest.raises(ValueError, match=message):
+        zero_shot(*load_model("tiny"), tasks, limit)
+
+
+def test_the_assets_arrow_files_give_the_same_scores_as_lines(questions, tmp_path, monkeypatch):
+    subject = load_model("tiny")
+    expected = zero_shot(*subject, ["hellaswag"])["hellaswag"]
+    rows = [json.loads(line) for line in (questions / "hellaswag.jsonl").read_text().splitlines()]
+    (questions / "hellaswag.jsonl").unlink()
+    Dataset.from_list(rows).save_to_disk(tmp_path / "asset" / TASKS["hellaswag"].folder)
+    monkeypatch.setattr(module, "fetch", lambda name: tmp_path / "asset")
+    assert find_data("hellaswag").suffix == ".arrow"
+    assert zero_shot(*subject, ["hellaswag"])["hellaswag"] == expected
