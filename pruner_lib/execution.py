@@ -1,7 +1,8 @@
 """Run one notebook by papermill in a process of its own, and judge it by what it wrote.
 
-The judge is the manifest that a notebook's last cell writes (`results.finish`), never the executed notebook: after its
-kernel was killed papermill leaves one that says "completed". Which notebooks a study has is known to `runner`.
+The judge is the manifest that a notebook's last cell writes (`results.finish`), never the executed notebook:
+after its kernel was killed papermill leaves one that says "completed". Which notebooks a study has is known
+to `runner`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ TAIL = 4000  # characters of a failed notebook's messages that are kept
 
 @dataclass(frozen=True)
 class NotebookRun:
-    """What came of one notebook: `done` or `failed`, seconds, the files it wrote (relative to the profile's folder)."""
+    """What came of one notebook: `done` or `failed`, and the files it wrote, below the profile's folder."""
 
     notebook: str
     profile: str
@@ -47,8 +48,8 @@ class NotebookRun:
 def notebook_parameters(path: Path) -> dict[str, Any]:
     """List the parameters of a notebook: name -> what papermill found out about it.
 
-    Raises:  ValueError: not a readable notebook, or no cell is tagged `parameters` (papermill would then run it with
-             its defaults, whatever is asked).
+    Raises:  ValueError: not a readable notebook, or no cell is tagged `parameters` (papermill would then run
+             it with its defaults, whatever is asked).
     """
     import nbformat
     import papermill
@@ -103,7 +104,7 @@ def run_notebook(
 def _papermill(
     path: Path, profile: str, parameters: dict[str, Any], run_id: str, show: bool
 ) -> tuple[int, str]:
-    """Execute a notebook by papermill in a process of its own; give its exit code and the end of its messages."""
+    """Execute a notebook by papermill in its own process; give the exit code and the end of its messages."""
     import yaml
 
     executed = results_dir(profile) / "notebooks" / path.name
@@ -136,7 +137,7 @@ def _papermill(
 
 
 def _watch(command: list[str], environment: dict[str, str], cwd: Path, show: bool) -> tuple[int, str]:
-    """Run a command and show what it says as it says it; a break from the keyboard ends it and all that it started."""
+    """Run a command, showing what it says; a break from the keyboard ends it and all that it started."""
     tail = b""
     process = subprocess.Popen(
         command,
@@ -163,7 +164,7 @@ def _watch(command: list[str], environment: dict[str, str], cwd: Path, show: boo
 
 
 def _problem(notebook: str, profile: str, run_id: str, code: int, messages: str) -> str | None:
-    """Say what went wrong, or None: papermill ended well, and this run's marker names files that are there."""
+    """Say what went wrong; None where papermill ended well and this run's marker names files that exist."""
     if code:
         return _plain(messages).strip() or f"papermill ended with exit code {code}"
     try:

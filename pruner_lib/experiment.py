@@ -64,7 +64,7 @@ def _number(owner: str, name: str, value: Any, wanted: str, least: float, below:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The samples that importance is estimated on. `seed` None: the first documents long enough; else a random draw."""
+    """What importance is estimated on. `seed` None: the first documents long enough; else a random draw."""
 
     corpus: str = "bookcorpus"
     samples: int = 10
@@ -209,7 +209,7 @@ class Experiment:
         return settings_key(self.canonical().settings())
 
     def canonical(self) -> Experiment:
-        """Set what has no influence to its default, so that experiments with the same outcome have the same key."""
+        """Set what has no influence to its default: experiments with the same outcome get the same key."""
         if self.ratio == 0:
             return Experiment(self.model, "none", ratio=0, recovery=self.recovery, evaluation=self.evaluation)
         calibration = Calibration() if self.criterion in DATA_FREE else self.calibration
@@ -236,7 +236,8 @@ def experiment_from(settings: dict[str, Any]) -> Experiment:
 def build(kind: type, values: dict[str, Any]) -> Any:
     """Make a frozen record of `kind` from plain values.
 
-    Raises:  ValueError: a name is no setting of `kind` (the message lists those there are), or a value is not allowed.
+    Raises:  ValueError: a name is no setting of `kind` (the message lists those there are), or a value is
+             not allowed.
     """
     known = [item.name for item in fields(kind)]
     if unknown := sorted(set(values) - set(known)):

@@ -18,7 +18,7 @@ from pruner_lib.storage import read_json, write_json
 
 
 def evaluate(asked: Experiment, subject: Loaded, bench: Bench) -> dict[str, Metric]:
-    """Measure a model on every text and task of an experiment; what was measured before a kill is not measured again.
+    """Measure a model on every text and task of an experiment, but not what was measured before a kill.
 
     Returns: "perplexity/wiki@128", "accuracy/boolq" -> Metric.
     """

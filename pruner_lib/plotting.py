@@ -1,89 +1,56 @@
 """The figures of the study: one function each, from a tidy frame onto axes.
 
-Nothing here measures, saves or changes matplotlib's settings. One table, `STYLE`, gives every method its colour, marker
-and label in all notebooks; our values are filled marks, the paper's hollow ones.
+Nothing here measures, saves or changes matplotlib's settings. How methods look is fixed in `marks`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from pruner_lib.marks import (
+    DATASETS,
+    DIRECT_LABELS,
+    GREY,
+    MIN_BAND,
+    STAGES,
+    STYLE,
+    MethodStyle,
+    label_lines,
+    need,
+    new_axes,
+    perplexity_axis,
+    points,
+    spread,
+    style_of,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-MIN_BAND = 3  # from this many repeats on the mean and a band are drawn, below it the points
-DIRECT_LABELS = 4  # up to so many lines carry their labels themselves; more have a legend
-GREY = "#8a8a8a"
-
-
-@dataclass(frozen=True)
-class MethodStyle:
-    """How a method looks: colour, marker, label, line style."""
-
-    color: str
-    marker: str
-    label: str
-    line: str = "-"
-
-
-STYLE = {  # colours of Okabe and Ito, and wine of Tol: told apart by colour-blind readers, markers differ as well
-    "dense": MethodStyle(GREY, "", "dense model", "--"),
-    "random": MethodStyle("#E69F00", "X", "random"),
-    "l1": MethodStyle("#56B4E9", "v", "L1"),
-    "l2": MethodStyle("#0072B2", "^", "L2"),
-    "vector": MethodStyle("#CC79A7", "s", "vector"),
-    "element1": MethodStyle("#D55E00", "o", "element¹"),
-    "element2": MethodStyle("#009E73", "D", "element²"),
-    "mixed": MethodStyle("#000000", "P", "mixed"),
-    "channel": MethodStyle("#882255", "p", "channel"),
-}
-STAGES = {  # a model on its way: (label, colour)
-    "dense": ("dense", GREY),
-    "pruned": ("pruned", "#D55E00"),
-    "recovered": ("recovered", "#009E73"),
-}
-DATASETS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#000000")  # lines that stand for texts or tasks
-
-
-def style_of(method: str) -> MethodStyle:
-    """Look a method up in `STYLE`.
-
-    Raises:  ValueError: it has no style (the message lists those that have).
-    """
-    if method not in STYLE:
-        raise ValueError(
-            f"no style for method {method!r}; there are {', '.join(STYLE)}; add it to plotting.STYLE"
-        )
-    return STYLE[method]
-
-
-def new_axes(ax: Axes | None = None, width: float = 6.4, height: float = 4.0) -> Axes:
-    """Give `ax`, or the axes of a new figure of `width` by `height` inches whose labels do not overlap."""
-    if ax is not None:
-        return ax
-    from matplotlib import pyplot as plt
-
-    return plt.subplots(figsize=(width, height), layout="constrained")[1]
-
-
-def spread(values: Sequence[float]) -> tuple[float, float, float]:
-    """Give the geometric mean of perplexities and the ends of a band of one standard deviation on the log scale."""
-    logs = np.log(np.asarray(values, dtype=float))
-    width = logs.std(ddof=1) if len(logs) > 1 else 0.0
-    return tuple(float(np.exp(logs.mean() + shift)) for shift in (0, -width, width))
+__all__ = [
+    "STAGES",
+    "STYLE",
+    "new_axes",
+    "plot_calibration",
+    "plot_methods",
+    "plot_overlap",
+    "plot_recovery",
+    "plot_stages",
+    "spread",
+    "style_of",
+]
 
 
 def plot_overlap(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Draw how much the choices of each two methods agree, as a square of numbers.
 
-    Args:    frame: columns `method_a`, `method_b`, `overlap` (in [-1, 1]); a row for every ordered pair, or for one order.
+    Args:    frame: columns `method_a`, `method_b`, `overlap` (in [-1, 1]); a row for every ordered pair, or
+             for one order.
     """
-    _need(frame, "method_a", "method_b", "overlap")
+    need(frame, "method_a", "method_b", "overlap")
     methods = list(dict.fromkeys([*frame.method_a, *frame.method_b]))
     table = np.full((len(methods), len(methods)), np.nan)
     for a, b, value in zip(frame.method_a, frame.method_b, frame.overlap, strict=True):
@@ -109,10 +76,10 @@ def plot_overlap(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 def plot_methods(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Draw the perplexity of each method, ours filled and the paper's hollow, with the dense model as a line.
 
-    Args:    frame: columns `method`, `value` (perplexity) and, if known, `stderr`, `source` ("ours" or "paper"); several
-             rows of one method and source are repeats (seeds).
+    Args:    frame: columns `method`, `value` (perplexity) and, if known, `stderr`, `source` ("ours" or
+             "paper"); several rows of one method and source are repeats (seeds).
     """
-    _need(frame, "method", "value")
+    need(frame, "method", "value")
     methods = [name for name in dict.fromkeys(frame.method) if name != "dense"]
     ax = new_axes(ax, 1.6 + 0.75 * max(4, len(methods)))
     sources = frame["source"] if "source" in frame else ["ours"] * len(frame)
@@ -135,11 +102,11 @@ def plot_methods(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
             )
             continue
         middle = methods.index(method) + (0.14 if hollow else -0.14) * paired
-        _points(ax, middle, part, style.color, style.marker, hollow)
+        points(ax, middle, part, style.color, style.marker, hollow)
     ax.set_xticks(range(len(methods)), [style_of(name).label for name in methods])
     ax.set_xlim(-0.6, len(methods) - 0.4)
     ax.set_xlabel("how groups are chosen" + ("   (filled: ours, hollow: paper)" if paired else ""))
-    return _perplexity_axis(ax)
+    return perplexity_axis(ax)
 
 
 def plot_calibration(frame: pd.DataFrame, *, x: str = "samples", ax: Axes | None = None) -> Axes:
@@ -148,7 +115,7 @@ def plot_calibration(frame: pd.DataFrame, *, x: str = "samples", ax: Axes | None
     Args:    frame: columns `x`, `value` (perplexity), and optionally `method` and `seed`; a row is a draw.
              x: "samples", "length" (numbers: a line) or "corpus" (names: a column each).
     """
-    _need(frame, x, "value")
+    need(frame, x, "value")
     ax = new_axes(ax)
     named = any(isinstance(value, str) for value in frame[x])
     places = (
@@ -165,7 +132,7 @@ def plot_calibration(frame: pd.DataFrame, *, x: str = "samples", ax: Axes | None
         many = min(map(len, draws.values())) >= MIN_BAND
         if named:
             for place, rows in zip(at, draws.values(), strict=True):
-                _points(ax, place, rows, style.color, style.marker, False)
+                points(ax, place, rows, style.color, style.marker, False)
         else:
             ax.plot(at, middle, color=style.color, marker=style.marker if many else "", linewidth=1.6)
             if many:
@@ -173,7 +140,7 @@ def plot_calibration(frame: pd.DataFrame, *, x: str = "samples", ax: Axes | None
             else:
                 ax.plot(part[x], part.value, style.marker, color=style.color, linestyle="")
         ends.append((at[-1], middle[-1], style))
-    _label_lines(ax, ends, direct=not named and 1 < len(groups) <= DIRECT_LABELS, legend=len(groups) > 1)
+    label_lines(ax, ends, direct=not named and 1 < len(groups) <= DIRECT_LABELS, legend=len(groups) > 1)
     names = {
         "samples": "calibration samples",
         "length": "tokens a calibration sample",
@@ -187,15 +154,16 @@ def plot_calibration(frame: pd.DataFrame, *, x: str = "samples", ax: Axes | None
         ax.set_xscale("log", base=2)
         ax.set_xticks(sorted(places), [f"{place:g}" for place in sorted(places)])
         ax.minorticks_off()
-    return _perplexity_axis(ax)
+    return perplexity_axis(ax)
 
 
 def plot_stages(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Draw perplexity as the model is pruned and recovered: a bar a stage, a group of bars a text.
 
-    Args:    frame: columns `stage` ("dense", "pruned", "recovered"), `dataset`, `value`, and optionally `stderr`.
+    Args:    frame: columns `stage` ("dense", "pruned", "recovered"), `dataset`, `value`, and optionally
+             `stderr`.
     """
-    _need(frame, "stage", "dataset", "value")
+    need(frame, "stage", "dataset", "value")
     datasets = list(dict.fromkeys(frame.dataset))
     stages = [name for name in STAGES if name in set(frame.stage)]
     ax = new_axes(ax, max(4.2, 1.4 + 0.8 * len(stages) * len(datasets)), 3.8)
@@ -210,7 +178,7 @@ def plot_stages(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax.set_xticks(range(len(datasets)), datasets)
     ax.set_xlabel("text")
     ax.legend(frameon=False, ncols=len(stages), loc="lower center", bbox_to_anchor=(0.5, 1))
-    ax = _perplexity_axis(ax)
+    ax = perplexity_axis(ax)
     low, high = frame.value.min(), frame.value.max()
     ax.set_ylim(max(1, low / 2), high * (high / max(1, low / 2)) ** 0.12)
     return ax
@@ -221,9 +189,10 @@ def plot_recovery(
 ) -> Axes:
     """Draw perplexity over the steps of the recovery (the paper's Figure 5).
 
-    Args:    frame: columns `step`, `dataset`, `value`.    dense: text -> perplexity of the dense model, a dashed line.
+    Args:    frame: columns `step`, `dataset`, `value`.    dense: text -> perplexity of the dense model, a
+             dashed line.
     """
-    _need(frame, "step", "dataset", "value")
+    need(frame, "step", "dataset", "value")
     ax = new_axes(ax)
     ends = []
     for number, (dataset, part) in enumerate(frame.sort_values("step").groupby("dataset", sort=False)):
@@ -241,85 +210,6 @@ def plot_recovery(
                 color=color,
                 fontsize=9,
             )
-    _label_lines(ax, ends, direct=len(ends) <= DIRECT_LABELS, legend=True)
+    label_lines(ax, ends, direct=len(ends) <= DIRECT_LABELS, legend=True)
     ax.set_xlabel("steps of recovery")
-    return _perplexity_axis(ax)
-
-
-def _need(frame: pd.DataFrame, *columns: str) -> None:
-    """Refuse a frame that can't be drawn.
-
-    Raises:  ValueError: it has no rows, or a column is missing (the message names both sides).
-    """
-    if missing := [name for name in columns if name not in frame]:
-        raise ValueError(
-            f"the frame lacks {', '.join(missing)}; it has the columns {', '.join(map(str, frame))}"
-        )
-    if frame.empty:
-        raise ValueError("the frame has no rows: nothing was measured; run the experiments first")
-
-
-def _points(ax: Axes, x: float, part: pd.DataFrame, color: str, marker: str, hollow: bool) -> None:
-    """Mark repeats at one place: their middle and spread from three on, else each with its standard error."""
-    look = {"color": color, "marker": marker, "linestyle": "", "markersize": 7}
-    look |= {"markerfacecolor": "none"} if hollow else {}
-    if len(part) >= MIN_BAND:
-        ax.plot([x] * len(part), part.value, "_", color=color, alpha=0.5, markersize=9)
-        middle, low, high = spread(part.value)
-        ax.errorbar([x], [middle], yerr=[[middle - low], [high - middle]], capsize=3, **look)
-    elif "stderr" in part and part.stderr.notna().any():
-        ax.errorbar([x] * len(part), part.value, yerr=part.stderr, capsize=3, **look)
-    else:
-        ax.plot([x] * len(part), part.value, **look)
-
-
-def _label_lines(
-    ax: Axes, ends: Sequence[tuple[float, float, MethodStyle]], direct: bool, legend: bool
-) -> None:
-    """Name lines at their right ends, moved apart where they would overlap, or in a legend."""
-    if direct:
-        ordered = sorted(ends, key=lambda end: end[1])
-        heights = _apart(np.log([y for _, y, _ in ordered]), ax)
-        for (x, _, style), height in zip(ordered, heights, strict=True):
-            ax.annotate(
-                style.label,
-                (x, np.exp(height)),
-                xytext=(8, 0),
-                textcoords="offset points",
-                va="center",
-                color=style.color,
-                annotation_clip=False,
-            )
-    elif legend:
-        from matplotlib.lines import Line2D
-
-        handles = [Line2D([], [], color=s.color, marker=s.marker, label=s.label) for _, _, s in ends]
-        ax.legend(handles=handles, frameon=False)
-
-
-def _apart(heights: np.ndarray, ax: Axes) -> np.ndarray:
-    """Move sorted heights (log scale) apart, so that labels of one line's height fit between them."""
-    lines = [line.get_ydata() for line in ax.lines]
-    values = np.concatenate([np.asarray(line, dtype=float) for line in lines])
-    gap = 0.06 * max(np.log(values.max() / values.min()), 0.2) * 4.0 / ax.figure.get_size_inches()[1]
-    placed = heights.copy()
-    for i in range(1, len(placed)):
-        placed[i] = max(placed[i], placed[i - 1] + gap)
-    return placed - (placed - heights).mean()
-
-
-def _perplexity_axis(ax: Axes) -> Axes:
-    """Make the vertical axis one of perplexity: logarithmic, with plain numbers, light grid."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
-
-    ax.set_yscale("log")
-    low, high = ax.get_ylim()
-    ticks = LogLocator(subs=(1, 2, 5), numticks=30) if high / low > 6 else MaxNLocator(6, steps=[1, 2, 5, 10])
-    ax.yaxis.set_major_locator(ticks)
-    ax.yaxis.set_minor_locator(NullLocator())
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
-    ax.set_ylabel("perplexity (lower is better)")
-    ax.grid(axis="y", alpha=0.25)
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
-    return ax
+    return perplexity_axis(ax)

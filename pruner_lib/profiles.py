@@ -1,4 +1,4 @@
-"""Named sets of settings for a whole study: `tiny`, `quick`, `full` and `paper`; their values lie in `profiles.yaml`."""
+"""Named settings for a whole study: `tiny`, `quick`, `full`, `paper`; the values lie in `profiles.yaml`."""
 
 from __future__ import annotations
 
@@ -22,11 +22,13 @@ _PARTS = {
 class Profile:
     """The settings that every notebook starts from.
 
-    Args:    model: what is pruned.    other_models: further models of the paper's tables, pruned in the same way.
+    Args:    model: what is pruned.
              ratio: share of groups removed where pruning applies.    ratios: the sweep of Figure 4.
-             protect_first, protect_last: decoder layers left whole.    draws: calibration draws wherever methods are compared.
-             evaluation: at the paper's window length.    long_evaluation: perplexity at a long window.
-             dtype: of the weights.    prompts: how many prompts are continued, each by `new_tokens` tokens.
+             protect_first, protect_last: decoder layers left whole.
+             draws: how many calibration draws, wherever methods are compared.
+             evaluation: with the paper's windows.    long_evaluation: perplexity in long windows.
+             other_models: those of the paper's further tables.    dtype: of the weights.
+             prompts: how many are continued, by `new_tokens` tokens each.
     """
 
     name: str
@@ -79,7 +81,7 @@ def profile_names() -> list[str]:
 def load_profile(name: str) -> Profile:
     """Load the profile `name`.
 
-    Raises:  ValueError: there is no such profile (the message lists those there are), or its values are not allowed.
+    Raises:  ValueError: there is no such profile (the message lists them), or a value is not allowed.
     """
     known = _read(PROFILES_FILE)
     if name not in known:

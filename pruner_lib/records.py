@@ -1,4 +1,4 @@
-"""Records: what an experiment gave, as JSON on disk and as a tidy table that refuses to compare the incomparable."""
+"""What an experiment gave: JSON on disk, and a tidy table that refuses to compare the incomparable."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 class Metric:
     """One measured number.
 
-    Args:    value: perplexity, or accuracy as a share in [0, 1].    stderr: its standard error, in the same unit.
+    Args:    value: perplexity, or accuracy as a share in [0, 1].    stderr: its standard error.
              n: windows or questions.    protocol: what must agree before two values may be compared.
-             values: per window the mean negative log-likelihood, per question 0 or 1; for paired comparisons.
+             values: a window's mean negative log-likelihood, a question's 0 or 1; for paired comparisons.
     """
 
     value: float
@@ -34,9 +34,11 @@ class Metric:
 class Record:
     """What one experiment gave.
 
-    Args:    experiment: its settings.    plan: parameters, sparsity and, for each axis, [groups kept, groups there].
-             metrics: "perplexity/wiki@128" or "accuracy/boolq" -> Metric.    history: of the recovery, step by step.
-             seconds: per stage.    peak_memory_mb: resident memory at most, in MiB.
+    Args:    experiment: its settings.
+             plan: parameters, sparsity and, for each axis, [groups kept, groups there].
+             metrics: "perplexity/wiki@128" or "accuracy/boolq" -> Metric.
+             history: of the recovery, step by step.    seconds: of each stage that ran.
+             peak_memory_mb: resident memory at most, in MiB.    machine: where it ran.
              reused: read from disk and not measured just now.
     """
 
@@ -129,9 +131,10 @@ def records_frame(records: Iterable[Record], *, allow: Sequence[str] = ()) -> pd
     """Lay records out as a tidy table: one row for each metric of each record.
 
     Args:    allow: protocol fields that may differ between the rows of one metric; each becomes a column.
-    Returns: columns for the settings (`calibration_length`, ...), `method`, `stage`, `parameters`, `sparsity`,
-             `metric` ("perplexity" or "accuracy"), `dataset`, `length` (tokens a window), `value`, `stderr`, `n`.
-    Raises:  ValueError: two rows of one metric were measured by different protocols; the message names the field.
+    Returns: columns for the settings (`calibration_length`, ...), `method`, `stage`, `parameters`,
+             `sparsity`, `metric` ("perplexity" or "accuracy"), `dataset`, `length` (tokens a window),
+             `value`, `stderr`, `n`.
+    Raises:  ValueError: two rows of a metric were measured by different protocols (the field is named).
     """
     import pandas as pd
 
@@ -153,7 +156,8 @@ def _same_protocol(
         ours, theirs = metric.protocol.get(item), wanted.get(item)
         if ours != theirs and item not in allow:
             raise ValueError(
-                f"{name} can't be compared: {item} is {ours!r} in record {key}, but {theirs!r} in record {first_key}; "
+                f"{name} can't be compared: {item} is {ours!r} in record {key}, "
+                f"but {theirs!r} in record {first_key}; "
                 f"measure both alike, or pass allow=({item!r},) and show that column"
             )
 

@@ -1,8 +1,10 @@
 """Where results lie, how figures are saved, and the marker by which a notebook says that it is done.
 
-results/<profile>/records/    one JSON file an experiment        results/<profile>/tables/     CSV
-results/<profile>/figures/    SVG, PNG and the CSV they show     results/<profile>/notebooks/  executed, with a manifest
-results/<profile>/cache/      what a resumed run saves time with; may be deleted
+results/<profile>/records/    one JSON file an experiment
+results/<profile>/tables/     CSV
+results/<profile>/figures/    SVG and PNG, and the CSV that they are drawn from
+results/<profile>/notebooks/  executed, each with its manifest
+results/<profile>/cache/      what saves time when a run goes on; may be deleted
 """
 
 from __future__ import annotations
@@ -63,13 +65,13 @@ PNG_DPI = 150
 
 
 def project_root() -> Path | None:
-    """Find the folder of the project: the one beside the package that holds `pyproject.toml`; None if installed apart."""
+    """Find the project: the folder of the package, if it holds `pyproject.toml` too; else None."""
     root = Path(__file__).resolve().parent.parent
     return root if (root / "pyproject.toml").is_file() else None
 
 
 def results_root() -> Path:
-    """Find the folder of all results: $PRUNER_LIB_RESULTS, else `results` in the project, else `results` here."""
+    """Find the folder of all results: $PRUNER_LIB_RESULTS, else `results` in the project, else here."""
     if named := os.environ.get("PRUNER_LIB_RESULTS"):
         return Path(named).expanduser().resolve()
     return (project_root() or Path.cwd()) / "results"
@@ -89,7 +91,7 @@ def save_table(frame: pd.DataFrame, stem: str, directory: Path) -> Path:
 
 
 def save_figure(figure: Figure, frame: pd.DataFrame, stem: str, directory: Path) -> list[Path]:
-    """Save a figure as SVG and PNG next to the table that it is drawn from, as `<directory>/figures/<stem>.*`.
+    """Save a figure as SVG and PNG next to its numbers as CSV: `<directory>/figures/<stem>.*`.
 
     Args:    frame: the numbers in the figure.    directory: a profile's results directory.
     Returns: the paths of the CSV, the SVG and the PNG. The same figure gives the same bytes.
@@ -114,14 +116,15 @@ def save_figure(figure: Figure, frame: pd.DataFrame, stem: str, directory: Path)
 
 
 def manifest_path(notebook: str, profile: str, root: Path | str | None = None) -> Path:
-    """Tell where the manifest of a notebook lies; its last cell writes it by `finish`, the runner adds to it."""
+    """Tell where the manifest of a notebook lies: `finish` writes it, the runner adds to it."""
     return results_dir(profile, root) / "notebooks" / f"{notebook}.json"
 
 
 def finish(notebook: str, profile: str, outputs: Iterable[Path | str] = ()) -> str:
     """Mark a notebook as done: its last cell calls this with every file that it wrote.
 
-    Args:    notebook: its file name without the ending, as "00_quickstart".    outputs: files, or lists from `save_figure`.
+    Args:    notebook: its file name without the ending, as "00_quickstart".
+             outputs: files, or lists of files as `save_figure` gives them.
     Returns: a sentence that says what was written, below the profile's results directory.
     Raises:  ValueError: one of the outputs is not there or is empty.
     """
@@ -181,7 +184,7 @@ def versions() -> dict[str, str]:
 
 @cache
 def git_revision() -> str | None:
-    """Give the short git revision of the project, with `-dirty` when the library differs from it; None outside a clone."""
+    """Give the git revision, with `-dirty` where the library differs from it; None outside a clone."""
     root = project_root()
     if root is None or not (root / ".git").exists():
         return None

@@ -62,7 +62,8 @@ def run_study(
     """Run the notebooks of a study in the order of their names; a failure does not stop those that follow.
 
     Args:    only: see `find_notebooks`.    parameters: each goes to the notebooks that have it.
-    Raises:  ValueError: unknown profile or notebook, or a parameter that none of the notebooks has. Nothing has run then.
+    Raises:  ValueError: unknown profile or notebook, or a parameter that none of the notebooks has. Nothing
+             has run then.
     """
     load_profile(profile)
     paths = find_notebooks(only, place)
@@ -111,7 +112,7 @@ def _setting(text: str) -> tuple[str, Any]:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run from the command line; give the exit code: 0 if all notebooks are done, 1 if one failed, 2 for bad input."""
+    """Run from the command line; give the exit code: 0 all done, 1 a notebook failed, 2 bad input."""
     parser = argparse.ArgumentParser(prog="python -m pruner_lib.runner", description=__doc__.split("\n")[0])
     verbs = parser.add_subparsers(dest="verb", required=True)
     study = verbs.add_parser("study", help="run all notebooks in order")

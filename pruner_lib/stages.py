@@ -1,7 +1,7 @@
-"""The stages of one experiment, each with the cache that lets a killed run go on: load, score, choose, recover.
+"""The stages of one experiment, cached so that a killed run goes on: load, score, choose, recover.
 
-What is cached lies in `results/<profile>/cache` and may be deleted at any time. Which stages an experiment needs, and
-what becomes of the numbers, is known to `study`.
+What is cached lies in `results/<profile>/cache` and may be deleted at any time. Which stages an experiment
+needs, and what becomes of the numbers, is known to `study`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Bench:
-    """Where and how stages run: a profile's results directory, the weights' dtype, the device; `seconds` per stage."""
+    """Where and how stages run: the profile's results, the weights' dtype, the device; seconds per stage."""
 
     directory: Path
     dtype: str = "float32"
@@ -66,7 +66,7 @@ def load_dense(name: str, bench: Bench) -> Loaded:
 
 
 def load_own(name: str, bench: Bench) -> Loaded:
-    """Give a whole model that the caller may change: a copy or, where two would not fit, the one in memory itself."""
+    """Give a whole model to change: a copy or, where two would not fit, the one in memory itself."""
     loaded = load_dense(name, bench)
     if _is_large(loaded):
         _kept.clear()
@@ -97,7 +97,7 @@ def _load(name: str, bench: Bench) -> Loaded:
 
 
 def model_hash(name: str) -> str | None:
-    """Tell the weights of a model folder apart: a hash of its small files and of both ends of its large ones."""
+    """Tell the contents of a model folder apart, by a hash of both ends of each file; None if it is none."""
     folder = Path(name).expanduser()
     if not folder.is_dir():
         return None
@@ -113,7 +113,7 @@ def model_hash(name: str) -> str | None:
 
 
 def member_scores(asked: Experiment, bench: Bench, criteria: Sequence[str]) -> dict[str, Any]:
-    """Estimate the member scores of one model and calibration: from the cache, the missing criteria in one pass.
+    """Give member scores of one model and calibration: from the cache, what is missing in one pass.
 
     Args:    asked: gives model, calibration and seed.    criteria: all that will be wanted of them.
     Returns: criterion -> member scores, as `importance.estimate_members` makes them.

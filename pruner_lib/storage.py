@@ -1,7 +1,7 @@
 """Write result files whole or not at all, and let one process at a time make a file.
 
-A study may be killed at any moment. Every file is written beside its place and then moved there in one step, so that a
-reader sees the old file or the new one and never a part. What a file means is not known here.
+A study may be killed at any moment. Every file is written beside its place and then moved there in one step,
+so that a reader sees the old file or the new one and never a part. What a file means is not known here.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from typing import Any
 def write_atomic(path: Path | str, write: Callable[[Path], None]) -> Path:
     """Let `write` make a file under a temporary name, then move it to `path` in one step.
 
-    Args:    path: where the file goes; missing folders are made.    write: is given the temporary path (same suffix).
+    Args:    path: where the file goes; missing folders are made.
+             write: is given the temporary path, which has the same suffix.
     Returns: `path`.
-    Raises:  OSError: the file can't be written (disk full, no permission); the message names the file, nothing is left.
+    Raises:  OSError: the file can't be written (disk full, no permission); the message names the file,
+             nothing is left.
     """
     path = Path(path)
     temporary = None
@@ -54,7 +56,7 @@ def write_text(path: Path | str, text: str) -> Path:
 
 
 def write_json(path: Path | str, data: Any) -> Path:
-    """Write plain data as strict JSON in one step; infinities and NaN become the strings "inf", "-inf" and "nan"."""
+    """Write plain data as strict JSON in one step; infinities and NaN become "inf", "-inf" and "nan"."""
     text = json.dumps(plain(data), indent=1, allow_nan=False, ensure_ascii=False)
     flat = re.sub(
         r"\[[^\[\]{}]*\]", lambda found: re.sub(r"\n\s*", " ", found[0]), text
@@ -92,7 +94,7 @@ def plain(data: Any) -> Any:
 
 @contextmanager
 def only_one(path: Path | str) -> Iterator[None]:
-    """Hold the lock file `path`, so that one process at a time does what follows; a killed process lets it go."""
+    """Hold the lock `path`, so that one process at a time does what follows; a killed one lets it go."""
     from filelock import FileLock
 
     Path(path).parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Carry experiments out: each once, in an order that loads and calibrates little, going on where a killed study stopped.
+"""Carry experiments out: each once, in an order that loads and calibrates little, resuming after a kill.
 
 `run` gives the record of one experiment, `run_all` those of many; a record on disk is not measured again.
 """
@@ -46,8 +46,9 @@ def run(
 ) -> Record:
     """Give the record of an experiment; measure it only if there is none.
 
-    Args:    profile: gives the folder of the record and the dtype.    results_dir: holds the profiles' folders;
-             None: `results.results_root()`.    criteria: others that experiments to come want of the same calibration.
+    Args:    profile: gives the folder of the record and the dtype.
+             results_dir: holds the profiles' folders; None: `results.results_root()`.
+             criteria: others that experiments to come want of the same calibration pass.
     Returns: the record, `reused` if it was there already.
     Raises:  ValueError: unknown profile or model, or whatever a stage refuses. Nothing half-written is left.
     """
@@ -75,8 +76,8 @@ def run_all(
 ) -> list[Record]:
     """Give the records of many experiments, measuring only what has none; says how many were reused.
 
-    Args:    client: a Dask client or another executor with `submit`: the experiments run there, on machines that share
-             the results folder or not; None: here, one after the other.    progress: show a bar.
+    Args:    client: a Dask client or another executor with `submit`: the experiments run there, on machines
+             that share the results folder or not; None: here, one after the other.    progress: show a bar.
     Returns: the records, in the order of the experiments.
     Raises:  what `run` raises. Records made before the failure stay.
     """

@@ -15,7 +15,7 @@ from pruner_lib import plotting
 from pruner_lib.experiment import CRITERIA
 from pruner_lib.plotting import STYLE
 
-# What a colour becomes without cones for long and for medium waves (Machado et al. 2009, severity 1), in linear light.
+# What a colour becomes without cones for long and for medium waves (Machado et al. 2009, severity 1).
 BLINDNESS = {
     "none": np.eye(3),
     "protan": [

@@ -7,8 +7,8 @@ import json
 import nbformat
 import pytest
 
-from pruner_lib.runner import check_parameters, find_notebooks, main, run_notebook, run_study
 from pruner_lib.results import manifest_path, results_dir
+from pruner_lib.runner import check_parameters, find_notebooks, main, run_notebook, run_study
 
 WRITE = """
 from pathlib import Path
