@@ -62,7 +62,7 @@ def _perplexity(text: str, asked: Evaluation, subject: Loaded) -> Metric:
 
 
 def _accuracy(task: str, asked: Evaluation, subject: Loaded) -> Metric:
-    from pruner_lib import zero_shot
+    from pruner_lib.zero_shot import zero_shot
 
     score = zero_shot(subject.model, subject.tokenizer, tasks=(task,), limit=asked.limit)[task]
     protocol = score.protocol | {"dtype": _dtype(subject.model)}

@@ -21,7 +21,7 @@ def write_atomic(path: Path | str, write: Callable[[Path], None]) -> Path:
     """Let `write` make a file under a temporary name, then move it to `path` in one step.
 
     Args:    path: where the file goes; missing folders are made.
-             write: is given the temporary path, which has the same suffix.
+             write: is given the temporary path, which ends in `.tmp`.
     Returns: `path`.
     Raises:  OSError: the file can't be written (disk full, no permission); the message names the file,
              nothing is left.
@@ -30,7 +30,7 @@ def write_atomic(path: Path | str, write: Callable[[Path], None]) -> Path:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         os.close(handle)
         temporary = Path(name)
         write(temporary)

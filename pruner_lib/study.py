@@ -19,7 +19,7 @@ from pruner_lib.experiment import DATA_FREE, Calibration, Evaluation, Experiment
 from pruner_lib.profiles import Profile, load_profile, profile_names
 from pruner_lib.records import Record, read_record, record_path, write_record
 from pruner_lib.results import git_revision, now, results_dir, versions
-from pruner_lib.storage import only_one
+from pruner_lib.storage import only_one, write_text
 
 __all__ = [
     "Calibration",
@@ -56,6 +56,7 @@ def run(
     found = _existing(experiment, bench)
     if found is not None:
         return found
+    _keep_out_of_git(bench.cache(".gitignore"))
     with _one_at_a_time, only_one(bench.cache(f"{_lock_name(experiment)}.lock")):
         found = _existing(experiment, bench)  # another process may have made it while we waited
         if found is not None:
@@ -130,6 +131,11 @@ def _existing(experiment: Experiment, bench: stages.Bench) -> Record | None:
     record = read_record(path)
     changed = record.machine.get("model_hash") != stages.model_hash(experiment.model)
     return None if changed else record
+
+
+def _keep_out_of_git(path: Path) -> None:
+    if not path.is_file():
+        write_text(path, "*\n")
 
 
 def _lock_name(experiment: Experiment) -> str:

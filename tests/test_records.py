@@ -35,6 +35,12 @@ def test_record_comes_back_from_disk_as_it_was(tmp_path):
     }
 
 
+def test_half_of_a_record_left_by_a_kill_is_not_read(tmp_path):
+    path = write_record(record(), tmp_path)
+    path.with_name(f".{path.name}.x1.tmp").write_text('{"format": 1, "key": ')
+    assert [one.key for one in load_records(tmp_path)] == [BASE.key]
+
+
 def test_damaged_or_renamed_record_is_refused(tmp_path):
     path = write_record(record(), tmp_path)
     other = path.rename(path.with_name("000000000000.json"))

@@ -67,6 +67,21 @@ def test_run_gives_a_record_with_everything_that_makes_its_numbers_comparable():
     assert record.peak_memory_mb > 50 and record.versions["torch"] and not record.reused
 
 
+def test_accuracy_keeps_every_answer_for_paired_comparisons(place):
+    rows = [{"goal": "to sit", "sol1": "a chair", "sol2": "a cloud", "label": i % 2} for i in range(6)]
+    questions = place.parent / "data" / "tasks" / "piqa.jsonl"
+    questions.parent.mkdir()
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    evaluation = replace(TINY.evaluation, texts=(), tasks=("piqa",), limit=4)
+    record = run(replace(asked(), evaluation=evaluation), profile="tiny")
+    metric = record.metrics["accuracy/piqa"]
+    assert metric.n == len(metric.values) == 4 and metric.value == sum(metric.values) / 4 == 0.5
+    assert {"metric": "acc", "limit": 4, "dtype": "float32"}.items() <= metric.protocol.items()
+    other = run(replace(asked(), evaluation=replace(evaluation, limit=5)).dense, profile="tiny")
+    with pytest.raises(ValueError, match="accuracy/piqa can't be compared: limit is"):
+        records_frame([record, other])
+
+
 def test_record_holds_what_the_public_calls_give():
     from pruner_lib import discover, estimate, perplexity, prune_, select
     from pruner_lib.data import calibration_ids, text_ids
