@@ -36,7 +36,7 @@ def discover(model: nn.Module) -> Axes:
     sizes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     found, notes = [], []
     is_head = np.zeros(len(classes), bool)
-    is_head[components[np.concatenate(rec.products)]] = True
+    is_head[components[np.concatenate([*rec.products, np.zeros(0, np.int64)])]] = True
     is_output = np.zeros(len(classes), bool)
     is_output[components[rec.outputs[0][rec.outputs[0] >= 0]]] = True
     for members, constants, component in _members(blocks, classes, rec):

@@ -1,0 +1,154 @@
+"""Discovery finds the groups that a person would draw, and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from families import CHANNEL_FAMILIES, FAMILIES, build, touches_stream
+from pruner_lib import discover
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_axes_are_those_a_person_would_draw(family):
+    _, _, heads, head_dim, channels = FAMILIES[family]
+    axes = discover(build(family))
+    for layer in range(3):
+        attention, mlp = axes[f"layers.{layer}.attention"], axes[f"layers.{layer}.mlp"]
+        assert (attention.kind, attention.n_groups, attention.width) == ("attention", heads, head_dim)
+        assert (mlp.kind, mlp.n_groups, mlp.width) == ("mlp", channels, 1)
+    assert axes["hidden"].n_groups == 24
+    assert len(axes) == 7 and not axes.notes
+
+
+def test_llama_groups_are_those_of_figure_2():
+    """2 KV heads of width 8, each with 3 query heads:
+
+    q rows   0..23 | 24..47        gate row k
+    k rows   0..7  |  8..15        up   row k
+    v rows   0..7  |  8..15        down column k
+    o cols   0..23 | 24..47
+    """
+    axes = discover(build("llama-gqa"))
+    found = {m.parameter.split(".")[-2]: m for m in axes["layers.1.attention"].members}
+    assert list(found) == ["q_proj", "k_proj", "v_proj", "o_proj"]
+    assert [(m.dim, m.role) for m in found.values()] == [(0, "out"), (0, "out"), (0, "out"), (1, "in")]
+    assert found["q_proj"].indices.tolist() == [list(range(24)), list(range(24, 48))]
+    assert (
+        found["k_proj"].indices.tolist()
+        == found["v_proj"].indices.tolist()
+        == [list(range(8)), list(range(8, 16))]
+    )
+    assert found["o_proj"].indices.tolist() == found["q_proj"].indices.tolist()
+    mlp = {
+        m.parameter.split(".")[-2]: (m.dim, m.indices.flatten().tolist())
+        for m in axes["layers.1.mlp"].members
+    }
+    assert mlp == {
+        "gate_proj": (0, list(range(40))),
+        "up_proj": (0, list(range(40))),
+        "down_proj": (1, list(range(40))),
+    }
+    assert axes["layers.1.attention"].last.endswith("o_proj") and axes["layers.1.mlp"].last.endswith(
+        "down_proj"
+    )
+
+
+def test_kv_head_takes_its_queries_only():
+    q = next(m for m in discover(build("llama-gqa"))["layers.0.attention"].members if "q_proj" in m.parameter)
+    assert q.indices[0].max() < q.indices[1].min()
+
+
+def test_interleaved_query_key_value_rows_follow_their_head():
+    """gpt_neox stores q, k, v of head 0, then of head 1; phi3 stores all q, all k, all v; gpt2 too, in columns."""
+    neox = discover(build("gpt_neox"))["layers.0.attention"].members[0]
+    assert neox.indices[1].tolist() == list(range(12, 24))
+    phi3 = discover(build("phi3"))["layers.0.attention"].members[0]
+    assert phi3.indices[1].tolist() == [*range(12, 24), *range(28, 32), *range(36, 40)]
+    gpt2 = next(
+        m for m in discover(build("gpt2"))["layers.0.attention"].members if m.parameter.endswith("weight")
+    )
+    assert gpt2.dim == 1 and gpt2.indices[1].tolist() == [*range(4, 8), *range(28, 32), *range(52, 56)]
+
+
+def test_fused_gate_and_up_rows_go_together():
+    gate_up = discover(build("phi3"))["layers.0.mlp"].members[0]
+    assert gate_up.indices[3].tolist() == [3, 43]
+
+
+def test_norm_shared_by_all_heads_belongs_to_none():
+    axes = discover(build("qwen3"))
+    assert not any(
+        "q_norm" in m.parameter or "k_norm" in m.parameter for a in axes.values() for m in a.members
+    )
+
+
+def test_biases_go_with_their_rows():
+    names = {m.parameter for m in discover(build("qwen2"))["layers.0.attention"].members}
+    assert "model.layers.0.self_attn.q_proj.bias" in names
+    assert "model.layers.0.self_attn.o_proj.bias" not in names
+
+
+def test_position_bias_per_head_is_seen():
+    assert discover(build("bloom"))["layers.0.attention"].constants == (("transformer.h.0", "alibi", 0),)
+    assert discover(build("gpt2"))["layers.0.attention"].constants == ()
+
+
+@pytest.mark.parametrize("family", CHANNEL_FAMILIES)
+def test_residual_stream_holds_every_matrix_that_touches_it(family):
+    model = build(family)
+    members = {(m.parameter, m.dim) for m in discover(model)["hidden"].members}
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    wanted = {(n, d) for n, shape in shapes.items() for d, size in enumerate(shape) if touches_stream(n, d, size)}
+    assert members == wanted
+
+
+def test_meta_device_is_enough():
+    with torch.device("meta"):
+        model = LlamaForCausalLM(
+            LlamaConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=32)
+        )
+    assert discover(model)["layers.0.attention"].n_groups == 4
+
+
+def test_discovery_leaves_the_model_as_it_was():
+    model = build("llama-gqa").train()
+    model.config._attn_implementation = "sdpa"
+    before = {n: (p.data_ptr(), p.requires_grad) for n, p in model.named_parameters()}
+    discover(model)
+    assert before == {n: (p.data_ptr(), p.requires_grad) for n, p in model.named_parameters()}
+    assert model.training and model.config._attn_implementation == "sdpa"
+    assert not any(m._forward_pre_hooks for m in model.modules())
+
+
+class _Odd(nn.Module):
+    """A decoder whose layer sorts its channels: no rule can say which entry went where."""
+
+    def __init__(self, sort: bool):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(8, 4), nn.Linear(4, 8, bias=False)
+        self.layers = nn.ModuleList([nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4))])
+        self.sort = sort
+
+    def forward(self, input_ids, attention_mask=None, use_cache=False):
+        x = self.embed(input_ids)
+        x = x + self.layers[0](x)
+        return (self.head(torch.cumsum(x, -1) if self.sort else x),)
+
+
+def test_operator_without_a_rule_is_named():
+    with pytest.raises(ValueError, match="cumsum"):
+        discover(_Odd(sort=True))
+    assert discover(_Odd(sort=False))["layers.0.mlp"].n_groups == 6
+
+
+def test_model_without_layers_is_refused():
+    with pytest.raises(ValueError, match="no list of decoder layers"):
+        discover(nn.Linear(2, 2))
+
+
+def test_group_parameters_count_what_a_cut_removes():
+    axes = discover(build("llama-biases"))
+    assert axes["layers.0.mlp"].group_parameters == 3 * 24 + 2
+    assert axes["layers.0.attention"].group_parameters == (3 + 1 + 1) * 8 * (24 + 1) + 3 * 8 * 24

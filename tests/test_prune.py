@@ -1,0 +1,168 @@
+"""The theorem of the method: a model with groups cut out is the model with those groups' weights at zero."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from families import CHANNEL_FAMILIES, FAMILIES, build, logits, random_scores, tokens, touches_stream
+from pruner_lib import discover, mask_, prune_, select
+from pruner_lib.groups import Plan
+
+PLANS = {
+    "every layer": dict(ratio=0.5),
+    "inner layer": dict(ratio=0.5, protect_first=1, protect_last=1),
+    "global": dict(ratio=0.4, scope="global"),
+    "parameters": dict(ratio=0.15, target="parameters", scope="global"),
+    "layers": dict(ratio=0.4, granularity="layer"),
+}
+
+
+def _plan(model, seed=0, **options) -> Plan:
+    axes = discover(model)
+    return select(axes, random_scores(axes, seed, options.get("dependency", True)), **options)
+
+
+@pytest.mark.parametrize("options", PLANS.values(), ids=PLANS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cut_equals_mask(family, options):
+    model, ids = build(family), tokens()
+    for seed in (0, 1):
+        plan = _plan(model, seed, **options)
+        cut, masked = prune_(copy.deepcopy(model), plan), mask_(copy.deepcopy(model), plan)
+        assert (logits(cut, ids) - logits(masked, ids)).abs().max() < 1e-4
+        assert (logits(model, ids) - logits(masked, ids)).abs().max() > 1e-2  # the mask does something
+        assert sum(p.numel() for p in cut.parameters()) < sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_ratio_zero_is_the_dense_model(family):
+    model = build(family)
+    pruned = prune_(copy.deepcopy(model), _plan(model, ratio=0))
+    assert torch.equal(logits(pruned, tokens()), logits(model, tokens()))
+
+
+def test_cutting_one_member_alone_breaks_the_model():
+    model = build("llama-mha")
+    o_proj = model.model.layers[0].self_attn.o_proj
+    o_proj.weight = torch.nn.Parameter(o_proj.weight[:, 8:])
+    with pytest.raises(RuntimeError):
+        logits(model, tokens())
+
+
+@pytest.mark.parametrize("family", CHANNEL_FAMILIES)
+def test_channel_cut_equals_the_formula(family):
+    """Keep hidden channels by hand in every matrix that touches the stream: the same logits."""
+    model, ids = build(family), tokens()
+    plan = _plan(model, granularity="channel", ratio=0.25)
+    kept = plan.keep["hidden"]
+    by_hand = {}
+    for name, p in model.named_parameters():
+        p = p.detach()
+        for dim, size in enumerate(p.shape):
+            if touches_stream(name, dim, size):
+                p = p.index_select(dim, kept)
+        by_hand[name] = p
+    pruned = prune_(copy.deepcopy(model), plan)
+    assert len(kept) == 18
+    assert {n: p.tolist() for n, p in pruned.named_parameters()} == {
+        n: p.tolist() for n, p in by_hand.items()
+    }
+    assert torch.isfinite(logits(pruned, ids)).all() and pruned.config.hidden_size == 18
+    rebuilt = type(model)(pruned.config).eval()
+    rebuilt.load_state_dict(pruned.state_dict())
+    assert torch.equal(logits(rebuilt, ids), logits(pruned, ids))
+
+
+def test_tied_embeddings_stay_tied():
+    model = build("llama-tied")
+    pruned = prune_(model, _plan(model, granularity="channel", ratio=0.25))
+    assert pruned.lm_head.weight is pruned.model.embed_tokens.weight
+    assert build("llama-gqa").lm_head.weight is not build("llama-gqa").model.embed_tokens.weight
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", "qwen2", "bloom", "gpt2", "phi3"])
+def test_pruning_twice_equals_pruning_once_by_the_composed_plan(family):
+    model, ids = build(family), tokens()
+    first = _plan(model, 0, ratio=0.3, scope="global")
+    once = prune_(copy.deepcopy(model), first)
+    second = _plan(once, 1, ratio=0.3, scope="global", protect_first=1)
+    composed = Plan({n: first.keep[n][second.keep[n]] for n in first.keep}, first.n_groups)
+    direct = prune_(copy.deepcopy(model), composed)
+    twice = prune_(once, second)
+    assert torch.equal(logits(twice, ids), logits(direct, ids))
+    assert twice.pruning_layout == direct.pruning_layout and len(twice.pruned_by) == 2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_generation_with_cache_equals_generation_without(family):
+    model = build(family)
+    pruned = prune_(model, _plan(model, ratio=0.5, protect_first=1))
+    ids = tokens(1, 5)
+    options = dict(max_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=None)
+    assert torch.equal(
+        pruned.generate(ids, use_cache=True, **options), pruned.generate(ids, use_cache=False, **options)
+    )
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_attention_implementation_may_change_after_the_cut(attention):
+    model = build("llama-gqa")
+    pruned = prune_(model, _plan(model, ratio=0.5, protect_first=1))
+    before = logits(pruned, tokens())
+    pruned.set_attn_implementation(attention)
+    assert pruned.model.layers[1].self_attn.config._attn_implementation == attention
+    torch.testing.assert_close(logits(pruned, tokens()), before, atol=1e-5, rtol=0)
+
+
+def test_layers_see_their_own_widths_in_their_config():
+    model = build("phi3")
+    pruned = prune_(model, _plan(model, ratio=0.5, protect_first=1))
+    assert [layer.self_attn.config.num_key_value_heads for layer in pruned.model.layers] == [2, 1, 1]
+    assert pruned.config.num_key_value_heads == 2
+
+
+def test_linear_layers_know_their_sizes():
+    model = build("llama-gqa")
+    prune_(model, _plan(model, ratio=0.5))
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            assert (module.out_features, module.in_features) == tuple(module.weight.shape)
+
+
+def test_independent_ranking_keeps_counts_and_breaks_the_match():
+    model, ids = build("llama-mha"), tokens()
+    together = prune_(copy.deepcopy(model), _plan(model, ratio=0.5))
+    plan = _plan(model, ratio=0.5, dependency=False)
+    alone = prune_(copy.deepcopy(model), plan)
+    assert [p.shape for p in alone.parameters()] == [p.shape for p in together.parameters()]
+    assert not torch.allclose(logits(alone, ids), logits(mask_(copy.deepcopy(model), plan), ids), atol=1e-2)
+
+
+def test_plan_of_another_model_changes_nothing():
+    model, other = build("llama-gqa"), build("llama-gqa", intermediate_size=32)
+    before = copy.deepcopy(model.state_dict())
+    for change in (prune_, mask_):
+        with pytest.raises(ValueError, match="32 groups at layers.0.mlp, this model has 40"):
+            change(model, _plan(other, ratio=0.5))
+    unknown = Plan({"layers.9.mlp": torch.arange(3)}, {"layers.9.mlp": 40})
+    with pytest.raises(ValueError, match="layers.9.mlp, which this model does not have"):
+        prune_(model, unknown)
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_lopsided_independent_plan_is_refused():
+    model = build("llama-mha")
+    plan = _plan(model, ratio=0.5, dependency=False)
+    key = next(k for k in plan.keep if k.endswith("down_proj"))
+    plan.keep[key] = plan.keep[key][1:]
+    with pytest.raises(ValueError, match="must all keep the same number"):
+        prune_(model, plan)
+
+
+def test_gradients_flow_through_the_cut_model():
+    model = build("qwen3")
+    pruned = prune_(model, _plan(model, ratio=0.5, protect_first=1))
+    pruned(tokens(), labels=tokens()).loss.backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in pruned.parameters())
