@@ -1,8 +1,8 @@
 """The third stage of the paper, recovery: a short LoRA training after pruning (Sec. 3.3, App. B.2).
 
-The adapter is peft's, the loop is the Trainer of transformers (several devices: `accelerate launch`). Ours are
-the settings, the record of what happened, and that a killed run goes on as if nothing had been. It chooses no
-data (`data.instructions`) and measures only what the caller's `evaluate` returns.
+The adapter is peft's, the loop is the Trainer of transformers (several devices: `accelerate launch`). Ours
+are the settings, the record of what happened, and that a killed run goes on as if nothing had been. It chooses
+no data (`data.instructions`) and measures only what the caller's `evaluate` returns.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def recover(
 
     Args:
         model: a decoder, pruned or not, trained where it lies: under autocast to bf16 (or fp16) on a GPU, in
-            its own type on a CPU. peft puts its layers inside it; `result.model.unload()` takes them out again.
+            its own type on a CPU. peft puts its layers inside it; `result.model.unload()` takes them out.
             Its weights change with `merge` alone.
         tokenizer: of the model; needs an EOS token.
         examples: dicts with `instruction`, `output` and, if there is one, `input`.

@@ -50,6 +50,8 @@ class RecoverySettings:
                 raise ValueError(f"{name}={getattr(self, name)!r}: a number above 0 is wanted.")
         if self.steps is not None and not (self.steps >= 1 and self.steps == int(self.steps)):
             raise ValueError(f"steps={self.steps!r}: a whole number above 0 is wanted, or None.")
+        if self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps={self.warmup_steps!r}: a number of steps is wanted.")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout!r}: a share in [0, 1) is wanted.")
         if self.batch_size % self.micro_batch_size:
