@@ -5,7 +5,9 @@ How perplexity and accuracy are computed is known to `evaluation` and `zero_shot
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -64,7 +66,8 @@ def _perplexity(text: str, asked: Evaluation, subject: Loaded) -> Metric:
 def _accuracy(task: str, asked: Evaluation, subject: Loaded) -> Metric:
     from pruner_lib.zero_shot import zero_shot
 
-    score = zero_shot(subject.model, subject.tokenizer, tasks=(task,), limit=asked.limit)[task]
+    with contextlib.redirect_stderr(io.StringIO()):  # lm-eval draws bars that can't be turned off
+        score = zero_shot(subject.model, subject.tokenizer, tasks=(task,), limit=asked.limit)[task]
     protocol = score.protocol | {"dtype": _dtype(subject.model)}
     return Metric(score.value, score.stderr, score.n, protocol, tuple(score.correct))
 

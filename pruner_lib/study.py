@@ -89,7 +89,7 @@ def run_all(
     records = {key: found for key, asked in unique.items() if (found := _existing(asked, bench)) is not None}
     pending = _in_order([asked for key, asked in unique.items() if key not in records])
     wanted = [(asked, _criteria_of(asked, pending)) for asked in pending]
-    settings = {"profile": profile, "results_dir": results_dir}
+    settings = {"profile": profile, "results_dir": bench.directory.parent}
     if client is not None:
         jobs = [client.submit(run, asked, criteria=criteria, **settings) for asked, criteria in wanted]
     bar = tqdm(wanted, desc="experiments", disable=not (progress and wanted), unit="run")
