@@ -9,6 +9,7 @@ which sample they belong to.
 
 from __future__ import annotations
 
+import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -156,7 +157,7 @@ class _Pass:
 
 def _positions(model: nn.Module, ids: torch.Tensor) -> dict[str, torch.Tensor]:
     """Position ids of every sample, where the model takes them: a row shared by all would mix their gradients."""
-    if "position_ids" not in type(model).forward.__code__.co_varnames:
+    if "position_ids" not in inspect.signature(model.forward).parameters:
         return {}
     return {"position_ids": torch.arange(ids.shape[1], device=ids.device).expand_as(ids)}
 

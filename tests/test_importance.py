@@ -1,0 +1,196 @@
+"""Scores are what the equations say, from one pass, in the code's order of reduction."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from families import CHANNEL_FAMILIES, FAMILIES, build, tokens
+from pruner_lib import discover, estimate, prune_, select
+from pruner_lib.importance import CRITERIA, aggregate, estimate_members
+from torch.nn import functional
+
+GRADIENT = ("vector", "element1", "element2", "mixed")
+
+
+def _loss(model, ids):
+    logits = model(input_ids=ids, use_cache=False).logits
+    return functional.cross_entropy(logits[:, :-1].reshape(-1, logits.shape[-1]), ids[:, 1:].reshape(-1))
+
+
+def _gradients(model, ids):
+    """The reference code's way: a backward pass of the batch, and one of each sample alone."""
+    parameters = dict(model.named_parameters())
+    g = dict(zip(parameters, torch.autograd.grad(_loss(model, ids), parameters.values(), allow_unused=True), strict=True))
+    a = {n: torch.zeros_like(p) for n, p in parameters.items()}
+    for sample in ids:
+        grads = torch.autograd.grad(_loss(model, sample[None]), parameters.values(), allow_unused=True)
+        for name, grad in zip(parameters, grads, strict=True):
+            if grad is not None:
+                a[name] += grad.square() / len(ids)
+    return g, a
+
+
+def _by_hand(model, axis, gradients, criterion):
+    """`(n_structures, n_groups)`, each structure summed over its channels."""
+    g, a = gradients
+    table = {s: torch.zeros(axis.n_groups, axis.width) for s in axis.structures}
+    raw: dict = {}
+    for m in axis.members:
+        w = model.get_parameter(m.parameter).detach()
+        s = w * g[m.parameter]
+        salience = {
+            "vector": s, "element1": s.abs(), "element2": w * a[m.parameter] * w,
+            "mixed": (s - w * a[m.parameter] * w / 2).abs(),
+        }[criterion]  # fmt: skip
+        channels = salience.movedim(m.dim, 0).reshape(w.shape[m.dim], -1).sum(1)
+        raw[m.structure] = raw.get(m.structure, 0) + channels[m.indices]
+    for s, channels in raw.items():
+        channels = channels.abs() if criterion == "vector" else channels
+        table[s] = channels.reshape(axis.n_groups, -1, axis.width).sum(1)
+    return torch.stack([table[s] for s in axis.structures])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_pass_equals_a_pass_for_each_sample(family):
+    model, ids = build(family), tokens(4, 8)
+    axes = discover(model)
+    wanted = axes if family in (*CHANNEL_FAMILIES, "gpt2") else axes.of_kind("attention", "mlp")
+    found = estimate_members(model, wanted, ids, criteria=GRADIENT)
+    gradients = _gradients(model, ids)
+    for criterion in GRADIENT:
+        for name in ("layers.0.attention", "layers.2.mlp", "hidden"):
+            if name in wanted:
+                by_hand = _by_hand(model, axes[name], gradients, criterion)
+                torch.testing.assert_close(found[criterion][name], by_hand, rtol=2e-4, atol=1e-5 * by_hand.max().item())
+
+
+def test_vector_score_is_the_first_order_loss_change():
+    """Finite differences: scale one MLP channel up and down by two percent."""
+    model, ids = build("llama-gqa"), tokens(3, 8)
+    axis = discover(model)["layers.1.mlp"]
+    scores = estimate_members(model, {axis.name: axis}, ids, criteria=["vector"])["vector"][axis.name]
+    for row, structure in enumerate(axis.structures):
+        member = next(m for m in axis.members if m.structure == structure)
+        for k in (scores[row].argmax().item(), scores[row].median(0).indices.item()):
+            moved = []
+            for step in (0.02, -0.02):
+                changed = copy.deepcopy(model)
+                weight = changed.get_parameter(member.parameter)
+                with torch.no_grad():
+                    weight.select(member.dim, k).mul_(1 + step)
+                    moved.append(_loss(changed, ids).item())
+            slope = abs(moved[0] - moved[1]) / 0.04
+            assert scores[row, k].item() == pytest.approx(slope, rel=0.01, abs=5e-5)
+            assert scores[row, k].item() > 2e-4
+
+
+def test_mixed_is_first_order_less_half_the_second():
+    model, ids = build("llama-mha"), tokens(3, 8)
+    axes = discover(model).of_kind("mlp")
+    s = {c: aggregate(axes, m, "sum")["layers.0.mlp"] for c, m in estimate_members(model, axes, ids, criteria=GRADIENT).items()}
+    assert (s["mixed"] <= s["element1"] + s["element2"] / 2 + 1e-6).all()
+    assert (s["mixed"] >= (s["element1"] - s["element2"] / 2).abs() * 0.999 - 1e-6).all()
+    assert not torch.allclose(s["mixed"], s["element1"])
+
+
+def test_magnitudes_are_sums_of_powers():
+    model = build("llama-mha")
+    axis = discover(model)["layers.1.mlp"]
+    mlp = model.model.layers[1].mlp
+    for criterion, power in (("l1", 1), ("l2", 2)):
+        wanted = sum(w.detach().abs().pow(power).sum(1) for w in (mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight.T))
+        found = estimate(model, {axis.name: axis}, criterion=criterion)[axis.name]
+        torch.testing.assert_close(found, wanted)
+
+
+def test_random_follows_its_seed():
+    model = build("llama-mha")
+    axes = discover(model)
+    first, again, other = (estimate(model, axes, criterion="random", seed=s)["layers.0.mlp"] for s in (3, 3, 4))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_aggregation_reduces_structures_before_channels():
+    axes = discover(build("llama-mha")).of_kind("attention")
+    members = {name: torch.rand(4, 6, 8) for name in axes}
+    table = members["layers.0.attention"]
+    scores = {how: aggregate(axes, members, how)["layers.0.attention"] for how in ("sum", "max", "last", "none", "prod")}
+    torch.testing.assert_close(scores["sum"], table.sum((0, 2)))
+    torch.testing.assert_close(scores["max"], table.amax(0).sum(-1))
+    torch.testing.assert_close(scores["last"], table[3].sum(-1))  # q, k, v, o: the last is o_proj
+    torch.testing.assert_close(scores["none"], table.sum(-1))
+    wanted = table.prod(0).sum(-1)
+    torch.testing.assert_close(scores["prod"] / scores["prod"][0], wanted / wanted[0])
+    assert not torch.allclose(scores["max"], table.sum(-1).amax(0))  # the other order is another score
+
+
+def test_products_of_tiny_scores_do_not_vanish():
+    axes = discover(build("llama-mha")).of_kind("attention")
+    members = {name: torch.rand(4, 6, 8) * 1e-14 for name in axes}
+    scores = aggregate(axes, members, "prod")
+    assert all((s > 0).all() for s in scores.values())
+
+
+def test_query_rows_are_credited_to_their_own_kv_head():
+    """Only the queries of KV head 0 carry weight: only group 0 has a score."""
+    model = build("llama-gqa")
+    with torch.no_grad():
+        model.model.layers[0].self_attn.q_proj.weight[24:] = 0
+    axis = discover(model)["layers.0.attention"]
+    found = estimate_members(model, {axis.name: axis}, tokens(3, 8), criteria=["element1"])["element1"][axis.name]
+    assert found[0, 0].sum() > 0 and found[0, 1].sum() == 0
+
+
+def test_the_model_is_left_as_it_was():
+    model = build("llama-tied").train()
+    model.model.norm.weight.requires_grad_(False)
+    before = {n: (p.clone(), p.requires_grad) for n, p in model.named_parameters()}
+    axes = discover(model)
+    estimate(model, axes, tokens(3, 8), criterion="mixed")
+    for name, p in model.named_parameters():
+        assert torch.equal(p, before[name][0]) and p.requires_grad == before[name][1] and p.grad is None
+    assert model.training and not any(m._forward_hooks for m in model.modules())
+
+
+def test_a_pruned_model_can_be_scored_and_pruned_again():
+    model = build("qwen2", num_key_value_heads=6)
+    for _ in range(2):
+        axes = discover(model)
+        prune_(model, select(axes, estimate(model, axes, tokens(3, 8)), ratio=0.25, protect_first=1))
+    assert [layer.mlp.gate_proj.out_features for layer in model.model.layers] == [40, 22, 22]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_scores_of_other_dtypes_are_float32(dtype):
+    model = build("llama-mha").to(dtype)
+    scores = estimate(model, discover(model), tokens(3, 8), criterion="element2")
+    assert all(s.dtype == torch.float32 and torch.isfinite(s).all() for s in scores.values())
+
+
+def test_bad_input_is_named():
+    model = build("llama-mha")
+    axes = discover(model)
+    cases = {
+        "unknown criterion 'taylor'": dict(criterion="taylor"),
+        "unknown aggregation 'mean'": dict(criterion="l2", aggregation="mean"),
+        "needs calibration ids": dict(criterion="element1"),
+        "but the model's vocabulary has 64": dict(calibration_ids=torch.full((2, 8), 64)),
+        "from -1": dict(calibration_ids=torch.full((2, 8), -1)),
+        r"got torch.float32 \(2, 8\)": dict(calibration_ids=torch.zeros(2, 8)),
+        r"got torch.int64 \(8,\)": dict(calibration_ids=torch.zeros(8, dtype=torch.int64)),
+        "got list": dict(calibration_ids=[[1, 2, 3]]),
+    }
+    for message, arguments in cases.items():
+        with pytest.raises(ValueError, match=message):
+            estimate(model, axes, **arguments)
+    assert set(CRITERIA) == {"random", "l1", "l2", "vector", "element1", "element2", "mixed"}
+
+
+def test_loss_that_is_not_finite_is_refused():
+    model = build("llama-mha")
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="calibration loss is nan"):
+        estimate(model, discover(model), tokens(3, 8))
