@@ -18,7 +18,7 @@ _HOME = {
     "mask_": "prune",
     "recover": "recovery",
     "perplexity": "evaluation",
-    "zero_shot": "zero_shot",
+    "zero_shot": "harness",
     "generate_samples": "evaluation",
 }
 __all__ = sorted(_HOME)

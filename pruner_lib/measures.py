@@ -1,6 +1,6 @@
 """Measure the model of an experiment: every number with the protocol that makes it comparable.
 
-How perplexity and accuracy are computed is known to `evaluation` and `zero_shot`.
+How perplexity and accuracy are computed is known to `evaluation` and `harness`.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _perplexity(text: str, asked: Evaluation, subject: Loaded) -> Metric:
 
 
 def _accuracy(task: str, asked: Evaluation, subject: Loaded) -> Metric:
-    from pruner_lib.zero_shot import zero_shot
+    from pruner_lib.harness import zero_shot
 
     with contextlib.redirect_stderr(io.StringIO()):  # lm-eval draws bars that can't be turned off
         score = zero_shot(subject.model, subject.tokenizer, tasks=(task,), limit=asked.limit)[task]
