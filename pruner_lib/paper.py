@@ -1,0 +1,57 @@
+"""What others published: the numbers of the paper's tables, and those of model cards for our default model.
+
+The numbers lie in `results/paper/*.csv`, as printed. Nothing is measured or compared here.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pruner_lib.results import project_root
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COLUMNS = ("table", "row", "metric", "value", "unit", "source")
+
+
+def published(table: str) -> pd.DataFrame:
+    """Look up a published table.
+
+    Args:    table: "Table 1" to "Table 17" of the paper, "SmolLM2 card", ...; see `published_tables()`.
+    Returns: a row for each number: `row` as printed (parts joined by " / "), `metric` by the names of our
+             records ("perplexity/wikitext2@128", "accuracy/boolq", "accuracy/mean", "macs", ...), `value` as
+             printed, its `unit` (accuracies are in %), `source`: which copies of the text agree on it.
+    Raises:  ValueError: there is no such table (the message lists those there are).
+    """
+    numbers = _read(_folder())
+    found = numbers[numbers.table == table]
+    if found.empty:
+        raise ValueError(f"unknown table {table!r}; there are {', '.join(published_tables())}")
+    return found.reset_index(drop=True)
+
+
+def published_tables() -> list[str]:
+    """List the tables that `published` knows, in the order of their files."""
+    return list(dict.fromkeys(_read(_folder()).table))
+
+
+def _folder() -> Path:
+    return (project_root() or Path.cwd()) / "results" / "paper"
+
+
+@cache
+def _read(folder: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    paths = sorted(folder.glob("*.csv"), reverse=True)
+    if not paths:
+        raise ValueError(f"no published numbers in {folder}; run this in a clone of the project")
+    frames = [pd.read_csv(path, keep_default_na=False) for path in paths]
+    for path, frame in zip(paths, frames, strict=True):
+        if tuple(frame) != COLUMNS or not pd.api.types.is_numeric_dtype(frame.value):
+            found = ", ".join(frame)
+            raise ValueError(f"{path} has the columns {found}; wanted {', '.join(COLUMNS)}, value a number")
+    return pd.concat(frames, ignore_index=True)

@@ -1,0 +1,56 @@
+"""Published numbers are found by name, agree with themselves, and are told apart."""
+
+from __future__ import annotations
+
+import pytest
+
+from pruner_lib import paper
+from pruner_lib.paper import published, published_tables
+
+
+def value(table, row, metric):
+    found = published(table).query("row == @row and metric == @metric")
+    assert len(found) == 1
+    return found.value.item()
+
+
+def test_numbers_of_table_1_are_found_by_row_and_metric():
+    assert value("Table 1", "20% w/o tune / Element^1", "perplexity/wikitext2@128") == 19.09
+    assert value("Table 1", "20% w/ tune / Element^1", "accuracy/mean") == 59.23
+    assert value("Table 3", "Block 20%", "macs") == 339.60
+
+
+def test_every_printed_mean_is_the_mean_of_the_printed_accuracies():
+    checked = 0
+    for table in ("Table 1", "Table 2", "Table 4", "Table 5", "Table 16", "Table 17"):
+        for row, part in published(table).groupby("row"):
+            accuracies = part[part.metric.str.startswith("accuracy/")].set_index("metric").value
+            if "accuracy/mean" not in accuracies or "official" in row:
+                continue
+            mean = accuracies.drop("accuracy/mean").mean()
+            assert mean == pytest.approx(accuracies["accuracy/mean"], abs=0.011), (table, row)
+            checked += 1
+    assert checked > 50
+
+
+def test_no_number_stands_twice_and_none_is_missing():
+    for table in published_tables():
+        numbers = published(table)
+        assert not numbers.duplicated(["row", "metric"]).any(), table
+        assert numbers.value.notna().all() and (numbers.value > 0).all() and (numbers.source != "").all()
+
+
+def test_unknown_table_is_told_which_there_are():
+    with pytest.raises(ValueError, match="unknown table 'Table 99'; there are .*Table 1, .*Table 17"):
+        published("Table 99")
+
+
+def test_damaged_file_is_refused_and_a_missing_folder_explained(tmp_path, monkeypatch):
+    monkeypatch.setattr(paper, "project_root", lambda: tmp_path)
+    with pytest.raises(ValueError, match="no published numbers"):
+        published("Table 1")
+    place = tmp_path / "results" / "paper"
+    place.mkdir(parents=True)
+    (place / "own.csv").write_text("table,row,value\nTable 1,x,3\n")
+    with pytest.raises(ValueError, match=r"own.csv has the columns table, row, value; wanted"):
+        published("Table 1")
