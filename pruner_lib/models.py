@@ -26,6 +26,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from pruner_lib.assets import ASSETS, build_folder, cache_root, fetch, local_path
 from pruner_lib.hub import hub_lookup
+from pruner_lib.modeling_pruned import PrunedModelForCausalLM
 
 NAMES = ("smollm2-135m", "tiny")
 TINY_SPECIAL = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
@@ -56,7 +57,7 @@ def load_model(
     folder = find_model(name)
     if folder is not None:
         try:
-            model, tokenizer = _load(str(folder), dtype, trust_remote_code=_is_ours(folder))
+            model, tokenizer = _load(str(folder), dtype, pruned=_is_pruned(folder))
         except (
             OSError,
             RuntimeError,
@@ -67,7 +68,7 @@ def load_model(
         with hub_lookup(
             f"model {name!r}", f"Known names: {', '.join(NAMES)}; or give a folder with a checkpoint."
         ):
-            model, tokenizer = _load(name, dtype, trust_remote_code=False)
+            model, tokenizer = _load(name, dtype, pruned=False)
     return model.to(device).eval(), tokenizer
 
 
@@ -95,7 +96,7 @@ def find_model(name: str) -> Path | None:
     return folder
 
 
-def _is_ours(folder: Path) -> bool:
+def _is_pruned(folder: Path) -> bool:
     path = folder / "config.json"
     try:
         return "pruning_layout" in json.loads(path.read_text(encoding="utf-8"))
@@ -106,27 +107,28 @@ def _is_ours(folder: Path) -> bool:
 
 
 def _load(
-    source: str, dtype: torch.dtype, *, trust_remote_code: bool
+    source: str, dtype: torch.dtype, *, pruned: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-    if not trust_remote_code:
-        _check_decoder(source, config)
-    model, report = AutoModelForCausalLM.from_pretrained(
-        source, config=config, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True
-    )
+    """Load a checkpoint; an unevenly pruned one by our own code, never by the copy that lies in its folder."""
+    config = AutoConfig.from_pretrained(source)
+    _check_decoder(source, config)
+    build = PrunedModelForCausalLM if pruned else AutoModelForCausalLM
+    model, report = build.from_pretrained(source, config=config, dtype=dtype, output_loading_info=True)
     if report["missing_keys"]:
         names = ", ".join(sorted(report["missing_keys"])[:3])
         raise ValueError(
             f"{source} lacks {len(report['missing_keys'])} weights of {type(model).__name__}, such as {names}"
         )
-    return model, AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+    return model, AutoTokenizer.from_pretrained(source)
 
 
 def _check_decoder(source: str, config: object) -> None:
     wanted = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
     wanted = (wanted,) if isinstance(wanted, str) else wanted or ()
     found = config.architectures or []
-    encodes = getattr(config, "is_encoder_decoder", False) or getattr(config, "is_decoder", True) is False
+    encodes = getattr(config, "is_encoder_decoder", False)
+    if not found:  # the architecture is not named: go by what the config says of itself
+        encodes = encodes or getattr(config, "is_decoder", True) is False
     if not wanted or encodes or (found and not set(found) & set(wanted)):
         raise ValueError(
             f"{source} is no decoder with a language-model head: it holds "

@@ -1,0 +1,156 @@
+"""Saved folders load everywhere with the same logits, bit for bit, or are not written at all."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from families import CHANNEL_FAMILIES, FAMILIES, build, logits, random_scores, tokens
+from pruner_lib import discover, load_model, prune_, save_model, select
+from pruner_lib.groups import Plan
+from pruner_lib.models import tiny_tokenizer
+from transformers import AutoModelForCausalLM
+
+UNEVEN = dict(ratio=0.4, scope="global", protect_first=1)
+UNIFORM_HEADS = {"hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 6, "head_dim": 8}
+
+
+def _pruned(family, changes=None, **options):
+    model = build(family, **changes or {})
+    axes = discover(model)
+    return prune_(model, select(axes, random_scores(axes), **options))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_uneven_checkpoint_keeps_the_logits_bit_for_bit(family, tmp_path):
+    model = _pruned(family, **UNEVEN)
+    save_model(model, tiny_tokenizer(), tmp_path / "m")
+    ours, _ = load_model(tmp_path / "m")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "m", trust_remote_code=True).eval()
+    for again in (ours, theirs):
+        assert torch.equal(logits(again, tokens()), logits(model, tokens()))
+        assert [p.shape for p in again.parameters()] == [p.shape for p in model.parameters()]
+    with pytest.raises((ValueError, RuntimeError)):  # without the layout the widths do not fit: never filled at random
+        config = copy.deepcopy(theirs.config)
+        type(build(family)).from_pretrained(tmp_path / "m", config=config)
+
+
+@pytest.mark.parametrize("family", ["llama-mha", "llama-tied", "llama-biases", "mistral", "qwen2", "qwen3", "gemma2", "phi3", "glm"])
+def test_uniform_checkpoint_is_a_plain_one(family, tmp_path):
+    model = _pruned(family, ratio=0.5)
+    assert model.pruning_layout is None
+    save_model(model, tiny_tokenizer(), tmp_path / "m")
+    names = {p.name for p in (tmp_path / "m").iterdir()}
+    assert not any(n.endswith((".py", ".bin", ".pt", ".pkl")) for n in names) and {"plan.json", "model.safetensors"} <= names
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "m").eval()
+    assert type(again).__name__ == type(build(family)).__name__
+    assert torch.equal(logits(again, tokens()), logits(model, tokens()))
+
+
+@pytest.mark.parametrize("family", CHANNEL_FAMILIES)
+def test_channel_pruned_checkpoint_is_a_plain_one(family, tmp_path):
+    model = _pruned(family, ratio=0.25, granularity="channel")
+    save_model(model, None, tmp_path / "m")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "m").eval()
+    assert torch.equal(logits(again, tokens()), logits(model, tokens()))
+
+
+def test_heads_that_do_not_divide_the_hidden_size_fall_back_to_a_layout(tmp_path):
+    """llama's config refuses 5 heads for 24 hidden channels, so a plain folder could not be loaded."""
+    model = _pruned("llama-mha", ratio=0.2)
+    assert model.model.layers[0].self_attn.q_proj.out_features == 5 * 8 and model.pruning_layout
+    save_model(model, tiny_tokenizer(), tmp_path / "m")
+    again, _ = load_model(tmp_path / "m")
+    assert torch.equal(logits(again, tokens()), logits(model, tokens()))
+
+
+def test_uneven_folder_needs_no_pruner_lib(tmp_path):
+    model = _pruned("llama-gqa", **UNEVEN)
+    save_model(model, tiny_tokenizer(), tmp_path / "m")
+    torch.save(logits(model, tokens()), tmp_path / "logits.pt")
+    code = (
+        "import sys, torch; sys.modules['pruner_lib'] = None\n"
+        "from transformers import AutoModelForCausalLM as A\n"
+        f"m = A.from_pretrained({str(tmp_path / 'm')!r}, trust_remote_code=True).eval()\n"
+        f"ids = torch.tensor({tokens().tolist()})\n"
+        f"assert torch.equal(m(ids).logits, torch.load({str(tmp_path / 'logits.pt')!r}))\n"
+    )
+    env = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "PYTHONPATH": ""}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_loaded_model_can_be_pruned_and_saved_again(tmp_path):
+    save_model(_pruned("qwen2", {"num_key_value_heads": 6}, **UNEVEN), tiny_tokenizer(), tmp_path / "one")
+    model, tokenizer = load_model(tmp_path / "one")
+    axes = discover(model)
+    prune_(model, select(axes, random_scores(axes, 5), ratio=0.3, scope="global"))
+    save_model(model, tokenizer, tmp_path / "two")
+    again, _ = load_model(tmp_path / "two")
+    assert torch.equal(logits(again, tokens()), logits(model, tokens()))
+    again.save_pretrained(tmp_path / "three")  # as Trainer would
+    third = AutoModelForCausalLM.from_pretrained(tmp_path / "three", trust_remote_code=True).eval()
+    assert torch.equal(logits(third, tokens()), logits(model, tokens()))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_survives(dtype, tmp_path):
+    model = _pruned("llama-gqa", **UNEVEN).to(dtype)
+    save_model(model, tiny_tokenizer(), tmp_path / "m")
+    again, _ = load_model(tmp_path / "m", dtype=dtype)
+    assert all(torch.equal(a, b) and a.dtype == dtype for a, b in zip(again.parameters(), model.parameters(), strict=True))
+
+
+def test_code_of_a_tampered_folder_is_not_run(tmp_path):
+    save_model(_pruned("llama-gqa", **UNEVEN), tiny_tokenizer(), tmp_path / "m")
+    (tmp_path / "m" / "modeling_pruned.py").write_text("raise SystemExit('ran')")
+    model, _ = load_model(tmp_path / "m")
+    assert model.pruning_layout
+
+
+def test_plan_is_kept_beside_the_weights(tmp_path):
+    model = _pruned("llama-gqa", **UNEVEN)
+    save_model(model, None, tmp_path / "m")
+    assert Plan.from_json(tmp_path / "m" / "plan.json").to_dict() == model.pruned_by[0].to_dict()
+
+
+def test_tied_embeddings_are_tied_after_loading(tmp_path):
+    save_model(_pruned("llama-tied", ratio=0.25, granularity="channel"), tiny_tokenizer(), tmp_path / "m")
+    again, _ = load_model(tmp_path / "m")
+    assert again.lm_head.weight is again.model.embed_tokens.weight
+
+
+def test_foreign_folder_is_not_overwritten(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="holds no model"):
+        save_model(build("llama-gqa"), None, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_full_disk_leaves_the_old_checkpoint_whole(tmp_path, monkeypatch):
+    model = build("llama-gqa")
+    save_model(model, None, tmp_path / "m")
+    before = (tmp_path / "m" / "model.safetensors").read_bytes()
+
+    def full(*args, **kwargs):
+        (args[0] / "model.safetensors").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(model, "save_pretrained", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_model(model, None, tmp_path / "m")
+    assert (tmp_path / "m" / "model.safetensors").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+def test_layout_is_plain_json(tmp_path):
+    model = _pruned("bloom", **UNEVEN)
+    save_model(model, None, tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    assert config["pruning_layout"] == model.pruning_layout
+    assert config["auto_map"] == {"AutoModelForCausalLM": "modeling_pruned.PrunedModelForCausalLM"}
