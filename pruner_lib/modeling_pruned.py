@@ -43,7 +43,8 @@ def pruned_class(architecture: str) -> type[PreTrainedModel]:
             super().save_pretrained(save_directory, *args, **kwargs)
             copy_code(save_directory)
 
-    Pruned.__name__ = Pruned.__qualname__ = architecture
+    # transformers renames weights on loading and saving for its own classes only, and goes by these names
+    Pruned.__name__, Pruned.__qualname__, Pruned.__module__ = architecture, architecture, dense.__module__
     return Pruned
 
 

@@ -161,19 +161,19 @@ def test_broken_checkpoint_is_an_error_that_names_the_folder(checkpoint, damage)
         load_model(checkpoint)
 
 
-@pytest.mark.parametrize("ours", [True, False])
-def test_code_in_a_folder_runs_only_for_our_own_checkpoints(checkpoint, ours):
+@pytest.mark.parametrize("layout", [None, {"shapes": {}, "attributes": {}, "config": {}, "inputs": {}}])
+def test_code_in_a_folder_is_never_run(checkpoint, layout):
     mark = checkpoint / "ran"
     code = f"import transformers\nopen({str(mark)!r}, 'w').close()\n"
     code += "class Pruned(transformers.LlamaForCausalLM):\n    pass\n"
     (checkpoint / "modeling_pruned.py").write_text(code)
     config = json.loads((checkpoint / "config.json").read_text())
     config["auto_map"] = {"AutoModelForCausalLM": "modeling_pruned.Pruned"}
-    if ours:
-        config["pruning_layout"] = {}
+    if layout:
+        config["pruning_layout"] = layout
     (checkpoint / "config.json").write_text(json.dumps(config))
     model, _ = load_model(checkpoint)
-    assert mark.exists() == ours
+    assert not mark.exists()
     assert torch.equal(model(IDS).logits, load_model("tiny")[0](IDS).logits)
 
 
