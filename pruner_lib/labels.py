@@ -74,7 +74,7 @@ class Recording:
             self.equal.append(pairs)
 
     def set_role(self, labels: torch.Tensor, role: str) -> None:
-        first = int(labels.reshape(-1)[0])
+        first = int(labels[(0,) * labels.ndim])  # no reshape: an expanded table would be written out
         if first >= 0:
             owner, dim, source = self.owner_of(first)
             if source == "parameter":
@@ -86,6 +86,7 @@ def constant_along(labels: torch.Tensor, dim: int) -> bool:
     """True if all slices of `labels` along `dim` are equal."""
     if labels.shape[dim] == 1 or labels.stride(dim) == 0:
         return True
+    (labels,) = collapse(labels)  # compare no entry twice: tables of parameters are expanded
     return bool((labels == labels.narrow(dim, 0, 1)).all())
 
 
