@@ -34,6 +34,7 @@ __all__ = [
     "STAGES",
     "STYLE",
     "new_axes",
+    "plot_before_after",
     "plot_calibration",
     "plot_methods",
     "plot_overlap",
@@ -181,6 +182,40 @@ def plot_stages(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax = perplexity_axis(ax)
     low, high = frame.value.min(), frame.value.max()
     ax.set_ylim(max(1, low / 2), high * (high / max(1, low / 2)) ** 0.12)
+    return ax
+
+
+def plot_before_after(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Draw one measure of the whole, the pruned and the recovered model: ours filled, the paper's hollow.
+
+    Args:    frame: columns `stage` ("dense", "pruned", "recovered"), `source` ("ours" or "paper"), `model`
+             (the name of the line), `value` (perplexities, or shares in [0, 1] where the column `metric` says
+             "accuracy") and, if known, `stderr`: one standard error is drawn to either side.
+    """
+    need(frame, "stage", "source", "model", "value")
+    ax = new_axes(ax, 5.2)
+    accuracies = "metric" in frame and set(frame.metric) == {"accuracy"}
+    scale = 100 if accuracies else 1
+    stages, ends = [name for name in STAGES if name in set(frame.stage)], []
+    for (source, model), part in frame.groupby(["source", "model"], sort=False):
+        part = part.set_index("stage").reindex(stages).dropna(subset="value")
+        at, values = [stages.index(name) for name in part.index], part.value * scale
+        errors = part.stderr * scale if "stderr" in part else [np.nan] * len(part)
+        hollow = {"markerfacecolor": "white"} if source == "paper" else {}
+        ax.plot(at, values, color=GREY, linewidth=1, linestyle=":" if hollow else "-")
+        for x, stage, value, error in zip(at, part.index, values, errors, strict=True):
+            ax.errorbar(x, value, error, fmt="o", color=STAGES[stage][1], markersize=8, capsize=3, **hollow)
+        ends.append((at[-1], values.iloc[-1], MethodStyle(GREY, "o", model)))
+    ax.set_xticks(range(len(stages)), [STAGES[name][0] for name in stages])
+    ax.set_xlim(-0.3, len(stages) - 0.7)
+    key = "   (filled: ours, hollow: paper)" if "paper" in set(frame.source) else ""
+    ax.set_xlabel("the model on its way" + key)
+    label_lines(ax, ends, direct=len(ends) <= DIRECT_LABELS, legend=False)
+    if not accuracies:
+        return perplexity_axis(ax)
+    ax.set_ylabel("mean accuracy, % (higher is better)")
+    ax.grid(axis="y", alpha=0.25)
+    ax.spines[["top", "right"]].set_visible(False)
     return ax
 
 

@@ -50,7 +50,18 @@ DRAWS = pd.DataFrame(
 OVERLAP = pd.DataFrame(
     {"method_a": ["l1", "l2", "l2"], "method_b": ["l1", "l1", "l2"], "overlap": [1.0, 0.25, 1.0]}
 )
+WAY = pd.DataFrame(
+    [
+        {"stage": stage, "source": source, "model": model, "value": value, "stderr": error}
+        for source, model, values, error in [
+            ("ours", "small model", (30.9, 90.0, 55.0), 1.5),
+            ("paper", "LLaMA-7B", (12.6, 19.1, 17.6), None),
+        ]
+        for stage, value in zip(plotting.STAGES, values, strict=True)
+    ]
+)
 FIGURES = {
+    "before_after": (plotting.plot_before_after, WAY),
     "methods": (plotting.plot_methods, METHODS),
     "recovery": (plotting.plot_recovery, CURVE),
     "stages": (plotting.plot_stages, STAGES),
@@ -158,6 +169,16 @@ def test_paper_is_hollow_and_ours_filled():
     assert "none" in filled and STYLE["element1"].color in filled
     ours = METHODS[METHODS.source == "ours"]
     assert "none" not in [line.get_markerfacecolor() for line in plotting.plot_methods(ours).lines]
+
+
+def test_way_of_a_model_ends_at_its_name_and_accuracies_are_percent():
+    ax = plotting.plot_before_after(WAY)
+    faces = [to_rgb(line.get_markerfacecolor()) for line in ax.lines if line.get_marker() == "o"]
+    assert faces.count((1.0, 1.0, 1.0)) == 3 and to_rgb(plotting.STAGES["pruned"][1]) in faces
+    assert {"small model", "LLaMA-7B"} <= {text.get_text() for text in ax.texts}
+    shares = WAY.assign(value=0.5, metric="accuracy")
+    percent = plotting.plot_before_after(shares)
+    assert percent.get_yscale() == "linear" and percent.lines[0].get_ydata().tolist() == [50.0] * 3
 
 
 def test_three_draws_make_a_band_and_two_stay_points():

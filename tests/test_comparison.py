@@ -1,0 +1,62 @@
+"""Paired differences are known better than the numbers that they are made of."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pruner_lib.comparison import changes, mean_accuracy
+from pruner_lib.experiment import Experiment
+from pruner_lib.records import Metric, Record
+
+NLL = np.random.default_rng(0).normal(3.4, 0.6, size=64)
+
+
+def record(metrics, ratio=0.0):
+    return Record(Experiment("tiny", "element1" if ratio else "none", ratio=ratio), {}, metrics)
+
+
+def perplexity(nll):
+    value = math.exp(nll.mean())
+    error = value * nll.std(ddof=1) / math.sqrt(len(nll))
+    return Metric(value, error, len(nll), {"window": 128}, tuple(nll))
+
+
+def accuracy(answers):
+    share = float(np.mean(answers))
+    error = math.sqrt(share * (1 - share) / (len(answers) - 1))
+    return Metric(share, error, len(answers), {"limit": len(answers)}, tuple(answers))
+
+
+def test_same_shift_in_every_window_is_known_exactly_and_a_random_one_is_not():
+    dense = record({"perplexity/wiki@128": perplexity(NLL)})
+    shifted = changes(dense, record({"perplexity/wiki@128": perplexity(NLL + math.log(2))}, 0.25)).loc[0]
+    assert shifted.change == pytest.approx(2) and shifted.stderr == pytest.approx(0, abs=1e-9)
+    assert shifted.after == pytest.approx(2 * shifted.before) and shifted.dataset == "wiki"
+    noise = np.random.default_rng(1).normal(0, 0.3, size=64)
+    noisy = changes(dense, record({"perplexity/wiki@128": perplexity(NLL + noise)}, 0.25)).loc[0]
+    assert 0.5 < noisy.stderr / (noisy.change * 0.3 / 8) < 2
+
+
+def test_mean_of_the_tasks_counts_each_task_alike():
+    before = record({"accuracy/boolq": accuracy([1, 1, 0, 0]), "accuracy/piqa": accuracy([1] * 8)})
+    after = record({"accuracy/boolq": accuracy([1, 0, 0, 0]), "accuracy/piqa": accuracy([1] * 8)}, 0.25)
+    frame = changes(before, after).set_index("dataset")
+    assert frame.change["boolq"] == -0.25 and frame.change["mean"] == -0.125 and frame.n["mean"] == 12
+    assert frame.stderr["boolq"] == pytest.approx(0.25) and frame.stderr["mean"] == pytest.approx(0.125)
+    mean = mean_accuracy(before)
+    assert mean.value == 0.75 and mean.stderr == pytest.approx(math.sqrt(0.25 / 3) / 2) and mean.n == 12
+
+
+def test_what_can_not_be_compared_is_refused():
+    dense = record({"perplexity/wiki@128": perplexity(NLL)})
+    with pytest.raises(ValueError, match="holds no accuracy; add tasks"):
+        mean_accuracy(dense)
+    with pytest.raises(ValueError, match="no metric in common"):
+        changes(dense, record({"accuracy/boolq": accuracy([1, 0])}, 0.25))
+    other = replace(perplexity(NLL), protocol={"window": 64})
+    with pytest.raises(ValueError, match="window is 64"):
+        changes(dense, record({"perplexity/wiki@128": other}, 0.25))
