@@ -1,0 +1,175 @@
+"""Intervals hold the true value as often as they say, and what can't be told apart is not called better."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from pruner_lib import statistics
+from pruner_lib.statistics import (
+    Difference,
+    bootstrap_interval,
+    corrected,
+    mean_interval,
+    paired_difference,
+    paired_ratio,
+    tied_with_best,
+)
+
+STUDIES = 300
+NEAR_95 = (0.915, 0.985)  # 300 studies: 0.95 +- 2.8 standard errors
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(statistics, "RESAMPLES", 1000)
+
+
+def covered(make, truth, estimate=mean_interval):
+    """Tell how often the interval holds the truth, over many studies; `make(generator)` gives one's data."""
+    found = [estimate(*make(np.random.default_rng(seed)), seed=seed) for seed in range(STUDIES)]
+    return np.mean([one.low <= truth <= one.high for one in found])
+
+
+def crossed(generator, draws=3, items=40, between=1.0):
+    """Make values of the same items in every draw: easy and hard items, good and bad draws, noise."""
+    return (
+        between * generator.normal(size=(draws, 1))
+        + generator.normal(size=(1, items))
+        + 0.5 * generator.normal(size=(draws, items))
+    )
+
+
+@pytest.mark.parametrize("items", [5, 30, 200])
+def test_interval_of_a_mean_holds_the_truth_95_times_in_a_hundred(items):
+    low, high = NEAR_95
+    assert low <= covered(lambda g: (g.normal(3, 2, items),), 3) <= high
+    if items >= 30:
+        assert low <= covered(lambda g: (g.random(items) < 0.6,), 0.6) <= high
+
+
+@pytest.mark.parametrize("between", [0.0, 0.1, 1.0])
+def test_draws_are_part_of_the_uncertainty(between):
+    low, high = NEAR_95
+    assert low <= covered(lambda g: (crossed(g, between=between),), 0) <= high + 0.015  # a little too wide
+
+
+def test_draws_taken_for_questions_would_promise_too_much():
+    pooled = covered(lambda g: (crossed(g).ravel(),), 0)
+    first = covered(lambda g: (crossed(g)[0],), 0)
+    assert pooled < 0.5 and first < 0.6
+    assert mean_interval(crossed(np.random.default_rng(0))[0]).draws == 1
+
+
+def test_paired_difference_holds_the_truth_and_is_sharper_than_an_unpaired_one():
+    def pair(generator):
+        hard = generator.normal(0, 3, 60)
+        return hard + generator.normal(0.5, 1, 60), hard + generator.normal(0, 1, 60)
+
+    low, high = NEAR_95
+    assert low <= covered(pair, 0.5, paired_difference) <= high
+    a, b = pair(np.random.default_rng(0))
+    paired, shuffled = paired_difference(a, b), paired_difference(a, np.random.default_rng(1).permutation(b))
+    assert paired.high - paired.low < 0.6 * (shuffled.high - shuffled.low)
+    assert paired.mean == pytest.approx(shuffled.mean) == pytest.approx((a - b).mean())
+
+
+def test_nothing_is_called_better_inside_the_noise_and_something_outside_it():
+    generator = np.random.default_rng(0)
+    a = generator.normal(size=100)
+    same = paired_difference(a + generator.normal(0, 0.5, 100), a)
+    higher = paired_difference(a + generator.normal(0.5, 0.5, 100), a)
+    assert same.sign == 0 and "can't be told apart" in same.says("x", "y")
+    assert higher.sign == 1 and higher.says("x", "y").startswith("x is better than y")
+    assert higher.says("x", "y", lower_is_better=True).startswith("x is worse than y")
+    assert paired_difference(a, a + 1).sign == -1
+    wrong = [paired_difference(*np.random.default_rng(seed).normal(size=(2, 50))).sign for seed in range(300)]
+    assert 0.01 <= np.mean(np.abs(wrong)) <= 0.09  # two equal methods differ in one study of twenty
+
+
+def test_share_kept_holds_the_truth_over_tasks_of_different_sizes():
+    def answers(generator):
+        sizes = {"boolq": 30, "piqa": 60, "obqa": 30}
+        dense = {name: generator.random(n) < 0.7 for name, n in sizes.items()}
+        kept = {name: found & (generator.random(len(found)) < 0.9) for name, found in dense.items()}
+        return kept, dense
+
+    low, high = NEAR_95
+    assert low <= covered(answers, 0.9, paired_ratio) <= high
+    kept, dense = answers(np.random.default_rng(0))
+    means = [np.mean([side[name].mean() for name in side]) for side in (kept, dense)]
+    assert paired_ratio(kept, dense).mean == pytest.approx(means[0] / means[1])
+    assert paired_ratio(kept, dense).n == 120 and paired_ratio(dense, dense).high == 1
+    with pytest.raises(ValueError, match="above 0"):
+        paired_ratio(kept, {name: 0 * found for name, found in dense.items()})
+
+
+def test_tasks_count_alike_whatever_their_number_of_questions():
+    assert mean_interval({"many": np.ones(90), "few": np.zeros(10)}).mean == 0.5
+    assert mean_interval(np.r_[np.ones(90), np.zeros(10)]).mean == 0.9
+
+
+def test_dense_model_without_draws_is_compared_with_every_draw():
+    values = crossed(np.random.default_rng(0))
+    dense = values.mean(axis=0)
+    found = paired_difference(values, dense)
+    assert found.draws == 3 and found.mean == pytest.approx(0, abs=1e-12)
+    assert found == paired_difference(values, np.tile(dense, (3, 1)))
+    assert isinstance(found, Difference)
+
+
+def test_ties_with_the_best_are_listed_and_the_others_are_not():
+    generator = np.random.default_rng(0)
+    base = generator.normal(size=200)
+    values = {
+        "good": base,
+        "as good": base + generator.normal(0, 0.1, 200),
+        "bad": base + generator.normal(1, 0.1, 200),
+    }
+    assert set(tied_with_best(values, lower_is_better=True)) == {"good", "as good"}
+    assert tied_with_best(values) == ["bad"]
+    assert corrected(0.95, 5) == pytest.approx(0.99) and corrected(0.95, 0) == 0.95
+
+
+def test_same_seed_gives_the_same_interval_and_a_higher_level_a_wider_one():
+    values = np.random.default_rng(0).normal(size=50)
+    assert bootstrap_interval(values) == bootstrap_interval(values)
+    assert bootstrap_interval(values) != bootstrap_interval(values, seed=1)
+    narrow, wide = bootstrap_interval(values, level=0.5), bootstrap_interval(values, level=0.99)
+    assert wide[0] < narrow[0] < values.mean() < narrow[1] < wide[1]
+
+
+def test_interval_is_carried_through_an_increasing_function():
+    found = mean_interval(np.random.default_rng(0).normal(3, 1, 50))
+    perplexity = found.map(math.exp)
+    assert perplexity.low == math.exp(found.low) and perplexity.high == math.exp(found.high)
+    assert str(perplexity).count("[") == 1 and perplexity.n == 50
+
+
+def test_one_question_says_nothing_about_its_spread():
+    assert bootstrap_interval([0.5]) == (-math.inf, math.inf)
+    assert paired_difference([1.0], [0.0]).sign == 0
+    assert paired_difference([1.0, 1.0], [0.0, 0.1]).sign == 1
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "message"),
+    [
+        ([1, 2], [1, 2, 3], r"\(1, 2\), \(1, 3\)"),
+        (np.ones((3, 4)), np.ones((2, 4)), "can't be paired"),
+        ({"piqa": [1, 0]}, {"boolq": [1, 0]}, "piqa and boolq"),
+        ([1, math.nan], [1, 2], "1 of 2 values are not finite"),
+        ([], [], "not empty"),
+        ({}, {}, "nothing was measured"),
+    ],
+)
+def test_what_does_not_belong_together_is_refused(a, b, message):
+    with pytest.raises(ValueError, match=message):
+        paired_difference(a, b)
+
+
+def test_level_outside_its_range_is_refused():
+    with pytest.raises(ValueError, match="level is 95"):
+        bootstrap_interval([1, 2, 3], level=95)
