@@ -16,20 +16,53 @@ from pruner_lib.records import Metric, Record, records_frame
 if TYPE_CHECKING:
     import pandas as pd
 
+TWO_SIDED_95 = 1.96  # standard errors to either side that hold 95 % of a normal distribution
 
-def mean_accuracy(record: Record) -> Metric:
-    """Average the accuracies of a record, each task counted alike, as the paper's column "Average".
 
-    stderr = sqrt(sum over tasks of stderr^2) / (number of tasks); tasks are independent of each other.
+def with_mean_accuracy(frame: pd.DataFrame) -> pd.DataFrame:
+    """Add a row "mean" for each record's accuracies: every task counts alike, as in the paper's "Average".
 
-    Raises:  ValueError: the record holds no accuracy.
+    stderr = sqrt(sum over tasks of stderr^2) / (number of tasks): the questions of two tasks are independent.
+
+    Args:    frame: as `records_frame` gives it.    Returns: the frame; longer by a row for each such record.
     """
-    found = [one for name, one in record.metrics.items() if name.startswith("accuracy/")]
-    if not found:
-        raise ValueError(f"record {record.key} holds no accuracy; add tasks to its evaluation")
-    errors = [math.nan if one.stderr is None else one.stderr for one in found]
-    n = sum(one.n or 0 for one in found)
-    return Metric(float(np.mean([one.value for one in found])), math.hypot(*errors) / len(found), n)
+    import pandas as pd
+
+    rows = []
+    for _, tasks in frame[frame.metric == "accuracy"].groupby("key", sort=False):
+        mean = {"dataset": "mean", "value": tasks.value.mean(), "n": tasks.n.sum()}
+        rows.append(tasks.iloc[-1].to_dict() | mean | {"stderr": math.hypot(*tasks.stderr) / len(tasks)})
+    return pd.concat([frame, pd.DataFrame(rows)], ignore_index=True) if rows else frame
+
+
+def beside_published(record: Record, known: pd.DataFrame) -> pd.DataFrame:
+    """Put the accuracies of a record beside published ones of the same model, and say whether they agree.
+
+    They agree where they differ by at most 1.96 of our standard errors; the published ones are not known.
+
+    Args:    known: as `paper.published_whole` gives it: columns metric, value (in %), source. The task "arc"
+             is the mean of arc_easy and arc_challenge.
+    Returns: columns dataset, ours, stderr, published (shares in [0, 1]), difference, agrees, n, source; a row
+             for each published number that the record has too.
+    """
+    import pandas as pd
+
+    ours = {
+        name.partition("/")[2]: one for name, one in record.metrics.items() if name.startswith("accuracy/")
+    }
+    if {"arc_easy", "arc_challenge"} <= set(ours):
+        easy, hard = ours["arc_easy"], ours["arc_challenge"]
+        error = math.hypot(easy.stderr, hard.stderr) / 2
+        ours["arc"] = Metric((easy.value + hard.value) / 2, error, easy.n + hard.n)
+    rows = []
+    for metric, percent, source in zip(known.metric, known.value, known.source, strict=True):
+        task = metric.partition("/")[2]
+        if metric.startswith("accuracy/") and task in ours:
+            one, there = ours[task], percent / 100
+            agrees = abs(one.value - there) <= TWO_SIDED_95 * one.stderr
+            rows.append((task, one.value, one.stderr, there, one.value - there, agrees, one.n, source))
+    columns = ["dataset", "ours", "stderr", "published", "difference", "agrees", "n", "source"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def changes(before: Record, after: Record) -> pd.DataFrame:

@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS = ("table", "row", "metric", "value", "unit", "source")
+WHOLE = {  # a whole model, as `load_model` knows it -> (table, row) of what was published about it
+    "smollm2-135m": (
+        ("SmolLM2 card", "SmolLM2-135M-Instruct"),
+        ("SmolLM2 by lm-eval", "SmolLM2-135M-Instruct"),
+    ),
+    "baffo32/decapoda-research-llama-7B-hf": (("Table 1", "0% / LLaMA-7B*"),),
+}
 
 
 def published(table: str) -> pd.DataFrame:
@@ -31,6 +38,13 @@ def published(table: str) -> pd.DataFrame:
     if found.empty:
         raise ValueError(f"unknown table {table!r}; there are {', '.join(published_tables())}")
     return found.reset_index(drop=True)
+
+
+def published_whole(model: str) -> pd.DataFrame:
+    """Look up what was published about a model before pruning; without rows where nothing is known of it."""
+    numbers = _read(_folder())
+    places = list(zip(numbers.table, numbers.row, strict=True))
+    return numbers[[place in WHOLE.get(model, ()) for place in places]].reset_index(drop=True)
 
 
 def published_tables() -> list[str]:

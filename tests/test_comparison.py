@@ -6,11 +6,12 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from pruner_lib.comparison import changes, mean_accuracy
+from pruner_lib.comparison import beside_published, changes, with_mean_accuracy
 from pruner_lib.experiment import Experiment
-from pruner_lib.records import Metric, Record
+from pruner_lib.records import Metric, Record, records_frame
 
 NLL = np.random.default_rng(0).normal(3.4, 0.6, size=64)
 
@@ -47,14 +48,32 @@ def test_mean_of_the_tasks_counts_each_task_alike():
     frame = changes(before, after).set_index("dataset")
     assert frame.change["boolq"] == -0.25 and frame.change["mean"] == -0.125 and frame.n["mean"] == 12
     assert frame.stderr["boolq"] == pytest.approx(0.25) and frame.stderr["mean"] == pytest.approx(0.125)
-    mean = mean_accuracy(before)
-    assert mean.value == 0.75 and mean.stderr == pytest.approx(math.sqrt(0.25 / 3) / 2) and mean.n == 12
+    mean = with_mean_accuracy(records_frame([before, after])).query("dataset == 'mean'")
+    assert mean.value.tolist() == [0.75, 0.625] and mean.n.tolist() == [12, 12]
+    assert mean.stderr.iloc[0] == pytest.approx(math.sqrt(0.25 / 3) / 2)
+    text = records_frame([record({"perplexity/wiki@128": perplexity(NLL)})])
+    assert with_mean_accuracy(text) is text
+
+
+def test_published_numbers_agree_within_two_standard_errors_and_no_further():
+    known = pd.DataFrame(
+        {
+            "metric": ["accuracy/arc", "accuracy/piqa", "accuracy/boolq"],
+            "value": [50.0, 90.0, 1.0],
+            "source": "card",
+        }
+    )
+    half = accuracy([1, 0] * 8)
+    ours = record({"accuracy/arc_easy": half, "accuracy/arc_challenge": half, "accuracy/piqa": half})
+    frame = beside_published(ours, known).set_index("dataset")
+    assert list(frame.index) == ["arc", "piqa"] and frame.agrees.tolist() == [True, False]
+    assert frame.stderr["arc"] == pytest.approx(half.stderr / math.sqrt(2)) and frame.n["arc"] == 32
+    assert frame.difference["piqa"] == pytest.approx(-0.4)
+    assert beside_published(record({"perplexity/wiki@128": perplexity(NLL)}), known).empty
 
 
 def test_what_can_not_be_compared_is_refused():
     dense = record({"perplexity/wiki@128": perplexity(NLL)})
-    with pytest.raises(ValueError, match="holds no accuracy; add tasks"):
-        mean_accuracy(dense)
     with pytest.raises(ValueError, match="no metric in common"):
         changes(dense, record({"accuracy/boolq": accuracy([1, 0])}, 0.25))
     other = replace(perplexity(NLL), protocol={"window": 64})

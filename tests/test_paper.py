@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pruner_lib import paper
-from pruner_lib.paper import published, published_tables
+from pruner_lib.paper import WHOLE, published, published_tables, published_whole
 
 
 def value(table, row, metric):
@@ -31,6 +31,17 @@ def test_every_printed_mean_is_the_mean_of_the_printed_accuracies():
             assert mean == pytest.approx(accuracies["accuracy/mean"], abs=0.011), (table, row)
             checked += 1
     assert checked > 50
+
+
+def test_whole_models_have_published_numbers_and_unknown_ones_none():
+    for model, places in WHOLE.items():
+        assert set(zip(*published_whole(model)[["table", "row"]].T.values, strict=True)) == set(places)
+    assert published_whole("smollm2-135m").set_index("table").loc["SmolLM2 card"].value.tolist() == [
+        40.9,
+        37.3,
+        66.3,
+    ]
+    assert published_whole("tiny").empty
 
 
 def test_no_number_stands_twice_and_none_is_missing():
