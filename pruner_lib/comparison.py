@@ -1,7 +1,7 @@
-"""Before and after: means over tasks and paired differences, each with its standard error.
+"""Before and after: the records of one model on its way as tables, with what is published beside them.
 
 Two models that answered the same questions, or read the same windows of text, are compared question by
-question and window by window: what both find hard cancels, and a difference is known better than the numbers.
+question and window by window (`statistics`): what both find hard cancels.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from pruner_lib.records import Metric, Record, records_frame
+from pruner_lib.statistics import paired_difference
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,12 +65,12 @@ def beside_published(record: Record, known: pd.DataFrame) -> pd.DataFrame:
 
 
 def changes(before: Record, after: Record) -> pd.DataFrame:
-    """Compare what two records hold in common, paired.
+    """Compare what two records hold in common, question by question and window by window.
 
-    Perplexities as a ratio: log(after / before) is the mean over windows of the difference of their NLL.
-    Accuracies as a difference; "mean" is that of all tasks.
+    Perplexities as a ratio after / before, accuracies as a difference; "mean" is that of all tasks.
 
-    Returns: columns metric, dataset, before, after, change (ratio or difference), stderr, n.
+    Returns: columns metric, dataset, before, after, change, low, high (the ends of its 95 % interval), n
+             (windows or questions).
     Raises:  ValueError: nothing in common, or measured by different protocols.
     """
     import pandas as pd
@@ -84,30 +83,14 @@ def changes(before: Record, after: Record) -> pd.DataFrame:
     for name in names:
         kind, _, dataset = name.partition("/")
         one, other = before.metrics[name], after.metrics[name]
-        change, error = _paired(kind, one, other)
-        rows.append((kind, dataset.partition("@")[0], one.value, other.value, change, error, one.n))
-    frame = pd.DataFrame(rows, columns=["metric", "dataset", "before", "after", "change", "stderr", "n"])
-    tasks = frame[frame.metric == "accuracy"]
-    if len(tasks):
-        error = math.hypot(*tasks.stderr) / len(tasks)
-        mean = [
-            "accuracy",
-            "mean",
-            tasks.before.mean(),
-            tasks.after.mean(),
-            tasks.change.mean(),
-            error,
-            tasks.n.sum(),
-        ]
-        frame.loc[len(frame)] = mean
-    return frame
-
-
-def _paired(kind: str, before: Metric, after: Metric) -> tuple[float, float]:
-    """Give the change of one metric and its standard error."""
-    first, second = np.array(before.values), np.array(after.values)  # a window's NLL, or 0 and 1 a question
-    difference = second - first
-    n = len(difference)
-    error = float(difference.std(ddof=1)) / math.sqrt(n) if n > 1 else math.nan
-    middle = float(difference.mean())
-    return (math.exp(middle), math.exp(middle) * error) if kind == "perplexity" else (middle, error)
+        found = paired_difference(other.values, one.values)
+        found = found.map(math.exp) if kind == "perplexity" else found  # its values are a window's NLL
+        rows.append((kind, dataset.partition("@")[0], one.value, other.value, found))
+    tasks = [name for name in names if name.startswith("accuracy/")]
+    if tasks:
+        first, second = ({name: record.metrics[name] for name in tasks} for record in (before, after))
+        means = [sum(one.value for one in side.values()) / len(tasks) for side in (first, second)]
+        answers = [{name: one.values for name, one in side.items()} for side in (second, first)]
+        rows.append(("accuracy", "mean", *means, paired_difference(*answers)))
+    wide = [(*row[:-1], row[-1].mean, row[-1].low, row[-1].high, row[-1].n) for row in rows]
+    return pd.DataFrame(wide, columns=["metric", "dataset", "before", "after", "change", "low", "high", "n"])
