@@ -16,6 +16,8 @@ FORMAT = (
 CRITERIA = ("random", "l1", "l2", "vector", "element1", "element2", "mixed")
 DATA_FREE = ("none", "random", "l1", "l2")  # criteria that look at no calibration samples
 AGGREGATIONS = ("sum", "prod", "max", "last")
+ORDERS = ("channel", "group")
+ORDERED = ("prod", "max")  # aggregations for which the order matters
 SCOPES = ("local", "global")
 GRANULARITIES = ("block", "channel", "layer")
 TARGETS = ("groups", "parameters")
@@ -98,6 +100,8 @@ class Recovery:
     target_modules: str | tuple[str, ...] = "all-linear"
     cutoff: int = 256  # tokens a sequence
     evaluate_at: tuple[int, ...] = ()  # steps after which perplexity is measured
+    keep_at: tuple[int, ...] = ()  # steps whose adapters are kept
+    at: int | None = None  # the model after this step is meant, one of `keep_at`; None: after the last
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -112,9 +116,13 @@ class Recovery:
             "Recovery", "learning_rate", self.learning_rate, "a number above 0 and below 1", 1e-12, 1
         )
         dropout = _number("Recovery", "dropout", self.dropout, "a share in [0, 1)", 0, 1)
-        for step in self.evaluate_at:
-            _want_int("Recovery", "evaluate_at", step, 0)
-        _set(self, learning_rate=rate, dropout=dropout, evaluate_at=tuple(sorted(self.evaluate_at)))
+        for name in ("evaluate_at", "keep_at"):
+            for step in getattr(self, name):
+                _want_int("Recovery", name, step, 0)
+            _set(self, **{name: tuple(sorted(getattr(self, name)))})
+        if self.at is not None and self.at not in self.keep_at:
+            raise ValueError(f"Recovery: at is {self.at!r}, but must be one of keep_at, {self.keep_at}")
+        _set(self, learning_rate=rate, dropout=dropout)
         if not isinstance(self.target_modules, str):
             _set(self, target_modules=_names("Recovery", "target_modules", self.target_modules))
 
@@ -148,6 +156,7 @@ class Experiment:
 
     Args:    criterion, aggregation, scope, granularity, target: words of the glossary (README).
              ratio: share of the groups (or, with target "parameters", of all parameters) removed, in [0, 1).
+             order: what the aggregation reduces first (importance.aggregate).
              dependency: False ranks each weight matrix alone (the paper's Table 6).
              protect_first, protect_last: decoder layers left whole at either end.
              recovery: None measures the pruned model as it is.    seed: of the random criterion.
@@ -157,6 +166,7 @@ class Experiment:
     model: str
     criterion: str = "element1"
     aggregation: str = "sum"
+    order: str = "channel"
     scope: str = "local"
     granularity: str = "block"
     ratio: float = 0.25
@@ -176,6 +186,7 @@ class Experiment:
             "Experiment", "criterion", self.criterion, CRITERIA if self.ratio else ("none", *CRITERIA)
         )
         _want_one_of("Experiment", "aggregation", self.aggregation, AGGREGATIONS)
+        _want_one_of("Experiment", "order", self.order, ORDERS)
         _want_one_of("Experiment", "scope", self.scope, SCOPES)
         _want_one_of("Experiment", "granularity", self.granularity, GRANULARITIES)
         _want_one_of("Experiment", "target", self.target, TARGETS)
@@ -213,7 +224,9 @@ class Experiment:
         if self.ratio == 0:
             return Experiment(self.model, "none", ratio=0, recovery=self.recovery, evaluation=self.evaluation)
         calibration = Calibration() if self.criterion in DATA_FREE else self.calibration
-        return replace(self, calibration=calibration, seed=self.seed if self.criterion == "random" else 0)
+        order = self.order if self.aggregation in ORDERED else "channel"
+        seed = self.seed if self.criterion == "random" else 0
+        return replace(self, calibration=calibration, order=order, seed=seed)
 
     def settings(self) -> dict[str, Any]:
         """The settings as nested plain data, for JSON."""

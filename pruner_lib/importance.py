@@ -1,7 +1,8 @@
 """Estimation: one number for each group (paper section 3.2, Eq. 3 to 5).
 
 Order of reduction, as in the reference code: within a channel of each structure, over the structures (aggregation),
-then over the channels of a group. Where the gradients come from is in `gradients`; nothing is ranked here.
+then over the channels of a group; `order="group"` swaps the last two. Where the gradients come from is in
+`gradients`; nothing is ranked here.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pruner_lib.groups import Axis
 
 CRITERIA = ("random", "l1", "l2", "vector", "element1", "element2", "mixed")
 AGGREGATIONS = ("sum", "prod", "max", "last", "none")
+ORDERS = ("channel", "group")
 DATA_FREE = ("random", "l1", "l2")
 SECOND_ORDER = ("element2", "mixed")
 
@@ -27,6 +29,7 @@ def estimate(
     *,
     criterion: str = "element1",
     aggregation: str = "sum",
+    order: str = "channel",
     seed: int = 0,
 ) -> dict[str, torch.Tensor]:
     """Score every group of every axis; higher means keep.
@@ -38,15 +41,16 @@ def estimate(
         criterion: one of `CRITERIA`.
         aggregation: over the structures of a group: "sum" (the paper's default), "prod", "max" or "last" (o_proj and
             down_proj); "none" keeps them apart, for `select(..., dependency=False)`.
+        order: what is reduced first: "channel" aggregates each channel of a group and then sums the channels (the
+            code's order), "group" sums the channels of each structure and then aggregates; see `aggregate`.
         seed: of the criterion "random".
     Returns: axis name -> `(n_groups,)` float32; `(n_structures, n_groups)` with aggregation "none".
-    Raises: ValueError: unknown criterion or aggregation, or ids that do not fit the model.
+    Raises: ValueError: unknown criterion, aggregation or order, or ids that do not fit the model.
     Source: paper Eq. 3 (vector), Eq. 4 and 5 (element1, element2, mixed), section 3.2 (aggregation).
     """
-    if aggregation not in AGGREGATIONS:
-        raise ValueError(f"unknown aggregation {aggregation!r}; choose one of {', '.join(AGGREGATIONS)}")
+    _check_reduction(aggregation, order)
     scores = estimate_members(model, axes, calibration_ids, criteria=[criterion], seed=seed)
-    return aggregate(axes, scores[criterion], aggregation)
+    return aggregate(axes, scores[criterion], aggregation, order=order)
 
 
 def estimate_members(
@@ -95,16 +99,27 @@ def estimate_members(
     return {c: scores[c] for c in criteria}
 
 
-def aggregate(axes: Mapping[str, Axis], members: Mapping[str, torch.Tensor], aggregation: str) -> dict[str, torch.Tensor]:
-    """Combine the structures of each group, channel by channel, then sum the channels of a group.
+def aggregate(
+    axes: Mapping[str, Axis], members: Mapping[str, torch.Tensor], aggregation: str, *, order: str = "channel"
+) -> dict[str, torch.Tensor]:
+    """Combine the structures of each group to one score.
+
+    order "channel": I_G = sum over channels c of A_m s_mc    order "group": I_G = A_m (sum over channels c of s_mc)
+
+    with A one of sum, prod, max and last over the structures m. For sum and last, and where a group is one channel
+    (an MLP), both orders are the same.
 
     Args: members: axis name -> `(n_structures, n_groups, channels)`, one criterion of `estimate_members`.
     Returns: axis name -> `(n_groups,)` float32; `(n_structures, n_groups)` with aggregation "none".
-    Source: paper section 3.2 (i) to (iv). The paper does not say which reduction comes first; this is the code's order.
+    Raises: ValueError: unknown aggregation or order.
+    Source: paper section 3.2 (i) to (iv). The paper does not say which reduction comes first; "channel" is the code's.
     """
+    _check_reduction(aggregation, order)
     scores = {}
     for name, axis in axes.items():
         table = members[name].double()
+        if order == "group":
+            table = table.sum(-1, keepdim=True)
         if aggregation == "none":
             reduced = table
         elif aggregation == "sum":
@@ -113,15 +128,19 @@ def aggregate(axes: Mapping[str, Axis], members: Mapping[str, torch.Tensor], agg
             reduced = table.prod(0)
         elif aggregation == "max":
             reduced = table.amax(0)
-        elif aggregation == "last":
-            reduced = table[axis.structures.index(axis.last)]
         else:
-            raise ValueError(f"unknown aggregation {aggregation!r}; choose one of {', '.join(AGGREGATIONS)}")
+            reduced = table[axis.structures.index(axis.last)]
         scores[name] = reduced.sum(-1)
     if aggregation == "prod":  # one common factor: products of tiny scores would vanish in float32
         largest = max((s.max().item() for s in scores.values()), default=0.0) or 1.0
         scores = {name: s / largest for name, s in scores.items()}
     return {name: s.float() for name, s in scores.items()}
+
+
+def _check_reduction(aggregation: str, order: str) -> None:
+    for what, value, known in (("aggregation", aggregation, AGGREGATIONS), ("order", order, ORDERS)):
+        if value not in known:
+            raise ValueError(f"unknown {what} {value!r}; choose one of {', '.join(known)}")
 
 
 def check_ids(model: nn.Module, ids: torch.Tensor | None) -> None:

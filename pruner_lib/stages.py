@@ -163,7 +163,8 @@ def choose(asked: Experiment, bench: Bench, criteria: Sequence[str] = ()) -> Any
     members = member_scores(asked, bench, wanted)[asked.criterion]
     axes = load_dense(asked.model, bench).axes
     with bench.timed("select"):
-        scores = aggregate(axes, members, asked.aggregation if asked.dependency else "none")
+        aggregation = asked.aggregation if asked.dependency else "none"
+        scores = aggregate(axes, members, aggregation, order=asked.order)
         return select(
             axes,
             scores,
@@ -208,10 +209,11 @@ def recover_model(asked: Experiment, pruned: Loaded, bench: Bench) -> tuple[Load
 
 
 def recovery_key(asked: Experiment) -> str:
-    """Name the recovery of an experiment; what is measured afterwards does not matter to it."""
+    """Name the training of an experiment; what is measured of it, and after which step, does not matter."""
     asked = asked.canonical()
     settings = asked.settings()
     evaluation = settings.pop("evaluation")
+    settings["recovery"]["at"] = None
     watched = (
         [evaluation[name] for name in ("texts", "windows", "length", "bos")]
         if asked.recovery.evaluate_at

@@ -21,6 +21,7 @@ def test_key_is_the_same_for_the_same_settings_and_another_for_others():
         replace(BASE, model="other"),
         replace(BASE, criterion="l2"),
         replace(BASE, aggregation="max"),
+        replace(BASE, aggregation="max", order="group"),
         replace(BASE, scope="global"),
         replace(BASE, granularity="channel"),
         replace(BASE, ratio=0.3),
@@ -58,6 +59,13 @@ def test_calibration_and_seed_count_only_where_they_are_used():
     assert len({replace(BASE, criterion="random", seed=seed).key for seed in range(3)}) == 3
 
 
+def test_order_counts_only_where_the_aggregation_depends_on_it():
+    for aggregation, same in {"sum": True, "last": True, "prod": False, "max": False}.items():
+        keys = {replace(BASE, aggregation=aggregation, order=order).key for order in words.ORDERS}
+        assert (len(keys) == 1) is same, aggregation
+    assert words.ORDERS == importance.ORDERS
+
+
 def test_method_and_stage_name_the_row_of_the_paper():
     assert (BASE.method, BASE.stage) == ("element1", "pruned")
     assert (BASE.dense.method, BASE.dense.stage) == ("dense", "dense")
@@ -75,6 +83,7 @@ def test_method_and_stage_name_the_row_of_the_paper():
         ("criterion", "taylor", "element1"),
         ("criterion", "none", "element1"),
         ("aggregation", "mean", "sum, prod, max, last"),
+        ("order", "head", "channel, group"),
         ("scope", "all", "local, global"),
         ("granularity", "head", "block, channel, layer"),
         ("target", "params", "groups, parameters"),

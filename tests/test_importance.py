@@ -8,7 +8,7 @@ import pytest
 import torch
 from families import CHANNEL_FAMILIES, FAMILIES, build, tokens
 from pruner_lib import discover, estimate, prune_, select
-from pruner_lib.importance import CRITERIA, aggregate, estimate_members
+from pruner_lib.importance import CRITERIA, ORDERS, aggregate, estimate_members
 from torch.nn import functional
 
 GRADIENT = ("vector", "element1", "element2", "mixed")
@@ -126,6 +126,31 @@ def test_aggregation_reduces_structures_before_channels():
     assert not torch.allclose(scores["max"], table.sum(-1).amax(0))  # the other order is another score
 
 
+def test_other_order_sums_channels_before_structures():
+    axes = discover(build("llama-mha")).of_kind("attention", "mlp")
+    members = {name: torch.rand(len(a.structures), a.n_groups, a.width) for name, a in axes.items()}
+    sums = members["layers.0.attention"].sum(-1)  # (n_structures, n_groups)
+    wanted = {"sum": sums.sum(0), "prod": sums.prod(0), "max": sums.amax(0), "last": sums[3], "none": sums}
+    for how, by_hand in wanted.items():
+        both = {order: aggregate(axes, members, how, order=order) for order in ORDERS}
+        found = both["group"]["layers.0.attention"]
+        torch.testing.assert_close(found / found.max(), by_hand / by_hand.max())
+        ranks = {order: scores["layers.0.attention"] / scores["layers.0.attention"].max() for order, scores in both.items()}
+        assert torch.allclose(ranks["channel"], ranks["group"]) is (how not in ("prod", "max")), how
+        one = {order: scores["layers.1.mlp"] / scores["layers.1.mlp"].max() for order, scores in both.items()}
+        torch.testing.assert_close(one["channel"], one["group"])  # a group of one channel knows no order
+
+
+def test_estimate_passes_the_order_on():
+    model, ids = build("llama-mha"), tokens(3, 8)
+    axes = discover(model).of_kind("attention")
+    members = estimate_members(model, axes, ids, criteria=["element1"])["element1"]
+    found = {order: estimate(model, axes, ids, aggregation="max", order=order) for order in ORDERS}
+    for order, scores in found.items():
+        torch.testing.assert_close(scores, aggregate(axes, members, "max", order=order))
+    assert not torch.allclose(*(scores["layers.0.attention"] for scores in found.values()))
+
+
 def test_products_of_tiny_scores_do_not_vanish():
     axes = discover(build("llama-mha")).of_kind("attention")
     members = {name: torch.rand(4, 6, 8) * 1e-14 for name in axes}
@@ -175,6 +200,7 @@ def test_bad_input_is_named():
     cases = {
         "unknown criterion 'taylor'": dict(criterion="taylor"),
         "unknown aggregation 'mean'": dict(criterion="l2", aggregation="mean"),
+        "unknown order 'head'; choose one of channel, group": dict(criterion="l2", order="head"),
         "needs calibration ids": dict(criterion="element1"),
         "but the model's vocabulary has 64": dict(calibration_ids=torch.full((2, 8), 64)),
         "from -1": dict(calibration_ids=torch.full((2, 8), -1)),
