@@ -9,12 +9,57 @@ from typing import Any
 
 from pruner_lib.experiment import Calibration, Evaluation, Experiment, Recovery, build
 
+
+@dataclass(frozen=True)
+class CalibrationStudy:
+    """How far notebook 02 turns the calibration, one setting at a time.
+
+    Args:    samples, lengths, corpora: the values tried; those of the profile's calibration among them.
+             reference_samples: of the large calibration that the others are compared with.
+             windows: of the evaluation, which is short because only differences matter here.
+             probes: groups whose true loss change is measured, on `probe_samples` samples.
+    """
+
+    samples: tuple[int, ...]
+    lengths: tuple[int, ...]
+    corpora: tuple[str, ...]
+    reference_samples: int
+    windows: int
+    probes: int
+    probe_samples: int
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """How far notebooks 06 to 08 turn ratio, layer and granularity; each model is measured on few windows.
+
+    Args:    shares: of all parameters removed, where granularities are compared: a small one, then half.
+             layer_ratio: share of the groups of the one layer that is pruned.    layer_draws: of its calibration.
+             answering: methods whose halved model answers the questions too.    answer_draws: draws that do.
+             recovered: methods whose halved model is recovered and measured again.
+             models: swept besides the profile's own.
+             native_model: of about half the size and never pruned (the paper's Table 9); empty: there is none.
+    """
+
+    shares: tuple[float, ...]
+    layer_ratio: float
+    layer_draws: int
+    answering: tuple[str, ...] = ()
+    answer_draws: int = 1
+    recovered: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    native_model: str = ""
+
+
 PROFILES_FILE = Path(__file__).with_name("profiles.yaml")
 _PARTS = {
     "calibration": Calibration,
+    "calibration_study": CalibrationStudy,
     "recovery": Recovery,
     "evaluation": Evaluation,
     "long_evaluation": Evaluation,
+    "short_evaluation": Evaluation,
+    "sweep": Sweep,
 }
 
 
@@ -26,7 +71,9 @@ class Profile:
              ratio: share of groups removed where pruning applies.    ratios: the sweep of Figure 4.
              protect_first, protect_last: decoder layers left whole.
              draws: how many calibration draws, wherever methods are compared.
+             calibration_study: what notebook 02 varies.
              evaluation: with the paper's windows.    long_evaluation: perplexity in long windows.
+             short_evaluation: of the many models of a sweep.    sweep: what notebooks 06 to 08 vary.
              other_models: those of the paper's further tables.    dtype: of the weights.
              prompts: how many are continued, by `new_tokens` tokens each.
     """
@@ -39,9 +86,12 @@ class Profile:
     protect_last: int
     draws: int
     calibration: Calibration
+    calibration_study: CalibrationStudy
     recovery: Recovery
     evaluation: Evaluation
     long_evaluation: Evaluation
+    short_evaluation: Evaluation
+    sweep: Sweep
     other_models: tuple[str, ...] = ()
     dtype: str = "float32"
     prompts: int = 5
@@ -71,6 +121,25 @@ class Profile:
     def calibrations(self, draws: int | None = None) -> list[Calibration]:
         """Make the calibration draws of this profile: random draws with the seeds 0, 1, 2, ..."""
         return [replace(self.calibration, seed=seed) for seed in range(draws or self.draws)]
+
+    def calibration_grid(self) -> list[tuple[str, Any, Calibration]]:
+        """Vary samples, length and corpus of the calibration one at a time: (what varies, its value, a draw)."""
+        values = {
+            "samples": self.calibration_study.samples,
+            "length": self.calibration_study.lengths,
+            "corpus": self.calibration_study.corpora,
+        }
+        return [
+            (name, value, replace(draw, **{name: value}))
+            for name, tried in values.items()
+            for value in tried
+            for draw in self.calibrations()
+        ]
+
+    @property
+    def reference_calibration(self) -> Calibration:
+        """The large calibration; its seed is none of the draws'."""
+        return replace(self.calibration, samples=self.calibration_study.reference_samples, seed=1000)
 
 
 def profile_names() -> list[str]:
