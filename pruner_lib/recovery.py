@@ -1,8 +1,8 @@
 """The third stage of the paper, recovery: a short LoRA training after pruning (Sec. 3.3, App. B.2).
 
 The adapter is peft's, the loop is the Trainer of transformers (several devices: `accelerate launch`). Ours
-are the settings, the record of what happened, and that a killed run goes on as if nothing had been. It chooses
-no data (`data.instructions`) and measures only what the caller's `evaluate` returns.
+are the settings, the record of what happened, and that a killed run goes on as if nothing had been. It
+chooses no data (`data.instructions`) and measures only what the caller's `evaluate` returns.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from pruner_lib.alpaca import Row, batches, encode
+from pruner_lib.graph import discover
 from pruner_lib.resumable import Run, random_state
 from pruner_lib.storage import plain
 from pruner_lib.training import RecoverySettings, train
@@ -37,6 +38,9 @@ class Recovery:
     adapter_path: Path  # for PeftModel.from_pretrained(pruned_model, adapter_path)
 
 
+WITHOUT = {"without-mlp": "mlp", "without-attention": "attention"}  # the paper's Table 12
+
+
 def recover(
     model: nn.Module,
     tokenizer: Any,
@@ -45,6 +49,8 @@ def recover(
     output_dir: str | Path,
     evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,
     evaluate_at: Sequence[int] = (),
+    keep_at: Sequence[int] = (),
+    at: int | None = None,
     resume: bool = True,
     save_steps: int = 50,
     merge: bool = False,
@@ -62,6 +68,8 @@ def recover(
         examples: dicts with `instruction`, `output` and, if there is one, `input`.
         output_dir: gets recovery.json, adapter/ and, until the end, checkpoints.
         evaluate: model (eval mode, adapter active) -> numbers; called at steps 0, `evaluate_at` and the last.
+        keep_at: steps whose adapters are kept too.
+        at: the model as it was after this step, one of `keep_at`, is wanted; None: after the last.
         resume: False throws away what an earlier run left in `output_dir`.
         save_steps: optimizer steps between checkpoints; each evaluation makes one, too.
         merge: add the adapter to the weights of `model` and return that, its `requires_grad` as before.
@@ -77,18 +85,23 @@ def recover(
     steps = chosen.steps or math.ceil(chosen.epochs * len(encoded) / chosen.batch_size)
     data = batches(encoded, steps=steps, batch_size=chosen.batch_size, seed=chosen.seed)
     points = _evaluation_points(evaluate, evaluate_at, steps)
+    kept = _kept_steps(keep_at, at, steps)
     found = {"evaluated_steps": points, "examples": _hash_examples(data), "model": _hash_weights(model)}
-    run = Run(Path(output_dir), plain({**asdict(chosen), "steps": steps, **found}), data)
+    found |= {"kept_steps": kept} if kept else {}
+    run = Run(Path(output_dir), plain({**asdict(chosen), "steps": steps, **found}), data, kept)
     run.open(resume)
     with _put_back(model, after=merge), random_state(chosen.seed):
         adapted = add_adapter(model, chosen)
-        if run.finished:
-            adapted.load_adapter(str(run.adapter_path), "default", is_trainable=True)
-        else:
+        fresh = not run.finished
+        if fresh:
             pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
             train(adapted, run, chosen, points=points, evaluate=evaluate, save_steps=save_steps, pad=pad)
+        adapter_path = run.adapter_path if at is None or at == steps else run.kept_path(at)
+        if not fresh or adapter_path != run.adapter_path:
+            adapted.load_adapter(str(adapter_path), "default", is_trainable=True)
         result = adapted.merge_and_unload() if merge else adapted
-    return Recovery(result.eval(), run.history, run.adapter_path)
+    history = [row for row in run.history if at is None or row["step"] <= at]
+    return Recovery(result.eval(), history, adapter_path)
 
 
 def add_adapter(model: nn.Module, settings: RecoverySettings) -> PeftModel:
@@ -97,6 +110,8 @@ def add_adapter(model: nn.Module, settings: RecoverySettings) -> PeftModel:
     Raises: ValueError: no module is named like `target_modules`.
     """
     target = settings.target_modules
+    if isinstance(target, str) and target in WITHOUT:
+        target = linear_modules(model, without=WITHOUT[target])
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
@@ -109,6 +124,26 @@ def add_adapter(model: nn.Module, settings: RecoverySettings) -> PeftModel:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft 0.21 asks transformers 5.23 by an old name
         return get_peft_model(model, config)
+
+
+def linear_modules(model: nn.Module, *, without: str) -> list[str]:
+    """Name the linear layers that are no part of a group of the kind `without`, nor the output layer.
+
+    Which layers are the attention's and which the MLP's follows from discovery, not from their names.
+
+    Args:    without: "attention" or "mlp", a kind of axis.
+    Raises:  ValueError: no group of that kind, or no other linear layer.
+    Source:  paper, Table 12. Differs: that leaves the modules out by their names in LLaMA.
+    """
+    left_out = {name for axis in discover(model).of_kind(without).values() for name in axis.structures}
+    head = model.get_output_embeddings()
+    linear = {n for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not head}
+    if not left_out & linear or linear <= left_out:
+        raise ValueError(
+            f"{type(model).__name__} has {len(left_out & linear)} of {len(linear)} linear layers in groups "
+            f"of kind {without!r}; some are wanted, but not all."
+        )
+    return sorted(linear - left_out)
 
 
 def _check_model(model: nn.Module) -> None:
@@ -133,6 +168,15 @@ def _evaluation_points(evaluate: Callable | None, evaluate_at: Sequence[int], st
             f"evaluate_at={sorted(points)} but evaluate=None; a function that measures a model is wanted."
         )
     return sorted(points | {0, steps}) if evaluate is not None else []
+
+
+def _kept_steps(keep_at: Sequence[int], at: int | None, steps: int) -> list[int]:
+    kept = {int(step) for step in keep_at}
+    if outside := sorted(step for step in kept if not 1 <= step <= steps):
+        raise ValueError(f"keep_at={outside}: steps from 1 to {steps}, the last, are wanted.")
+    if at is not None and at not in kept | {steps}:
+        raise ValueError(f"at={at}: no adapter is kept there, only at {sorted(kept | {steps})}; see keep_at.")
+    return sorted(kept - {steps})
 
 
 def _hash_examples(data: list[list[Row]]) -> str:

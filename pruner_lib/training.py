@@ -40,7 +40,8 @@ class RecoverySettings:
     rank: int = 8
     alpha: int = 16  # the update is alpha / rank * B A
     dropout: float = 0.05  # of the adapter's input
-    target_modules: str | tuple[str, ...] = "all-linear"  # or ends of module names; never the output layer
+    # or "without-mlp", "without-attention", or ends of module names; never the output layer
+    target_modules: str | tuple[str, ...] = "all-linear"
     cutoff: int = 256  # tokens an example
     seed: int = 0
 
@@ -195,9 +196,11 @@ class _Recorder(TrainerCallback):
                 f"({args.learning_rate}), or load the model in float32 if it is in half precision."
             )
         self._record(state.global_step, logs["loss"], model)
+        if state.global_step in self.run.kept:
+            self.run.keep(model, state.global_step)
         self.bar.update()
         self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
-        control.should_save |= state.global_step in self.points
+        control.should_save |= state.global_step in (*self.points, *self.run.kept)
 
     def on_save(self, args, state, control, **kwargs):
         self.run.checkpoint = f"checkpoint-{state.global_step}"

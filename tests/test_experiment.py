@@ -104,6 +104,7 @@ def test_parts_refuse_what_makes_no_sense_and_take_what_does():
         (Calibration, {"seed": -1}, "seed is -1"),
         (Recovery, {"dropout": 1.0}, "dropout is 1.0"),
         (Recovery, {"learning_rate": 0}, "learning_rate is 0"),
+        (Recovery, {"at": 3, "keep_at": (2, 4)}, r"at is 3, but must be one of keep_at, \(2, 4\)"),
         (Evaluation, {"texts": "wiki"}, "texts is 'wiki', but must be a list"),
         (Evaluation, {"texts": ("wiki", "wiki")}, "twice"),
         (Evaluation, {"length": 1}, "length is 1"),

@@ -25,7 +25,7 @@ from transformers.pytorch_utils import Conv1D
 
 from pruner_lib.alpaca import IGNORED, PROMPT, PROMPT_WITH_INPUT, batches, collate, encode
 from pruner_lib.models import tiny_tokenizer
-from pruner_lib.recovery import add_adapter, recover
+from pruner_lib.recovery import add_adapter, linear_modules, recover
 from pruner_lib.training import RecoverySettings
 
 EXAMPLES = [
@@ -469,6 +469,26 @@ def test_a_folder_of_something_else_is_left_alone(tokenizer, tmp_path):
         with pytest.raises(ValueError, match="something else made it"):
             recover(make(), tokenizer, EXAMPLES, output_dir=tmp_path, resume=resume, **QUICK)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-10"]
+
+
+# Which layers are adapted
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_of_a_kind_are_left_out_whatever_they_are_called(family):
+    adapted = {}
+    for words in ("all-linear", "without-mlp", "without-attention"):
+        model = add_adapter(make(family), RecoverySettings(target_modules=words)).get_base_model()
+        adapted[words] = {name for name, one in model.named_modules() if isinstance(one, BaseTunerLayer)}
+    everything, no_mlp, no_attention = adapted.values()
+    assert no_mlp | no_attention == everything and not no_mlp & no_attention
+    assert no_mlp and all("attn" in name or "attention" in name for name in no_mlp)
+    assert no_attention and all("mlp" in name for name in no_attention)
+
+
+def test_layers_can_not_be_left_out_where_there_are_none_of_the_kind():
+    with pytest.raises(ValueError, match="0 of 14 linear layers in groups of kind 'hidden-state'"):
+        linear_modules(make(), without="hidden-state")
 
 
 # What is refused

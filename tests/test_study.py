@@ -248,6 +248,18 @@ def test_recovery_is_trained_once_for_two_ways_to_measure():
     assert first.perplexity != run(asked(), profile="tiny").perplexity
 
 
+def test_steps_of_one_training_are_measured_after_one_training():
+    kept = replace(RECOVERY, evaluate_at=(), keep_at=(1, 2))
+    steps = [asked(recovery=replace(kept, at=at)) for at in (2, 1, None)]
+    records = run_all(steps, profile="tiny", progress=False)
+    assert [record.history[-1]["step"] for record in records] == [2, 1, 3]
+    assert len({record.perplexity["story"] for record in records}) == len({one.key for one in steps}) == 3
+    folders = [path for path in (results_dir("tiny") / "cache").glob("recovery-*") if path.is_dir()]
+    assert len(folders) == 1
+    whole = run(asked(recovery=replace(kept, keep_at=())), profile="tiny")
+    assert whole.perplexity == records[2].perplexity
+
+
 def test_executor_gives_the_records_of_a_serial_run(tmp_path):
     wanted = [asked().dense, *(asked(criterion=name) for name in ("l2", "element1", "vector"))]
     serial = run_all(wanted, profile="tiny", results_dir=tmp_path / "serial", progress=False)
