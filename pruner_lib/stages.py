@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -223,10 +224,20 @@ def recovery_key(asked: Experiment) -> str:
 
 
 def evaluation_ids(asked: Evaluation, text: str, tokenizer: Any) -> Any:
-    """Cut a text into the windows that an evaluation asks for: `(windows, length)` int64."""
+    """Cut a text into the windows that an evaluation asks for: `(windows, length)` int64.
+
+    The last ones are kept: to tokenise a whole text takes as long as to measure a model on few windows.
+    """
+    from pruner_lib.assets import local_path
+
+    return _windows(text, asked.length, asked.windows, asked.bos, tokenizer, local_path("."))
+
+
+@lru_cache(maxsize=8)
+def _windows(text: str, length: int, windows: int | None, bos: bool, tokenizer: Any, _: Path | None) -> Any:
     from pruner_lib.data import text_ids
 
-    return text_ids(text, tokenizer, length=asked.length, windows=asked.windows, bos=asked.bos)
+    return text_ids(text, tokenizer, length=length, windows=windows, bos=bos)
 
 
 def _text_perplexities(asked: Evaluation, tokenizer: Any) -> Callable[[Any], dict[str, float]]:

@@ -13,7 +13,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pruner_lib import load_model, measures, stages
+from pruner_lib import data, load_model, measures, stages
 from pruner_lib.records import records_frame
 from pruner_lib.results import results_dir
 from pruner_lib.study import Calibration, Recovery, load_profile, plan_of, run, run_all
@@ -96,6 +96,21 @@ def test_record_holds_what_the_public_calls_give():
     assert record.perplexity["tiny"] == pytest.approx(expected, rel=1e-6)
     assert record.plan["kept"] == {name: [len(kept), plan.n_groups[name]] for name, kept in plan.keep.items()}
     assert run(asked().dense, profile="tiny").perplexity["tiny"] != pytest.approx(expected, rel=1e-3)
+
+
+def test_text_is_tokenised_once_for_many_models_and_again_in_another_data_directory(place, monkeypatch):
+    texts, read = [], data.read_corpus
+    monkeypatch.setattr(data, "read_corpus", lambda name: texts.append(name) or read(name))
+    stages._windows.cache_clear()
+    wanted = [asked().dense, asked(criterion="l1"), asked(criterion="l2")]
+    first = run_all(wanted, profile="tiny", progress=False)
+    assert sorted(texts) == ["story", "tiny"] and len({record.key for record in first}) == 3
+    other = place.parent / "other"
+    other.mkdir()
+    (other / "story.txt").write_text("Another story, of a channel that nobody missed. " * 20)
+    monkeypatch.setenv("PRUNER_LIB_DATA", str(other))
+    again = run(asked().dense, profile="tiny", results_dir=place.parent / "again")
+    assert texts.count("story") == 2 and again.perplexity["story"] != first[0].perplexity["story"]
 
 
 def test_existing_record_is_reused_and_nothing_is_loaded(monkeypatch):
