@@ -7,6 +7,7 @@ question and window by window (`statistics`): what both find hard cancels.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pruner_lib.records import Metric, Record, records_frame
@@ -32,6 +33,18 @@ def with_mean_accuracy(frame: pd.DataFrame) -> pd.DataFrame:
         mean = {"dataset": "mean", "value": tasks.value.mean(), "n": tasks.n.sum()}
         rows.append(tasks.iloc[-1].to_dict() | mean | {"stderr": math.hypot(*tasks.stderr) / len(tasks)})
     return pd.concat([frame, pd.DataFrame(rows)], ignore_index=True) if rows else frame
+
+
+def way_of(records: Sequence[Record]) -> pd.DataFrame:
+    """List what `plotting.plot_before_after` draws of the dense, the pruned and the recovered model.
+
+    Returns: columns stage, source ("ours"), model (with the text, where there is one), metric, value, stderr:
+             a row for each perplexity and each mean accuracy, in the order of the records.
+    """
+    frame = with_mean_accuracy(records_frame(records))
+    frame = frame[frame.metric.eq("perplexity") | frame.dataset.eq("mean")].assign(source="ours")
+    texts = frame.dataset.map(lambda name: "" if name == "mean" else f", {name}")
+    return frame.assign(model=frame.model + texts)[["stage", "source", "model", "metric", "value", "stderr"]]
 
 
 def beside_published(record: Record, known: pd.DataFrame) -> pd.DataFrame:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS = ("table", "row", "metric", "value", "unit", "source")
+TEXTS = {"wikitext2": "WikiText2", "ptb": "PTB"}
 WHOLE = {  # a whole model, as `load_model` knows it -> (table, row) of what was published about it
     "smollm2-135m": (
         ("SmolLM2 card", "SmolLM2-135M-Instruct"),
@@ -45,6 +46,30 @@ def published_whole(model: str) -> pd.DataFrame:
     numbers = _read(_folder())
     places = list(zip(numbers.table, numbers.row, strict=True))
     return numbers[[place in WHOLE.get(model, ()) for place in places]].reset_index(drop=True)
+
+
+def published_way(table: str = "Table 1", method: str = "Element^1", text: str = "wikitext2") -> pd.DataFrame:
+    """Look up what the paper says of a model whole, pruned by `method` and recovered, as `comparison.way_of`.
+
+    Returns: columns stage, source ("paper"), model, metric ("perplexity" on `text`, "accuracy": the mean as a
+             share), value.
+    Raises:  ValueError: the table has no such rows.
+    """
+    import pandas as pd
+
+    numbers, rows = published(table), []
+    whole = next((row for row in numbers.row if row.startswith("0% / ") and "official" not in row), "0% / ?")
+    model = whole.removeprefix("0% / ").rstrip("*")
+    stages = {"dense": whole, "pruned": f"w/o tune / {method}", "recovered": f"w/ tune / {method}"}
+    for stage, ending in stages.items():
+        found = numbers[numbers.row.str.endswith(ending)].set_index("metric").value
+        if found.empty:
+            raise ValueError(f"{table} has no row {ending!r}; it has {', '.join(dict.fromkeys(numbers.row))}")
+        rows.append(
+            (stage, "paper", f"{model}, {TEXTS[text]}", "perplexity", found[f"perplexity/{text}@128"])
+        )
+        rows.append((stage, "paper", model, "accuracy", found["accuracy/mean"] / 100))
+    return pd.DataFrame(rows, columns=["stage", "source", "model", "metric", "value"])
 
 
 def published_tables() -> list[str]:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pruner_lib.comparison import beside_published, changes, with_mean_accuracy
+from pruner_lib.comparison import beside_published, changes, way_of, with_mean_accuracy
 from pruner_lib.experiment import Experiment
 from pruner_lib.records import Metric, Record, records_frame
 
@@ -55,6 +55,18 @@ def test_mean_of_the_tasks_counts_each_task_alike():
     assert mean.stderr.iloc[0] == pytest.approx(math.sqrt(0.25 / 3) / 2)
     text = records_frame([record({"perplexity/wiki@128": perplexity(NLL)})])
     assert with_mean_accuracy(text) is text
+
+
+def test_way_of_a_model_holds_its_texts_and_its_mean_accuracy():
+    whole = {
+        "perplexity/wiki@128": perplexity(NLL),
+        "accuracy/piqa": accuracy([1, 1, 0]),
+        "accuracy/boolq": accuracy([0, 1]),
+    }
+    way = way_of([record(whole), record({"perplexity/wiki@128": perplexity(NLL + 1)}, 0.25)])
+    assert way.stage.tolist() == ["dense", "pruned", "dense"] and set(way.source) == {"ours"}
+    assert way.model.tolist() == ["tiny, wiki", "tiny, wiki", "tiny"]
+    assert way.value.iloc[2] == pytest.approx((2 / 3 + 1 / 2) / 2) and way.stderr.notna().all()
 
 
 def test_published_numbers_agree_within_two_standard_errors_and_no_further():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pruner_lib import paper
-from pruner_lib.paper import WHOLE, published, published_tables, published_whole
+from pruner_lib.paper import WHOLE, published, published_tables, published_way, published_whole
 
 
 def value(table, row, metric):
@@ -49,6 +49,19 @@ def test_no_number_stands_twice_and_none_is_missing():
         numbers = published(table)
         assert not numbers.duplicated(["row", "metric"]).any(), table
         assert numbers.value.notna().all() and (numbers.value > 0).all() and (numbers.source != "").all()
+
+
+def test_way_of_the_paper_s_model_is_that_of_its_table():
+    way = published_way().pivot(index="stage", columns="metric", values="value")
+    assert way.perplexity.to_dict() == {"dense": 12.62, "pruned": 19.09, "recovered": 17.58}
+    assert way.accuracy["pruned"] == pytest.approx(0.5669)
+    assert published_way("Table 4", text="ptb").query("metric == 'perplexity'").value.tolist() == [
+        61.37,
+        92.88,
+        78.25,
+    ]
+    with pytest.raises(ValueError, match="Table 1 has no row 'w/ tune / L2'; it has 0% / LLaMA-7B"):
+        published_way("Table 1", "L2")
 
 
 def test_unknown_table_is_told_which_there_are():
