@@ -15,11 +15,12 @@ from typing import Any
 
 from pruner_lib.experiment import Evaluation, Experiment, settings_key
 from pruner_lib.records import Metric, metric_from
-from pruner_lib.stages import Bench, Loaded, evaluation_ids, model_hash
+from pruner_lib.stages import Bench, evaluation_ids, model_hash
 from pruner_lib.storage import read_json, write_json
+from pruner_lib.subjects import Subject
 
 
-def evaluate(asked: Experiment, subject: Loaded, bench: Bench) -> dict[str, Metric]:
+def evaluate(asked: Experiment, subject: Subject, bench: Bench) -> dict[str, Metric]:
     """Measure a model on every text and task of an experiment, but not what was measured before a kill.
 
     Returns: "perplexity/wiki@128", "accuracy/boolq" -> Metric.
@@ -43,7 +44,7 @@ def partial_path(asked: Experiment, bench: Bench) -> Path:
     return bench.cache(f"partial-{settings_key([asked.key, model_hash(asked.model)])}.json")
 
 
-def _perplexity(text: str, asked: Evaluation, subject: Loaded) -> Metric:
+def _perplexity(text: str, asked: Evaluation, subject: Subject) -> Metric:
     from pruner_lib.data import corpus_hash
     from pruner_lib.evaluation import perplexity_result
 
@@ -63,7 +64,7 @@ def _perplexity(text: str, asked: Evaluation, subject: Loaded) -> Metric:
     )
 
 
-def _accuracy(task: str, asked: Evaluation, subject: Loaded) -> Metric:
+def _accuracy(task: str, asked: Evaluation, subject: Subject) -> Metric:
     from pruner_lib.harness import zero_shot
 
     with contextlib.redirect_stderr(io.StringIO()):  # lm-eval draws bars that can't be turned off

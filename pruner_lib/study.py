@@ -20,6 +20,7 @@ from pruner_lib.profiles import Profile, load_profile, profile_names
 from pruner_lib.records import Record, read_record, record_path, write_record
 from pruner_lib.results import git_revision, now, results_dir, versions
 from pruner_lib.storage import only_one, write_text
+from pruner_lib.subjects import Subject, make_subject
 
 __all__ = [
     "Calibration",
@@ -29,6 +30,7 @@ __all__ = [
     "Record",
     "Recovery",
     "load_profile",
+    "model_of",
     "plan_of",
     "profile_names",
     "run",
@@ -101,8 +103,25 @@ def run_all(
         records[record.key] = record
     if progress:
         reused = len(unique) - sum(not records[key].reused for key in unique)
-        print(f"{len(unique)} experiments: {reused} reused, {len(unique) - reused} run now")
+        plural = "s" if len(unique) > 1 else ""
+        print(f"{len(unique)} experiment{plural}: {reused} reused, {len(unique) - reused} run now")
     return [records[asked.key] for asked in experiments]
+
+
+def model_of(
+    experiment: Experiment, *, profile: str = "quick", results_dir: Path | str | None = None
+) -> tuple[Any, Any]:
+    """Make the model that an experiment measures, from what is cached: `(model, tokenizer)`, yours to change.
+
+    What is not cached is made anew; of a recovered model that is its training.
+    """
+    bench = _bench(profile, results_dir)
+    _keep_out_of_git(bench.cache(".gitignore"))
+    with _one_at_a_time, only_one(bench.cache(f"{_lock_name(experiment)}.lock")):
+        asked = experiment.canonical()
+        dense = asked.stage == "dense"
+        own = stages.load_own(asked.model, bench) if dense else make_subject(asked, bench)
+    return own.model, own.tokenizer
 
 
 def plan_of(experiment: Experiment, *, profile: str = "quick", results_dir: Path | str | None = None) -> Any:
@@ -146,30 +165,14 @@ def _lock_name(experiment: Experiment) -> str:
 
 def _measure(asked: Experiment, bench: stages.Bench, criteria: Sequence[str]) -> Record:
     _reset_peak_memory()
-    plan, history = None, []
-    if asked.ratio:
-        from pruner_lib import prune_
-
-        plan = stages.choose(asked, bench, criteria)
-    changes = asked.ratio > 0 or asked.recovery is not None
-    subject = (stages.load_own if changes else stages.load_dense)(asked.model, bench)
-    n_dense = _size(subject.model)
-    if plan is not None:
-        with bench.timed("prune"):
-            prune_(subject.model, plan)
-    n_left = _size(subject.model)
-    if asked.recovery:
-        subject, history = stages.recover_model(asked, subject, bench)
+    subject = make_subject(asked, bench, criteria)
     metrics = measures.evaluate(asked, subject, bench)
-    summary = {"parameters_dense": n_dense, "parameters": n_left, "sparsity": 1 - n_left / n_dense}
-    if plan is not None:
-        summary["kept"] = {name: [len(kept), plan.n_groups[name]] for name, kept in plan.keep.items()}
     stages.forget_large()
     return Record(
         asked,
-        summary,
+        _summary(subject),
         metrics,
-        tuple(history),
+        subject.history,
         {name: round(s, 3) for name, s in bench.seconds.items()},
         _peak_memory_mb(),
         _machine(asked, bench),
@@ -179,8 +182,12 @@ def _measure(asked: Experiment, bench: stages.Bench, criteria: Sequence[str]) ->
     )
 
 
-def _size(model: Any) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+def _summary(subject: Subject) -> dict[str, Any]:
+    found = {"parameters_dense": subject.n_dense, "parameters": subject.n_left, "sparsity": subject.sparsity}
+    if subject.plan is not None:
+        groups = subject.plan.n_groups
+        found["kept"] = {name: [len(kept), groups[name]] for name, kept in subject.plan.keep.items()}
+    return found
 
 
 def _machine(asked: Experiment, bench: stages.Bench) -> dict[str, Any]:

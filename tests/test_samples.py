@@ -1,0 +1,77 @@
+"""Texts are made once for a model, however it is measured, and shown without harm side by side."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pruner_lib import samples, stages
+from pruner_lib.evaluation import PROMPTS, Sample
+from pruner_lib.results import results_dir
+from pruner_lib.samples import SideBySide, samples_of
+from pruner_lib.study import load_profile, model_of, run
+
+TINY = load_profile("tiny")
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    monkeypatch.setenv("PRUNER_LIB_RESULTS", str(tmp_path))
+    monkeypatch.setattr(stages, "_kept", {})
+    torch.set_num_threads(1)
+    return tmp_path / "tiny"
+
+
+def test_texts_are_made_once_whatever_else_is_measured(place, monkeypatch):
+    first = samples_of(TINY.experiment(), profile="tiny")
+    assert [one.prompt for one in first] == list(PROMPTS[: TINY.prompts])
+    monkeypatch.setattr(samples, "model_of", lambda *_, **__: pytest.fail("made a model"))
+    again = replace(TINY.experiment(), evaluation=replace(TINY.evaluation, windows=2))
+    assert samples_of(again, profile="tiny") == first
+    assert len(list((place / "samples").glob("*.json"))) == 1
+    with pytest.raises(pytest.fail.Exception, match="made a model"):
+        samples_of(TINY.dense(), profile="tiny")
+
+
+def test_models_of_the_three_stages_say_different_things():
+    asked = [TINY.dense(), TINY.experiment(), TINY.experiment(recovered=True)]
+    texts = [samples_of(one, profile="tiny", prompts=["the dog"], new_tokens=24)[0].text for one in asked]
+    assert len(set(texts)) == 3
+
+
+def test_model_of_an_experiment_is_the_one_that_its_record_measured():
+    from pruner_lib import perplexity
+    from pruner_lib.data import text_ids
+
+    for asked in (TINY.dense(), TINY.experiment(), TINY.experiment(recovered=True)):
+        record = run(asked, profile="tiny")
+        model, tokenizer = model_of(asked, profile="tiny")
+        ids = text_ids("tiny", tokenizer, length=16, windows=4)
+        assert perplexity(model, ids) == pytest.approx(record.perplexity["tiny"], rel=1e-6)
+        assert sum(one.numel() for one in model.parameters()) == record.plan["parameters"]
+
+
+def test_model_given_away_may_be_changed():
+    model, _ = model_of(TINY.dense(), profile="tiny")
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.zero_()
+    kept = stages.load_dense("tiny", stages.Bench(results_dir("tiny"))).model
+    assert all(weight.abs().sum() > 0 for weight in kept.parameters())
+
+
+def test_table_shows_texts_beside_each_other_and_runs_no_code_of_theirs():
+    table = SideBySide(
+        {
+            "dense": [Sample("Say <b>", "hello <script>alert(1)</script>", 0.25, 1.0)],
+            "pruned": [Sample("Say <b>", "x", 0.0, 1.0)],
+        }
+    )
+    html = table._repr_html_()
+    assert "&lt;script&gt;" in html and "<script>" not in html and "Say &lt;b&gt;" in html
+    assert html.index("dense") < html.index("pruned") and "repeated: 25%" in html
+    assert table.frame().model.tolist() == ["dense", "pruned"]
+    with pytest.raises(ValueError, match="did not continue the same prompts"):
+        SideBySide({"dense": [Sample("a", "x", 0, 1)], "pruned": [Sample("b", "x", 0, 1)]})
