@@ -1,7 +1,7 @@
 """Saving: a folder that everybody's tools load; never a pickle.
 
-A model whose config says all is a plain Hugging Face checkpoint. Any other carries its layout in `config.json` and two
-small source files beside the weights. Loading is in `models`.
+A model whose config says all is a plain Hugging Face checkpoint. Any other carries its layout in
+`config.json` and two small source files beside the weights. Loading is in `models`.
 """
 
 from __future__ import annotations
@@ -21,15 +21,19 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
     """Write weights (safetensors), config, tokenizer and plan to a folder, all or nothing.
 
     Args: path: a new folder, an empty one, or one that holds a model, which is then replaced.
-    Returns: the folder. It loads with `load_model(path)` and with `AutoModelForCausalLM.from_pretrained(path)`;
-        unevenly pruned models need `trust_remote_code=True` in the latter.
-    Raises: ValueError: the folder holds something else.    OSError: the disk is full; what was there is untouched.
+    Returns: the folder. It loads with `load_model(path)` and with
+        `AutoModelForCausalLM.from_pretrained(path)`; unevenly pruned models need `trust_remote_code=True`
+        in the latter.
+    Raises: ValueError: the folder holds something else.    OSError: the disk is full; what was there is
+        untouched.
     """
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path} is a file; give a folder")
     if path.is_dir() and any(path.iterdir()) and not (path / "config.json").exists():
-        raise ValueError(f"{path} is not empty and holds no model; give a new folder, so that nothing is overwritten")
+        raise ValueError(
+            f"{path} is not empty and holds no model; give a new folder, so that nothing is overwritten"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:

@@ -1,10 +1,10 @@
 """One backward pass, one parameter at a time (paper section 3.2: the gradients that Eq. 3 to 5 need).
 
-The reference keeps every gradient and every squared gradient. Here the parameters are frozen, so that backward only
-carries gradients of activations; when it reaches a module, the gradient of that module's parameters is formed from
-the saved input and the arriving output gradient, handed to a visitor, and forgotten. Gradients of single samples,
-which the second-order terms need, come out of the same pass, because a module's input and output gradient still know
-which sample they belong to.
+The reference keeps every gradient and every squared gradient. Here the parameters are frozen, so that
+backward only carries gradients of activations; when it reaches a module, the gradient of that module's
+parameters is formed from the saved input and the arriving output gradient, handed to a visitor, and
+forgotten. Gradients of single samples, which the second-order terms need, come out of the same pass,
+because a module's input and output gradient still know which sample they belong to.
 """
 
 from __future__ import annotations
@@ -32,17 +32,19 @@ class _Use:
     grad: torch.Tensor
 
 
-def visit_gradients(model: nn.Module, ids: torch.Tensor, parameters: set[str], visit: Visitor, per_sample: bool) -> float:
+def visit_gradients(
+    model: nn.Module, ids: torch.Tensor, parameters: set[str], visit: Visitor, per_sample: bool
+) -> float:
     """Run one forward and backward pass over a calibration batch and show each parameter's gradient once.
 
-    L = mean over all predicted tokens of the batch; A = (1/N) sum over samples n of (dL_n / dW)^2, where L_n is the
-    mean loss of sample n alone.
+    L = mean over all predicted tokens of the batch; A = (1/N) sum over samples n of (dL_n / dW)^2, where
+    L_n is the mean loss of sample n alone.
 
     Args:
         ids: `(samples, tokens)` int64.
         parameters: names of the parameters to visit.
-        visit: called as `visit(name, g, a)` with `g = dL/dW` and `a = A`, both float32 in the weight's shape; `a` is
-            None unless `per_sample`. Neither may be kept.
+        visit: called as `visit(name, g, a)` with `g = dL/dW` and `a = A`, both float32 in the weight's
+            shape; `a` is None unless `per_sample`. Neither may be kept.
     Returns: the loss.
     Raises: ValueError: the loss is not finite, or a parameter's samples can't be told apart.
     Source: paper Eq. 3 to 5; reference code `hf_prune.py`, which divides the sum of Eq. 5 by N as here.
@@ -51,25 +53,40 @@ def visit_gradients(model: nn.Module, ids: torch.Tensor, parameters: set[str], v
     with _frozen(model), pass_.hooked():
         logits = model(input_ids=ids, use_cache=False, **_positions(model, ids)).logits
         vocabulary = logits.shape[-1]
-        loss = functional.cross_entropy(logits[:, :-1].float().reshape(-1, vocabulary), ids[:, 1:].reshape(-1))
+        loss = functional.cross_entropy(
+            logits[:, :-1].float().reshape(-1, vocabulary), ids[:, 1:].reshape(-1)
+        )
         if not torch.isfinite(loss):
-            raise ValueError(f"the calibration loss is {loss.item()}; use a wider dtype or other calibration samples")
+            raise ValueError(
+                f"the calibration loss is {loss.item()}; use a wider dtype or other calibration samples"
+            )
         del logits
         loss.backward()
     missed = parameters - pass_.visited
     if missed:
-        raise ValueError(f"no gradient reached {sorted(missed)[:3]}; they take no part in the forward pass of this model")
+        raise ValueError(
+            f"no gradient reached {sorted(missed)[:3]}; they take no part in the forward pass of this model"
+        )
     return loss.item()
 
 
 class _Pass:
     """State of one pass: what was used in forward, and what still waits for its gradient in backward."""
 
-    def __init__(self, model: nn.Module, n_samples: int, parameters: set[str], visit: Visitor, per_sample: bool):
+    def __init__(
+        self, model: nn.Module, n_samples: int, parameters: set[str], visit: Visitor, per_sample: bool
+    ):
         self.model, self.n_samples, self.visit, self.per_sample = model, n_samples, visit, per_sample
         wanted = {id(p): name for name, p in model.named_parameters() if name in parameters}
         self.owners = [
-            (module, {key: wanted[id(p)] for key, p in module._parameters.items() if p is not None and id(p) in wanted})
+            (
+                module,
+                {
+                    key: wanted[id(p)]
+                    for key, p in module._parameters.items()
+                    if p is not None and id(p) in wanted
+                },
+            )
             for module in model.modules()
         ]
         self.pending: dict[str, int] = defaultdict(int)
@@ -79,7 +96,11 @@ class _Pass:
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
-        handles = [m.register_forward_hook(self._opener()) for m in self.model.modules() if isinstance(m, nn.Embedding)]
+        handles = [
+            m.register_forward_hook(self._opener())
+            for m in self.model.modules()
+            if isinstance(m, nn.Embedding)
+        ]
         handles += [m.register_forward_hook(self._watcher(names)) for m, names in self.owners if names]
         try:
             yield
@@ -130,12 +151,13 @@ class _Pass:
         return total, squares.mul_(self.n_samples)
 
     def _by_sample(self, use: _Use) -> list[tuple[tuple, torch.Tensor]]:
-        """Split a use into those of the single samples, whether or not the model flattens (samples, tokens)."""
+        """Split a use into those of the single samples, whether or not the model flattens (samples,
+        tokens)."""
         n, first = self.n_samples, use.inputs[0]
         if first.shape[0] % n or use.grad.shape[0] % n:
             raise ValueError(
-                f"{use.module} sees inputs of shape {tuple(first.shape)} for {n} samples, so its gradient can't be told "
-                "apart by sample; second-order criteria need that, use vector or element1"
+                f"{use.module} sees inputs of shape {tuple(first.shape)} for {n} samples, so its gradient "
+                "can't be told apart by sample; second-order criteria need that, use vector or element1"
             )
         inputs, grads = first.chunk(n), use.grad.chunk(n)
         return [((x, *use.inputs[1:]), d) for x, d in zip(inputs, grads, strict=True)]
@@ -145,7 +167,11 @@ class _Pass:
         if type(use.module).forward is nn.Linear.forward:
             d = grad.reshape(-1, grad.shape[-1]).float()
             return d.sum(0) if use.key == "bias" else d.T @ inputs[0].reshape(-1, inputs[0].shape[-1]).float()
-        weights = {k: p.detach().requires_grad_(k == use.key) for k, p in use.module._parameters.items() if p is not None}
+        weights = {
+            k: p.detach().requires_grad_(k == use.key)
+            for k, p in use.module._parameters.items()
+            if p is not None
+        }
         self.local = True
         try:
             with torch.enable_grad():
@@ -156,7 +182,8 @@ class _Pass:
 
 
 def _positions(model: nn.Module, ids: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Position ids of every sample, where the model takes them: a row shared by all would mix their gradients."""
+    """Position ids of every sample, where the model takes them: a row shared by all would mix their
+    gradients."""
     if "position_ids" not in inspect.signature(model.forward).parameters:
         return {}
     return {"position_ids": torch.arange(ids.shape[1], device=ids.device).expand_as(ids)}

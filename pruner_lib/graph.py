@@ -1,7 +1,7 @@
 """Discovery: from traced labels to groups and axes (paper section 3.1 and Figure 2).
 
-Connected components of the recorded equalities are the groups; components of the same make in the same place form an
-axis. Nothing is scored or cut here.
+Connected components of the recorded equalities are the groups; components of the same make in the same
+place form an axis. Nothing is scored or cut here.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ def discover(model: nn.Module) -> Axes:
     """Find every prunable group of a decoder by running it once on index labels.
 
     Args:
-        model: a Hugging Face style decoder with a language-model head, on any device; the meta device is enough.
-    Returns: axis name -> `Axis`, in the order of the layers, the residual stream (`hidden`) last. `.notes` says
-        what was left out and why.
+        model: a Hugging Face style decoder with a language-model head, on any device; the meta device is
+            enough.
+    Returns: axis name -> `Axis`, in the order of the layers, the residual stream (`hidden`) last. `.notes`
+        says what was left out and why.
     Raises: ValueError: the model is no decoder, or runs an operator that discovery has no rule for (named).
-    Source: paper section 3.1, Eq. 1 and 2. Differs: the reference walks autograd nodes and needs a hand-edited model
-        class; here the dependencies follow from index labels.
+    Source: paper section 3.1, Eq. 1 and 2. Differs: the reference walks autograd nodes and needs a
+        hand-edited model class; here the dependencies follow from index labels.
     """
     path, layers = decoder_layers(model)
     rec = trace(model, layers)
@@ -61,12 +62,15 @@ def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """
     stacks = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
     if not stacks:
-        raise ValueError(f"{type(model).__name__} has no list of decoder layers (an nn.ModuleList); is it a decoder?")
+        raise ValueError(
+            f"{type(model).__name__} has no list of decoder layers (an nn.ModuleList); is it a decoder?"
+        )
     return max(stacks, key=lambda s: sum(p.numel() for p in s[1].parameters()))
 
 
 def _components(rec: Recording) -> np.ndarray:
-    """Component number of each label: first the equalities, then broadcasts that stay inside one component."""
+    """Component number of each label: first the equalities, then broadcasts that stay inside one
+    component."""
     pairs = np.concatenate([*rec.equal, np.zeros((0, 2), np.int64)])
     components = _connect(pairs, rec.n_labels)
     spread = np.concatenate([*rec.spread, np.zeros((0, 2), np.int64)])
@@ -86,9 +90,12 @@ def _connect(pairs: np.ndarray, n: int) -> np.ndarray:
 
 
 def _blocks(rec: Recording, components: np.ndarray) -> list[tuple[tuple[str, int, str], np.ndarray]]:
-    """(owner, component of each entry) for the dims of parameters that were used, in order of execution, then constants."""
+    """(owner, component of each entry) for the dims of parameters that were used, in order of execution,
+    then constants."""
     ends = [*rec.starts[1:], rec.n_labels]
-    ranges = {owner: components[s:e] for owner, s, e in zip(rec.owners, rec.starts, ends, strict=True) if owner[0]}
+    ranges = {
+        owner: components[s:e] for owner, s, e in zip(rec.owners, rec.starts, ends, strict=True) if owner[0]
+    }
     used = [(name, dim, "parameter") for name, dim in rec.roles]
     constants = [owner for owner in ranges if owner[2] == "constant"]
     return [(owner, ranges[owner]) for owner in used + constants]
@@ -150,21 +157,36 @@ def _name(found: list, hidden: set, sizes: dict, path: str, notes: list[str]) ->
     places: dict[tuple, list] = {}
     for kind, layer, members, constants in found:
         consumers = [m for m in members if m.role == "in"]
-        if kind == "mlp" and not any((m.parameter, d) in hidden for m in consumers for d in range(3) if d != m.dim):
-            notes.append(f"{members[0].parameter}: {len(members[0].indices)} inner channels that feed no residual stream; left whole")
+        if kind == "mlp" and not any(
+            (m.parameter, d) in hidden for m in consumers for d in range(3) if d != m.dim
+        ):
+            notes.append(
+                f"{members[0].parameter}: {len(members[0].indices)} inner channels that feed no residual "
+                "stream; left whole"
+            )
             continue
         places.setdefault((layer is None, layer, KIND_ORDER[kind]), []).append((kind, members, constants))
     axes = {}
-    for (_, layer, _), group in sorted(places.items(), key=lambda item: item[0][:1] + (item[0][1] or 0, item[0][2])):
+    for (_, layer, _), group in sorted(
+        places.items(), key=lambda item: item[0][:1] + (item[0][1] or 0, item[0][2])
+    ):
         for kind, members, constants in group:
             name = kind if layer is None else f"layers.{layer}.{kind}"
             if len(group) > 1:
-                name = f"layers.{layer}.{_common_path(members, path)}" if layer is not None else f"{kind}.{members[0].parameter}"
+                name = (
+                    f"layers.{layer}.{_common_path(members, path)}"
+                    if layer is not None
+                    else f"{kind}.{members[0].parameter}"
+                )
             n = members[0].indices.shape[0]
-            per_group = sum(int(np.prod(sizes[m.parameter])) // sizes[m.parameter][m.dim] * m.width for m in members)
+            per_group = sum(
+                int(np.prod(sizes[m.parameter])) // sizes[m.parameter][m.dim] * m.width for m in members
+            )
             axes[name] = Axis(name, kind, n, members, per_group, constants)
             if kind == "attention" and n == 1:
-                notes.append(f"{name}: all query heads share one key and value head, so there is only one group")
+                notes.append(
+                    f"{name}: all query heads share one key and value head, so there is only one group"
+                )
     return axes
 
 

@@ -1,6 +1,7 @@
 """The words of the method as data: members, axes and plans (paper section 3.1).
 
-An axis holds n interchangeable groups; a plan says which of them stay. Nothing here looks at a model or at weights.
+An axis holds n interchangeable groups; a plan says which of them stay. Nothing here looks at a model or at
+weights.
 """
 
 from __future__ import annotations
@@ -96,7 +97,9 @@ class Axes(dict):
         notes: why a structure was left out, one sentence each.
     """
 
-    def __init__(self, axes: Mapping[str, Axis], *, n_parameters: int, layer_parameters: list[int], notes: list[str]):
+    def __init__(
+        self, axes: Mapping[str, Axis], *, n_parameters: int, layer_parameters: list[int], notes: list[str]
+    ):
         super().__init__(axes)
         self.n_parameters = n_parameters
         self.layer_parameters = layer_parameters
@@ -109,12 +112,15 @@ class Axes(dict):
     def _repr_html_(self) -> str:
         rows = "".join(
             f"<tr><td>{a.name}</td><td>{a.kind}</td><td>{a.n_groups}</td><td>{a.width}</td>"
-            f"<td>{', '.join(s.rsplit('.', 1)[-1] for s in a.structures[:6])}{' ...' if len(a.structures) > 6 else ''}</td>"
+            f"<td>{', '.join(s.rsplit('.', 1)[-1] for s in a.structures[:6])}"
+            f"{' ...' if len(a.structures) > 6 else ''}</td>"
             f"<td>{a.n_groups * a.group_parameters / self.n_parameters:.2%}</td></tr>"
             for a in self.values()
         )
         notes = "".join(f"<li>{note}</li>" for note in self.notes)
-        head = "".join(f"<th>{h}</th>" for h in ("axis", "kind", "groups", "channels a group", "structures", "share"))
+        head = "".join(
+            f"<th>{h}</th>" for h in ("axis", "kind", "groups", "channels a group", "structures", "share")
+        )
         return f"<table><tr>{head}</tr>{rows}</table><ul>{notes}</ul>"
 
 
@@ -123,8 +129,9 @@ class Plan:
     """Which groups stay: plain data, saved as JSON.
 
     Attributes:
-        keep: axis name -> sorted int64 group numbers. Where each structure was ranked alone (`dependency=False`) the
-            keys are `axis/structure`. For layer granularity the one key is `layers`.
+        keep: axis name -> sorted int64 group numbers. Where each structure was ranked alone
+            (`dependency=False`) the keys are `axis/structure`. For layer granularity the one key is
+            `layers`.
         n_groups: the same keys -> number of groups before the cut.
         settings: how the plan was chosen (ratio, granularity, scope, ...).
     """
@@ -135,16 +142,20 @@ class Plan:
 
     def __post_init__(self):
         if set(self.keep) != set(self.n_groups):
-            raise ValueError(f"keep and n_groups name different axes: {sorted(set(self.keep) ^ set(self.n_groups))[:4]}")
+            raise ValueError(
+                f"keep and n_groups name different axes: {sorted(set(self.keep) ^ set(self.n_groups))[:4]}"
+            )
         for name, kept in self.keep.items():
             kept = torch.as_tensor(kept, dtype=torch.int64)
             self.keep[name] = kept
             n = self.n_groups[name]
-            ok = kept.ndim == 1 and len(kept) > 0 and (kept.diff() > 0).all() and kept[0] >= 0 and kept[-1] < n
+            ok = (
+                kept.ndim == 1 and len(kept) > 0 and (kept.diff() > 0).all() and kept[0] >= 0 and kept[-1] < n
+            )
             if not ok:
                 raise ValueError(
-                    f"plan for {name}: kept groups must be a sorted list of at least one number in 0..{n - 1} "
-                    f"without repeats, got {kept.tolist()[:8]}"
+                    f"plan for {name}: kept groups must be a sorted list of at least one number in "
+                    f"0..{n - 1} without repeats, got {kept.tolist()[:8]}"
                 )
 
     @property
@@ -179,7 +190,9 @@ class Plan:
             data = json.loads(text)
             return cls(data["keep"], data["n_groups"], data.get("settings", {}))
         except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"not a plan ({error}); a plan has the keys keep, n_groups and settings") from error
+            raise ValueError(
+                f"not a plan ({error}); a plan has the keys keep, n_groups and settings"
+            ) from error
 
     def _repr_html_(self) -> str:
         rows = "".join(

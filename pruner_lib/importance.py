@@ -1,8 +1,8 @@
 """Estimation: one number for each group (paper section 3.2, Eq. 3 to 5).
 
-Order of reduction, as in the reference code: within a channel of each structure, over the structures (aggregation),
-then over the channels of a group; `order="group"` swaps the last two. Where the gradients come from is in
-`gradients`; nothing is ranked here.
+Order of reduction, as in the reference code: within a channel of each structure, over the structures
+(aggregation), then over the channels of a group; `order="group"` swaps the last two. Where the gradients
+come from is in `gradients`; nothing is ranked here.
 """
 
 from __future__ import annotations
@@ -37,12 +37,14 @@ def estimate(
     Args:
         model: left as it was, without gradients.
         axes: what `discover` returned, or some of it.
-        calibration_ids: `(samples, tokens)` int64; the paper uses 10 samples. Not needed for random, l1 and l2.
+        calibration_ids: `(samples, tokens)` int64; the paper uses 10 samples. Not needed for random, l1 and
+            l2.
         criterion: one of `CRITERIA`.
-        aggregation: over the structures of a group: "sum" (the paper's default), "prod", "max" or "last" (o_proj and
-            down_proj); "none" keeps them apart, for `select(..., dependency=False)`.
-        order: what is reduced first: "channel" aggregates each channel of a group and then sums the channels (the
-            code's order), "group" sums the channels of each structure and then aggregates; see `aggregate`.
+        aggregation: over the structures of a group: "sum" (the paper's default), "prod", "max" or "last"
+            (o_proj and down_proj); "none" keeps them apart, for `select(..., dependency=False)`.
+        order: what is reduced first: "channel" aggregates each channel of a group and then sums the
+            channels (the code's order), "group" sums the channels of each structure and then aggregates;
+            see `aggregate`.
         seed: of the criterion "random".
     Returns: axis name -> `(n_groups,)` float32; `(n_structures, n_groups)` with aggregation "none".
     Raises: ValueError: unknown criterion, aggregation or order, or ids that do not fit the model.
@@ -63,14 +65,17 @@ def estimate_members(
 ) -> dict[str, dict[str, torch.Tensor]]:
     """Score every channel of every structure by several criteria in one pass over the calibration batch.
 
-    Per channel c of a structure W, with s = g * w (g: gradient of the batch loss, A: mean squared sample gradient):
+    Per channel c of a structure W, with s = g * w (g: gradient of the batch loss, A: mean squared sample
+    gradient):
 
-        l1: sum |w|    l2: sum w^2    vector: |sum s|    element1: sum |s|    element2: sum w A w    mixed: sum |s - w A w / 2|
+        l1: sum |w|    l2: sum w^2    vector: |sum s|    element1: sum |s|    element2: sum w A w    mixed:
+            sum |s - w A w / 2|
 
     Returns: criterion -> axis name -> `(n_structures, n_groups, channels)` float32, on the CPU.
-    Raises: ValueError: unknown criterion, no calibration ids where they are needed, or ids outside the vocabulary.
-    Source: paper Eq. 3 to 5; reference file `hf_llama_pruner.py`. Differs: a bias counts with its weight, and with
-        grouped-query attention query rows are credited to their own key and value head.
+    Raises: ValueError: unknown criterion, no calibration ids where they are needed, or ids outside the
+        vocabulary.
+    Source: paper Eq. 3 to 5; reference file `hf_llama_pruner.py`. Differs: a bias counts with its weight,
+        and with grouped-query attention query rows are credited to their own key and value head.
     """
     criteria = list(dict.fromkeys(criteria))
     for criterion in criteria:
@@ -95,7 +100,9 @@ def estimate_members(
     scores = {c: tables.fold(c) for c in criteria if c != "random"}
     if "random" in criteria:
         generator = torch.Generator().manual_seed(seed)
-        scores["random"] = {n: torch.rand((len(a.structures), a.n_groups, 1), generator=generator) for n, a in axes.items()}
+        scores["random"] = {
+            n: torch.rand((len(a.structures), a.n_groups, 1), generator=generator) for n, a in axes.items()
+        }
     return {c: scores[c] for c in criteria}
 
 
@@ -104,15 +111,17 @@ def aggregate(
 ) -> dict[str, torch.Tensor]:
     """Combine the structures of each group to one score.
 
-    order "channel": I_G = sum over channels c of A_m s_mc    order "group": I_G = A_m (sum over channels c of s_mc)
+    order "channel": I_G = sum over channels c of A_m s_mc    order "group": I_G = A_m (sum over channels c
+    of s_mc)
 
-    with A one of sum, prod, max and last over the structures m. For sum and last, and where a group is one channel
-    (an MLP), both orders are the same.
+    with A one of sum, prod, max and last over the structures m. For sum and last, and where a group is one
+    channel (an MLP), both orders are the same.
 
     Args: members: axis name -> `(n_structures, n_groups, channels)`, one criterion of `estimate_members`.
     Returns: axis name -> `(n_groups,)` float32; `(n_structures, n_groups)` with aggregation "none".
     Raises: ValueError: unknown aggregation or order.
-    Source: paper section 3.2 (i) to (iv). The paper does not say which reduction comes first; "channel" is the code's.
+    Source: paper section 3.2 (i) to (iv). The paper does not say which reduction comes first; "channel" is
+        the code's.
     """
     _check_reduction(aggregation, order)
     scores = {}
@@ -149,15 +158,25 @@ def check_ids(model: nn.Module, ids: torch.Tensor | None) -> None:
     Raises: ValueError: wrong type or shape, or ids outside the vocabulary.
     """
     if ids is None:
-        raise ValueError("this criterion needs calibration ids of shape (samples, tokens); random, l1 and l2 need none")
-    if not isinstance(ids, torch.Tensor) or ids.dtype != torch.int64 or ids.ndim != 2 or ids.shape[0] < 1 or ids.shape[1] < 2:
+        raise ValueError(
+            "this criterion needs calibration ids of shape (samples, tokens); random, l1 and l2 need none"
+        )
+    if (
+        not isinstance(ids, torch.Tensor)
+        or ids.dtype != torch.int64
+        or ids.ndim != 2
+        or ids.shape[0] < 1
+        or ids.shape[1] < 2
+    ):
         what = f"{ids.dtype} {tuple(ids.shape)}" if isinstance(ids, torch.Tensor) else type(ids).__name__
-        raise ValueError(f"calibration ids must be int64 of shape (samples, tokens) with at least 2 tokens, got {what}")
+        raise ValueError(
+            f"calibration ids must be int64 of shape (samples, tokens) with at least 2 tokens, got {what}"
+        )
     vocabulary = model.get_input_embeddings().weight.shape[0]
     if ids.min() < 0 or ids.max() >= vocabulary:
         raise ValueError(
-            f"calibration ids run from {ids.min().item()} to {ids.max().item()}, but the model's vocabulary has "
-            f"{vocabulary} entries: were they made with another tokenizer?"
+            f"calibration ids run from {ids.min().item()} to {ids.max().item()}, but the model's vocabulary "
+            f"has {vocabulary} entries: were they made with another tokenizer?"
         )
 
 
@@ -193,7 +212,9 @@ class _Tables:
         return found
 
 
-def _salience(criterion: str, w: torch.Tensor, s: torch.Tensor | None, waw: torch.Tensor | None) -> torch.Tensor:
+def _salience(
+    criterion: str, w: torch.Tensor, s: torch.Tensor | None, waw: torch.Tensor | None
+) -> torch.Tensor:
     if criterion == "l1":
         return w.abs()
     if criterion == "l2":

@@ -1,8 +1,9 @@
 """Index labels and what ties them: the algebra under dependency discovery (paper section 3.1, Eq. 1 and 2).
 
-Every entry along every dim of every parameter has an integer label; an activation carries a label tensor of its own
-shape (-1: holds nothing of a parameter). Here is what an element-wise operation and a matrix product do to labels,
-and the record of which labels depend on each other. Which operator does what is in `trace`.
+Every entry along every dim of every parameter has an integer label; an activation carries a label tensor of
+its own shape (-1: holds nothing of a parameter). Here is what an element-wise operation and a matrix
+product do to labels, and the record of which labels depend on each other. Which operator does what is in
+`trace`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import torch
 
 @dataclass(frozen=True, eq=False)
 class Labels:
-    """Labels of one tensor: one label tensor for an activation, one for each dim of a parameter or constant."""
+    """Labels of one tensor: one label tensor for an activation, one for each dim of a parameter or
+    constant."""
 
     tensors: tuple[torch.Tensor, ...]
     source: str = "activation"  # "activation", "parameter" or "constant"
@@ -31,8 +33,8 @@ class Recording:
     Attributes:
         starts: first label of each (owner, dim), ascending; `owners` holds the pairs themselves.
         equal: pairs of labels that can only be removed together.
-        spread: pairs (label, other) where one label is broadcast over several others: it goes with them only if they
-            all end up in one group.
+        spread: pairs (label, other) where one label is broadcast over several others: it goes with them
+            only if they all end up in one group.
         products: labels that stand for one batch index of a product of two activations (an attention head).
         roles: (parameter, dim) -> "in" or "out", in the order of execution.
         outputs: labels that reach the output of the model.
@@ -123,7 +125,9 @@ def combine(rec: Recording, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.where(first >= 0, first, second).expand(shape)
 
 
-def multiply(rec: Recording, a: Labels | None, b: Labels | None, shape: tuple[int, int, int]) -> Labels | None:
+def multiply(
+    rec: Recording, a: Labels | None, b: Labels | None, shape: tuple[int, int, int]
+) -> Labels | None:
     """Labels of the batched matrix product `(batch, m, k) x (batch, k, n)`, with what it ties together."""
     if a is not None and a.source == "parameter":
         flip = lambda x: None if x is None else x.map(lambda t: t.transpose(1, 2))  # noqa: E731
@@ -139,7 +143,9 @@ def multiply(rec: Recording, a: Labels | None, b: Labels | None, shape: tuple[in
             rec.set_role(table, "out")
             return Labels((table[:, :1, :].expand(shape),))
         return None
-    a, b = (None if x is None or x.source == "constant" or bool((x.tensors[0] < 0).all()) else x for x in (a, b))
+    a, b = (
+        None if x is None or x.source == "constant" or bool((x.tensors[0] < 0).all()) else x for x in (a, b)
+    )
     if a is not None and b is not None:
         return _attend(rec, a.tensors[0], b.tensors[0], shape)
     if b is not None and constant_along(b.tensors[0], 1):
@@ -150,7 +156,8 @@ def multiply(rec: Recording, a: Labels | None, b: Labels | None, shape: tuple[in
 
 
 def _sides(tables: tuple[torch.Tensor, ...]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Split a weight's label tensors, each `(batch, k, n)`, into those of the contracted and of the produced dim."""
+    """Split a weight's label tensors, each `(batch, k, n)`, into those of the contracted and of the
+    produced dim."""
     consumed = [t for t in tables if not constant_along(t, 1)]
     produced = [t for t in tables if not constant_along(t, 2)]
     rest = [t for t in tables if constant_along(t, 0) and not any(t is u for u in consumed + produced)]

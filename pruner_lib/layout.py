@@ -1,7 +1,7 @@
 """The widths of a pruned model as data, and how to give them to a model that was built with other widths.
 
-A copy of this file travels beside the weights of an unevenly pruned checkpoint, so it needs torch alone. What is in
-a layout was learned by `twins` and written by `prune`; nothing here names an architecture.
+A copy of this file travels beside the weights of an unevenly pruned checkpoint, so it needs torch alone.
+What is in a layout was learned by `twins` and written by `prune`; nothing here names an architecture.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class LayerConfig:
 
 
 class InputSelection:
-    """Forward pre-hook: of an input that has one slice a group, pass on the slices of the groups that stayed."""
+    """Forward pre-hook: of an input that has one slice a group, pass on the slices of the groups that
+    stayed."""
 
     def __init__(self, inputs: dict[str, dict]):
         self.inputs = inputs  # argument -> {"dim", "total", "keep"}
@@ -66,8 +67,8 @@ def _select(value: torch.Tensor, dim: int, total: int, keep: list[int]) -> torch
 def empty_layout() -> dict:
     """A layout: module or parameter path -> what it has now, all of it JSON.
 
-    `shapes`: parameter -> shape. `attributes`: module -> {attribute: int}. `config`: layer -> {config key: int}.
-    `inputs`: module -> {argument: {dim, total, keep}}.
+    `shapes`: parameter -> shape. `attributes`: module -> {attribute: int}. `config`: layer -> {config key:
+    int}. `inputs`: module -> {argument: {dim, total, keep}}.
     """
     return {"shapes": {}, "attributes": {}, "config": {}, "inputs": {}}
 

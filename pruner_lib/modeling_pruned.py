@@ -1,8 +1,9 @@
 """Builds an unevenly pruned model from its config; travels beside the weights together with `layout.py`.
 
-`config.json` is the dense model's, with one more key, `pruning_layout`: the widths that the config can't say. The
-dense class is built first and then given these widths, so this file knows no architecture and copies no model code.
-Loaded by `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`; needs transformers, not pruner_lib.
+`config.json` is the dense model's, with one more key, `pruning_layout`: the widths that the config can't
+say. The dense class is built first and then given these widths, so this file knows no architecture and
+copies no model code. Loaded by `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`;
+needs transformers, not pruner_lib.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ def pruned_class(architecture: str) -> type[PreTrainedModel]:
     """
     dense = getattr(transformers, architecture, None)
     if dense is None:
-        raise ValueError(f"transformers {transformers.__version__} has no model class {architecture}; install a newer one")
+        raise ValueError(
+            f"transformers {transformers.__version__} has no model class {architecture}; install a newer one"
+        )
 
     class Pruned(dense):
         dense_class = dense

@@ -1,8 +1,8 @@
 """Cutting: carry out a plan on a model, in place (paper section 3.2, last paragraph).
 
-`prune_` removes the groups and makes the modules, the layers' configs and the model's config agree; `mask_` sets the
-same groups to zero. Both give the same function of the input: the theorem that the tests hold on every architecture.
-Nothing is chosen here; see `selection`.
+`prune_` removes the groups and makes the modules, the layers' configs and the model's config agree; `mask_`
+sets the same groups to zero. Both give the same function of the input: the theorem that the tests hold on
+every architecture. Nothing is chosen here; see `selection`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ def prune_(model: nn.Module, plan: Plan) -> nn.Module:
     Args:
         model: on any device, in any dtype; its parameters are replaced by smaller ones, one after the other.
         plan: from `select`, for this model.
-    Returns: the same model. `model.pruning_layout` is None if its config alone now says all (a plain checkpoint),
-        else the widths that its config can't say. `model.pruned_by` lists the plans carried out so far.
+    Returns: the same model. `model.pruning_layout` is None if its config alone now says all (a plain
+        checkpoint), else the widths that its config can't say. `model.pruned_by` lists the plans carried
+        out so far.
     Raises: ValueError: the plan does not fit the model. The model is then unchanged.
     """
     if "layers" in plan.keep:
@@ -43,7 +44,9 @@ def prune_(model: nn.Module, plan: Plan) -> nn.Module:
                 weight = weight.index_select(dim, index.to(weight.device))
             set_parameter_(model, parameter, weight.contiguous())
             del weight
-    merged = merge_layouts(getattr(model, "pruning_layout", None), {**layout, "config": {} if plain else layout["config"]})
+    merged = merge_layouts(
+        getattr(model, "pruning_layout", None), {**layout, "config": {} if plain else layout["config"]}
+    )
     apply_layout_(model, merged)
     for key, value in (plain or {}).items():
         setattr(model.config, key, value)
@@ -81,28 +84,36 @@ def _keep_by_structure(axes: Axes, plan: Plan) -> dict[str, dict[str, torch.Tens
     for key, kept in plan.keep.items():
         name, _, structure = key.partition("/")
         if name not in axes:
-            raise ValueError(f"the plan cuts {name}, which this model does not have; its axes: {', '.join(list(axes)[:6])} ...")
+            raise ValueError(
+                f"the plan cuts {name}, which this model does not have; its axes: "
+                f"{', '.join(list(axes)[:6])} ..."
+            )
         axis = axes[name]
         _check_count(key, plan.n_groups[key], axis.n_groups)
         if len(kept) == axis.n_groups:
             continue
         if structure and structure not in axis.structures:
-            raise ValueError(f"the plan ranks {structure} alone, but {name} consists of {', '.join(axis.structures)}")
+            raise ValueError(
+                f"the plan ranks {structure} alone, but {name} consists of {', '.join(axis.structures)}"
+            )
         for s in [structure] if structure else axis.structures:
             found.setdefault(name, {})[s] = kept
     for name, per in found.items():
         counts = {len(kept) for kept in per.values()}
         if set(per) != set(axes[name].structures) or len(counts) > 1:
             raise ValueError(
-                f"the structures of {name} must all keep the same number of groups, else the matrices no longer fit "
-                f"each other; the plan keeps { {s: len(k) for s, k in per.items()} }"
+                f"the structures of {name} must all keep the same number of groups, else the matrices no "
+                f"longer fit each other; the plan keeps { {s: len(k) for s, k in per.items()} }"
             )
     return found
 
 
 def _check_count(key: str, planned: int, present: int) -> None:
     if planned != present:
-        raise ValueError(f"the plan is for {planned} groups at {key}, this model has {present}: make the plan from discover(model)")
+        raise ValueError(
+            f"the plan is for {planned} groups at {key}, this model has {present}: "
+            "make the plan from discover(model)"
+        )
 
 
 def _cut_indices(axes: Axes, keep: dict) -> dict[str, dict[int, torch.Tensor]]:
@@ -138,7 +149,10 @@ def _describe_axis(layout: dict, law: Law, axis: Axis, per_structure: dict, n: i
             layout["attributes"].setdefault(module, {}).update({a: c * n for a, c in attributes.items()})
     if axis.layer is None:
         if axis.constants:
-            raise ValueError(f"{axis.name} can't be cut: {axis.constants[0][:2]} enters the layers with one slice a channel")
+            raise ValueError(
+                f"{axis.name} can't be cut: {axis.constants[0][:2]} enters the layers with one slice for "
+                "each channel"
+            )
         return
     layer = f"{path}.{axis.layer}"
     layout["config"].setdefault(layer, {}).update({k: c * n for k, c in law.keys.items()} | law.fixed)
@@ -168,7 +182,9 @@ def _builds(model: nn.Module, edits: dict, shapes: dict) -> bool:
         edited = copy.deepcopy(model.config)
         for key, value in edits.items():
             setattr(edited, key, value)
-        type(edited).from_dict(edited.to_dict())  # some configs refuse, e.g. heads that do not divide the hidden size
+        type(edited).from_dict(
+            edited.to_dict()
+        )  # some configs refuse, e.g. heads that do not divide the hidden size
         return shapes_of(build_twin(model, edits)) == shapes
     except Exception:  # noqa: BLE001  refused, in whichever way: then the layout is saved beside the config
         return False
@@ -180,15 +196,26 @@ def _drop_layers_(model: nn.Module, plan: Plan) -> nn.Module:
     n, keep = len(layers), plan.keep["layers"].tolist()
     _check_count("layers", plan.n_groups["layers"], n)
     if getattr(model, "pruning_layout", None):
-        raise ValueError("drop layers before cutting widths unevenly: the layout names layers by their number")
-    edits: dict = {k: len(keep) for k, v in model.config.to_dict().items() if v == n and type(v) is int and "layer" in k}
-    edits |= {k: [v[i] for i in keep] for k, v in model.config.to_dict().items() if isinstance(v, list) and len(v) == n}
+        raise ValueError(
+            "drop layers before cutting widths unevenly: the layout names layers by their number"
+        )
+    edits: dict = {
+        k: len(keep) for k, v in model.config.to_dict().items() if v == n and type(v) is int and "layer" in k
+    }
+    edits |= {
+        k: [v[i] for i in keep]
+        for k, v in model.config.to_dict().items()
+        if isinstance(v, list) and len(v) == n
+    }
     parts = [dict(layer.named_modules()) for layer in layers]
     numbered = [
         (name, attribute)
         for name, module in parts[0].items()
         for attribute in vars(module)
-        if all(vars(part[name]).get(attribute) == i and type(vars(part[name])[attribute]) is int for i, part in enumerate(parts))
+        if all(
+            vars(part[name]).get(attribute) == i and type(vars(part[name])[attribute]) is int
+            for i, part in enumerate(parts)
+        )
     ]
     for new, old in enumerate(keep):
         for name, attribute in numbered:

@@ -1,4 +1,5 @@
-"""Choosing: scores in, plan out (paper section 3.2, the ranking after Eq. 5, and section 4.1's granularities).
+"""Choosing: scores in, plan out (paper section 3.2, the ranking after Eq. 5, and section 4.1's
+granularities).
 
 Pure functions: no model is seen here and nothing is cut.
 """
@@ -36,10 +37,10 @@ def select(
 
     Args:
         axes: what `discover` returned.
-        scores: axis name -> `(n_groups,)`, higher means keep; with `dependency=False` `(n_structures, n_groups)`, as
-            `estimate(..., aggregation="none")` returns them.
-        ratio: share of groups to remove where pruning applies, in [0, 1); with `target="parameters"` the share of all
-            parameters of the model.
+        scores: axis name -> `(n_groups,)`, higher means keep; with `dependency=False` `(n_structures,
+            n_groups)`, as `estimate(..., aggregation="none")` returns them.
+        ratio: share of groups to remove where pruning applies, in [0, 1); with `target="parameters"` the
+            share of all parameters of the model.
         granularity: "block" (attention heads and MLP channels), "channel" (residual stream) or "layer".
         scope: "local" ranks within each axis, "global" all axes of a kind together.
         protect_first, protect_last: decoder layers left whole at either end (block and layer granularity).
@@ -48,28 +49,45 @@ def select(
         uniform: require that all layers end with the same widths.
     Returns: a plan with an entry for every axis of the granularity, protected ones whole.
     Raises: ValueError: an argument is out of range, or scores do not fit the axes.
-    Source: section 3.2; rounding as in the reference code: C - int(C * (1 - ratio)) channels, whole groups only.
+    Source: section 3.2; rounding as in the reference code: C - int(C * (1 - ratio)) channels, whole groups
+        only.
     """
     _check_options(ratio, granularity, scope, target, protect_first, protect_last, multiple_of)
-    n_layers = getattr(axes, "n_layers", 1 + max((a.layer for a in axes.values() if a.layer is not None), default=-1))
+    n_layers = getattr(
+        axes, "n_layers", 1 + max((a.layer for a in axes.values() if a.layer is not None), default=-1)
+    )
     if granularity == "channel" and (protect_first or protect_last):
-        raise ValueError("channel granularity cuts the residual stream of every layer: protect_first and protect_last must be 0")
+        raise ValueError(
+            "channel granularity cuts the residual stream of every layer: protect_first and protect_last "
+            "must be 0"
+        )
     if protect_first + protect_last >= max(n_layers, 1):
-        raise ValueError(f"protect_first + protect_last = {protect_first + protect_last} leaves none of {n_layers} layers to prune")
+        raise ValueError(
+            f"protect_first + protect_last = {protect_first + protect_last} leaves none of {n_layers} layers "
+            "to prune"
+        )
     if uniform and (protect_first or protect_last or scope == "global"):
-        raise ValueError("uniform=True needs scope='local' and no protected layers, else the widths differ between layers")
+        raise ValueError(
+            "uniform=True needs scope='local' and no protected layers, else the widths differ between layers"
+        )
     settings = dict(
-        ratio=ratio, granularity=granularity, scope=scope, protect_first=protect_first, protect_last=protect_last,
-        target=target, dependency=dependency, multiple_of=multiple_of, uniform=uniform,
+        ratio=ratio, granularity=granularity, scope=scope, protect_first=protect_first,
+        protect_last=protect_last, target=target, dependency=dependency, multiple_of=multiple_of,
+        uniform=uniform,
     )  # fmt: skip
     inner = range(protect_first, n_layers - protect_last)
     if granularity == "layer":
         if not dependency:
-            raise ValueError("dependency=False ranks the structures of a group; a whole layer has none: use granularity='block'")
+            raise ValueError(
+                "dependency=False ranks the structures of a group; a whole layer has none: "
+                "use granularity='block'"
+            )
         return _select_layers(axes, scores, ratio, target, n_layers, inner, settings)
     chosen = {name: a for name, a in axes.items() if a.kind in GRANULARITIES[granularity]}
     if not chosen:
-        raise ValueError(f"no axis of granularity {granularity!r} among {sorted({a.kind for a in axes.values()})}")
+        raise ValueError(
+            f"no axis of granularity {granularity!r} among {sorted({a.kind for a in axes.values()})}"
+        )
     for axis in chosen.values():
         _check_scores(axis, scores, dependency)
     pruned = {name: a for name, a in chosen.items() if a.layer is None or a.layer in inner}
@@ -94,7 +112,11 @@ def _check_options(ratio, granularity, scope, target, protect_first, protect_las
     ):
         if value not in known:
             raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(known)}")
-    counts = ("protect_first", protect_first, 0), ("protect_last", protect_last, 0), ("multiple_of", multiple_of, 1)
+    counts = (
+        ("protect_first", protect_first, 0),
+        ("protect_last", protect_last, 0),
+        ("multiple_of", multiple_of, 1),
+    )
     for name, value, least in counts:
         if not isinstance(value, int) or value < least:
             raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
@@ -102,7 +124,10 @@ def _check_options(ratio, granularity, scope, target, protect_first, protect_las
 
 def _check_scores(axis: Axis, scores: Mapping[str, torch.Tensor], dependency: bool) -> None:
     if axis.name not in scores:
-        raise ValueError(f"no scores for axis {axis.name}; scores cover {sorted(scores)[:4]}...: run estimate on the same axes")
+        raise ValueError(
+            f"no scores for axis {axis.name}; scores cover {sorted(scores)[:4]}...: "
+            "run estimate on the same axes"
+        )
     got = torch.as_tensor(scores[axis.name])
     wanted = (axis.n_groups,) if dependency else (len(axis.structures), axis.n_groups)
     if tuple(got.shape) != wanted:
@@ -112,7 +137,9 @@ def _check_scores(axis: Axis, scores: Mapping[str, torch.Tensor], dependency: bo
         raise ValueError(f"scores of {axis.name} are not all finite; check the calibration loss")
 
 
-def _units(pruned: Mapping[str, Axis], scores: Mapping[str, torch.Tensor], dependency: bool) -> dict[str, torch.Tensor]:
+def _units(
+    pruned: Mapping[str, Axis], scores: Mapping[str, torch.Tensor], dependency: bool
+) -> dict[str, torch.Tensor]:
     """What is ranked: the groups of an axis, or each of its structures alone. Key -> `(n_groups,)`."""
     units = {}
     for name, axis in pruned.items():
@@ -125,7 +152,8 @@ def _units(pruned: Mapping[str, Axis], scores: Mapping[str, torch.Tensor], depen
 
 
 def n_removed(axis: Axis, ratio: float, n_axes: int = 1) -> int:
-    """Groups that a ratio removes from `n_axes` equal axes: whole groups of C - int(C * (1 - ratio)) channels.
+    """Groups that a ratio removes from `n_axes` equal axes: whole groups of C - int(C * (1 - ratio))
+    channels.
 
     Source: reference code, `prune_local`; at least one group stays.
     """
@@ -168,11 +196,16 @@ def _fit(axes, pruned, units, ratio: float, scope: str, multiple_of: int, target
     kinds = {a.kind for a in pruned.values()}
     if target == "groups":
         counts = _counts(pruned, units, dict.fromkeys(kinds, ratio), scope, multiple_of)
-        idle = sorted(kind for kind in kinds if not any(n for key, n in counts.items() if pruned[key.split("/")[0]].kind == kind))
+        idle = sorted(
+            kind
+            for kind in kinds
+            if not any(n for key, n in counts.items() if pruned[key.split("/")[0]].kind == kind)
+        )
         if ratio > 0 and idle:
             example = next(a for a in pruned.values() if a.kind == idle[0])
             warnings.warn(
-                f"ratio {ratio} of {example.n_groups} groups rounds to none for {', '.join(idle)}: nothing is removed there",
+                f"ratio {ratio} of {example.n_groups} groups rounds to none for {', '.join(idle)}: "
+                "nothing is removed there",
                 stacklevel=3,
             )
         return counts
@@ -181,7 +214,10 @@ def _fit(axes, pruned, units, ratio: float, scope: str, multiple_of: int, target
 
     def sparsity(ratios: Mapping[str, float]) -> float:
         counts = _counts(pruned, units, ratios, scope, multiple_of)
-        gone = (n * pruned[k.split("/")[0]].group_parameters / structures[k.split("/")[0]] for k, n in counts.items())
+        gone = (
+            n * pruned[k.split("/")[0]].group_parameters / structures[k.split("/")[0]]
+            for k, n in counts.items()
+        )
         return sum(gone) / total
 
     both = _bisect(lambda r: sparsity(dict.fromkeys(kinds, r)), ratio)
@@ -191,8 +227,8 @@ def _fit(axes, pruned, units, ratio: float, scope: str, multiple_of: int, target
     reached = sparsity(ratios)
     if abs(reached - ratio) > TOLERANCE:
         raise ValueError(
-            f"no plan removes {ratio:.1%} of the parameters to within {TOLERANCE:.1%}: the nearest removes {reached:.1%}. "
-            "Protect fewer layers, lower the ratio, or use target='groups'"
+            f"no plan removes {ratio:.1%} of the parameters to within {TOLERANCE:.1%}: the nearest removes "
+            f"{reached:.1%}. Protect fewer layers, lower the ratio, or use target='groups'"
         )
     return _counts(pruned, units, ratios, scope, multiple_of)
 
@@ -227,6 +263,12 @@ def _select_layers(axes, scores, ratio, target, n_layers, inner, settings) -> Pl
         n = int((sizes - ratio).abs().argmin())
     n = min(n, n_layers - 1)
     if ratio > 0 and n == 0:
-        warnings.warn(f"ratio {ratio} of {len(order)} layers rounds to none: nothing is removed", stacklevel=3)
+        warnings.warn(
+            f"ratio {ratio} of {len(order)} layers rounds to none: nothing is removed", stacklevel=3
+        )
     gone = set(order[:n])
-    return Plan({"layers": torch.tensor([i for i in range(n_layers) if i not in gone])}, {"layers": n_layers}, settings)
+    return Plan(
+        {"layers": torch.tensor([i for i in range(n_layers) if i not in gone])},
+        {"layers": n_layers},
+        settings,
+    )

@@ -1,8 +1,9 @@
 """Dependency tracing: run the model once on index labels (paper section 3.1, "discovery stage").
 
-One forward pass on the meta device (batch 1, 3 tokens, eager attention) runs under a dispatch mode that carries labels
-through every operator. Operators that move data are executed on the labels too; operators that combine two labelled
-tensors record what depends on what. No rule knows an architecture; an operator without a rule raises and names itself.
+One forward pass on the meta device (batch 1, 3 tokens, eager attention) runs under a dispatch mode that
+carries labels through every operator. Operators that move data are executed on the labels too; operators
+that combine two labelled tensors record what depends on what. No rule knows an architecture; an operator
+without a rule raises and names itself.
 
 This module only collects. `graph` turns what was collected into groups.
 """
@@ -15,17 +16,10 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pruner_lib.labels import Labels, Recording, combine, constant_along, labels_of, multiply, set_labels
+from pruner_lib.labels import Recording, labels_of, set_labels
+from pruner_lib.rules import MissingRuleError, labels_for, tensors_in
 
-aten = torch.ops.aten
 N_TOKENS = 3
-PRODUCTS = {aten.mm, aten.bmm, aten.addmm, aten.baddbmm}
-NORMS = {aten.native_layer_norm, aten._fused_rms_norm}
-SOFTMAXES = {aten._softmax, aten._log_softmax}
-REDUCTIONS = {aten.sum, aten.mean, aten.amax, aten.amin, aten.var, aten.linalg_vector_norm, aten.var_mean, aten.prod}
-SELECTIONS = {aten.topk, aten.sort, aten.argmax, aten.any, aten.all}  # which entry won, not what it holds
-MOVES = {aten._unsafe_view, aten.cat, aten.stack, aten.repeat, aten.flip, aten.roll, aten.constant_pad_nd, aten.split_with_sizes}
-COPIES = {aten._to_copy, aten.clone, aten.lift_fresh, aten.contiguous, aten.native_dropout, aten.triu, aten.tril, aten.copy}
 
 
 class LabelMode(TorchDispatchMode):
@@ -38,9 +32,9 @@ class LabelMode(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        if any(labels_of(x) is not None for x in _tensors([*args, *kwargs.values()])):
+        if any(labels_of(x) is not None for x in tensors_in([*args, *kwargs.values()])):
             labels = labels_for(self.recording, func, args, kwargs, out)
-            for tensor, label in zip(_tensors([out]), labels, strict=False):
+            for tensor, label in zip(tensors_in([out]), labels, strict=False):
                 set_labels(tensor, label)
         return out
 
@@ -60,7 +54,9 @@ def trace(model: nn.Module, layers: nn.ModuleList) -> Recording:
     tensors |= {n: torch.empty_like(b, device="meta") for n, b in model.named_buffers()}
     paths = {module: name for name, module in model.named_modules()}
     hooks = [
-        layer.register_forward_pre_hook(lambda m, a, k: _label_constants(rec, paths[m], a, k), with_kwargs=True)
+        layer.register_forward_pre_hook(
+            lambda m, a, k: _label_constants(rec, paths[m], a, k), with_kwargs=True
+        )
         for layer in layers
     ]
     try:
@@ -72,14 +68,19 @@ def trace(model: nn.Module, layers: nn.ModuleList) -> Recording:
     logits = out[0] if isinstance(out, tuple) else out.logits
     labels = labels_of(logits)
     if labels is None:
-        raise ValueError(f"{type(model).__name__} returned logits that hold no parameter; is it a decoder with a head?")
+        raise ValueError(
+            f"{type(model).__name__} returned logits that hold no parameter; is it a decoder with a head?"
+        )
     rec.outputs.append(torch.unique(labels.tensors[0]).numpy())
     return rec
 
 
 def _forward_on_meta(model: nn.Module, tensors: dict[str, torch.Tensor]):
     ids = torch.zeros(1, N_TOKENS, dtype=torch.long, device="meta")
-    masks = (torch.zeros(1, 1, N_TOKENS, N_TOKENS, device="meta"), None)  # some models build their own from None only
+    masks = (
+        torch.zeros(1, 1, N_TOKENS, N_TOKENS, device="meta"),
+        None,
+    )  # some models build their own from None only
     errors = []
     for mask in masks:
         arguments = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
@@ -94,8 +95,8 @@ def _forward_on_meta(model: nn.Module, tensors: dict[str, torch.Tensor]):
         finally:
             model.train(training)
     raise ValueError(
-        f"{type(model).__name__} does not run on the meta device with {N_TOKENS} tokens, so its groups can't be traced: "
-        + " | ".join(dict.fromkeys(errors))
+        f"{type(model).__name__} does not run on the meta device with {N_TOKENS} tokens, so its groups can't "
+        "be traced: " + " | ".join(dict.fromkeys(errors))
     )
 
 
@@ -114,133 +115,10 @@ def eager_attention(model: nn.Module):
 
 
 def _label_constants(rec: Recording, path: str, args: tuple, kwargs: dict) -> None:
-    """Give tensors that enter a decoder layer without labels (position biases, masks, rotary tables) their own."""
+    """Give tensors that enter a decoder layer without labels (position biases, masks, rotary tables) their
+    own."""
     for argument, value in [*((str(i), a) for i, a in enumerate(args)), *kwargs.items()]:
         labels = labels_of(value)
         unlabelled = labels is None or labels.source == "constant"
         if isinstance(value, torch.Tensor) and value.is_floating_point() and value.ndim and unlabelled:
             set_labels(value, rec.label(value, f"{path}:{argument}", "constant"))
-
-
-class MissingRuleError(Exception):
-    """An operator met labelled tensors and there is no rule for it."""
-
-
-def labels_for(rec: Recording, func, args: tuple, kwargs: dict, out) -> list[Labels | None]:
-    """Labels of the outputs of one operator call, in the order of its output tensors."""
-    op = func.overloadpacket
-    first = out[0] if isinstance(out, (tuple, list)) else out
-    if op in PRODUCTS:
-        return [_product(rec, op, args, first)]
-    if op is aten.embedding:
-        table = labels_of(args[0]).tensors[1]
-        rec.set_role(table, "out")
-        return [Labels((table[:1].reshape(*[1] * (first.ndim - 1), -1).expand(first.shape),))]
-    if op in NORMS:
-        return [_elementwise(rec, [args[0], *args[2:4]], first)]
-    if op in COPIES:
-        return [labels_of(args[0])]
-    if op in MOVES or func.is_view:
-        return _move(func, args, kwargs, out)
-    if op in SOFTMAXES:
-        return [_drop_unless_constant(labels_of(args[0]), [args[1]], keepdim=None)]
-    if op in REDUCTIONS:
-        dims = args[1] if len(args) > 1 and isinstance(args[1], (list, int)) else kwargs.get("dim")
-        dims = [dims] if isinstance(dims, int) else dims
-        keepdim = first.ndim == args[0].ndim
-        return [_drop_unless_constant(labels_of(args[0]), dims or range(args[0].ndim), keepdim)]
-    if op in SELECTIONS or not (first.is_floating_point() or first.is_complex()):
-        return [None]
-    if torch.Tag.pointwise in func.tags:
-        return [_elementwise(rec, _tensors([*args, *kwargs.values()]), first)]
-    raise MissingRuleError(
-        f"no dependency rule for the operator {func}; inputs "
-        + ", ".join(str(tuple(t.shape)) for t in _tensors([*args, *kwargs.values()]))
-        + ". Add it to one of the tables in pruner_lib/trace.py."
-    )
-
-
-def _product(rec: Recording, op, args: tuple, out: torch.Tensor) -> Labels | None:
-    bias, (a, b) = (args[0], args[1:3]) if op in (aten.addmm, aten.baddbmm) else (None, args[:2])
-    flat = op in (aten.mm, aten.addmm)
-    la, lb = labels_of(a), labels_of(b)
-    if flat:
-        la, lb = (None if x is None else x.map(lambda t: t.unsqueeze(0)) for x in (la, lb))
-    labels = multiply(rec, la, lb, tuple(out.unsqueeze(0).shape if flat else out.shape))
-    if labels is not None and flat:
-        labels = labels.map(lambda t: t.squeeze(0))
-    if bias is None or labels_of(bias) is None:
-        return labels
-    holder = torch.empty_like(out)
-    set_labels(holder, labels)
-    return _elementwise(rec, [holder, bias], out)
-
-
-def _elementwise(rec: Recording, operands: list, out: torch.Tensor) -> Labels | None:
-    found = [labels for labels in map(labels_of, operands) if labels is not None]
-    activations = [x for x in found if x.source == "activation"]
-    fixed = [x for x in found if x.source != "activation"]
-    if not activations:  # parameters and constants among themselves keep one label tensor for each dim
-        for table, other in zip(fixed[0].tensors, fixed[-1].tensors, strict=False):
-            if len(fixed) > 1 and fixed[0].source == fixed[-1].source == "parameter":
-                combine(rec, table, other)
-        source = min((x.source for x in fixed), key=["parameter", "constant"].index)
-        return Labels(tuple(t.expand(out.shape) for x in fixed for t in x.tensors), source)
-    result = activations[0].tensors[0]
-    for other in activations[1:]:
-        result = combine(rec, result, other.tensors[0])
-    for labels in fixed:
-        for table in labels.tensors:
-            combine(rec, result, table)
-            if labels.source == "parameter":
-                first = next((int(x) for x in table.reshape(-1)[:1]), -1)
-                rec.roles.setdefault(rec.owner_of(first)[:2], "out")
-    return Labels((result.expand(out.shape),))
-
-
-def _move(func, args: tuple, kwargs: dict, out) -> list[Labels | None]:
-    """Execute an operator that only moves entries on the label tensors of its input."""
-    op = func.overloadpacket
-    if op in (aten.cat, aten.stack):
-        parts, dim = args[0], args[1] if len(args) > 1 else kwargs.get("dim", 0)
-        known = [labels_of(p) for p in parts]
-        source = next(x for x in known if x is not None).source
-        n = max(len(x.tensors) for x in known if x is not None)
-        join = torch.cat if op is aten.cat else torch.stack
-        tables = [
-            join([torch.full(p.shape, -1) if x is None else x.tensors[min(i, len(x.tensors) - 1)] for p, x in zip(parts, known)], dim)
-            for i in range(n)
-        ]
-        return [Labels(tuple(tables), source)]
-    labels = labels_of(args[0])
-    if labels is None:
-        return [None]
-    if op in (aten.view, aten._unsafe_view):
-        return [labels.map(lambda t: t.reshape(args[1]))]
-    moved = [func(t, *args[1:], **kwargs) for t in labels.tensors]
-    if isinstance(out, (tuple, list)):
-        return [Labels(tuple(parts), labels.source) for parts in zip(*moved, strict=True)]
-    return [Labels(tuple(moved), labels.source)]
-
-
-def _drop_unless_constant(labels: Labels, dims, keepdim: bool | None) -> Labels | None:
-    """Reductions forget which entry they came from, unless all that are reduced carry the same label."""
-    dims = [d % labels.tensors[0].ndim for d in dims]
-    if labels.source != "activation" or not all(constant_along(labels.tensors[0], d) for d in dims):
-        return None
-    if keepdim is None:  # softmax: the shape stays
-        return labels
-    table = labels.tensors[0]
-    for dim in sorted(dims, reverse=True):
-        table = table.narrow(dim, 0, 1) if keepdim else table.select(dim, 0)
-    return Labels((table,))
-
-
-def _tensors(values) -> list[torch.Tensor]:
-    found = []
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            found.append(value)
-        elif isinstance(value, (list, tuple)):
-            found += _tensors(value)
-    return found

@@ -1,7 +1,8 @@
 """Which config keys and module attributes count groups, learned from twins of the model.
 
-A twin is the same model class built on the meta device from an edited config. Two twins that differ in nothing but
-the number of heads show which attributes of which modules follow that number, so no architecture needs to be known.
+A twin is the same model class built on the meta device from an edited config. Two twins that differ in
+nothing but the number of heads show which attributes of which modules follow that number, so no
+architecture needs to be known.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ class Law:
     """How a model's numbers follow the number of groups of one kind.
 
     Attributes:
-        keys: config key -> its value for one group (`num_attention_heads`: 3 where a KV head has 3 query heads).
-        fixed: config keys that must be written out, because they would otherwise follow from others (`head_dim`).
+        keys: config key -> its value for one group (`num_attention_heads`: 3 where a KV head has 3 query
+            heads).
+        fixed: config keys that must be written out, because they would otherwise follow from others
+            (`head_dim`).
         attributes: module path -> {attribute: its value for one group}.
-        free: False where no config edit says what is needed (the head size is tied to the hidden size, or the width
-            is written into the class): such a model can't be a plain checkpoint.
+        free: False where no config edit says what is needed (the head size is tied to the hidden size, or
+            the width is written into the class): such a model can't be a plain checkpoint.
     """
 
     keys: dict[str, int] = field(default_factory=dict)
@@ -51,7 +54,8 @@ def build_twin(model: nn.Module, edits: dict) -> nn.Module:
 def learn(model: nn.Module, axes: list[Axis]) -> Law:
     """Find out what follows the number of groups of these axes (all of one kind).
 
-    Args: model: with the config that its class was built from.    axes: one for each layer, or the hidden axis.
+    Args: model: with the config that its class was built from.    axes: one for each layer, or the hidden
+        axis.
     Raises: ValueError: an attribute changes with the number of groups, but not in proportion.
     """
     dense = build_twin(model, {})
@@ -97,7 +101,11 @@ def _candidates(config: dict, axis: Axis, n: int, probe_n: int) -> Iterator[tupl
     if axis.kind == "attention":
         names = ("head", "group", "kv")
         no = ("dim", "size", "rank")
-        heads = {k: v for k, v in numbers.items() if any(x in k for x in names) and not any(x in k for x in no) and v % n == 0}
+        heads = {
+            k: v
+            for k, v in numbers.items()
+            if any(x in k for x in names) and not any(x in k for x in no) and v % n == 0
+        }
         yield heads, {}
         yield heads, {"head_dim": axis.width}
         yield heads | {k: v for k, v in hidden.items() if v * probe_n % n == 0}, {}
@@ -105,7 +113,11 @@ def _candidates(config: dict, axis: Axis, n: int, probe_n: int) -> Iterator[tupl
         for key, value in numbers.items():
             if value == n and key not in hidden and "vocab" not in key:
                 yield {key: value}, {}
-        for key in (k for k, v in config.items() if v is None and any(x in k for x in ("inner", "ffn", "intermediate"))):
+        for key in (
+            k
+            for k, v in config.items()
+            if v is None and any(x in k for x in ("inner", "ffn", "intermediate"))
+        ):
             yield {key: None}, {}
     else:
         yield hidden, {}
@@ -118,7 +130,9 @@ def _candidates(config: dict, axis: Axis, n: int, probe_n: int) -> Iterator[tupl
 def _fits(probe: nn.Module, axis: Axis, probe_n: int) -> bool:
     """Have the dims that this axis cuts the size that `probe_n` groups need?"""
     shapes = shapes_of(probe)
-    return all(m.parameter in shapes and shapes[m.parameter][m.dim] == probe_n * m.width for m in axis.members)
+    return all(
+        m.parameter in shapes and shapes[m.parameter][m.dim] == probe_n * m.width for m in axis.members
+    )
 
 
 def _other_dims_agree(dense: nn.Module, probe: nn.Module, axes: list[Axis]) -> bool:
@@ -126,11 +140,16 @@ def _other_dims_agree(dense: nn.Module, probe: nn.Module, axes: list[Axis]) -> b
     cut = {(m.parameter, m.dim) for axis in axes for m in axis.members}
     before, after = shapes_of(dense), shapes_of(probe)
     return before.keys() == after.keys() and all(
-        before[name][d] == after[name][d] for name in before for d in range(len(before[name])) if (name, d) not in cut
+        before[name][d] == after[name][d]
+        for name in before
+        for d in range(len(before[name]))
+        if (name, d) not in cut
     )
 
 
-def _attributes(dense: nn.Module, probe: nn.Module, axes: list[Axis], n: int, probe_n: int) -> dict[str, dict[str, int]]:
+def _attributes(
+    dense: nn.Module, probe: nn.Module, axes: list[Axis], n: int, probe_n: int
+) -> dict[str, dict[str, int]]:
     """Integer attributes that follow the number of groups, in the modules around each axis."""
     found: dict[str, dict[str, int]] = {}
     twins = dict(probe.named_modules())

@@ -1,4 +1,5 @@
-"""Small random decoders of the families that the study must cut right, and how to tell a wrong cut from a right one.
+"""Small random decoders of the families that the study must cut right, and how to tell a wrong cut from a
+right one.
 
 Norms are randomised and weights scaled up: at ones and near zero a wrong cut would pass.
 """
@@ -11,8 +12,9 @@ from transformers import AutoModelForCausalLM
 
 VOCABULARY = 64
 COMMON = dict(
-    vocab_size=VOCABULARY, hidden_size=24, intermediate_size=40, num_hidden_layers=3, num_attention_heads=6,
-    num_key_value_heads=2, head_dim=8, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    vocab_size=VOCABULARY, hidden_size=24, intermediate_size=40, num_hidden_layers=3,
+    num_attention_heads=6, num_key_value_heads=2, head_dim=8, max_position_embeddings=64,
+    pad_token_id=0, bos_token_id=1, eos_token_id=2,
 )  # fmt: skip
 MHA = {"num_key_value_heads": 6}
 
@@ -28,7 +30,10 @@ FAMILIES = {
     "gemma2": ("Gemma2Config", COMMON | {"sliding_window": 4}, 2, 8, 40),
     "phi3": ("Phi3Config", {k: v for k, v in COMMON.items() if k != "head_dim"}, 2, 4, 40),
     "gpt_neox": ("GPTNeoXConfig", {k: v for k, v in COMMON.items() if k != "head_dim"}, 6, 4, 40),
-    "gpt2": ("GPT2Config", dict(vocab_size=VOCABULARY, n_embd=24, n_layer=3, n_head=6, n_positions=64), 6, 4, 96),
+    "gpt2": (
+        "GPT2Config",
+        dict(vocab_size=VOCABULARY, n_embd=24, n_layer=3, n_head=6, n_positions=64), 6, 4, 96,
+    ),
     "bloom": ("BloomConfig", dict(vocab_size=VOCABULARY, hidden_size=24, n_layer=3, n_head=6), 6, 4, 96),
     "glm": ("GlmConfig", COMMON, 2, 8, 40),
 }  # fmt: skip

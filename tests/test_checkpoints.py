@@ -11,10 +11,11 @@ import sys
 import pytest
 import torch
 from families import CHANNEL_FAMILIES, FAMILIES, build, logits, random_scores, tokens
+from transformers import AutoModelForCausalLM
+
 from pruner_lib import discover, load_model, prune_, save_model, select
 from pruner_lib.groups import Plan
 from pruner_lib.models import tiny_tokenizer
-from transformers import AutoModelForCausalLM
 
 UNEVEN = dict(ratio=0.4, scope="global", protect_first=1)
 UNIFORM_HEADS = {"hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 6, "head_dim": 8}
@@ -35,18 +36,26 @@ def test_uneven_checkpoint_keeps_the_logits_bit_for_bit(family, tmp_path):
     for again in (ours, theirs):
         assert torch.equal(logits(again, tokens()), logits(model, tokens()))
         assert [p.shape for p in again.parameters()] == [p.shape for p in model.parameters()]
-    with pytest.raises((ValueError, RuntimeError)):  # without the layout the widths do not fit: never filled at random
+    with pytest.raises(
+        (ValueError, RuntimeError)
+    ):  # without the layout the widths do not fit: never filled at random
         config = copy.deepcopy(theirs.config)
         type(build(family)).from_pretrained(tmp_path / "m", config=config)
 
 
-@pytest.mark.parametrize("family", ["llama-mha", "llama-tied", "llama-biases", "mistral", "qwen2", "qwen3", "gemma2", "phi3", "glm"])
+@pytest.mark.parametrize(
+    "family",
+    ["llama-mha", "llama-tied", "llama-biases", "mistral", "qwen2", "qwen3", "gemma2", "phi3", "glm"],
+)
 def test_uniform_checkpoint_is_a_plain_one(family, tmp_path):
     model = _pruned(family, ratio=0.5)
     assert model.pruning_layout is None
     save_model(model, tiny_tokenizer(), tmp_path / "m")
     names = {p.name for p in (tmp_path / "m").iterdir()}
-    assert not any(n.endswith((".py", ".bin", ".pt", ".pkl")) for n in names) and {"plan.json", "model.safetensors"} <= names
+    assert (
+        not any(n.endswith((".py", ".bin", ".pt", ".pkl")) for n in names)
+        and {"plan.json", "model.safetensors"} <= names
+    )
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "m").eval()
     assert type(again).__name__ == type(build(family)).__name__
     assert torch.equal(logits(again, tokens()), logits(model, tokens()))
@@ -103,7 +112,10 @@ def test_half_precision_survives(dtype, tmp_path):
     model = _pruned("llama-gqa", **UNEVEN).to(dtype)
     save_model(model, tiny_tokenizer(), tmp_path / "m")
     again, _ = load_model(tmp_path / "m", dtype=dtype)
-    assert all(torch.equal(a, b) and a.dtype == dtype for a, b in zip(again.parameters(), model.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) and a.dtype == dtype
+        for a, b in zip(again.parameters(), model.parameters(), strict=True)
+    )
 
 
 def test_code_of_a_tampered_folder_is_not_run(tmp_path):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from families import CHANNEL_FAMILIES, FAMILIES, build, touches_stream
-from pruner_lib import discover
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from pruner_lib import discover
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -61,7 +62,8 @@ def test_kv_head_takes_its_queries_only():
 
 
 def test_interleaved_query_key_value_rows_follow_their_head():
-    """gpt_neox stores q, k, v of head 0, then of head 1; phi3 stores all q, all k, all v; gpt2 too, in columns."""
+    """gpt_neox stores q, k, v of head 0, then of head 1; phi3 stores all q, all k, all v; gpt2 too, in
+    columns."""
     neox = discover(build("gpt_neox"))["layers.0.attention"].members[0]
     assert neox.indices[1].tolist() == list(range(12, 24))
     phi3 = discover(build("phi3"))["layers.0.attention"].members[0]
@@ -100,7 +102,9 @@ def test_residual_stream_holds_every_matrix_that_touches_it(family):
     model = build(family)
     members = {(m.parameter, m.dim) for m in discover(model)["hidden"].members}
     shapes = {name: p.shape for name, p in model.named_parameters()}
-    wanted = {(n, d) for n, shape in shapes.items() for d, size in enumerate(shape) if touches_stream(n, d, size)}
+    wanted = {
+        (n, d) for n, shape in shapes.items() for d, size in enumerate(shape) if touches_stream(n, d, size)
+    }
     assert members == wanted
 
 

@@ -7,9 +7,10 @@ import copy
 import pytest
 import torch
 from families import CHANNEL_FAMILIES, FAMILIES, build, tokens
+from torch.nn import functional
+
 from pruner_lib import discover, estimate, prune_, select
 from pruner_lib.importance import CRITERIA, ORDERS, aggregate, estimate_members
-from torch.nn import functional
 
 GRADIENT = ("vector", "element1", "element2", "mixed")
 
@@ -22,7 +23,13 @@ def _loss(model, ids):
 def _gradients(model, ids):
     """The reference code's way: a backward pass of the batch, and one of each sample alone."""
     parameters = dict(model.named_parameters())
-    g = dict(zip(parameters, torch.autograd.grad(_loss(model, ids), parameters.values(), allow_unused=True), strict=True))
+    g = dict(
+        zip(
+            parameters,
+            torch.autograd.grad(_loss(model, ids), parameters.values(), allow_unused=True),
+            strict=True,
+        )
+    )
     a = {n: torch.zeros_like(p) for n, p in parameters.items()}
     for sample in ids:
         grads = torch.autograd.grad(_loss(model, sample[None]), parameters.values(), allow_unused=True)
@@ -63,7 +70,9 @@ def test_one_pass_equals_a_pass_for_each_sample(family):
         for name in ("layers.0.attention", "layers.2.mlp", "hidden"):
             if name in wanted:
                 by_hand = _by_hand(model, axes[name], gradients, criterion)
-                torch.testing.assert_close(found[criterion][name], by_hand, rtol=2e-4, atol=1e-5 * by_hand.max().item())
+                torch.testing.assert_close(
+                    found[criterion][name], by_hand, rtol=2e-4, atol=1e-5 * by_hand.max().item()
+                )
 
 
 def test_vector_score_is_the_first_order_loss_change():
@@ -89,7 +98,10 @@ def test_vector_score_is_the_first_order_loss_change():
 def test_mixed_is_first_order_less_half_the_second():
     model, ids = build("llama-mha"), tokens(3, 8)
     axes = discover(model).of_kind("mlp")
-    s = {c: aggregate(axes, m, "sum")["layers.0.mlp"] for c, m in estimate_members(model, axes, ids, criteria=GRADIENT).items()}
+    s = {
+        c: aggregate(axes, m, "sum")["layers.0.mlp"]
+        for c, m in estimate_members(model, axes, ids, criteria=GRADIENT).items()
+    }
     assert (s["mixed"] <= s["element1"] + s["element2"] / 2 + 1e-6).all()
     assert (s["mixed"] >= (s["element1"] - s["element2"] / 2).abs() * 0.999 - 1e-6).all()
     assert not torch.allclose(s["mixed"], s["element1"])
@@ -100,7 +112,10 @@ def test_magnitudes_are_sums_of_powers():
     axis = discover(model)["layers.1.mlp"]
     mlp = model.model.layers[1].mlp
     for criterion, power in (("l1", 1), ("l2", 2)):
-        wanted = sum(w.detach().abs().pow(power).sum(1) for w in (mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight.T))
+        wanted = sum(
+            w.detach().abs().pow(power).sum(1)
+            for w in (mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight.T)
+        )
         found = estimate(model, {axis.name: axis}, criterion=criterion)[axis.name]
         torch.testing.assert_close(found, wanted)
 
@@ -108,7 +123,9 @@ def test_magnitudes_are_sums_of_powers():
 def test_random_follows_its_seed():
     model = build("llama-mha")
     axes = discover(model)
-    first, again, other = (estimate(model, axes, criterion="random", seed=s)["layers.0.mlp"] for s in (3, 3, 4))
+    first, again, other = (
+        estimate(model, axes, criterion="random", seed=s)["layers.0.mlp"] for s in (3, 3, 4)
+    )
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
@@ -116,7 +133,10 @@ def test_aggregation_reduces_structures_before_channels():
     axes = discover(build("llama-mha")).of_kind("attention")
     members = {name: torch.rand(4, 6, 8) for name in axes}
     table = members["layers.0.attention"]
-    scores = {how: aggregate(axes, members, how)["layers.0.attention"] for how in ("sum", "max", "last", "none", "prod")}
+    scores = {
+        how: aggregate(axes, members, how)["layers.0.attention"]
+        for how in ("sum", "max", "last", "none", "prod")
+    }
     torch.testing.assert_close(scores["sum"], table.sum((0, 2)))
     torch.testing.assert_close(scores["max"], table.amax(0).sum(-1))
     torch.testing.assert_close(scores["last"], table[3].sum(-1))  # q, k, v, o: the last is o_proj
@@ -135,7 +155,10 @@ def test_other_order_sums_channels_before_structures():
         both = {order: aggregate(axes, members, how, order=order) for order in ORDERS}
         found = both["group"]["layers.0.attention"]
         torch.testing.assert_close(found / found.max(), by_hand / by_hand.max())
-        ranks = {order: scores["layers.0.attention"] / scores["layers.0.attention"].max() for order, scores in both.items()}
+        ranks = {
+            order: scores["layers.0.attention"] / scores["layers.0.attention"].max()
+            for order, scores in both.items()
+        }
         assert torch.allclose(ranks["channel"], ranks["group"]) is (how not in ("prod", "max")), how
         one = {order: scores["layers.1.mlp"] / scores["layers.1.mlp"].max() for order, scores in both.items()}
         torch.testing.assert_close(one["channel"], one["group"])  # a group of one channel knows no order
@@ -164,7 +187,9 @@ def test_query_rows_are_credited_to_their_own_kv_head():
     with torch.no_grad():
         model.model.layers[0].self_attn.q_proj.weight[24:] = 0
     axis = discover(model)["layers.0.attention"]
-    found = estimate_members(model, {axis.name: axis}, tokens(3, 8), criteria=["element1"])["element1"][axis.name]
+    found = estimate_members(model, {axis.name: axis}, tokens(3, 8), criteria=["element1"])["element1"][
+        axis.name
+    ]
     assert found[0, 0].sum() > 0 and found[0, 1].sum() == 0
 
 

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from families import CHANNEL_FAMILIES, FAMILIES, build, logits, random_scores, tokens, touches_stream
+
 from pruner_lib import discover, mask_, prune_, select
 from pruner_lib.groups import Plan
 

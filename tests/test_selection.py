@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from families import build, random_scores
+
 from pruner_lib import discover, select
 from pruner_lib.groups import Plan
 from pruner_lib.selection import n_removed
