@@ -1,0 +1,108 @@
+"""Known answers of the reference code (commit 128a07d) on an MHA twin of SmolLM2-135M-Instruct.
+
+In the twin the rows of every KV head are repeated for its three query heads, so that there are nine of each
+and the logits are those of the original. `known_answers.json` lists what the reference removed from layers
+4 to 27 of 30.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from pruner_lib import discover, load_model, perplexity, prune_, select
+from pruner_lib.data import calibration_ids, text_ids
+from pruner_lib.importance import aggregate, estimate_members
+
+KNOWN = json.loads((Path(__file__).parent / "known_answers.json").read_text())
+FLIPS = 2  # MLP channels of a whole model whose order may follow the order of summation
+
+
+@pytest.fixture(scope="module")
+def twin_and_tokenizer():
+    model, tokenizer = load_model("smollm2-135m")
+    config = copy.deepcopy(model.config)
+    config.num_key_value_heads = 9
+    twin = LlamaForCausalLM(config).eval()
+    state = {
+        name: w.view(3, 64, -1).repeat_interleave(3, 0).flatten(0, 1)
+        if "k_proj" in name or "v_proj" in name
+        else w
+        for name, w in model.state_dict().items()
+    }
+    twin.load_state_dict(state)
+    ids = text_ids("wiki", tokenizer, length=128, windows=1)
+    with torch.no_grad():
+        torch.testing.assert_close(twin(ids).logits, model(ids).logits, atol=1e-3, rtol=0)
+    return twin, tokenizer
+
+
+@pytest.fixture(scope="module")
+def axes(twin_and_tokenizer):
+    return discover(twin_and_tokenizer[0])
+
+
+@pytest.fixture(scope="module")
+def plans(twin_and_tokenizer, axes):
+    twin, tokenizer = twin_and_tokenizer
+    block = axes.of_kind("attention", "mlp")
+    ids = calibration_ids("bookcorpus", tokenizer, samples=10, length=64)
+    members = estimate_members(twin, block, ids, criteria=list(KNOWN))
+    return {
+        name: select(
+            axes, aggregate(block, members[name], "sum"), ratio=0.25, protect_first=4, protect_last=2
+        )
+        for name in KNOWN
+    }
+
+
+def _removed(plan, axis: str) -> set[int]:
+    return set(range(plan.n_groups[axis])) - set(plan.keep[axis].tolist())
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_kept_groups_are_those_of_the_reference(plans, name):
+    flips = 0
+    for layer in range(30):
+        known = KNOWN[name]["removed"].get(str(layer), {"attention": [], "mlp": []})
+        assert _removed(plans[name], f"layers.{layer}.attention") == set(known["attention"])
+        flips += len(_removed(plans[name], f"layers.{layer}.mlp") - set(known["mlp"]))
+    assert flips <= FLIPS
+
+
+def test_criteria_choose_differently(plans):
+    """The opposite: the known answers of one criterion are not those of another."""
+    differing = {
+        layer
+        for layer in range(4, 28)
+        if not torch.equal(
+            plans["l2"].keep[f"layers.{layer}.attention"], plans["element1"].keep[f"layers.{layer}.attention"]
+        )
+    }
+    assert len(differing) > 12
+
+
+def test_taylor_keeps_what_magnitude_destroys(twin_and_tokenizer, plans):
+    twin, tokenizer = twin_and_tokenizer
+    ids = text_ids("wiki", tokenizer, length=128, windows=32)
+    found = {}
+    for name in KNOWN:
+        pruned = prune_(copy.deepcopy(twin), plans[name])
+        assert sum(p.numel() for p in pruned.parameters()) == KNOWN[name]["parameters_after"]
+        found[name] = perplexity(pruned, ids)
+    assert found["element1"] < found["l2"] / 3 and found["element2"] < found["l2"] / 3
+    assert found["element1"] / found["element2"] == pytest.approx(70.2 / 70.15, rel=0.05)
+    assert perplexity(twin, ids) < found["element1"]
+
+
+def test_perplexity_after_pruning_is_the_reference_codes(twin_and_tokenizer, plans):
+    """All 128 windows: the published run's own number, to its fourth digit."""
+    twin, tokenizer = twin_and_tokenizer
+    ids = text_ids("wiki", tokenizer, length=128, windows=128)
+    pruned = prune_(copy.deepcopy(twin), plans["element1"])
+    assert perplexity(pruned, ids) == pytest.approx(KNOWN["element1"]["perplexity_after"], rel=1e-3)
