@@ -98,6 +98,7 @@ def train(
         recorder.bar.close()
         trainer.accelerator.unwrap_model(adapted, keep_fp32_wrapper=False)  # takes autocast off `forward`
     run.finish(adapted)
+    trainer.accelerator.wait_for_everyone()  # the first process writes the adapter
 
 
 def _arguments(
@@ -175,7 +176,8 @@ class _Recorder(TrainerCallback):
         self.tokens = [0, *accumulate(sum(len(row["input_ids"]) for row in batch) for batch in run.data)]
         self.seconds = run.history[-1]["seconds"] if run.history else 0.0
         self.started = 0.0
-        self.bar = tqdm(total=len(run.data), desc="recover", unit="step", mininterval=1.0)
+        others = os.environ.get("RANK", "0") != "0"
+        self.bar = tqdm(total=len(run.data), desc="recover", unit="step", mininterval=1.0, disable=others)
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self.bar.update(state.global_step)
