@@ -51,6 +51,26 @@ class Sweep:
     native_model: str = ""
 
 
+@dataclass(frozen=True)
+class MethodStudy:
+    """What notebooks 03 to 05 compare; all models lose the same share of their parameters.
+
+    Args:    share: of all parameters removed.    methods: rows of the paper's Table 1.
+             recovered: those of them that are recovered too (with `short_recovery`, from the first draw).
+             limit: questions a task, None: all.    answer_draws: draws whose models answer them.
+             models, shares, tables: further models, the share that each loses, and the paper's table of each.
+    """
+
+    share: float
+    methods: tuple[str, ...] = ("random", "l2", "vector", "element1", "element2", "mixed", "channel")
+    recovered: tuple[str, ...] = ("l2", "channel", "element1")
+    limit: int | None = None
+    answer_draws: int = 1
+    models: tuple[str, ...] = ()
+    shares: tuple[float, ...] = ()
+    tables: tuple[str, ...] = ()
+
+
 PROFILES_FILE = Path(__file__).with_name("profiles.yaml")
 _PARTS = {
     "calibration": Calibration,
@@ -58,7 +78,9 @@ _PARTS = {
     "recovery": Recovery,
     "evaluation": Evaluation,
     "long_evaluation": Evaluation,
+    "method_study": MethodStudy,
     "short_evaluation": Evaluation,
+    "short_recovery": Recovery,
     "sweep": Sweep,
 }
 
@@ -73,6 +95,7 @@ class Profile:
              draws: how many calibration draws, wherever methods are compared.
              calibration_study: what notebook 02 varies.
              evaluation: with the paper's windows.    long_evaluation: perplexity in long windows.
+             method_study: what notebooks 03 to 05 compare.    short_recovery: where many are recovered.
              short_evaluation: of the many models of a sweep.    sweep: what notebooks 06 to 08 vary.
              other_models: those of the paper's further tables.    dtype: of the weights.
              prompts: how many are continued, by `new_tokens` tokens each.
@@ -90,7 +113,9 @@ class Profile:
     recovery: Recovery
     evaluation: Evaluation
     long_evaluation: Evaluation
+    method_study: MethodStudy
     short_evaluation: Evaluation
+    short_recovery: Recovery
     sweep: Sweep
     other_models: tuple[str, ...] = ()
     dtype: str = "float32"
@@ -135,6 +160,11 @@ class Profile:
             for value in tried
             for draw in self.calibrations()
         ]
+
+    @property
+    def short_answers(self) -> Evaluation:
+        """The tasks where many models are compared: fewer questions, no texts."""
+        return replace(self.evaluation, texts=(), limit=self.method_study.limit)
 
     @property
     def reference_calibration(self) -> Calibration:
