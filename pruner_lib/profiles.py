@@ -35,8 +35,9 @@ class Sweep:
 
     Args:    shares: of all parameters removed, where granularities are compared: a small one, then half.
              layer_ratio: share of the groups of the one layer that is pruned.    layer_draws: of its calibration.
-             answering: methods whose halved model answers the questions too.    answer_draws: draws that do.
-             recovered: methods whose halved model is recovered and measured again.
+             group_draws: of the sweep by groups.
+             answering: methods whose halved model answers the questions too.
+             recovered: methods whose halved model is recovered (`short_recovery`, from the first draw).
              models: swept besides the profile's own.
              native_model: of about half the size and never pruned (the paper's Table 9); empty: there is none.
     """
@@ -44,8 +45,8 @@ class Sweep:
     shares: tuple[float, ...]
     layer_ratio: float
     layer_draws: int
+    group_draws: int = 1
     answering: tuple[str, ...] = ()
-    answer_draws: int = 1
     recovered: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
     native_model: str = ""
