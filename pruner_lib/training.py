@@ -96,7 +96,8 @@ def train(
         trainer.train(resume_from_checkpoint=str(run.folder / run.checkpoint) if run.checkpoint else None)
     finally:
         recorder.bar.close()
-        trainer.accelerator.unwrap_model(adapted, keep_fp32_wrapper=False)  # takes autocast off `forward`
+        for name in ("forward", "_original_forward"):  # where accelerate puts autocast
+            vars(adapted).pop(name, None)
     run.finish(adapted)
     trainer.accelerator.wait_for_everyone()  # the first process writes the adapter
 
