@@ -11,6 +11,6 @@ os.environ |= {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "MPLBACKEND": "Agg",
     "TOKENIZERS_PARALLELISM": "false",
-    "OMP_NUM_THREADS": "2",  # tiny models: more threads only wait for each other
-    "MKL_NUM_THREADS": "2",
+    "OMP_NUM_THREADS": "1",  # tiny models: more threads only wait for each other
+    "MKL_NUM_THREADS": "1",
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,15 @@ from pruner_lib.importance import aggregate, estimate_members
 
 KNOWN = json.loads((Path(__file__).parent / "known_answers.json").read_text())
 FLIPS = 2  # MLP channels of a whole model whose order may follow the order of summation
+
+
+@pytest.fixture(scope="module", autouse=True)
+def all_cores():
+    """These tests run a real model; the others have tiny ones, for which one thread is quicker."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
