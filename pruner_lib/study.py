@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
-import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pruner_lib import measures, stages
+from pruner_lib import measures, memory, stages
 from pruner_lib.experiment import DATA_FREE, Calibration, Evaluation, Experiment, Recovery
 from pruner_lib.profiles import Profile, load_profile, profile_names
 from pruner_lib.records import Record, read_record, record_path, write_record
@@ -35,6 +33,7 @@ __all__ = [
     "profile_names",
     "run",
     "run_all",
+    "scores_of",
 ]
 _one_at_a_time = threading.RLock()  # threads of one process share the dense model
 
@@ -54,7 +53,7 @@ def run(
     Returns: the record, `reused` if it was there already.
     Raises:  ValueError: unknown profile or model, or whatever a stage refuses. Nothing half-written is left.
     """
-    bench = _bench(profile, results_dir)
+    bench = bench_of(profile, results_dir)
     found = _existing(experiment, bench)
     if found is not None:
         return found
@@ -86,7 +85,7 @@ def run_all(
     """
     from tqdm.auto import tqdm
 
-    bench = _bench(profile, results_dir)
+    bench = bench_of(profile, results_dir)
     unique = {experiment.key: experiment for experiment in experiments}
     records = {key: found for key, asked in unique.items() if (found := _existing(asked, bench)) is not None}
     pending = _in_order([asked for key, asked in unique.items() if key not in records])
@@ -115,7 +114,7 @@ def model_of(
 
     What is not cached is made anew; of a recovered model that is its training.
     """
-    bench = _bench(profile, results_dir)
+    bench = bench_of(profile, results_dir)
     _keep_out_of_git(bench.cache(".gitignore"))
     with _one_at_a_time, only_one(bench.cache(f"{_lock_name(experiment)}.lock")):
         asked = experiment.canonical()
@@ -129,10 +128,33 @@ def plan_of(experiment: Experiment, *, profile: str = "quick", results_dir: Path
     if experiment.ratio == 0:
         raise ValueError("the dense model has no plan: ratio is 0, but must be above it")
     with _one_at_a_time:
-        return stages.choose(experiment.canonical(), _bench(profile, results_dir))
+        return stages.choose(experiment.canonical(), bench_of(profile, results_dir))
 
 
-def _bench(profile: str, root: Path | str | None) -> stages.Bench:
+def scores_of(
+    experiment: Experiment,
+    criteria: Sequence[str],
+    *,
+    profile: str = "quick",
+    results_dir: Path | str | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Score the groups of an experiment's model by several criteria: from the cache, the others in one pass.
+
+    Args:    experiment: gives model, calibration, aggregation and seed; the rest of it does not matter.
+    Returns: criterion -> axis name -> `(n_groups,)` float32.
+    """
+    from pruner_lib.importance import aggregate
+
+    bench = bench_of(profile, results_dir)
+    with _one_at_a_time:
+        members = stages.member_scores(experiment, bench, criteria)
+        axes = stages.load_dense(experiment.model, bench).axes
+    reduction = experiment.aggregation, experiment.order
+    return {name: aggregate(axes, members[name], reduction[0], order=reduction[1]) for name in criteria}
+
+
+def bench_of(profile: str, root: Path | str | None = None) -> stages.Bench:
+    """Tell where and how the stages of a profile run: folder below `root`, dtype, this machine's device."""
     settings = load_profile(profile)
     return stages.Bench(results_dir(profile, root), settings.dtype, _device())
 
@@ -164,7 +186,7 @@ def _lock_name(experiment: Experiment) -> str:
 
 
 def _measure(asked: Experiment, bench: stages.Bench, criteria: Sequence[str]) -> Record:
-    _reset_peak_memory()
+    memory.reset_peak()
     subject = make_subject(asked, bench, criteria)
     metrics = measures.evaluate(asked, subject, bench)
     stages.forget_large()
@@ -174,7 +196,7 @@ def _measure(asked: Experiment, bench: stages.Bench, criteria: Sequence[str]) ->
         metrics,
         subject.history,
         {name: round(s, 3) for name, s in bench.seconds.items()},
-        _peak_memory_mb(),
+        memory.peak_mb(),
         _machine(asked, bench),
         versions(),
         git_revision(),
@@ -187,6 +209,8 @@ def _summary(subject: Subject) -> dict[str, Any]:
     if subject.plan is not None:
         groups = subject.plan.n_groups
         found["kept"] = {name: [len(kept), groups[name]] for name, kept in subject.plan.keep.items()}
+        if "layers" in subject.plan.keep:
+            found["layers_kept"] = subject.plan.keep["layers"].tolist()
     return found
 
 
@@ -228,20 +252,3 @@ def _criteria_of(asked: Experiment, experiments: list[Experiment]) -> tuple[str,
         if one.ratio and (one.model, one.calibration) == (asked.model, asked.calibration)
     ]
     return tuple(sorted({one.criterion for one in same} - set(DATA_FREE)))
-
-
-def _reset_peak_memory() -> None:
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak counts from now on
-    except OSError:
-        return
-
-
-def _peak_memory_mb() -> float:
-    """Give the highest resident memory in MiB: of this experiment on Linux, of the process elsewhere."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return round(int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024, 1)
-    except (OSError, StopIteration):
-        unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
-        return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1)

@@ -65,3 +65,19 @@ def test_paper_has_the_settings_of_the_paper():
         2,
     )
     assert profile.evaluation.length == 128 and profile.evaluation.limit is None
+
+
+def test_calibration_grid_varies_one_setting_at_a_time_from_the_usual_calibration():
+    for name in profile_names():
+        profile = load_profile(name)
+        usual = profile.calibrations()[0]
+        for varied, value, calibration in profile.calibration_grid():
+            differs = {
+                k for k in ("samples", "length", "corpus") if getattr(calibration, k) != getattr(usual, k)
+            }
+            assert getattr(calibration, varied) == value and differs <= {varied}, name
+        values = {(varied, value) for varied, value, _ in profile.calibration_grid()}
+        assert {(k, getattr(usual, k)) for k in ("samples", "length", "corpus")} <= values, name
+        large = profile.reference_calibration
+        assert large.samples > max(profile.calibration_study.samples)
+        assert large.seed not in {draw.seed for draw in profile.calibrations()}

@@ -1,0 +1,24 @@
+"""Memory that a process takes is seen, and forgotten when asked."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pruner_lib import memory
+
+
+def test_peak_sees_what_was_held_for_a_moment_only():
+    memory.reset_peak()
+    before = memory.resident_mb()
+    held = np.ones(64 * 2**17)  # 64 MiB
+    assert memory.resident_mb() > before + 50
+    del held
+    assert memory.peak_mb() > before + 50
+
+
+def test_peak_counts_anew_after_a_reset_where_the_system_can():
+    held = np.ones(64 * 2**17)
+    high = memory.peak_mb()
+    del held
+    memory.reset_peak()
+    assert 0 < memory.peak_mb() <= high + 1
