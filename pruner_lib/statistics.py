@@ -113,6 +113,18 @@ def paired_ratio(a: Any, b: Any, *, level: float = 0.95, seed: int = 0) -> Inter
     return _estimate(strata, lambda means: means[0] / np.maximum(means[1], 1e-12), level, seed)
 
 
+def paired_statistic(
+    statistic: Callable[[np.ndarray], np.ndarray], *sides: Any, level: float = 0.95, seed: int = 0
+) -> Interval:
+    """Estimate any function of several means on the same items, as the share of a loss that was won back.
+
+    Args:    statistic: takes `(sides, k)` means and gives `(k,)` numbers.
+             sides: forms as in `mean_interval`, with the same items in the same order.
+    Raises:  as `paired_difference`.
+    """
+    return _estimate(_strata(*sides), statistic, level, seed)
+
+
 def tied_with_best(
     values: Mapping[str, Any], *, lower_is_better: bool = False, level: float = 0.95, seed: int = 0
 ) -> list[str]:

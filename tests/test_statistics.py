@@ -15,6 +15,7 @@ from pruner_lib.statistics import (
     mean_interval,
     paired_difference,
     paired_ratio,
+    paired_statistic,
     tied_with_best,
 )
 
@@ -104,6 +105,20 @@ def test_share_kept_holds_the_truth_over_tasks_of_different_sizes():
     assert paired_ratio(kept, dense).n == 120 and paired_ratio(dense, dense).high == 1
     with pytest.raises(ValueError, match="above 0"):
         paired_ratio(kept, {name: 0 * found for name, found in dense.items()})
+
+
+def test_any_function_of_means_has_an_interval_that_holds_the_truth():
+    def losses(generator):
+        hard = generator.normal(0, 1, 60)
+        return [hard + level + generator.normal(0, 0.1, 60) for level in (3.0, 2.2, 2.0)]
+
+    def share(means):
+        return (means[0] - means[1]) / (means[0] - means[2])
+
+    low, high = NEAR_95
+    assert low <= covered(losses, 0.8, lambda *sides, seed: paired_statistic(share, *sides, seed=seed)) <= high
+    a, b, _ = losses(np.random.default_rng(0))
+    assert paired_statistic(lambda means: means[0] - means[1], a, b).low == paired_difference(a, b).low
 
 
 def test_tasks_count_alike_whatever_their_number_of_questions():
