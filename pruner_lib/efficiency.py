@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from pruner_lib.evaluation import evaluating
+from pruner_lib.quantisation import Int8Linear
 
 MACS_TOKENS = 64  # the paper's input: one sequence of 64 tokens
 MIB = 2**20
@@ -66,7 +67,7 @@ def operator_macs(op, args: tuple, kwargs: dict, out) -> int:
     Returns: multiply-accumulate operations.
     Raises:  ValueError: a fused product that has no rule here; the message names it.
     """
-    if op == aten._grouped_mm:  # rows of (m, k), each times one of several (k, n)
+    if op in (aten._grouped_mm, aten._int_mm):  # rows of (m, k), each times (one of several) (k, n)
         return out.numel() * args[0].shape[-1]
     if op in flop_registry:
         return flop_registry[op](*args, **kwargs, out_val=out) // 2
@@ -85,17 +86,26 @@ def operator_macs(op, args: tuple, kwargs: dict, out) -> int:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Count the entries of all parameters; tied ones once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    """Count the entries of all parameters, in 8 bits or not; tied ones once."""
+    return sum(one.numel() for one in model.parameters()) + sum(q.numel() for q, _ in _in_8_bits(model))
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Count the bytes of all parameters in their own types; tied ones once."""
-    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    """Count the bytes of all parameters in their own types, with the scales of 8-bit ones; tied ones once."""
+    return sum(one.numel() * one.element_size() for one in [*model.parameters(), *_buffers(model)])
+
+
+def _in_8_bits(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """List weights and scales of the linear layers in 8 bits."""
+    return [(module.q, module.scale) for module in model.modules() if isinstance(module, Int8Linear)]
+
+
+def _buffers(model: nn.Module) -> list[Tensor]:
+    return [tensor for pair in _in_8_bits(model) for tensor in pair]
 
 
 def memory_mb(model: nn.Module, *, tables_mb: float = 0.0) -> float:
-    """Compute what a GPU's allocator holds when the weights are loaded in 16 bits: Table 3's memory column.
+    """Compute what a GPU's allocator holds when the weights are loaded in 16 or 8 bits (Table 3's memory).
 
     Every tensor takes a multiple of 512 bytes; one over 10 MiB takes a multiple of 2 MiB, unless more than
     1 MiB of that would be left, which is then given back. No activations, no key-value cache.
@@ -107,8 +117,9 @@ def memory_mb(model: nn.Module, *, tables_mb: float = 0.0) -> float:
              GPU; every row agrees to 0.1 MiB.
     """
     total = 0
-    for parameter in model.parameters():
-        size = -(-2 * parameter.numel() // 512) * 512
+    sizes = [2 * one.numel() for one in model.parameters()]
+    for size in [*sizes, *(one.numel() * one.element_size() for one in _buffers(model))]:
+        size = -(-size // 512) * 512
         segment = -(-size // (2 * MIB)) * 2 * MIB
         total += segment if size > 10 * MIB and segment - size <= MIB else size
     return total / MIB + tables_mb

@@ -160,6 +160,7 @@ class Experiment:
              dependency: False ranks each weight matrix alone (the paper's Table 6).
              protect_first, protect_last: decoder layers left whole at either end.
              recovery: None measures the pruned model as it is.    seed: of the random criterion.
+             int8: measure it with its linear layers in 8 bits (the paper's Table 13).
     Raises:  ValueError: a setting is outside what is allowed; the message names it.
     """
 
@@ -178,6 +179,7 @@ class Experiment:
     recovery: Recovery | None = None
     evaluation: Evaluation = field(default_factory=Evaluation)
     seed: int = 0
+    int8: bool = False
 
     def __post_init__(self) -> None:
         _want_name("Experiment", "model", self.model)
@@ -192,7 +194,8 @@ class Experiment:
         _want_one_of("Experiment", "target", self.target, TARGETS)
         for name in ("protect_first", "protect_last", "seed"):
             _want_int("Experiment", name, getattr(self, name), 0)
-        _want_bool("Experiment", "dependency", self.dependency)
+        for name in ("dependency", "int8"):
+            _want_bool("Experiment", name, getattr(self, name))
 
     @property
     def dense(self) -> Experiment:
@@ -222,7 +225,8 @@ class Experiment:
     def canonical(self) -> Experiment:
         """Set what has no influence to its default: experiments with the same outcome get the same key."""
         if self.ratio == 0:
-            return Experiment(self.model, "none", ratio=0, recovery=self.recovery, evaluation=self.evaluation)
+            kept = {name: getattr(self, name) for name in ("recovery", "evaluation", "int8")}
+            return Experiment(self.model, "none", ratio=0, **kept)
         calibration = Calibration() if self.criterion in DATA_FREE else self.calibration
         order = self.order if self.aggregation in ORDERED else "channel"
         seed = self.seed if self.criterion == "random" else 0

@@ -80,4 +80,7 @@ def tokenizer_hash(tokenizer: Any) -> str:
 
 
 def _dtype(model: Any) -> str:
-    return str(next(model.parameters()).dtype).removeprefix("torch.")
+    from pruner_lib.quantisation import is_quantised
+
+    name = str(next(model.parameters()).dtype).removeprefix("torch.")
+    return f"int8 linear, else {name}" if is_quantised(model) else name

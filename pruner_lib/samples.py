@@ -97,5 +97,5 @@ def _key(experiment: Experiment, prompts: Sequence[str], length: int) -> str:
     asked = experiment.canonical()
     settings = asked.settings()
     del settings["evaluation"]
-    made = recovery_key(asked) if asked.recovery else settings
+    made = [recovery_key(asked), asked.recovery.at, asked.int8] if asked.recovery else settings
     return settings_key([made, model_hash(asked.model), list(prompts), length])

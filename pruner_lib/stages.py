@@ -215,6 +215,7 @@ def recovery_key(asked: Experiment) -> str:
     settings = asked.settings()
     evaluation = settings.pop("evaluation")
     settings["recovery"]["at"] = None
+    del settings["int8"]
     watched = (
         [evaluation[name] for name in ("texts", "windows", "length", "bos")]
         if asked.recovery.evaluate_at

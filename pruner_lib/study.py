@@ -118,7 +118,7 @@ def model_of(
     _keep_out_of_git(bench.cache(".gitignore"))
     with _one_at_a_time, only_one(bench.cache(f"{_lock_name(experiment)}.lock")):
         asked = experiment.canonical()
-        dense = asked.stage == "dense"
+        dense = asked.stage == "dense" and not asked.int8
         own = stages.load_own(asked.model, bench) if dense else make_subject(asked, bench)
     return own.model, own.tokenizer
 

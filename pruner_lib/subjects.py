@@ -41,9 +41,11 @@ def make_subject(asked: Experiment, bench: stages.Bench, criteria: Sequence[str]
     """
     from pruner_lib import prune_
     from pruner_lib.efficiency import count_parameters
+    from pruner_lib.quantisation import quantise_
 
     plan = stages.choose(asked, bench, criteria) if asked.ratio else None
-    load = stages.load_own if plan is not None or asked.recovery else stages.load_dense
+    changes = plan is not None or asked.recovery or asked.int8
+    load = stages.load_own if changes else stages.load_dense
     loaded = load(asked.model, bench)
     n_dense, history = count_parameters(loaded.model), []
     if plan is not None:
@@ -52,4 +54,7 @@ def make_subject(asked: Experiment, bench: stages.Bench, criteria: Sequence[str]
     n_left = count_parameters(loaded.model)
     if asked.recovery:
         loaded, history = stages.recover_model(asked, loaded, bench)
+    if asked.int8:
+        with bench.timed("quantise"):
+            quantise_(loaded.model)
     return Subject(loaded.model, loaded.tokenizer, plan, tuple(history), n_dense, n_left)

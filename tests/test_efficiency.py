@@ -146,8 +146,8 @@ def test_only_products_of_two_tensors_count():
 
 
 def test_a_fused_product_without_a_rule_is_an_error():
-    with pytest.raises(ValueError, match="_int_mm"):
-        operator_macs(torch.ops.aten._int_mm, (), {}, torch.ones(1))
+    with pytest.raises(ValueError, match="_cslt_sparse_mm"):
+        operator_macs(torch.ops.aten._cslt_sparse_mm, (), {}, torch.ones(1))
     assert operator_macs(torch.ops.aten.add, (), {}, torch.ones(1)) == 0
 
 

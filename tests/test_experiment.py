@@ -32,6 +32,7 @@ def test_key_is_the_same_for_the_same_settings_and_another_for_others():
         replace(BASE, calibration=Calibration("tiny", 4, 16, seed=0)),
         replace(BASE, recovery=Recovery()),
         replace(BASE, evaluation=Evaluation(("tiny",), 4, 32)),
+        replace(BASE, int8=True),
     ]
     assert len({one.key for one in [BASE, *others]}) == len(others) + 1
 
@@ -46,7 +47,7 @@ def test_settings_survive_json():
 def test_every_way_to_prune_nothing_is_the_same_dense_experiment():
     ways = [replace(BASE, ratio=0), replace(BASE, ratio=0.0, criterion="l2", seed=3), BASE.dense]
     assert len({way.key for way in ways}) == 1
-    assert BASE.dense.key != BASE.key
+    assert BASE.dense.key != BASE.key != replace(BASE, int8=True).dense.key != BASE.dense.key
     assert BASE.dense.key != replace(BASE, evaluation=Evaluation(("tiny",), 5, 16)).dense.key
 
 

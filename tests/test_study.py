@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from pruner_lib import data, load_model, measures, stages
+from pruner_lib.quantisation import is_quantised
 from pruner_lib.records import records_frame
 from pruner_lib.results import results_dir
-from pruner_lib.study import Calibration, Recovery, load_profile, plan_of, run, run_all
+from pruner_lib.study import Calibration, Recovery, load_profile, model_of, plan_of, run, run_all
 
 TINY = load_profile("tiny")
 RECOVERY = Recovery(
@@ -273,6 +274,25 @@ def test_steps_of_one_training_are_measured_after_one_training():
     assert len(folders) == 1
     whole = run(asked(recovery=replace(kept, keep_at=())), profile="tiny")
     assert whole.perplexity == records[2].perplexity
+
+
+def test_model_in_8_bits_is_another_experiment_on_the_same_training():
+    plain = replace(RECOVERY, evaluate_at=())
+    pairs = [(one, replace(one, int8=True)) for one in (asked().dense, asked(), asked(recovery=plain))]
+    for whole, small in pairs:
+        before, after = run(whole, profile="tiny"), run(small, profile="tiny")
+        assert before.plan == after.plan and before.perplexity != after.perplexity
+        assert after.perplexity["story"] == pytest.approx(before.perplexity["story"], rel=0.05)
+        assert after.metrics["perplexity/story@16"].protocol["dtype"] == "int8 linear, else float32"
+        with pytest.raises(ValueError, match="dtype"):
+            records_frame([before, after])
+        model, _ = model_of(small, profile="tiny")
+        assert is_quantised(model)
+    assert (
+        run(replace(asked().dense, evaluation=TINY.evaluation), profile="tiny").perplexity["tiny"]
+        == (run(asked().dense, profile="tiny").perplexity["tiny"])
+    )
+    assert len([path for path in (results_dir("tiny") / "cache").glob("recovery-*") if path.is_dir()]) == 1
 
 
 def test_executor_gives_the_records_of_a_serial_run(tmp_path):

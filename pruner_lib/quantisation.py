@@ -1,0 +1,94 @@
+"""Pruning beside quantisation: linear layers in 8 bits, as LLM.int8() stores and multiplies them (Table 13).
+
+What is left of the model is measured as of any other; bytes are counted in `efficiency`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LEVELS = 127  # whole numbers from -127 to 127
+OUTLIER = 6.0  # an input column that holds a larger number stays in floating point
+
+
+class Int8Linear(nn.Module):
+    """A linear layer whose weights are whole numbers of 8 bits.
+
+    w_ij = s_i q_ij, with a scale s_i for each output i; x_tj = r_t p_tj, with a scale r_t for each token t,
+    found anew at each call. y_ti = r_t s_i sum_j p_tj q_ij + b_i, the sum over whole numbers. Input columns j
+    that hold an outlier are left out of that sum and multiplied in floating point.
+
+    Args:    linear: what is stored so; it is not changed.
+             outlier: from which size on a number is one; None: there are none.
+             per_token: False gives all tokens of a call one common scale.
+    Source:  Dettmers et al., LLM.int8() (NeurIPS 2022), sections 3.1 and 3.2. No difference known.
+    """
+
+    def __init__(self, linear: nn.Linear, *, outlier: float | None = OUTLIER, per_token: bool = True) -> None:
+        super().__init__()
+        weight = linear.weight.detach()
+        scale = _scale(weight.float(), dim=1)  # (out, 1)
+        self.register_buffer("q", (weight.float() / scale).round().to(torch.int8))  # (out, in)
+        self.register_buffer("scale", scale[:, 0].contiguous())  # (out,) float32
+        self.bias = linear.bias
+        self.outlier, self.per_token = outlier, per_token
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1]).float()  # (tokens, in)
+        rest = 0.0
+        if self.outlier is not None:
+            columns = (rows.abs().amax(0) > self.outlier).nonzero()[:, 0]
+            rest = rows[:, columns] @ (self.q[:, columns] * self.scale[:, None]).T
+            rows = rows.index_fill(1, columns, 0)
+        scale = _scale(rows, dim=1) if self.per_token else _scale(rows, dim=None)
+        whole = integer_product((rows / scale).round().to(torch.int8), self.q)
+        y = whole * scale * self.scale + rest
+        y = y if self.bias is None else y + self.bias
+        return y.to(x.dtype).reshape(*x.shape[:-1], -1)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.q.shape[1]}, out_features={self.q.shape[0]}, bias={self.bias is not None}"
+
+
+def quantise_(model: nn.Module, *, outlier: float | None = OUTLIER, per_token: bool = True) -> nn.Module:
+    """Store the weights of all linear layers but the output layer in 8 bits, in place, one after the other.
+
+    Args:    model: a decoder on any device; on the meta device, to count.
+             outlier, per_token: see `Int8Linear`.
+    Returns: the same model.
+    Raises:  ValueError: it has no linear layer besides the output layer.
+    """
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    found = [name for name, one in model.named_modules() if type(one) is nn.Linear and one is not head]
+    if not found:
+        raise ValueError(f"{type(model).__name__} has no linear layers to store in 8 bits: torch.nn.Linear")
+    for name in found:
+        linear = model.get_submodule(name)
+        model.set_submodule(name, Int8Linear(linear, outlier=outlier, per_token=per_token))
+    return model
+
+
+def is_quantised(model: nn.Module) -> bool:
+    """Tell whether a model has linear layers in 8 bits."""
+    return any(isinstance(module, Int8Linear) for module in model.modules())
+
+
+def integer_product(a: Tensor, b: Tensor) -> Tensor:
+    """Multiply whole numbers: `(m, k)` and `(n, k)` int8 -> `(m, n)` float32, the sums exact.
+
+    A GPU wants sizes that are multiples of 8 and more than 16 rows; what is added to reach them is zero.
+    """
+    m, n = len(a), len(b)
+    if a.device.type == "cuda":
+        a, b = (
+            F.pad(a, (0, -a.shape[1] % 8, 0, max(24 - m, -m % 8))),
+            F.pad(b, (0, -b.shape[1] % 8, 0, -n % 8)),
+        )
+    return torch._int_mm(a, b.T)[:m, :n].float()
+
+
+def _scale(x: Tensor, dim: int | None) -> Tensor:
+    size = x.abs().amax() if dim is None else x.abs().amax(dim, keepdim=True)
+    return size.clamp_min(torch.finfo(torch.float32).tiny) / LEVELS
