@@ -8,13 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pruner_lib.claim_numbers import number_of
 from pruner_lib.claim_records import Evidence
-from pruner_lib.claims import CANT_TELL, NOT_MEASURED, NOT_REPRODUCED, REPRODUCED, Claim, judge
+from pruner_lib.claims import (
+    CANT_TELL,
+    FIFTH,
+    HALF,
+    NOT_MEASURED,
+    NOT_REPRODUCED,
+    REPRODUCED,
+    Claim,
+    Printed,
+    Which,
+    judge,
+)
+from pruner_lib.methods import ROWS, STAGES
+from pruner_lib.paper import published
+from pruner_lib.paper_claims import BASE, DENSE, WIKI
 from pruner_lib.profiles import load_profile
 from pruner_lib.records import load_records
 from pruner_lib.results import results_dir
@@ -78,6 +93,37 @@ def verdicts_frame(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     import pandas as pd
 
     return pd.DataFrame([_row(one) for one in verdicts])
+
+
+def factors_frame(found: Evidence) -> pd.DataFrame:
+    """Put our perplexities beside the paper's Tables 1 and 16, each relative to its own dense model.
+
+    Returns: columns method, stage, cut ("20%", "50%"), ours, low, high, paper, difference, note; a row for
+             every row of the two tables that was measured.
+    """
+    import pandas as pd
+
+    dense, rows = Printed("Table 1", BASE, WIKI).value, []
+    tables = (("20%", "Table 1", FIFTH), ("50%", "Table 16", HALF))
+    for (cut, table, size), (tuned, stage), (name, method) in product(tables, STAGES.items(), ROWS.items()):
+        row = f"{cut} {tuned} / {name}"
+        if row not in set(published(table).row):
+            continue
+        try:
+            ours, note, _ = number_of(_factor(method, stage, size), found)
+        except LookupError:  # not measured
+            continue
+        paper = Printed(table, row, WIKI).value / dense
+        rows.append((method, stage, cut, ours.mean, ours.low, ours.high, paper, ours.mean - paper, note))
+    columns = "method stage cut ours low high paper difference note"
+    return pd.DataFrame(rows, columns=columns.split())
+
+
+def _factor(method: str, stage: str, size: tuple[float, float]) -> Claim:
+    """Describe the number of a row of the paper's tables: its perplexity over that of the dense model."""
+    setting = ("granularity", method) if method == "channel" else ("criterion", method)
+    which = Which(stage, size, (setting,))
+    return Claim(method, "", "", "", "", "ratio", "perplexity", which, DENSE, (0, np.inf))
 
 
 def _row(verdict: Verdict) -> dict:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from pruner_lib.claim_records import Evidence
@@ -9,8 +11,8 @@ from pruner_lib.claims import CANT_TELL, NOT_MEASURED, NOT_REPRODUCED, REPRODUCE
 from pruner_lib.paper_claims import CLAIMS
 from pruner_lib.records import write_record
 from pruner_lib.results import results_dir
-from pruner_lib.verdicts import judge_claim, judge_claims, load_evidence, verdicts_frame
-from tests.made_records import dense, draws, record
+from pruner_lib.verdicts import factors_frame, judge_claim, judge_claims, load_evidence, verdicts_frame
+from tests.made_records import RECOVERY, dense, draws, record
 
 CLAIM = {claim.id: claim for claim in CLAIMS}
 
@@ -57,3 +59,21 @@ def test_evidence_is_read_from_the_results_of_a_profile(tmp_path, monkeypatch):
     assert found.model == "m" and found.level == 0.9 and found.calibration.samples == 10
     with pytest.raises(ValueError, match="unknown profile"):
         load_evidence("quikc")
+
+
+def test_rows_of_the_papers_tables_stand_beside_ours():
+    half = draws(4.8, sparsity=0.5, ratio=0.5)
+    records = [
+        dense(2.8),
+        *draws(3.0),
+        *draws(2.9, recovery=RECOVERY),
+        *draws(3.5, granularity="channel"),
+        *half,
+    ]
+    found = factors_frame(Evidence(tuple(records), "m")).set_index(["cut", "method", "stage"])
+    assert len(found) == 4
+    row = found.loc["20%", "element1", "pruned"]
+    assert row.low < math.exp(0.2) < row.high and row.paper == pytest.approx(19.09 / 12.62)
+    assert found.loc["50%", "element1", "pruned"].paper == pytest.approx(112.44 / 12.62)
+    assert found.loc["20%", "channel", "pruned"].paper == pytest.approx(74.63 / 12.62)
+    assert factors_frame(Evidence((dense(),), "m")).empty
