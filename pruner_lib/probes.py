@@ -65,6 +65,7 @@ def pass_costs(
         _pass_of(dense, ids[:1, :8], PASSES["first order (element1)"])
         weights = sum(p.numel() * p.element_size() for p in dense.model.parameters()) / 2**20
         rows = []
+        gc.collect()
         for _ in range(repeats):
             for name, criteria in PASSES.items():
                 seconds, above = _cost(lambda criteria=criteria: _pass_of(dense, ids, criteria), dense.model)
@@ -120,7 +121,6 @@ def _cost(action: Callable[[], None], model: Any) -> tuple[float, float]:
     """Seconds of an action, and how far memory rose above what was held before, in MiB."""
     import torch
 
-    gc.collect()
     device = next(model.parameters()).device
     if device.type == "cuda":
         torch.cuda.synchronize(device)
