@@ -47,6 +47,11 @@ STAGES = {  # a model on its way: (label, colour)
     "pruned": ("pruned", "#D55E00"),
     "recovered": ("recovered", "#009E73"),
 }
+KINDS = {  # of groups, as Figure 2 of the paper names them: (label, colour)
+    "mlp": ("Type A, MLP", "#D55E00"),
+    "attention": ("Type B, attention", "#0072B2"),
+    "hidden": ("Type C, hidden channel", "#009E73"),
+}
 DATASETS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#000000")  # lines that stand for texts or tasks
 
 

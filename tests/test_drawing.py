@@ -1,0 +1,145 @@
+"""Figures 2 and 6 show the frames that they are given, to scale, and nothing in them overlaps."""
+
+from __future__ import annotations
+
+import itertools
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from families import FAMILIES, build
+from matplotlib import pyplot as plt
+from matplotlib.colors import to_hex
+
+from pruner_lib import discover
+from pruner_lib.drawing import plot_dependencies, plot_groups
+from pruner_lib.marks import KINDS
+from pruner_lib.slices import slices_frame
+
+CASES = pd.DataFrame(
+    [("forward", "I", "J", "Eq. 1"), ("forward", "I", "X", "")]
+    + [("backward", "I", "J", "Eq. 2"), ("backward", "L", "J", ""), ("backward", "M", "J", "")]
+    + [("not at all", "J", "K", "none"), ("not at all", "L", "K", "")],
+    columns=["case", "source", "target", "rule"],
+)
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+def drawn(family, **options):
+    model = build(family)
+    return slices_frame(model, discover(model), layer=1, **options)
+
+
+def strips(ax, kind):
+    """The rectangles in the colour of a kind."""
+    return [
+        p for p in ax.patches if p.get_alpha() == 0.9 and to_hex(p.get_facecolor()).upper() == KINDS[kind][1]
+    ]
+
+
+def arrows(ax, color):
+    found = [t for t in ax.texts if getattr(t, "arrow_patch", None) is not None]
+    return [t for t in found if to_hex(t.arrow_patch.get_edgecolor()).upper() == color]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_drawn_with_all_its_strips(family):
+    frame = drawn(family)
+    ax = plot_groups(frame)
+    for kind in KINDS:
+        assert len(strips(ax, kind)) == (frame.chosen & (frame.kind == kind)).sum() > 0
+
+
+def test_strips_are_to_scale():
+    ax = plot_groups(drawn("llama-gqa", groups={"attention": 0}))
+    q, k, v, o = strips(ax, "attention")  # rows 0..23 of 48, 0..7 of 16 twice, columns 0..23 of 48
+    assert q.get_height() == pytest.approx(3 * k.get_height()) and v.get_height() == k.get_height()
+    assert q.get_width() == pytest.approx(q.get_height()) and o.get_width() == pytest.approx(q.get_height())
+    assert k.get_x() == pytest.approx(q.get_x()) and k.get_y() < q.get_y()
+    assert o.get_x() > q.get_x() + q.get_width()
+
+
+def test_stream_has_an_arrow_for_each_reader_and_writer():
+    """Writers: embed, o, down; readers: q k v, gate up, head. Norms are on the stream."""
+    ax = plot_groups(drawn("llama-gqa"))
+    ends = [(t.xy[1], t.xyann[1]) for t in arrows(ax, KINDS["hidden"][1])]
+    assert sum(tip < tail for tip, tail in ends) == 3 and sum(tip > tail for tip, tail in ends) == 3
+
+
+def test_order_of_execution_runs_from_left_to_right():
+    frame = drawn("phi3")
+    ax = plot_groups(frame)
+    steps = [t for t in ax.texts if getattr(t, "arrow_patch", None) and t.xy[1] == t.xyann[1]]
+    assert len(steps) == frame.stage.max() and all(t.xy[0] > t.xyann[0] for t in steps)
+
+
+@pytest.mark.parametrize("family", ["llama-mha", "llama-tied", "phi3", "gpt_neox", "gemma2", "qwen2"])
+def test_nothing_written_overlaps_or_leaves_the_figure(family):
+    no_overlap(plot_groups(drawn(family)).figure)
+
+
+def test_nothing_written_overlaps_in_the_dependency_cases():
+    no_overlap(plot_dependencies(CASES).figure)
+    with pytest.raises(AssertionError, match="overlaps"):
+        ax = plot_dependencies(CASES)
+        ax.text(0.55, 1.4, "written over the title")
+        no_overlap(ax.figure)
+
+
+def no_overlap(figure):
+    figure.canvas.draw()
+    renderer = figure.canvas.get_renderer()
+    texts = [t for t in figure.findobj(mpl.text.Text) if t.get_text().strip() and t.axes and t.axes.texts]
+    texts = [t for t in texts if t in t.axes.texts or t in t.axes.legend_.get_texts()] if figure.axes else []
+    boxes = [(t.get_text(), mpl.text.Text.get_window_extent(t, renderer).padded(-1)) for t in texts]
+    assert len(boxes) > 4
+    for (one, a), (other, b) in itertools.combinations(boxes, 2):
+        assert not a.overlaps(b), f"{one!r} overlaps {other!r}"
+    for words, box in boxes:
+        inside = box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
+        assert inside, f"{words!r} leaves the figure"
+
+
+@pytest.mark.parametrize("plot, frame", [(plot_groups, drawn("llama-gqa")), (plot_dependencies, CASES)])
+def test_figure_is_drawn_where_it_is_told_and_changes_nothing(plot, frame):
+    before, copy = dict(mpl.rcParams), frame.copy()
+    given = plt.subplots()[1]
+    assert plot(frame, ax=given) is given and plot(frame) is not given
+    assert dict(mpl.rcParams) == before
+    pd.testing.assert_frame_equal(frame, copy)
+    with pytest.raises(ValueError, match="no rows"):
+        plot(frame[:0])
+    with pytest.raises(ValueError, match="the frame lacks"):
+        plot(pd.DataFrame({"other": [1]}))
+
+
+def test_cases_say_the_degree_that_decides_and_who_follows():
+    said = [t.get_text() for t in plot_dependencies(CASES).texts]
+    assert "Deg⁻(J) = 1, Eq. 1:\nI goes, J must follow" in said
+    assert "Deg⁺(I) = 1, Eq. 2:\nJ goes, I must follow" in said
+    assert "Deg⁻(K) = 2, no equation:\nJ goes, K stays" in said
+
+
+def test_who_goes_is_dark_and_who_stays_is_white():
+    ax = plot_dependencies(CASES[CASES.case == "not at all"])
+    faces = {t.get_text(): m.get_markerfacecolor() for t, m in zip(names(ax), ax.lines, strict=True)}
+    assert faces == {"J": KINDS["mlp"][1], "K": "white", "L": "white"}
+    ax = plot_dependencies(CASES[CASES.case == "backward"])
+    faces = {t.get_text(): m.get_markerfacecolor() for t, m in zip(names(ax), ax.lines, strict=True)}
+    assert faces["J"] == KINDS["mlp"][1] and faces["I"] not in ("white", faces["J"])
+
+
+def names(ax):
+    return [t for t in ax.texts if len(t.get_text()) == 1]
+
+
+def test_case_without_its_edge_is_refused():
+    with pytest.raises(ValueError, match="case 'forward' has 0 edges with a rule"):
+        plot_dependencies(CASES[CASES.rule != "Eq. 1"])
+    assert np.isfinite(plot_dependencies(CASES).get_xlim()).all()
