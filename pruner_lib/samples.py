@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+ROW = "border-top: 1px solid rgba(128, 128, 128, 0.4)"
+CELL = (
+    "vertical-align: top; text-align: left; white-space: pre-wrap; overflow-wrap: anywhere; padding: 6px 10px"
+)
+
+
 @dataclass(frozen=True)
 class SideBySide:
     """Texts of several models that continue the same prompts; shows itself as a table in a notebook.
@@ -48,22 +54,22 @@ class SideBySide:
         return pd.DataFrame(rows)
 
     def _repr_html_(self) -> str:
-        cell = "vertical-align: top; text-align: left; white-space: pre-wrap; overflow-wrap: anywhere"
-        head = "".join(
-            f'<th style="text-align: left">{escape(name)}</th>' for name in ("prompt", *self.samples)
-        )
+        names = "".join(f'<th style="{CELL}">{escape(name)}</th>' for name in self.samples)
         rows = "".join(
-            f'<tr><td style="{cell}; width: 16%"><b>{escape(texts[0].prompt)}</b></td>'
-            + "".join(f'<td style="{cell}">{_text(one)}</td>' for one in texts)
+            f'<tr style="{ROW}"><td style="{CELL}"><b>{escape(texts[0].prompt)}</b></td>'
+            + "".join(f'<td style="{CELL}">{_text(one)}</td>' for one in texts)
             + "</tr>"
             for texts in zip(*self.samples.values(), strict=True)
         )
-        return f'<table style="table-layout: fixed; width: 100%"><tr>{head}</tr>{rows}</table>'
+        head = f'<tr><th style="{CELL}; width: 18%">prompt</th>{names}</tr>'
+        return (
+            f'<table style="table-layout: fixed; width: 100%; border-collapse: collapse">{head}{rows}</table>'
+        )
 
 
 def _text(sample: Sample) -> str:
-    note = f'<div style="opacity: 0.65; padding-top: 4px"><i>repeated: {sample.repetition_rate:.0%}</i></div>'
-    return escape(sample.text.strip()) + note
+    note = f"repeated: {sample.repetition_rate:.0%}, different pairs: {sample.distinct:.0%}"
+    return f'{escape(sample.text.strip())}<div style="opacity: 0.65; padding-top: 4px"><i>{note}</i></div>'
 
 
 def samples_of(
