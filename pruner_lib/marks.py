@@ -42,6 +42,12 @@ STYLE = {  # colours of Okabe and Ito, and wine of Tol: colour-blind readers can
     "mixed": MethodStyle("#000000", "P", "mixed"),
     "channel": MethodStyle("#882255", "p", "channel"),
 }
+DESIGNS = {  # what is cut: block and channel look like the methods whose rows they are
+    "block": MethodStyle("#D55E00", "o", "block, local"),
+    "global": MethodStyle("#332288", "d", "block, global"),
+    "channel": STYLE["channel"],
+    "layer": MethodStyle("#44AA99", "*", "whole layers"),
+}
 STAGES = {  # a model on its way: (label, colour)
     "dense": ("dense", GREY),
     "pruned": ("pruned", "#D55E00"),
