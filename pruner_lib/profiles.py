@@ -72,11 +72,51 @@ class MethodStudy:
     tables: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class RecoveryStudy:
+    """How far notebook 09 turns the recovery.
+
+    Args:    keep_at: steps of the profile's recovery after which the model is measured on the way.
+             answer_at: those of them after which it answers the questions too.
+             samples: numbers of instructions tried, each seen once.    draws: of the instructions.
+             module_samples: the number with which parts of the model are trained.
+             few: instructions of the run that over-fits; it makes as many steps as the largest of `samples`.
+             watch: steps of that run and of the largest after which they are measured.
+             held_out: instructions that no run sees.
+             batch_size, micro_batch_size, learning_rate, warmup_steps: of all but the profile's own recovery.
+    """
+
+    keep_at: tuple[int, ...]
+    answer_at: tuple[int, ...]
+    samples: tuple[int, ...]
+    draws: int
+    module_samples: int
+    few: int
+    watch: tuple[int, ...]
+    held_out: int
+    batch_size: int
+    micro_batch_size: int
+    learning_rate: float
+    warmup_steps: int = 0
+
+    def recovery(self, base: Recovery, samples: int, *, draw: int = 0, **changes: Any) -> Recovery:
+        """Make the recovery that sees `samples` instructions once, from a random draw of them."""
+        values = {
+            "samples": samples,
+            "seed": draw,
+            "steps": -(-samples // self.batch_size),
+            "evaluate_at": (),
+        }
+        values |= {name: getattr(self, name) for name in ("batch_size", "micro_batch_size", "learning_rate")}
+        return replace(base, **values | {"keep_at": (), "warmup_steps": self.warmup_steps} | changes)
+
+
 PROFILES_FILE = Path(__file__).with_name("profiles.yaml")
 _PARTS = {
     "calibration": Calibration,
     "calibration_study": CalibrationStudy,
     "recovery": Recovery,
+    "recovery_study": RecoveryStudy,
     "evaluation": Evaluation,
     "long_evaluation": Evaluation,
     "method_study": MethodStudy,
@@ -95,6 +135,7 @@ class Profile:
              protect_first, protect_last: decoder layers left whole.
              draws: how many calibration draws, wherever methods are compared.
              calibration_study: what notebook 02 varies.
+             recovery_study: what notebook 09 varies.
              evaluation: with the paper's windows.    long_evaluation: perplexity in long windows.
              method_study: what notebooks 03 to 05 compare.    short_recovery: where many are recovered.
              short_evaluation: of the many models of a sweep.    sweep: what notebooks 06 to 08 vary.
@@ -112,6 +153,7 @@ class Profile:
     calibration: Calibration
     calibration_study: CalibrationStudy
     recovery: Recovery
+    recovery_study: RecoveryStudy
     evaluation: Evaluation
     long_evaluation: Evaluation
     method_study: MethodStudy

@@ -81,3 +81,16 @@ def test_calibration_grid_varies_one_setting_at_a_time_from_the_usual_calibratio
         large = profile.reference_calibration
         assert large.samples > max(profile.calibration_study.samples)
         assert large.seed not in {draw.seed for draw in profile.calibrations()}
+
+
+def test_recovery_study_fits_the_recovery_that_it_turns():
+    for name in profile_names():
+        profile = load_profile(name)
+        study, own = profile.recovery_study, profile.recovery
+        assert own.keep_at == study.keep_at and set(study.answer_at) <= set(study.keep_at), name
+        assert own.steps is None or max(study.keep_at) < own.steps
+        assert study.samples == tuple(sorted(study.samples)) and study.module_samples in study.samples
+        most = study.recovery(own, study.samples[-1], draw=1, keep_at=study.watch)
+        assert (most.samples, most.seed, most.keep_at) == (study.samples[-1], 1, study.watch)
+        assert max(study.watch) < most.steps == -(-study.samples[-1] // study.batch_size)
+        assert study.few < study.samples[-1] and most.evaluate_at == ()
