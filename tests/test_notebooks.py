@@ -1,0 +1,260 @@
+"""Notebooks follow the one skeleton, and every one of them runs from start to end in the tiny profile."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import statistics
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from pruner_lib.results import read_manifest, results_dir
+from pruner_lib.runner import check_parameters, run_notebook
+
+FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+CPU_S = 30  # 20 s on an idle machine, and half as much again for a slower or a busy one
+LONGEST_CELL, MEDIAN_CELL, LONGEST_DEF, MOST_PARAMETERS = 20, 9, 5, 12  # lines, lines, lines, names
+PROSE = (6, 17)  # words for each line of code
+PARAMETER = re.compile(r"[a-z_]\w*: (str|int|float|bool|list\S*) = .+  # \S.*")
+MAGIC = re.compile(r"^\s*(%|!|\?)|^\s*(pip|conda) install|get_ipython\(", re.MULTILINE)
+PLACE = re.compile(
+    r"(?<![\w.:/*-])/(home|root|usr|tmp|mnt|work|Users|opt|var|data)/|\b[A-Z]:\\\\?[A-Za-z]|file://"
+)
+ENDINGS = ("What would change our mind", "differences", "Exercises", "Next")
+
+
+def problems(path: Path) -> list[str]:
+    """Say what in a notebook departs from the skeleton; an empty list is praise."""
+    book = nbformat.read(path, as_version=4)
+    try:
+        nbformat.validate(book)
+    except nbformat.ValidationError as error:
+        return [f"no valid notebook: {error.message}"]
+    code = [cell for cell in book.cells if cell.cell_type == "code"]
+    prose = [cell.source for cell in book.cells if cell.cell_type == "markdown"]
+    found = [*_form(book), *_opening(path.stem, book), *_parameters(code), *_code(code), *_prose(prose, code)]
+    if not re.search(rf"finish\(\s*['\"]{path.stem}['\"]", code[-1].source):
+        found.append("the last code cell does not call finish with the notebook's name")
+    return found
+
+
+def _form(book):
+    if (book.nbformat, book.nbformat_minor) != (4, 5):
+        yield f"nbformat {book.nbformat}.{book.nbformat_minor}, not 4.5"
+    if book.metadata.get("kernelspec", {}).get("name") != "python3":
+        yield "the kernel is not python3"
+    for number, cell in enumerate(book.cells):
+        if cell.get("outputs") or cell.get("execution_count"):
+            yield f"cell {number} holds outputs"
+        if place := PLACE.search(cell.source):
+            yield f"cell {number} names a place of one machine: {place.group()}"
+
+
+def _opening(stem, book):
+    first = book.cells[0]
+    if first.cell_type != "markdown" or not first.source.startswith(f"# {stem[:2]}"):
+        yield f"the first cell is no title that begins with '# {stem[:2]}'"
+    table = [line.lower() for line in first.source.splitlines() if line.startswith("|")]
+    if len(table) < 3 or not all(word in table[0] for word in ("claim", "run time", "gpu")):
+        yield "the first cell has no table of claims with run times and GPU"
+    if "?" not in first.source:
+        yield "the first cell asks no question"
+    heading = next((i for i, cell in enumerate(book.cells) if re.match("## ", cell.source)), len(book.cells))
+    if not any("provenance(" in cell.source for cell in book.cells[:heading] if cell.cell_type == "code"):
+        yield "the set-up, before the first section, has no line of provenance"
+
+
+def _parameters(code):
+    tagged = [i for i, cell in enumerate(code) if "parameters" in cell.metadata.get("tags", [])]
+    if tagged != [0]:
+        yield f"the cell tagged parameters must be the first code cell, and the only one; tagged are {tagged}"
+        return
+    lines = [line for line in code[0].source.splitlines() if line.strip()]
+    if not lines[0].startswith('profile: str = "quick"  # '):
+        yield 'the first parameter is not profile: str = "quick"'
+    if len(lines) > MOST_PARAMETERS:
+        yield f"{len(lines)} parameters"
+    for line in lines:
+        try:
+            value = ast.parse(line).body[0].value
+            flat = isinstance(ast.literal_eval(value), (str, int, float, bool, list, type(None)))
+        except (SyntaxError, ValueError, AttributeError):
+            flat = False
+        if not flat or not PARAMETER.fullmatch(line):
+            yield f"not `name: type = plain value  # meaning`: {line}"
+
+
+def _code(code):
+    sizes = [len([line for line in cell.source.splitlines() if line.strip()]) for cell in code]
+    if max(sizes) > LONGEST_CELL:
+        yield f"a code cell of {max(sizes)} lines"
+    if statistics.median(sizes) > MEDIAN_CELL:
+        yield f"the median code cell has {statistics.median(sizes)} lines"
+    checks = 0
+    for cell in code:
+        if magic := MAGIC.search(cell.source):
+            yield f"magic or installation: {magic.group().strip()}"
+            continue
+        for node in ast.walk(ast.parse(cell.source)):
+            if isinstance(node, ast.ClassDef):
+                yield f"class {node.name}"
+            if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= LONGEST_DEF:
+                yield f"def {node.name} has {node.end_lineno - node.lineno + 1} lines"
+            checks += isinstance(node, ast.Assert)
+            if isinstance(node, ast.Assert) and node.msg is None:
+                yield f"assert without a message: {ast.unparse(node)[:60]}"
+    if checks < 2:
+        yield f"{checks} checks"
+
+
+def _prose(prose, code):
+    text = "\n".join(prose)
+    words = len(re.findall(r"[\w'’-]+", text))
+    lines = sum(len([line for line in cell.source.splitlines() if line.strip()]) for cell in code)
+    if not PROSE[0] <= words / lines <= PROSE[1]:
+        yield f"{words / lines:.1f} words of prose a line of code"
+    if text.lower().count("expect") < 3:
+        yield "what we expect is said less than three times"
+    for ending in ENDINGS:
+        if ending.lower() not in text.lower():
+            yield f"nothing is said under '{ending}'"
+
+
+def test_there_are_notebooks_and_their_names_have_numbers():
+    assert len(NOTEBOOKS) >= 3
+    assert all(re.fullmatch(r"\d\d_[a-z_]+", path.stem) for path in NOTEBOOKS)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_follows_the_skeleton(path):
+    assert problems(path) == []
+
+
+def change(kind, old, new):
+    """A fault: in the first cell of a kind that holds `old`, write `new` instead."""
+
+    def apply(book):
+        cell = next(c for c in book.cells if c.cell_type == kind and old in c.source)
+        cell.source = cell.source.replace(old, new, 1)
+
+    return apply
+
+
+def add(source):
+    return lambda book: book.cells.insert(4, nbformat.v4.new_code_cell(source))
+
+
+def untag(book):
+    for cell in book.cells:
+        cell.metadata.pop("tags", None)
+
+
+def execute(book):
+    next(c for c in book.cells if c.cell_type == "code").execution_count = 1
+
+
+def old_format(book):
+    book.nbformat_minor = 4
+    for cell in book.cells:
+        del cell["id"]
+
+
+FAULTS = {
+    "no title": (change("markdown", "# 01", "01"), "no title"),
+    "no claims": (change("markdown", "claim", "idea"), "no table of claims"),
+    "output left": (execute, "holds outputs"),
+    "old format": (old_format, "not 4.5"),
+    "other kernel": (lambda book: book.metadata.kernelspec.update(name="julia"), "not python3"),
+    "no tag": (untag, "tagged parameters"),
+    "other first parameter": (
+        change("code", "profile: str", "seed_2: int = 1  # a\nprofile: str"),
+        "not profile",
+    ),
+    "parameter without meaning": (
+        change("code", "layer: int = 0  #", "layer: int = 0 #"),
+        "# meaning`: layer",
+    ),
+    "derived parameter": (change("code", "layer: int = 0", "layer: int = len(profile)"), "plain value"),
+    "no provenance": (change("code", "results.provenance(profile)", "profile"), "no line of provenance"),
+    "magic": (add("%matplotlib inline"), "magic"),
+    "shell": (add("!ls"), "magic"),
+    "installation": (add("pip install torch"), "magic or installation"),
+    "absolute path": (add('data = "/home/somebody/data.csv"'), "place of one machine"),
+    "path of Windows": (add(r'data = "C:\\data"'), "place of one machine"),
+    "path in the text": (change("markdown", "# 01", "See /tmp/notes for # 01"), "place of one machine"),
+    "long cell": (add("\n".join(f"x{i} = {i}" for i in range(21))), "a code cell of 21 lines"),
+    "long function": (
+        add("def f():\n    a = 1\n    b = 2\n    c = 3\n    d = 4\n    return a + b + c + d"),
+        "def f",
+    ),
+    "class": (add("class Model:\n    pass"), "class Model"),
+    "silent check": (add("assert 1 < 2"), "without a message"),
+    "much code": (lambda book: [add("\n".join(["x = 1"] * 8))(book) for _ in range(60)], "words of prose"),
+    "never finished": (change("code", "results.finish(", "print("), "does not call finish"),
+    "finished as another": (change("code", 'finish("01_', 'finish("07_'), "does not call finish"),
+    "no exercises": (change("markdown", "## Exercises", "## Homework"), "Exercises"),
+    "sure of itself": (change("markdown", "## What would change our mind", "## Doubts"), "change our mind"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_broken_notebook_is_found_out(fault, tmp_path):
+    breaks, said = FAULTS[fault]
+    book = nbformat.read(FOLDER / "01_discover_groups.ipynb", as_version=4)
+    breaks(book)
+    path = tmp_path / "01_discover_groups.ipynb"
+    nbformat.write(book, path)
+    assert any(said in problem for problem in problems(path)), problems(path)
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """Results go to a temporary folder, and we stand in another one, outside the project."""
+    monkeypatch.setenv("PRUNER_LIB_RESULTS", str(tmp_path / "results"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    return tmp_path / "elsewhere"
+
+
+def run(path):
+    """Run a notebook in the tiny profile; give what came of it, and the processor time that it took."""
+    before = os.times()
+    came = run_notebook(path, "tiny", show=False)
+    after = os.times()
+    spent = after.children_user + after.children_system - before.children_user - before.children_system
+    return came, spent
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_runs_from_any_folder_and_reuses_its_records(path, elsewhere):
+    came, spent = run(path)
+    assert came.done, came.error
+    assert spent < CPU_S, f"{path.stem} took {spent:.0f} s of processor time"
+    manifest = read_manifest(path.stem, "tiny")
+    assert manifest["status"] == "done" and manifest["outputs"]
+    kinds = {name.partition(".")[2] for name in manifest["outputs"] if name.startswith("figures/")}
+    assert {"svg", "png", "csv"} <= kinds, "a figure is an SVG and a PNG beside its CSV"
+    records = states(results_dir("tiny") / "records")
+    if records:
+        assert run(path)[0].done
+        assert states(results_dir("tiny") / "records") == records, "a second run measured something again"
+    assert not list(elsewhere.iterdir()), "something was written where we stood"
+
+
+def states(folder):
+    """File -> time of its last change and content."""
+    return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in sorted(folder.glob("*"))}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_misspelt_parameter_is_an_error_before_anything_runs(path, elsewhere):
+    check_parameters(path, {"profile": "tiny"})
+    with pytest.raises(ValueError, match=rf"{path.stem}.ipynb has no parameter profil; it has .*profile"):
+        check_parameters(path, {"profil": "tiny"})
+    with pytest.raises(ValueError, match="has no parameter ration"):
+        run_notebook(path, "tiny", {"ration": 0.5}, show=False)
+    assert not results_dir("tiny").exists()
