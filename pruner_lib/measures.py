@@ -27,7 +27,7 @@ def evaluate(asked: Experiment, subject: Subject, bench: Bench) -> dict[str, Met
     """
     wanted, path = asked.evaluation, partial_path(asked, bench)
     saved = read_json(path) if path.is_file() else {}
-    steps = {f"perplexity/{text}@{wanted.length}": (_perplexity, text) for text in wanted.texts}
+    steps = {f"perplexity/{text}@{wanted.length}": (perplexity_metric, text) for text in wanted.texts}
     steps |= {f"accuracy/{task}": (_accuracy, task) for task in wanted.tasks}
     for name, (measure, dataset) in steps.items():
         if name not in saved:
@@ -44,7 +44,8 @@ def partial_path(asked: Experiment, bench: Bench) -> Path:
     return bench.cache(f"partial-{settings_key([asked.key, model_hash(asked.model)])}.json")
 
 
-def _perplexity(text: str, asked: Evaluation, subject: Subject) -> Metric:
+def perplexity_metric(text: str, asked: Evaluation, subject: Subject) -> Metric:
+    """Measure the perplexity on one text of an evaluation."""
     from pruner_lib.data import corpus_hash
     from pruner_lib.evaluation import perplexity_result
 

@@ -5,7 +5,7 @@ Nothing is run here; what the rows differ by is known to `contrasts`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ ROWS = {  # a row as the paper prints it -> our method
     "Block": "element1",  # Table 2
     "Parameter^{1+2}": "mixed",  # the preprint alone
 }
+DENSE = ("Table 1", "0% / LLaMA-7B*")  # the whole model of Tables 6 and 7
 STAGES = {"w/o tune": "pruned", "w/ tune": "recovered"}
 CHANNEL = {"criterion": "element1", "granularity": "channel", "protect_first": 0, "protect_last": 0}
 
@@ -87,20 +88,38 @@ def published_methods(table: str) -> pd.DataFrame:
     Accuracies are shares in [0, 1]. A row that the preprint alone has (`mixed`) is taken from there. Of the
     whole model, what the authors measured counts, not the official numbers.
     """
+    sources = [name for name in (table, f"{table}, preprint v1") if name in published_tables()]
+    return _by_our_words([(name, _row(row), row) for name in sources for row in published(name).row.unique()])
+
+
+def published_choices(table: str, rows: Mapping[str, tuple[str, str]]) -> pd.DataFrame:
+    """Read Table 6 or 7 by our words, as `published_methods` does; their whole model is that of Table 1.
+
+    Args:    rows: a row as printed -> our name and stage.
+    """
+    return _by_our_words(
+        [(table, ours, row) for row, ours in rows.items()] + [(DENSE[0], ("dense",) * 2, DENSE[1])]
+    )
+
+
+def _by_our_words(rows: Sequence[tuple[str, tuple[str, str] | None, str]]) -> pd.DataFrame:
+    """Look rows up: (table, our name and stage, the row as printed)."""
     import pandas as pd
 
-    sources = [name for name in (table, f"{table}, preprint v1") if name in published_tables()]
-    found = pd.concat([published(name) for name in sources], ignore_index=True)
+    parts = [
+        published(table).query("row == @printed").assign(name=ours[0], stage=ours[1])
+        for table, ours, printed in rows
+        if ours is not None
+    ]
+    found = pd.concat(parts, ignore_index=True)[["name", "stage", "metric", "value"]]
     percent = found.metric.str.startswith("accuracy/")
-    names = pd.DataFrame([_row(row) for row in found.row], columns=["name", "stage"])
-    found = names.assign(metric=found.metric, value=found.value.where(~percent, found.value / 100))
-    return found.dropna(subset="name").reset_index(drop=True)
+    return found.assign(value=found.value.where(~percent, found.value / 100))
 
 
-def _row(printed: str) -> tuple[str | None, str | None]:
-    """Translate the name of a row; (None, None) for one that we have nothing to compare with."""
+def _row(printed: str) -> tuple[str, str] | None:
+    """Translate the name of a row; None for one that we have nothing to compare with."""
     if printed.startswith("0%"):
-        return (None, None) if "official" in printed else ("dense", "dense")
+        return None if "official" in printed else ("dense", "dense")
     first, _, name = printed.partition(" / ")
     stage = next((ours for theirs, ours in STAGES.items() if first.endswith(theirs)), None)
-    return (ROWS[name], stage) if stage and name in ROWS else (None, None)
+    return (ROWS[name], stage) if stage and name in ROWS else None

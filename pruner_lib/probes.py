@@ -46,7 +46,7 @@ def true_changes(
     def measure(dense: stages.Loaded, ids: Any) -> list[float]:
         return loss_changes(dense.model, dense.axes, groups, ids, progress=progress)
 
-    found = _once(["changes", [list(group) for group in groups]], experiment, measure, profile, results_dir)
+    found = once(["changes", [list(group) for group in groups]], experiment, measure, profile, results_dir)
     return pd.DataFrame(groups, columns=["axis", "group"]).assign(change=found)
 
 
@@ -78,13 +78,18 @@ def pass_costs(
                 rows.append(row)
         return rows
 
-    return pd.DataFrame(_once(["costs", repeats], experiment, measure, profile, results_dir))
+    return pd.DataFrame(once(["costs", repeats], experiment, measure, profile, results_dir))
 
 
-def _once(
+def once(
     what: list, experiment: Experiment, measure: Callable, profile: str, results_dir: Path | str | None
 ) -> Any:
-    """Give what was measured before with these settings, else measure it on the dense model and keep it."""
+    """Give what was measured before with these settings, else measure it on the dense model and keep it.
+
+    Args:    what: settings besides model and calibration.
+             measure: takes the dense model, which it may let go of, and the calibration samples; what it
+             gives is kept as JSON.
+    """
     from dataclasses import asdict
 
     bench = bench_of(profile, results_dir)
@@ -96,10 +101,10 @@ def _once(
         if not path.is_file():
             from pruner_lib.data import calibration_ids
 
-            dense = stages.load_dense(experiment.model, bench)
+            tokenizer = stages.load_dense(experiment.model, bench).tokenizer
             sizes = asdict(experiment.calibration)
-            ids = calibration_ids(sizes.pop("corpus"), dense.tokenizer, **sizes)  # (samples, length)
-            write_json(path, measure(dense, ids.to(bench.device)))
+            ids = calibration_ids(sizes.pop("corpus"), tokenizer, **sizes)  # (samples, length)
+            write_json(path, measure(stages.load_dense(experiment.model, bench), ids.to(bench.device)))
     return read_json(path)
 
 

@@ -1,0 +1,90 @@
+"""Groups keep the matrices in step; matrices that choose alone do not, and their blocks say other things."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from families import build, tokens
+
+from pruner_lib import alignment, discover, load_model, prune_, select
+from pruner_lib.alignment import aligned, at_zero, block_outputs, correlation, following
+from pruner_lib.groups import Plan
+from pruner_lib.methods import Compared
+from pruner_lib.profiles import load_profile
+from pruner_lib.study import model_of, run
+
+TINY = load_profile("tiny")
+ONE = Compared("tiny", 0.3)
+PAIR = {"groups": ONE.ask(TINY, "element1"), "alone": ONE.ask(TINY, "element1", dependency=False)}
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    monkeypatch.setenv("PRUNER_LIB_RESULTS", str(tmp_path))
+
+
+def test_correlation_knows_scale_shift_and_nothing():
+    a = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    assert correlation(a, 3 * a + 2) == pytest.approx(1) and correlation(a, -a) == pytest.approx(-1)
+    assert correlation(a, torch.ones_like(a)) == 0.0
+    noise = torch.randn(100, 100, generator=torch.Generator().manual_seed(1))
+    assert abs(correlation(noise, noise.flip(0))) < 0.05
+
+
+def test_steps_are_counted_by_position():
+    """gate keeps 0 1 3, up 0 2 3, down 0 1 3: of three positions the middle one is out of step."""
+    rows = {"gate": [0, 1, 3], "up": [0, 2, 3], "down": [0, 1, 3]}
+    keep = {f"layers.0.mlp/{name}": torch.tensor(kept) for name, kept in rows.items()}
+    keep["layers.1.mlp/gate"] = torch.arange(4)  # whole: not counted
+    assert aligned(Plan(keep, dict.fromkeys(keep, 4))) == {"layers.0.mlp": pytest.approx(2 / 3)}
+    assert aligned(Plan({"layers.0.mlp": torch.tensor([0, 2])}, {"layers.0.mlp": 4})) == {"layers.0.mlp": 1.0}
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", "gpt_neox", "gpt2", "bloom", "phi3", "glm"])
+def test_blocks_are_fed_and_heard_in_every_architecture(family):
+    """Pruning layer 0 changes what it says; layer 1, given its old input, says what it said."""
+    model, ids = build(family), tokens(2, 6)
+    axes = {name: axis for name, axis in discover(model).items() if axis.layer is not None}
+    inputs, before = block_outputs(model, axes, ids)
+    scores = {name: torch.rand(axis.n_groups) for name, axis in axes.items()}
+    prune_(model, select(discover(model), scores, ratio=0.5, protect_last=2))
+    hooks = n_hooks(model)
+    fed, own = (block_outputs(model, axes, ids, fed=given)[1] for given in (inputs, None))
+    torch.testing.assert_close(fed["layers.1.mlp"], before["layers.1.mlp"], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(own["layers.1.mlp"], before["layers.1.mlp"], rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(fed["layers.0.mlp"], before["layers.0.mlp"], rtol=1e-3, atol=1e-4)
+    assert n_hooks(model) == hooks
+
+
+def n_hooks(model):
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+
+
+def test_groups_follow_and_matrices_alone_do_not():
+    found = following(PAIR, profile="tiny").groupby(["name", "kind"]).correlation.mean()
+    assert found["groups", "mlp"] > 0.8 > 0.3 > found["alone", "mlp"]
+    assert set(found.index.get_level_values("kind")) == {"attention", "mlp", "layer"}
+
+
+def test_following_is_measured_once(monkeypatch):
+    first = following(PAIR, profile="tiny")
+    monkeypatch.setattr(alignment, "block_outputs", lambda *_: pytest.fail("measured again"))
+    assert following(PAIR, profile="tiny").equals(first)
+    with pytest.raises(pytest.fail.Exception, match="measured again"):
+        following({"groups": PAIR["groups"]}, profile="tiny")
+
+
+def test_zero_equals_cut_for_groups_and_not_for_matrices_alone():
+    cut = {name: run(asked, profile="tiny") for name, asked in PAIR.items()}
+    zero = {name: at_zero(record, profile="tiny") for name, record in cut.items()}
+    assert zero["groups"].perplexity["tiny"] == pytest.approx(cut["groups"].perplexity["tiny"], rel=1e-4)
+    assert zero["alone"].perplexity["tiny"] != pytest.approx(cut["alone"].perplexity["tiny"], rel=1e-2)
+    assert zero["alone"].metrics["perplexity/tiny@16"].n == cut["alone"].metrics["perplexity/tiny@16"].n
+
+
+def test_dense_model_is_left_as_it_was():
+    dense = load_model("tiny")[0].state_dict()
+    following(PAIR, profile="tiny")
+    at_zero(run(PAIR["alone"], profile="tiny"), profile="tiny")
+    now = model_of(PAIR["groups"].dense, profile="tiny")[0].state_dict()
+    assert all(torch.equal(now[name], weight) for name, weight in dense.items())

@@ -1,0 +1,122 @@
+"""What is kept is relative to the dense model, and nothing is called better inside the noise."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pruner_lib.contrasts import contrasts, group_of, kept_frame, metrics_of, run_named, told
+from pruner_lib.experiment import Evaluation, Recovery
+from pruner_lib.methods import Compared
+from pruner_lib.profiles import load_profile
+from pruner_lib.records import Metric, Record
+
+TINY = load_profile("tiny")
+ONE = Compared("tiny", 0.3)
+WINDOWS, QUESTIONS = 40, 200
+HARD = np.random.default_rng(0).normal(
+    3, 0.5, WINDOWS
+)  # what is hard about each window, for all models alike
+
+
+def text_record(method, draw=0, worse=0.0, **changes):
+    nll = HARD + worse + 0.01 * np.random.default_rng([draw, len(method)]).normal(size=WINDOWS)
+    metric = Metric(float(np.exp(nll.mean())), 1.0, WINDOWS, {"window": 16}, tuple(nll))
+    return Record(ONE.ask(TINY, method, draw, **changes), {}, {"perplexity/tiny@16": metric})
+
+
+def answer_record(method, right, draw=0, **changes):
+    evaluation = Evaluation(texts=(), tasks=("boolq", "piqa"), limit=QUESTIONS)
+    answers = (np.arange(QUESTIONS) < right * QUESTIONS).astype(float)
+    metric = Metric(float(answers.mean()), 0.03, QUESTIONS, {"limit": QUESTIONS}, tuple(answers))
+    asked = ONE.ask(TINY, method, draw, evaluation=evaluation, **changes)
+    return Record(asked, {}, {"accuracy/boolq": metric, "accuracy/piqa": metric})
+
+
+NAMED = {
+    "dense": [text_record("dense"), answer_record("dense", 0.8)],
+    "element1": [*(text_record("element1", draw, 0.3) for draw in range(3)), answer_record("element1", 0.6)],
+    "vector": [*(text_record("vector", draw, 0.301) for draw in range(3)), answer_record("vector", 0.6)],
+    "l2": [text_record("l2", 0, 2.0), answer_record("l2", 0.4)],
+}
+
+
+def test_kept_is_a_multiple_of_the_dense_perplexity_and_a_share_of_its_accuracy():
+    found = kept_frame(NAMED).set_index(["name", "dataset"])
+    assert found.ours["element1", "tiny"] == pytest.approx(math.exp(0.3), rel=0.02)
+    assert found.draws["element1", "tiny"] == 3 and found.n["element1", "tiny"] == WINDOWS
+    assert found.ours["l2", "mean"] == pytest.approx(0.5) and found.value["l2", "boolq"] == pytest.approx(0.4)
+    assert (found.low < found.ours).all() and (found.ours < found.high).all()
+    assert "dense" not in found.index.get_level_values("name")
+
+
+def test_stages_are_rows_of_their_own():
+    recovered = text_record("element1", 0, 0.1, recovery=Recovery("tiny"))
+    found = kept_frame(NAMED | {"element1": [*NAMED["element1"], recovered]}).query("dataset == 'tiny'")
+    times = found[found.name == "element1"].set_index("stage").ours
+    assert list(times.index) == ["pruned", "recovered"] and times["recovered"] < times["pruned"]
+
+
+def test_paper_is_relative_to_its_own_dense_model_and_absent_rows_are_empty():
+    known = pd.DataFrame(
+        [("dense", "dense", 10.0), ("element1", "pruned", 15.0)], columns=["name", "stage", "value"]
+    ).assign(metric="perplexity/wikitext2@128")
+    found = kept_frame(NAMED, known).set_index(["name", "dataset"])
+    assert found.paper["element1", "tiny"] == 1.5
+    assert found.difference["element1", "tiny"] == found.ours["element1", "tiny"] - 1.5
+    assert math.isnan(found.paper["l2", "tiny"]) and math.isnan(found.paper["element1", "boolq"])
+
+
+def test_missing_dense_measurement_is_told():
+    with pytest.raises(ValueError, match=r"the dense model lacks perplexity/tiny@16; measure it like l2"):
+        kept_frame({"l2": NAMED["l2"]})
+
+
+def test_large_differences_are_told_and_small_ones_are_not():
+    found = contrasts(NAMED, [("element1", "l2"), ("vector", "element1"), ("l2", "element1")])
+    better = found.set_index(["a", "b", "metric"]).better
+    assert better["element1", "l2", "perplexity"] == "a" and better["l2", "element1", "perplexity"] == "b"
+    assert better["element1", "l2", "accuracy"] == "a" and better["l2", "element1", "accuracy"] == "b"
+    assert better["vector", "element1", "perplexity"] == "" == better["vector", "element1", "accuracy"]
+    sentences = told(found)
+    assert "**element1 is better than l2** by perplexity on tiny (element1 - l2: -1.70 [" in sentences
+    assert "vector and element1 can't be told apart by accuracy, mean (+0.0 [" in sentences.replace(
+        "0.00", "0.0"
+    )
+
+
+def test_more_pairs_make_wider_intervals():
+    pairs = [("element1", "vector"), ("element1", "l2"), ("vector", "l2")]
+    one, many = contrasts(NAMED, pairs[:1]), contrasts(NAMED, pairs)
+    assert many.low[0] < one.low[0] and many.high[0] > one.high[0]
+
+
+def test_metrics_come_in_order_and_groups_hold_only_who_has_them():
+    assert metrics_of(NAMED["l2"]) == [
+        "perplexity/tiny@16",
+        "accuracy/mean",
+        "accuracy/boolq",
+        "accuracy/piqa",
+    ]
+    assert metrics_of(NAMED["l2"], tasks=False) == ["perplexity/tiny@16", "accuracy/mean"]
+    assert [
+        record.experiment.calibration.seed for record in group_of(NAMED["vector"][::-1], "perplexity/tiny@16")
+    ] == [
+        0,
+        1,
+        2,
+    ]
+    assert len(group_of(NAMED["vector"], "accuracy/mean")) == 1
+    assert group_of(NAMED["vector"], "accuracy/mean", "recovered") == ()
+
+
+def test_named_lists_come_back_in_their_order(tmp_path, monkeypatch):
+    monkeypatch.setenv("PRUNER_LIB_RESULTS", str(tmp_path))
+    asked = {name: [ONE.ask(TINY, name, draw) for draw in range(2)] for name in ("l1", "dense", "random")}
+    found = run_named(asked, profile="tiny")
+    assert {name: [record.key for record in records] for name, records in found.items()} == {
+        name: [one.key for one in experiments] for name, experiments in asked.items()
+    }
