@@ -1,0 +1,86 @@
+"""What is measured beside a record: once, of the right model, on instructions that no training saw."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pruner_lib import load_model, measured
+from pruner_lib.alpaca import IGNORED, encode
+from pruner_lib.data import instructions
+from pruner_lib.measured import held_out, losses_on, response_losses, timings
+from pruner_lib.study import load_profile, model_of
+
+TINY = load_profile("tiny")
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    monkeypatch.setenv("PRUNER_LIB_RESULTS", str(tmp_path))
+    return tmp_path / "tiny"
+
+
+def test_held_out_instructions_are_seen_by_no_recovery():
+    recoveries = [replace(TINY.recovery, samples=8, seed=seed) for seed in range(3)]
+    rows = held_out("tiny", 4, recoveries)
+    seen = [row for one in recoveries for row in instructions("tiny", samples=8, seed=one.seed)]
+    assert len(rows) == 4 and not any(row in seen for row in rows)
+    assert held_out("tiny", 4, recoveries) == rows != held_out("tiny", 4, recoveries, seed=1)
+    with pytest.raises(ValueError, match="0 are seen by no recovery, wanted 4"):
+        held_out("tiny", 4, [replace(TINY.recovery, samples=None)])
+
+
+def test_loss_of_a_response_is_that_of_the_model_itself():
+    model, tokenizer = load_model("tiny")
+    examples = instructions("tiny", samples=5)
+    found = losses_on(model, tokenizer, examples)
+    for loss, row in zip(found, encode(examples, tokenizer), strict=True):
+        ids, labels = torch.tensor([row["input_ids"]]), torch.tensor([row["labels"]])
+        assert (labels == IGNORED).any()
+        with torch.no_grad():
+            assert loss == pytest.approx(model(ids, labels=labels).loss.item(), rel=1e-5)
+            assert loss != pytest.approx(model(ids, labels=ids).loss.item(), rel=1e-5)
+
+
+def test_losses_are_measured_once_of_each_model(monkeypatch, place):
+    examples = instructions("tiny", samples=3)
+    kept = replace(TINY.recovery, evaluate_at=())
+    asked = [TINY.dense(), TINY.experiment(), TINY.experiment(recovery=kept)]
+    asked.append(TINY.experiment(recovery=replace(kept, at=2)))
+    found = [response_losses(one, examples, profile="tiny") for one in asked]
+    assert len({tuple(one) for one in found}) == 4
+    model, tokenizer = model_of(asked[1], profile="tiny")
+    assert found[1] == pytest.approx(losses_on(model, tokenizer, examples), rel=1e-5)
+    monkeypatch.setattr(measured, "model_of", lambda *_, **__: pytest.fail("made a model"))
+    other = replace(asked[1], evaluation=replace(TINY.evaluation, windows=2))
+    assert response_losses(other, examples, profile="tiny") == found[1]
+    with pytest.raises(pytest.fail.Exception, match="made a model"):
+        response_losses(asked[1], examples[:2], profile="tiny")
+
+
+def test_models_are_timed_in_turns_and_once(monkeypatch):
+    asked = {"dense": TINY.dense(), "in 8 bits": TINY.dense(int8=True)}
+    calls = []
+    monkeypatch.setattr(measured, "_pass", lambda model, tokens: calls.append(id(model)) or len(calls) / 10)
+    frame = timings(asked, repeats=3, warmup=1, profile="tiny")
+    assert len(calls) == 8 and len(set(calls)) == 2 and calls[:2] * 4 == calls
+    assert frame.groupby("model").size().to_dict() == {"dense": 3, "in 8 bits": 3}
+    assert frame.seconds.tolist() == pytest.approx([0.3, 0.4, 0.5, 0.6, 0.7, 0.8])  # the first round not
+    assert timings(asked, repeats=3, warmup=1, profile="tiny").equals(frame) and len(calls) == 8
+    timings(asked, repeats=2, warmup=0, profile="tiny")
+    assert len(calls) == 12
+
+
+def test_models_too_large_to_be_held_together_are_timed_one_by_one(monkeypatch):
+    calls = []
+    monkeypatch.setattr(measured, "KEEP_BYTES", 1)
+    monkeypatch.setattr(measured, "_pass", lambda model, tokens: calls.append(id(model)) or 0.1)
+    asked = {"dense": TINY.dense(), "pruned": TINY.experiment()}
+    assert len(timings(asked, repeats=2, warmup=0, profile="tiny")) == 4
+    assert calls[0] == calls[1] and calls[2] == calls[3]
+
+
+def test_pass_takes_time():
+    assert measured._pass(load_model("tiny")[0], 16) > 0
