@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["plot_layer_damage", "plot_sweep", "plot_widths"]
+LIFT = 0.8  # percentage points between lines of one height
 LINES = ("-", "--", ":", "-.")  # texts
 SHARES = {
     "ratio": "share of the groups removed in the pruned layers, %",
@@ -108,38 +109,34 @@ def plot_layer_damage(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def plot_widths(frame: pd.DataFrame, *, kind: str, ax: Axes | None = None) -> Axes:
+def plot_widths(frame: pd.DataFrame, *, kind: str, names: bool = True, ax: Axes | None = None) -> Axes:
     """Draw what is left of the layers: a line a design, a band from its least to its greatest draw.
 
-    Args:    frame: columns `design` (of `DESIGNS`), `layer`, `kind`, `kept` (a share in [0, 1]); one row
-             a draw.    kind: "attention" or "mlp".
+    Args:    frame: columns `design` (of `DESIGNS`), `layer`, `kind`, `kept` (a share in [0, 1]); one row a
+             draw.    kind: "attention" or "mlp".    names: write the names of the designs.
     """
     need(frame, "design", "layer", "kind", "kept")
     part = frame[frame.kind == kind]
     need(part, "kept")
     ax = new_axes(ax, 6.4, 3.6)
-    for design, rows in part.groupby("design", sort=False):
+    designs = list(dict.fromkeys(part.design))
+    for number, (design, rows) in enumerate(part.groupby("design", sort=False)):
         style, draws = look_of(design), rows.groupby("layer").kept
-        middle = 100 * draws.mean()
+        shift = LIFT * (number - (len(designs) - 1) / 2)  # lines of one height lie beside each other
+        middle, least, most = (100 * values + shift for values in (draws.mean(), draws.min(), draws.max()))
+        look = {"color": style.color, "linewidth": 1.4, "label": style.label}
         ax.plot(
-            middle.index,
-            middle,
-            color=style.color,
-            marker=style.marker,
-            markersize=4,
-            label=style.label,
-            linewidth=1.2,
+            middle.index, middle, style.marker, drawstyle="steps-mid", linestyle="-", markersize=4, **look
         )
-        ax.fill_between(
-            middle.index, 100 * draws.min(), 100 * draws.max(), color=style.color, alpha=0.2, linewidth=0
-        )
-    ax.set_ylim(-3, 105)
+        ax.fill_between(middle.index, least, most, step="mid", color=style.color, alpha=0.2, linewidth=0)
+    ax.set_ylim(-4, 105)
     ax.set_xlabel("decoder layer")
     ax.set_ylabel(f"{'heads' if kind == 'attention' else 'MLP channels'} left, %")
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.grid(axis="y", alpha=0.25)
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, fontsize=9, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1))
+    if names:
+        ax.legend(frameon=False, fontsize=9, ncols=len(designs), loc="lower center", bbox_to_anchor=(0.5, 1))
     return ax
 
 
@@ -161,7 +158,8 @@ def _name_lines(ax: Axes, ends: list[tuple[float, float, MethodStyle]], names: b
     from matplotlib.lines import Line2D
 
     look = [{"color": s.color, "marker": s.marker, "linestyle": s.line, "label": s.label} for _, _, s in ends]
-    ax.legend(handles=[Line2D([], [], markersize=5, **one) for one in look], frameon=False, fontsize=9)
+    handles = [Line2D([], [], markersize=5, **one) for one in look]
+    ax.legend(handles=handles, frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.01, 1))
 
 
 def _runs(layers: Iterable[int]) -> list[tuple[int, int]]:

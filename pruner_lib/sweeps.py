@@ -18,6 +18,7 @@ from pruner_lib import stages
 from pruner_lib.contrasts import group_of
 from pruner_lib.evidence import interval, metric_names, values_of
 from pruner_lib.experiment import Experiment, settings_key
+from pruner_lib.methods import published_choices, published_methods
 from pruner_lib.records import Record
 from pruner_lib.statistics import paired_difference
 from pruner_lib.storage import read_json, write_json
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 GAP = ["dataset", "inside", "outside", "difference", "low", "high", "sign", "draws", "n"]
-DESIGNS = {  # what is cut -> the settings that say so; they compare at equal ratio with target "parameters"
+DESIGNS = {  # what is cut -> the settings that say so; with target "parameters" they compare at equal ratio
     "block": {},
     "global": {"scope": "global"},
     "channel": {"granularity": "channel", "protect_first": 0, "protect_last": 0},
@@ -187,6 +188,32 @@ def published_points(tables: Mapping[float, pd.DataFrame], methods: Sequence[str
         if row.metric == "perplexity/wikitext2@128" and row.stage == "pruned" and row.name in methods
     ]
     return pd.DataFrame(rows, columns=["share", "method", "dataset", "value", "source"])
+
+
+def published_designs(share: float) -> pd.DataFrame | None:
+    """Read what the paper says of block, global, channel and layer at a share of 0.2 or 0.5, by our words.
+
+    A fifth: Tables 1 and 14. One half: Table 16, and Table 8 for the accuracies after recovery, where whole
+    layers are DistilBERT's way (every second one stays).
+
+    Returns: as `methods.published_methods`; None for another share.
+    """
+    import pandas as pd
+
+    places = {
+        0.2: ("Table 1", "Table 14", {"Element^1 - global": ("global", "pruned")}),
+        0.5: (
+            "Table 16",
+            "Table 8",
+            {"DistilBert": ("layer", "recovered"), "LLM-Pruner": ("block", "recovered")},
+        ),
+    }
+    if share not in places:
+        return None
+    table, other, rows = places[share]
+    first = published_methods(table).replace({"name": {"element1": "block"}})
+    found = pd.concat([first, published_choices(other, rows)], ignore_index=True)
+    return found.drop_duplicates(["name", "stage", "metric"], keep="last", ignore_index=True)
 
 
 def share_at(shares: Sequence[float], perplexities: Sequence[float], level: float) -> float:
