@@ -93,6 +93,7 @@ def run_notebook(
     code, messages = _papermill(path, profile, parameters, run_id, show)
     seconds = round(time.perf_counter() - start, 1)
     error = _problem(path.stem, profile, run_id, code, messages)
+    error = error and _without_places(error)
     manifest = read_manifest(path.stem, profile) if error is None else None
     outputs = tuple(manifest["outputs"]) if manifest else ()
     done = NotebookRun(path.stem, profile, "failed" if error else "done", seconds, outputs, error)
@@ -130,9 +131,7 @@ def _papermill(
         ]
         code, messages = _watch(command, environment, path.resolve().parent, show)
         if out.is_file():
-            write_atomic(
-                executed, lambda temporary: temporary.write_text(_without_places(out), encoding="utf-8")
-            )
+            write_atomic(executed, lambda temporary: temporary.write_text(_executed(out), encoding="utf-8"))
     return code, messages
 
 
@@ -178,7 +177,7 @@ def _problem(notebook: str, profile: str, run_id: str, code: int, messages: str)
     return f"it says that it wrote {', '.join(missing)}, but that is not there" if missing else None
 
 
-def _without_places(path: Path) -> str:
+def _executed(path: Path) -> str:
     """Give an executed notebook as text, without the paths of this machine in its metadata and outputs."""
     import nbformat
 
@@ -186,7 +185,11 @@ def _without_places(path: Path) -> str:
     for name in ("input_path", "output_path"):
         if name in notebook.metadata.get("papermill", {}):
             notebook.metadata["papermill"][name] = path.name
-    text = nbformat.writes(notebook)
+    return _without_places(nbformat.writes(notebook))
+
+
+def _without_places(text: str) -> str:
+    """Take the paths of this machine out of a text."""
     places = {str(results_root().parent): ".", _package_parent(): ".", str(Path.home()): "~"}
     for place, shown in places.items():
         text = text.replace(place + os.sep, shown + os.sep) if place != os.sep else text

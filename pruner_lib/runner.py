@@ -1,8 +1,10 @@
-"""Run the notebooks of a study by papermill, one process each, in order, and report.
+"""Run the notebooks of a study by papermill, one process each, in the order of their needs, and report.
 
-python -m pruner_lib.runner study --profile quick [--only 00,01] [--set ratio=0.5 ...]
-python -m pruner_lib.runner notebook 00_quickstart --profile tiny [--set ratio=0.5 ...]
+    python -m pruner_lib.runner study --profile quick [--only 00,01] [--set ratio=0.5 ...]
+    python -m pruner_lib.runner notebook 00_quickstart --profile tiny [--set ratio=0.5 ...]
 
+The order is that of their names: the summary, which reads what all others wrote, is the last. At the end
+stands one page with everything, `results/<profile>/index.html`.
 """
 
 from __future__ import annotations
@@ -14,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from pruner_lib.execution import NotebookRun, check_parameters, notebook_parameters, run_notebook
+from pruner_lib.index import write_index
 from pruner_lib.profiles import load_profile
-from pruner_lib.results import project_root
+from pruner_lib.results import project_root, read_manifest
 
 __all__ = ["NotebookRun", "check_parameters", "find_notebooks", "main", "report", "run_notebook", "run_study"]
 
@@ -61,6 +64,8 @@ def run_study(
 ) -> list[NotebookRun]:
     """Run the notebooks of a study in the order of their names; a failure does not stop those that follow.
 
+    What an earlier run measured is not measured again. After each notebook the profile's page is written.
+
     Args:    only: see `find_notebooks`.    parameters: each goes to the notebooks that have it.
     Raises:  ValueError: unknown profile or notebook, or a parameter that none of the notebooks has. Nothing
              has run then.
@@ -76,11 +81,27 @@ def run_study(
         raise ValueError(f"no notebook has a parameter {', '.join(unknown)}")
     runs = []
     for number, path in enumerate(paths, 1):
-        print(f"[{number}/{len(paths)}] {path.stem} ({profile})", flush=True)
+        print(f"[{number}/{len(paths)}] {path.stem} ({profile}){_last_time(path.stem, profile)}", flush=True)
         asked = {name: value for name, value in (parameters or {}).items() if name in known[path]}
         runs.append(run_notebook(path, profile, asked, show=show))
         print(f"    {_line(runs[-1])}", flush=True)
+        _write_page(profile)
     return runs
+
+
+def _write_page(profile: str) -> str:
+    """Write the page of a profile; what keeps it from being written does not stop a study."""
+    try:
+        return f"everything on one page: {write_index(profile)}"
+    except (OSError, ValueError) as error:
+        return f"the page of all results could not be written: {error}"
+
+
+def _last_time(notebook: str, profile: str) -> str:
+    """Tell how long a notebook took when it was last done."""
+    manifest = read_manifest(notebook, profile)
+    done = manifest and manifest.get("status") == "done" and manifest.get("seconds")
+    return f", last time {done:.0f} s" if done else ""
 
 
 def report(runs: Sequence[NotebookRun]) -> str:
@@ -142,6 +163,7 @@ def main(words: Sequence[str] | None = None) -> int:
         print("stopped; run the same command again to go on", file=sys.stderr)
         return 130
     print("\n" + report(runs))
+    print(_write_page(asked.profile))
     for run in runs:
         if not run.done:
             print(f"\n{run.notebook} failed:\n{run.error}", file=sys.stderr)

@@ -65,7 +65,7 @@ def test_killed_kernel_is_a_failure_even_over_an_older_success(folder):
     assert run_notebook(path, "tiny", show=False).done
     notebook(folder, "00_mortal", WRITE, "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", FINISH)
     run = run_notebook(path, "tiny", show=False)
-    assert not run.done
+    assert not run.done and str(folder.parent) not in run.error
     assert json.loads(manifest_path("00_mortal", "tiny").read_text())["status"] == "failed"
 
 
@@ -89,6 +89,24 @@ def test_study_goes_on_after_a_failure_and_ends_nonzero(folder, monkeypatch, cap
     assert (results_dir("tiny") / "tables" / "made.csv").read_text().startswith("float,0.75")
     assert main(["study", "--profile", "tiny", "--only", "01"]) == 0
     assert "1 of 1 notebooks done" in capsys.readouterr().out
+
+
+def test_study_writes_one_page_of_all_results_and_tells_the_last_time(folder, monkeypatch, capsys):
+    notebook(folder, "00_good", WRITE, FINISH)
+    notebook(folder, "12_last", WRITE, FINISH)
+    monkeypatch.setattr("pruner_lib.runner.notebooks_dir", lambda: folder)
+    assert main(["study", "--profile", "tiny", "--only", "12,00"]) == 0
+    said = capsys.readouterr().out
+    page = results_dir("tiny") / "index.html"
+    assert str(page) in said and said.index("[1/2] 00_good") < said.index("[2/2] 12_last")
+    assert "last time" not in said
+    assert 'href="notebooks/00_good.html"' in page.read_text() and "12_last" in page.read_text()
+    monkeypatch.setattr(
+        "pruner_lib.runner.write_index", lambda _: (_ for _ in ()).throw(ValueError("no page"))
+    )
+    assert main(["study", "--profile", "tiny", "--only", "00"]) == 0
+    said = capsys.readouterr().out
+    assert "last time" in said and "could not be written: no page" in said
 
 
 def test_misspelt_parameter_is_an_error_before_anything_runs(folder):
