@@ -13,7 +13,7 @@ from pruner_lib.claim_records import Evidence
 from pruner_lib.index import main, runs_frame, runs_of, write_index
 from pruner_lib.paper_claims import CLAIMS
 from pruner_lib.results import finish, manifest_path, results_dir, save_table
-from pruner_lib.storage import write_json
+from pruner_lib.storage import read_json, write_json
 from pruner_lib.verdicts import judge_claims, verdicts_frame
 from tests.made_records import draws
 
