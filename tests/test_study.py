@@ -196,7 +196,7 @@ def mortal(function, times):
 if where == "estimate":
     stages._estimate = mortal(stages._estimate, 1)
 elif where == "evaluate":
-    measures._perplexity = mortal(measures._perplexity, 4)
+    measures.perplexity_metric = mortal(measures.perplexity_metric, 4)
 elif where == "recover":
     make = stages._text_perplexities
     stages._text_perplexities = lambda *given: mortal(make(*given), 3)
@@ -237,7 +237,7 @@ def test_killed_study_goes_on_to_the_records_of_an_uninterrupted_one(where, reco
 
 
 def test_text_that_was_measured_before_a_stop_is_not_measured_again(monkeypatch):
-    measured, measure = [], measures._perplexity
+    measured, measure = [], measures.perplexity_metric
 
     def stops(text, *given):
         measured.append(text)
@@ -245,7 +245,7 @@ def test_text_that_was_measured_before_a_stop_is_not_measured_again(monkeypatch)
             raise KeyboardInterrupt
         return measure(text, *given)
 
-    monkeypatch.setattr(measures, "_perplexity", stops)
+    monkeypatch.setattr(measures, "perplexity_metric", stops)
     with pytest.raises(KeyboardInterrupt):
         run(asked(), profile="tiny")
     assert not list((results_dir("tiny") / "records").glob("*"))
