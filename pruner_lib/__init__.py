@@ -1,7 +1,7 @@
 """LLM-Pruner as a study: discover groups, score them, cut them, recover, measure.
 
-The names below are the public interface. They are looked up when first used, so that `import pruner_lib` is quick
-and the method itself (groups, trace, graph, importance, select, prune) never pulls in transformers.
+The names below are the public interface. They are looked up when first used, so that `import pruner_lib` is
+quick and the method itself (groups, trace, graph, importance, select, prune) never pulls in transformers.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ def _is_pruned(folder: Path) -> bool:
 def _load(
     source: str, dtype: torch.dtype, *, pruned: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a checkpoint; an unevenly pruned one by our own code, never by the copy that lies in its folder."""
+    """Load a checkpoint; an unevenly pruned one by our own code, never by the copy in its folder."""
     config = AutoConfig.from_pretrained(source)
     _check_decoder(source, config)
     build = PrunedModelForCausalLM if pruned else AutoModelForCausalLM

@@ -34,12 +34,12 @@ class Sweep:
     """How far notebooks 06 to 08 turn ratio, layer and granularity; each model is measured on few windows.
 
     Args:    shares: of all parameters removed, where granularities are compared: a small one, then half.
-             layer_ratio: share of the groups of the one layer that is pruned.    layer_draws: of its calibration.
+             layer_ratio: share of the groups of the one pruned layer.    layer_draws: of its calibration.
              group_draws: of the sweep by groups.
              answering: methods whose halved model answers the questions too.
              recovered: methods whose halved model is recovered (`short_recovery`, from the first draw).
              models: swept besides the profile's own.
-             native_model: of about half the size and never pruned (the paper's Table 9); empty: there is none.
+             native_model: of about half the size and never pruned (the paper's Table 9); empty: none.
     """
 
     shares: tuple[float, ...]
@@ -191,7 +191,7 @@ class Profile:
         return [replace(self.calibration, seed=seed) for seed in range(draws or self.draws)]
 
     def calibration_grid(self) -> list[tuple[str, Any, Calibration]]:
-        """Vary samples, length and corpus of the calibration one at a time: (what varies, its value, a draw)."""
+        """Vary samples, length and corpus of the calibration one at a time: (what varies, value, a draw)."""
         values = {
             "samples": self.calibration_study.samples,
             "length": self.calibration_study.lengths,

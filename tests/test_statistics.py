@@ -116,7 +116,9 @@ def test_any_function_of_means_has_an_interval_that_holds_the_truth():
         return (means[0] - means[1]) / (means[0] - means[2])
 
     low, high = NEAR_95
-    assert low <= covered(losses, 0.8, lambda *sides, seed: paired_statistic(share, *sides, seed=seed)) <= high
+    assert (
+        low <= covered(losses, 0.8, lambda *sides, seed: paired_statistic(share, *sides, seed=seed)) <= high
+    )
     a, b, _ = losses(np.random.default_rng(0))
     assert paired_statistic(lambda means: means[0] - means[1], a, b).low == paired_difference(a, b).low
 
