@@ -1,13 +1,18 @@
-"""Named settings for a whole study: `tiny`, `quick`, `full`, `paper`; the values lie in `profiles.yaml`."""
+"""Named settings for a whole study: `tiny`, `quick`, `full`, `paper`; the values lie in `profiles.yaml`.
+
+Profiles of your own: `own_profiles`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from pruner_lib.experiment import Calibration, Evaluation, Experiment, Recovery, build
+from pruner_lib.own_profiles import with_own
 
 
 @dataclass(frozen=True)
@@ -217,7 +222,7 @@ class Profile:
 
 def profile_names() -> list[str]:
     """List the profiles there are."""
-    return sorted(_read(PROFILES_FILE))
+    return sorted(_known())
 
 
 def load_profile(name: str) -> Profile:
@@ -225,13 +230,13 @@ def load_profile(name: str) -> Profile:
 
     Raises:  ValueError: there is no such profile (the message lists them), or a value is not allowed.
     """
-    known = _read(PROFILES_FILE)
+    known = _known()
     if name not in known:
         raise ValueError(f"unknown profile {name!r}; there are {', '.join(sorted(known))}")
     return _profile(name, known[name])
 
 
-def _profile(name: str, values: dict[str, Any]) -> Profile:
+def _profile(name: str, values: Mapping[str, Any]) -> Profile:
     missing = {item.name for item in fields(Profile) if item.default is item.default_factory} - {
         "name",
         *values,
@@ -242,9 +247,13 @@ def _profile(name: str, values: dict[str, Any]) -> Profile:
         )
     parts = {part: build(kind, values[part]) for part, kind in _PARTS.items()}
     try:
-        return build(Profile, {"name": name} | values | parts)
+        return build(Profile, {"name": name, **values, **parts})
     except ValueError as error:
         raise ValueError(f"profile {name!r}: {error}") from error
+
+
+def _known() -> dict[str, Mapping[str, Any]]:
+    return with_own(_read(PROFILES_FILE))
 
 
 @cache

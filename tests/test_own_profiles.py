@@ -1,0 +1,65 @@
+"""A user's file changes profiles and adds some; the built-in ones stay as they are without it."""
+
+from __future__ import annotations
+
+import pytest
+
+from pruner_lib.profiles import load_profile, profile_names
+from pruner_lib.results import results_dir
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    def write(text):
+        path = tmp_path / "mine.yaml"
+        path.write_text(text)
+        monkeypatch.setenv("PRUNER_LIB_PROFILES", str(path))
+
+    return write
+
+
+def test_named_settings_are_changed_and_all_others_stay(own):
+    usual = load_profile("quick")
+    own("quick:\n  ratio: 0.4\n  evaluation: {windows: 7}\n")
+    changed = load_profile("quick")
+    assert (changed.ratio, changed.evaluation.windows) == (0.4, 7)
+    assert changed.evaluation.tasks == usual.evaluation.tasks and changed.recovery == usual.recovery
+    assert profile_names() == ["full", "paper", "quick", "tiny"]
+
+
+def test_new_profile_is_like_another_and_has_results_of_its_own(own):
+    own("mine: {like: tiny, draws: 4}\n")
+    mine, tiny = load_profile("mine"), load_profile("tiny")
+    assert (mine.name, mine.draws, mine.model) == ("mine", 4, "tiny") and tiny.draws == 3
+    assert results_dir("mine").name == "mine" and "mine" in profile_names()
+
+
+def test_without_the_file_there_are_the_built_in_profiles_alone(own, monkeypatch):
+    own("mine: {like: tiny}\n")
+    monkeypatch.delenv("PRUNER_LIB_PROFILES")
+    with pytest.raises(ValueError, match="unknown profile 'mine'"):
+        load_profile("mine")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("mine: {like: tyni}", "is like 'tyni', but there are full, paper"),
+        ("mine: {ratio: 0.5}", "'mine' lacks calibration"),
+        ("tiny: {ration: 0.5}", "no setting ration"),
+        ("tiny: 3", "must hold names of profiles"),
+        ("- tiny", "must hold names of profiles"),
+        ("../tiny: {like: tiny}", "no name of a profile"),
+        ("a: [", "can't be read"),
+    ],
+)
+def test_file_that_makes_no_sense_is_refused(own, text, message):
+    own(text)
+    with pytest.raises(ValueError, match=message):
+        load_profile(text.partition(":")[0])
+
+
+def test_missing_file_is_told(monkeypatch, tmp_path):
+    monkeypatch.setenv("PRUNER_LIB_PROFILES", str(tmp_path / "none.yaml"))
+    with pytest.raises(ValueError, match=r"none\.yaml.*can't be read"):
+        load_profile("tiny")
