@@ -27,7 +27,7 @@ def assert_legible(figure: Figure) -> None:
 
 def shown(text: Text, figure: Figure) -> bool:
     """Tick labels outside the limits of their axis exist, but are not drawn."""
-    for axes in figure.axes:
+    for axes in figure.findobj(lambda artist: hasattr(artist, "xaxis")):  # second axes too
         for axis in (axes.xaxis, axes.yaxis):
             low, high = sorted(axis.get_view_interval())
             for tick in [*axis.get_major_ticks(), *axis.get_minor_ticks()]:
