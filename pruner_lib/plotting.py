@@ -66,7 +66,8 @@ def plot_overlap(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     for (row, column), value in np.ndenumerate(table):
         if np.isfinite(value):
             color = "black" if value > low + 0.55 * (1 - low) else "white"
-            ax.text(column, row, f"{value:.2f}", ha="center", va="center", color=color, fontsize=9)
+            shown = f"{round(value, 2) + 0:.2f}"  # no -0.00
+            ax.text(column, row, shown, ha="center", va="center", color=color, fontsize=9)
     labels = [STYLE[name].label if name in STYLE else name for name in methods]
     ax.set_xticks(range(len(methods)), labels, rotation=45, ha="right", rotation_mode="anchor")
     ax.set_yticks(range(len(methods)), labels)
