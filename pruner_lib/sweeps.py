@@ -164,12 +164,8 @@ def tell_sideways(found: pd.DataFrame, ours: str, wall: str) -> str:
     for text, part in found.groupby("dataset", sort=False):
         got, level, start = part.share.dropna(), part.level.iloc[0], part.start.iloc[0]
         where = f"at {got.min():.0%} to {got.max():.0%}" if len(got) else "nowhere in the sweep"
-        lacking = (
-            f" ({len(got)} of {len(part)} draws; the others not in the sweep)" if len(got) < len(part) else ""
-        )
-        said.append(
-            f"On {text}, {wall} has perplexity {level:,.0f} at {start:.0%}; {ours} has it {where}{lacking}."
-        )
+        some = f" ({len(got)} of {len(part)} draws)" if len(got) < len(part) else ""
+        said.append(f"On {text}, {wall} is at {level:,.0f} when {start:.0%} is gone; {ours} {where}{some}.")
     return " ".join(said)
 
 
