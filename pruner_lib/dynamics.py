@@ -16,7 +16,7 @@ from pruner_lib import evidence
 from pruner_lib.contrasts import paper_metric
 from pruner_lib.paper import published
 from pruner_lib.records import Record, records_frame
-from pruner_lib.statistics import Interval, paired_difference, paired_statistic
+from pruner_lib.statistics import Interval, corrected, paired_difference, paired_statistic
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,12 +53,14 @@ def times(group: Sequence[Record], other: Sequence[Record], metric: str, *, leve
     return Interval(**vars(paired_difference(*sides, level=level))).map(math.exp)
 
 
-def times_frame(groups: Mapping[Any, Sequence[Record]], other: Sequence[Record], name: str) -> pd.DataFrame:
+def times_frame(
+    groups: Mapping[Any, Sequence[Record]], other: Sequence[Record], name: str, *, level: float = 0.95
+) -> pd.DataFrame:
     """Compare every group with the same other one; see `times`.
 
     Args:    groups: what tells the group from the others -> its records, one a draw.    name: of that column.
     Returns: a row a group and text: columns `name`, what the recovery took (`effort`, mean over draws),
-             dataset, value (perplexity), times, low, high (95 %), draws, n (windows).
+             dataset, value (perplexity), times, low, high (the interval), draws, n (windows).
     """
     import pandas as pd
 
@@ -66,7 +68,7 @@ def times_frame(groups: Mapping[Any, Sequence[Record]], other: Sequence[Record],
     for key, group in groups.items():
         took = {what: float(np.mean([effort(one)[what] for one in group])) for what in effort(group[0])}
         for metric in evidence.metric_names([*group, *other], "perplexity"):
-            found, value = times(group, other, metric), evidence.interval(group, metric).mean
+            found, value = times(group, other, metric, level=level), evidence.interval(group, metric).mean
             number = {"value": value, "times": found.mean, "low": found.low, "high": found.high}
             row = {name: key} | {what: took[what] for what in took if what != name}
             rows.append(row | {"dataset": text_of(metric)} | number | {"draws": len(group), "n": found.n})
@@ -141,10 +143,11 @@ def modules_frame(groups: Mapping[str, Sequence[Record]]) -> pd.DataFrame:
 
     Args:    groups: a value of `target_modules` -> its records, one a draw; "all-linear" is among them.
     Returns: rows as `times_frame` with the name "modules", without "all-linear" itself: times is the
-             perplexity over that of "all-linear"; paper and difference likewise.
+             perplexity over that of "all-linear"; paper and difference likewise. The intervals of one text
+             hold together at 95 %.
     """
     parts = {name: group for name, group in groups.items() if name != "all-linear"}
-    found = times_frame(parts, groups["all-linear"], "modules")
+    found = times_frame(parts, groups["all-linear"], "modules", level=corrected(0.95, len(parts)))
     printed = published("Table 12").pivot(index="row", columns="metric", values="value")
     texts, paper = list(dict.fromkeys(found.dataset)), []
     for row in found.itertuples():

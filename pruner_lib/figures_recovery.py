@@ -96,7 +96,7 @@ def plot_modules(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax.axvline(1, color=GREY, linestyle="--", linewidth=1, zorder=0)
     ax.set_yticks(range(len(modules)), [name.replace("-", " ") for name in modules])
     ax.set_ylim(len(modules) - 0.5, -0.5)
-    ax.set_xlabel("perplexity / perplexity with all layers trained" + _key(frame))
+    ax.set_xlabel("perplexity / perplexity with all layers trained" + _key(frame, "\n"))
     ax.legend(frameon=False, ncols=len(texts), loc="lower center", bbox_to_anchor=(0.5, 1))
     return _plain(ax, "x")
 
@@ -209,7 +209,8 @@ def _over(frame: pd.DataFrame, x: str, ax: Axes) -> Axes:
     """Draw `times` over `x`, a line a text, with a second axis of seconds, which grow in proportion."""
     ends, texts = [], list(dict.fromkeys(frame.dataset))
     for number, text in enumerate(texts):
-        part, color = frame[frame.dataset == text].sort_values(x), DATASETS[number % len(DATASETS)]
+        part = frame[frame.dataset == text].sort_values(x)
+        color = RUNS.get(text.removesuffix(" samples"), DATASETS[number % len(DATASETS)])
         ax.plot(part[x], part.times, "o-", color=color, linewidth=1.6, markersize=5)
         ax.fill_between(part[x], part.low, part.high, color=color, alpha=0.15, linewidth=0)
         if "paper" in part and part.paper.notna().any():

@@ -247,5 +247,6 @@ def plot_recovery(
                 fontsize=9,
             )
     label_lines(ax, ends, direct=len(ends) <= DIRECT_LABELS, legend=True)
+    ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_xlabel("steps of recovery")
     return perplexity_axis(ax)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import time
@@ -92,9 +93,13 @@ def train(
         callbacks=[recorder],
     )
     trainer.remove_callback(PrinterCallback)
+    log = logging.getLogger("transformers.trainer_utils")
+    level = log.level
+    log.setLevel(logging.ERROR)  # else it tells where checkpoints are as old as each other; it goes by number
     try:
         trainer.train(resume_from_checkpoint=str(run.folder / run.checkpoint) if run.checkpoint else None)
     finally:
+        log.setLevel(level)
         recorder.bar.close()
         for name in ("forward", "_original_forward"):  # where accelerate puts autocast
             vars(adapted).pop(name, None)

@@ -122,7 +122,7 @@ def test_modules_are_compared_with_all_of_them_draw_by_draw():
     frame = modules_frame(groups).set_index("modules")
     assert list(frame.index) == ["without-mlp", "without-attention"]
     assert frame.times["without-mlp"] == pytest.approx(math.exp(0.03), abs=0.04)
-    assert frame.high["without-mlp"] - frame.low["without-mlp"] < 0.2  # the luck of the draws cancels
+    assert frame.high["without-mlp"] - frame.low["without-mlp"] < 0.3  # the luck of the draws cancels
     assert frame.paper.tolist() == pytest.approx([17.64 / 17.36, 17.62 / 17.36])
 
 
