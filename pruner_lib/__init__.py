@@ -1,7 +1,20 @@
 """LLM-Pruner as a study: discover groups, score them, cut them, recover, measure.
 
 The names below are the public interface. They are looked up when first used, so that `import pruner_lib` is
-quick and the method itself (groups, trace, graph, importance, select, prune) never pulls in transformers.
+quick and the method itself never pulls in transformers. Where a line belongs:
+
+    the method            groups, labels, rules, trace, graph; gradients, importance; selection, twins,
+                          layout, prune
+    what it works on      assets, archives, hub, corpora, data, models, checkpoints, modeling_pruned
+    what is done with it  recovery, training, resumable, alpaca; evaluation, harness, samples; efficiency,
+                          memory, quantisation
+    experiments           experiment, profiles, own_profiles, stages, subjects, measures, measured, study,
+                          storage, records, results
+    the questions         paper, comparison, methods, contrasts, alignment, agreement, oracle, probes,
+                          sweeps, dynamics, evidence, statistics
+    the verdicts          claims, paper_claims, claim_records, claim_numbers, verdicts, coverage
+    figures and pages     marks, plotting, score_plots, slices, drawing, figures_*; page, index
+    notebooks             runner, execution
 """
 
 from __future__ import annotations
