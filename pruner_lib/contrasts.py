@@ -6,13 +6,14 @@ groups of records differ by is known to `evidence`; nothing is measured or drawn
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pruner_lib.evidence import Group, difference, draw_of, interval, metric_names, ratio
+from pruner_lib.evidence import Group, difference, draw_of, interval, metric_names, ratio, values_of
 from pruner_lib.experiment import Experiment
 from pruner_lib.records import Record
-from pruner_lib.statistics import corrected
+from pruner_lib.statistics import Interval, corrected
 from pruner_lib.study import run_all
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def kept_frame(named: Named, known: pd.DataFrame | None = None) -> pd.DataFrame:
                     continue
                 if not whole:
                     raise ValueError(f"the dense model lacks {metric}; measure it like {name}")
-                found, value = ratio(group, whole[:1], metric), interval(group, metric).mean
+                found, value = _share(group, whole[:1], metric), interval(group, metric).mean
                 paper = theirs.get((name, stage, paper_metric(metric, place)), float("nan"))
                 numbers = (value, found.mean, found.low, found.high, paper, found.mean - paper)
                 rows.append((name, stage, *_split(metric), *numbers, len(group), found.n))
@@ -89,7 +90,7 @@ def contrasts(
 
 def told(found: pd.DataFrame) -> str:
     """Say a frame of `contrasts` as a Markdown list; inside the noise neither side is called better."""
-    return "\n".join(f"- {_sentence(row)}" for row in found.itertuples())
+    return "\n".join(f"- {_sentence(row)}" for row in found.itertuples()) or "- There is nothing to compare."
 
 
 def metrics_of(records: Sequence[Record], *, tasks: bool = True) -> list[str]:
@@ -118,6 +119,15 @@ def paper_metric(metric: str, place: int) -> str:
         return metric
     text = _split(metric)[1]
     return f"perplexity/{text if text in TEXTS or place >= len(TEXTS) else TEXTS[place]}@128"
+
+
+def _share(group: Group, whole: Group, metric: str) -> Interval:
+    """Divide by the dense model; no number where it answered nothing right."""
+    if interval(whole, metric).mean > 0:
+        return ratio(group, whole, metric)
+    values = values_of(whole, metric)
+    n = sum(one.shape[1] for one in (values.values() if isinstance(values, dict) else [values]))
+    return Interval(math.nan, math.nan, math.nan, n, len(group))
 
 
 def _relative(known: pd.DataFrame | None) -> dict[tuple[str, str, str], float]:

@@ -70,6 +70,13 @@ def test_paper_is_relative_to_its_own_dense_model_and_absent_rows_are_empty():
     assert math.isnan(found.paper["l2", "tiny"]) and math.isnan(found.paper["element1", "boolq"])
 
 
+def test_share_of_nothing_is_no_number():
+    named = {"dense": [answer_record("dense", 0.0)], "l2": [answer_record("l2", 0.4)]}
+    found = kept_frame(named).set_index("dataset")
+    assert found.ours.isna().all() and found.value["boolq"] == pytest.approx(0.4)
+    assert (found.n == [2 * QUESTIONS, QUESTIONS, QUESTIONS]).all()
+
+
 def test_missing_dense_measurement_is_told():
     with pytest.raises(ValueError, match=r"the dense model lacks perplexity/tiny@16; measure it like l2"):
         kept_frame({"l2": NAMED["l2"]})
