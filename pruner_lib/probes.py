@@ -130,6 +130,7 @@ def _cost(action: Callable[[], None], model: Any) -> tuple[float, float]:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
+    memory.give_back()
     memory.reset_peak()
     before = torch.cuda.memory_allocated(device) / 2**20 if device.type == "cuda" else memory.resident_mb()
     start = time.perf_counter()

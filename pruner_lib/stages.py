@@ -16,6 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from pruner_lib import memory
 from pruner_lib.experiment import DATA_FREE, Evaluation, Experiment, settings_key
 from pruner_lib.storage import only_one, write_atomic
 
@@ -149,7 +150,9 @@ def _estimate(asked: Experiment, dense: Loaded, criteria: Sequence[str]) -> dict
 
         sizes = asdict(asked.calibration)
         ids = calibration_ids(sizes.pop("corpus"), dense.tokenizer, **sizes)  # (samples, length)
-    return estimate_members(dense.model, dense.axes, ids, criteria=list(criteria), seed=asked.seed)
+    found = estimate_members(dense.model, dense.axes, ids, criteria=list(criteria), seed=asked.seed)
+    memory.give_back()
+    return found
 
 
 def choose(asked: Experiment, bench: Bench, criteria: Sequence[str] = ()) -> Any:
