@@ -102,12 +102,13 @@ def metrics_of(records: Sequence[Record], *, tasks: bool = True) -> list[str]:
 
 
 def group_of(records: Sequence[Record], metric: str, stage: str = "") -> Group:
-    """Pick the draws that hold a metric, in order; those of one stage only, if one is named."""
+    """Pick the draws that hold a metric, in order; those of one stage, if one is named (or dense)."""
     kind = metric if metric != "accuracy/mean" else "accuracy/"
     held = {
         record.key: record
         for record in records
-        if any(name.startswith(kind) for name in record.metrics) and stage in ("", record.experiment.stage)
+        if any(name.startswith(kind) for name in record.metrics)
+        and (not stage or record.experiment.stage in (stage, "dense"))
     }
     group = tuple(sorted(held.values(), key=draw_of))
     return group if metric != "accuracy/mean" or metric_names(group, "accuracy") else ()

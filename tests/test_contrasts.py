@@ -95,6 +95,14 @@ def test_large_differences_are_told_and_small_ones_are_not():
     )
 
 
+def test_dense_model_can_be_one_of_a_pair_at_every_stage():
+    found = contrasts(NAMED, [("l2", "dense")])
+    assert found.metric.tolist() == ["perplexity", "accuracy"] and found.better.tolist() == ["b", "b"]
+    recovered = {"l2": [text_record("l2", 0, 0.1, recovery=Recovery("tiny"))], "dense": NAMED["dense"]}
+    assert contrasts(recovered, [("l2", "dense")], stage="recovered").better.tolist() == ["b"]
+    assert contrasts(recovered, [("l2", "dense")]).empty  # it was not measured pruned
+
+
 def test_more_pairs_make_wider_intervals():
     pairs = [("element1", "vector"), ("element1", "l2"), ("vector", "l2")]
     one, many = contrasts(NAMED, pairs[:1]), contrasts(NAMED, pairs)
