@@ -131,7 +131,7 @@ def tell(found: pd.DataFrame, by: str, *, link: str = "at") -> str:
     """
     one, other = found.a.iloc[0], found.b.iloc[0] if found.b.nunique() == 1 else "the other"
     said = {"a": f"{one} is better", "b": f"{other} is better", "": "they can't be told apart"}
-    parts = []
+    parts, found = [], found.replace({"dataset": {"mean": "accuracy"}})
     for better, sentence in said.items():
         places = [
             f"{f'{place:.0%}' if isinstance(place, float) else place} ({', '.join(datasets)})"

@@ -11,6 +11,7 @@ import pytest
 from made_records import dense, draws, record, short
 
 from pruner_lib.contrasts import contrasts
+from pruner_lib.records import Metric
 from pruner_lib.study import load_profile, plan_of, run, run_all
 from pruner_lib.sweeps import (
     DESIGNS,
@@ -131,12 +132,26 @@ def test_reading_sideways_finds_the_share_of_equal_perplexity():
     assert "nowhere in the sweep (0 of 3 draws)" in tell_sideways(far.assign(start=0.2), "element1", "l2")
 
 
+def right(name):
+    """The answers of a model that is always right if it is called "a", and else never."""
+    return {
+        "accuracy/piqa": Metric(float(name == "a"), 0.0, 40, {"metric": "acc"}, (float(name == "a"),) * 40)
+    }
+
+
 def test_sentence_says_who_is_better_where_and_no_more_than_the_intervals_do():
     pair = {"a": draws(3.0, evaluation=TEXT), "b": draws(3.5, criterion="vector", evaluation=TEXT)}
     clear = contrasts(pair, [("a", "b")]).assign(share=0.2)
     same = contrasts({"a": pair["a"], "b": pair["a"]}, [("a", "b")]).assign(share=0.1)
     told = tell(pd.concat([same, clear]), "share")
     assert told == "a against b: a is better at 20% (wiki); they can't be told apart at 10% (wiki)."
+    quizzed = {
+        name: [replace(one, metrics=one.metrics | right(name)) for one in found]
+        for name, found in pair.items()
+    }
+    assert "a is better at 20% (wiki, accuracy)" in tell(
+        contrasts(quizzed, [("a", "b")]).assign(share=0.2), "share"
+    )
     back = contrasts({"a": pair["b"], "b": pair["a"]}, [("a", "b")]).assign(share=0.2)
     assert tell(back, "share") == "a against b: b is better at 20% (wiki)."
     many = pd.concat([clear, clear.assign(b="c")])
