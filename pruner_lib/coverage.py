@@ -41,6 +41,8 @@ GRANULARITY, RECOVERY, EFFICIENCY = "08_granularity", "09_recovery", "10_efficie
 GENERATION = "11_generation"
 METHODS, SIZES, TEXTS = "tables/03_result.csv", "tables/08_result.csv", "tables/11_samples.csv"
 CHATGLM = f"{ALONE}; by GLM-4, since current libraries can't load ChatGLM-6B"
+STABLELM = f"{ALONE}: StableLM-3B"
+SAMPLES = "up to as many samples as a profile has; the 2.59 million of LaMini in none"
 ITEMS = (
     Item("Table 1", "methods on LLaMA-7B, 20 %", COMPARE, METHODS, OURS),
     Item("Table 2", "methods on LLaMA-13B, 20 %", COMPARE, METHODS, ALONE),
@@ -56,8 +58,8 @@ ITEMS = (
     Item("Table 6", "with and without dependency", DEPENDENCY, "tables/04_result.csv", OURS),
     Item("Table 7", "aggregation", AGGREGATION, "tables/05_result.csv", UNPRINTED),
     Item("Table 8", "fewer layers against narrower ones", GRANULARITY, SIZES, OURS),
-    Item("Table 9", "pruned against trained small", GRANULARITY, SIZES, f"{ALONE}: StableLM-3B"),
-    Item("Table 10", "50,000 and 2.59 million samples", RECOVERY, "tables/09_samples.csv", "other numbers"),
+    Item("Table 9", "pruned against trained small", GRANULARITY, "tables/08_native.csv", STABLELM),
+    Item("Table 10", "50,000 and 2.59 million samples", RECOVERY, "figures/09_samples.csv", SAMPLES),
     Item("Table 11", "generated text", GENERATION, TEXTS, OURS),
     Item("Table 12", "LoRA's target modules", RECOVERY, "tables/09_modules.csv", OURS),
     Item("Table 13", "pruned and in 8 bits", EFFICIENCY, "tables/10_int8.csv", OURS),

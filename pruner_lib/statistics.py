@@ -105,11 +105,13 @@ def paired_difference(a: Any, b: Any, *, level: float = 0.95, seed: int = 0) -> 
 def paired_ratio(a: Any, b: Any, *, level: float = 0.95, seed: int = 0) -> Interval:
     """Estimate the share mean(a) / mean(b), on the same items: what a pruned model keeps of the dense one.
 
-    Args, Raises: as `paired_difference`; ValueError too where the mean of b is not above 0.
+    Args, Raises: as `paired_difference`.
+    Returns: the interval; of a b that is 0 throughout, no number: NaN, from -inf to inf.
     """
     strata = _strata(a, b)
-    if np.mean([stratum[1].mean() for stratum in strata]) <= 0:
-        raise ValueError("the ratio needs a mean of b above 0; compare by paired_difference instead")
+    if not any(stratum[1].any() for stratum in strata):
+        n, draws = sum(stratum.shape[2] for stratum in strata), strata[0].shape[1]
+        return Interval(np.nan, -np.inf, np.inf, n, draws, level)
     return _estimate(strata, lambda means: means[0] / np.maximum(means[1], 1e-12), level, seed)
 
 
