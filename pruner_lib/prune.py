@@ -18,12 +18,13 @@ from pruner_lib.layout import apply_layout_, empty_layout, merge_layouts, set_pa
 from pruner_lib.twins import Law, build_twin, common_module, learn, shapes_of
 
 
-def prune_(model: nn.Module, plan: Plan) -> nn.Module:
+def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Module:
     """Remove the groups that a plan does not keep.
 
     Args:
         model: on any device, in any dtype; its parameters are replaced by smaller ones, one after the other.
         plan: from `select`, for this model.
+        axes: of the model as it is, where they are known, as of one that it is a copy of; None: discovered.
     Returns: the same model. `model.pruning_layout` is None if its config alone now says all (a plain
         checkpoint), else the widths that its config can't say. `model.pruned_by` lists the plans carried
         out so far.
@@ -31,7 +32,7 @@ def prune_(model: nn.Module, plan: Plan) -> nn.Module:
     """
     if "layers" in plan.keep:
         return _drop_layers_(model, plan)
-    axes = discover(model)
+    axes = discover(model) if axes is None else _axes_of(model, axes)
     keep = _keep_by_structure(axes, plan)
     cuts = _cut_indices(axes, keep)
     kept = {name: len(next(iter(per.values()))) for name, per in keep.items()}
@@ -76,6 +77,16 @@ def mask_(model: nn.Module, plan: Plan) -> nn.Module:
                 weight = model.get_parameter(member.parameter)
                 weight.index_fill_(member.dim, member.indices[gone].reshape(-1).to(weight.device), 0)
     return model
+
+
+def _axes_of(model: nn.Module, axes: Axes) -> Axes:
+    total = sum(p.numel() for p in model.parameters())
+    if axes.n_parameters != total:
+        raise ValueError(
+            f"the axes are those of a model of {axes.n_parameters} parameters, but this one has {total}; "
+            "leave `axes` out to discover them"
+        )
+    return axes
 
 
 def _keep_by_structure(axes: Axes, plan: Plan) -> dict[str, dict[str, torch.Tensor]]:

@@ -50,7 +50,7 @@ def make_subject(asked: Experiment, bench: stages.Bench, criteria: Sequence[str]
     n_dense, history = count_parameters(loaded.model), []
     if plan is not None:
         with bench.timed("prune"):
-            prune_(loaded.model, plan)
+            prune_(loaded.model, plan, axes=loaded.axes)
     n_left = count_parameters(loaded.model)
     if asked.recovery:
         loaded, history = stages.recover_model(asked, loaded, bench)

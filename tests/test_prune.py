@@ -44,6 +44,20 @@ def test_ratio_zero_is_the_dense_model(family):
     assert torch.equal(logits(pruned, tokens()), logits(model, tokens()))
 
 
+@pytest.mark.parametrize("options", PLANS.values(), ids=PLANS)
+def test_axes_that_are_known_need_not_be_discovered_again(options, monkeypatch):
+    model, ids = build("llama-gqa"), tokens()
+    axes, plan = discover(model), _plan(model, **options)
+    first, again = (copy.deepcopy(model) for _ in range(2))
+    prune_(first, plan)
+    monkeypatch.setattr("pruner_lib.prune.discover", lambda _: pytest.fail("discovered again"))
+    prune_(again, plan, axes=axes)
+    assert torch.equal(logits(first, ids), logits(again, ids))
+    if options.get("granularity") != "layer":
+        with pytest.raises(ValueError, match="parameters, but this one has"):
+            prune_(again, plan, axes=axes)
+
+
 def test_cutting_one_member_alone_breaks_the_model():
     model = build("llama-mha")
     o_proj = model.model.layers[0].self_attn.o_proj
