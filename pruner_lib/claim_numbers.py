@@ -101,32 +101,47 @@ def _outer_layers(claim: Claim, found: Evidence) -> Number:
 
 def _share_recovered(claim: Claim, found: Evidence) -> Number:
     """Tell which share of the best gain was there early, of one recovery measured on its way."""
-    families: dict[str, dict[int, Group]] = {}
-    for group in candidates(claim.one, claim.metric, found, on_the_way=True):
-        asked = group[0].experiment.recovery
-        last = group[0].history[-1]["step"] if group[0].history else 0
-        run = settings_of(group[0], ["recovery"]) + repr(replace(asked, at=None))
-        families.setdefault(run, {})[asked.at or asked.steps or last] = group
-    steps = max(families.values(), key=lambda one: (len(one), max(one)))
-    early = min(steps, key=lambda step: abs(step - ON_THE_WAY * max(steps)))
-    if early == max(steps):
-        raise LookupError("no recovery that was measured on its way")
+    groups = candidates(claim.one, claim.metric, found, on_the_way=True)
     before = candidates(claim.other, claim.metric, found)
-    starts = [group for group in before if alike(steps[early], group, {"recovery"})]
-    if not starts:
-        raise LookupError("the model before that recovery was not measured in the same way")
-    metric = metric_of(starts[0][0], claim.metric)
-    best = min(steps, key=lambda step: evidence.interval(steps[step], metric).mean)
-    seeds = set.intersection(
-        *({draw_of(record) for record in group} for group in (starts[0], *steps.values()))
-    )
-    sides = [
-        values_of([record for record in group if draw_of(record) in seeds], metric)
-        for group in (starts[0], steps[early], steps[best])
-    ]  # (draws, windows)
+    courses = [
+        course
+        for start in before
+        for run in {_run(group) for group in groups}
+        if (course := _course(start, [group for group in groups if _run(group) == run]))
+    ]
+    steps = max(courses, key=lambda one: (len(one), max(one)), default={})
+    early = min(steps, key=lambda step: abs(step - ON_THE_WAY * max(steps)) if step else math.inf, default=0)
+    if len(steps) < 3 or early == max(steps):
+        raise LookupError("no recovery that was measured before, on its way and after")
+    metric = metric_of(steps[0][0], claim.metric)
+    best = min(steps, key=lambda step: evidence.interval(steps[step], metric).mean if step else math.inf)
+    sides = [values_of(steps[step], metric) for step in (0, early, best)]  # (draws, windows)
     share = paired_statistic(lambda m: (m[0] - m[1]) / (m[0] - m[2]), *sides, level=found.level)
     note = f"step {early} of {max(steps)}, the best is step {best}; {_amount(share, metric)}"
-    return share, note, _keys(*starts[0], *(record for group in steps.values() for record in group))
+    return share, note, _keys(*(record for group in steps.values() for record in group))
+
+
+def _run(group: Group) -> str:
+    """Name the training that a recovered model comes from, whatever its step."""
+    return settings_of(group[0], ["recovery"]) + repr(replace(group[0].experiment.recovery, at=None))
+
+
+def _course(start: Group, groups: list[Group]) -> dict[int, Group]:
+    """Put the steps of one training in order, before it step 0: of the draws that have most of them."""
+    by_draw: dict[int, dict[int, Record]] = {draw_of(record): {0: record} for record in start}
+    for group in groups:
+        if alike(group, start, {"recovery"}):
+            for record in group:
+                by_draw.get(draw_of(record), {})[_step(record)] = record
+    most = max(len(steps) for steps in by_draw.values())
+    chosen = [steps for steps in by_draw.values() if len(steps) == most]
+    common = sorted(set.intersection(*map(set, chosen)))
+    return {step: tuple(steps[step] for steps in chosen) for step in common}
+
+
+def _step(record: Record) -> int:
+    asked = record.experiment.recovery
+    return asked.at or asked.steps or (record.history[-1]["step"] if record.history else 0)
 
 
 def _exact(claim: Claim, found: Evidence) -> Number:

@@ -93,6 +93,12 @@ def test_share_recovered_is_read_along_one_course():
     assert ours("few steps", *fast, *start)[0].low > 0.75
     with pytest.raises(LookupError, match="on its way"):
         ours("few steps", *draws(recovery=RECOVERY), *start)
+    others = [record(3.0, draw=7, recovery=replace(course, at=at)) for at in (10, 20, 40, None)]
+    assert ours("few steps", *records, *others, *start)[0] == found  # a draw that was not measured before
+    lone = [record(3.05, draw=8, recovery=replace(course, at=None)), record(3.5, draw=8)]
+    assert ours("few steps", *records, *lone, *start)[0] == found  # a draw without steps on its way
+    with pytest.raises(LookupError, match="on its way"):
+        ours("few steps", *others, *start)
     with pytest.raises(LookupError, match="pruned model"):
         ours("few steps", *records)
 
