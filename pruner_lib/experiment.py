@@ -72,7 +72,7 @@ class Calibration:
     samples: int = 10
     length: int = 64  # tokens a sample
     seed: int | None = None
-    bos: bool = False  # begin each sample with the beginning-of-sequence token
+    bos: bool = False  # begin each sample with the beginning-of-sequence token, if the tokenizer has one
 
     def __post_init__(self) -> None:
         _want_name("Calibration", "corpus", self.corpus)
@@ -136,7 +136,7 @@ class Evaluation:
     length: int = 128  # tokens a window
     tasks: tuple[str, ...] = ()
     limit: int | None = None  # questions a task; None: all
-    bos: bool = False  # put one beginning-of-sequence token before each text, as the paper's code does
+    bos: bool = False  # put one such token before each text, as the paper's code does
 
     def __post_init__(self) -> None:
         _set(

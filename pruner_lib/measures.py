@@ -15,7 +15,7 @@ from typing import Any
 
 from pruner_lib.experiment import Evaluation, Experiment, settings_key
 from pruner_lib.records import Metric, metric_from
-from pruner_lib.stages import Bench, evaluation_ids, model_hash
+from pruner_lib.stages import Bench, begins_with_bos, evaluation_ids, model_hash
 from pruner_lib.storage import read_json, write_json
 from pruner_lib.subjects import Subject
 
@@ -56,7 +56,7 @@ def perplexity_metric(text: str, asked: Evaluation, subject: Subject) -> Metric:
         "corpus_hash": corpus_hash(ids),
         "window": asked.length,
         "stride": asked.length,
-        "bos": "text" if asked.bos else "none",
+        "bos": "text" if begins_with_bos(asked, subject.tokenizer) else "none",
         "tokenizer_hash": tokenizer_hash(subject.tokenizer),
         "dtype": _dtype(subject.model),
     }

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pruner_lib import memory
-from pruner_lib.experiment import DATA_FREE, Evaluation, Experiment, settings_key
+from pruner_lib.experiment import DATA_FREE, Calibration, Evaluation, Experiment, settings_key
 from pruner_lib.storage import only_one, write_atomic
 
 KEEP_BYTES = (
@@ -149,6 +149,7 @@ def _estimate(asked: Experiment, dense: Loaded, criteria: Sequence[str]) -> dict
         from pruner_lib.data import calibration_ids
 
         sizes = asdict(asked.calibration)
+        sizes["bos"] = begins_with_bos(asked.calibration, dense.tokenizer)
         ids = calibration_ids(sizes.pop("corpus"), dense.tokenizer, **sizes)  # (samples, length)
     found = estimate_members(dense.model, dense.axes, ids, criteria=list(criteria), seed=asked.seed)
     memory.give_back()
@@ -227,6 +228,11 @@ def recovery_key(asked: Experiment) -> str:
     return settings_key([settings, watched, model_hash(asked.model)])
 
 
+def begins_with_bos(asked: Calibration | Evaluation, tokenizer: Any) -> bool:
+    """Tell whether texts begin with a BOS token: where that is asked for and there is one (GLM has none)."""
+    return asked.bos and tokenizer.bos_token_id is not None
+
+
 def evaluation_ids(asked: Evaluation, text: str, tokenizer: Any) -> Any:
     """Cut a text into the windows that an evaluation asks for: `(windows, length)` int64.
 
@@ -234,7 +240,8 @@ def evaluation_ids(asked: Evaluation, text: str, tokenizer: Any) -> Any:
     """
     from pruner_lib.assets import local_path
 
-    return _windows(text, asked.length, asked.windows, asked.bos, tokenizer, local_path("."))
+    bos = begins_with_bos(asked, tokenizer)
+    return _windows(text, asked.length, asked.windows, bos, tokenizer, local_path("."))
 
 
 @lru_cache(maxsize=8)
