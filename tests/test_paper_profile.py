@@ -1,0 +1,105 @@
+"""The profile `paper` runs from end to end on stand-ins for its models, texts, instructions and questions.
+
+The stand-ins lie in a local data directory under the names that the profile uses. What would take long (all
+windows, two epochs, thousands of instructions) is made small by a file of own profiles, as a user can do it.
+All notebooks run in this process: twelve kernels would take longer than what they measure.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+from pruner_lib.profiles import load_profile
+from pruner_lib.records import load_records
+from pruner_lib.results import read_manifest, results_dir
+from tests import stand_ins
+from tests.stand_ins import GLM, LLAMA, LLAMA_13B, VICUNA
+
+NOTEBOOKS = sorted((Path(__file__).resolve().parent.parent / "notebooks").glob("*.ipynb"))
+SHORT = {"epochs": 1, "samples": 8, "batch_size": 4, "warmup_steps": 1, "cutoff": 200}
+SMALL = {
+    "draws": 2,
+    "protect_first": 1,
+    "protect_last": 1,
+    "dtype": "float32",  # a CPU trains in no less
+    "prompts": 2,
+    "new_tokens": 8,
+    "ratios": [0.0, 0.25],
+    "evaluation": {"windows": 2, "tasks": ["piqa"], "limit": 4},
+    "long_evaluation": {"windows": 1},
+    "short_evaluation": {"windows": 2},
+    "calibration": {"samples": 3, "length": 24},
+    "calibration_study": {
+        "samples": [1, 3], "lengths": [16, 24], "reference_samples": 8, "windows": 2,
+        "probes": 6, "probe_samples": 2,
+    },
+    "recovery": SHORT | {"samples": 16, "keep_at": [1, 2]},
+    "short_recovery": SHORT,
+    "recovery_study": {
+        "keep_at": [1, 2], "answer_at": [2], "samples": [8, 16], "draws": 1, "module_samples": 8, "few": 4,
+        "watch": [1], "held_out": 8, "batch_size": 4, "warmup_steps": 1,
+    },
+    "method_study": {
+        "methods": ["random", "l2", "element1", "channel"], "recovered": ["element1"],
+        "limit": 4, "answer_draws": 1,
+    },
+    "sweep": {"layer_draws": 1, "group_draws": 1, "answering": ["element1"], "recovered": ["element1"]},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def place(tmp_path_factory):
+    """Point the study at the stand-ins, and make the profile small."""
+    folder = tmp_path_factory.mktemp("paper")
+    (folder / "own.yaml").write_text(yaml.safe_dump({"paper": SMALL}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PRUNER_LIB_DATA", str(stand_ins.build(folder / "data")))
+        patch.setenv("PRUNER_LIB_RESULTS", str(folder / "results"))
+        patch.setenv("PRUNER_LIB_PROFILES", str(folder / "own.yaml"))
+        patch.chdir(folder)
+        yield results_dir("paper")
+
+
+def execute(path: Path, **parameters):
+    """Run the cells of a notebook in this process, as papermill would with these parameters.
+
+    Raises:  whatever a cell raises.
+    """
+    from IPython.core.interactiveshell import InteractiveShell
+    from matplotlib import pyplot as plt
+
+    shell = InteractiveShell.instance()
+    shell.reset(new_session=False)
+    shell.run_line_magic("colors", "nocolor")
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "code":
+            shell.run_cell(cell.source, silent=True).raise_error()
+            if "parameters" in cell.metadata.get("tags", ()):
+                shell.push(parameters)
+    plt.close("all")
+
+
+def test_small_profile_still_names_the_papers_models_and_texts():
+    profile = load_profile("paper")
+    assert profile.model == LLAMA and {VICUNA, LLAMA_13B, GLM} <= set(profile.method_study.models)
+    assert profile.evaluation.texts == ("wikitext2", "ptb") and profile.recovery.corpus == "alpaca"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_runs_in_the_paper_profile(path, capsys):
+    execute(path, profile="paper")
+    manifest = read_manifest(path.stem, "paper")
+    assert manifest["status"] == "done" and manifest["outputs"]
+
+
+def test_every_model_of_the_paper_was_pruned_and_measured_as_its_tokenizer_allows(place):
+    pruned = [record for record in load_records(place) if record.experiment.stage == "pruned"]
+    assert {record.experiment.model for record in pruned} >= {LLAMA, LLAMA_13B, VICUNA, GLM}
+    for record in pruned:
+        assert 0 < record.plan["sparsity"] < 1 and all(m.value == m.value for m in record.metrics.values())
+        begins = {metric.protocol["bos"] for metric in record.metrics.values() if "bos" in metric.protocol}
+        assert begins <= {"none" if record.experiment.model == GLM else "text"}
