@@ -33,6 +33,7 @@ def place(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "story.txt").write_text("Once there was a small network that lost a head. " * 20)
     torch.set_num_threads(1)  # with so small a model two threads wait for each other
+    stages._kept.clear()  # other tests of this process may have loaded the model
     return tmp_path / "tiny"
 
 
