@@ -108,10 +108,10 @@ def _card(row: Any, folder: Path) -> str:
     shown = f"notebooks/{row.notebook}.html"
     source = page.link(shown, row.notebook) if (folder / shown).is_file() else escape(row.notebook)
     badge = _badge(name, row.verdict)
-    small = f"{escape(row.measured)}. {escape(str(row.note))}. {escape(row.source)}; {source}"
+    small = [escape(row.measured), escape(str(row.note)), f"{escape(row.source)}, {source}"]
     return (
         f'<div class="claim" style="border-color:{BADGES[name]}">{badge}<p>{escape(row.sentence)}</p>'
-        f"<dl>{lines}</dl><small>{small}</small></div>"
+        f"<dl>{lines}</dl>{''.join(f'<p><small>{text}</small></p>' for text in small)}</div>"
     )
 
 
