@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 OURS = "of the profile's model; in `paper` the paper's own"
 ALONE = "in the profile `paper` alone"
 UNPRINTED = "ratio and criterion are ours: the paper states none"
-HEAD = "| in the paper | shows | notebook | file | remarks |\n|---|---|---|---|---|"
 
 
 @dataclass(frozen=True)
@@ -92,13 +91,3 @@ def coverage_frame(profile: str) -> pd.DataFrame:
     place = results_dir(profile)
     found = {item.name: bool(item.file) and (place / item.file).is_file() for item in ITEMS}
     return pd.DataFrame([asdict(item) | {"there": found[item.name]} for item in ITEMS])
-
-
-def readme_table(profile: str = "quick") -> str:
-    """Write the table as Markdown, with links below the project's folder."""
-    lines = [HEAD]
-    for item in ITEMS:
-        name = f"[{item.notebook[:2]}](notebooks/{item.notebook}.ipynb)" if item.notebook else "none"
-        file = f"[{item.file.partition('/')[2]}](results/{profile}/{item.file})" if item.file else "none"
-        lines.append(f"| {item.name} | {item.shows} | {name} | {file} | {item.note} |")
-    return "\n".join(lines)

@@ -7,7 +7,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from pruner_lib.coverage import ITEMS, coverage_frame, readme_table
+from pruner_lib.coverage import ITEMS, coverage_frame
 from pruner_lib.results import results_dir
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,10 +25,6 @@ def test_notebook_of_an_item_writes_its_file(item):
     notebook = nbformat.read(ROOT / "notebooks" / f"{item.notebook}.ipynb", as_version=4)
     code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
     assert f'"{Path(item.file).stem}"' in code, f"{item.notebook} writes no {item.file}"
-
-
-def test_readme_shows_the_table():
-    assert readme_table() in (ROOT / "README.md").read_text()
 
 
 def test_frame_tells_which_files_are_there(tmp_path, monkeypatch):
