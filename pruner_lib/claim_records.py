@@ -144,11 +144,9 @@ def _answers(record: Record, which: Which, found: Evidence) -> bool:
     asked = record.experiment
     if asked.model != found.model or asked.stage != which.stage:
         return False
-    if which.stage == "dense":
-        return True
     if not which.sparsity[0] <= record.plan.get("sparsity", 0.0) <= which.sparsity[1]:
         return False
-    settings = USUAL | dict(which.settings)
+    settings = USUAL | dict(which.settings) | ({"criterion": "none"} if which.stage == "dense" else {})
     wanted = {name: value if isinstance(value, tuple) else (value,) for name, value in settings.items()}
     return _drawn(asked, found.calibration) and all(
         getattr(asked, n) in values for n, values in wanted.items()

@@ -36,7 +36,7 @@ def updated(text: str, root: Path) -> str:
 
 
 def verdict_table(root: Path) -> str:
-    """Write the verdicts of the profile as Markdown: claim, paper, ours with its interval, verdict, notebook."""
+    """Write the verdicts as Markdown: claim, rule, paper, ours with its interval, verdict, notebook."""
     import pandas as pd
 
     if not (root / VERDICTS).is_file():

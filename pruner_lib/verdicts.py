@@ -84,6 +84,8 @@ def judge_claim(claim: Claim, found: Evidence) -> Verdict:
         ours, note, keys = number_of(claim, found)
     except LookupError as missing:
         return Verdict(claim, None, NOT_MEASURED, f"{missing.args[0]}; run {claim.notebook}")
+    except ValueError as refused:  # the records were measured by different protocols
+        return Verdict(claim, None, NOT_MEASURED, str(refused))
     answer = judge(ours.low, ours.high, claim.holds) if np.isfinite(ours.mean) else CANT_TELL
     return Verdict(claim, ours, answer, note, keys)
 
@@ -111,7 +113,7 @@ def factors_frame(found: Evidence) -> pd.DataFrame:
             continue
         try:
             ours, note, _ = number_of(_factor(method, stage, size), found)
-        except LookupError:  # not measured
+        except (LookupError, ValueError):  # not measured, or not alike
             continue
         paper = Printed(table, row, WIKI).value / dense
         rows.append((method, stage, cut, ours.mean, ours.low, ours.high, paper, ours.mean - paper, note))

@@ -37,6 +37,14 @@ def test_size_stage_model_and_metric_decide_who_may_speak():
         candidates(Which(), "perplexity", replace(found, model="another"))
 
 
+def test_dense_model_is_meant_as_it_is():
+    found = evidence(dense(), dense(int8=True), *draws(), *draws(int8=True))
+    assert [[one.key for one in group] for group in candidates(DENSE, "perplexity", found)] == [[dense().key]]
+    assert len(candidates(Which(), "perplexity", found)) == 1
+    with pytest.raises(LookupError, match="no dense model"):
+        candidates(DENSE, "perplexity", evidence(dense(int8=True), *draws()))
+
+
 def test_draws_of_another_calibration_do_not_count_where_one_is_given():
     longer = [record(calibration=Calibration(samples=30, seed=seed), ratio=0.2) for seed in range(5)]
     found = evidence(*draws(), *longer, calibration=Calibration())

@@ -25,7 +25,7 @@ MARKED = (
 
 @pytest.fixture
 def published(tmp_path):
-    """Give a folder with the verdicts as they are in git: a study of one's own may have written others since."""
+    """Give a folder with the verdicts as they are in git: a study since may have written others."""
     command = ["git", "-C", str(ROOT), "show", f":{VERDICTS}"]
     told = subprocess.run(command, capture_output=True, text=True)
     if told.returncode == 0:

@@ -50,6 +50,18 @@ def test_table_has_a_row_for_every_claim_even_where_nothing_was_measured():
     assert set(row.records.split()) == {dense().key, *(one.key for one in draws())}
 
 
+def test_records_of_different_protocols_are_told_and_do_not_stop_the_others():
+    vector = draws(3.4, criterion="vector")
+    for one in vector:
+        one.metrics["perplexity/wiki@128"].protocol["dtype"] = "float16"
+    records = (*draws(3.0), *vector, *draws(4.0, criterion="l2"))
+    by_claim = {v.claim.id: v for v in judge_claims(CLAIMS, Evidence(records, "m"))}
+    refused = by_claim["element beats vector"]
+    assert refused.answer == NOT_MEASURED and "dtype is" in refused.note
+    random = [*records, *draws(3.2, criterion="random")]
+    assert answer("random beats L2", *random) == REPRODUCED
+
+
 def test_evidence_is_read_from_the_results_of_a_profile(tmp_path, monkeypatch):
     monkeypatch.setenv("PRUNER_LIB_RESULTS", str(tmp_path))
     assert load_evidence("quick").records == () and load_evidence("quick").model == "smollm2-135m"
