@@ -145,8 +145,9 @@ def _relative(known: pd.DataFrame | None) -> dict[tuple[str, str, str], float]:
 def _sentence(row: Any) -> str:
     perplexity = row.metric == "perplexity"
     what, unit = ("perplexity on ", "nats a token") if perplexity else ("accuracy, ", "points")
-    ends = " ".join(f"{end * (1 if perplexity else 100):+.2f}" for end in (row.low, row.high))
-    shown = f"{row.difference * (1 if perplexity else 100):+.2f} [{ends.replace(' ', ', ')}] {unit}"
+    digits, scale = (3, 1) if perplexity else (1, 100)
+    middle, low, high = (f"{x * scale:+.{digits}f}" for x in (row.difference, row.low, row.high))
+    shown = f"{middle} [{low}, {high}] {unit}"
     if not row.better:
         return f"{row.a} and {row.b} can't be told apart by {what}{row.dataset} ({shown})."
     best, rest = (row.a, row.b) if row.better == "a" else (row.b, row.a)

@@ -122,7 +122,7 @@ def plot_following(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax.set_ylabel("correlation with the dense model")
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, fontsize=9, loc="best")
+    ax.legend(frameon=False, fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))
     return ax
 
 
