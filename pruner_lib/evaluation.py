@@ -170,11 +170,14 @@ def repetition_rate(tokens: Sequence[int], n: int = REPETITION_N) -> float:
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def continue_prompt(model: nn.Module, tokenizer, prompt: str, seed: int, **generation) -> list[int]:
+def continue_prompt(
+    model: nn.Module, tokenizer, prompt: str, seed: int, draws: int = 1, **generation
+) -> list[list[int]]:
     """Generate the tokens that follow a prompt, from a fixed seed; the global generator stays as it was.
 
-    Args:    prompt: text, tokenised without special tokens.    generation: arguments of `model.generate`.
-    Returns: ids of the new tokens, the end token included where the model sets one.
+    Args:    prompt: text, tokenised without special tokens.    draws: how many continuations.
+             generation: arguments of `model.generate`.
+    Returns: for each draw ids of the new tokens, the end token included where the model sets one.
     """
     device = model.get_input_embeddings().weight.device
     inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
@@ -185,9 +188,17 @@ def continue_prompt(model: nn.Module, tokenizer, prompt: str, seed: int, **gener
             input_ids=inputs["input_ids"].to(device),
             attention_mask=inputs["attention_mask"].to(device),
             pad_token_id=padding,
+            num_return_sequences=draws,
             **generation,
         )
-    return output[0, inputs["input_ids"].shape[1] :].tolist()
+    new = output[:, inputs["input_ids"].shape[1] :].tolist()
+    ends = model.generation_config.eos_token_id
+    return [_until(row, ends if isinstance(ends, list) else [ends]) for row in new]
+
+
+def _until(tokens: list[int], ends: list[int]) -> list[int]:
+    """Drop what comes after the first end token: padding beside a longer draw."""
+    return tokens[: next((i for i, token in enumerate(tokens, 1) if token in ends), len(tokens))]
 
 
 def generate_samples(
@@ -201,12 +212,14 @@ def generate_samples(
     top_p: float = 0.95,
     temperature: float = 1.0,
     seed: int = 0,
+    draws: int = 1,
 ) -> list[Sample]:
     """Continue each prompt from a seed of its own, so that its text does not depend on the other prompts.
 
     Args:    prompts: texts.    max_new_tokens: at most so many follow.    do_sample: False is greedy.
              top_k, top_p, temperature: of the sampling; unused when greedy.    seed: prompt i takes seed + i.
-    Returns: one Sample a prompt, in their order.
+             draws: texts for each prompt, which need sampling to differ.
+    Returns: the samples in the order of the prompts, those of one prompt side by side.
     Source:  paper, appendix D; its code samples with the same three settings. Differs: own prompts; the
              length counts new tokens, where the code's counts prompt and new tokens together.
     """
@@ -215,7 +228,7 @@ def generate_samples(
         settings |= dict(top_k=top_k, top_p=top_p, temperature=temperature)
     samples = []
     for number, prompt in enumerate(prompts):
-        new = continue_prompt(model, tokenizer, prompt, seed + number, **settings)
-        text = tokenizer.decode(new, skip_special_tokens=True)
-        samples.append(Sample(prompt, text, repetition_rate(new), 1 - repetition_rate(new, DISTINCT_N)))
+        for new in continue_prompt(model, tokenizer, prompt, seed + number, draws, **settings):
+            text = tokenizer.decode(new, skip_special_tokens=True)
+            samples.append(Sample(prompt, text, repetition_rate(new), 1 - repetition_rate(new, DISTINCT_N)))
     return samples

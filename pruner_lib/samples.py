@@ -79,29 +79,34 @@ def samples_of(
     results_dir: Path | str | None = None,
     prompts: Iterable[str] | None = None,
     new_tokens: int | None = None,
+    draws: int = 1,
+    seed: int = 0,
 ) -> list[Sample]:
     """Give the continuations of an experiment's model; generate them only if there are none.
 
     Args:    prompts: None takes as many of `evaluation.PROMPTS` as the profile says.
              new_tokens: at most so many a prompt, None: as the profile says.
-    Returns: a sample a prompt, by the sampling settings of the paper's code; see `generate_samples`.
+             draws: texts for each prompt.    seed: of the first prompt; the others take the next numbers.
+    Returns: the samples, those of one prompt side by side, by the sampling settings of the paper's code; see
+             `generate_samples`.
     """
     settings = load_profile(profile)
     wanted = list(PROMPTS[: settings.prompts] if prompts is None else prompts)
     length = settings.new_tokens if new_tokens is None else new_tokens
-    path = profile_dir(profile, results_dir) / "samples" / f"{_key(experiment, wanted, length)}.json"
+    key = _key(experiment, wanted, length, *([draws, seed] if (draws, seed) != (1, 0) else []))
+    path = profile_dir(profile, results_dir) / "samples" / f"{key}.json"
     if not path.is_file():
         model, tokenizer = model_of(experiment, profile=profile, results_dir=results_dir)
-        made = generate_samples(model, tokenizer, wanted, max_new_tokens=length)
+        made = generate_samples(model, tokenizer, wanted, max_new_tokens=length, draws=draws, seed=seed)
         model_name = {"model": experiment.model, "stage": experiment.stage, "new_tokens": length}
         write_json(path, model_name | {"samples": [asdict(one) for one in made]})
     return [Sample(**one) for one in read_json(path)["samples"]]
 
 
-def _key(experiment: Experiment, prompts: Sequence[str], length: int) -> str:
+def _key(experiment: Experiment, prompts: Sequence[str], *sizes: int) -> str:
     """Name the texts of a model; how it is measured otherwise does not matter to them."""
     asked = experiment.canonical()
     settings = asked.settings()
     del settings["evaluation"]
     made = [recovery_key(asked), asked.recovery.at, asked.int8] if asked.recovery else settings
-    return settings_key([made, model_hash(asked.model), list(prompts), length])
+    return settings_key([made, model_hash(asked.model), list(prompts), *sizes])

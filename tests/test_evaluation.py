@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaC
 from pruner_lib.evaluation import (
     CHUNK_ROWS,
     LOGITS_MB,
+    _until,
     automatic_batch,
     evaluating,
     generate_samples,
@@ -173,6 +174,15 @@ def test_a_prompts_text_follows_from_its_seed_alone():
     assert both == generate_samples(model, tokenizer, ["one", "two"], max_new_tokens=12)
     assert both[1].text == generate_samples(model, tokenizer, ["two"], max_new_tokens=12, seed=1)[0].text
     assert both[1].text != generate_samples(model, tokenizer, ["two"], max_new_tokens=12, seed=2)[0].text
+
+
+def test_draws_of_a_prompt_end_where_each_ends():
+    model, tokenizer = load_model("tiny")
+    three = generate_samples(model, tokenizer, ["one", "two"], max_new_tokens=12, draws=3)
+    assert [sample.prompt for sample in three] == ["one"] * 3 + ["two"] * 3
+    assert len({sample.text for sample in three[:3]}) == 3
+    assert three == generate_samples(model, tokenizer, ["one", "two"], max_new_tokens=12, draws=3)
+    assert _until([5, 7, 2, 3, 3], [2, 9]) == [5, 7, 2] and _until([5, 7], [None]) == [5, 7]
 
 
 def test_greedy_text_needs_no_seed_and_sampling_spares_the_global_generator():

@@ -35,6 +35,15 @@ def test_texts_are_made_once_whatever_else_is_measured(place, monkeypatch):
         samples_of(TINY.dense(), profile="tiny")
 
 
+def test_draws_and_seeds_are_texts_of_their_own():
+    ask = TINY.experiment()
+    one = samples_of(ask, profile="tiny", prompts=["the dog"])
+    three = samples_of(ask, profile="tiny", prompts=["the dog"], draws=3)
+    other = samples_of(ask, profile="tiny", prompts=["the dog"], seed=5)
+    assert len(three) == 3 and len({sample.text for sample in [*three, *other]}) == 4
+    assert one[0].text != other[0].text
+
+
 def test_models_of_the_three_stages_say_different_things():
     asked = [TINY.dense(), TINY.experiment(), TINY.experiment(recovered=True)]
     texts = [samples_of(one, profile="tiny", prompts=["the dog"], new_tokens=24)[0].text for one in asked]
