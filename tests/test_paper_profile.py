@@ -7,6 +7,7 @@ All notebooks run in this process: twelve kernels would take longer than what th
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import nbformat
@@ -61,6 +62,7 @@ def place(tmp_path_factory):
         patch.setenv("PRUNER_LIB_RESULTS", str(folder / "results"))
         patch.setenv("PRUNER_LIB_PROFILES", str(folder / "own.yaml"))
         patch.chdir(folder)
+        patch.setitem(sys.modules, "__main__", sys.modules["__main__"])  # IPython's shell takes its place
         yield results_dir("paper")
 
 
