@@ -115,7 +115,7 @@ def repetition(frame: pd.DataFrame, measure: str, against: str = "dense") -> pd.
 
 
 def tell(found: pd.DataFrame, against: str = "dense") -> str:
-    """Say a frame of `repetition` as a Markdown list; inside the noise no model is said to repeat itself more.
+    """Say a frame of `repetition` as a Markdown list; inside the noise nothing is said to be more or less.
 
     Args:    found: with the columns name (of the whole model) and measure besides.
     """
