@@ -14,45 +14,64 @@ from torch import nn
 
 from pruner_lib.groups import Axes, Axis, Member
 from pruner_lib.labels import Recording
+from pruner_lib.norms import obstacle_in_norms
+from pruner_lib.siblings import split_experts, split_queries
 from pruner_lib.trace import trace
 
 
-def discover(model: nn.Module) -> Axes:
+def discover(model: nn.Module, *, query_heads: bool = False) -> Axes:
     """Find every prunable group of a decoder by running it once on index labels.
 
     Args:
         model: a Hugging Face style decoder with a language-model head, on any device; the meta device is
             enough.
+        query_heads: with grouped-query attention, let the query heads of each key and value head be its
+            groups (one axis a key and value head, all of which keep the same number), instead of whole key
+            and value heads with all their query heads.
     Returns: axis name -> `Axis`, in the order of the layers, the residual stream (`hidden`) last. `.notes`
         says what was left out and why.
-    Raises: ValueError: the model is no decoder, or runs an operator that discovery has no rule for (named).
+    Raises: ValueError: the model is no decoder, or does not run on the meta device.
     Source: paper section 3.1, Eq. 1 and 2. Differs: the reference walks autograd nodes and needs a
         hand-edited model class; here the dependencies follow from index labels.
     """
     path, layers = decoder_layers(model)
     rec = trace(model, layers)
-    components = _components(rec)
+    whole = _components(rec, rec.shared)
+    components = _components(rec, []) if query_heads else whole
     blocks = _blocks(rec, components)
     classes = _classes(blocks, components.max() + 1)
+    pinned = {classes[c]: reason for c, reason in _pinned(rec, components).items()}
+    is_head = _marked(classes, components, rec.products)
+    is_output = _marked(classes, components, rec.outputs)
     sizes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    head_of = dict(zip(components.tolist(), whole.tolist(), strict=True))
     found, notes = [], []
-    is_head = np.zeros(len(classes), bool)
-    is_head[components[np.concatenate([*rec.products, np.zeros(0, np.int64)])]] = True
-    is_output = np.zeros(len(classes), bool)
-    is_output[components[rec.outputs[0][rec.outputs[0] >= 0]]] = True
-    for members, constants, component in _members(blocks, classes, rec):
-        if is_output[component] or {m.role for m in members} != {"in", "out"}:
+    for members, constants, groups in _members(blocks, classes, rec):
+        if is_output[groups[0]] or {m.role for m in members} != {"in", "out"}:
             continue
         places = {_layer_of(m.parameter, path) for m in members}
         place = places.pop() if len(places) == 1 else None
-        kind = "hidden" if place is None else "attention" if is_head[component] else "mlp"
-        found.append((kind, place, members, constants))
-    hidden = {(m.parameter, m.dim) for kind, _, members, _ in found if kind == "hidden" for m in members}
-    axes = _name(found, hidden, sizes, path, notes)
-    parameters = dict(model.named_parameters())
+        kind = "hidden" if place is None else "attention" if is_head[groups[0]] else "mlp"
+        obstacle = pinned.get(classes[groups[0]])
+        if place is not None and not obstacle:
+            obstacle = obstacle_in_norms(model, members)
+        if obstacle:
+            notes.append(f"{members[0].parameter}: {len(groups)} groups left whole, {obstacle}")
+            continue
+        owner = np.array([head_of[g] for g in groups.tolist()])
+        found.append((kind, place, members, constants, owner))
+    hidden = {(m.parameter, m.dim) for kind, _, members, *_ in found if kind == "hidden" for m in members}
+    axes = _name(found, hidden, sizes, path, notes, rec.stacks)
     per_layer = [sum(p.numel() for p in layer.parameters()) for layer in layers]
-    total = sum(p.numel() for p in parameters.values())
+    total = sum(p.numel() for p in model.parameters())
     return Axes(axes, n_parameters=total, layer_parameters=per_layer, notes=notes)
+
+
+def _marked(classes: np.ndarray, components: np.ndarray, labels: list[np.ndarray]) -> np.ndarray:
+    marked = np.zeros(len(classes), bool)
+    found = np.concatenate([*labels, np.zeros(0, np.int64)])
+    marked[components[found[found >= 0]]] = True
+    return marked
 
 
 def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
@@ -68,10 +87,10 @@ def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     return max(stacks, key=lambda s: sum(p.numel() for p in s[1].parameters()))
 
 
-def _components(rec: Recording) -> np.ndarray:
+def _components(rec: Recording, shared: list[np.ndarray]) -> np.ndarray:
     """Component number of each label: first the equalities, then broadcasts that stay inside one
     component."""
-    pairs = np.concatenate([*rec.equal, np.zeros((0, 2), np.int64)])
+    pairs = np.concatenate([*rec.equal, *shared, np.zeros((0, 2), np.int64)])
     components = _connect(pairs, rec.n_labels)
     spread = np.concatenate([*rec.spread, np.zeros((0, 2), np.int64)])
     if not len(spread):
@@ -81,6 +100,19 @@ def _components(rec: Recording) -> np.ndarray:
     alone = counts == 1
     joined = np.stack([components[labels[alone]], met[first[alone], 1]], 1)
     return _connect(joined, components.max() + 1)[components]
+
+
+def _pinned(rec: Recording, components: np.ndarray) -> dict[int, str]:
+    """Components that can't be cut -> why. What a pinned label was broadcast over is pinned with it."""
+    reasons: dict[int, str] = {}
+    for labels, reason in rec.pinned:
+        for component in np.unique(components[labels]).tolist():
+            reasons.setdefault(component, reason)
+    spread = np.concatenate([*rec.spread, np.zeros((0, 2), np.int64)])
+    pairs = np.unique(components[spread], axis=0) if len(spread) else spread
+    for label, other in pairs[np.isin(pairs[:, 0], list(reasons))].tolist():
+        reasons.setdefault(other, reasons[label])
+    return reasons
 
 
 def _connect(pairs: np.ndarray, n: int) -> np.ndarray:
@@ -114,19 +146,20 @@ def _classes(blocks: list, n_components: int) -> np.ndarray:
 
 
 def _members(blocks: list, classes: np.ndarray, rec: Recording):
-    """Yield (members, constants, a component) of each class, as index tables of shape `(n_groups, width)`."""
+    """Yield (members, constants, component of each group) of each class; members hold index tables of shape
+    `(n_groups, width)`."""
     ranks: dict[int, np.ndarray] = {}
     members: dict[int, list[Member]] = {}
     constants: dict[int, list[tuple[str, str, int]]] = {}
-    example: dict[int, int] = {}
+    groups: dict[int, np.ndarray] = {}
     for (owner, dim, source), entries in blocks:
         for number in np.unique(classes[entries]):
             where = np.flatnonzero(classes[entries] == number)
             if number not in ranks:  # the first member of an axis numbers its groups
                 order, first = np.unique(entries[where], return_index=True)
                 ranks[number] = np.zeros(len(classes), np.int32)
-                ranks[number][order[np.argsort(first)]] = np.arange(len(order))
-                example[number] = int(order[0])
+                groups[number] = order[np.argsort(first)]
+                ranks[number][groups[number]] = np.arange(len(order))
             rank = ranks[number][entries[where]]
             n_groups = int(rank.max()) + 1
             table = where[np.argsort(rank, kind="stable")].reshape(n_groups, -1)
@@ -138,7 +171,7 @@ def _members(blocks: list, classes: np.ndarray, rec: Recording):
                 member = Member(owner, dim, torch.from_numpy(table), role, _structure(owner))
                 members.setdefault(number, []).append(member)
     for number, found in members.items():
-        yield tuple(found), tuple(constants.get(number, ())), example[number]
+        yield tuple(found), tuple(constants.get(number, ())), groups[number]
 
 
 def _structure(parameter: str) -> str:
@@ -152,10 +185,12 @@ def _layer_of(parameter: str, path: str) -> int | None:
     return int(parameter[len(path) + 1 :].split(".")[0])
 
 
-def _name(found: list, hidden: set, sizes: dict, path: str, notes: list[str]) -> dict[str, Axis]:
+def _name(
+    found: list, hidden: set, sizes: dict, path: str, notes: list[str], stacks: set[str]
+) -> dict[str, Axis]:
     """Name the axes; what is neither a head, an MLP channel nor the residual stream becomes a note."""
     places: dict[tuple, list] = {}
-    for kind, layer, members, constants in found:
+    for kind, layer, members, constants, owner in found:
         consumers = [m for m in members if m.role == "in"]
         if kind == "mlp" and not any(
             (m.parameter, d) in hidden for m in consumers for d in range(3) if d != m.dim
@@ -165,27 +200,33 @@ def _name(found: list, hidden: set, sizes: dict, path: str, notes: list[str]) ->
                 "stream; left whole"
             )
             continue
-        places.setdefault((layer is None, layer, KIND_ORDER[kind]), []).append((kind, members, constants))
+        places.setdefault((layer is None, layer or 0, KIND_ORDER[kind]), []).append(
+            (kind, layer, members, constants, owner)
+        )
     axes = {}
-    for (_, layer, _), group in sorted(
-        places.items(), key=lambda item: item[0][:1] + (item[0][1] or 0, item[0][2])
-    ):
-        for kind, members, constants in group:
+    for _, group in sorted(places.items(), key=lambda item: item[0]):
+        for kind, layer, members, constants, owner in group:
+            stacked = layer is not None and all(m.parameter in stacks and m.dim for m in members)
             name = kind if layer is None else f"layers.{layer}.{kind}"
-            if len(group) > 1:
-                name = (
-                    f"layers.{layer}.{_common_path(members, path)}"
-                    if layer is not None
-                    else f"{kind}.{members[0].parameter}"
-                )
+            if layer is None and len(group) > 1:
+                name = f"{kind}.{members[0].parameter}"
+            elif len(group) > 1 or stacked:
+                name = f"layers.{layer}.{_common_path(members, path)}"
             n = members[0].indices.shape[0]
             per_group = sum(
                 int(np.prod(sizes[m.parameter])) // sizes[m.parameter][m.dim] * m.width for m in members
             )
-            axes[name] = Axis(name, kind, n, members, per_group, constants)
+            axis = Axis(name, kind, n, members, per_group, constants)
+            parts = [axis]
+            if stacked:
+                parts = split_experts(axis, sizes[members[0].parameter][0])
+            elif 1 < len(set(owner.tolist())) < n:
+                parts = split_queries(axis, owner)
+            axes |= {part.name: part for part in parts}
             if kind == "attention" and n == 1:
                 notes.append(
-                    f"{name}: all query heads share one key and value head, so there is only one group"
+                    f"{name}: all query heads share one key and value head, so there is only one group; "
+                    "discover(model, query_heads=True) finds them one by one"
                 )
     return axes
 

@@ -30,6 +30,8 @@ class Member:
         role: "out" where the entries produce the channel, "in" where they consume it (the contracted dim of a
             matrix product).
         structure: the paper's W_i that this member is part of; a weight and its bias are one structure.
+        at: (dim, index) where only one slice of the parameter is meant, as the matrix of one expert in a
+            stack.
     """
 
     parameter: str
@@ -37,6 +39,7 @@ class Member:
     indices: torch.Tensor
     role: str
     structure: str
+    at: tuple[int, int] | None = None
 
     @property
     def width(self) -> int:
@@ -55,6 +58,10 @@ class Axis:
         group_parameters: number of scalar parameters that go with one group.
         constants: inputs that are no parameters but run along the groups, such as position biases per head:
             `(module, argument, dim)`.
+        siblings: axes of the same name here must all keep equally many groups, because their weights are
+            stacked in one tensor (the experts of a layer) or lie side by side (the query heads of each key
+            and value head). Empty: the axis stands alone.
+        side_by_side: how many siblings share each dim.
     """
 
     name: str
@@ -63,6 +70,8 @@ class Axis:
     members: tuple[Member, ...]
     group_parameters: int
     constants: tuple[tuple[str, str, int], ...] = ()
+    siblings: str = ""
+    side_by_side: int = 1
 
     @cached_property
     def structures(self) -> tuple[str, ...]:

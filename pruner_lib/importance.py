@@ -185,21 +185,26 @@ class _Tables:
 
     def __init__(self, axes: Mapping[str, Axis]):
         self.axes = axes
-        self.places: dict[str, list] = {}  # parameter -> [(axis, structure, dim, indices)]
+        self.places: dict[str, list] = {}  # parameter -> [(axis, member)]
         self.sums: dict[tuple[str, str, str], torch.Tensor] = {}
         for axis in axes.values():
             for m in axis.members:
-                self.places.setdefault(m.parameter, []).append((axis.name, m.structure, m.dim, m.indices))
+                self.places.setdefault(m.parameter, []).append((axis.name, m))
 
     def add(self, parameter: str, w: torch.Tensor, g, a, criteria: list[str]) -> None:
         s = None if g is None else w * g
         waw = None if a is None else a.mul_(w).mul_(w)
         for criterion in criteria:
             salience = _salience(criterion, w, s, waw)
-            for axis, structure, dim, indices in self.places[parameter]:
-                channels = salience.sum([d for d in range(w.ndim) if d != dim]) if w.ndim > 1 else salience
-                table = channels.cpu()[indices]  # (n_groups, width)
-                key = criterion, axis, structure
+            reduced: dict[tuple, torch.Tensor] = {}
+            for axis, member in self.places[parameter]:
+                kept_dims = {member.dim} | ({member.at[0]} if member.at else set())
+                others = tuple(d for d in range(w.ndim) if d not in kept_dims)
+                if others not in reduced:
+                    reduced[others] = (salience.sum(others) if others else salience).cpu()
+                channels = reduced[others][member.at[1]] if member.at else reduced[others]
+                table = channels[member.indices]  # (n_groups, width)
+                key = criterion, axis, member.structure
                 self.sums[key] = self.sums[key] + table if key in self.sums else table
 
     def fold(self, criterion: str) -> dict[str, torch.Tensor]:

@@ -33,21 +33,34 @@ class Recording:
     Attributes:
         starts: first label of each (owner, dim), ascending; `owners` holds the pairs themselves.
         equal: pairs of labels that can only be removed together.
+        shared: pairs of labels that tie several heads to one key and value head: equalities, unless query heads
+            are to be groups of their own.
         spread: pairs (label, other) where one label is broadcast over several others: it goes with them
             only if they all end up in one group.
         products: labels that stand for one batch index of a product of two activations (an attention head).
         roles: (parameter, dim) -> "in" or "out", in the order of execution.
         outputs: labels that reach the output of the model.
+        pinned: labels that can't be removed, with the reason.
+        stacks: parameters whose slices along dim 0 are separate matrices, picked while the model runs
+            (experts).
     """
 
     owners: list[tuple[str, int, str]] = field(default_factory=list)
     starts: list[int] = field(default_factory=list)
     n_labels: int = 0
     equal: list[np.ndarray] = field(default_factory=list)
+    shared: list[np.ndarray] = field(default_factory=list)
     spread: list[np.ndarray] = field(default_factory=list)
     products: list[np.ndarray] = field(default_factory=list)
     roles: dict[tuple[str, int], str] = field(default_factory=dict)
     outputs: list[np.ndarray] = field(default_factory=list)
+    pinned: list[tuple[np.ndarray, str]] = field(default_factory=list)
+    stacks: set[str] = field(default_factory=set)
+
+    def pin(self, labels: Labels | None, reason: str) -> None:
+        for table in () if labels is None else labels.tensors:
+            found = np.unique(collapse(table)[0].numpy())
+            self.pinned.append((found[found >= 0], reason))
 
     def new_labels(self, n: int, owner: tuple[str, int, str] | None = None) -> torch.Tensor:
         labels = torch.arange(self.n_labels, self.n_labels + n)
@@ -181,12 +194,23 @@ def _attend(rec: Recording, a: torch.Tensor, b: torch.Tensor, shape: tuple[int, 
         labels, inverse, counts = np.unique(pairs[:, 1], return_inverse=True, return_counts=True)
         shared = (counts > 1)[inverse.reshape(-1)]
         private = np.unique(pairs[~shared, 0])
-        rec.equal.append(pairs[~(shared & np.isin(pairs[:, 0], private))])
+        rec.equal.append(pairs[~shared])
+        rec.shared.append(pairs[shared & ~np.isin(pairs[:, 0], private)])
     if constant_along(b, 1) and not bool((b < 0).any()):
-        return Labels((b[:, :1, :].expand(shape),))
+        return Labels((_of_each_head(rec, head, b[:, :1, :]).expand(shape),))
     if constant_along(a, 2) and not bool((a < 0).any()):
-        return Labels((a[:, :, :1].expand(shape),))
+        return Labels((_of_each_head(rec, head, a[:, :, :1]).expand(shape),))
     return Labels((head.view(-1, 1, 1).expand(shape),))
+
+
+def _of_each_head(rec: Recording, head: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """What a head makes of values that it shares with other heads is its own: labels for each."""
+    if table.unique().numel() == table.numel():
+        return table
+    own = rec.new_labels(table.numel()).view(table.shape)
+    rec.shared.append(np.stack([own.reshape(-1).numpy(), table.reshape(-1).numpy()], 1))
+    rec.equal.append(np.stack([head.view(-1, 1, 1).expand(table.shape).reshape(-1), own.reshape(-1)], 1))
+    return own
 
 
 def labels_of(x) -> Labels | None:

@@ -13,9 +13,11 @@ import torch
 from torch import nn
 
 from pruner_lib.graph import decoder_layers, discover
-from pruner_lib.groups import Axes, Axis, Plan
+from pruner_lib.groups import Axes, Axis, Member, Plan
 from pruner_lib.layout import apply_layout_, empty_layout, merge_layouts, set_parameter_
-from pruner_lib.twins import Law, build_twin, common_module, learn, shapes_of
+from pruner_lib.norms import norm_factor, norm_members
+from pruner_lib.siblings import check_even
+from pruner_lib.twins import Law, build_twin, common_module, learn, same_make, shapes_of
 
 
 def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Module:
@@ -32,17 +34,21 @@ def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modu
     """
     if "layers" in plan.keep:
         return _drop_layers_(model, plan)
-    axes = discover(model) if axes is None else _axes_of(model, axes)
+    axes = _axes_for(model, plan) if axes is None else _axes_of(model, axes)
     keep = _keep_by_structure(axes, plan)
-    cuts = _cut_indices(axes, keep)
     kept = {name: len(next(iter(per.values()))) for name, per in keep.items()}
-    layout = _layout(model, axes, keep, kept, cuts)
-    plain = _plain_config(model, axes, kept, layout)
+    check_even(axes, kept)
+    cuts = _cut_indices(model, axes, keep)
+    factors = _norm_factors(model, axes, keep, cuts)
+    laws = _laws(model, axes, kept)
+    layout = _layout(model, axes, keep, kept, cuts, laws)
+    plain = _plain_config(model, axes, kept, layout, laws)
     with torch.no_grad():
         for parameter, by_dim in cuts.items():
             weight = model.get_parameter(parameter).detach()
             for dim, index in by_dim.items():
-                weight = weight.index_select(dim, index.to(weight.device))
+                weight = _take(weight, dim, index.to(weight.device))
+            weight = weight * factors[parameter] if parameter in factors else weight
             set_parameter_(model, parameter, weight.contiguous())
             del weight
     merged = merge_layouts(
@@ -69,14 +75,24 @@ def mask_(model: nn.Module, plan: Plan) -> nn.Module:
                 for parameter in layers[i].parameters():
                     parameter.zero_()
             return model
-        axes = discover(model)
+        axes = _axes_for(model, plan)
         for name, per_structure in _keep_by_structure(axes, plan).items():
             for member in axes[name].members:
-                gone = torch.ones(axes[name].n_groups, dtype=torch.bool)
-                gone[per_structure[member.structure]] = False
-                weight = model.get_parameter(member.parameter)
-                weight.index_fill_(member.dim, member.indices[gone].reshape(-1).to(weight.device), 0)
+                weight, dim = model.get_parameter(member.parameter), member.dim
+                if member.at:
+                    weight, dim = weight.select(*member.at), dim - (member.at[0] < dim)
+                gone = _gone(axes[name], member, per_structure[member.structure])
+                weight.index_fill_(dim, gone.to(weight.device), 0)
     return model
+
+
+def _axes_for(model: nn.Module, plan: Plan) -> Axes:
+    """The axes that a plan speaks of: with whole key and value heads or with their query heads."""
+    axes = discover(model)
+    if all(key.partition("/")[0] in axes for key in plan.keep):
+        return axes
+    finer = discover(model, query_heads=True)
+    return finer if all(key.partition("/")[0] in finer for key in plan.keep) else axes
 
 
 def _axes_of(model: nn.Module, axes: Axes) -> Axes:
@@ -127,29 +143,74 @@ def _check_count(key: str, planned: int, present: int) -> None:
         )
 
 
-def _cut_indices(axes: Axes, keep: dict) -> dict[str, dict[int, torch.Tensor]]:
-    """Parameter -> dim -> sorted entries that stay."""
-    cuts: dict[str, dict[int, torch.Tensor]] = {}
+def _gone(axis: Axis, member: Member, kept: torch.Tensor) -> torch.Tensor:
+    """Entries of a member that belong to groups which do not stay."""
+    gone = torch.ones(axis.n_groups, dtype=torch.bool)
+    gone[kept] = False
+    return member.indices[gone].reshape(-1)
+
+
+def _cut_indices(model: nn.Module, axes: Axes, keep: dict) -> dict[str, dict[int, torch.Tensor]]:
+    """Parameter -> dim -> sorted entries that stay: `(n,)`, or `(stack, n)` where each slice along dim 0 keeps
+    its own."""
+    stays: dict[tuple[str, int], torch.Tensor] = {}
     for name, per_structure in keep.items():
         for member in axes[name].members:
-            index = member.indices[per_structure[member.structure]].reshape(-1).sort().values
-            cuts.setdefault(member.parameter, {})[member.dim] = index
+            shape = model.get_parameter(member.parameter).shape
+            rows = (shape[0],) if member.at else ()
+            key = member.parameter, member.dim
+            mask = stays.setdefault(key, torch.ones(*rows, shape[member.dim], dtype=torch.bool))
+            gone = _gone(axes[name], member, per_structure[member.structure])
+            (mask[member.at[1]] if member.at else mask)[gone] = False
+    cuts: dict[str, dict[int, torch.Tensor]] = {}
+    for (parameter, dim), mask in stays.items():
+        index = mask.nonzero()[:, -1]
+        cuts.setdefault(parameter, {})[dim] = index.view(len(mask), -1) if mask.ndim == 2 else index
     return cuts
 
 
-def _layout(model: nn.Module, axes: Axes, keep: dict, kept: dict[str, int], cuts: dict) -> dict:
+def _take(weight: torch.Tensor, dim: int, index: torch.Tensor) -> torch.Tensor:
+    if index.ndim == 1:
+        return weight.index_select(dim, index)
+    shape = [index.shape[0]] + [1] * (weight.ndim - 1)
+    shape[dim] = index.shape[1]
+    return torch.take_along_dim(weight, index.view(shape), dim)
+
+
+def _norm_factors(model: nn.Module, axes: Axes, keep: dict, cuts: dict) -> dict[str, float]:
+    """Norms that run over all groups of a cut axis -> by what their weight makes up for those that go."""
+    factors = {}
+    for name in keep:
+        for member in norm_members(model, axes[name].members) if axes[name].layer is not None else ():
+            factor = norm_factor(model.get_submodule(member.structure), cuts[member.parameter][member.dim])
+            if factor is None:
+                raise ValueError(f"{member.structure} is a norm over all groups of {name} and can't be cut")
+            factors[member.parameter] = factor
+    return factors
+
+
+def _laws(model: nn.Module, axes: Axes, kept: dict[str, int]) -> dict[str, Law]:
+    """What follows the number of groups, for every axis of a make that is cut."""
+    laws = {}
+    for make in same_make(axes):
+        if any(axis.name in kept for axis in make):
+            laws |= dict.fromkeys((axis.name for axis in make), learn(model, make, axes))
+    return laws
+
+
+def _layout(
+    model: nn.Module, axes: Axes, keep: dict, kept: dict[str, int], cuts: dict, laws: dict[str, Law]
+) -> dict:
     """What the modules must be told besides their smaller weights."""
     layout = empty_layout()
     for parameter, by_dim in cuts.items():
         shape = list(model.get_parameter(parameter).shape)
         for dim, index in by_dim.items():
-            shape[dim] = len(index)
+            shape[dim] = index.shape[-1]
         layout["shapes"][parameter] = shape
     path = decoder_layers(model)[0]
-    for kind in {axes[name].kind for name in keep}:
-        law = learn(model, list(axes.of_kind(kind).values()))
-        for name in (n for n in keep if axes[n].kind == kind):
-            _describe_axis(layout, law, axes[name], keep[name], kept[name], path)
+    for name in keep:
+        _describe_axis(layout, laws[name], axes[name], keep[name], kept[name], path)
     return layout
 
 
@@ -172,17 +233,19 @@ def _describe_axis(layout: dict, law: Law, axis: Axis, per_structure: dict, n: i
         layout["inputs"].setdefault(module, {})[argument] = cut
 
 
-def _plain_config(model: nn.Module, axes: Axes, kept: dict[str, int], layout: dict) -> dict | None:
+def _plain_config(
+    model: nn.Module, axes: Axes, kept: dict[str, int], layout: dict, laws: dict[str, Law]
+) -> dict | None:
     """Config edits after which the model class alone builds the pruned model, or None if there are none."""
     if getattr(model, "pruning_layout", None) or layout["inputs"]:
         return None
     edits: dict[str, int] = {}
-    for kind in {axes[name].kind for name in kept}:
-        same = {(kept.get(name, a.n_groups)) for name, a in axes.of_kind(kind).items()}
-        law = learn(model, list(axes.of_kind(kind).values()))
-        if len(same) > 1 or not law.free:
+    for name, law in laws.items():
+        n = kept.get(name, axes[name].n_groups)
+        mine = {key: per_group * n for key, per_group in law.keys.items()} | law.fixed
+        if not law.free or any(edits.get(key, value) != value for key, value in mine.items()):
             return None
-        edits |= {k: c * next(iter(same)) for k, c in law.keys.items()} | law.fixed
+        edits |= mine
     wanted = shapes_of(model) | {name: tuple(shape) for name, shape in layout["shapes"].items()}
     return edits if _builds(model, edits, wanted) else None
 

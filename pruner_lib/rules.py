@@ -1,7 +1,8 @@
 """What every operator does to labels: one rule for a kind of operator, none for an architecture.
 
 Operators that move data are executed on the labels, those that combine two labelled tensors record what
-depends on what, reductions forget. An operator that meets labels and has no rule raises and names itself.
+depends on what, reductions forget. What an operator without a rule touches is pinned: it can't be cut, and
+discovery says so by the operator's name.
 See `trace` for the forward pass that calls these rules, `labels` for what a product or a sum ties together.
 """
 
@@ -14,7 +15,7 @@ from pruner_lib.labels import Labels, Recording, combine, constant_along, labels
 aten = torch.ops.aten
 PRODUCTS = {aten.mm, aten.bmm, aten.addmm, aten.baddbmm}
 NORMS = {aten.native_layer_norm, aten._fused_rms_norm}
-SOFTMAXES = {aten._softmax, aten._log_softmax}
+SOFTMAXES = {aten._softmax, aten._log_softmax, aten.cumsum, aten.cumprod}  # along a dim; the shape stays
 REDUCTIONS = {
     aten.sum,
     aten.mean,
@@ -26,6 +27,8 @@ REDUCTIONS = {
     aten.prod,
 }
 SELECTIONS = {aten.topk, aten.sort, aten.argmax, aten.any, aten.all}  # which entry won, not what it holds
+LOOKUPS = {aten.index, aten.index_select, aten.gather}
+WRITES = {aten.copy_}
 MOVES = {
     aten._unsafe_view,
     aten.cat,
@@ -45,11 +48,12 @@ COPIES = {
     aten.triu,
     aten.tril,
     aten.copy,
+    aten.empty_like,
+    aten.zeros_like,
+    aten.ones_like,
+    aten.full_like,
 }
-
-
-class MissingRuleError(Exception):
-    """An operator met labelled tensors and there is no rule for it."""
+FACTORIES = {aten.new_empty, aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty_strided}
 
 
 def labels_for(rec: Recording, func, args: tuple, kwargs: dict, out) -> list[Labels | None]:
@@ -66,24 +70,87 @@ def labels_for(rec: Recording, func, args: tuple, kwargs: dict, out) -> list[Lab
         return [_elementwise(rec, [args[0], *args[2:4]], first)]
     if op in COPIES:
         return [labels_of(args[0])]
+    if op in WRITES:
+        return [_write(args[0], labels_of(args[1]))]
+    if op in LOOKUPS:
+        return [_look_up(rec, op, args, first)]
     if op in MOVES or func.is_view:
         return _move(func, args, kwargs, out)
     if op in SOFTMAXES:
-        return [_drop_unless_constant(labels_of(args[0]), [args[1]], keepdim=None)]
+        labels = labels_of(args[0])
+        kept = _drop_unless_constant(labels, [args[1]], keepdim=None)
+        if kept is None:
+            rec.pin(labels, f"{op} runs along its channels")
+        return [kept]
     if op in REDUCTIONS:
         dims = args[1] if len(args) > 1 and isinstance(args[1], (list, int)) else kwargs.get("dim")
         dims = [dims] if isinstance(dims, int) else dims
         keepdim = first.ndim == args[0].ndim
         return [_drop_unless_constant(labels_of(args[0]), dims or range(args[0].ndim), keepdim)]
-    if op in SELECTIONS or not (first.is_floating_point() or first.is_complex()):
+    if op in FACTORIES:
         return [None]
+    if op in SELECTIONS or not (first.is_floating_point() or first.is_complex()):
+        if first.is_floating_point():
+            rec.pin(labels_of(args[0]), f"{op} picks among its channels")
+        return [None]
+    operands = tensors_in([*args, *kwargs.values()])
     if torch.Tag.pointwise in func.tags:
-        return [_elementwise(rec, tensors_in([*args, *kwargs.values()]), first)]
-    raise MissingRuleError(
-        f"no dependency rule for the operator {func}; inputs "
-        + ", ".join(str(tuple(t.shape)) for t in tensors_in([*args, *kwargs.values()]))
-        + ". Add it to one of the tables in pruner_lib/rules.py."
+        return [_elementwise(rec, operands, first)]
+    return _pin_all(rec, op, operands, tensors_in([out]))
+
+
+def _pin_all(rec: Recording, op, operands: list, outputs: list) -> list[Labels]:
+    """Nothing is known of this operator: what goes in stays whole, and so does what comes out."""
+    reason = f"no dependency rule for {op}"
+    for tensor in operands:
+        rec.pin(labels_of(tensor), reason)
+    mark = rec.new_labels(1)
+    fresh = Labels((mark,))
+    rec.pin(fresh, reason)
+    return [
+        Labels((mark.view([1] * out.ndim).expand(out.shape),)) if out.is_floating_point() else None
+        for out in outputs
+    ]
+
+
+def _write(target: torch.Tensor, labels: Labels | None) -> Labels | None:
+    """Copy labels into a tensor that is filled part by part: into that part of its base's labels."""
+    base = target if target._base is None else target._base
+    known = labels_of(base)
+    table = (
+        torch.full(base.shape, -1)
+        if known is None
+        else known.tensors[0].clone(memory_format=torch.contiguous_format)
     )
+    if not base.is_contiguous():
+        raise ValueError(f"labels can't be written into a tensor of strides {base.stride()}")
+    part = table.as_strided(target.shape, target.stride(), target.storage_offset())
+    part.copy_(torch.tensor(-1) if labels is None else labels.tensors[0])
+    set_labels(base, Labels((table,)))
+    return Labels((part,))
+
+
+def _look_up(rec: Recording, op, args: tuple, out: torch.Tensor) -> Labels | None:
+    """Entries picked by an index. An index on the CPU is known and executed; one that the model computes
+    (a router's choice of experts) is not, and the labels survive only where they do not depend on it."""
+    labels = labels_of(args[0])
+    if labels is None:
+        return None
+    indices = args[1] if op is aten.index else [args[2]]
+    dims = [d for d, i in enumerate(indices) if i is not None] if op is aten.index else [args[1]]
+    given = [i for i in indices if i is not None]
+    if all(i.device.type == "cpu" for i in given):
+        return labels.map(lambda t: op(t, *args[1:]))
+    kept = []
+    for table in labels.tensors:
+        if all(constant_along(table, d % table.ndim) for d in dims):
+            zeros = [None if i is None else torch.zeros(i.shape, dtype=torch.long) for i in indices]
+            kept.append(op(table, zeros) if op is aten.index else op(table, args[1], zeros[0]))
+        else:
+            rec.pin(Labels((table,), labels.source), "which of them is used is decided while the model runs")
+            if labels.source == "parameter" and dims == [0]:
+                rec.stacks.add(rec.owner_of(int(table[(0,) * table.ndim]))[0])
+    return Labels(tuple(kept), labels.source) if kept else None
 
 
 def _product(rec: Recording, op, args: tuple, out: torch.Tensor) -> Labels | None:

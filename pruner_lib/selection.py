@@ -13,9 +13,11 @@ from collections.abc import Callable, Mapping
 import torch
 
 from pruner_lib.groups import GRANULARITIES, Axes, Axis, Plan
+from pruner_lib.siblings import even_out
 
 SCOPES = ("local", "global")
 TARGETS = ("groups", "parameters")
+EXPERT_ROWS = 8  # kept channels of an expert come in multiples of it: grouped products want 16-byte rows
 TOLERANCE = 0.005  # of all parameters: how near `target="parameters"` must come
 
 
@@ -45,7 +47,8 @@ def select(
         scope: "local" ranks within each axis, "global" all axes of a kind together.
         protect_first, protect_last: decoder layers left whole at either end (block and layer granularity).
         dependency: False ranks each structure (matrix) alone: same counts, own indices (the paper's Table 6).
-        multiple_of: kept MLP channels are rounded to a multiple of it.
+        multiple_of: kept MLP channels are rounded to a multiple of it; those of stacked experts always to
+            one of 8, which the grouped product of torch asks for.
         uniform: require that all layers end with the same widths.
     Returns: a plan with an entry for every axis of the granularity, protected ones whole.
     Raises: ValueError: an argument is out of range, or scores do not fit the axes.
@@ -171,12 +174,13 @@ def _counts(pruned, units, ratios: Mapping[str, float], scope: str, multiple_of:
         for kind in {a.kind for a in pruned.values()}:
             keys = [key for key in units if of[key].kind == kind]
             counts |= _global_counts({k: units[k] for k in keys}, {k: of[k] for k in keys}, ratios[kind])
-    if multiple_of > 1:
-        for key in counts:
-            if of[key].kind == "mlp":
-                n = of[key].n_groups
-                kept = round((n - counts[key]) / multiple_of) * multiple_of
-                counts[key] = n - min(max(kept, multiple_of), n)
+        counts = even_out(pruned, counts)
+    for key in counts:
+        n = of[key].n_groups
+        step = math.lcm(multiple_of, EXPERT_ROWS) if of[key].siblings and n >= EXPERT_ROWS else multiple_of
+        if of[key].kind == "mlp" and step > 1:
+            kept = round((n - counts[key]) / step) * step
+            counts[key] = n - min(max(kept, step), n)
     return counts
 
 

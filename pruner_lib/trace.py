@@ -3,7 +3,7 @@
 One forward pass on the meta device (batch 1, 3 tokens, eager attention) runs under a dispatch mode that
 carries labels through every operator. Operators that move data are executed on the labels too; operators
 that combine two labelled tensors record what depends on what. No rule knows an architecture; an operator
-without a rule raises and names itself.
+without a rule pins what it touches, by name.
 
 This module only collects. `graph` turns what was collected into groups.
 """
@@ -14,11 +14,13 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pruner_lib.labels import Recording, labels_of, set_labels
-from pruner_lib.rules import MissingRuleError, labels_for, tensors_in
+from pruner_lib.rules import LOOKUPS, labels_for, tensors_in
 
+aten = torch.ops.aten
 N_TOKENS = 3
 
 
@@ -31,12 +33,38 @@ class LabelMode(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        tensors = tensors_in([*args, *kwargs.values()])
+        labelled = any(labels_of(x) is not None for x in tensors)
+        if any(x.is_meta for x in tensors) and func.overloadpacket not in LOOKUPS:
+            args, kwargs = _to_meta(args), {k: _to_meta([v])[0] for k, v in kwargs.items()}
         out = func(*args, **kwargs)
-        if any(labels_of(x) is not None for x in tensors_in([*args, *kwargs.values()])):
+        if labelled:
             labels = labels_for(self.recording, func, args, kwargs, out)
             for tensor, label in zip(tensors_in([out]), labels, strict=False):
                 set_labels(tensor, label)
         return out
+
+
+class KeepIndices(TorchFunctionMode):
+    """Keep the values of indices that the model writes down as lists, `x[:, [-2]]`: on the meta device they
+    would be lost."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.__getitem__ and isinstance(args[1], tuple):
+            index = tuple(torch.tensor(i, device="cpu") if isinstance(i, list) else i for i in args[1])
+            args = (args[0], index)
+        return func(*args, **(kwargs or {}))
+
+
+def _to_meta(values):
+    """Tensors that the model makes on the CPU (masks, positions) meet weights on the meta device."""
+    if isinstance(values, (list, tuple)):
+        return type(values)(_to_meta(v) for v in values)
+    if isinstance(values, torch.Tensor) and values.device.type == "cpu" and values.ndim:
+        moved = torch.empty_strided(values.shape, values.stride(), dtype=values.dtype, device="meta")
+        set_labels(moved, labels_of(values))
+        return moved
+    return values
 
 
 def trace(model: nn.Module, layers: nn.ModuleList) -> Recording:
@@ -45,13 +73,12 @@ def trace(model: nn.Module, layers: nn.ModuleList) -> Recording:
     Args:
         model: a decoder on any device; its weights are neither read nor copied.
         layers: its decoder layers, at whose entry unlabelled inputs (position biases) get labels.
-    Raises: ValueError: the forward pass has an operator without a rule, or does not run on the meta device.
+    Raises: ValueError: the model does not run on the meta device.
     """
     rec = Recording()
     tensors = {n: torch.empty_like(p, device="meta") for n, p in model.named_parameters()}
     for name, tensor in tensors.items():
         set_labels(tensor, rec.label(tensor, name, "parameter"))
-    tensors |= {n: torch.empty_like(b, device="meta") for n, b in model.named_buffers()}
     paths = {module: name for name, module in model.named_modules()}
     hooks = [
         layer.register_forward_pre_hook(
@@ -60,7 +87,7 @@ def trace(model: nn.Module, layers: nn.ModuleList) -> Recording:
         for layer in layers
     ]
     try:
-        with eager_attention(model), torch.no_grad(), LabelMode(rec):
+        with plain_products(model), torch.no_grad(), KeepIndices(), LabelMode(rec):
             out = _forward_on_meta(model, tensors)
     finally:
         for hook in hooks:
@@ -75,21 +102,47 @@ def trace(model: nn.Module, layers: nn.ModuleList) -> Recording:
     return rec
 
 
-def _forward_on_meta(model: nn.Module, tensors: dict[str, torch.Tensor]):
+class ConstantMode(TorchDispatchMode):
+    """Note the numbers that a forward pass multiplies or divides its activations by."""
+
+    def __init__(self):
+        super().__init__()
+        self.found: list[float] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket in (aten.mul, aten.div):
+            values = (x.item() if isinstance(x, torch.Tensor) and _is_number(x) else x for x in args)
+            self.found += [float(v) for v in values if isinstance(v, (int, float))]
+        return func(*args, **(kwargs or {}))
+
+
+def _is_number(x: torch.Tensor) -> bool:
+    return x.ndim == 0 and x.device.type == "cpu"
+
+
+def constants_in_forward(model: nn.Module) -> list[float]:
+    """The constant factors of a forward pass, in order, for a model on the meta device."""
+    mode = ConstantMode()
+    with plain_products(model), torch.no_grad(), mode:
+        _forward_on_meta(model, dict(model.named_parameters()))
+    return mode.found
+
+
+def _forward_on_meta(model: nn.Module, parameters: dict[str, torch.Tensor]):
+    tensors = parameters | {n: torch.empty_like(b, device="meta") for n, b in model.named_buffers()}
     ids = torch.zeros(1, N_TOKENS, dtype=torch.long, device="meta")
-    masks = (
-        torch.zeros(1, 1, N_TOKENS, N_TOKENS, device="meta"),
-        None,
-    )  # some models build their own from None only
+    mask = torch.zeros(1, 1, N_TOKENS, N_TOKENS, device="meta")
+    ways = (
+        {"input_ids": ids, "attention_mask": mask},
+        {"input_ids": ids, "attention_mask": None},  # some models build their own mask from None only
+        {"input_ids": _special_tokens(model)},  # some look for their special tokens in the prompt
+    )
     errors = []
-    for mask in masks:
-        arguments = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+    for arguments in ways:
         training = model.training
         try:
             model.eval()
-            return torch.func.functional_call(model, tensors, (), arguments)
-        except MissingRuleError as error:
-            raise ValueError(str(error)) from error
+            return torch.func.functional_call(model, tensors, (), arguments | {"use_cache": False})
         except Exception as error:  # noqa: BLE001  the model's own code may raise anything
             errors.append(f"{type(error).__name__}: {error}")
         finally:
@@ -100,18 +153,28 @@ def _forward_on_meta(model: nn.Module, tensors: dict[str, torch.Tensor]):
     )
 
 
+def _special_tokens(model: nn.Module) -> torch.Tensor:
+    """A prompt, with its values, of the special tokens that the config names."""
+    config = model.config.to_dict() if hasattr(model, "config") else {}
+    named = sorted({v for k, v in config.items() if k.endswith("_token_id") and isinstance(v, int) and v >= 0})
+    return torch.tensor([(named + [0] * N_TOKENS)[: max(len(named), N_TOKENS)]])
+
+
 @contextmanager
-def eager_attention(model: nn.Module):
-    """Let attention be computed by plain matrix products while the block runs."""
+def plain_products(model: nn.Module):
+    """Let attention and experts be computed by plain matrix products while the block runs."""
     config = getattr(model, "config", None)
-    before = getattr(config, "_attn_implementation", None)
-    if before is not None:
-        config._attn_implementation = "eager"
+    wanted = {"_attn_implementation": "eager", "_experts_implementation": "batched_mm"}
+    before = {key: getattr(config, key, None) for key in wanted}
+    for key, value in wanted.items():
+        if before[key] is not None:
+            setattr(config, key, value)
     try:
         yield
     finally:
-        if before is not None:
-            config._attn_implementation = before
+        for key, value in before.items():
+            if value is not None:
+                setattr(config, key, value)
 
 
 def _label_constants(rec: Recording, path: str, args: tuple, kwargs: dict) -> None:

@@ -8,7 +8,7 @@ architecture needs to be known.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
@@ -16,6 +16,8 @@ import torch
 from torch import nn
 
 from pruner_lib.groups import Axis
+from pruner_lib.layout import LEAF_SIZES
+from pruner_lib.trace import constants_in_forward
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,25 @@ def build_twin(model: nn.Module, edits: dict) -> nn.Module:
         return cls(config)
 
 
-def learn(model: nn.Module, axes: list[Axis]) -> Law:
-    """Find out what follows the number of groups of these axes (all of one kind).
+def same_make(axes: Mapping[str, Axis]) -> list[list[Axis]]:
+    """Axes whose number of groups follows the same law: those in modules of the same name."""
+    makes: dict[tuple, list[Axis]] = {}
+    for axis in axes.values():
+        parts = tuple(_without_number(m.parameter, axis.layer) for m in axis.members)
+        makes.setdefault((axis.kind, axis.side_by_side, parts), []).append(axis)
+    return list(makes.values())
 
-    Args: model: with the config that its class was built from.    axes: one for each layer, or the hidden
-        axis.
+
+def _without_number(parameter: str, layer: int | None) -> str:
+    return parameter if layer is None else parameter.replace(f".{layer}.", ".*.", 1)
+
+
+def learn(model: nn.Module, axes: list[Axis], all_axes: Mapping[str, Axis]) -> Law:
+    """Find out what follows the number of groups of axes of the same make.
+
+    Args:
+        model: with the config that its class was built from.
+        all_axes: of the model; other axes of the kind may follow the same config key.
     Raises: ValueError: an attribute changes with the number of groups, but not in proportion.
     """
     dense = build_twin(model, {})
@@ -64,6 +80,7 @@ def learn(model: nn.Module, axes: list[Axis]) -> Law:
     if n < 2:
         return Law(free=False)
     probe_n = 2 if n > 2 else 1
+    kind = [a for a in all_axes.values() if a.kind == first.kind]
     config = model.config.to_dict()
     tied = None
     for keys, fixed in _candidates(config, first, n, probe_n):
@@ -74,14 +91,16 @@ def learn(model: nn.Module, axes: list[Axis]) -> Law:
             continue
         if not all(_fits(probe, axis, probe_n) for axis in axes):
             continue
-        exact = _other_dims_agree(dense, probe, axes)
+        exact = _other_dims_agree(dense, probe, kind)
         if not exact and tied is None:
             tied = probe
         if exact:
             per_group = {k: (v or n) // n for k, v in keys.items()}
-            return Law(per_group, fixed, _attributes(dense, probe, axes, n, probe_n))
+            free = first.kind != "hidden" or _same_scales(dense, probe)
+            return Law(per_group, fixed, _attributes(dense, probe, axes, n, probe_n, ()), free=free)
     if tied is not None:
-        return Law(attributes=_attributes(dense, tied, axes, n, probe_n), free=False)
+        heads = () if first.kind != "hidden" else [a for a in all_axes.values() if a.kind == "attention"]
+        return Law(attributes=_attributes(dense, tied, axes, n, probe_n, heads), free=False)
     return Law(free=False)
 
 
@@ -91,7 +110,7 @@ def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 def _groups_in(twin: nn.Module, axis: Axis) -> int:
     member = axis.members[0]
-    return twin.get_parameter(member.parameter).shape[member.dim] // member.width
+    return twin.get_parameter(member.parameter).shape[member.dim] // member.width // axis.side_by_side
 
 
 def _candidates(config: dict, axis: Axis, n: int, probe_n: int) -> Iterator[tuple[dict, dict]]:
@@ -106,6 +125,9 @@ def _candidates(config: dict, axis: Axis, n: int, probe_n: int) -> Iterator[tupl
             for k, v in numbers.items()
             if any(x in k for x in names) and not any(x in k for x in no) and v % n == 0
         }
+        for key, value in heads.items() if axis.side_by_side > 1 else ():
+            yield {key: value}, {}
+            yield {key: value}, {"head_dim": axis.width}
         yield heads, {}
         yield heads, {"head_dim": axis.width}
         yield heads | {k: v for k, v in hidden.items() if v * probe_n % n == 0}, {}
@@ -131,7 +153,8 @@ def _fits(probe: nn.Module, axis: Axis, probe_n: int) -> bool:
     """Have the dims that this axis cuts the size that `probe_n` groups need?"""
     shapes = shapes_of(probe)
     return all(
-        m.parameter in shapes and shapes[m.parameter][m.dim] == probe_n * m.width for m in axis.members
+        m.parameter in shapes and shapes[m.parameter][m.dim] == probe_n * m.width * axis.side_by_side
+        for m in axis.members
     )
 
 
@@ -147,25 +170,44 @@ def _other_dims_agree(dense: nn.Module, probe: nn.Module, axes: list[Axis]) -> b
     )
 
 
+def _same_scales(dense: nn.Module, probe: nn.Module) -> bool:
+    """Do no factors of the forward pass follow the width, as an embedding scaled by its root?
+
+    Where some do, a config of the smaller width would build a model of another scale than the trained one.
+    """
+    twins = dict(probe.named_modules())
+    for path, module in dense.named_modules():
+        for name, value in vars(module).items():
+            if isinstance(value, float) and value != vars(twins[path]).get(name):
+                return False
+    return constants_in_forward(dense) == constants_in_forward(probe)
+
+
 def _attributes(
-    dense: nn.Module, probe: nn.Module, axes: list[Axis], n: int, probe_n: int
+    dense: nn.Module, probe: nn.Module, axes: list[Axis], n: int, probe_n: int, apart_from: Sequence[Axis]
 ) -> dict[str, dict[str, int]]:
-    """Integer attributes that follow the number of groups, in the modules around each axis."""
+    """Integer attributes that follow the number of groups, in the modules around each axis.
+
+    Args: apart_from: axes whose own modules count something else that the twin could not hold still.
+    """
     found: dict[str, dict[str, int]] = {}
     twins = dict(probe.named_modules())
-    for axis in axes:
-        around = "" if axis.kind == "hidden" else common_module(axis)
+    others = [common_module(axis) for axis in apart_from]
+    for around in {"" if axis.kind == "hidden" else common_module(axis) for axis in axes}:
         for path, module in dense.get_submodule(around).named_modules(prefix=around):
-            if module._parameters:  # a leaf repeats the shape of its own weight
+            if any(path == other or path.startswith(other + ".") for other in others):
                 continue
             for name, value in vars(module).items():
+                if module._parameters and name in LEAF_SIZES:  # a leaf repeats the shape of its own weight
+                    continue
                 other = vars(twins[path]).get(name)
                 if type(value) is not int or type(other) is not int or value == other:
                     continue
                 if value * probe_n != other * n:
                     raise ValueError(
-                        f"{path}.{name} is {value} for {n} groups of {axis.name} but {other} for {probe_n}: "
-                        "it does not follow in proportion, so it is not known what it must be after the cut"
+                        f"{path}.{name} is {value} for {n} groups of {axes[0].name} but {other} for "
+                        f"{probe_n}: it does not follow in proportion, so it is not known what it must be "
+                        "after the cut"
                     )
                 found.setdefault(path, {})[name] = value // n
     return found
