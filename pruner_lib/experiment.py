@@ -15,10 +15,10 @@ FORMAT = (
 )
 CRITERIA = ("random", "l1", "l2", "vector", "element1", "element2", "mixed")
 DATA_FREE = ("none", "random", "l1", "l2")  # criteria that look at no calibration samples
-AGGREGATIONS = ("sum", "prod", "max", "last")
+AGGREGATIONS = ("sum", "mean", "prod", "max", "last")
 ORDERS = ("channel", "group")
 ORDERED = ("prod", "max")  # aggregations for which the order matters
-SCOPES = ("local", "global")
+SCOPES = ("local", "global", "joint")
 GRANULARITIES = ("block", "channel", "layer")
 TARGETS = ("groups", "parameters")
 

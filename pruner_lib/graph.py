@@ -15,6 +15,7 @@ from torch import nn
 from pruner_lib.groups import Axes, Axis, Member
 from pruner_lib.labels import Recording
 from pruner_lib.norms import obstacle_in_norms
+from pruner_lib.rules import NO_RULE
 from pruner_lib.siblings import split_experts, split_queries
 from pruner_lib.trace import trace
 
@@ -44,27 +45,41 @@ def discover(model: nn.Module, *, query_heads: bool = False) -> Axes:
     is_head = _marked(classes, components, rec.products)
     is_output = _marked(classes, components, rec.outputs)
     sizes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    head_of = dict(zip(components.tolist(), whole.tolist(), strict=True))
-    found, notes = [], []
+    whole_of = np.zeros(components.max() + 1, np.int64)
+    whole_of[components] = whole
+    found, hidden = [], set()
+    notes = _unknown_operators(rec)
     for members, constants, groups in _members(blocks, classes, rec):
         if is_output[groups[0]] or {m.role for m in members} != {"in", "out"}:
             continue
         places = {_layer_of(m.parameter, path) for m in members}
         place = places.pop() if len(places) == 1 else None
         kind = "hidden" if place is None else "attention" if is_head[groups[0]] else "mlp"
+        if place is None:
+            hidden |= {(m.parameter, m.dim) for m in members}
         obstacle = pinned.get(classes[groups[0]])
         if place is not None and not obstacle:
             obstacle = obstacle_in_norms(model, members)
         if obstacle:
-            notes.append(f"{members[0].parameter}: {len(groups)} groups left whole, {obstacle}")
+            if not obstacle.startswith(NO_RULE):  # those are in the notes already
+                notes.append(f"{members[0].parameter}: {len(groups)} groups left whole, {obstacle}")
             continue
-        owner = np.array([head_of[g] for g in groups.tolist()])
-        found.append((kind, place, members, constants, owner))
-    hidden = {(m.parameter, m.dim) for kind, _, members, *_ in found if kind == "hidden" for m in members}
+        found.append((kind, place, members, constants, whole_of[groups]))
     axes = _name(found, hidden, sizes, path, notes, rec.stacks)
     per_layer = [sum(p.numel() for p in layer.parameters()) for layer in layers]
     total = sum(p.numel() for p in model.parameters())
     return Axes(axes, n_parameters=total, layer_parameters=per_layer, notes=notes)
+
+
+def _unknown_operators(rec: Recording) -> list[str]:
+    """One note for each operator without a rule and each parameter that it meets."""
+    notes = {}
+    for labels, reason in rec.pinned:
+        owners = {rec.owner_of(label) for label in labels.tolist()} if reason.startswith(NO_RULE) else ()
+        for owner, _, source in owners:
+            if source == "parameter":
+                notes[f"{owner}: left whole, {reason}"] = None
+    return sorted(notes)
 
 
 def _marked(classes: np.ndarray, components: np.ndarray, labels: list[np.ndarray]) -> np.ndarray:
@@ -216,11 +231,12 @@ def _name(
             per_group = sum(
                 int(np.prod(sizes[m.parameter])) // sizes[m.parameter][m.dim] * m.width for m in members
             )
-            axis = Axis(name, kind, n, members, per_group, constants)
+            in_stack = any(m.parameter in stacks for m in members)
+            axis = Axis(name, kind, n, members, per_group, constants, in_stack=in_stack)
             parts = [axis]
             if stacked:
                 parts = split_experts(axis, sizes[members[0].parameter][0])
-            elif 1 < len(set(owner.tolist())) < n:
+            elif len(set(owner.tolist())) < n:
                 parts = split_queries(axis, owner)
             axes |= {part.name: part for part in parts}
             if kind == "attention" and n == 1:

@@ -62,6 +62,7 @@ class Axis:
             stacked in one tensor (the experts of a layer) or lie side by side (the query heads of each key
             and value head). Empty: the axis stands alone.
         side_by_side: how many siblings share each dim.
+        in_stack: a member is a dim of stacked experts.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Axis:
     constants: tuple[tuple[str, str, int], ...] = ()
     siblings: str = ""
     side_by_side: int = 1
+    in_stack: bool = False
 
     @cached_property
     def structures(self) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from pruner_lib.gradients import visit_gradients
 from pruner_lib.groups import Axis
 
 CRITERIA = ("random", "l1", "l2", "vector", "element1", "element2", "mixed")
-AGGREGATIONS = ("sum", "prod", "max", "last", "none")
+AGGREGATIONS = ("sum", "mean", "prod", "max", "last", "none")
 ORDERS = ("channel", "group")
 DATA_FREE = ("random", "l1", "l2")
 SECOND_ORDER = ("element2", "mixed")
@@ -40,8 +40,8 @@ def estimate(
         calibration_ids: `(samples, tokens)` int64; the paper uses 10 samples. Not needed for random, l1 and
             l2.
         criterion: one of `CRITERIA`.
-        aggregation: over the structures of a group: "sum" (the paper's default), "prod", "max" or "last"
-            (o_proj and down_proj); "none" keeps them apart, for `select(..., dependency=False)`.
+        aggregation: over the structures of a group: "sum" (the paper's default), "mean", "prod", "max" or
+            "last" (o_proj and down_proj); "none" keeps them apart, for `select(..., dependency=False)`.
         order: what is reduced first: "channel" aggregates each channel of a group and then sums the
             channels (the code's order), "group" sums the channels of each structure and then aggregates;
             see `aggregate`.
@@ -114,8 +114,10 @@ def aggregate(
     order "channel": I_G = sum over channels c of A_m s_mc    order "group": I_G = A_m (sum over channels c
     of s_mc)
 
-    with A one of sum, prod, max and last over the structures m. For sum and last, and where a group is one
-    channel (an MLP), both orders are the same.
+    with A one of sum, mean, prod, max and last over the structures m. For sum, mean and last, and where a
+    group is one channel (an MLP), both orders are the same. The mean ranks as the sum does, unless heads and
+    MLP channels are ranked in one list (`select(..., scope="joint")`): they have different numbers of
+    structures.
 
     Args: members: axis name -> `(n_structures, n_groups, channels)`, one criterion of `estimate_members`.
     Returns: axis name -> `(n_groups,)` float32; `(n_structures, n_groups)` with aggregation "none".
@@ -133,6 +135,8 @@ def aggregate(
             reduced = table
         elif aggregation == "sum":
             reduced = table.sum(0)
+        elif aggregation == "mean":
+            reduced = table.mean(0)
         elif aggregation == "prod":
             reduced = table.prod(0)
         elif aggregation == "max":

@@ -30,14 +30,17 @@ def obstacle_in_norms(model: nn.Module, members: Sequence[Member]) -> str | None
     return None
 
 
-def norm_members(model: nn.Module, members: Sequence[Member]) -> list[Member]:
-    """The members that are the weight of a module which holds nothing but vectors, all of it one axis long."""
+def norm_members(model: nn.Module, members: Sequence[Member], side_by_side: int = 1) -> list[Member]:
+    """The members that are the weight of a module which holds nothing but vectors, all as long as the axis.
+
+    Args: side_by_side: of the axis, see `Axis`.
+    """
     found = []
     for member in members:
         module = model.get_submodule(member.parameter.rpartition(".")[0])
         vectors = all(p is None or p.ndim == 1 for p in module._parameters.values())
         if vectors and member.parameter.endswith(".weight") and not list(module.children()):
-            if module.weight.numel() == member.indices.numel():
+            if module.weight.numel() == member.indices.numel() * side_by_side:
                 found.append(member)
     return found
 

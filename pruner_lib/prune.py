@@ -180,8 +180,8 @@ def _take(weight: torch.Tensor, dim: int, index: torch.Tensor) -> torch.Tensor:
 def _norm_factors(model: nn.Module, axes: Axes, keep: dict, cuts: dict) -> dict[str, float]:
     """Norms that run over all groups of a cut axis -> by what their weight makes up for those that go."""
     factors = {}
-    for name in keep:
-        for member in norm_members(model, axes[name].members) if axes[name].layer is not None else ():
+    for name in (n for n in keep if axes[n].layer is not None):
+        for member in norm_members(model, axes[name].members, axes[name].side_by_side):
             factor = norm_factor(model.get_submodule(member.structure), cuts[member.parameter][member.dim])
             if factor is None:
                 raise ValueError(f"{member.structure} is a norm over all groups of {name} and can't be cut")

@@ -27,6 +27,7 @@ REDUCTIONS = {
     aten.prod,
 }
 SELECTIONS = {aten.topk, aten.sort, aten.argmax, aten.any, aten.all}  # which entry won, not what it holds
+NO_RULE = "no dependency rule for"
 LOOKUPS = {aten.index, aten.index_select, aten.gather}
 WRITES = {aten.copy_}
 MOVES = {
@@ -101,7 +102,7 @@ def labels_for(rec: Recording, func, args: tuple, kwargs: dict, out) -> list[Lab
 
 def _pin_all(rec: Recording, op, operands: list, outputs: list) -> list[Labels]:
     """Nothing is known of this operator: what goes in stays whole, and so does what comes out."""
-    reason = f"no dependency rule for {op}"
+    reason = f"{NO_RULE} {op}"
     for tensor in operands:
         rec.pin(labels_of(tensor), reason)
     mark = rec.new_labels(1)

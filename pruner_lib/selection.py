@@ -15,9 +15,9 @@ import torch
 from pruner_lib.groups import GRANULARITIES, Axes, Axis, Plan
 from pruner_lib.siblings import even_out
 
-SCOPES = ("local", "global")
+SCOPES = ("local", "global", "joint")
 TARGETS = ("groups", "parameters")
-EXPERT_ROWS = 8  # kept channels of an expert come in multiples of it: grouped products want 16-byte rows
+EXPERT_ROWS = 8  # channels of experts are kept in multiples of it: grouped products want 16-byte rows
 TOLERANCE = 0.005  # of all parameters: how near `target="parameters"` must come
 
 
@@ -44,11 +44,12 @@ def select(
         ratio: share of groups to remove where pruning applies, in [0, 1); with `target="parameters"` the
             share of all parameters of the model.
         granularity: "block" (attention heads and MLP channels), "channel" (residual stream) or "layer".
-        scope: "local" ranks within each axis, "global" all axes of a kind together.
+        scope: "local" ranks within each axis, "global" all axes of a kind together, "joint" heads and MLP
+            channels in one list, each of them one group (the reference code's global ranking).
         protect_first, protect_last: decoder layers left whole at either end (block and layer granularity).
         dependency: False ranks each structure (matrix) alone: same counts, own indices (the paper's Table 6).
-        multiple_of: kept MLP channels are rounded to a multiple of it; those of stacked experts always to
-            one of 8, which the grouped product of torch asks for.
+        multiple_of: kept MLP channels are rounded to a multiple of it; channels of stacked
+            experts always to one of 8, which the grouped product of torch asks for.
         uniform: require that all layers end with the same widths.
     Returns: a plan with an entry for every axis of the granularity, protected ones whole.
     Raises: ValueError: an argument is out of range, or scores do not fit the axes.
@@ -69,7 +70,7 @@ def select(
             f"protect_first + protect_last = {protect_first + protect_last} leaves none of {n_layers} layers "
             "to prune"
         )
-    if uniform and (protect_first or protect_last or scope == "global"):
+    if uniform and (protect_first or protect_last or scope != "local"):
         raise ValueError(
             "uniform=True needs scope='local' and no protected layers, else the widths differ between layers"
         )
@@ -171,24 +172,31 @@ def _counts(pruned, units, ratios: Mapping[str, float], scope: str, multiple_of:
     if scope == "local":
         counts = {key: n_removed(of[key], ratios[of[key].kind]) for key in units}
     else:
-        for kind in {a.kind for a in pruned.values()}:
-            keys = [key for key in units if of[key].kind == kind]
-            counts |= _global_counts({k: units[k] for k in keys}, {k: of[k] for k in keys}, ratios[kind])
+        kinds = sorted({a.kind for a in pruned.values()})
+        for together in [kinds] if scope == "joint" else [[kind] for kind in kinds]:
+            keys = [key for key in units if of[key].kind in together]
+            counts |= _global_counts(
+                {k: units[k] for k in keys}, {k: of[k] for k in keys}, ratios[together[-1]], scope
+            )
         counts = even_out(pruned, counts)
     for key in counts:
-        n = of[key].n_groups
-        step = math.lcm(multiple_of, EXPERT_ROWS) if of[key].siblings and n >= EXPERT_ROWS else multiple_of
-        if of[key].kind == "mlp" and step > 1:
+        n, kind = of[key].n_groups, of[key].kind
+        step = multiple_of if kind == "mlp" else 1
+        if of[key].in_stack and n >= EXPERT_ROWS and counts[key]:
+            step = math.lcm(step, EXPERT_ROWS)
+        if step > 1:
             kept = round((n - counts[key]) / step) * step
             counts[key] = n - min(max(kept, step), n)
     return counts
 
 
-def _global_counts(units: dict[str, torch.Tensor], of: dict[str, Axis], ratio: float) -> dict[str, int]:
-    """Rank all groups of a kind in one list; the best group of each axis is out of reach."""
+def _global_counts(
+    units: dict[str, torch.Tensor], of: dict[str, Axis], ratio: float, scope: str
+) -> dict[str, int]:
+    """Rank all groups in one list; the best group of each axis is out of reach."""
     candidates = {key: torch.sort(values, stable=True).values[:-1] for key, values in units.items()}
-    total = sum(axis.n_groups * axis.width for axis in of.values())
-    width = next(iter(of.values())).width
+    width = 1 if scope == "joint" else next(iter(of.values())).width  # the joint ratio counts groups
+    total = sum(axis.n_groups * width for axis in of.values())
     n = min((total - int(total * (1 - ratio))) // width, sum(len(c) for c in candidates.values()))
     owner = torch.cat([torch.full((len(c),), i) for i, c in enumerate(candidates.values())])
     worst = torch.argsort(torch.cat(list(candidates.values())), stable=True)[:n]
@@ -226,7 +234,7 @@ def _fit(axes, pruned, units, ratio: float, scope: str, multiple_of: int, target
 
     both = _bisect(lambda r: sparsity(dict.fromkeys(kinds, r)), ratio)
     ratios = dict.fromkeys(kinds, both)
-    if "mlp" in kinds:  # heads come in large steps: let the MLP channels make up for the rest
+    if "mlp" in kinds and scope != "joint":  # heads come in large steps: let the MLP channels make up for the rest
         ratios["mlp"] = _bisect(lambda r: sparsity(ratios | {"mlp": r}), ratio)
     reached = sparsity(ratios)
     if abs(reached - ratio) > TOLERANCE:

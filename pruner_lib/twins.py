@@ -15,7 +15,7 @@ from math import prod
 import torch
 from torch import nn
 
-from pruner_lib.groups import Axis
+from pruner_lib.groups import Axis, Member
 from pruner_lib.layout import LEAF_SIZES
 from pruner_lib.trace import constants_in_forward
 
@@ -76,7 +76,7 @@ def learn(model: nn.Module, axes: list[Axis], all_axes: Mapping[str, Axis]) -> L
     """
     dense = build_twin(model, {})
     first = axes[0]
-    n = _groups_in(dense, first)
+    n = _groups_in(dense, model, first)
     if n < 2:
         return Law(free=False)
     probe_n = 2 if n > 2 else 1
@@ -89,7 +89,7 @@ def learn(model: nn.Module, axes: list[Axis], all_axes: Mapping[str, Axis]) -> L
             probe = build_twin(model, edits | fixed)
         except Exception:  # noqa: BLE001  a class may refuse a config in any way; then this is not the right edit
             continue
-        if not all(_fits(probe, axis, probe_n) for axis in axes):
+        if not all(_fits(probe, model, axis, probe_n) for axis in axes):
             continue
         exact = _other_dims_agree(dense, probe, kind)
         if not exact and tied is None:
@@ -108,9 +108,15 @@ def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(p.shape) for name, p in model.named_parameters()}
 
 
-def _groups_in(twin: nn.Module, axis: Axis) -> int:
+def _groups_in(twin: nn.Module, model: nn.Module, axis: Axis) -> int:
     member = axis.members[0]
-    return twin.get_parameter(member.parameter).shape[member.dim] // member.width // axis.side_by_side
+    size = twin.get_parameter(member.parameter).shape[member.dim] - _rest(model, axis, member)
+    return size // member.width // axis.side_by_side
+
+
+def _rest(model: nn.Module, axis: Axis, member: Member) -> int:
+    """Entries along a member's dim that are no group's, as keys and values beside the query heads."""
+    return model.get_parameter(member.parameter).shape[member.dim] - axis.side_by_side * member.indices.numel()
 
 
 def _candidates(config: dict, axis: Axis, n: int, probe_n: int) -> Iterator[tuple[dict, dict]]:
@@ -149,11 +155,13 @@ def _candidates(config: dict, axis: Axis, n: int, probe_n: int) -> Iterator[tupl
             yield hidden, {"head_dim": head_dim or next(iter(hidden.values())) // heads}
 
 
-def _fits(probe: nn.Module, axis: Axis, probe_n: int) -> bool:
+def _fits(probe: nn.Module, model: nn.Module, axis: Axis, probe_n: int) -> bool:
     """Have the dims that this axis cuts the size that `probe_n` groups need?"""
     shapes = shapes_of(probe)
     return all(
-        m.parameter in shapes and shapes[m.parameter][m.dim] == probe_n * m.width * axis.side_by_side
+        m.parameter in shapes
+        and shapes[m.parameter][m.dim]
+        == probe_n * m.width * axis.side_by_side + _rest(model, axis, m)
         for m in axis.members
     )
 

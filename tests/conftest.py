@@ -14,3 +14,7 @@ os.environ |= {
     "OMP_NUM_THREADS": "1",  # tiny models: more threads only wait for each other
     "MKL_NUM_THREADS": "1",
 }
+
+
+def pytest_addoption(parser):
+    parser.addoption("--write-tables", action="store_true", help="write results/architectures/ anew")

@@ -37,12 +37,52 @@ FAMILIES = {
     "bloom": ("BloomConfig", dict(vocab_size=VOCABULARY, hidden_size=24, n_layer=3, n_head=6), 6, 4, 96),
     "glm": ("GlmConfig", COMMON, 2, 8, 40),
 }  # fmt: skip
+NO_HEAD_DIM = {k: v for k, v in COMMON.items() if k != "head_dim"}
+OLD_GPT = dict(vocab_size=VOCABULARY, n_embd=24, n_layer=3, n_head=6, n_positions=64)
+FALCON = dict(vocab_size=VOCABULARY, hidden_size=24, num_hidden_layers=3, num_attention_heads=6, bias=False)
+EXPERTS = dict(moe_intermediate_size=32, num_experts_per_tok=2)
+LATENT = dict(
+    q_lora_rank=12, kv_lora_rank=8, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=4,
+    n_routed_experts=4, n_group=1, topk_group=1, first_k_dense_replace=1,
+)  # fmt: skip
+MORE_FAMILIES = {  # name -> (config class, its arguments)
+    "mixtral": ("MixtralConfig", NO_HEAD_DIM | {"num_local_experts": 4}),
+    "qwen2_moe": (
+        "Qwen2MoeConfig", NO_HEAD_DIM | EXPERTS | {"num_experts": 4, "shared_expert_intermediate_size": 28},
+    ),
+    "qwen3_moe": ("Qwen3MoeConfig", COMMON | EXPERTS | {"num_experts": 4}),
+    "gemma": ("GemmaConfig", COMMON),
+    "gemma3_text": ("Gemma3TextConfig", COMMON | {"sliding_window": 4}),
+    "phi": ("PhiConfig", NO_HEAD_DIM | MHA),
+    "gptj": ("GPTJConfig", OLD_GPT | {"rotary_dim": 4}),
+    "gpt_bigcode": ("GPTBigCodeConfig", OLD_GPT),
+    "opt": (
+        "OPTConfig",
+        dict(
+            vocab_size=VOCABULARY, hidden_size=24, ffn_dim=40, num_hidden_layers=3, num_attention_heads=6,
+            max_position_embeddings=64, word_embed_proj_dim=24,
+        ),
+    ),
+    "falcon-mqa": ("FalconConfig", FALCON | {"new_decoder_architecture": False, "multi_query": True}),
+    "falcon-new": ("FalconConfig", FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    "glm4": ("Glm4Config", COMMON),
+    "stablelm": ("StableLmConfig", NO_HEAD_DIM),
+    "olmo2": ("Olmo2Config", NO_HEAD_DIM),
+    "starcoder2": ("Starcoder2Config", NO_HEAD_DIM),
+    "cohere": ("CohereConfig", NO_HEAD_DIM),
+    "granite": ("GraniteConfig", NO_HEAD_DIM),
+    "deepseek_v3": (
+        "DeepseekV3Config",
+        NO_HEAD_DIM | EXPERTS | LATENT | {"num_key_value_heads": 6},
+    ),
+    "smollm3": ("SmolLM3Config", NO_HEAD_DIM),
+}  # fmt: skip
 CHANNEL_FAMILIES = ("llama-mha", "llama-gqa", "llama-tied", "llama-biases", "mistral", "qwen2")
 
 
 def build(name: str, **changes) -> torch.nn.Module:
     """A random model of a family, in evaluation mode; `changes` go into its config."""
-    config_class, arguments = FAMILIES[name][:2]
+    config_class, arguments = (FAMILIES.get(name) or MORE_FAMILIES[name])[:2]
     config = getattr(transformers, config_class)(**arguments | changes)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()

@@ -127,7 +127,7 @@ def test_discovery_leaves_the_model_as_it_was():
 
 
 class _Odd(nn.Module):
-    """A decoder whose layer sorts its channels: no rule can say which entry went where."""
+    """A decoder that compares its channels with each other: no rule can say which entry went where."""
 
     def __init__(self, sort: bool):
         super().__init__()
@@ -138,13 +138,60 @@ class _Odd(nn.Module):
     def forward(self, input_ids, attention_mask=None, use_cache=False):
         x = self.embed(input_ids)
         x = x + self.layers[0](x)
-        return (self.head(torch.cumsum(x, -1) if self.sort else x),)
+        return (self.head(torch.cummax(x, -1)[0] if self.sort else x),)
 
 
-def test_operator_without_a_rule_is_named():
-    with pytest.raises(ValueError, match="cumsum"):
-        discover(_Odd(sort=True))
-    assert discover(_Odd(sort=False))["layers.0.mlp"].n_groups == 6
+def test_operator_without_a_rule_leaves_whole_what_it_touches_and_is_named():
+    axes = discover(_Odd(sort=True))
+    assert list(axes) == ["layers.0.mlp"] and axes["layers.0.mlp"].n_groups == 6
+    assert any("cummax" in note and "left whole" in note for note in axes.notes)
+    assert set(discover(_Odd(sort=False))) == {"layers.0.mlp", "hidden"}
+
+
+class _Convolved(nn.Module):
+    """A decoder with a layer that can't be cut, a fixed convolution over its channels, and one that can."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(8, 4), nn.Linear(4, 8, bias=False)
+        self.mix = nn.Conv1d(6, 6, 3, padding=1, groups=6)
+        self.layers = nn.ModuleList(
+            [nn.ModuleList([nn.Linear(4, 6), nn.Linear(6, 4)]) for _ in range(2)]
+        )
+
+    def forward(self, input_ids, attention_mask=None, use_cache=False):
+        x = self.embed(input_ids)
+        for i, (up, down) in enumerate(self.layers):
+            inner = up(x)
+            inner = self.mix(inner.transpose(1, 2)).transpose(1, 2) if i == 0 else inner
+            x = x + down(inner.relu())
+        return (self.head(x),)
+
+
+def test_convolution_is_left_whole_and_the_rest_is_offered():
+    axes = discover(_Convolved())
+    assert set(axes) == {"layers.1.mlp", "hidden"}
+    assert axes["hidden"].n_groups == 4 and axes["layers.1.mlp"].n_groups == 6
+    assert any("layers.0" in note and "convolution" in note for note in axes.notes)
+
+
+def test_query_heads_of_a_key_and_value_head_are_its_groups():
+    axes = discover(build("llama-gqa"), query_heads=True)
+    first, second = axes["layers.1.attention.0"], axes["layers.1.attention.1"]
+    assert first.siblings == second.siblings == "layers.1.attention"
+    assert [(m.parameter.split(".")[-2], m.dim) for m in second.members] == [("q_proj", 0), ("o_proj", 1)]
+    for member in second.members:  # 2 KV heads with 3 query heads of 8 channels each
+        assert member.indices.tolist() == [list(range(h * 8, h * 8 + 8)) for h in (3, 4, 5)]
+
+
+def test_experts_have_channels_of_their_own():
+    axes = discover(build("mixtral"))
+    third = axes["layers.1.mlp.experts.2"]
+    found = {m.parameter.split(".")[-1]: m for m in third.members}
+    assert set(found) == {"gate_up_proj", "down_proj"} and {m.at for m in third.members} == {(0, 2)}
+    assert found["gate_up_proj"].indices[7].tolist() == [7, 47] and found["gate_up_proj"].dim == 1
+    assert found["down_proj"].indices[7].tolist() == [7] and found["down_proj"].dim == 2
+    assert third.group_parameters == 3 * 24
 
 
 def test_model_without_layers_is_refused():
