@@ -144,9 +144,11 @@ def aggregate(
         else:
             reduced = table[axis.structures.index(axis.last)]
         scores[name] = reduced.sum(-1)
-    if aggregation == "prod":  # one common factor: products of tiny scores would vanish in float32
-        largest = max((s.max().item() for s in scores.values()), default=0.0) or 1.0
-        scores = {name: s / largest for name, s in scores.items()}
+    if aggregation == "prod":  # products of many tiny scores would vanish in float32
+        for kinds in (("attention", "mlp"), ("hidden",)):  # a common factor for what may be ranked together
+            together = [name for name, axis in axes.items() if axis.kind in kinds]
+            largest = max((scores[name].max().item() for name in together), default=0.0) or 1.0
+            scores |= {name: scores[name] / largest for name in together}
     return {name: s.float() for name, s in scores.items()}
 
 

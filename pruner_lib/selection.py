@@ -234,7 +234,9 @@ def _fit(axes, pruned, units, ratio: float, scope: str, multiple_of: int, target
 
     both = _bisect(lambda r: sparsity(dict.fromkeys(kinds, r)), ratio)
     ratios = dict.fromkeys(kinds, both)
-    if "mlp" in kinds and scope != "joint":  # heads come in large steps: let the MLP channels make up for the rest
+    if (
+        "mlp" in kinds and scope != "joint"
+    ):  # heads come in large steps: let the MLP channels make up for the rest
         ratios["mlp"] = _bisect(lambda r: sparsity(ratios | {"mlp": r}), ratio)
     reached = sparsity(ratios)
     if abs(reached - ratio) > TOLERANCE:

@@ -156,7 +156,9 @@ def _forward_on_meta(model: nn.Module, parameters: dict[str, torch.Tensor]):
 def _special_tokens(model: nn.Module) -> torch.Tensor:
     """A prompt, with its values, of the special tokens that the config names."""
     config = model.config.to_dict() if hasattr(model, "config") else {}
-    named = sorted({v for k, v in config.items() if k.endswith("_token_id") and isinstance(v, int) and v >= 0})
+    named = sorted(
+        {v for k, v in config.items() if k.endswith("_token_id") and isinstance(v, int) and v >= 0}
+    )
     return torch.tensor([(named + [0] * N_TOKENS)[: max(len(named), N_TOKENS)]])
 
 

@@ -116,7 +116,9 @@ def _groups_in(twin: nn.Module, model: nn.Module, axis: Axis) -> int:
 
 def _rest(model: nn.Module, axis: Axis, member: Member) -> int:
     """Entries along a member's dim that are no group's, as keys and values beside the query heads."""
-    return model.get_parameter(member.parameter).shape[member.dim] - axis.side_by_side * member.indices.numel()
+    return (
+        model.get_parameter(member.parameter).shape[member.dim] - axis.side_by_side * member.indices.numel()
+    )
 
 
 def _candidates(config: dict, axis: Axis, n: int, probe_n: int) -> Iterator[tuple[dict, dict]]:
@@ -160,8 +162,7 @@ def _fits(probe: nn.Module, model: nn.Module, axis: Axis, probe_n: int) -> bool:
     shapes = shapes_of(probe)
     return all(
         m.parameter in shapes
-        and shapes[m.parameter][m.dim]
-        == probe_n * m.width * axis.side_by_side + _rest(model, axis, m)
+        and shapes[m.parameter][m.dim] == probe_n * m.width * axis.side_by_side + _rest(model, axis, m)
         for m in axis.members
     )
 

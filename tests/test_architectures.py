@@ -101,7 +101,9 @@ def _aligned(model):
 def _drawn(axes, layer: int) -> dict[str, tuple[int, int]]:
     prefix = f"layers.{layer}."
     return {
-        name.removeprefix(prefix): (a.n_groups, a.width) for name, a in axes.items() if name.startswith(prefix)
+        name.removeprefix(prefix): (a.n_groups, a.width)
+        for name, a in axes.items()
+        if name.startswith(prefix)
     }
 
 
@@ -116,7 +118,11 @@ def _short(drawn: dict[str, tuple[int, int]], kind: str) -> str:
             found.setdefault(re.sub(r"\.\d+$", "", name), []).append(size)
     return "; ".join(
         (f"{len(sizes)} experts of " if len(sizes) > 1 else "")
-        + (f"shared expert of {sizes[0][0]} x {sizes[0][1]}" if "shared" in name else "x".join(map(str, sizes[0])))
+        + (
+            f"shared expert of {sizes[0][0]} x {sizes[0][1]}"
+            if "shared" in name
+            else "x".join(map(str, sizes[0]))
+        )
         for name, sizes in found.items()
     )
 
@@ -145,7 +151,8 @@ def test_cut_equals_mask_and_removes_what_the_formula_says(family, table):
         worst = max(worst, (logits(cut, ids) - logits(masked, ids)).abs().max().item())
         assert (logits(model, ids) - logits(masked, ids)).abs().max() > 1e-2  # the mask does something
         gone = sum(
-            (plan.n_groups[name] - len(kept)) * axes[name].group_parameters for name, kept in plan.keep.items()
+            (plan.n_groups[name] - len(kept)) * axes[name].group_parameters
+            for name, kept in plan.keep.items()
         )
         assert gone > 0
         assert sum(p.numel() for p in cut.parameters()) == axes.n_parameters - gone
@@ -239,7 +246,9 @@ def test_query_heads_go_alone_within_their_key_and_value_head(family, table, tmp
     assert torch.equal(logits(_aligned(load_model(tmp_path / "m")[0]), ids), logits(pruned, ids))
 
 
-@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "deepseek_v3", "olmo2", "falcon-new", "gpt_bigcode"])
+@pytest.mark.parametrize(
+    "family", ["mixtral", "qwen2_moe", "deepseek_v3", "olmo2", "falcon-new", "gpt_bigcode"]
+)
 def test_scores_come_from_one_pass(family):
     model = build(family)
     axes = discover(model)

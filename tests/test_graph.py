@@ -155,9 +155,7 @@ class _Convolved(nn.Module):
         super().__init__()
         self.embed, self.head = nn.Embedding(8, 4), nn.Linear(4, 8, bias=False)
         self.mix = nn.Conv1d(6, 6, 3, padding=1, groups=6)
-        self.layers = nn.ModuleList(
-            [nn.ModuleList([nn.Linear(4, 6), nn.Linear(6, 4)]) for _ in range(2)]
-        )
+        self.layers = nn.ModuleList([nn.ModuleList([nn.Linear(4, 6), nn.Linear(6, 4)]) for _ in range(2)])
 
     def forward(self, input_ids, attention_mask=None, use_cache=False):
         x = self.embed(input_ids)
