@@ -3,16 +3,17 @@
 The names below are the public interface. They are looked up when first used, so that `import pruner_lib` is
 quick and the method itself never pulls in transformers. Where a line belongs:
 
-    the method            groups, labels, rules, trace, graph; gradients, importance; selection, twins,
-                          layout, prune
+    the method            groups, siblings, labels, rules, trace, norms, graph; gradients, importance;
+                          selection, twins, layout, prune
     what it works on      assets, archives, hub, corpora, data, models, checkpoints, modeling_pruned
-    what is done with it  recovery, training, resumable, alpaca; evaluation, harness, samples; efficiency,
-                          memory, quantisation
+    what is done with it  recovery, training, resumable, alpaca; evaluation, harness, samples, generation;
+                          efficiency, memory, quantisation, savings
     experiments           experiment, profiles, own_profiles, stages, subjects, measures, measured, study,
                           storage, records, results
     the questions         paper, comparison, methods, contrasts, alignment, agreement, oracle, probes,
                           sweeps, dynamics, evidence, statistics
-    the verdicts          claims, paper_claims, claim_records, claim_numbers, verdicts, coverage
+    the verdicts          claims, paper_claims, claim_records, claim_numbers, verdicts, coverage,
+                          readme
     figures and pages     marks, plotting, score_plots, slices, drawing, figures_*; page, index
     notebooks             runner, execution
 """

@@ -33,8 +33,8 @@ class Recording:
     Attributes:
         starts: first label of each (owner, dim), ascending; `owners` holds the pairs themselves.
         equal: pairs of labels that can only be removed together.
-        shared: pairs of labels that tie several heads to one key and value head: equalities, unless query heads
-            are to be groups of their own.
+        shared: pairs of labels that tie several heads to one key and value head: equalities, unless query
+            heads are to be groups of their own.
         spread: pairs (label, other) where one label is broadcast over several others: it goes with them
             only if they all end up in one group.
         products: labels that stand for one batch index of a product of two activations (an attention head).

@@ -1,8 +1,8 @@
 """Norms that run over all groups of an axis at once, as over all heads (paper section 3.1 has no such case).
 
-A root-mean-square norm over n of N channels is larger than over all N with the others at zero by sqrt(N / n).
-Its weight can make up for that, so that cutting still equals masking. Whether and by how much is measured on a
-copy of the module, with values of our own; a norm that also subtracts a mean can't be helped.
+The root mean square over n of N channels is larger than over all N with the others at zero by sqrt(N / n). The
+weight of the norm can make up for that, so that cutting still equals masking. Whether and by how much is
+measured on a copy of the module, with values of our own; a norm that also subtracts a mean can't be helped.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TOLERANCE = 1e-3  # relative; a norm's epsilon stays as it was, and its share of
 
 
 def obstacle_in_norms(model: nn.Module, members: Sequence[Member]) -> str | None:
-    """Why these members can't be cut: a norm over all of them that can't be made up for. None: nothing does."""
+    """Why these members can't be cut, a norm over all of them that can't be made up for, or None."""
     for member in norm_members(model, members):
         module = model.get_submodule(member.structure)
         n = len(member.indices)
@@ -39,9 +39,9 @@ def norm_members(model: nn.Module, members: Sequence[Member], side_by_side: int 
     for member in members:
         module = model.get_submodule(member.parameter.rpartition(".")[0])
         vectors = all(p is None or p.ndim == 1 for p in module._parameters.values())
-        if vectors and member.parameter.endswith(".weight") and not list(module.children()):
-            if module.weight.numel() == member.indices.numel() * side_by_side:
-                found.append(member)
+        leaf = vectors and member.parameter.endswith(".weight") and not list(module.children())
+        if leaf and module.weight.numel() == member.indices.numel() * side_by_side:
+            found.append(member)
     return found
 
 

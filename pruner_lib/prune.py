@@ -151,8 +151,8 @@ def _gone(axis: Axis, member: Member, kept: torch.Tensor) -> torch.Tensor:
 
 
 def _cut_indices(model: nn.Module, axes: Axes, keep: dict) -> dict[str, dict[int, torch.Tensor]]:
-    """Parameter -> dim -> sorted entries that stay: `(n,)`, or `(stack, n)` where each slice along dim 0 keeps
-    its own."""
+    """Parameter -> dim -> sorted entries that stay: `(n,)`, or `(slices, n)` where each slice along dim 0
+    keeps its own."""
     stays: dict[tuple[str, int], torch.Tensor] = {}
     for name, per_structure in keep.items():
         for member in axes[name].members:

@@ -94,7 +94,7 @@ def _pruned(model, seed=0, axes=None, **options):
 
 
 def _aligned(model):
-    """A copy whose weights lie where torch puts them: a file's offsets change the last bit of some products."""
+    """A copy whose weights lie where torch puts them: a file's offsets change the last bit of products."""
     return copy.deepcopy(model)
 
 
