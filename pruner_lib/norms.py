@@ -1,7 +1,7 @@
 """Norms that run over all groups of an axis at once, as over all heads (paper section 3.1 has no such case).
 
-The root mean square over n of N channels is larger than over all N with the others at zero by sqrt(N / n). The
-weight of the norm can make up for that, so that cutting still equals masking. Whether and by how much is
+The root mean square over n of N channels is larger than over all N with the others at zero by sqrt(N / n).
+The weight of the norm can make up for that, so that cutting still equals masking. Whether and by how much is
 measured on a copy of the module, with values of our own; a norm that also subtracts a mean can't be helped.
 """
 
