@@ -157,12 +157,21 @@ def perplexity_axis(ax: Axes) -> Axes:
 
     ax.set_yscale("log")
     low, high = ax.get_ylim()
-    ticks = LogLocator(subs=(1, 2, 5), numticks=30) if high / low > 6 else MaxNLocator(6, steps=[1, 2, 5, 10])
+    if high / low > 6:
+        ticks = LogLocator(subs=(1, 2, 5) if high / low < 2e4 else (1,), numticks=30)
+    else:
+        ticks = MaxNLocator(6, steps=[1, 2, 5, 10])
     ax.yaxis.set_major_locator(ticks)
     ax.yaxis.set_minor_locator(NullLocator())
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    ax.yaxis.set_major_formatter(FuncFormatter(_plain_number))
     ax.set_ylabel("perplexity (lower is better)")
     ax.grid(axis="y", alpha=0.25)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
     return ax
+
+
+def _plain_number(value: float, _: int) -> str:
+    if value >= 1e6 and np.isclose(np.log10(value) % 1, 0):
+        return f"$10^{{{round(np.log10(value))}}}$"
+    return f"{value:,.6g}"

@@ -14,6 +14,7 @@ from matplotlib.colors import to_rgb
 
 from pruner_lib import plotting
 from pruner_lib.experiment import CRITERIA
+from pruner_lib.marks import perplexity_axis
 from pruner_lib.plotting import STYLE
 
 # What a colour becomes without cones for long and for medium waves (Machado et al. 2009, severity 1).
@@ -179,3 +180,18 @@ def test_spread_is_that_of_the_logarithm():
     middle, low, high = plotting.spread([10.0, 100.0, 1000.0])
     assert np.allclose([low, middle, high], [10, 100, 1000])
     assert plotting.spread([7.0]) == (pytest.approx(7.0),) * 3
+
+
+@pytest.mark.parametrize(
+    ("high", "wanted"),
+    [(60, ["10", "20", "50"]), (3e7, ["10", "100", "1,000", "10,000", "100,000", "$10^{6}$", "$10^{7}$"])],
+)
+def test_ticks_of_a_long_axis_are_powers_of_ten(high, wanted):
+    figure, ax = plt.subplots()
+    ax.plot([0, 1], [8, high])
+    perplexity_axis(ax)
+    figure.canvas.draw()
+    low, top = ax.get_ylim()
+    shown = [t.get_text() for t in ax.get_yticklabels() if low <= t.get_position()[1] <= top]
+    plt.close(figure)
+    assert shown == wanted
