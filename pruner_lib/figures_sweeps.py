@@ -63,13 +63,14 @@ def plot_sweep(frame: pd.DataFrame, *, x: str = "share", names: bool = True, ax:
             ax.fill_between(at, low, high, color=style.color, alpha=0.2, linewidth=0)
         label = style.label if len(texts) == 1 else f"{style.label}, {text}"
         ends.append((at[-1], middle[-1], MethodStyle(style.color, style.marker, label, line)))
-    for method, part in frame[frame.source == "paper"].groupby("method") if "source" in frame else ():
+    published = frame[frame.source == "paper"] if "source" in frame else frame[:0]
+    for method, part in published.groupby("method"):
         style = look_of(method)
         ax.plot(
             100 * part[x], part.value, style.marker, color=style.color, markerfacecolor="none", markersize=8
         )
     perplexity_axis(ax)
-    ax.set_xlabel(SHARES.get(x, x))
+    ax.set_xlabel(SHARES.get(x, x) + ("\n(hollow marks: the paper's models)" if len(published) else ""))
     _name_lines(ax, ends, names)
     return ax
 
