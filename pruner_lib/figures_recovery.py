@@ -194,7 +194,7 @@ def plot_repetition(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     models = [name for name in STAGES if name in set(frame.model)]
     ax = new_axes(ax, 4.6, 3.8)
     for x, (model, part) in ((models.index(key), (key, rows)) for key, rows in frame.groupby("model")):
-        color, one = MODELS[model], 100 * part[["mean", "low", "high"]].iloc[0]
+        color, one = MODELS[model], 100 * part[["mean", "low", "high"]].iloc[0].clip(0, 1)
         ax.plot([x - 0.18] * len(part), 100 * part.value, "_", color=color, alpha=0.5, markersize=12)
         ends = [[one["mean"] - one.low], [one.high - one["mean"]]]
         ax.errorbar([x + 0.1], [one["mean"]], yerr=ends, fmt="o", color=color, markersize=8, capsize=4)

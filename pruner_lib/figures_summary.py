@@ -151,7 +151,7 @@ def plot_beside_paper(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ends = [min(frame.paper.min(), frame.low.min(), 1), max(frame.paper.max(), frame.high.max())]
     ax.plot(ends, ends, color=GREY, linestyle="--", linewidth=1, zorder=0)
     ax.annotate(
-        "as in the paper", ends[1:] * 2, xytext=(-6, -14), textcoords="offset points", color=GREY, ha="right"
+        "as in the paper", ends[1:] * 2, xytext=(-12, -4), textcoords="offset points", color=GREY, ha="right"
     )
     ax.set_xlabel("paper: perplexity, times that of the dense model")
     ax.set_ylabel("ours: perplexity, times that of the dense model")
