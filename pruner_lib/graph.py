@@ -13,7 +13,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import nn
 
 from pruner_lib.groups import Axes, Axis, Member
-from pruner_lib.labels import Recording
+from pruner_lib.labels import Recording, unique_pairs
 from pruner_lib.norms import obstacle_in_norms
 from pruner_lib.rules import NO_RULE
 from pruner_lib.siblings import split_experts, split_queries
@@ -110,7 +110,7 @@ def _components(rec: Recording, shared: list[np.ndarray]) -> np.ndarray:
     spread = np.concatenate([*rec.spread, np.zeros((0, 2), np.int64)])
     if not len(spread):
         return components
-    met = np.unique(np.stack([spread[:, 0], components[spread[:, 1]]], 1), axis=0)
+    met = unique_pairs(np.stack([spread[:, 0], components[spread[:, 1]]], 1))
     labels, first, counts = np.unique(met[:, 0], return_index=True, return_counts=True)
     alone = counts == 1
     joined = np.stack([components[labels[alone]], met[first[alone], 1]], 1)
@@ -124,15 +124,14 @@ def _pinned(rec: Recording, components: np.ndarray) -> dict[int, str]:
         for component in np.unique(components[labels]).tolist():
             reasons.setdefault(component, reason)
     spread = np.concatenate([*rec.spread, np.zeros((0, 2), np.int64)])
-    pairs = np.unique(components[spread], axis=0) if len(spread) else spread
+    pairs = unique_pairs(components[spread])
     for label, other in pairs[np.isin(pairs[:, 0], list(reasons))].tolist():
         reasons.setdefault(other, reasons[label])
     return reasons
 
 
 def _connect(pairs: np.ndarray, n: int) -> np.ndarray:
-    pairs = np.unique(pairs[:, 0] * n + pairs[:, 1])
-    graph = coo_matrix((np.ones(len(pairs), bool), (pairs // n, pairs % n)), shape=(n, n))
+    graph = coo_matrix((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
     return connected_components(graph, directed=False)[1]
 
 

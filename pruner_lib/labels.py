@@ -114,6 +114,16 @@ def collapse(*tables: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return tables
 
 
+def unique_pairs(pairs: np.ndarray) -> np.ndarray:
+    """Rows of non-negative numbers, sorted, each once; sorting one number a row is much quicker than rows."""
+    if not len(pairs):
+        return pairs
+    base = int(pairs[:, 1].max()) + 1
+    keys = np.sort(pairs[:, 0] * base + pairs[:, 1])
+    keys = keys[np.concatenate([[True], keys[1:] != keys[:-1]])]
+    return np.stack([keys // base, keys % base], 1)
+
+
 def combine(rec: Recording, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Record what an element-wise operation ties together, and return the labels of its result.
 
@@ -126,7 +136,7 @@ def combine(rec: Recording, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     flat = flat[(flat >= 0).all(1) & (flat[:, 0] != flat[:, 1])]
     spreads_a = spreads_b = False
     if len(flat) > 1 and not (np.diff(flat, axis=0) > 0).all():
-        flat = np.unique(flat, axis=0)
+        flat = unique_pairs(flat)
         many = [np.unique(flat[:, s], return_counts=True, return_inverse=True) for s in (0, 1)]
         wide_a, wide_b = ((counts > 1)[inverse.reshape(-1)] for _, inverse, counts in many)
         spreads_a, spreads_b = wide_a.any(), wide_b.any()
@@ -188,9 +198,11 @@ def _attend(rec: Recording, a: torch.Tensor, b: torch.Tensor, shape: tuple[int, 
     head = rec.new_labels(shape[0])
     rec.products.append(head.numpy())
     for table in (a, b):
+        for dim in (1, 2):
+            table = table.narrow(dim, 0, 1) if constant_along(table, dim) else table
         flat = table.reshape(shape[0], -1).numpy()
         pairs = np.stack([np.repeat(head.numpy(), flat.shape[1]), flat.reshape(-1)], 1)
-        pairs = np.unique(pairs[pairs[:, 1] >= 0], axis=0)
+        pairs = unique_pairs(pairs[pairs[:, 1] >= 0])
         labels, inverse, counts = np.unique(pairs[:, 1], return_inverse=True, return_counts=True)
         shared = (counts > 1)[inverse.reshape(-1)]
         private = np.unique(pairs[~shared, 0])

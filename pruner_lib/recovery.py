@@ -112,10 +112,14 @@ def add_adapter(model: nn.Module, settings: RecoverySettings) -> PeftModel:
     target = settings.target_modules
     if isinstance(target, str) and target in WITHOUT:
         target = linear_modules(model, without=WITHOUT[target])
+    dropout = settings.dropout
+    if dropout and any(parameter.ndim == 3 for parameter in model.parameters()):
+        warnings.warn("stacked experts: peft trains them without dropout only, so it is 0 here", stacklevel=2)
+        dropout = 0.0
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
+        lora_dropout=dropout,
         bias="none",
         task_type="CAUSAL_LM",
         target_modules=target if isinstance(target, str) else list(target),

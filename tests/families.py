@@ -32,13 +32,13 @@ FAMILIES = {
     "gpt_neox": ("GPTNeoXConfig", {k: v for k, v in COMMON.items() if k != "head_dim"}, 6, 4, 40),
     "gpt2": (
         "GPT2Config",
-        dict(vocab_size=VOCABULARY, n_embd=24, n_layer=3, n_head=6, n_positions=64), 6, 4, 96,
+        dict(vocab_size=VOCABULARY, n_embd=24, n_layer=3, n_head=6, n_positions=256), 6, 4, 96,
     ),
     "bloom": ("BloomConfig", dict(vocab_size=VOCABULARY, hidden_size=24, n_layer=3, n_head=6), 6, 4, 96),
     "glm": ("GlmConfig", COMMON, 2, 8, 40),
 }  # fmt: skip
 NO_HEAD_DIM = {k: v for k, v in COMMON.items() if k != "head_dim"}
-OLD_GPT = dict(vocab_size=VOCABULARY, n_embd=24, n_layer=3, n_head=6, n_positions=64)
+OLD_GPT = dict(vocab_size=VOCABULARY, n_embd=24, n_layer=3, n_head=6, n_positions=256)
 FALCON = dict(vocab_size=VOCABULARY, hidden_size=24, num_hidden_layers=3, num_attention_heads=6, bias=False)
 EXPERTS = dict(moe_intermediate_size=32, num_experts_per_tok=2)
 LATENT = dict(
@@ -60,7 +60,7 @@ MORE_FAMILIES = {  # name -> (config class, its arguments)
         "OPTConfig",
         dict(
             vocab_size=VOCABULARY, hidden_size=24, ffn_dim=40, num_hidden_layers=3, num_attention_heads=6,
-            max_position_embeddings=64, word_embed_proj_dim=24,
+            max_position_embeddings=256, word_embed_proj_dim=24,
         ),
     ),
     "falcon-mqa": ("FalconConfig", FALCON | {"new_decoder_architecture": False, "multi_query": True}),

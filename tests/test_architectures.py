@@ -171,17 +171,21 @@ def test_pruned_model_generates_and_learns(family, table, tmp_path):
     loss.backward()
     learned = [n for n, p in pruned.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0]
     assert torch.isfinite(loss) and len(learned) > len(list(pruned.parameters())) / 2
-    pruned.zero_grad(set_to_none=True)
-    before = logits(pruned, ids)
+    table[family] |= {"generation": "cache = no cache", "backward": "yes"}
+
+
+@pytest.mark.parametrize("family", DRAWN)
+def test_pruned_model_is_recovered_and_merged(family, table, tmp_path):
+    pruned, *_ = _pruned(build(family, vocab_size=260))
+    before = logits(pruned, tokens())
     examples = [{"instruction": "Say a.", "output": "a"}, {"instruction": "Say b.", "output": "b"}]
-    small = build(family, vocab_size=260)
-    small, *_ = _pruned(small)
     result = recover(
-        small, tiny_tokenizer(), examples, output_dir=tmp_path / "r", steps=2, batch_size=2, warmup_steps=0,
-        learning_rate=1e-2, merge=True,
+        pruned, tiny_tokenizer(), examples, output_dir=tmp_path / "r", steps=2, batch_size=2,
+        micro_batch_size=2, warmup_steps=0, learning_rate=1e-2, merge=True,
     )  # fmt: skip
-    assert not torch.equal(logits(result.model, ids), before[..., :64])
-    table[family] |= {"generation": "cache = no cache", "backward": "yes", "lora": "trains, merges"}
+    after = logits(result.model, tokens())
+    assert torch.isfinite(after).all() and not torch.allclose(after, before)
+    table[family] |= {"lora": "trains, merges"}
 
 
 @pytest.mark.parametrize("family", DRAWN)
@@ -202,7 +206,7 @@ def test_channel_cut_is_exact_but_for_the_norms(family, table, tmp_path):
     model, ids = build(family), tokens()
     pruned, plan, axes = _pruned(model, granularity="channel", ratio=0.3, protect_first=0)
     kept = plan.keep["hidden"]
-    assert len(kept) == (16 if axes["hidden"].in_stack else 17)
+    assert len(kept) == 16
     masked = mask_(copy.deepcopy(model), plan)
     for member in norm_members(masked, axes["hidden"].members):
         whole, small = (m.get_submodule(member.structure) for m in (masked, pruned))

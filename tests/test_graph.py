@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 from families import CHANNEL_FAMILIES, FAMILIES, build, touches_stream
@@ -201,3 +203,31 @@ def test_group_parameters_count_what_a_cut_removes():
     axes = discover(build("llama-biases"))
     assert axes["layers.0.mlp"].group_parameters == 3 * 24 + 2
     assert axes["layers.0.attention"].group_parameters == (3 + 1 + 1) * 8 * (24 + 1) + 3 * 8 * 24
+
+
+SEVEN_BILLION = dict(
+    hidden_size=4096, intermediate_size=11008, num_attention_heads=32, num_key_value_heads=32
+)
+SEVENTY_BILLION = dict(
+    hidden_size=8192, intermediate_size=28672, num_attention_heads=64, num_key_value_heads=8
+)
+
+
+def _processor_seconds(layers: int, **widths) -> float:
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=layers, **widths))
+    start = time.process_time()
+    assert len(discover(model)) == 2 * layers + 1
+    return time.process_time() - start
+
+
+def test_seven_and_seventy_billion_parameters_are_quickly_discovered():
+    """Seconds of one processor, so that other work on the machine does not count."""
+    assert _processor_seconds(32, **SEVEN_BILLION) < 2
+    assert _processor_seconds(80, **SEVENTY_BILLION) < 10
+
+
+def test_discovery_time_grows_with_the_layers():
+    _processor_seconds(2, **SEVEN_BILLION)  # warm
+    few, many = (min(_processor_seconds(n, **SEVEN_BILLION) for _ in range(3)) for n in (10, 40))
+    assert many < 1.3 * 4 * few

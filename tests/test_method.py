@@ -15,9 +15,11 @@ import pruner_lib
 LIBRARY = Path(pruner_lib.__file__).parent
 METHOD = (
     "groups",
+    "siblings",
     "labels",
     "rules",
     "trace",
+    "norms",
     "graph",
     "gradients",
     "importance",
