@@ -83,7 +83,7 @@ def test_method_and_stage_name_the_row_of_the_paper():
         ("ratio", float("nan"), r"\[0, 1\)"),
         ("criterion", "taylor", "element1"),
         ("criterion", "none", "element1"),
-        ("aggregation", "mean", "sum, prod, max, last"),
+        ("aggregation", "median", "sum, mean, prod, max, last"),
         ("order", "head", "channel, group"),
         ("scope", "all", "local, global"),
         ("granularity", "head", "block, channel, layer"),
