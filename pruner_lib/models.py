@@ -22,11 +22,12 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from pruner_lib.assets import ASSETS, build_folder, cache_root, fetch, local_path
 from pruner_lib.hub import hub_lookup
-from pruner_lib.modeling_pruned import PrunedModelForCausalLM
+from pruner_lib.modeling_pruned import AUTO_CLASS, PrunedModelForCausalLM
 
 NAMES = ("smollm2-135m", "tiny")
 TINY_SPECIAL = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
@@ -38,7 +39,12 @@ def model_names() -> list[str]:
 
 
 def load_model(
-    name_or_path: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu", seed: int = 0
+    name_or_path: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    seed: int = 0,
+    trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a decoder in evaluation mode, and its tokenizer.
 
@@ -47,8 +53,10 @@ def load_model(
         dtype: of the weights.
         device: where the model is put, such as "cpu" or "cuda:0".
         seed: of the weights of `tiny`; the other models have none to draw.
+        trust_remote_code: run code that lies beside the weights, where the model is no part of transformers.
 
-    Raises: ValueError: unknown name, not found, no decoder with a language-model head, or missing weights.
+    Raises: ValueError: unknown name, not found, no decoder with a language-model head, missing weights, or
+        code that was not said to be trusted.
     """
     name = str(name_or_path)
     if name == "tiny":
@@ -57,7 +65,8 @@ def load_model(
     folder = find_model(name)
     if folder is not None:
         try:
-            model, tokenizer = _load(str(folder), dtype, pruned=_is_pruned(folder))
+            pruned = _is_pruned(folder, trust_remote_code)
+            model, tokenizer = _load(str(folder), dtype, pruned=pruned, trusted=trust_remote_code)
         except (
             OSError,
             RuntimeError,
@@ -68,7 +77,7 @@ def load_model(
         with hub_lookup(
             f"model {name!r}", f"Known names: {', '.join(NAMES)}; or give a folder with a checkpoint."
         ):
-            model, tokenizer = _load(name, dtype, pruned=False)
+            model, tokenizer = _load(name, dtype, pruned=False, trusted=trust_remote_code)
     return model.to(device).eval(), tokenizer
 
 
@@ -96,30 +105,42 @@ def find_model(name: str) -> Path | None:
     return folder
 
 
-def _is_pruned(folder: Path) -> bool:
+def _is_pruned(folder: Path, trusted: bool) -> bool:
+    """Does our own code build this model? Refuses a folder whose own code would have to run untrusted."""
     path = folder / "config.json"
     try:
-        return "pruning_layout" in json.loads(path.read_text(encoding="utf-8"))
+        settings = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(
             f"{path} is no JSON ({error}); wanted the file that save_pretrained wrote"
         ) from error
+    unknown = "auto_map" in settings and settings.get("model_type") not in CONFIG_MAPPING
+    if not trusted and (unknown or "dense_class" in settings):
+        raise ValueError(
+            f"{folder} holds a model of type {settings.get('model_type')!r}, which transformers does not know: "
+            f"its code lies in the folder ({', '.join(sorted(p.name for p in folder.glob('*.py')))}) and runs "
+            "only with load_model(..., trust_remote_code=True); read it first"
+        )
+    return "pruning_layout" in settings
 
 
 def _load(
-    source: str, dtype: torch.dtype, *, pruned: bool
+    source: str, dtype: torch.dtype, *, pruned: bool, trusted: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a checkpoint; an unevenly pruned one by our own code, never by the copy in its folder."""
-    config = AutoConfig.from_pretrained(source)
-    _check_decoder(source, config)
+    config = AutoConfig.from_pretrained(source, trust_remote_code=trusted)
+    if not (trusted and AUTO_CLASS in (getattr(config, "auto_map", None) or {})):
+        _check_decoder(source, config)
     build = PrunedModelForCausalLM if pruned else AutoModelForCausalLM
-    model, report = build.from_pretrained(source, config=config, dtype=dtype, output_loading_info=True)
+    model, report = build.from_pretrained(
+        source, config=config, dtype=dtype, output_loading_info=True, trust_remote_code=trusted
+    )
     if report["missing_keys"]:
         names = ", ".join(sorted(report["missing_keys"])[:3])
         raise ValueError(
             f"{source} lacks {len(report['missing_keys'])} weights of {type(model).__name__}, such as {names}"
         )
-    return model, AutoTokenizer.from_pretrained(source)
+    return model, AutoTokenizer.from_pretrained(source, trust_remote_code=trusted)
 
 
 def _check_decoder(source: str, config: object) -> None:
