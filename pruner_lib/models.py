@@ -116,10 +116,10 @@ def _is_pruned(folder: Path, trusted: bool) -> bool:
         ) from error
     unknown = "auto_map" in settings and settings.get("model_type") not in CONFIG_MAPPING
     if not trusted and (unknown or "dense_class" in settings):
+        files = ", ".join(sorted(p.name for p in folder.glob("*.py")))
         raise ValueError(
-            f"{folder} holds a model of type {settings.get('model_type')!r}, which transformers does not know: "
-            f"its code lies in the folder ({', '.join(sorted(p.name for p in folder.glob('*.py')))}) and runs "
-            "only with load_model(..., trust_remote_code=True); read it first"
+            f"{folder} holds a model of type {settings.get('model_type')!r} with code of its own ({files}), "
+            "which runs only where it is trusted: read it, then load_model(..., trust_remote_code=True)"
         )
     return "pruning_layout" in settings
 

@@ -156,12 +156,21 @@ class _ResponseTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Return the micro-batch's share of the mean loss over all labels of the step."""
-        targets = functional.pad(inputs["labels"][:, 1:], (0, 1), value=IGNORED)  # (batch, tokens)
+        ids, seen, labels = (inputs[name] for name in ("input_ids", "attention_mask", "labels"))
+        if ids.shape[0] == ids.shape[1]:  # a token more, unseen, so that batch and tokens can be told apart
+            ids, seen = (functional.pad(x, (0, 1)) for x in (ids, seen))
+            labels = functional.pad(labels, (0, 1), value=IGNORED)
+        targets = functional.pad(labels[:, 1:], (0, 1), value=IGNORED)  # (batch, tokens)
         labelled = targets != IGNORED
-        head = self.model.get_base_model().get_output_embeddings()
-        hook = head.register_forward_pre_hook(lambda _, args: (args[0][labelled][None], *args[1:]))
+
+        def keep_labelled(_, args: tuple) -> tuple:
+            if args[0].shape[:2] == labelled.shape:
+                return args[0][labelled][None], *args[1:]  # (1, labels, hidden)
+            return args[0].transpose(0, 1)[labelled][:, None], *args[1:]  # tokens first: (labels, 1, hidden)
+
+        hook = self.model.get_base_model().get_output_embeddings().register_forward_pre_hook(keep_labelled)
         try:
-            outputs = model(inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
+            outputs = model(ids, attention_mask=seen, use_cache=False)
         finally:
             hook.remove()
         logits = outputs.logits[0].float()  # (labels, vocabulary)

@@ -21,11 +21,15 @@ GMASK, BOS = 260, 1
 
 
 def build_remote(folder: Path, **config) -> torch.nn.Module:
-    """Write such a folder with random weights and load it, in evaluation mode; norms and biases are random."""
+    """Write such a folder with random weights, norms and biases, and load it in evaluation mode."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in CODE:
         shutil.copy(path, folder)
-    settings = {"model_type": "interleaved", "architectures": ["InterleavedForCausalLM"], "auto_map": AUTO_MAP}
+    settings = {
+        "model_type": "interleaved",
+        "architectures": ["InterleavedForCausalLM"],
+        "auto_map": AUTO_MAP,
+    }
     (folder / "config.json").write_text(json.dumps(settings | config))
     remote_tokenizer().save_pretrained(folder)
     made = AutoModelForCausalLM.from_config(

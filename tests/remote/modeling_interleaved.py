@@ -26,7 +26,7 @@ def prompt_lengths(input_ids, config):
 def two_positions(input_ids, config):
     """(batch, 2, tokens): the position, which stands still from bos on, and the one inside the answer."""
     rows = []
-    for row, length in zip(input_ids.tolist(), prompt_lengths(input_ids, config)):
+    for row, length in zip(input_ids.tolist(), prompt_lengths(input_ids, config), strict=True):
         answer = len(row) - length
         position = list(range(length)) + [row.index(config.gmask_token_id)] * answer
         rows.append([position, [0] * length + list(range(1, answer + 1))])
@@ -135,7 +135,13 @@ class InterleavedModel(InterleavedPreTrainedModel):
         self.word_embeddings = value
 
     def forward(
-        self, input_ids, position_ids=None, attention_mask=None, past_key_values=None, use_cache=None, **kwargs
+        self,
+        input_ids,
+        position_ids=None,
+        attention_mask=None,
+        past_key_values=None,
+        use_cache=None,
+        **kwargs,
     ):
         use_cache = self.config.use_cache if use_cache is None else use_cache
         if use_cache and past_key_values is None:

@@ -1,0 +1,245 @@
+"""What others do with a saved folder: lm-eval's command line, pipelines, Trainer, adapters, 8 bits.
+
+A plain folder and an unevenly pruned one go through the same, the latter with `trust_remote_code=True`.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import random
+import subprocess
+import sys
+
+import pytest
+import torch
+import transformers
+from families import COMMON, FAMILIES, build, logits, random_scores, tokens
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, pipeline
+
+from pruner_lib import discover, load_model, prune_, save_model, select, zero_shot
+from pruner_lib.harness import write_definition
+from pruner_lib.models import tiny_tokenizer
+from pruner_lib.quantisation import Int8Linear, quantise_
+
+KINDS = {"plain": dict(ratio=0.5), "uneven": dict(ratio=0.4, scope="global", protect_first=1)}
+NO_HEAD_DIM = {key: value for key, value in COMMON.items() if key != "head_dim"}
+MIXTURE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+OTHERS = {  # what else a plan can cut; name -> (config class, its arguments, how to discover)
+    "query heads": ("LlamaConfig", COMMON, {"query_heads": True}),
+    "experts": ("MixtralConfig", NO_HEAD_DIM | {"num_local_experts": 4}, {}),
+    "experts beside": ("Qwen3MoeConfig", COMMON | MIXTURE, {}),
+    "norms over all heads": ("Olmo2Config", NO_HEAD_DIM | {"num_key_value_heads": 6}, {}),
+}
+
+
+def pruned(kind: str, **config):
+    model = build("llama-gqa", vocab_size=260, max_position_embeddings=512, **config)
+    axes = discover(model)
+    return prune_(model, select(axes, random_scores(axes), **KINDS[kind]))
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def folder(kind, tmp_path):
+    model = pruned(kind)
+    assert (model.pruning_layout is None) == (kind == "plain")
+    return save_model(model, tiny_tokenizer(), tmp_path / "model")
+
+
+def load(folder, kind: str, **options):
+    """As everybody does; a plain folder needs no trust."""
+    trust = {"trust_remote_code": True} if kind == "uneven" else {}
+    return AutoModelForCausalLM.from_pretrained(folder, **trust, **options).eval()
+
+
+@pytest.fixture
+def without_pruner_lib(tmp_path):
+    """Environment of a process in which our library can't be imported."""
+    block = tmp_path / "block"
+    block.mkdir()
+    (block / "pruner_lib.py").write_text("raise ImportError('not on this machine')")
+    return os.environ | {"PYTHONPATH": str(block), "HF_MODULES_CACHE": str(tmp_path / "modules")}
+
+
+@pytest.fixture
+def questions(tmp_path, monkeypatch):
+    """Two tasks of 16 questions as a local data directory; all choices are equally long."""
+    made = tmp_path / "data" / "tasks"
+    made.mkdir(parents=True)
+    draw = random.Random(0)
+    words = [["".join(draw.choices("abcdefghij ", k=7)) for _ in range(3)] for _ in range(16)]
+    piqa = [{"goal": c, "sol1": a, "sol2": b, "label": i % 2} for i, (a, b, c) in enumerate(words)]
+    arc = [
+        {
+            "id": str(i),
+            "question": f"What is {i}?",
+            "choices": {"text": choices, "label": ["A", "B", "C"]},
+            "answerKey": "ABC"[i % 3],
+        }
+        for i, choices in enumerate(words)
+    ]
+    for task, rows in {"piqa": piqa, "arc_easy": arc}.items():
+        (made / f"{task}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    monkeypatch.setenv("PRUNER_LIB_DATA", str(tmp_path / "data"))
+    return made
+
+
+def test_lm_evals_command_line_gives_our_numbers(folder, kind, questions, without_pruner_lib, tmp_path):
+    files = [write_definition(task, questions / f"{task}.jsonl", tmp_path) for task in ("piqa", "arc_easy")]
+    arguments = f"pretrained={folder}" + (",trust_remote_code=True" if kind == "uneven" else "")
+    command = [sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", arguments, "--limit", "15"]
+    command += ["--tasks", ",".join(map(str, files)), "--batch_size", "8", "--device", "cpu"]
+    command += ["--output_path", str(tmp_path / "found")]
+    done = subprocess.run(command, capture_output=True, text=True, env=without_pruner_lib, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (report,) = (tmp_path / "found").rglob("results*.json")
+    theirs = json.loads(report.read_text())["results"]
+    ours = zero_shot(*load_model(folder), ["piqa", "arc_easy"], 15)
+    for task, score in ours.items():
+        assert {name: theirs[task][f"{name},none"] for name in score.values} == score.values
+        assert 0 < score.value < 1 and score.n == 15
+    dense = build("llama-gqa", vocab_size=260, max_position_embeddings=512)
+    whole = zero_shot(dense, tiny_tokenizer(), ["piqa", "arc_easy"], 15)
+    assert [s.correct for s in whole.values()] != [s.correct for s in ours.values()]
+
+
+def test_folder_loads_where_pruner_lib_is_missing(folder, kind, without_pruner_lib, tmp_path):
+    torch.save(logits(load_model(folder)[0], tokens()), tmp_path / "logits.pt")
+    trust = ", trust_remote_code=True" if kind == "uneven" else ""
+    code = (
+        "import torch\n"
+        "from transformers import AutoModelForCausalLM as A\n"
+        f"m = A.from_pretrained({str(folder)!r}{trust}).eval()\n"
+        f"assert torch.equal(m(torch.tensor({tokens().tolist()})).logits, torch.load('logits.pt'))\n"
+        "try:\n"
+        "    import pruner_lib\n"
+        "except ImportError:\n"
+        "    print('alone')\n"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=without_pruner_lib, cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.strip() == "alone", done.stderr
+
+
+def test_pipeline_writes_what_generate_writes(folder, kind):
+    trust = {"trust_remote_code": True} if kind == "uneven" else {}
+    write = pipeline("text-generation", model=str(folder), device="cpu", **trust)
+    (found,) = write("abc", max_new_tokens=6, do_sample=False, return_full_text=False)
+    model, tokenizer = load_model(folder)
+    made = model.generate(**tokenizer("abc", return_tensors="pt"), max_new_tokens=6, do_sample=False)
+    assert found["generated_text"] == tokenizer.decode(made[0, 3:], skip_special_tokens=True)
+
+
+def test_trainer_learns_and_its_checkpoint_loads(folder, kind, tmp_path):
+    model = load(folder, kind)
+    rows = [{"input_ids": ids, "labels": ids} for ids in tokens(8, 12)]
+    with torch.no_grad():
+        before = model(tokens(8, 12), labels=tokens(8, 12)).loss
+    settings = TrainingArguments(
+        tmp_path / "run", max_steps=4, save_steps=4, per_device_train_batch_size=8, learning_rate=1e-2,
+        warmup_steps=0, use_cpu=True, report_to="none", disable_tqdm=True, seed=0,
+    )  # fmt: skip
+    Trainer(model, settings, train_dataset=rows).train()
+    with torch.no_grad():
+        after = model.eval()(tokens(8, 12), labels=tokens(8, 12)).loss
+    assert after < before - 0.1
+    again = load(tmp_path / "run" / "checkpoint-4", kind)
+    assert torch.equal(logits(again, tokens()), logits(model, tokens()))
+
+
+def test_adapter_goes_on_top_and_into_the_weights(folder, kind, tmp_path):
+    dense = logits(load(folder, kind), tokens())
+    adapted = get_peft_model(
+        load(folder, kind), LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    )
+    assert torch.equal(logits(adapted, tokens()), dense)  # B = 0
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.1)
+    wanted = logits(adapted.eval(), tokens())
+    assert (wanted - dense).abs().max() > 1e-2
+    adapted.save_pretrained(tmp_path / "adapter")
+    again = PeftModel.from_pretrained(load(folder, kind), tmp_path / "adapter").eval()
+    assert torch.equal(logits(again, tokens()), wanted)
+    merged = again.merge_and_unload()
+    assert (logits(merged, tokens()) - wanted).abs().max() < 1e-4
+    save_model(merged, tiny_tokenizer(), tmp_path / "merged")
+    merged.save_pretrained(tmp_path / "theirs")
+    for name in ("merged", "theirs"):
+        assert torch.equal(logits(load(tmp_path / name, kind), tokens()), logits(merged, tokens()))
+    assert torch.equal(logits(load_model(tmp_path / "merged")[0], tokens()), logits(merged, tokens()))
+
+
+def test_linear_layers_go_into_8_bits(folder, kind):
+    model = load(folder, kind)
+    wanted = logits(model, tokens())
+    theirs = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+    ours = quantise_(copy.deepcopy(model))
+    for small in (theirs, ours):
+        error = (logits(small, tokens()) - wanted).norm() / wanted.norm()
+        assert 0 < error < 0.1
+    projection = "model.layers.2.mlp.down_proj"
+    stored = theirs.get_submodule(projection).weight()
+    assert stored.dtype == torch.qint8 and stored.shape == model.get_submodule(projection).weight.shape
+    assert isinstance(ours.get_submodule(projection), Int8Linear)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_survives(dtype, kind, tmp_path):
+    model = pruned(kind).to(dtype)
+    save_model(model, tiny_tokenizer(), tmp_path / "m")
+    for again in (load(tmp_path / "m", kind), load_model(tmp_path / "m", dtype=dtype)[0]):
+        assert again.dtype == dtype
+        for ours, theirs in zip(model.parameters(), again.parameters(), strict=True):
+            assert theirs.dtype == dtype and torch.equal(ours, theirs)
+
+
+def test_shards_load_as_one_file_does(kind, tmp_path):
+    model = pruned(kind)
+    save_model(model, tiny_tokenizer(), tmp_path / "m", max_shard_size="10KB")
+    index = json.loads((tmp_path / "m" / "model.safetensors.index.json").read_text())
+    files = set(index["weight_map"].values())
+    assert len(files) > 2 and not (tmp_path / "m" / "model.safetensors").exists()
+    assert {path.name for path in (tmp_path / "m").glob("*.safetensors")} == files
+    for again in (load(tmp_path / "m", kind), load_model(tmp_path / "m")[0]):
+        assert torch.equal(logits(again, tokens()), logits(model, tokens()))
+    next((tmp_path / "m").glob("model-00002*")).unlink()
+    with pytest.raises(ValueError, match="no whole checkpoint"):
+        load_model(tmp_path / "m")
+    save_model(model, tiny_tokenizer(), tmp_path / "m")  # one file takes the place of many
+    assert [path.name for path in (tmp_path / "m").glob("*.safetensors*")] == ["model.safetensors"]
+
+
+def test_shard_size_that_is_none_leaves_what_was_there(tmp_path):
+    save_model(build("llama-gqa"), None, tmp_path / "m")
+    with pytest.raises(ValueError, match="much"):
+        save_model(build("llama-gqa"), None, tmp_path / "m", max_shard_size="much")
+    assert (tmp_path / "m" / "model.safetensors").is_file() and [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_kind_of_group_survives(name, kind, tmp_path, monkeypatch):
+    config_class, arguments, how = OTHERS[name]
+    monkeypatch.setitem(FAMILIES, name, (config_class, arguments, 0, 0, 0))
+    model = build(name)
+    axes = discover(model, **how)
+    plain = {"ratio": 0.5, "uniform": False}
+    options = plain | ({"protect_first": 1} if kind == "uneven" else {})
+    prune_(model, select(axes, random_scores(axes), **options))
+    assert (model.pruning_layout is None) == (kind == "plain")
+    save_model(model, tiny_tokenizer(), tmp_path / "m")
+    for again in (load(tmp_path / "m", kind), load_model(tmp_path / "m")[0]):
+        assert torch.equal(logits(again, tokens()), logits(model, tokens()))
+        assert [p.shape for p in again.parameters()] == [p.shape for p in model.parameters()]
+    if kind == "plain":
+        assert type(again) is getattr(transformers, model.config.architectures[0])
+    assert AutoTokenizer.from_pretrained(tmp_path / "m").decode([68]) == tiny_tokenizer().decode([68])
