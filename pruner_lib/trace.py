@@ -35,8 +35,7 @@ class LabelMode(TorchDispatchMode):
         kwargs = kwargs or {}
         tensors = tensors_in([*args, *kwargs.values()])
         labelled = any(labels_of(x) is not None for x in tensors)
-        if any(x.is_meta for x in tensors) and func.overloadpacket not in LOOKUPS:
-            args, kwargs = _to_meta(args), {k: _to_meta([v])[0] for k, v in kwargs.items()}
+        args, kwargs = _on_one_device(func, args, kwargs)
         out = func(*args, **kwargs)
         if labelled:
             labels = labels_for(self.recording, func, args, kwargs, out)
@@ -54,6 +53,12 @@ class KeepIndices(TorchFunctionMode):
             index = tuple(torch.tensor(i, device="cpu") if isinstance(i, list) else i for i in args[1])
             args = (args[0], index)
         return func(*args, **(kwargs or {}))
+
+
+def _on_one_device(func, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    if func.overloadpacket not in LOOKUPS and any(x.is_meta for x in tensors_in([*args, *kwargs.values()])):
+        return _to_meta(args), {k: _to_meta([v])[0] for k, v in kwargs.items()}
+    return args, kwargs
 
 
 def _to_meta(values):
@@ -113,7 +118,8 @@ class ConstantMode(TorchDispatchMode):
         if func.overloadpacket in (aten.mul, aten.div):
             values = (x.item() if isinstance(x, torch.Tensor) and _is_number(x) else x for x in args)
             self.found += [float(v) for v in values if isinstance(v, (int, float))]
-        return func(*args, **(kwargs or {}))
+        args, kwargs = _on_one_device(func, args, kwargs or {})
+        return func(*args, **kwargs)
 
 
 def _is_number(x: torch.Tensor) -> bool:

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 from pruner_lib import discover, load_model, mask_, prune_, recover, save_model, select
 from pruner_lib.groups import Plan
 from pruner_lib.recovery import add_adapter
+from pruner_lib.trace import constants_in_forward
 from pruner_lib.training import RecoverySettings, _ResponseTrainer
 
 UNEVEN = dict(ratio=0.4, scope="global", protect_first=1)
@@ -77,6 +78,12 @@ def test_axes_are_those_that_a_person_would_draw(axes):
     for axis in axes.of_kind("mlp").values():
         assert (axis.n_groups, axis.width, len(axis.members)) == (INNER, 1, 3)
     assert axes["hidden"].n_groups == HEADS * SIZE
+
+
+def test_factors_of_the_forward_pass_are_seen_without_weights(model):
+    """Its own scaling of the residual, twice a layer; the prompt must hold its special tokens."""
+    found = constants_in_forward(copy.deepcopy(model).to("meta"))
+    assert sum(abs(value - 6**0.5) < 1e-6 for value in found) == 2 * 3
 
 
 @pytest.mark.parametrize("kind", ["attention", "mlp", "both", "uneven"])
