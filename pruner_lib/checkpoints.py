@@ -37,9 +37,16 @@ def save_model(
     Returns: the folder. It loads with `load_model(path)` and with
         `AutoModelForCausalLM.from_pretrained(path)`; unevenly pruned models need `trust_remote_code=True`
         in the latter, and models that came with code of their own in both.
-    Raises: ValueError: the folder holds something else, no such size, or the model's class is in no file that
-        could go along.    OSError: the disk is full; what was there is untouched.
+    Raises: ValueError: the folder holds something else, no such size, a model with an adapter, or one whose
+        class is in no file that could go along.    OSError: the disk is full; what was there is untouched.
     """
+    if not isinstance(model, PreTrainedModel) or any(
+        ".base_layer." in n for n, _ in model.named_parameters()
+    ):
+        raise ValueError(
+            f"{type(model).__name__} carries an adapter or is no model of transformers; save a plain model, as "
+            "merge_and_unload() and recover(..., merge=True) return it, or the adapter by its save_pretrained"
+        )
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path} is a file; give a folder")

@@ -18,7 +18,7 @@ import transformers
 from families import COMMON, FAMILIES, build, logits, random_scores, tokens
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, pipeline
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, pipeline
 
 from pruner_lib import discover, load_model, prune_, save_model, select, zero_shot
 from pruner_lib.harness import write_definition
@@ -168,6 +168,9 @@ def test_adapter_goes_on_top_and_into_the_weights(folder, kind, tmp_path):
     wanted = logits(adapted.eval(), tokens())
     assert (wanted - dense).abs().max() > 1e-2
     adapted.save_pretrained(tmp_path / "adapter")
+    for carrier in (adapted, adapted.get_base_model()):
+        with pytest.raises(ValueError, match="merge_and_unload"):
+            save_model(carrier, None, tmp_path / "merged")
     again = PeftModel.from_pretrained(load(folder, kind), tmp_path / "adapter").eval()
     assert torch.equal(logits(again, tokens()), wanted)
     merged = again.merge_and_unload()
@@ -191,6 +194,13 @@ def test_linear_layers_go_into_8_bits(folder, kind):
     stored = theirs.get_submodule(projection).weight()
     assert stored.dtype == torch.qint8 and stored.shape == model.get_submodule(projection).weight.shape
     assert isinstance(ours.get_submodule(projection), Int8Linear)
+
+
+def test_config_alone_builds_the_widths(folder, kind):
+    trust = {"trust_remote_code": True} if kind == "uneven" else {}
+    drawn = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), **trust)
+    assert [p.shape for p in drawn.parameters()] == [p.shape for p in load(folder, kind).parameters()]
+    assert not torch.equal(logits(drawn, tokens()), logits(load(folder, kind), tokens()))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
