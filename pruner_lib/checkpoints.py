@@ -44,8 +44,8 @@ def save_model(
         ".base_layer." in n for n, _ in model.named_parameters()
     ):
         raise ValueError(
-            f"{type(model).__name__} carries an adapter or is no model of transformers; save a plain model, as "
-            "merge_and_unload() and recover(..., merge=True) return it, or the adapter by its save_pretrained"
+            f"{type(model).__name__} carries an adapter or is no model of transformers; save a plain model, "
+            "as merge_and_unload() and recover(..., merge=True) return it, or the adapter by save_pretrained"
         )
     path = Path(path)
     if path.exists() and not path.is_dir():
