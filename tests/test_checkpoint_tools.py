@@ -248,7 +248,8 @@ def test_every_kind_of_group_survives(name, kind, tmp_path, monkeypatch):
     assert (model.pruning_layout is None) == (kind == "plain")
     save_model(model, tiny_tokenizer(), tmp_path / "m")
     for again in (load(tmp_path / "m", kind), load_model(tmp_path / "m")[0]):
-        assert torch.equal(logits(again, tokens()), logits(model, tokens()))
+        aligned = copy.deepcopy(again)  # where weights lie in a file may change the last bit of a product
+        assert torch.equal(logits(aligned, tokens()), logits(model, tokens()))
         assert [p.shape for p in again.parameters()] == [p.shape for p in model.parameters()]
     if kind == "plain":
         assert type(again) is getattr(transformers, model.config.architectures[0])

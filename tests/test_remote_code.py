@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from pruner_lib import discover, load_model, mask_, prune_, recover, save_model, select
 from pruner_lib.groups import Plan
+from pruner_lib.norms import norm_members
 from pruner_lib.recovery import add_adapter
 from pruner_lib.trace import constants_in_forward
 from pruner_lib.training import RecoverySettings, _ResponseTrainer
@@ -182,8 +183,16 @@ def test_what_its_own_config_can_say_needs_no_code_of_ours(model, axes, tmp_path
 
 
 def test_channels_are_cut_and_kept(model, axes, tmp_path):
-    cut = prune_(copy.deepcopy(model), select(axes, random_scores(axes), ratio=0.25, granularity="channel"))
-    assert cut.lm_head.in_features == 36
+    """As the whole model with the gone channels at zero, whose norms run over the others alone."""
+    plan = select(axes, random_scores(axes), ratio=0.25, granularity="channel")
+    cut, masked = prune_(copy.deepcopy(model), plan), mask_(copy.deepcopy(model), plan)
+    kept = plan.keep["hidden"]
+    for member in norm_members(masked, axes["hidden"].members):
+        whole, small = (m.get_submodule(member.structure) for m in (masked, cut))
+        whole.forward = lambda x, small=small: torch.zeros_like(x).index_copy(-1, kept, small(x[..., kept]))
+    assert cut.lm_head.in_features == len(kept) == 36
+    assert (logits(cut, prompts()) - logits(masked, prompts())).abs().max() < 1e-4
+    assert (logits(cut, prompts()) - logits(model, prompts())).abs().max() > 1e-2
     save_model(cut, remote_tokenizer(), tmp_path / "m")
     again, _ = load_model(tmp_path / "m", trust_remote_code=True)
     assert torch.equal(logits(again, prompts()), logits(cut, prompts()))
