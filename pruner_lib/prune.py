@@ -17,7 +17,7 @@ from pruner_lib.groups import Axes, Axis, Member, Plan
 from pruner_lib.layout import apply_layout_, empty_layout, merge_layouts, set_parameter_
 from pruner_lib.norms import norm_factor, norm_members
 from pruner_lib.siblings import check_even
-from pruner_lib.twins import Law, build_twin, common_module, learn, same_make, shapes_of
+from pruner_lib.twins import Law, build_twin, common_module, learn, other_floats, same_make, shapes_of
 
 
 def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Module:
@@ -57,7 +57,7 @@ def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modu
     apply_layout_(model, merged)
     for key, value in (plain or {}).items():
         setattr(model.config, key, value)
-    model.pruning_layout = None if plain is not None else merged
+    _set_layout(model, None if plain is not None else merged)
     model.pruned_by = [*getattr(model, "pruned_by", ()), plan]
     return model
 
@@ -273,14 +273,8 @@ def _drop_layers_(model: nn.Module, plan: Plan) -> nn.Module:
         raise ValueError(
             "drop layers before cutting widths unevenly: the layout names layers by their number"
         )
-    edits: dict = {
-        k: len(keep) for k, v in model.config.to_dict().items() if v == n and type(v) is int and "layer" in k
-    }
-    edits |= {
-        k: [v[i] for i in keep]
-        for k, v in model.config.to_dict().items()
-        if isinstance(v, list) and len(v) == n
-    }
+    edits = _layer_edits(model, path, keep, n)
+    twin = build_twin(model, edits)
     parts = [dict(layer.named_modules()) for layer in layers]
     numbered = [
         (name, attribute)
@@ -298,6 +292,46 @@ def _drop_layers_(model: nn.Module, plan: Plan) -> nn.Module:
     setattr(model.get_submodule(parent), child, nn.ModuleList(layers[i] for i in keep))
     for key, value in edits.items():
         setattr(model.config, key, value)
-    model.pruning_layout = None
+    trained = other_floats(model, twin)
+    _set_layout(model, {**empty_layout(), "attributes": trained} if trained else None)
     model.pruned_by = [*getattr(model, "pruned_by", ()), plan]
     return model
+
+
+def _layer_edits(model: nn.Module, path: str, keep: list[int], n: int) -> dict:
+    """Config edits that build the model with some layers only: how many there are, and what is listed by
+    layer.
+
+    Raises: ValueError: no edit builds it, as where the config counts layers of another make from the front.
+    """
+    config = model.config.to_dict()
+    edits: dict = {k: len(keep) for k, v in config.items() if v == n and type(v) is int and "layer" in k}
+    edits |= {k: [v[i] for i in keep] for k, v in config.items() if isinstance(v, list) and len(v) == n}
+    wanted = {}
+    for name, shape in shapes_of(model).items():
+        number, _, rest = name.removeprefix(path + ".").partition(".")
+        if not name.startswith(path + "."):
+            wanted[name] = shape
+        elif int(number) in keep:
+            wanted[f"{path}.{keep.index(int(number))}.{rest}"] = shape
+    fronts = [
+        {k: sum(i < v for i in keep)}
+        for k, v in config.items()
+        if type(v) is int and 0 < v < n and k not in edits
+    ]
+    for more in [{}, *fronts]:  # the number of leading layers of another make is one of the integers
+        if _builds(model, edits | more, wanted):
+            return edits | more
+    raise ValueError(
+        f"the config of {type(model).__name__} can't say that only the layers {keep} of {n} are left; "
+        "keep the layers that differ from the others"
+    )
+
+
+def _set_layout(model: nn.Module, layout: dict | None) -> None:
+    """Note the layout at the model and in its config, which `save_pretrained` writes."""
+    model.pruning_layout = layout
+    if layout is not None:
+        model.config.pruning_layout = layout
+    elif hasattr(model.config, "pruning_layout"):
+        del model.config.pruning_layout

@@ -89,7 +89,8 @@ def learn(model: nn.Module, axes: list[Axis], all_axes: Mapping[str, Axis]) -> L
             probe = build_twin(model, edits | fixed)
         except Exception:  # noqa: BLE001  a class may refuse a config in any way; then this is not the right edit
             continue
-        if not all(_fits(probe, model, axis, probe_n) for axis in axes):
+        shapes = shapes_of(probe)
+        if not all(_fits(shapes, model, axis, probe_n) for axis in axes):
             continue
         exact = _other_dims_agree(dense, probe, kind)
         if not exact and tied is None:
@@ -157,9 +158,8 @@ def _candidates(config: dict, axis: Axis, n: int, probe_n: int) -> Iterator[tupl
             yield hidden, {"head_dim": head_dim or next(iter(hidden.values())) // heads}
 
 
-def _fits(probe: nn.Module, model: nn.Module, axis: Axis, probe_n: int) -> bool:
+def _fits(shapes: dict, model: nn.Module, axis: Axis, probe_n: int) -> bool:
     """Have the dims that this axis cuts the size that `probe_n` groups need?"""
-    shapes = shapes_of(probe)
     return all(
         m.parameter in shapes
         and shapes[m.parameter][m.dim] == probe_n * m.width * axis.side_by_side + _rest(model, axis, m)
@@ -184,12 +184,18 @@ def _same_scales(dense: nn.Module, probe: nn.Module) -> bool:
 
     Where some do, a config of the smaller width would build a model of another scale than the trained one.
     """
-    twins = dict(probe.named_modules())
-    for path, module in dense.named_modules():
+    return not other_floats(dense, probe) and constants_in_forward(dense) == constants_in_forward(probe)
+
+
+def other_floats(model: nn.Module, twin: nn.Module) -> dict[str, dict[str, float]]:
+    """Module path -> attributes that are another factor in the twin, with the model's value."""
+    twins = dict(twin.named_modules())
+    found: dict[str, dict[str, float]] = {}
+    for path, module in model.named_modules():
         for name, value in vars(module).items():
-            if isinstance(value, float) and value != vars(twins[path]).get(name):
-                return False
-    return constants_in_forward(dense) == constants_in_forward(probe)
+            if isinstance(value, float) and path in twins and value != vars(twins[path]).get(name):
+                found.setdefault(path, {})[name] = value
+    return found
 
 
 def _attributes(

@@ -13,13 +13,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import FAMILIES, MORE_FAMILIES, build, logits, random_scores, tokens
+from families import FAMILIES, MORE_FAMILIES, logits, random_scores
+from families import build as build_family
+from families import tokens as random_tokens
+from remote_family import build_remote, prompts, remote_tokenizer
 
 from pruner_lib import discover, estimate, load_model, mask_, prune_, recover, save_model, select
 from pruner_lib.models import tiny_tokenizer
 from pruner_lib.norms import norm_members
 
 TABLE = Path(__file__).parents[1] / "results" / "architectures" / "architectures.csv"
+REMOTE = "code of its own"  # fused and interleaved rows, tokens first, two-dimensional rotary positions
 KV2, KV6, ONE = (2, 4), (6, 4), (1, 8)
 WIDE2 = (2, 8)
 # family -> what a person would draw in layer 1: {axis: (groups, channels of a group)}, in three layers
@@ -58,6 +62,7 @@ DRAWN = {
     "deepseek_v3": {"attention": KV6, "mlp.shared_experts": (32, 1)}
     | {f"mlp.experts.{e}": (32, 1) for e in range(4)},
     "smollm3": {"attention": KV2, "mlp": (40, 1)},
+    REMOTE: {"attention": KV6, "mlp": (96, 1)},
 }
 UNEVEN = dict(ratio=0.5, protect_first=1)
 COLUMNS = [
@@ -80,11 +85,35 @@ def table(request):
 
 
 def test_every_family_is_in_the_table():
-    assert set(DRAWN) == set(FAMILIES) | set(MORE_FAMILIES)
+    assert set(DRAWN) == set(FAMILIES) | set(MORE_FAMILIES) | {REMOTE}
     with TABLE.open() as file:
         rows = list(csv.DictReader(file))
     assert [row["family"] for row in rows] == list(DRAWN)
     assert all(row[column] for row in rows for column in COLUMNS)
+
+
+@pytest.fixture
+def build(tmp_path):
+    """Build a random model of a family."""
+
+    def made(family: str, **changes):
+        if family == REMOTE:
+            return build_remote(tmp_path / "remote", hidden_size=24, inner_hidden_size=96)
+        return build_family(family, **changes)
+
+    return made
+
+
+def _tokens(family: str, *shape: int) -> torch.Tensor:
+    return prompts(*(shape and (shape[0], shape[1] + 3))) if family == REMOTE else random_tokens(*shape)
+
+
+def _tokenizer(family: str):
+    return remote_tokenizer() if family == REMOTE else tiny_tokenizer()
+
+
+def _load(folder):
+    return load_model(folder, trust_remote_code="dense_class" in (folder / "config.json").read_text())[0]
 
 
 def _pruned(model, seed=0, axes=None, **options):
@@ -128,7 +157,7 @@ def _short(drawn: dict[str, tuple[int, int]], kind: str) -> str:
 
 
 @pytest.mark.parametrize("family", DRAWN)
-def test_axes_are_those_a_person_would_draw(family, table):
+def test_axes_are_those_a_person_would_draw(family, build, table):
     model = build(family)
     axes = discover(model)
     for layer in range(1, 3):
@@ -142,8 +171,8 @@ def test_axes_are_those_a_person_would_draw(family, table):
 
 
 @pytest.mark.parametrize("family", DRAWN)
-def test_cut_equals_mask_and_removes_what_the_formula_says(family, table):
-    model, ids, worst = build(family), tokens(), 0.0
+def test_cut_equals_mask_and_removes_what_the_formula_says(family, build, table):
+    model, ids, worst = build(family), _tokens(family), 0.0
     axes = discover(model)
     for seed, options in enumerate((UNEVEN, dict(ratio=0.4, scope="global"))):
         cut, plan, _ = _pruned(model, seed, axes, **options)
@@ -161,13 +190,13 @@ def test_cut_equals_mask_and_removes_what_the_formula_says(family, table):
 
 
 @pytest.mark.parametrize("family", DRAWN)
-def test_pruned_model_generates_and_learns(family, table, tmp_path):
-    model, ids = build(family), tokens(1, 5)
+def test_pruned_model_generates_and_learns(family, build, table, tmp_path):
+    model, ids = build(family), _tokens(family, 1, 5)
     pruned, *_ = _pruned(model)
     options = dict(max_new_tokens=6, do_sample=False, pad_token_id=0, eos_token_id=None)
     with_cache = pruned.generate(ids, use_cache=True, **options)
     assert torch.equal(with_cache, pruned.generate(ids, use_cache=False, **options))
-    loss = pruned(tokens(), labels=tokens()).loss
+    loss = pruned(_tokens(family), labels=_tokens(family)).loss
     loss.backward()
     learned = [n for n, p in pruned.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0]
     assert torch.isfinite(loss) and len(learned) > len(list(pruned.parameters())) / 2
@@ -175,35 +204,35 @@ def test_pruned_model_generates_and_learns(family, table, tmp_path):
 
 
 @pytest.mark.parametrize("family", DRAWN)
-def test_pruned_model_is_recovered_and_merged(family, table, tmp_path):
+def test_pruned_model_is_recovered_and_merged(family, build, table, tmp_path):
     pruned, *_ = _pruned(build(family, vocab_size=260))
-    before = logits(pruned, tokens())
+    before = logits(pruned, _tokens(family))
     examples = [{"instruction": "Say a.", "output": "a"}, {"instruction": "Say b.", "output": "b"}]
     result = recover(
-        pruned, tiny_tokenizer(), examples, output_dir=tmp_path / "r", steps=2, batch_size=2,
+        pruned, _tokenizer(family), examples, output_dir=tmp_path / "r", steps=2, batch_size=2,
         micro_batch_size=2, warmup_steps=0, learning_rate=1e-2, merge=True,
     )  # fmt: skip
-    after = logits(result.model, tokens())
+    after = logits(result.model, _tokens(family))
     assert torch.isfinite(after).all() and not torch.allclose(after, before)
     table[family] |= {"lora": "trains, merges"}
 
 
 @pytest.mark.parametrize("family", DRAWN)
-def test_saved_and_loaded_logits_are_the_same_bits(family, table, tmp_path):
+def test_saved_and_loaded_logits_are_the_same_bits(family, build, table, tmp_path):
     pruned, *_ = _pruned(build(family))
-    save_model(pruned, tiny_tokenizer(), tmp_path / "m")
-    again, _ = load_model(tmp_path / "m")
-    assert torch.equal(logits(_aligned(again), tokens()), logits(pruned, tokens()))
+    save_model(pruned, _tokenizer(family), tmp_path / "m")
+    again = _load(tmp_path / "m")
+    assert torch.equal(logits(_aligned(again), _tokens(family)), logits(pruned, _tokens(family)))
     table[family] |= {"saved_and_loaded": "same bits"}
 
 
 @pytest.mark.parametrize("family", DRAWN)
-def test_channel_cut_is_exact_but_for_the_norms(family, table, tmp_path):
+def test_channel_cut_is_exact_but_for_the_norms(family, build, table, tmp_path):
     """The dense model, gone channels at zero and its norms over the others alone, gives the same logits.
 
     So every scale, table of positions and residual sum is the one that the model was trained with.
     """
-    model, ids = build(family), tokens()
+    model, ids = build(family), _tokens(family)
     pruned, plan, axes = _pruned(model, granularity="channel", ratio=0.3, protect_first=0)
     kept = plan.keep["hidden"]
     assert len(kept) == 16
@@ -225,8 +254,8 @@ def test_channel_cut_is_exact_but_for_the_norms(family, table, tmp_path):
 
 
 @pytest.mark.parametrize("family", DRAWN)
-def test_query_heads_go_alone_within_their_key_and_value_head(family, table, tmp_path):
-    model, ids = build(family), tokens()
+def test_query_heads_go_alone_within_their_key_and_value_head(family, build, table, tmp_path):
+    model, ids = build(family), _tokens(family)
     axes = discover(model, query_heads=True)
     whole = discover(model)["layers.1.attention"]
     mine = {n: a for n, a in axes.items() if a.layer == 1 and a.kind == "attention"}
@@ -246,15 +275,15 @@ def test_query_heads_go_alone_within_their_key_and_value_head(family, table, tmp
     assert torch.equal(
         pruned.generate(ids, use_cache=True, **options), pruned.generate(ids, use_cache=False, **options)
     )
-    save_model(pruned, tiny_tokenizer(), tmp_path / "m")
-    assert torch.equal(logits(_aligned(load_model(tmp_path / "m")[0]), ids), logits(pruned, ids))
+    save_model(pruned, _tokenizer(family), tmp_path / "m")
+    assert torch.equal(logits(_aligned(_load(tmp_path / "m")), ids), logits(pruned, ids))
 
 
 @pytest.mark.parametrize(
     "family", ["mixtral", "qwen2_moe", "deepseek_v3", "olmo2", "falcon-new", "gpt_bigcode"]
 )
-def test_scores_come_from_one_pass(family):
+def test_scores_come_from_one_pass(family, build):
     model = build(family)
     axes = discover(model)
-    scores = estimate(model, axes.of_kind("attention", "mlp"), tokens(4, 8), criterion="element1")
+    scores = estimate(model, axes.of_kind("attention", "mlp"), _tokens(family, 4, 8), criterion="element1")
     assert all(torch.isfinite(s).all() and s.min() >= 0 and s.max() > 0 for s in scores.values())

@@ -11,6 +11,7 @@ import sys
 import pytest
 import torch
 from families import CHANNEL_FAMILIES, FAMILIES, build, logits, random_scores, tokens
+from remote_family import build_remote, prompts, remote_tokenizer
 from transformers import AutoModelForCausalLM
 
 from pruner_lib import discover, load_model, prune_, save_model, select
@@ -166,3 +167,43 @@ def test_layout_is_plain_json(tmp_path):
     config = json.loads((tmp_path / "m" / "config.json").read_text())
     assert config["pruning_layout"] == model.pruning_layout
     assert config["auto_map"] == {"AutoModelForCausalLM": "modeling_pruned.PrunedModelForCausalLM"}
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", "gemma3_text", "deepseek_v3", "bloom"])
+def test_model_with_fewer_layers_is_saved_and_loaded(family, tmp_path):
+    """The first layer of deepseek_v3 is of another make, which its config counts from the front."""
+    model = build(family)
+    for keep in ([1, 2], [0, 2]):
+        cut = prune_(copy.deepcopy(model), Plan({"layers": keep}, {"layers": 3}))
+        save_model(cut, tiny_tokenizer(), tmp_path / "m")
+        again, _ = load_model(tmp_path / "m")
+        assert torch.equal(logits(copy.deepcopy(again), tokens()), logits(cut, tokens()))
+
+
+def test_factor_that_follows_the_number_of_layers_stays_as_trained(tmp_path):
+    model = build_remote(tmp_path / "remote")
+    alpha = model.transformer.layers[0].alpha
+    cut = prune_(model, Plan({"layers": [0, 2]}, {"layers": 3}))
+    before = logits(cut, prompts())
+    save_model(cut, remote_tokenizer(), tmp_path / "m")
+    again, _ = load_model(tmp_path / "m", trust_remote_code=True)
+    assert again.transformer.layers[1].alpha == alpha == pytest.approx(6**0.5)
+    assert torch.equal(logits(again, prompts()), before)
+
+
+def test_layers_that_the_config_cannot_name_are_refused_and_nothing_is_changed():
+    model = build("deepseek_v3", num_hidden_layers=4)
+    layers = model.model.layers
+    layers[3] = copy.deepcopy(layers[0])  # of the first layer's make, where no config can have it
+    before = logits(model, tokens())
+    with pytest.raises(ValueError, match="can't say that only the layers"):
+        prune_(model, Plan({"layers": [0, 1, 3]}, {"layers": 4}))
+    assert torch.equal(logits(model, tokens()), before) and len(model.model.layers) == 4
+
+
+def test_plain_saving_of_an_unevenly_cut_model_loads_too(tmp_path):
+    model = _pruned("llama-gqa", **UNEVEN)
+    model.save_pretrained(tmp_path / "m")
+    tiny_tokenizer().save_pretrained(tmp_path / "m")
+    again, _ = load_model(tmp_path / "m")
+    assert torch.equal(logits(again, tokens()), logits(model, tokens()))
