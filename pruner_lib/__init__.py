@@ -4,7 +4,7 @@ The names below are the public interface. They are looked up when first used, so
 quick and the method itself never pulls in transformers. Where a line belongs:
 
     the method            groups, siblings, labels, rules, trace, norms, graph; gradients, importance;
-                          selection, twins, layout, prune
+                          selection, twins, layout, layers, prune
     what it works on      assets, archives, hub, corpora, data, models, checkpoints, modeling_pruned
     what is done with it  recovery, training, resumable, alpaca; evaluation, harness, samples, generation;
                           efficiency, memory, quantisation, savings

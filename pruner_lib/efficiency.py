@@ -20,6 +20,7 @@ from torch.utils.flop_counter import flop_registry
 
 from pruner_lib.evaluation import evaluating
 from pruner_lib.quantisation import Int8Linear
+from pruner_lib.trace import prompt_for
 
 MACS_TOKENS = 64  # the paper's input: one sequence of 64 tokens
 MIB = 2**20
@@ -146,7 +147,7 @@ def macs(model: nn.Module, tokens: int = MACS_TOKENS) -> int:
              They don't count the rotary table, which the paper's model kept: 1e-8 of LLaMA-7B.
     """
     weight = model.get_input_embeddings().weight
-    ids = torch.zeros(1, tokens, dtype=torch.int64, device=weight.device)
+    ids = prompt_for(model, tokens)[:, :tokens].to(weight.device)
     if weight.device.type != "meta":
         return _count(model, ids, None)
     # To build a mask a model looks at values, so it gets one; some models take None only.
@@ -186,7 +187,10 @@ def latency(
     if repeats < 2:
         raise ValueError(f"repeats came as {repeats}, wanted at least 2; a single time has no spread")
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(weight.shape[0], (batch, tokens), generator=generator).to(weight.device)
+    ids = torch.randint(weight.shape[0], (batch, tokens), generator=generator)
+    special = prompt_for(model, 1)[0, :tokens]  # some models look for them
+    ids[:, : len(special)] = special
+    ids = ids.to(weight.device)
     seconds = []
     with evaluating(model):
         for _ in range(warmup + repeats):

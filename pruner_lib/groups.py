@@ -174,6 +174,14 @@ class Plan:
         """The keys that lose at least one group -> the groups that they keep."""
         return {name: kept for name, kept in self.keep.items() if len(kept) < self.n_groups[name]}
 
+    def check_count(self, key: str, present: int) -> None:
+        """Raise a ValueError unless the plan is for so many groups at this key."""
+        if self.n_groups[key] != present:
+            raise ValueError(
+                f"the plan is for {self.n_groups[key]} groups at {key}, this model has {present}: "
+                "make the plan from discover(model)"
+            )
+
     def to_dict(self) -> dict:
         return {
             "settings": self.settings,

@@ -117,6 +117,15 @@ def apply_layout_(model: nn.Module, layout: dict) -> nn.Module:
     return model
 
 
+def set_layout(model: nn.Module, layout: dict | None) -> None:
+    """Note the layout at the model and in its config, which `save_pretrained` writes."""
+    model.pruning_layout = layout
+    if layout is not None:
+        model.config.pruning_layout = layout
+    elif hasattr(model.config, "pruning_layout"):
+        del model.config.pruning_layout
+
+
 def _select_inputs_(module: nn.Module, inputs: dict) -> None:
     hook = next((h for h in module._forward_pre_hooks.values() if isinstance(h, InputSelection)), None)
     if hook is None:

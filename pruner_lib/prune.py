@@ -7,17 +7,16 @@ every architecture. Nothing is chosen here; see `selection`.
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import nn
 
 from pruner_lib.graph import decoder_layers, discover
 from pruner_lib.groups import Axes, Axis, Member, Plan
-from pruner_lib.layout import apply_layout_, empty_layout, merge_layouts, set_parameter_
+from pruner_lib.layers import drop_layers_
+from pruner_lib.layout import apply_layout_, empty_layout, merge_layouts, set_layout, set_parameter_
 from pruner_lib.norms import norm_factor, norm_members
 from pruner_lib.siblings import check_even
-from pruner_lib.twins import Law, build_twin, common_module, learn, other_floats, same_make, shapes_of
+from pruner_lib.twins import Law, builds, common_module, learn, same_make, shapes_of
 
 
 def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Module:
@@ -33,7 +32,7 @@ def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modu
     Raises: ValueError: the plan does not fit the model. The model is then unchanged.
     """
     if "layers" in plan.keep:
-        return _drop_layers_(model, plan)
+        return drop_layers_(model, plan)
     axes = _axes_for(model, plan) if axes is None else _axes_of(model, axes)
     keep = _keep_by_structure(axes, plan)
     kept = {name: len(next(iter(per.values()))) for name, per in keep.items()}
@@ -57,7 +56,7 @@ def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modu
     apply_layout_(model, merged)
     for key, value in (plain or {}).items():
         setattr(model.config, key, value)
-    _set_layout(model, None if plain is not None else merged)
+    set_layout(model, None if plain is not None else merged)
     model.pruned_by = [*getattr(model, "pruned_by", ()), plan]
     return model
 
@@ -70,7 +69,7 @@ def mask_(model: nn.Module, plan: Plan) -> nn.Module:
     with torch.no_grad():
         if "layers" in plan.keep:
             _, layers = decoder_layers(model)
-            _check_count("layers", plan.n_groups["layers"], len(layers))
+            plan.check_count("layers", len(layers))
             for i in sorted(set(range(len(layers))) - set(plan.keep["layers"].tolist())):
                 for parameter in layers[i].parameters():
                     parameter.zero_()
@@ -116,7 +115,7 @@ def _keep_by_structure(axes: Axes, plan: Plan) -> dict[str, dict[str, torch.Tens
                 f"{', '.join(list(axes)[:6])} ..."
             )
         axis = axes[name]
-        _check_count(key, plan.n_groups[key], axis.n_groups)
+        plan.check_count(key, axis.n_groups)
         if len(kept) == axis.n_groups:
             continue
         if structure and structure not in axis.structures:
@@ -133,14 +132,6 @@ def _keep_by_structure(axes: Axes, plan: Plan) -> dict[str, dict[str, torch.Tens
                 f"longer fit each other; the plan keeps { {s: len(k) for s, k in per.items()} }"
             )
     return found
-
-
-def _check_count(key: str, planned: int, present: int) -> None:
-    if planned != present:
-        raise ValueError(
-            f"the plan is for {planned} groups at {key}, this model has {present}: "
-            "make the plan from discover(model)"
-        )
 
 
 def _gone(axis: Axis, member: Member, kept: torch.Tensor) -> torch.Tensor:
@@ -247,91 +238,4 @@ def _plain_config(
             return None
         edits |= mine
     wanted = shapes_of(model) | {name: tuple(shape) for name, shape in layout["shapes"].items()}
-    return edits if _builds(model, edits, wanted) else None
-
-
-def _builds(model: nn.Module, edits: dict, shapes: dict) -> bool:
-    """Does the class, from a config that went through its JSON form, build exactly these shapes?"""
-    try:
-        edited = copy.deepcopy(model.config)
-        for key, value in edits.items():
-            setattr(edited, key, value)
-        type(edited).from_dict(
-            edited.to_dict()
-        )  # some configs refuse, e.g. heads that do not divide the hidden size
-        return shapes_of(build_twin(model, edits)) == shapes
-    except Exception:  # noqa: BLE001  refused, in whichever way: then the layout is saved beside the config
-        return False
-
-
-def _drop_layers_(model: nn.Module, plan: Plan) -> nn.Module:
-    """Keep some decoder layers, renumber them, and shorten what the config lists by layer."""
-    path, layers = decoder_layers(model)
-    n, keep = len(layers), plan.keep["layers"].tolist()
-    _check_count("layers", plan.n_groups["layers"], n)
-    if getattr(model, "pruning_layout", None):
-        raise ValueError(
-            "drop layers before cutting widths unevenly: the layout names layers by their number"
-        )
-    edits = _layer_edits(model, path, keep, n)
-    twin = build_twin(model, edits)
-    parts = [dict(layer.named_modules()) for layer in layers]
-    numbered = [
-        (name, attribute)
-        for name, module in parts[0].items()
-        for attribute in vars(module)
-        if all(
-            vars(part[name]).get(attribute) == i and type(vars(part[name])[attribute]) is int
-            for i, part in enumerate(parts)
-        )
-    ]
-    for new, old in enumerate(keep):
-        for name, attribute in numbered:
-            setattr(parts[old][name], attribute, new)
-    parent, _, child = path.rpartition(".")
-    setattr(model.get_submodule(parent), child, nn.ModuleList(layers[i] for i in keep))
-    for key, value in edits.items():
-        setattr(model.config, key, value)
-    trained = other_floats(model, twin)
-    _set_layout(model, {**empty_layout(), "attributes": trained} if trained else None)
-    model.pruned_by = [*getattr(model, "pruned_by", ()), plan]
-    return model
-
-
-def _layer_edits(model: nn.Module, path: str, keep: list[int], n: int) -> dict:
-    """Config edits that build the model with some layers only: how many there are, and what is listed by
-    layer.
-
-    Raises: ValueError: no edit builds it, as where the config counts layers of another make from the front.
-    """
-    config = model.config.to_dict()
-    edits: dict = {k: len(keep) for k, v in config.items() if v == n and type(v) is int and "layer" in k}
-    edits |= {k: [v[i] for i in keep] for k, v in config.items() if isinstance(v, list) and len(v) == n}
-    wanted = {}
-    for name, shape in shapes_of(model).items():
-        number, _, rest = name.removeprefix(path + ".").partition(".")
-        if not name.startswith(path + "."):
-            wanted[name] = shape
-        elif int(number) in keep:
-            wanted[f"{path}.{keep.index(int(number))}.{rest}"] = shape
-    fronts = [
-        {k: sum(i < v for i in keep)}
-        for k, v in config.items()
-        if type(v) is int and 0 < v < n and k not in edits
-    ]
-    for more in [{}, *fronts]:  # the number of leading layers of another make is one of the integers
-        if _builds(model, edits | more, wanted):
-            return edits | more
-    raise ValueError(
-        f"the config of {type(model).__name__} can't say that only the layers {keep} of {n} are left; "
-        "keep the layers that differ from the others"
-    )
-
-
-def _set_layout(model: nn.Module, layout: dict | None) -> None:
-    """Note the layout at the model and in its config, which `save_pretrained` writes."""
-    model.pruning_layout = layout
-    if layout is not None:
-        model.config.pruning_layout = layout
-    elif hasattr(model.config, "pruning_layout"):
-        del model.config.pruning_layout
+    return edits if builds(model, edits, wanted) else None

@@ -141,7 +141,7 @@ def _forward_on_meta(model: nn.Module, parameters: dict[str, torch.Tensor]):
     ways = (
         {"input_ids": ids, "attention_mask": mask},
         {"input_ids": ids, "attention_mask": None},  # some models build their own mask from None only
-        {"input_ids": _special_tokens(model)},  # some look for their special tokens in the prompt
+        {"input_ids": prompt_for(model, N_TOKENS)},  # some look for their special tokens in the prompt
     )
     errors = []
     for arguments in ways:
@@ -159,13 +159,14 @@ def _forward_on_meta(model: nn.Module, parameters: dict[str, torch.Tensor]):
     )
 
 
-def _special_tokens(model: nn.Module) -> torch.Tensor:
-    """A prompt, with its values, of the special tokens that the config names."""
-    config = model.config.to_dict() if hasattr(model, "config") else {}
-    named = sorted(
-        {v for k, v in config.items() if k.endswith("_token_id") and isinstance(v, int) and v >= 0}
-    )
-    return torch.tensor([(named + [0] * N_TOKENS)[: max(len(named), N_TOKENS)]])
+def prompt_for(model: nn.Module, tokens: int) -> torch.Tensor:
+    """A prompt that starts with the special tokens that the config names; `(1, tokens)` or longer."""
+    if not hasattr(model, "config"):
+        return torch.zeros(1, tokens, dtype=torch.long)
+    config, vocabulary = model.config.to_dict(), model.get_input_embeddings().weight.shape[0]
+    numbers = (v for k, v in config.items() if k.endswith("_token_id") and isinstance(v, int))
+    named = sorted({v for v in numbers if 0 <= v < vocabulary})
+    return torch.tensor([(named + [0] * tokens)[: max(len(named), tokens)]])
 
 
 @contextmanager

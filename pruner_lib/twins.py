@@ -105,6 +105,20 @@ def learn(model: nn.Module, axes: list[Axis], all_axes: Mapping[str, Axis]) -> L
     return Law(free=False)
 
 
+def builds(model: nn.Module, edits: dict, shapes: dict) -> bool:
+    """Does the class, from a config that went through its JSON form, build exactly these shapes?"""
+    try:
+        edited = copy.deepcopy(model.config)
+        for key, value in edits.items():
+            setattr(edited, key, value)
+        type(edited).from_dict(
+            edited.to_dict()
+        )  # some configs refuse, e.g. heads that do not divide the hidden size
+        return shapes_of(build_twin(model, edits)) == shapes
+    except Exception:  # noqa: BLE001  refused, in whichever way: then the layout is saved beside the config
+        return False
+
+
 def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(p.shape) for name, p in model.named_parameters()}
 

@@ -25,6 +25,7 @@ METHOD = (
     "importance",
     "selection",
     "layout",
+    "layers",
     "twins",
     "prune",
 )

@@ -17,6 +17,7 @@ from remote_family import CODE, build_remote, prompts, remote_tokenizer
 from transformers import AutoModelForCausalLM
 
 from pruner_lib import discover, load_model, mask_, prune_, recover, save_model, select
+from pruner_lib.efficiency import latency, macs
 from pruner_lib.groups import Plan
 from pruner_lib.norms import norm_members
 from pruner_lib.recovery import add_adapter
@@ -96,6 +97,10 @@ def test_cut_equals_mask(kind, model, axes):
     assert (logits(cut, ids) - logits(masked, ids)).abs().max() < 1e-4
     assert (logits(model, ids) - logits(masked, ids)).abs().max() > 1e-2
     assert sum(p.numel() for p in cut.parameters()) < sum(p.numel() for p in model.parameters())
+
+
+def test_its_operations_and_seconds_are_counted(model):
+    assert macs(model) > 0 and latency(model, tokens=8, repeats=2, warmup=0).median_s > 0
 
 
 def test_cut_model_learns_and_generates(uneven):
