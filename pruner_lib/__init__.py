@@ -15,7 +15,7 @@ quick and the method itself never pulls in transformers. Where a line belongs:
     the verdicts          claims, paper_claims, claim_records, claim_numbers, verdicts, coverage,
                           readme
     figures and pages     marks, plotting, score_plots, slices, drawing, figures_*; page, index
-    notebooks             runner, execution
+    notebooks             runner, execution, injected
 """
 
 from __future__ import annotations

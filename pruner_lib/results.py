@@ -18,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pruner_lib.injected import refuse_unknown_parameters
 from pruner_lib.profiles import load_profile
 from pruner_lib.records import (
     Metric,
@@ -158,7 +159,11 @@ def read_manifest(notebook: str, profile: str, root: Path | str | None = None) -
 
 
 def provenance(profile: str) -> str:
-    """Tell in one line what makes the numbers of this session: code, packages, profile and place."""
+    """Tell in one line what makes the numbers of this session: code, packages, profile and place.
+
+    Raises:  ValueError: papermill was given a parameter that the notebook does not have.
+    """
+    refuse_unknown_parameters()
     packages = ", ".join(f"{name} {number}" for name, number in versions().items() if name in PACKAGES[:2])
     place = results_dir(profile)
     shown = os.path.relpath(place, project_root() or Path.cwd())

@@ -204,6 +204,23 @@ def test_pruned_model_generates_and_learns(family, build, table, tmp_path):
 
 
 @pytest.mark.parametrize("family", DRAWN)
+def test_pruned_model_takes_any_attention(family, build):
+    """Discovery traces plain attention; what is cut runs with whatever the class offers."""
+    pruned, *_ = _pruned(build(family))
+    ids, found = _tokens(family), {}
+    for attention in ("eager", "sdpa"):
+        try:
+            pruned.set_attn_implementation(attention)
+        except ValueError:
+            assert not type(pruned)._supports_sdpa and attention == "sdpa"
+            continue
+        found[attention] = logits(pruned, ids)
+    assert "eager" in found
+    for other in found.values():
+        torch.testing.assert_close(other, found["eager"], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", DRAWN)
 def test_pruned_model_is_recovered_and_merged(family, build, table, tmp_path):
     pruned, *_ = _pruned(build(family, vocab_size=260))
     before = logits(pruned, _tokens(family))

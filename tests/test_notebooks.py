@@ -6,6 +6,8 @@ import ast
 import os
 import re
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -258,3 +260,14 @@ def test_misspelt_parameter_is_an_error_before_anything_runs(path, elsewhere):
     with pytest.raises(ValueError, match="has no parameter ration"):
         run_notebook(path, "tiny", {"ration": 0.5}, show=False)
     assert not results_dir("tiny").exists()
+
+
+def test_papermill_alone_runs_a_notebook_and_refuses_a_misspelt_parameter(elsewhere):
+    """As on the command line: `papermill 05_aggregation.ipynb /dev/null -p profile tiny -p ratio 0.5`."""
+    path = FOLDER / "05_aggregation.ipynb"
+    command = [sys.executable, "-m", "papermill", str(path), os.devnull, "-p", "profile", "tiny"]
+    good = subprocess.run([*command, "-p", "ratio", "0.5"], capture_output=True, text=True)
+    assert good.returncode == 0, good.stderr[-2000:]
+    assert read_manifest("05_aggregation", "tiny")["status"] == "done"
+    bad = subprocess.run([*command, "-p", "ration", "0.5"], capture_output=True, text=True)
+    assert bad.returncode != 0 and "has no parameter ration; it has profile" in bad.stderr
