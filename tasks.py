@@ -9,6 +9,7 @@ import hashlib
 import inspect
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -76,6 +77,21 @@ def notebook(context, name, profile="quick", set=None):
     _python("-m", "pruner_lib.runner", "notebook", name, "--profile", profile, *values)
 
 
+@task(
+    pre=[setup],
+    help={
+        "only": "parts: scoring,discovery,latency,evaluation",
+        "sizes": "such as 0.1,7 or 8x1024",
+        "again": "measure also what is measured already",
+        "more": "options of python -m pruner_lib.bench --help, as one string",
+    },
+)
+def bench(context, only="", sizes="", again=False, more=""):
+    """Measure memory and time, beside torch-pruning; write results/bench/."""
+    words = [f"--{name}={value}" for name, value in (("only", only), ("sizes", sizes)) if value]
+    _python("-m", "pruner_lib.bench", *words, *(["--again"] if again else []), *shlex.split(more))
+
+
 @task(pre=[setup], iterable=["only"], help={"only": "a test file or test id; repeatable"})
 def test(context, only=None):
     """Run the tests."""
@@ -104,7 +120,7 @@ def clean(context, environment=False):
         shutil.rmtree(VENV)
 
 
-VERBS = {verb.__name__: verb for verb in (setup, lab, study, notebook, test, lint, clean)}
+VERBS = {verb.__name__: verb for verb in (setup, lab, study, notebook, bench, test, lint, clean)}
 
 
 # --- the environment ------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ quick and the method itself never pulls in transformers. Where a line belongs:
                           readme
     figures and pages     marks, plotting, score_plots, slices, drawing, figures_*; page, index
     notebooks             runner, execution, injected
+    the benchmark         bench, bench_*, figures_bench
 """
 
 from __future__ import annotations

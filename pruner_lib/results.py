@@ -53,6 +53,7 @@ __all__ = [
     "results_dir",
     "results_root",
     "save_figure",
+    "save_image",
     "save_table",
     "versions",
     "write_csv",
@@ -98,13 +99,19 @@ def save_figure(figure: Figure, frame: pd.DataFrame, stem: str, directory: Path)
     Returns: the paths of the CSV, the SVG and the PNG. The same figure gives the same bytes.
     Raises:  ValueError: the frame is empty.
     """
-    import matplotlib as mpl
-
     if frame.empty:
         raise ValueError(
             f"figure {stem!r} has no numbers: its frame is empty; pass the frame that it was drawn from"
         )
     place = directory / "figures"
+    images = save_image(figure, stem, place)
+    return [write_csv(place / f"{stem}.csv", frame), *images]
+
+
+def save_image(figure: Figure, stem: str, place: Path) -> list[Path]:
+    """Save a figure as `<place>/<stem>.svg` and `.png`; the same figure gives the same bytes."""
+    import matplotlib as mpl
+
     with mpl.rc_context({"svg.hashsalt": stem, "svg.fonttype": "none"}):
         svg = write_atomic(
             place / f"{stem}.svg", lambda path: figure.savefig(path, format="svg", metadata={"Date": None})
@@ -113,7 +120,7 @@ def save_figure(figure: Figure, frame: pd.DataFrame, stem: str, directory: Path)
             place / f"{stem}.png",
             lambda path: figure.savefig(path, format="png", dpi=PNG_DPI, metadata={"Software": None}),
         )
-    return [write_csv(place / f"{stem}.csv", frame), svg, png]
+    return [svg, png]
 
 
 def manifest_path(notebook: str, profile: str, root: Path | str | None = None) -> Path:

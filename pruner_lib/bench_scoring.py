@@ -1,0 +1,183 @@
+"""Benchmark, part a: memory and time of scoring, beside a plain forward and backward pass of the same batch.
+
+A case is one size and one way; each has its process. The peak is the resident memory that the system saw from
+the moment the weights were there: the interpreter and its libraries count. On a GPU it is what PyTorch's
+allocator held.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from pruner_lib import memory
+from pruner_lib.bench_rows import Part
+from pruner_lib.bench_shapes import random_model, shape_config, weights_mb
+from pruner_lib.graph import discover
+from pruner_lib.importance import CRITERIA, estimate_members
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SIZES = ("0.1", "0.5", "1", "3", "7")
+CRITERIA_OF = {"vector": ("vector",), "element1": ("element1",), "all criteria": CRITERIA}
+PLAIN = "plain"  # forward and backward pass with the gradients of all parameters, nothing scored
+ENOUGH_S = 60.0  # once all repeats took as long, no further one is made
+BESIDE_MB = 1500.0  # interpreter, libraries and activations beside weights and gradients, at the most
+
+
+def cases(options) -> list[dict[str, Any]]:
+    """List the settings of all cases; plain comes first in each size."""
+    shared = {"samples": options.samples, "tokens": options.tokens, "device": options.device}
+    shared |= {"dtype": options.dtype, "kinds": options.kinds, "repeats": options.repeats}
+    shared |= {"micro_batch": options.micro_batch, "checkpointing": options.checkpointing}
+    sizes = options.sizes or SIZES
+    return [{"size": size, "way": way, **shared} for size in sizes for way in (PLAIN, *CRITERIA_OF)]
+
+
+def measure(
+    size: str,
+    way: str,
+    *,
+    samples: int,
+    tokens: int,
+    device: str,
+    dtype: str,
+    kinds: str,
+    repeats: int,
+    micro_batch: int,
+    checkpointing: str,
+) -> dict[str, Any]:
+    """Measure one way on one size.
+
+    Args:    kinds: of the axes that are scored, joined by "+", or "all".    micro_batch: 0 for the library's
+             choice.    checkpointing: "yes", "no", or "" for the library's choice.
+    Returns: a row: `_mb` in MiB, `_s` in seconds; `seconds` is the median over repeats.
+    Raises:  ValueError: the weights alone would not fit.
+    """
+    kind = getattr(torch, dtype)
+    needed = _bytes(size, kind) / 2**20
+    _refuse_too_large(size, needed, device)
+    model = random_model(size, kind, device)
+    vocabulary = model.config.vocab_size
+    ids = torch.randint(vocabulary, (samples, tokens), generator=torch.Generator().manual_seed(1)).to(device)
+    if way == PLAIN:
+        freed = 2 * needed + BESIDE_MB > free_mb(device) + needed
+        once, gradients = (lambda: _plain(model, ids, freed)), "freed" if freed else "kept"
+    else:
+        axes = discover(model)
+        axes = axes if kinds == "all" else axes.of_kind(*kinds.split("+"))
+        extra = {"micro_batch": micro_batch} if micro_batch else {}
+        extra |= {"checkpointing": checkpointing == "yes"} if checkpointing else {}
+        once = lambda: estimate_members(model, axes, ids, criteria=CRITERIA_OF[way], **extra)  # noqa: E731
+        gradients = "reduced"
+    loaded_mb, peak_mb, seconds = _run(once, device, repeats)
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "gradients": gradients,
+        "weights_mb": round(weights_mb(model), 1),
+        "loaded_mb": round(loaded_mb, 1),
+        "peak_mb": round(peak_mb, 1),
+        "seconds": round(statistics.median(seconds), 3),
+        "fastest_s": round(min(seconds), 3),
+        "slowest_s": round(max(seconds), 3),
+        "n_times": len(seconds),
+    }
+
+
+def derive(frame: pd.DataFrame) -> pd.DataFrame:
+    """Add the ratios to the weights, and to the time and the peak of the plain pass of the same size."""
+    frame = frame.drop(columns=["peak_to_weights", "time_to_plain"], errors="ignore")
+    frame["peak_to_weights"] = (frame.peak_mb / frame.weights_mb).round(3)
+    same = ["machine", "size", "samples", "tokens", "device", "dtype"]
+    plain = frame[frame.way == PLAIN].drop_duplicates(same, keep="last").set_index(same).seconds
+    base = [plain.get(tuple(row), float("nan")) for row in frame[same].itertuples(index=False)]
+    frame["time_to_plain"] = (frame.seconds / base).round(3)
+    return frame
+
+
+PART = Part(
+    "scoring",
+    "Is a model scored in little more than the memory of its weights, and the time of one pass?",
+    "pruner_lib.bench_scoring:measure",
+    ("importance", "gradients", "bench_scoring", "bench_shapes"),
+    cases,
+    derive,
+)
+
+
+def _bytes(size: str, dtype: torch.dtype) -> int:
+    """Bytes of the weights of a size, without building it."""
+    config = shape_config(size)
+    head = config.hidden_size // config.num_attention_heads
+    attention = 2 * config.hidden_size * head * (config.num_attention_heads + config.num_key_value_heads)
+    layer = attention + 3 * config.hidden_size * config.intermediate_size + 2 * config.hidden_size
+    total = config.num_hidden_layers * layer + (2 * config.vocab_size + 1) * config.hidden_size
+    return total * torch.empty((), dtype=dtype).element_size()
+
+
+def free_mb(device: str) -> float:
+    """Memory that a new allocation could get, in MiB."""
+    if device.startswith("cuda"):
+        return torch.cuda.mem_get_info(device)[0] / 2**20
+    import psutil
+
+    return psutil.virtual_memory().available / 2**20
+
+
+def _refuse_too_large(size: str, needed_mb: float, device: str) -> None:
+    if needed_mb + BESIDE_MB > free_mb(device):
+        raise ValueError(
+            f"size {size} needs {needed_mb:,.0f} MiB for its weights and up to {BESIDE_MB:,.0f} beside them, "
+            f"but {free_mb(device):,.0f} are free on {device}; leave it out with --sizes"
+        )
+
+
+def _run(once: Callable[[], Any], device: str, repeats: int) -> tuple[float, float, list[float]]:
+    """Memory before, peak and times of a few repeats; the peak is that of all of them."""
+    memory.give_back()
+    with _meter(device) as read:
+        before, _ = read()
+        seconds: list[float] = []
+        while len(seconds) < repeats and (not seconds or sum(seconds) < ENOUGH_S):
+            start = time.perf_counter()
+            once()
+            if device.startswith("cuda"):
+                torch.cuda.synchronize(device)
+            seconds.append(time.perf_counter() - start)
+        return before, read()[1], seconds
+
+
+@contextmanager
+def _meter(device: str) -> Iterator[Callable[[], tuple[float, float]]]:
+    """Give a function that tells memory held now and at most since the start, in MiB."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
+        yield lambda: (
+            torch.cuda.memory_allocated(device) / 2**20,
+            torch.cuda.max_memory_allocated(device) / 2**20,
+        )
+    else:
+        memory.reset_peak()
+        yield lambda: (memory.resident_mb(), memory.peak_mb())
+
+
+def _plain(model: nn.Module, ids: Tensor, freed: bool) -> None:
+    """Run forward and backward; gradients stay until all are there, or go as soon as each is made."""
+    hooks = [p.register_post_accumulate_grad_hook(_forget) for p in model.parameters() if freed]
+    try:
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+        model.zero_grad(set_to_none=True)
+
+
+def _forget(parameter: Tensor) -> None:
+    parameter.grad = None
