@@ -4,10 +4,10 @@ The names below are the public interface. They are looked up when first used, so
 quick and the method itself never pulls in transformers. Where a line belongs:
 
     the method            groups, siblings, labels, rules, trace, norms, graph; gradients, importance;
-                          selection, twins, layout, layers, prune
-    what it works on      assets, archives, hub, corpora, data, models, checkpoints, modeling_pruned
-    what is done with it  recovery, training, resumable, alpaca; evaluation, harness, samples, generation;
-                          efficiency, memory, quantisation, savings
+                          selection, twins, layout, layers, placement, prune
+    what it works on      assets, archives, hub, corpora, data, devices, models, checkpoints, modeling_pruned
+    what is done with it  recovery, training, resumable, alpaca; evaluation, fitting, harness, samples,
+                          generation; efficiency, memory, quantisation, savings
     experiments           experiment, profiles, own_profiles, stages, subjects, measures, measured, study,
                           storage, records, results
     the questions         paper, comparison, methods, contrasts, alignment, agreement, oracle, probes,

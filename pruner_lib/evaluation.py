@@ -16,10 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from pruner_lib.fitting import in_fitting_batches
+
 CPU_BATCH_TOKENS = 512  # more than this per forward pass no longer speeds a CPU up
 GPU_BATCH_TOKENS = 8192
 LOGITS_MB = 512  # most memory that the logits of one batch may take, MiB
-CHUNK_ROWS = 128  # positions whose float32 log-probabilities exist at the same time
+CHUNK_MB = {"cpu": 4, "cuda": 256}  # float32 logits whose log-probabilities exist at the same time, MiB
 
 PROMPTS = (
     "The reason people look for a purpose in life is",
@@ -102,6 +104,11 @@ def automatic_batch(tokens: int, vocabulary: int, device: str) -> int:
     return max(1, min(wanted, fitting) // tokens)
 
 
+def chunk_rows(vocabulary: int, device: str) -> int:
+    """Choose for how many positions log-probabilities exist at a time: on a CPU, what its caches hold."""
+    return max(1, CHUNK_MB.get(device, CHUNK_MB["cuda"]) * 2**20 // (4 * vocabulary))
+
+
 def window_nll(logits: Tensor, ids: Tensor) -> Tensor:
     """Average -log p(next token) over one window, in float32, a few rows at a time.
 
@@ -109,8 +116,9 @@ def window_nll(logits: Tensor, ids: Tensor) -> Tensor:
     Returns: float64 scalar, nats a token, over the tokens - 1 predicted positions.
     """
     total = torch.zeros((), dtype=torch.float64, device=logits.device)
-    for start in range(0, len(ids) - 1, CHUNK_ROWS):
-        stop = min(start + CHUNK_ROWS, len(ids) - 1)
+    step = chunk_rows(logits.shape[-1], logits.device.type)
+    for start in range(0, len(ids) - 1, step):
+        stop = min(start + step, len(ids) - 1)
         losses = F.cross_entropy(logits[start:stop].float(), ids[start + 1 : stop + 1], reduction="none")
         total += losses.double().sum()
     return total / (len(ids) - 1)
@@ -123,10 +131,11 @@ def perplexity_result(
 
     PPL = exp(mean over windows and positions t >= 1 of -log p(x_t | x_0 .. x_{t-1})), inside each window.
 
-    Args:    ids: `(windows, tokens)` int64.    batch_size: windows a pass, None: by device and memory.
-             progress: show a bar.
+    Args:    ids: `(windows, tokens)` int64.    batch_size: windows a pass, None: by device and memory. Where
+             memory runs out, it goes on with half of it, with a warning.    progress: show a bar.
     Returns: Perplexity: the value, its standard error and the mean NLL of each window.
-    Raises:  ValueError: ids of a wrong type, shape or range; logits that are NaN or infinite.
+    Raises:  ValueError: ids of a wrong type, shape or range; logits that are NaN or infinite; too little
+             memory for a single window.
     Source:  paper, section 4.1 (windows of 128 tokens are its code's default). No difference known.
     """
     vocabulary = vocabulary_size(model)
@@ -134,13 +143,20 @@ def perplexity_result(
     device = model.get_input_embeddings().weight.device
     if batch_size is None:
         batch_size = automatic_batch(ids.shape[1], vocabulary, device.type)
-    nll = []
-    batches = tqdm(ids.split(batch_size), desc="perplexity", unit="batch", disable=not progress)
-    with evaluating(model):
-        for batch in batches:
-            batch = batch.to(device)
-            logits = model(input_ids=batch, use_cache=False).logits  # (batch, tokens, vocabulary)
-            nll += [window_nll(window, row) for window, row in zip(logits, batch, strict=True)]
+    nll: list[Tensor] = []
+    with (
+        evaluating(model),
+        tqdm(total=len(ids), desc="perplexity", unit="window", disable=not progress) as bar,
+    ):
+        while len(nll) < len(ids):
+            left = ids[len(nll) :]
+            found, batch_size = in_fitting_batches(
+                lambda n, left=left: _batch_nll(model, left[:n].to(device)),
+                min(batch_size, len(left)),
+                "perplexity",
+            )
+            nll += found
+            bar.update(len(found))
     values = torch.stack(nll).cpu().numpy()
     if not np.isfinite(values).all():
         bad = int(np.flatnonzero(~np.isfinite(values))[0])
@@ -151,6 +167,13 @@ def perplexity_result(
     value = math.exp(values.mean())
     spread = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
     return Perplexity(value, value * spread, values, ids.shape[0] * (ids.shape[1] - 1))
+
+
+def _batch_nll(model: nn.Module, batch: Tensor) -> list[Tensor]:
+    """Run one forward pass; give the mean NLL of each window."""
+    logits = model(input_ids=batch, use_cache=False).logits  # (batch, tokens, vocabulary)
+    # a model spread over devices may give its logits on another one than it takes its ids on
+    return [window_nll(window, row) for window, row in zip(logits, batch.to(logits.device), strict=True)]
 
 
 def perplexity(

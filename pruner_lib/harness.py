@@ -23,6 +23,7 @@ from torch import nn
 
 from pruner_lib.assets import fetch, local_path
 from pruner_lib.evaluation import evaluating
+from pruner_lib.fitting import in_fitting_batches
 
 
 @dataclass(frozen=True)
@@ -155,9 +156,11 @@ def zero_shot(
     Nothing is drawn at random, so there is no seed. lm-eval sorts the questions by length before it batches.
 
     Args:    tasks: names out of TASKS.    limit: the first so many questions of each split, None for all.
-             batch_size: choices a forward pass.    add_bos: put the BOS token first; the paper doesn't.
+             batch_size: choices a forward pass; where memory runs out, all is asked again with half of it,
+             with a warning.    add_bos: put the BOS token first; the paper doesn't.
     Returns: task -> TaskScore, in the order of `tasks`.
-    Raises:  ValueError: an unknown task; a limit below 1; no data in data directory, asset or hub.
+    Raises:  ValueError: an unknown task; a limit below 1; no data in data directory, asset or hub; too little
+             memory for a single choice.
     Source:  paper, section 4.1; the metric of each task as inferred from Table 1. Differs: a newer lm-eval.
     """
     unknown = [task for task in tasks if task not in TASKS]
@@ -170,12 +173,15 @@ def zero_shot(
     from lm_eval.evaluator import evaluate
     from lm_eval.models.huggingface import HFLM
 
-    settings = {"backend": "causal", "batch_size": batch_size, "add_bos_token": add_bos}
-    with tempfile.TemporaryDirectory(prefix="pruner_lib-") as folder, _quiet(), evaluating(model):
-        loaded = {task: _load_task(task, find_data(task), Path(folder)) for task in tasks}
+    def ask(size: int) -> dict[str, Any]:
+        settings = {"backend": "causal", "batch_size": size, "add_bos_token": add_bos}
         subject = HFLM(pretrained=model, tokenizer=tokenizer, **settings)
         # the standard error of a mean needs no bootstrap, but lm-eval gives none at 0 iterations
-        found = evaluate(subject, {"tasks": loaded}, limit=limit, bootstrap_iters=1)
+        return evaluate(subject, {"tasks": loaded}, limit=limit, bootstrap_iters=1)
+
+    with tempfile.TemporaryDirectory(prefix="pruner_lib-") as folder, _quiet(), evaluating(model):
+        loaded = {task: _load_task(task, find_data(task), Path(folder)) for task in tasks}
+        found, _ = in_fitting_batches(ask, batch_size, "zero-shot")
     protocol = {"lm_eval": version("lm_eval"), "fewshot": 0, "limit": limit, "add_bos": add_bos}
     return {task: _score(task, found, protocol) for task in tasks}
 

@@ -8,6 +8,8 @@ data directory first (a folder of that name), then in the asset cache; else it i
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -21,11 +23,13 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
+    modeling_utils,
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from pruner_lib.assets import ASSETS, build_folder, cache_root, fetch, local_path
+from pruner_lib.devices import find_device
 from pruner_lib.hub import hub_lookup
 from pruner_lib.modeling_pruned import AUTO_CLASS, PrunedModelForCausalLM
 
@@ -43,6 +47,7 @@ def load_model(
     *,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
+    device_map: str | dict[str, str | int] | None = None,
     seed: int = 0,
     trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -51,22 +56,29 @@ def load_model(
     Args:
         name_or_path: a name of `model_names()`, a folder with a checkpoint (ours too), or a hub id.
         dtype: of the weights.
-        device: where the model is put, such as "cpu" or "cuda:0".
+        device: where the model is put, such as "cpu" or "cuda:0"; "auto" takes CUDA when there is one.
+        device_map: spreads a checkpoint over devices and CPU memory instead: "auto", or module -> device, as
+            in transformers; see `devices`.
         seed: of the weights of `tiny`; the other models have none to draw.
         trust_remote_code: run code that lies beside the weights, where the model is no part of transformers.
 
-    Raises: ValueError: unknown name, not found, no decoder with a language-model head, missing weights, or
-        code that was not said to be trusted.
+    Raises: ValueError: unknown name, not found, no decoder with a language-model head, missing weights, no
+        such device, or code that was not said to be trusted.
     """
     name = str(name_or_path)
+    device = find_device(device)
     if name == "tiny":
+        if device_map is not None:
+            raise ValueError("tiny fits every device: device_map is for checkpoints, leave it out")
         model, tokenizer = _tiny_model(seed), tiny_tokenizer()
         return model.to(device=device, dtype=dtype).eval(), tokenizer
     folder = find_model(name)
+    # each weight goes straight to its GPU: the whole model never is in CPU memory
+    placed = {"": device} if device_map is None and device.startswith("cuda") else device_map
     if folder is not None:
         try:
             pruned = _is_pruned(folder, trust_remote_code)
-            model, tokenizer = _load(str(folder), dtype, pruned=pruned, trusted=trust_remote_code)
+            model, tokenizer = _load(str(folder), dtype, placed, pruned=pruned, trusted=trust_remote_code)
         except (
             OSError,
             RuntimeError,
@@ -77,8 +89,8 @@ def load_model(
         with hub_lookup(
             f"model {name!r}", f"Known names: {', '.join(NAMES)}; or give a folder with a checkpoint."
         ):
-            model, tokenizer = _load(name, dtype, pruned=False, trusted=trust_remote_code)
-    return model.to(device).eval(), tokenizer
+            model, tokenizer = _load(name, dtype, placed, pruned=False, trusted=trust_remote_code)
+    return (model.to(device) if placed is None else model).eval(), tokenizer
 
 
 def find_model(name: str) -> Path | None:
@@ -125,22 +137,37 @@ def _is_pruned(folder: Path, trusted: bool) -> bool:
 
 
 def _load(
-    source: str, dtype: torch.dtype, *, pruned: bool, trusted: bool
+    source: str, dtype: torch.dtype, device_map: str | dict | None, *, pruned: bool, trusted: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a checkpoint; an unevenly pruned one by our own code, never by the copy in its folder."""
     config = AutoConfig.from_pretrained(source, trust_remote_code=trusted)
     if not (trusted and AUTO_CLASS in (getattr(config, "auto_map", None) or {})):
         _check_decoder(source, config)
     build = PrunedModelForCausalLM if pruned else AutoModelForCausalLM
-    model, report = build.from_pretrained(
-        source, config=config, dtype=dtype, output_loading_info=True, trust_remote_code=trusted
-    )
+    how = {"dtype": dtype, "device_map": device_map, "trust_remote_code": trusted}
+    with _read_into_memory():
+        model, report = build.from_pretrained(source, config=config, output_loading_info=True, **how)
     if report["missing_keys"]:
         names = ", ".join(sorted(report["missing_keys"])[:3])
         raise ValueError(
             f"{source} lacks {len(report['missing_keys'])} weights of {type(model).__name__}, such as {names}"
         )
     return model, AutoTokenizer.from_pretrained(source, trust_remote_code=trusted)
+
+
+@contextmanager
+def _read_into_memory() -> Iterator[None]:
+    """Let transformers read each weight by itself into memory of its own, instead of mapping the files.
+
+    A mapped file stays mapped, whole, while any of its weights is in use: after a cut the old weights would
+    still be there beside the new ones, and while a dtype is converted, both.
+    """
+    mapped = modeling_utils.safe_open
+    modeling_utils.safe_open = lambda *place, **how: mapped(*place, **how | {"backend": "pread"})
+    try:
+        yield
+    finally:
+        modeling_utils.safe_open = mapped
 
 
 def _check_decoder(source: str, config: object) -> None:

@@ -15,6 +15,7 @@ from pruner_lib.groups import Axes, Axis, Member, Plan
 from pruner_lib.layers import drop_layers_
 from pruner_lib.layout import apply_layout_, empty_layout, merge_layouts, set_layout, set_parameter_
 from pruner_lib.norms import norm_factor, norm_members
+from pruner_lib.placement import check_in_memory
 from pruner_lib.siblings import check_even
 from pruner_lib.twins import Law, builds, common_module, learn, same_make, shapes_of
 
@@ -29,8 +30,10 @@ def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modu
     Returns: the same model. `model.pruning_layout` is None if its config alone now says all (a plain
         checkpoint), else the widths that its config can't say. `model.pruned_by` lists the plans carried
         out so far.
-    Raises: ValueError: the plan does not fit the model. The model is then unchanged.
+    Raises: ValueError: the plan does not fit the model, or its weights are offloaded. The model is then
+        unchanged.
     """
+    check_in_memory(model)
     if "layers" in plan.keep:
         return drop_layers_(model, plan)
     axes = _axes_for(model, plan) if axes is None else _axes_of(model, axes)
@@ -64,8 +67,10 @@ def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modu
 def mask_(model: nn.Module, plan: Plan) -> nn.Module:
     """Set the weights of the groups that a plan does not keep to zero; shapes stay.
 
-    Raises: ValueError: the plan does not fit the model. The model is then unchanged.
+    Raises: ValueError: the plan does not fit the model, or its weights are offloaded. The model is then
+        unchanged.
     """
+    check_in_memory(model)
     with torch.no_grad():
         if "layers" in plan.keep:
             _, layers = decoder_layers(model)

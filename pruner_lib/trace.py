@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pruner_lib.labels import Recording, labels_of, set_labels
+from pruner_lib.placement import plain_forward
 from pruner_lib.rules import LOOKUPS, labels_for, tensors_in
 
 aten = torch.ops.aten
@@ -148,7 +149,8 @@ def _forward_on_meta(model: nn.Module, parameters: dict[str, torch.Tensor]):
         training = model.training
         try:
             model.eval()
-            return torch.func.functional_call(model, tensors, (), arguments | {"use_cache": False})
+            with plain_forward(model):
+                return torch.func.functional_call(model, tensors, (), arguments | {"use_cache": False})
         except Exception as error:  # noqa: BLE001  the model's own code may raise anything
             errors.append(f"{type(error).__name__}: {error}")
         finally:

@@ -27,6 +27,7 @@ METHOD = (
     "layout",
     "layers",
     "twins",
+    "placement",
     "prune",
 )
 ALLOWED = {"torch", "numpy", "scipy", "pruner_lib"} | set(sys.stdlib_module_names)
