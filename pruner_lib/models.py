@@ -8,6 +8,7 @@ data directory first (a folder of that name), then in the asset cache; else it i
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,7 @@ from pruner_lib.hub import hub_lookup
 from pruner_lib.modeling_pruned import AUTO_CLASS, PrunedModelForCausalLM
 
 NAMES = ("smollm2-135m", "tiny")
+ONE_BY_ONE = "HF_DEACTIVATE_ASYNC_LOAD"  # how transformers is told to read without threads
 TINY_SPECIAL = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 
 
@@ -157,17 +159,20 @@ def _load(
 
 @contextmanager
 def _read_into_memory() -> Iterator[None]:
-    """Let transformers read each weight by itself into memory of its own, instead of mapping the files.
+    """Let transformers read one weight after the other into memory of its own.
 
-    A mapped file stays mapped, whole, while any of its weights is in use: after a cut the old weights would
-    still be there beside the new ones, and while a dtype is converted, both.
+    By default it maps the files, and a mapped file stays mapped, whole, while any of its weights is in use:
+    after a cut the old weights would still be there beside the new ones, and while a dtype is converted, both.
+    What its threads read in parallel lies in pools of their own, which the system doesn't get back after a cut.
     """
-    mapped = modeling_utils.safe_open
+    mapped, before = modeling_utils.safe_open, os.environ.get(ONE_BY_ONE)
     modeling_utils.safe_open = lambda *place, **how: mapped(*place, **how | {"backend": "pread"})
+    os.environ[ONE_BY_ONE] = "1"
     try:
         yield
     finally:
         modeling_utils.safe_open = mapped
+        os.environ.pop(ONE_BY_ONE) if before is None else os.environ.update({ONE_BY_ONE: before})
 
 
 def _check_decoder(source: str, config: object) -> None:
