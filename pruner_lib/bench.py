@@ -58,7 +58,8 @@ def _run_part(part: Part, options: argparse.Namespace, folder: Path, mark: str) 
             continue
         start = time.monotonic()
         try:
-            rows = in_fresh_process(part.function, settings, python=_python_for(settings))
+            python = _python_for(settings)
+            rows = in_fresh_process(part.function, settings, python=python, limit_s=options.limit_s)
         except (MeasurementFailed, ValueError) as error:
             failed += 1
             say(f"{label}: FAILED after {time.monotonic() - start:.0f} s\n    {error}")
@@ -131,6 +132,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     add("--sizes", type=_listed, help="of scoring and discovery, such as 0.1,7,70 or 8x1024")
     add("--again", action="store_true", help="measure also what is measured already")
     add("--device", default=device, help=f"where models run (here {device})")
+    add("--limit-s", type=float, default=5400.0, help="a case that takes longer is ended, seconds")
     add("--repeats", type=int, default=3, help="of scoring and discovery, fewer where one takes long")
     add("--samples", type=int, default=10, help="calibration samples of scoring")
     add("--tokens", type=int, default=64, help="tokens of a calibration sample")

@@ -20,6 +20,7 @@ from torch import nn
 from pruner_lib.bench_rows import Part
 from pruner_lib.evaluation import evaluating, vocabulary_size
 from pruner_lib.graph import decoder_layers, discover
+from pruner_lib.groups import Axes, Plan
 from pruner_lib.importance import estimate
 from pruner_lib.prune import prune_
 from pruner_lib.selection import select
@@ -75,15 +76,26 @@ def _variants(dense: nn.Module) -> tuple[dict[str, nn.Module], dict[str, dict[st
     whole = {axis.n_groups for axis in axes.values() if axis.kind == "mlp"}
     facts = {DENSE: {"removed": 0.0, "multiple_of": 1} | _sizes(dense, whole, blocks, total)}
     for share in SHARES:
+        exact = select(axes, scores, ratio=share * blocks / total, target="parameters")
         for multiple in MULTIPLES:
-            ratio = share * blocks / total
-            plan = select(axes, scores, ratio=ratio, target="parameters", multiple_of=multiple)
+            plan = _rounded(exact, axes, scores, multiple)
             name = f"{share:g}, {multiple}"
             models[name] = prune_(copy.deepcopy(dense), plan, axes=axes)
             widths = {len(kept) for axis, kept in plan.keep.items() if axes[axis].kind == "mlp"}
             known = _sizes(models[name], widths, blocks, total)
             facts[name] = {"removed": share, "multiple_of": multiple} | known
     return models, facts
+
+
+def _rounded(plan: Plan, axes: Axes, scores: dict[str, torch.Tensor], multiple_of: int) -> Plan:
+    """The plan with the widths of its MLPs rounded, all layers alike: its share is met in steps of theirs."""
+    if multiple_of == 1:
+        return plan
+    inner = axes.of_kind("mlp")
+    width = next(iter(inner))
+    ratio = 1 - len(plan.keep[width]) / plan.n_groups[width]
+    again = select(inner, scores, ratio=ratio, multiple_of=multiple_of)
+    return Plan(plan.keep | again.keep, plan.n_groups, plan.settings | {"multiple_of": multiple_of})
 
 
 def _sizes(model: nn.Module, widths: set[int], dense_blocks: int, dense_total: int) -> dict[str, Any]:

@@ -26,14 +26,19 @@ class MeasurementFailed(RuntimeError):
 
 
 def in_fresh_process(
-    function: str, settings: Mapping[str, Any], *, python: str | Path = sys.executable
+    function: str,
+    settings: Mapping[str, Any],
+    *,
+    python: str | Path = sys.executable,
+    limit_s: float | None = None,
 ) -> list[dict[str, Any]]:
     """Call a function of this library in a process of its own.
 
     Args:    function: `module:name`; takes the settings as keywords, returns one row or a list of rows.
              settings: plain data.    python: the interpreter, which must find torch and transformers.
+             limit_s: a process that takes longer is ended.
     Returns: the rows.
-    Raises:  MeasurementFailed: the process failed or was killed.
+    Raises:  MeasurementFailed: the process failed, was killed or took too long.
     """
     module, name = function.split(":")
     paths = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")]
@@ -42,9 +47,17 @@ def in_fresh_process(
         given, made = Path(scratch) / "given.json", Path(scratch) / "made.json"
         given.write_text(json.dumps(dict(settings)))
         command = [str(python), "-m", __name__, module, name, str(given), str(made)]
-        done = subprocess.run(
-            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
-        )
+        try:
+            done = subprocess.run(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=limit_s,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise MeasurementFailed(f"{function} was ended after {limit_s:g} s") from error
         if done.returncode or not made.is_file():
             reason = KILLED if done.returncode in (-9, 137) else f"exit code {done.returncode}"
             raise MeasurementFailed(f"{function} failed ({reason}): {done.stderr[-TAIL:].strip()}")

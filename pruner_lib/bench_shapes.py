@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 # size -> hidden, MLP width, layers, heads, KV heads; the last three as published
 SHAPES = {
-    "tiny": (64, 96, 2, 4, 2),
+    "tiny": (64, 96, 2, 4, 4),
     "0.1": (768, 2048, 12, 12, 12),
     "0.5": (1536, 4096, 16, 16, 16),
     "1": (2048, 5504, 20, 32, 32),

@@ -204,6 +204,17 @@ def _near_end(ax: Axes, x: float, y: float, words: str, below: bool) -> None:
 
 
 def _finish(ax: Axes) -> Axes:
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+    for axis in (ax.xaxis, ax.yaxis):
+        if axis.get_scale() == "log":
+            low, high = axis.get_view_interval()
+            subs = (1, 2, 5) if high / low < 200 else (1,)
+            axis.set_major_locator(
+                LogLocator(subs=subs, numticks=30) if high / low > 6 else MaxNLocator(4, steps=[1, 2, 5, 10])
+            )
+            axis.set_minor_locator(NullLocator())
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.grid(alpha=0.25)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)

@@ -17,7 +17,7 @@ WORDS = ("out of memory", "not enough memory", "can't allocate memory", "cublas_
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error says that memory ran out: PyTorch's own class, Python's, or an allocator's words."""
+    """Tell whether an error says that memory ran out: by PyTorch's class, Python's, or an allocator's words."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in WORDS)
@@ -40,8 +40,8 @@ def in_fitting_batches(run: Callable[[int], Result], batch_size: int, what: str)
             message = str(error).partition("\n")[0][:200]
             if batch_size == 1:
                 raise ValueError(
-                    f"{what} ran out of memory with a batch of one ({message}); use shorter texts, a narrower "
-                    "dtype, a model spread by device_map='auto', or a machine with more memory"
+                    f"{what} ran out of memory with a batch of one ({message}); use shorter texts, a "
+                    "narrower dtype, a model spread by device_map='auto', or a machine with more memory"
                 ) from error
         batch_size //= 2  # out of the handler: what failed is let go with its error
         gc.collect()

@@ -162,8 +162,8 @@ def _read_into_memory() -> Iterator[None]:
     """Let transformers read one weight after the other into memory of its own.
 
     By default it maps the files, and a mapped file stays mapped, whole, while any of its weights is in use:
-    after a cut the old weights would still be there beside the new ones, and while a dtype is converted, both.
-    What its threads read in parallel lies in pools of their own, which the system doesn't get back after a cut.
+    after a cut the old weights would still be there beside the new ones, and so while a dtype is converted.
+    What threads read in parallel lies in pools of their own, which the system doesn't get back after a cut.
     """
     mapped, before = modeling_utils.safe_open, os.environ.get(ONE_BY_ONE)
     modeling_utils.safe_open = lambda *place, **how: mapped(*place, **how | {"backend": "pread"})

@@ -1,4 +1,4 @@
-"""Where a model runs: found by name, and spread by accelerate; what is not in memory is neither scored nor cut."""
+"""Where a model runs: found by name, and spread by accelerate; what is not in memory is not cut."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def checkpoint(tmp_path):
 
 @pytest.fixture
 def in_cpu_memory():
-    """A model as accelerate leaves one whose weights wait in CPU memory for their part of the forward pass."""
+    """A model as accelerate leaves one whose weights wait in CPU memory for their turn."""
     model, _ = load_model("tiny")
     accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
     return model

@@ -1,4 +1,4 @@
-"""A model is loaded, cut and saved in the memory of one: measured by the system, in processes of their own."""
+"""A model is loaded, cut and saved in the memory of one: seen by the system, in processes of their own."""
 
 from __future__ import annotations
 
