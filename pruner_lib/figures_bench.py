@@ -68,9 +68,8 @@ def plot_memory(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     need(frame, "way", "weights_mb", "peak_mb")
     ax = new_axes(ax)
     span = np.array([frame.weights_mb.min(), frame.weights_mb.max()]) / 1024
-    ax.plot(span, span, color=GREY, linewidth=1)
+    ax.plot(span, span, color=GREY, linewidth=1, label="the weights")
     ax.plot(span, MEMORY_GOAL * span, color=GREY, linewidth=1, linestyle=":")
-    _near_end(ax, span[-1], span[-1], "the weights", below=True)
     for way, part in _by(frame, "way", WAYS):
         part, style = part.sort_values("weights_mb"), WAYS[way]
         ax.plot(part.weights_mb / 1024, part.peak_mb / 1024, style.line, **_look(style))
@@ -187,20 +186,6 @@ def _by(frame: pd.DataFrame, column: str, styles: Mapping[str, MethodStyle]):
 
 def _look(style: MethodStyle) -> dict[str, object]:
     return {"color": style.color, "marker": style.marker, "label": style.label, "linewidth": 1.6}
-
-
-def _near_end(ax: Axes, x: float, y: float, words: str, below: bool) -> None:
-    shift, side = (-6, "top") if below else (6, "bottom")
-    ax.annotate(
-        words,
-        (x, y),
-        xytext=(0, shift),
-        textcoords="offset points",
-        ha="right",
-        va=side,
-        color=GREY,
-        fontsize=8,
-    )
 
 
 def _finish(ax: Axes) -> Axes:

@@ -17,7 +17,7 @@ WORDS = ("out of memory", "not enough memory", "can't allocate memory", "cublas_
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error says that memory ran out: by PyTorch's class, Python's, or an allocator's words."""
+    """Tell whether an error says that memory ran out: by its class, or by an allocator's words."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in WORDS)

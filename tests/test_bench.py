@@ -16,16 +16,16 @@ from pruner_lib.figures_bench import plot_bench
 from tests.legible import assert_legible
 
 SMALL = (
-    "--sizes=tiny,2x64 --model=tiny --rounds=3 --repeats=2 --samples=2 --tokens=8 --prefill=24 --new-tokens=3 "
-    "--eval-tokens=256 --no-rival --device=cpu"
+    "--sizes=tiny,2x64 --model=tiny --rounds=3 --repeats=2 --samples=2 --tokens=8 --prefill=24 "
+    "--new-tokens=3 --eval-tokens=256 --no-rival --device=cpu"
 )
 COLUMNS = {
     "scoring": "size way samples tokens device dtype kinds gradients parameters weights_mb loaded_mb peak_mb "
     "seconds peak_to_weights time_to_plain machine code",
     "discovery": "size tool layers width parameters weights_mb tool_version n_groups first_s seconds peak_mb "
     "share_of_rival machine code",
-    "latency": "model phase removed multiple_of mlp_widths parameters blocks_left ideal ideal_all tokens seconds "
-    "seconds_q1 seconds_q3 tokens_per_s speedup of_ideal machine code",
+    "latency": "model phase removed multiple_of mlp_widths parameters blocks_left ideal ideal_all tokens "
+    "seconds seconds_q1 seconds_q3 tokens_per_s speedup of_ideal machine code",
     "evaluation": "model window windows dtype batch bare_tokens_per_s tokens_per_s share machine code",
 }
 
