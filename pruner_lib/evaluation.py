@@ -106,7 +106,7 @@ def automatic_batch(tokens: int, vocabulary: int, device: str) -> int:
 
 def chunk_rows(vocabulary: int, device: str) -> int:
     """Choose for how many positions log-probabilities exist at a time: on a CPU, what its caches hold."""
-    return max(1, CHUNK_MB.get(device, CHUNK_MB["cuda"]) * 2**20 // (4 * vocabulary))
+    return max(1, int(CHUNK_MB.get(device, CHUNK_MB["cuda"]) * 2**20) // (4 * vocabulary))
 
 
 def window_nll(logits: Tensor, ids: Tensor) -> Tensor:

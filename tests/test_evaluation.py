@@ -8,10 +8,11 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig
 
 from pruner_lib.evaluation import (
-    CHUNK_ROWS,
+    CHUNK_MB,
     LOGITS_MB,
     _until,
     automatic_batch,
+    chunk_rows,
     evaluating,
     generate_samples,
     perplexity,
@@ -88,15 +89,24 @@ def test_standard_error_follows_from_the_windows():
     assert math.isnan(perplexity_result(make("llama"), windows(1)).stderr)
 
 
-def test_long_windows_are_summed_in_float32_chunk_by_chunk():
+def test_long_windows_are_summed_in_float32_chunk_by_chunk(monkeypatch):
     generator = torch.Generator().manual_seed(2)
-    tokens = 2 * CHUNK_ROWS + 37
+    monkeypatch.setitem(CHUNK_MB, "cpu", 50 * 4 * VOCABULARY / 2**20)
+    tokens = 2 * chunk_rows(VOCABULARY, "cpu") + 37
+    assert tokens == 137
     logits = (8 * torch.randn(tokens, VOCABULARY, generator=generator)).bfloat16()
     ids = torch.randint(VOCABULARY, (tokens,), generator=generator)
     rows = -logits[:-1].double().log_softmax(-1)[torch.arange(tokens - 1), ids[1:]]
     assert window_nll(logits, ids).item() == pytest.approx(rows.mean().item(), rel=1e-6)
     half = -logits[:-1].log_softmax(-1)[torch.arange(tokens - 1), ids[1:]]  # what bfloat16 would have given
     assert half.mean().item() != pytest.approx(rows.mean().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("vocabulary", [100, 49_152, 256_000, 10**8])
+def test_chunks_fit_the_caches_of_a_cpu_and_are_large_on_a_gpu(vocabulary):
+    rows = {device: chunk_rows(vocabulary, device) for device in ("cpu", "cuda", "mps")}
+    assert rows["cpu"] == 1 or rows["cpu"] * vocabulary * 4 <= 4 * 2**20
+    assert rows["cuda"] == rows["mps"] >= rows["cpu"] >= 1
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

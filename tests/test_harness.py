@@ -119,6 +119,23 @@ def test_the_batch_size_changes_no_answer(questions):
     assert one.correct == many.correct and one.protocol == many.protocol
 
 
+def test_questions_are_asked_again_in_smaller_batches_where_memory_runs_out(questions, monkeypatch):
+    model, tokenizer = load_model("tiny")
+    whole = zero_shot(model, tokenizer, ["arc_easy", "piqa"])
+    forward, met = model.forward, []
+
+    def limited(input_ids, *args, **kwargs):
+        met.append(len(input_ids))
+        if met[-1] > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(input_ids, *args, **kwargs)
+
+    monkeypatch.setattr(model, "forward", limited)
+    with pytest.warns(UserWarning, match="zero-shot ran out of memory; it goes on with batches of"):
+        assert zero_shot(model, tokenizer, ["arc_easy", "piqa"], batch_size=8) == whole
+    assert met[:2] == [8, 4] and max(met[2:]) == 2
+
+
 def test_scores_are_those_of_the_log_likelihoods(questions):
     model, tokenizer = load_model("tiny")
     right, lines = [], []
