@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from pruner_lib.fitting import in_fitting_batches
+from pruner_lib.placement import input_device
 
 CPU_BATCH_TOKENS = 512  # more than this per forward pass no longer speeds a CPU up
 GPU_BATCH_TOKENS = 8192
@@ -140,7 +141,7 @@ def perplexity_result(
     """
     vocabulary = vocabulary_size(model)
     check_ids(ids, vocabulary)
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     if batch_size is None:
         batch_size = automatic_batch(ids.shape[1], vocabulary, device.type)
     nll: list[Tensor] = []
@@ -202,7 +203,7 @@ def continue_prompt(
              generation: arguments of `model.generate`.
     Returns: for each draw ids of the new tokens, the end token included where the model sets one.
     """
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
     padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), evaluating(model):

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 
@@ -18,11 +19,26 @@ def offloaded(model: nn.Module) -> list[str]:
     """List the parameters whose weights are kept outside their modules."""
     found = []
     for path, module in model.named_modules():
-        hook = getattr(module, "_hf_hook", None)
-        if any(getattr(one, "offload", False) for one in getattr(hook, "hooks", [hook])):
+        if any(getattr(hook, "offload", False) for hook in _hooks(module)):
             prefix = f"{path}." if path else ""
             found += [prefix + name for name, p in module.named_parameters(recurse=False) if p.is_meta]
     return found
+
+
+def input_device(model: nn.Module) -> torch.device:
+    """Say where a model takes its token ids: where its embedding lies, or is computed if offloaded."""
+    embedding = model.get_input_embeddings()
+    if embedding.weight.is_meta:
+        for hook in _hooks(embedding):
+            if getattr(hook, "execution_device", None) is not None:
+                return torch.device(hook.execution_device)
+    return embedding.weight.device
+
+
+def _hooks(module: nn.Module) -> list:
+    """List what accelerate has put around the forward pass of a module."""
+    hook = getattr(module, "_hf_hook", None)
+    return [] if hook is None else list(getattr(hook, "hooks", [hook]))
 
 
 def check_in_memory(model: nn.Module) -> None:

@@ -84,6 +84,12 @@ def test_weights_in_cpu_memory_are_scored_and_cut_in_place(in_cpu_memory):
     assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in whole.parameters())
 
 
+def test_a_model_whose_weights_all_wait_elsewhere_is_evaluated(in_cpu_memory):
+    expected = perplexity(load_model("tiny")[0], IDS)
+    assert perplexity(in_cpu_memory, IDS) == pytest.approx(expected, rel=1e-6)
+    assert len(offloaded(in_cpu_memory)) == len(list(in_cpu_memory.parameters()))
+
+
 def test_weights_that_wait_elsewhere_are_no_weights_to_cut(in_cpu_memory):
     plan = plan_of(load_model("tiny")[0])
     with pytest.raises(ValueError, match="offloaded to CPU memory or disk"):
