@@ -3,8 +3,9 @@
 The names below are the public interface. They are looked up when first used, so that `import pruner_lib` is
 quick and the method itself never pulls in transformers. Where a line belongs:
 
-    the method            groups, siblings, labels, rules, trace, norms, graph; gradients, importance;
-                          selection, twins, layout, layers, placement, prune
+    the method            groups, siblings, labels, rules, trace, norms, graph; criteria, loss, uses, hooks,
+                          gradients, saliency, capacity, budget, importance; selection, twins, layout,
+                          layers, placement, prune
     what it works on      assets, archives, hub, corpora, data, devices, models, checkpoints, modeling_pruned
     what is done with it  recovery, training, resumable, alpaca; evaluation, fitting, harness, samples,
                           generation; efficiency, memory, quantisation, savings

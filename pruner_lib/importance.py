@@ -12,14 +12,14 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import nn
 
+from pruner_lib.budget import check_memory
+from pruner_lib.criteria import ADDITIVE, CRITERIA, DATA_FREE, SECOND_ORDER
 from pruner_lib.gradients import visit_gradients
 from pruner_lib.groups import Axis
+from pruner_lib.saliency import Tables
 
-CRITERIA = ("random", "l1", "l2", "vector", "element1", "element2", "mixed")
 AGGREGATIONS = ("sum", "mean", "prod", "max", "last", "none")
 ORDERS = ("channel", "group")
-DATA_FREE = ("random", "l1", "l2")
-SECOND_ORDER = ("element2", "mixed")
 
 
 def estimate(
@@ -31,6 +31,8 @@ def estimate(
     aggregation: str = "sum",
     order: str = "channel",
     seed: int = 0,
+    micro_batch: int | None = None,
+    checkpointing: bool = False,
 ) -> dict[str, torch.Tensor]:
     """Score every group of every axis; higher means keep.
 
@@ -46,12 +48,19 @@ def estimate(
             channels (the code's order), "group" sums the channels of each structure and then aggregates;
             see `aggregate`.
         seed: of the criterion "random".
+        micro_batch: samples of one forward pass, None: all at once; the scores do not depend on it.
+        checkpointing: compute each decoder layer twice instead of keeping its activations; a third more time
+            for a fraction of the memory, and the same scores.
     Returns: axis name -> `(n_groups,)` float32; `(n_structures, n_groups)` with aggregation "none".
-    Raises: ValueError: unknown criterion, aggregation or order, or ids that do not fit the model.
+    Raises: ValueError: unknown criterion, aggregation or order, ids that do not fit the model, or more memory
+        needed than is available (the message says how much, and a setting that fits).
     Source: paper Eq. 3 (vector), Eq. 4 and 5 (element1, element2, mixed), section 3.2 (aggregation).
     """
     _check_reduction(aggregation, order)
-    scores = estimate_members(model, axes, calibration_ids, criteria=[criterion], seed=seed)
+    scores = estimate_members(
+        model, axes, calibration_ids, criteria=[criterion], seed=seed, micro_batch=micro_batch,
+        checkpointing=checkpointing,
+    )  # fmt: skip
     return aggregate(axes, scores[criterion], aggregation, order=order)
 
 
@@ -62,6 +71,8 @@ def estimate_members(
     *,
     criteria: Iterable[str],
     seed: int = 0,
+    micro_batch: int | None = None,
+    checkpointing: bool = False,
 ) -> dict[str, dict[str, torch.Tensor]]:
     """Score every channel of every structure by several criteria in one pass over the calibration batch.
 
@@ -72,8 +83,8 @@ def estimate_members(
             sum |s - w A w / 2|
 
     Returns: criterion -> axis name -> `(n_structures, n_groups, channels)` float32, on the CPU.
-    Raises: ValueError: unknown criterion, no calibration ids where they are needed, or ids outside the
-        vocabulary.
+    Raises: ValueError: unknown criterion, no calibration ids where they are needed, ids outside the
+        vocabulary, or more memory needed than is available.
     Source: paper Eq. 3 to 5; reference file `hf_llama_pruner.py`. Differs: a bias counts with its weight,
         and with grouped-query attention query rows are credited to their own key and value head.
     """
@@ -81,22 +92,26 @@ def estimate_members(
     for criterion in criteria:
         if criterion not in CRITERIA:
             raise ValueError(f"unknown criterion {criterion!r}; choose one of {', '.join(CRITERIA)}")
-    tables = _Tables(axes)
+    if micro_batch is not None and (not isinstance(micro_batch, int) or micro_batch < 1):
+        raise ValueError(f"micro_batch must be a number of samples, at least 1, or None, got {micro_batch!r}")
     parameters = dict(model.named_parameters())
-    static = [c for c in criteria if c in ("l1", "l2")]
-    with torch.no_grad():
-        for name in tables.places if static else ():
-            tables.add(name, parameters[name].detach().float(), None, None, static)
+    tables = Tables(axes, parameters)
+    tables.add_magnitudes([c for c in criteria if c in ("l1", "l2")])
     moving = [c for c in criteria if c not in DATA_FREE]
     if moving:
         check_ids(model, calibration_ids)
-
-        def visit(name: str, g: torch.Tensor, a: torch.Tensor | None) -> None:
-            tables.add(name, parameters[name].detach().float(), g, a, moving)
-
-        second = any(c in SECOND_ORDER for c in moving)
-        device = next(iter(parameters.values())).device
-        visit_gradients(model, calibration_ids.to(device), set(tables.places), visit, per_sample=second)
+        places = set(tables.places)
+        check_memory(model, calibration_ids, moving, micro_batch, checkpointing, parameters=places)
+        visit_gradients(
+            model,
+            calibration_ids.to(next(iter(parameters.values())).device),
+            places,
+            lambda name, row, g, a: tables.add(name, row, g, a, moving),
+            per_sample=any(c in SECOND_ORDER for c in moving),
+            micro_batch=micro_batch,
+            additive=set(moving) <= set(ADDITIVE),
+            checkpointing=checkpointing,
+        )
     scores = {c: tables.fold(c) for c in criteria if c != "random"}
     if "random" in criteria:
         generator = torch.Generator().manual_seed(seed)
@@ -184,56 +199,3 @@ def check_ids(model: nn.Module, ids: torch.Tensor | None) -> None:
             f"calibration ids run from {ids.min().item()} to {ids.max().item()}, but the model's vocabulary "
             f"has {vocabulary} entries: were they made with another tokenizer?"
         )
-
-
-class _Tables:
-    """Running scores of each channel, filled parameter by parameter."""
-
-    def __init__(self, axes: Mapping[str, Axis]):
-        self.axes = axes
-        self.places: dict[str, list] = {}  # parameter -> [(axis, member)]
-        self.sums: dict[tuple[str, str, str], torch.Tensor] = {}
-        for axis in axes.values():
-            for m in axis.members:
-                self.places.setdefault(m.parameter, []).append((axis.name, m))
-
-    def add(self, parameter: str, w: torch.Tensor, g, a, criteria: list[str]) -> None:
-        s = None if g is None else w * g
-        waw = None if a is None else a.mul_(w).mul_(w)
-        for criterion in criteria:
-            salience = _salience(criterion, w, s, waw)
-            reduced: dict[tuple, torch.Tensor] = {}
-            for axis, member in self.places[parameter]:
-                kept_dims = {member.dim} | ({member.at[0]} if member.at else set())
-                others = tuple(d for d in range(w.ndim) if d not in kept_dims)
-                if others not in reduced:
-                    reduced[others] = (salience.sum(others) if others else salience).cpu()
-                channels = reduced[others][member.at[1]] if member.at else reduced[others]
-                table = channels[member.indices]  # (n_groups, width)
-                key = criterion, axis, member.structure
-                self.sums[key] = self.sums[key] + table if key in self.sums else table
-
-    def fold(self, criterion: str) -> dict[str, torch.Tensor]:
-        """Structures wider than the others (query rows of a KV head) are summed onto the common channels."""
-        found = {}
-        for name, axis in self.axes.items():
-            tables = [self.sums[criterion, name, s] for s in axis.structures]
-            tables = [t.abs() if criterion == "vector" else t for t in tables]
-            found[name] = torch.stack([t.unflatten(1, (-1, axis.width)).sum(1) for t in tables])
-        return found
-
-
-def _salience(
-    criterion: str, w: torch.Tensor, s: torch.Tensor | None, waw: torch.Tensor | None
-) -> torch.Tensor:
-    if criterion == "l1":
-        return w.abs()
-    if criterion == "l2":
-        return w.square()
-    if criterion == "vector":
-        return s
-    if criterion == "element1":
-        return s.abs()
-    if criterion == "element2":
-        return waw
-    return (s - waw / 2).abs()

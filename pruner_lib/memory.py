@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import resource
 import sys
 from pathlib import Path
+
+from pruner_lib.capacity import give_back as give_back  # looked for here
 
 
 def reset_peak() -> None:
@@ -32,9 +32,3 @@ def resident_mb() -> float:
     import psutil
 
     return psutil.Process().memory_info().rss / 2**20
-
-
-def give_back() -> None:
-    """Hand memory that is free inside the process back to the system, where the C library can (glibc)."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)

@@ -1,0 +1,151 @@
+"""One pass gives what a pass for each sample gives: whole, in micro-batches, and with layers recomputed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from by_hand import GRADIENT, gradients, in_float64, member_scores
+from families import FAMILIES, MORE_FAMILIES, build, tokens
+from remote_family import build_remote, prompts
+
+from pruner_lib import discover
+from pruner_lib.gradients import batch_sizes, visit_gradients
+from pruner_lib.importance import estimate_members
+
+LAYERS = ("layers.0.attention", "layers.2.mlp", "hidden")
+
+
+def _looked_at(axes):
+    experts = [name for name in axes if name.startswith("layers.2.") and "mlp" in name]
+    return {name: axes[name] for name in dict.fromkeys([*LAYERS, *experts]) if name in axes}
+
+
+def _worst(found, model, axes, by_hand):
+    """Largest difference of a channel's scores, relative to its size.
+
+    What has signs inside may cancel to nothing; then its size is that of its terms.
+    """
+    terms = {"vector": {"element1": 1}, "mixed": {"element1": 1, "element2": 0.5}}
+    differences = {}
+    for criterion in GRADIENT:
+        for name, axis in axes.items():
+            wanted = member_scores(model, axis, by_hand, criterion)
+            parts = terms.get(criterion, {criterion: 1}).items()
+            size = sum(share * member_scores(model, axis, by_hand, c) for c, share in parts)
+            difference = (found[criterion][name].double() - wanted).abs() / size.clamp_min(1e-30)
+            differences[criterion, name] = difference.max().item()
+            assert wanted.max() > 0
+    return max(differences.values()), differences
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *MORE_FAMILIES])
+def test_one_pass_equals_a_pass_for_each_sample(family):
+    """In float64, so that a difference is an error and not the order of summation."""
+    model, ids = build(family), tokens(4, 7)
+    axes = _looked_at(discover(model))
+    model = in_float64(model)
+    found = estimate_members(model, axes, ids, criteria=GRADIENT)
+    worst, differences = _worst(found, model, axes, gradients(model, ids))
+    assert len(axes) >= 2 and worst < 1e-6, differences
+
+
+def test_one_pass_of_a_model_with_tokens_before_samples_and_code_of_its_own(tmp_path):
+    model, ids = build_remote(tmp_path / "remote"), prompts(4, 12)
+    axes = discover(model).of_kind("attention", "mlp")
+    model = in_float64(model)
+    found = estimate_members(model, axes, ids, criteria=GRADIENT)
+    worst, differences = _worst(found, model, axes, gradients(model, ids))
+    assert worst < 1e-6, differences
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", "gemma2", "bloom", "mixtral"])
+def test_in_float32_channels_differ_by_a_hundred_thousandth_at_most(family):
+    model, ids = build(family), tokens(4, 7)
+    axes = {name: axis for name, axis in _looked_at(discover(model)).items() if name != "hidden"}
+    found = estimate_members(model, axes, ids, criteria=GRADIENT)
+    model = in_float64(model)
+    worst, differences = _worst(found, model, axes, gradients(model, ids))
+    assert worst < 1e-5, differences
+
+
+@pytest.mark.parametrize("family", ["llama-tied", "gpt2", "bloom", "mixtral", "deepseek_v3"])
+@pytest.mark.parametrize(("micro_batch", "checkpointing"), [(1, False), (2, True), (3, False), (None, True)])
+def test_micro_batches_and_recomputed_layers_give_the_same_scores(family, micro_batch, checkpointing):
+    model, ids = build(family), tokens(5, 7)
+    axes = _looked_at(discover(model))
+    model = in_float64(model)
+    before = [m.__dict__.get("forward") for m in model.modules()]
+    for criteria in (GRADIENT, ["vector", "element2"], ["element1"]):
+        whole = estimate_members(model, axes, ids, criteria=criteria)
+        parts = estimate_members(
+            model, axes, ids, criteria=criteria, micro_batch=micro_batch, checkpointing=checkpointing
+        )
+        for criterion in criteria:
+            for name in axes:
+                torch.testing.assert_close(parts[criterion][name], whole[criterion][name], rtol=1e-6, atol=0)
+    assert before == [m.__dict__.get("forward") for m in model.modules()]
+
+
+def test_as_many_samples_as_tokens_are_told_apart():
+    assert batch_sizes(10, 64, None, True) == [10] and batch_sizes(10, 64, 4, True) == [4, 4, 2]
+    assert batch_sizes(8, 8, None, True) == [7, 1] and batch_sizes(8, 8, None, False) == [8]
+    assert batch_sizes(13, 3, 5, True) == [5, 5, 2, 1]
+    model, ids = build("llama-gqa"), tokens(6, 6)
+    axes = _looked_at(discover(model))
+    model = in_float64(model)
+    found = estimate_members(model, axes, ids, criteria=["mixed"])["mixed"]
+    by_hand = gradients(model, ids)
+    for name, axis in axes.items():
+        wanted = member_scores(model, axis, by_hand, "mixed")
+        torch.testing.assert_close(found[name].double(), wanted, rtol=1e-6, atol=0)
+
+
+def test_gradients_of_a_weight_are_shown_in_slices_once_each(monkeypatch):
+    from pruner_lib import uses
+
+    monkeypatch.setitem(uses.SLICE, "cpu", 100)
+    model, ids = in_float64(build("llama-tied")), tokens(3, 7)
+    g, a = gradients(model, ids)
+    seen = {}
+
+    def visit(name, row, part, squares):
+        seen.setdefault(name, []).append((row, part.clone(), squares.clone()))
+
+    visit_gradients(model, ids, {n for n, _ in model.named_parameters()}, visit, per_sample=True)
+    assert set(seen) == set(g) and len(seen["lm_head.weight" if "lm_head.weight" in g else next(iter(g))]) > 3
+    for name, parts in seen.items():
+        assert [row for row, *_ in parts] == sorted({row for row, *_ in parts})
+        torch.testing.assert_close(torch.cat([part for _, part, _ in parts]), g[name])
+        torch.testing.assert_close(torch.cat([squares for *_, squares in parts]), a[name])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_scores_are_near_those_of_the_same_weights_in_float32(dtype):
+    """bfloat16 has 8 bits: two percent of an axis's scores; float16 has 11: half a percent."""
+    model, ids = build("llama-gqa").to(dtype), tokens(4, 7)
+    axes = _looked_at(discover(model))
+    half = estimate_members(model, axes, ids, criteria=GRADIENT)
+    full = estimate_members(model.float(), axes, ids, criteria=GRADIENT)
+    tolerance = {torch.bfloat16: 0.02, torch.float16: 0.005}[dtype]
+    for criterion in ("element1", "element2", "mixed"):
+        for name in axes:
+            error = (half[criterion][name] - full[criterion][name]).norm() / full[criterion][name].norm()
+            assert error < tolerance, (criterion, name)
+
+
+def test_float16_scores_of_a_small_gradient_do_not_vanish():
+    """Divided by the tokens of the batch before backward, these gradients would be zero in float16."""
+    model, ids = build("llama-gqa"), tokens(40, 9)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1e-4)
+    axes = _looked_at(discover(model))
+    half = estimate_members(model.half(), axes, ids, criteria=["element1"])["element1"]["layers.2.mlp"]
+    full = estimate_members(model.float(), axes, ids, criteria=["element1"])["element1"]["layers.2.mlp"]
+    assert (half - full).norm() / full.norm() < 0.02
+
+
+def test_a_bad_micro_batch_is_named():
+    model = build("llama-mha")
+    for bad in (0, -1, 1.5, "2"):
+        with pytest.raises(ValueError, match="micro_batch must be a number of samples, at least 1"):
+            estimate_members(model, discover(model), tokens(3, 8), criteria=["vector"], micro_batch=bad)
