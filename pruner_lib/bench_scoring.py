@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from pruner_lib import memory
 from pruner_lib.bench_rows import Part
 from pruner_lib.bench_shapes import random_model, shape_config, weights_mb
+from pruner_lib.budget import predict_memory
 from pruner_lib.graph import discover
 from pruner_lib.importance import CRITERIA, estimate_members
 
@@ -29,6 +30,10 @@ SIZES = ("0.1", "0.5", "1", "3", "7")
 CRITERIA_OF = {"vector": ("vector",), "element1": ("element1",), "all criteria": CRITERIA}
 PLAIN = "plain"  # forward and backward pass with the gradients of all parameters, nothing scored
 ENOUGH_S = 60.0  # once all repeats took as long, no further one is made
+CODE = (
+    "importance", "saliency", "criteria", "gradients", "hooks", "uses", "loss", "budget", "bench_scoring",
+    "bench_shapes",
+)  # fmt: skip
 BESIDE_MB = 1500.0  # interpreter, libraries and activations beside weights and gradients, at the most
 
 
@@ -67,6 +72,7 @@ def measure(
     model = random_model(size, kind, device)
     vocabulary = model.config.vocab_size
     ids = torch.randint(vocabulary, (samples, tokens), generator=torch.Generator().manual_seed(1)).to(device)
+    predicted_mb = float("nan")  # nothing predicts a plain pass
     if way == PLAIN:
         freed = 2 * needed + BESIDE_MB > free_mb(device) + needed
         once, gradients = (lambda: _plain(model, ids, freed)), "freed" if freed else "kept"
@@ -77,6 +83,10 @@ def measure(
         extra |= {"checkpointing": checkpointing == "yes"} if checkpointing else {}
         once = lambda: estimate_members(model, axes, ids, criteria=CRITERIA_OF[way], **extra)  # noqa: E731
         gradients = "reduced"
+        cut = {member.parameter for axis in axes.values() for member in axis.members}
+        memory.give_back()
+        predicted = predict_memory(model, samples, tokens, CRITERIA_OF[way], parameters=cut, **extra)
+        predicted_mb = round(predicted.total / 2**20, 1)
     loaded_mb, peak_mb, seconds = _run(once, device, repeats)
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -84,6 +94,7 @@ def measure(
         "weights_mb": round(weights_mb(model), 1),
         "loaded_mb": round(loaded_mb, 1),
         "peak_mb": round(peak_mb, 1),
+        "predicted_mb": predicted_mb,
         "seconds": round(statistics.median(seconds), 3),
         "fastest_s": round(min(seconds), 3),
         "slowest_s": round(max(seconds), 3),
@@ -93,8 +104,10 @@ def measure(
 
 def derive(frame: pd.DataFrame) -> pd.DataFrame:
     """Add the ratios to the weights, and to the time and the peak of the plain pass of the same size."""
-    frame = frame.drop(columns=["peak_to_weights", "time_to_plain"], errors="ignore")
+    derived = ["peak_to_weights", "predicted_to_peak", "time_to_plain"]
+    frame = frame.drop(columns=derived, errors="ignore")
     frame["peak_to_weights"] = (frame.peak_mb / frame.weights_mb).round(3)
+    frame["predicted_to_peak"] = (frame.predicted_mb / frame.peak_mb).round(3)
     same = ["machine", "size", "samples", "tokens", "device", "dtype"]
     plain = frame[frame.way == PLAIN].drop_duplicates(same, keep="last").set_index(same).seconds
     base = [plain.get(tuple(row), float("nan")) for row in frame[same].itertuples(index=False)]
@@ -106,7 +119,7 @@ PART = Part(
     "scoring",
     "Is a model scored in little more than the memory of its weights, and the time of one pass?",
     "pruner_lib.bench_scoring:measure",
-    ("importance", "gradients", "bench_scoring", "bench_shapes"),
+    CODE,
     cases,
     derive,
 )

@@ -21,7 +21,7 @@ SMALL = (
 )
 COLUMNS = {
     "scoring": "size way samples tokens device dtype kinds gradients parameters weights_mb loaded_mb peak_mb "
-    "seconds peak_to_weights time_to_plain machine code",
+    "predicted_mb predicted_to_peak seconds peak_to_weights time_to_plain machine code",
     "discovery": "size tool layers width parameters weights_mb tool_version n_groups first_s seconds peak_mb "
     "share_of_rival machine code",
     "latency": "model phase removed multiple_of mlp_widths parameters blocks_left ideal ideal_all tokens "
