@@ -16,6 +16,7 @@ from pruner_lib.budget import check_memory
 from pruner_lib.criteria import ADDITIVE, CRITERIA, DATA_FREE, SECOND_ORDER
 from pruner_lib.gradients import visit_gradients
 from pruner_lib.groups import Axis
+from pruner_lib.placement import check_in_memory
 from pruner_lib.saliency import Tables
 
 AGGREGATIONS = ("sum", "mean", "prod", "max", "last", "none")
@@ -92,6 +93,7 @@ def estimate_members(
     for criterion in criteria:
         if criterion not in CRITERIA:
             raise ValueError(f"unknown criterion {criterion!r}; choose one of {', '.join(CRITERIA)}")
+    check_in_memory(model)
     if micro_batch is not None and (not isinstance(micro_batch, int) or micro_batch < 1):
         raise ValueError(f"micro_batch must be a number of samples, at least 1, or None, got {micro_batch!r}")
     parameters = dict(model.named_parameters())

@@ -96,6 +96,8 @@ def test_weights_that_wait_elsewhere_are_no_weights_to_cut(in_cpu_memory):
         prune_(in_cpu_memory, plan)
     with pytest.raises(ValueError, match="offloaded to CPU memory or disk"):
         mask_(in_cpu_memory, plan)
+    with pytest.raises(ValueError, match="offloaded to CPU memory or disk"):
+        estimate(in_cpu_memory, discover(in_cpu_memory), IDS)
 
 
 def test_a_model_without_weights_may_be_cut():
