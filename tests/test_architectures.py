@@ -297,7 +297,7 @@ def test_query_heads_go_alone_within_their_key_and_value_head(family, build, tab
 
 
 @pytest.mark.parametrize(
-    "family", ["mixtral", "qwen2_moe", "deepseek_v3", "olmo2", "falcon-new", "gpt_bigcode"]
+    "family", ["mixtral", "qwen2_moe", "deepseek_v3", "olmo2", "falcon-new", "gpt_bigcode", REMOTE]
 )
 def test_scores_come_from_one_pass(family, build):
     model = build(family)
