@@ -58,8 +58,8 @@ def find_dense(config, source: str, **kwargs) -> type[PreTrainedModel]:
 
     Raises: ValueError: the installed transformers has no class of this name.
     """
-    own = getattr(config, "dense_class", None)
-    if own:
+    own = getattr(config, "dense_class", None) or (getattr(config, "auto_map", None) or {}).get(AUTO_CLASS)
+    if own and own != AUTO_MAP[AUTO_CLASS]:
         return get_class_from_dynamic_module(own, source, **kwargs)
     dense = getattr(transformers, config.architectures[0], None)
     if dense is None:
@@ -68,6 +68,13 @@ def find_dense(config, source: str, **kwargs) -> type[PreTrainedModel]:
             "install a newer one"
         )
     return dense
+
+
+def _class_for(config, source: str, **kwargs) -> type[PreTrainedModel]:
+    """The class that builds a model. It need not be a pruned one: once such a model was loaded, transformers
+    asks here for every model of the same config class."""
+    dense = find_dense(config, source, **kwargs)
+    return pruned_class(dense) if getattr(config, "pruning_layout", None) else dense
 
 
 def is_foreign(cls: type) -> bool:
@@ -97,12 +104,12 @@ class PrunedModelForCausalLM:
         trusted = kwargs.get("trust_remote_code")
         config = config or AutoConfig.from_pretrained(source, trust_remote_code=trusted)
         hub = {k: kwargs[k] for k in ("cache_dir", "revision", "token", "local_files_only") if k in kwargs}
-        build = pruned_class(find_dense(config, source, **hub))
+        build = _class_for(config, source, **hub)
         return build.from_pretrained(source, *args, config=config, **kwargs)
 
     @classmethod
     def _from_config(cls, config, **kwargs):
-        return pruned_class(find_dense(config, config.name_or_path))._from_config(config, **kwargs)
+        return _class_for(config, config.name_or_path)._from_config(config, **kwargs)
 
     @classmethod
     def register_for_auto_class(cls, auto_class=AUTO_CLASS) -> None:
