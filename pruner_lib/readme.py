@@ -1,4 +1,4 @@
-"""The two tables of the README that come from results: the verdicts, and every table and figure of the paper.
+"""The tables of the README that come from results: verdicts, single numbers, every table and figure.
 
     python -m pruner_lib.readme
 
@@ -9,6 +9,7 @@ the profile `quick`.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from pruner_lib.results import project_root
 from pruner_lib.storage import write_text
 
 PROFILE = "quick"
-VERDICTS = f"results/{PROFILE}/tables/12_verdicts.csv"
+TABLES = f"results/{PROFILE}/tables"
+VERDICTS = f"{TABLES}/12_verdicts.csv"
 
 
 def updated(text: str, root: Path) -> str:
@@ -26,7 +28,8 @@ def updated(text: str, root: Path) -> str:
 
     Raises:  ValueError: a mark is missing.
     """
-    for name, table in (("verdicts", verdict_table(root)), ("coverage", coverage_table())):
+    tables = {"verdicts": verdict_table(root), "numbers": numbers_table(root), "coverage": coverage_table()}
+    for name, table in tables.items():
         start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
         if text.count(start) != 1 or text.count(end) != 1:
             raise ValueError(f"the README needs one line {start!r} and one line {end!r} after it")
@@ -52,6 +55,70 @@ def _verdict(row: Any) -> str:
     paper = show(row.paper) or "not printed"
     claim = f"{row.sentence.rstrip('.')}: {row.measured}"
     return f"| {claim} | {row.rule} | {paper} | {ours} | {row.verdict} | {notebook} |"
+
+
+def numbers_table(root: Path) -> str:
+    """Write single numbers of one model as Markdown: what they are, the paper's, ours, notebook, file."""
+    import pandas as pd
+
+    lines = ["| single numbers | paper | ours (`quick`) | notebook | file |\n|---|---|---|---|---|"]
+    for what, notebook, found in NUMBERS:
+        place = f"{TABLES}/{notebook[:2]}_result.csv"
+        if not (root / place).is_file():
+            return "Not there yet: `python tasks.py study` makes them."
+        paper, ours = found(pd.read_csv(root / place))
+        where = f"[{notebook[:2]}](notebooks/{notebook}.ipynb) | [{Path(place).name}]({place})"
+        lines.append(f"| {what} | {paper} | {ours} | {where} |")
+    return "\n".join(lines)
+
+
+def _of_stage(metric: str, *stages: str, form: str = ".2f") -> Callable[[Any], list[str]]:
+    def found(frame) -> list[str]:
+        rows = frame[frame.metric == metric].set_index("stage").loc[list(stages)]
+        return [", ".join(f"{value:{form}}" for value in rows[side]) for side in ("paper", "ours")]
+
+    return found
+
+
+def _counts(frame) -> tuple[str, str]:
+    exact = (frame.exact / 1e9).round(2) == frame.paper
+    return f"{len(exact)} rows", f"{exact.sum()} of {len(exact)} exact"
+
+
+def _times_dense(frame) -> list[str]:
+    rows = frame.set_index("method").loc[["l2", "element1", "element2"]]
+    sides = "x dense: paper, LLaMA-7B", "x dense: ours"
+    return [", ".join(f"{value:.2f}" for value in rows[side]) for side in sides]
+
+
+NUMBERS = (  # what, notebook, its table -> the paper's number and ours
+    (
+        "A fifth of the parameters can go without retraining (Table 1, Element¹): perplexity, times dense",
+        "00_quickstart",
+        _of_stage("perplexity", "pruned"),
+    ),
+    (
+        "A short LoRA training brings part of it back: perplexity, times dense",
+        "00_quickstart",
+        _of_stage("perplexity", "recovered"),
+    ),
+    (
+        "Mean zero-shot accuracy kept: pruned, recovered",
+        "00_quickstart",
+        _of_stage("accuracy", "pruned", "recovered", form=".0%"),
+    ),
+    (
+        "Groups are found automatically (Figures 2 and 6): LLaMA-7B's parameters in Table 3, recounted",
+        "01_discover_groups",
+        _counts,
+    ),
+    (
+        "The Taylor criteria tell what a group is worth (Eq. 3 to 5): perplexity, times dense, without a "
+        "quarter of the inner groups by L2, Element¹, Element²",
+        "02_estimate_importance",
+        _times_dense,
+    ),
+)
 
 
 def coverage_table() -> str:
