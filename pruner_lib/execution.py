@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pruner_lib.experiment import settings_key
 from pruner_lib.profiles import load_profile
 from pruner_lib.results import RUN_ID, manifest_path, now, read_manifest, results_dir, results_root
 from pruner_lib.storage import write_atomic, write_json
@@ -76,12 +77,18 @@ def check_parameters(path: Path, parameters: Mapping[str, Any]) -> None:
 
 
 def run_notebook(
-    path: Path, profile: str = "quick", parameters: Mapping[str, Any] | None = None, *, show: bool = True
+    path: Path,
+    profile: str = "quick",
+    parameters: Mapping[str, Any] | None = None,
+    *,
+    show: bool = True,
+    threads: int | None = None,
 ) -> NotebookRun:
     """Run one notebook in a process of its own; the executed notebook goes to `results/<profile>/notebooks/`.
 
     Args:    parameters: values for its tagged cell besides `profile`; plain scalars or flat lists.
              show: pass papermill's progress bar on to the terminal.
+             threads: of its computations, where other notebooks run beside it; None: as many as torch takes.
     Returns: what came of it. A failure inside the notebook is reported there, not raised.
     Raises:  ValueError: unknown profile or parameter, no `parameters` tag. Nothing has run then.
     """
@@ -90,7 +97,7 @@ def run_notebook(
     parameters |= {"profile": profile}
     check_parameters(path, parameters)
     run_id, start = uuid.uuid4().hex, time.perf_counter()
-    code, messages = _papermill(path, profile, parameters, run_id, show)
+    code, messages = _papermill(path, profile, parameters, run_id, show, threads)
     seconds = round(time.perf_counter() - start, 1)
     error = _problem(path.stem, profile, run_id, code, messages)
     error = error and _without_places(error)
@@ -98,12 +105,24 @@ def run_notebook(
     outputs = tuple(manifest["outputs"]) if manifest else ()
     done = NotebookRun(path.stem, profile, "failed" if error else "done", seconds, outputs, error)
     base = manifest or {"finished": now(), "run_id": run_id}
-    write_json(manifest_path(path.stem, profile), base | asdict(done) | {"parameters": parameters})
+    asked = {"parameters": parameters, "asked": _asked(profile, parameters)}
+    write_json(manifest_path(path.stem, profile), base | asdict(done) | asked)
     return done
 
 
+def was_done(path: Path, profile: str, parameters: Mapping[str, Any]) -> bool:
+    """Say whether a notebook was done before with the same parameters and the same values of the profile."""
+    manifest = read_manifest(path.stem, profile) or {}
+    asked = _asked(profile, dict(parameters) | {"profile": profile})
+    return manifest.get("status") == "done" and manifest.get("asked") == asked
+
+
+def _asked(profile: str, parameters: Mapping[str, Any]) -> str:
+    return settings_key([asdict(load_profile(profile)), dict(parameters)])
+
+
 def _papermill(
-    path: Path, profile: str, parameters: dict[str, Any], run_id: str, show: bool
+    path: Path, profile: str, parameters: dict[str, Any], run_id: str, show: bool, threads: int | None
 ) -> tuple[int, str]:
     """Execute a notebook by papermill in its own process; give the exit code and the end of its messages."""
     import yaml
@@ -116,6 +135,8 @@ def _papermill(
         "JUPYTER_PREFER_ENV_PATH": "1",
         "PYTHONPATH": os.pathsep.join(filter(None, [_package_parent(), os.environ.get("PYTHONPATH")])),
     }
+    if threads:
+        environment |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / path.name
         command = [

@@ -12,15 +12,18 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from pruner_lib.execution import NotebookRun, check_parameters, notebook_parameters, run_notebook
+from pruner_lib.execution import NotebookRun, check_parameters, notebook_parameters, run_notebook, was_done
 from pruner_lib.index import write_index
 from pruner_lib.profiles import load_profile
 from pruner_lib.results import project_root, read_manifest
 
 __all__ = ["NotebookRun", "check_parameters", "find_notebooks", "main", "report", "run_notebook", "run_study"]
+
+AT_ONCE = 2  # notebooks that were all done before run side by side
 
 
 def notebooks_dir() -> Path:
@@ -64,7 +67,9 @@ def run_study(
 ) -> list[NotebookRun]:
     """Run the notebooks of a study in the order of their names; a failure does not stop those that follow.
 
-    What an earlier run measured is not measured again. After each notebook the profile's page is written.
+    What an earlier run measured is not measured again; where all notebooks were done before, they run two at
+    a time, and the last one, which reads what they wrote, after them. Otherwise the profile's page is written
+    after each notebook.
 
     Args:    only: see `find_notebooks`.    parameters: each goes to the notebooks that have it.
     Raises:  ValueError: unknown profile or notebook, or a parameter that none of the notebooks has. Nothing
@@ -79,14 +84,24 @@ def run_study(
         name for name in parameters or {} if not any(name in names for names in known.values())
     ):
         raise ValueError(f"no notebook has a parameter {', '.join(unknown)}")
-    runs = []
-    for number, path in enumerate(paths, 1):
+    asked = {path: {n: v for n, v in (parameters or {}).items() if n in known[path]} for path in paths}
+    again = [path for path in paths if was_done(path, profile, asked[path])]
+    together = len(again) == len(paths) > 1
+
+    def run(path: Path) -> NotebookRun:
+        number = paths.index(path) + 1
         print(f"[{number}/{len(paths)}] {path.stem} ({profile}){_last_time(path.stem, profile)}", flush=True)
-        asked = {name: value for name, value in (parameters or {}).items() if name in known[path]}
-        runs.append(run_notebook(path, profile, asked, show=show))
-        print(f"    {_line(runs[-1])}", flush=True)
-        _write_page(profile)
-    return runs
+        threads = 1 if together else None
+        came = run_notebook(path, profile, asked[path], show=show and not together, threads=threads)
+        print(f"    {path.stem + ': ' if together else ''}{_line(came)}", flush=True)
+        if not together:
+            _write_page(profile)
+        return came
+
+    if not together:
+        return [run(path) for path in paths]
+    with ThreadPoolExecutor(AT_ONCE) as workers:  # nothing is measured, so nothing is disturbed
+        return [*workers.map(run, paths[:-1]), run(paths[-1])]
 
 
 def _write_page(profile: str) -> str:

@@ -144,3 +144,18 @@ def test_notebooks_come_in_the_order_of_their_names_and_can_be_chosen(folder):
     assert [path.stem for path in find_notebooks(["00_a"], folder)] == ["00_a"]
     with pytest.raises(ValueError, match="begins so; there are 00_a"):
         find_notebooks(["9"], folder)
+
+
+def test_notebooks_that_were_all_done_run_side_by_side_and_the_last_after_them(folder, capsys):
+    for name in ("00_one", "01_two", "02_last"):
+        notebook(folder, name, WRITE, FINISH)
+    first = run_study("tiny", place=folder, show=False)
+    told = capsys.readouterr().out.splitlines()
+    assert all(run.done for run in first) and "[1/3] 00_one" in told[0] and told[1].startswith("    done")
+    assert run_study("tiny", parameters={"ratio": 0.25}, place=folder, show=False)
+    told = capsys.readouterr().out.splitlines()
+    assert told[1].startswith("    done"), "another parameter: it is not the same study"
+    again = run_study("tiny", parameters={"ratio": 0.25}, place=folder, show=False)
+    told = capsys.readouterr().out.splitlines()
+    assert [run.notebook for run in again] == ["00_one", "01_two", "02_last"] and all(r.done for r in again)
+    assert "[1/3]" in told[0] and "[2/3]" in told[1] and "[3/3] 02_last" in told[4]
