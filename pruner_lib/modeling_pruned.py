@@ -58,8 +58,10 @@ def find_dense(config, source: str, **kwargs) -> type[PreTrainedModel]:
 
     Raises: ValueError: the installed transformers has no class of this name.
     """
-    own = getattr(config, "dense_class", None) or (getattr(config, "auto_map", None) or {}).get(AUTO_CLASS)
-    if own and own != AUTO_MAP[AUTO_CLASS]:
+    own = getattr(config, "dense_class", None)
+    if not own and not getattr(config, "pruning_layout", None):  # a whole model: its own class, if it has one
+        own = (getattr(config, "auto_map", None) or {}).get(AUTO_CLASS)
+    if own:
         return get_class_from_dynamic_module(own, source, **kwargs)
     dense = getattr(transformers, config.architectures[0], None)
     if dense is None:
