@@ -7,14 +7,14 @@ model with its weights, random and in bfloat16. Each case has its process; build
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pruner_lib
-from pruner_lib import memory
-from pruner_lib.bench_rows import Part
+from pruner_lib.bench_rows import Part, relative
 from pruner_lib.bench_shapes import meta_model, random_model, weights_mb
+from pruner_lib.memory import meter
+from pruner_lib.timing import timed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,16 +50,12 @@ def measure(size: str, tool: str, *, repeats: int) -> dict[str, Any]:
         "weights_mb": 0.0 if tool == OURS else round(weights_mb(model), 1),
     }
     once: Callable[[], int] = _ours(model) if tool == OURS else _rival(model)
-    memory.give_back()
-    memory.reset_peak()
-    before, seconds = memory.resident_mb(), []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        n_groups = once()
-        seconds.append(time.perf_counter() - start)
-    row |= {"tool_version": _version(tool), "n_groups": n_groups, "n_times": len(seconds)}
+    before, peak = meter("cpu")
+    found: list[int] = []
+    seconds = [timed(lambda: found.append(once()), "cpu") for _ in range(repeats)]
+    row |= {"tool_version": _version(tool), "n_groups": found[-1], "n_times": len(seconds)}
     row |= {"first_s": round(seconds[0], 4), "seconds": round(statistics.median(seconds), 4)}
-    return row | {"peak_mb": memory.peak_mb(), "added_mb": round(memory.peak_mb() - before, 1)}
+    return row | {"peak_mb": peak(), "added_mb": round(peak() - before, 1)}
 
 
 def _ours(model) -> Callable[[], int]:
@@ -95,9 +91,7 @@ def derive(frame: pd.DataFrame) -> pd.DataFrame:
     """Add our time as a share of torch-pruning's on the same size."""
     frame = frame.drop(columns="share_of_rival", errors="ignore")
     same = ["machine", "size", "repeats"]
-    rival = frame[frame.tool == RIVAL].drop_duplicates(same, keep="last").set_index(same).seconds
-    base = [rival.get(tuple(row), float("nan")) for row in frame[same].itertuples(index=False)]
-    frame["share_of_rival"] = (frame.seconds / base).round(3)
+    frame["share_of_rival"] = relative(frame, frame.tool == RIVAL, same)
     return frame
 
 

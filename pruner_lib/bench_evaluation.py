@@ -5,20 +5,18 @@ Both see the same batches, in turn within one process; the share is the median o
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pruner_lib.bench_latency import quartiles
 from pruner_lib.bench_rows import Part
 from pruner_lib.evaluation import automatic_batch, evaluating, perplexity_result, vocabulary_size
+from pruner_lib.timing import in_turn, quartiles
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from torch import Tensor, nn
 
 LENGTHS = (128, 1024)  # tokens a window: the paper's, and a long one
-WARMUP = 1  # rounds that are not counted
 
 
 def cases(options) -> list[dict[str, Any]]:
@@ -46,20 +44,11 @@ def measure(model: str, *, window: int, windows: int, dtype: str, device: str, r
     ids = torch.randint(vocabulary, (windows, window), generator=torch.Generator().manual_seed(0))
     place = subject.get_input_embeddings().weight.device
     batch = automatic_batch(window, vocabulary, place.type)
-    times: dict[str, list[float]] = {"bare": [], "perplexity": []}
-    for number in range(WARMUP + rounds):
-        for name in times:
-            start = time.perf_counter()
-            if name == "bare":
-                with evaluating(subject):
-                    for part in ids.split(batch):
-                        subject(input_ids=part.to(place), use_cache=False)
-            else:
-                perplexity_result(subject, ids, batch_size=batch)
-            if place.type == "cuda":
-                torch.cuda.synchronize(place)
-            if number >= WARMUP:
-                times[name].append(time.perf_counter() - start)
+    calls = {
+        "bare": lambda: _bare(subject, ids, batch),
+        "perplexity": lambda: perplexity_result(subject, ids, batch_size=batch),
+    }
+    times = in_turn(calls, rounds, place)
     shares = [bare / ours for bare, ours in zip(times["bare"], times["perplexity"], strict=True)]
     low, share, high = quartiles(shares)
     tokens = windows * window
@@ -73,16 +62,18 @@ def measure(model: str, *, window: int, windows: int, dtype: str, device: str, r
     }
 
 
-def derive(frame: pd.DataFrame) -> pd.DataFrame:
-    """Add nothing: both sides of a row come from one process."""
-    return frame
+def _bare(model: nn.Module, ids: Tensor, batch: int) -> None:
+    """Run the forward pass over all windows, and keep nothing."""
+    place = model.get_input_embeddings().weight.device
+    with evaluating(model):
+        for part in ids.split(batch):
+            model(input_ids=part.to(place), use_cache=False)
 
 
 PART = Part(
     "evaluation",
     "What does measuring perplexity cost beside the forward pass?",
     "pruner_lib.bench_evaluation:measure",
-    ("evaluation", "bench_evaluation"),
+    ("evaluation", "timing", "bench_evaluation"),
     cases,
-    derive,
 )

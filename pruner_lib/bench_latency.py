@@ -9,10 +9,10 @@ the last position; scores are L1 norms, since time does not depend on which grou
 from __future__ import annotations
 
 import copy
-import statistics
-import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,15 +24,12 @@ from pruner_lib.groups import Axes, Plan
 from pruner_lib.importance import estimate
 from pruner_lib.prune import prune_
 from pruner_lib.selection import select
-
-if TYPE_CHECKING:
-    import pandas as pd
+from pruner_lib.timing import in_turn, quartiles
 
 SHARES = (0.2, 0.5)  # of the parameters in the blocks that go
 MULTIPLES = (1, 8, 64)  # to which the widths of the MLPs are rounded
 DENSE = "dense"
 PROMPT = 32  # tokens before those that are written
-WARMUP = 1  # rounds that are not counted
 
 
 def cases(options) -> list[dict[str, Any]]:
@@ -57,7 +54,8 @@ def measure(model: str, *, prefill: int, new_tokens: int, device: str, rounds: i
             ("prefill", _reader(dense, prefill), prefill),
             ("decoding", _writer(dense, new_tokens), new_tokens),
         ):
-            seconds = _in_turn(models, once, rounds, device)
+            calls = {name: partial(once, each) for name, each in models.items()}
+            seconds = in_turn(calls, rounds, device)
             for name in models:
                 rows.append(
                     {"phase": phase, **facts[name], **_summary(seconds[name], seconds[DENSE], tokens)}
@@ -132,22 +130,6 @@ def _ids(model: nn.Module, tokens: int) -> torch.Tensor:
     return torch.randint(vocabulary_size(model), (1, tokens), generator=generator).to(device)
 
 
-def _in_turn(
-    models: dict[str, nn.Module], once: Callable[[nn.Module], object], rounds: int, device: str
-) -> dict[str, list[float]]:
-    """Time each model once a round; name -> seconds of each round after the warm-up."""
-    seconds: dict[str, list[float]] = {name: [] for name in models}
-    for number in range(WARMUP + rounds):
-        for name, model in models.items():
-            start = time.perf_counter()
-            once(model)
-            if device.startswith("cuda"):
-                torch.cuda.synchronize(device)
-            if number >= WARMUP:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
 def _summary(seconds: Sequence[float], dense: Sequence[float], tokens: int) -> dict[str, Any]:
     """Quartiles of the time and of the speed-up round by round."""
     low, middle, high = quartiles(seconds)
@@ -164,33 +146,17 @@ def _summary(seconds: Sequence[float], dense: Sequence[float], tokens: int) -> d
     }
 
 
-def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """Give the lower quartile, the median and the upper quartile; one value is all three."""
-    if len(values) == 1:
-        return values[0], values[0], values[0]
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return low, middle, high
-
-
-def _all_evaluating(models: Sequence[nn.Module]):
-    from contextlib import ExitStack
-
+def _all_evaluating(models: Sequence[nn.Module]) -> ExitStack:
     stack = ExitStack()
     for model in models:
         stack.enter_context(evaluating(model))
     return stack
 
 
-def derive(frame: pd.DataFrame) -> pd.DataFrame:
-    """Add nothing: rows of a case are compared within its process."""
-    return frame
-
-
 PART = Part(
     "latency",
     "How much of the ideal speed-up do pruned models reach, and what do hardware-friendly widths give?",
     "pruner_lib.bench_latency:measure",
-    ("prune", "selection", "bench_latency"),
+    ("prune", "selection", "timing", "bench_latency"),
     cases,
-    derive,
 )

@@ -32,7 +32,18 @@ class Part:
     function: str  # `module:name` of what measures a case
     code: tuple[str, ...]  # modules whose change makes a row out of date
     cases: Callable[[Any], list[dict[str, Any]]]  # options -> settings of each case, in the order of running
-    derive: Callable[[pd.DataFrame], pd.DataFrame]  # adds the columns that compare rows
+    derive: Callable[[pd.DataFrame], pd.DataFrame] = lambda frame: frame  # adds the columns that compare rows
+
+
+def relative(frame: pd.DataFrame, base: pd.Series, same: list[str]) -> pd.Series:
+    """Give the time of each row as a multiple of that of the base row with the same values in `same`.
+
+    Args:    frame: columns `seconds` and those of `same`.    base: True for the rows to compare with.
+    Returns: NaN where there is no such base row.
+    """
+    known = frame[base].drop_duplicates(same, keep="last").set_index(same).seconds
+    times = [known.get(tuple(row), float("nan")) for row in frame[same].itertuples(index=False)]
+    return (frame.seconds / times).round(3)
 
 
 def cpu_name() -> str:

@@ -8,20 +8,20 @@ allocator held.
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from pruner_lib import memory
-from pruner_lib.bench_rows import Part
+from pruner_lib.bench_rows import Part, relative
 from pruner_lib.bench_shapes import random_model, shape_config, weights_mb
 from pruner_lib.budget import predict_memory
+from pruner_lib.capacity import available_bytes, give_back
 from pruner_lib.graph import discover
 from pruner_lib.importance import CRITERIA, estimate_members
+from pruner_lib.memory import meter
+from pruner_lib.timing import timed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,7 +84,7 @@ def measure(
         once = lambda: estimate_members(model, axes, ids, criteria=CRITERIA_OF[way], **extra)  # noqa: E731
         gradients = "reduced"
         cut = {member.parameter for axis in axes.values() for member in axis.members}
-        memory.give_back()
+        give_back()
         predicted = predict_memory(model, samples, tokens, CRITERIA_OF[way], parameters=cut, **extra)
         predicted_mb = round(predicted.total / 2**20, 1)
     loaded_mb, peak_mb, seconds = _run(once, device, repeats)
@@ -109,9 +109,7 @@ def derive(frame: pd.DataFrame) -> pd.DataFrame:
     frame["peak_to_weights"] = (frame.peak_mb / frame.weights_mb).round(3)
     frame["predicted_to_peak"] = (frame.predicted_mb / frame.peak_mb).round(3)
     same = ["machine", "size", "samples", "tokens", "device", "dtype"]
-    plain = frame[frame.way == PLAIN].drop_duplicates(same, keep="last").set_index(same).seconds
-    base = [plain.get(tuple(row), float("nan")) for row in frame[same].itertuples(index=False)]
-    frame["time_to_plain"] = (frame.seconds / base).round(3)
+    frame["time_to_plain"] = relative(frame, frame.way == PLAIN, same)
     return frame
 
 
@@ -136,12 +134,9 @@ def _bytes(size: str, dtype: torch.dtype) -> int:
 
 
 def free_mb(device: str) -> float:
-    """Memory that a new allocation could get, in MiB."""
-    if device.startswith("cuda"):
-        return torch.cuda.mem_get_info(device)[0] / 2**20
-    import psutil
-
-    return psutil.virtual_memory().available / 2**20
+    """Memory that a new allocation could get, in MiB; without end where that is not known."""
+    available = available_bytes(torch.device(device))
+    return float("inf") if available is None else available / 2**20
 
 
 def _refuse_too_large(size: str, needed_mb: float, device: str) -> None:
@@ -154,31 +149,11 @@ def _refuse_too_large(size: str, needed_mb: float, device: str) -> None:
 
 def _run(once: Callable[[], Any], device: str, repeats: int) -> tuple[float, float, list[float]]:
     """Memory before, peak and times of a few repeats; the peak is that of all of them."""
-    memory.give_back()
-    with _meter(device) as read:
-        before, _ = read()
-        seconds: list[float] = []
-        while len(seconds) < repeats and (not seconds or sum(seconds) < ENOUGH_S):
-            start = time.perf_counter()
-            once()
-            if device.startswith("cuda"):
-                torch.cuda.synchronize(device)
-            seconds.append(time.perf_counter() - start)
-        return before, read()[1], seconds
-
-
-@contextmanager
-def _meter(device: str) -> Iterator[Callable[[], tuple[float, float]]]:
-    """Give a function that tells memory held now and at most since the start, in MiB."""
-    if device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats(device)
-        yield lambda: (
-            torch.cuda.memory_allocated(device) / 2**20,
-            torch.cuda.max_memory_allocated(device) / 2**20,
-        )
-    else:
-        memory.reset_peak()
-        yield lambda: (memory.resident_mb(), memory.peak_mb())
+    before, peak = meter(device)
+    seconds: list[float] = []
+    while len(seconds) < repeats and (not seconds or sum(seconds) < ENOUGH_S):
+        seconds.append(timed(once, device))
+    return before, peak(), seconds
 
 
 def _plain(model: nn.Module, ids: Tensor, freed: bool) -> None:

@@ -6,8 +6,6 @@ Counting watches the operators that a forward pass runs: no architecture is name
 from __future__ import annotations
 
 import re
-import statistics
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from torch.utils.flop_counter import flop_registry
 
 from pruner_lib.evaluation import evaluating
 from pruner_lib.quantisation import Int8Linear
+from pruner_lib.timing import in_turn, quartiles
 from pruner_lib.trace import prompt_for
 
 MACS_TOKENS = 64  # the paper's input: one sequence of 64 tokens
@@ -191,16 +190,10 @@ def latency(
     special = prompt_for(model, 1)[0, :tokens]  # some models look for them
     ids[:, : len(special)] = special
     ids = ids.to(weight.device)
-    seconds = []
+    once = {"pass": lambda: model(input_ids=ids, use_cache=False)}
     with evaluating(model):
-        for _ in range(warmup + repeats):
-            start = time.perf_counter()
-            model(input_ids=ids, use_cache=False)
-            if weight.device.type == "cuda":
-                torch.cuda.synchronize(weight.device)
-            seconds.append(time.perf_counter() - start)
-    seconds = seconds[warmup:]
-    low, median, high = statistics.quantiles(seconds, n=4, method="inclusive")
+        seconds = in_turn(once, repeats, weight.device, warmup=warmup)["pass"]
+    low, median, high = quartiles(seconds)
     return Latency(tuple(seconds), median, high - low, batch * tokens / median, tokens, batch)
 
 

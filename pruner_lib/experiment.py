@@ -10,11 +10,13 @@ import json
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from pruner_lib import criteria
+
 FORMAT = (
     1  # raised when a record of the same settings would hold other numbers; old records are then made anew
 )
-CRITERIA = ("random", "l1", "l2", "vector", "element1", "element2", "mixed")
-DATA_FREE = ("none", "random", "l1", "l2")  # criteria that look at no calibration samples
+CRITERIA = criteria.CRITERIA
+DATA_FREE = ("none", *criteria.DATA_FREE)  # look at no calibration samples
 AGGREGATIONS = ("sum", "mean", "prod", "max", "last")
 ORDERS = ("channel", "group")
 ORDERED = ("prod", "max")  # aggregations for which the order matters

@@ -114,12 +114,11 @@ def plot_discovery(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
                     same = same.sort_values("parameters")
                     ax.plot(same.parameters / 1e9, same.seconds, line, color=style.color)
         ax.plot(part.parameters / 1e9, part.seconds, style.marker, color=style.color, label=style.label)
-        for row in part[~grid].itertuples():
-            at = (row.parameters / 1e9, row.seconds)
-            ax.annotate(
-                f"{row.size}B", at, xytext=(-7, 5), textcoords="offset points", ha="right", fontsize=8
-            )
     ax.set(xscale="log", yscale="log", title="discovery (solid: deeper, dotted: wider)")
+    for row in frame[~frame["size"].str.contains("x")].drop_duplicates("size").itertuples():
+        name = f"{row.size}B" if row.size[0].isdigit() else row.size
+        at = (row.parameters / 1e9, 0.02)  # beside the other axis's ticks it could meet their labels
+        ax.annotate(name, at, xycoords=("data", "axes fraction"), ha="center", fontsize=8)
     ax.set_xlabel("parameters, billions")
     ax.set_ylabel("time, s")
     ax.legend(frameon=False, fontsize=8)

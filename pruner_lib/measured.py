@@ -6,7 +6,6 @@ records (`measures`), texts to `samples`.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -127,16 +126,13 @@ def _pass(model: Any, tokens: int) -> float:
     import torch
 
     from pruner_lib.evaluation import evaluating
+    from pruner_lib.timing import timed
 
     weight = model.get_input_embeddings().weight
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(weight.shape[0], (1, tokens), generator=generator).to(weight.device)
     with evaluating(model):
-        start = time.perf_counter()
-        model(input_ids=ids, use_cache=False)
-        if weight.device.type == "cuda":
-            torch.cuda.synchronize(weight.device)
-        return time.perf_counter() - start
+        return timed(lambda: model(input_ids=ids, use_cache=False), weight.device)
 
 
 def _bytes(model: Any) -> int:

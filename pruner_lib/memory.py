@@ -4,9 +4,29 @@ from __future__ import annotations
 
 import resource
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from pruner_lib.capacity import give_back as give_back  # looked for here
+import torch
+
+from pruner_lib.capacity import give_back
+
+
+def meter(device: torch.device | str) -> tuple[float, Callable[[], float]]:
+    """Let the peak count from now on.
+
+    Args:    device: on a GPU, what PyTorch's allocator holds counts; elsewhere the process's resident memory.
+    Returns: MiB held now, and what tells the peak so far in MiB.
+    """
+    give_back()
+    if torch.device(device).type != "cuda":
+        reset_peak()
+        return resident_mb(), peak_mb
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_allocated(
+        device
+    ) / 2**20, lambda: torch.cuda.max_memory_allocated(device) / 2**20
 
 
 def reset_peak() -> None:

@@ -6,15 +6,16 @@ What is cached lies where that of the stages lies, and may be deleted at any tim
 from __future__ import annotations
 
 import gc
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pruner_lib import memory, stages
+from pruner_lib import stages
 from pruner_lib.experiment import Experiment, settings_key
+from pruner_lib.memory import meter
 from pruner_lib.storage import only_one, read_json, write_json
 from pruner_lib.study import bench_of
+from pruner_lib.timing import timed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -124,19 +125,7 @@ def _pass_of(dense: stages.Loaded, ids: Any, criteria: Sequence[str] | None) -> 
 
 def _cost(action: Callable[[], None], model: Any) -> tuple[float, float]:
     """Seconds of an action, and how far memory rose above what was held before, in MiB."""
-    import torch
-
     device = next(model.parameters()).device
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-    memory.give_back()
-    memory.reset_peak()
-    before = torch.cuda.memory_allocated(device) / 2**20 if device.type == "cuda" else memory.resident_mb()
-    start = time.perf_counter()
-    action()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    seconds = time.perf_counter() - start
-    peak = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else memory.peak_mb()
-    return seconds, max(0.0, peak - before)
+    before, peak = meter(device)
+    seconds = timed(action, device)
+    return seconds, max(0.0, peak() - before)

@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pruner_lib import memory
+from pruner_lib.capacity import give_back
 from pruner_lib.experiment import DATA_FREE, Calibration, Evaluation, Experiment, settings_key
 from pruner_lib.storage import only_one, write_atomic
 
@@ -152,7 +152,7 @@ def _estimate(asked: Experiment, dense: Loaded, criteria: Sequence[str]) -> dict
         sizes["bos"] = begins_with_bos(asked.calibration, dense.tokenizer)
         ids = calibration_ids(sizes.pop("corpus"), dense.tokenizer, **sizes)  # (samples, length)
     found = estimate_members(dense.model, dense.axes, ids, criteria=list(criteria), seed=asked.seed)
-    memory.give_back()
+    give_back()
     return found
 
 

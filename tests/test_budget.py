@@ -19,9 +19,10 @@ ALL = ["vector", "element1", "element2", "mixed"]
 PASS = """
 import json, sys, torch
 from transformers import AutoModelForCausalLM, LlamaConfig
-from pruner_lib import discover, memory
+from pruner_lib import discover
 from pruner_lib.budget import predict_memory
 from pruner_lib.importance import estimate_members
+from pruner_lib.memory import meter
 
 criteria, samples, micro_batch, checkpointing = json.loads(sys.argv[1])
 torch.set_num_threads(1)
@@ -34,10 +35,9 @@ axes = discover(model).of_kind("attention", "mlp")
 settings = dict(criteria=criteria, micro_batch=micro_batch, checkpointing=checkpointing)
 cut = {m.parameter for axis in axes.values() for m in axis.members}
 predicted = predict_memory(model, samples, 64, **settings, parameters=cut)
-memory.give_back()
-memory.reset_peak()
+_, peak = meter("cpu")
 estimate_members(model, axes, torch.randint(0, 12000, (samples, 64)), **settings)
-print(json.dumps([predicted.total / 2**20, memory.peak_mb()]))
+print(json.dumps([predicted.total / 2**20, peak()]))
 """
 
 

@@ -1,0 +1,28 @@
+"""Calls are timed one after the other, round by round, without the rounds that warm up."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from pruner_lib.timing import in_turn, quartiles, timed
+
+
+def test_calls_take_turns_and_the_warm_up_is_not_counted():
+    order: list[str] = []
+    calls = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
+    seconds = in_turn(calls, 3, "cpu", warmup=2)
+    assert order == ["a", "b"] * 5
+    assert {name: len(found) for name, found in seconds.items()} == {"a": 3, "b": 3}
+
+
+def test_a_longer_call_takes_longer():
+    seconds = in_turn({"short": lambda: None, "long": lambda: time.sleep(0.02)}, 1, "cpu", warmup=0)
+    assert seconds["long"][0] >= 0.02 > seconds["short"][0]
+    assert timed(lambda: time.sleep(0.02), "cpu") >= 0.02
+
+
+def test_quartiles_of_a_few_values():
+    assert quartiles([3.0]) == (3.0, 3.0, 3.0)
+    assert quartiles([1.0, 2.0, 3.0, 4.0, 5.0]) == pytest.approx((2.0, 3.0, 4.0))
