@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pruner_lib
-from pruner_lib.bench_rows import Part, relative
+from pruner_lib.bench_rows import Part
 from pruner_lib.bench_shapes import meta_model, random_model, weights_mb
 from pruner_lib.memory import meter
 from pruner_lib.timing import timed
@@ -91,7 +91,9 @@ def derive(frame: pd.DataFrame) -> pd.DataFrame:
     """Add our time as a share of torch-pruning's on the same size."""
     frame = frame.drop(columns="share_of_rival", errors="ignore")
     same = ["machine", "size", "repeats"]
-    frame["share_of_rival"] = relative(frame, frame.tool == RIVAL, same)
+    rival = frame[frame.tool == RIVAL].drop_duplicates(same, keep="last").set_index(same).seconds
+    base = [rival.get(tuple(row), float("nan")) for row in frame[same].itertuples(index=False)]
+    frame["share_of_rival"] = (frame.seconds / base).round(3)
     return frame
 
 

@@ -1,8 +1,8 @@
 """Rows of the benchmark: which machine, which code, what is measured already.
 
 A row belongs to the settings of its case, to a machine and to the code that was measured (a hash of the
-modules that the part names, comments and docstrings left out). A case whose rows exist for all three is not
-measured again. Rows of other machines stay beside ours.
+modules that the part names, comments, docstrings and imports left out). A case whose rows exist for all
+three is not measured again. Rows of other machines stay beside ours.
 """
 
 from __future__ import annotations
@@ -35,17 +35,6 @@ class Part:
     derive: Callable[[pd.DataFrame], pd.DataFrame] = lambda frame: frame  # adds the columns that compare rows
 
 
-def relative(frame: pd.DataFrame, base: pd.Series, same: list[str]) -> pd.Series:
-    """Give the time of each row as a multiple of that of the base row with the same values in `same`.
-
-    Args:    frame: columns `seconds` and those of `same`.    base: True for the rows to compare with.
-    Returns: NaN where there is no such base row.
-    """
-    known = frame[base].drop_duplicates(same, keep="last").set_index(same).seconds
-    times = [known.get(tuple(row), float("nan")) for row in frame[same].itertuples(index=False)]
-    return (frame.seconds / times).round(3)
-
-
 def cpu_name() -> str:
     """Read the processor's name where the system tells it."""
     try:
@@ -75,13 +64,14 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def code_version(modules: Iterable[str]) -> str:
-    """Hash what modules of this library do: their syntax trees without docstrings."""
+    """Hash what modules of this library do: their syntax trees without docstrings and imports."""
     digest = hashlib.sha256()
     for name in modules:
         tree = ast.parse(Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node):
                 node.body = node.body[1:]
+        tree.body = [node for node in tree.body if not isinstance(node, (ast.Import, ast.ImportFrom))]
         digest.update(ast.dump(tree).encode())
     return digest.hexdigest()[:8]
 

@@ -1,27 +1,28 @@
 """Benchmark, part a: memory and time of scoring, beside a plain forward and backward pass of the same batch.
 
 A case is one size and one way; each has its process. The peak is the resident memory that the system saw from
-the moment the weights were there: the interpreter and its libraries count. On a GPU it is what PyTorch's
-allocator held.
+the moment the weights were there to the end of the first pass: the interpreter and its libraries count. On a
+GPU it is what PyTorch's allocator held. Then scoring and a plain pass take turns, so that a slow moment of
+the machine strikes both; there the plain pass frees each gradient as soon as it is made, its fastest way.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from pruner_lib.bench_rows import Part, relative
+from pruner_lib.bench_rows import Part
 from pruner_lib.bench_shapes import random_model, shape_config, weights_mb
 from pruner_lib.budget import predict_memory
 from pruner_lib.capacity import available_bytes, give_back
 from pruner_lib.graph import discover
 from pruner_lib.importance import CRITERIA, estimate_members
 from pruner_lib.memory import meter
-from pruner_lib.timing import timed
+from pruner_lib.timing import in_turn, timed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,10 +30,10 @@ if TYPE_CHECKING:
 SIZES = ("0.1", "0.5", "1", "3", "7")
 CRITERIA_OF = {"vector": ("vector",), "element1": ("element1",), "all criteria": CRITERIA}
 PLAIN = "plain"  # forward and backward pass with the gradients of all parameters, nothing scored
-ENOUGH_S = 60.0  # once all repeats took as long, no further one is made
+ENOUGH_S = 150.0  # about how long the repeats may take together, at least one is made
 CODE = (
-    "importance", "saliency", "criteria", "gradients", "hooks", "uses", "loss", "budget", "bench_scoring",
-    "bench_shapes",
+    "importance", "saliency", "criteria", "gradients", "hooks", "uses", "loss", "budget", "capacity",
+    "timing", "bench_scoring", "bench_shapes",
 )  # fmt: skip
 BESIDE_MB = 1500.0  # interpreter, libraries and activations beside weights and gradients, at the most
 
@@ -63,7 +64,8 @@ def measure(
 
     Args:    kinds: of the axes that are scored, joined by "+", or "all".    micro_batch: 0 for the library's
              choice.    checkpointing: "yes", "no", or "" for the library's choice.
-    Returns: a row: `_mb` in MiB, `_s` in seconds; `seconds` is the median over repeats.
+    Returns: a row: `_mb` in MiB, `_s` in seconds; `seconds` and `plain_s` are medians over the repeats,
+             `time_to_plain` the median of their ratios.
     Raises:  ValueError: the weights alone would not fit.
     """
     kind = getattr(torch, dtype)
@@ -87,7 +89,11 @@ def measure(
         give_back()
         predicted = predict_memory(model, samples, tokens, CRITERIA_OF[way], parameters=cut, **extra)
         predicted_mb = round(predicted.total / 2**20, 1)
-    loaded_mb, peak_mb, seconds = _run(once, device, repeats)
+    loaded_mb, peak = meter(device)
+    first_s = timed(once, device)
+    peak_mb = peak()
+    rounds = max(1, min(repeats, int(ENOUGH_S / (2 * first_s))))
+    times = in_turn({PLAIN: lambda: _plain(model, ids, True), way: once}, rounds, device, warmup=0)
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "gradients": gradients,
@@ -95,21 +101,27 @@ def measure(
         "loaded_mb": round(loaded_mb, 1),
         "peak_mb": round(peak_mb, 1),
         "predicted_mb": predicted_mb,
-        "seconds": round(statistics.median(seconds), 3),
-        "fastest_s": round(min(seconds), 3),
-        "slowest_s": round(max(seconds), 3),
-        "n_times": len(seconds),
+        "first_s": round(first_s, 3),
+        **_compared(times[way], times[PLAIN]),
+    }
+
+
+def _compared(ours: Sequence[float], plain: Sequence[float]) -> dict[str, Any]:
+    """Medians of the times, and of their ratio round by round."""
+    ratios = [a / b for a, b in zip(ours, plain, strict=True)]
+    return {
+        "seconds": round(statistics.median(ours), 3),
+        "plain_s": round(statistics.median(plain), 3),
+        "time_to_plain": round(statistics.median(ratios), 3),
+        "n_times": len(ratios),
     }
 
 
 def derive(frame: pd.DataFrame) -> pd.DataFrame:
-    """Add the ratios to the weights, and to the time and the peak of the plain pass of the same size."""
-    derived = ["peak_to_weights", "predicted_to_peak", "time_to_plain"]
-    frame = frame.drop(columns=derived, errors="ignore")
+    """Add the ratios of the peak to the weights, and of what was predicted to the peak."""
+    frame = frame.drop(columns=["peak_to_weights", "predicted_to_peak"], errors="ignore")
     frame["peak_to_weights"] = (frame.peak_mb / frame.weights_mb).round(3)
     frame["predicted_to_peak"] = (frame.predicted_mb / frame.peak_mb).round(3)
-    same = ["machine", "size", "samples", "tokens", "device", "dtype"]
-    frame["time_to_plain"] = relative(frame, frame.way == PLAIN, same)
     return frame
 
 
@@ -145,15 +157,6 @@ def _refuse_too_large(size: str, needed_mb: float, device: str) -> None:
             f"size {size} needs {needed_mb:,.0f} MiB for its weights and up to {BESIDE_MB:,.0f} beside them, "
             f"but {free_mb(device):,.0f} are free on {device}; leave it out with --sizes"
         )
-
-
-def _run(once: Callable[[], Any], device: str, repeats: int) -> tuple[float, float, list[float]]:
-    """Memory before, peak and times of a few repeats; the peak is that of all of them."""
-    before, peak = meter(device)
-    seconds: list[float] = []
-    while len(seconds) < repeats and (not seconds or sum(seconds) < ENOUGH_S):
-        seconds.append(timed(once, device))
-    return before, peak(), seconds
 
 
 def _plain(model: nn.Module, ids: Tensor, freed: bool) -> None:

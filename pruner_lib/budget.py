@@ -18,11 +18,11 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves
 
-from pruner_lib.capacity import available_bytes, held_bytes
+from pruner_lib.capacity import HOLES, available_bytes, held_bytes
 from pruner_lib.criteria import ADDITIVE, DATA_FREE, SECOND_ORDER
 from pruner_lib.gradients import batch_sizes, frozen
 from pruner_lib.graph import decoder_layers
-from pruner_lib.hooks import HOLES, Pass
+from pruner_lib.hooks import Pass
 from pruner_lib.loss import PIECE
 from pruner_lib.uses import in_slices, product_dtype, rows_of
 

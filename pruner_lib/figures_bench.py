@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pruner_lib.marks import GREY, STYLE, MethodStyle, need, new_axes
+from pruner_lib.marks import GREY, STYLE, MethodStyle, log_ticks, need, new_axes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -188,17 +188,9 @@ def _look(style: MethodStyle) -> dict[str, object]:
 
 
 def _finish(ax: Axes) -> Axes:
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
-
     for axis in (ax.xaxis, ax.yaxis):
         if axis.get_scale() == "log":
-            low, high = axis.get_view_interval()
-            subs = (1, 2, 5) if high / low < 200 else (1,)
-            axis.set_major_locator(
-                LogLocator(subs=subs, numticks=30) if high / low > 6 else MaxNLocator(4, steps=[1, 2, 5, 10])
-            )
-            axis.set_minor_locator(NullLocator())
-            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            log_ticks(axis, room=200, linear=4)
     ax.grid(alpha=0.25)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)

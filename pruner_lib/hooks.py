@@ -10,17 +10,16 @@ import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 
 import torch
 from torch import nn
 from torch.autograd.graph import register_multi_grad_hook
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from pruner_lib.capacity import give_back, resident_bytes
+from pruner_lib.capacity import Tidy
 from pruner_lib.graph import decoder_layers
 from pruner_lib.uses import Use
-
-HOLES = 2**26  # bytes that may lie unused inside the process
 
 
 class _Kept(torch.autograd.Function):
@@ -65,8 +64,8 @@ class Pass:
         embeddings = (m for m in self.model.modules() if isinstance(m, nn.Embedding))
         handles = [m.register_forward_hook(self._open) for m in embeddings]
         handles += [m.register_forward_hook(self._watch, with_kwargs=True) for m in self.owners]
-        tidy = _Tidy()
-        handles += [m.register_forward_hook(tidy) for m in _layers(self.model)]
+        tidy = Tidy()
+        handles += [m.register_forward_hook(partial(_tidied, tidy)) for m in _layers(self.model)]
         try:
             yield
         finally:
@@ -151,25 +150,12 @@ def _layers(model: nn.Module) -> list[nn.Module]:
     return []
 
 
-class _Tidy:
-    """Gives back what the layers have freed, in forward and in backward, whenever memory has grown.
-
-    It lies in holes between the activations that stay, which no later tensor fits: up to a third of them.
-    """
-
-    def __init__(self):
-        self.resident = resident_bytes()
-
-    def __call__(self, layer: nn.Module, inputs: tuple, output) -> None:
-        self.look()
-        for x in tree_leaves(output):
-            if isinstance(x, torch.Tensor) and x.requires_grad:
-                x.register_hook(lambda grad: self.look())
-
-    def look(self) -> None:
-        if resident_bytes() - self.resident > HOLES:
-            give_back()
-            self.resident = resident_bytes()
+def _tidied(tidy: Tidy, layer: nn.Module, inputs: tuple, output) -> None:
+    """Look at the memory after a layer, in forward and in backward."""
+    tidy.look()
+    for x in tree_leaves(output):
+        if isinstance(x, torch.Tensor) and x.requires_grad:
+            x.register_hook(lambda grad: tidy.look())
 
 
 def _positions(model: nn.Module, ids: torch.Tensor) -> dict[str, torch.Tensor]:

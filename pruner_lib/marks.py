@@ -15,6 +15,7 @@ import numpy as np
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 MIN_BAND = 3  # from this many repeats on the mean and a band are drawn, below it the points
 DIRECT_LABELS = 4  # up to so many lines carry their labels themselves; more have a legend
@@ -153,22 +154,31 @@ def _apart(heights: np.ndarray, ax: Axes) -> np.ndarray:
 
 def perplexity_axis(ax: Axes) -> Axes:
     """Make the vertical axis one of perplexity: logarithmic, with plain numbers, light grid."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
-
     ax.set_yscale("log")
-    low, high = ax.get_ylim()
-    if high / low > 6:
-        ticks = LogLocator(subs=(1, 2, 5) if high / low < 2e4 else (1,), numticks=30)
-    else:
-        ticks = MaxNLocator(6, steps=[1, 2, 5, 10])
-    ax.yaxis.set_major_locator(ticks)
-    ax.yaxis.set_minor_locator(NullLocator())
-    ax.yaxis.set_major_formatter(FuncFormatter(_plain_number))
+    log_ticks(ax.yaxis, room=2e4)
     ax.set_ylabel("perplexity (lower is better)")
     ax.grid(axis="y", alpha=0.25)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
     return ax
+
+
+def log_ticks(axis: Axis, room: float, linear: int = 6) -> None:
+    """Give a logarithmic axis plain numbers at 1, 2 and 5 times powers of ten.
+
+    Args:    room: from this ratio of its ends on, powers of ten alone.
+             linear: about how many ticks an axis has that is too short for these.
+    """
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+    low, high = axis.get_view_interval()
+    if high / low > 6:
+        ticks = LogLocator(subs=(1, 2, 5) if high / low < room else (1,), numticks=30)
+    else:
+        ticks = MaxNLocator(linear, steps=[1, 2, 5, 10])
+    axis.set_major_locator(ticks)
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(_plain_number))
 
 
 def _plain_number(value: float, _: int) -> str:

@@ -17,7 +17,7 @@ from pruner_lib.layout import apply_layout_, empty_layout, merge_layouts, set_la
 from pruner_lib.norms import norm_factor, norm_members
 from pruner_lib.placement import check_in_memory
 from pruner_lib.siblings import check_even
-from pruner_lib.twins import Law, builds, common_module, learn, same_make, shapes_of
+from pruner_lib.twins import Law, build_twin, builds, common_module, learn, same_make, shapes_of
 
 
 def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Module:
@@ -178,6 +178,8 @@ def _norm_factors(model: nn.Module, axes: Axes, keep: dict, cuts: dict) -> dict[
     factors = {}
     for name in (n for n in keep if axes[n].layer is not None):
         for member in norm_members(model, axes[name].members, axes[name].side_by_side):
+            if member.parameter in factors:  # a sibling axis has asked
+                continue
             factor = norm_factor(model.get_submodule(member.structure), cuts[member.parameter][member.dim])
             if factor is None:
                 raise ValueError(f"{member.structure} is a norm over all groups of {name} and can't be cut")
@@ -188,9 +190,10 @@ def _norm_factors(model: nn.Module, axes: Axes, keep: dict, cuts: dict) -> dict[
 def _laws(model: nn.Module, axes: Axes, kept: dict[str, int]) -> dict[str, Law]:
     """What follows the number of groups, for every axis of a make that is cut."""
     laws = {}
+    dense = build_twin(model, {})
     for make in same_make(axes):
         if any(axis.name in kept for axis in make):
-            laws |= dict.fromkeys((axis.name for axis in make), learn(model, make, axes))
+            laws |= dict.fromkeys((axis.name for axis in make), learn(model, make, axes, dense))
     return laws
 
 

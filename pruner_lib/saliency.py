@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import torch
 
+from pruner_lib.capacity import Tidy
 from pruner_lib.groups import Axis, Member
 from pruner_lib.uses import rows_of
 
@@ -27,7 +28,9 @@ class Tables:
                 self.places.setdefault(m.parameter, set()).add(_dims(m))
 
     def add_magnitudes(self, criteria: list[str]) -> None:
+        tidy = Tidy()
         for name in self.places if criteria else ():
+            tidy.look()
             w = self.parameters[name]
             step = rows_of(w.shape, w.device)
             for row, part in zip(range(0, w.shape[0], step), w.split(step), strict=True):

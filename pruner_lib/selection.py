@@ -1,24 +1,21 @@
 """Choosing: scores in, plan out (paper section 3.2, the ranking after Eq. 5, and section 4.1's
 granularities).
 
-Pure functions: no model is seen here and nothing is cut.
+Pure functions: no model is seen here and nothing is cut. How many groups go is in `counts`.
 """
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 
-from pruner_lib.groups import GRANULARITIES, Axes, Axis, Plan
-from pruner_lib.siblings import even_out
+from pruner_lib.counts import removed_counts, total_parameters
+from pruner_lib.groups import GRANULARITIES, Axis, Plan
 
 SCOPES = ("local", "global", "joint")
 TARGETS = ("groups", "parameters")
-EXPERT_ROWS = 8  # channels of experts are kept in multiples of it: grouped products want 16-byte rows
-TOLERANCE = 0.005  # of all parameters: how near `target="parameters"` must come
 
 
 def select(
@@ -60,20 +57,7 @@ def select(
     n_layers = getattr(
         axes, "n_layers", 1 + max((a.layer for a in axes.values() if a.layer is not None), default=-1)
     )
-    if granularity == "channel" and (protect_first or protect_last):
-        raise ValueError(
-            "channel granularity cuts the residual stream of every layer: protect_first and protect_last "
-            "must be 0"
-        )
-    if protect_first + protect_last >= max(n_layers, 1):
-        raise ValueError(
-            f"protect_first + protect_last = {protect_first + protect_last} leaves none of {n_layers} layers "
-            "to prune"
-        )
-    if uniform and (protect_first or protect_last or scope != "local"):
-        raise ValueError(
-            "uniform=True needs scope='local' and no protected layers, else the widths differ between layers"
-        )
+    _check_together(granularity, scope, n_layers, protect_first + protect_last, dependency, uniform)
     settings = dict(
         ratio=ratio, granularity=granularity, scope=scope, protect_first=protect_first,
         protect_last=protect_last, target=target, dependency=dependency, multiple_of=multiple_of,
@@ -81,11 +65,6 @@ def select(
     )  # fmt: skip
     inner = range(protect_first, n_layers - protect_last)
     if granularity == "layer":
-        if not dependency:
-            raise ValueError(
-                "dependency=False ranks the structures of a group; a whole layer has none: "
-                "use granularity='block'"
-            )
         return _select_layers(axes, scores, ratio, target, n_layers, inner, settings)
     chosen = {name: a for name, a in axes.items() if a.kind in GRANULARITIES[granularity]}
     if not chosen:
@@ -96,7 +75,7 @@ def select(
         _check_scores(axis, scores, dependency)
     pruned = {name: a for name, a in chosen.items() if a.layer is None or a.layer in inner}
     units = _units(pruned, scores, dependency)
-    remove = _fit(axes, pruned, units, ratio, scope, multiple_of, target)
+    remove = removed_counts(axes, pruned, units, ratio, scope, multiple_of, target)
     keep, n_groups = {}, {}
     for name, axis in chosen.items():
         for key in [name] if dependency else [f"{name}/{s}" for s in axis.structures]:
@@ -124,6 +103,30 @@ def _check_options(ratio, granularity, scope, target, protect_first, protect_las
     for name, value, least in counts:
         if not isinstance(value, int) or value < least:
             raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
+def _check_together(
+    granularity: str, scope: str, n_layers: int, protected: int, dependency: bool, uniform: bool
+) -> None:
+    """Refuse options that exclude each other."""
+    if granularity == "channel" and protected:
+        raise ValueError(
+            "channel granularity cuts the residual stream of every layer: protect_first and protect_last "
+            "must be 0"
+        )
+    if protected >= max(n_layers, 1):
+        raise ValueError(
+            f"protect_first + protect_last = {protected} leaves none of {n_layers} layers to prune"
+        )
+    if uniform and (protected or scope != "local"):
+        raise ValueError(
+            "uniform=True needs scope='local' and no protected layers, else the widths differ between layers"
+        )
+    if granularity == "layer" and not dependency:
+        raise ValueError(
+            "dependency=False ranks the structures of a group; a whole layer has none: "
+            "use granularity='block'"
+        )
 
 
 def _check_scores(axis: Axis, scores: Mapping[str, torch.Tensor], dependency: bool) -> None:
@@ -155,113 +158,6 @@ def _units(
     return units
 
 
-def n_removed(axis: Axis, ratio: float, n_axes: int = 1) -> int:
-    """Groups that a ratio removes from `n_axes` equal axes: whole groups of C - int(C * (1 - ratio))
-    channels.
-
-    Source: reference code, `prune_local`; at least one group stays.
-    """
-    channels = axis.n_groups * axis.width * n_axes
-    return min((channels - int(channels * (1 - ratio))) // axis.width, (axis.n_groups - 1) * n_axes)
-
-
-def _counts(pruned, units, ratios: Mapping[str, float], scope: str, multiple_of: int) -> dict[str, int]:
-    """Key of `units` -> number of groups that go; `ratios` gives a ratio for each kind."""
-    counts: dict[str, int] = {}
-    of = {key: pruned[key.split("/")[0]] for key in units}
-    if scope == "local":
-        counts = {key: n_removed(of[key], ratios[of[key].kind]) for key in units}
-    else:
-        kinds = sorted({a.kind for a in pruned.values()})
-        for together in [kinds] if scope == "joint" else [[kind] for kind in kinds]:
-            keys = [key for key in units if of[key].kind in together]
-            counts |= _global_counts(
-                {k: units[k] for k in keys}, {k: of[k] for k in keys}, ratios[together[-1]], scope
-            )
-        counts = even_out(pruned, counts)
-    for key in counts:
-        n, kind = of[key].n_groups, of[key].kind
-        step = multiple_of if kind == "mlp" else 1
-        if of[key].in_stack and n >= EXPERT_ROWS and counts[key]:
-            step = math.lcm(step, EXPERT_ROWS)
-        if step > 1:
-            kept = round((n - counts[key]) / step) * step
-            counts[key] = n - min(max(kept, step), n)
-    return counts
-
-
-def _global_counts(
-    units: dict[str, torch.Tensor], of: dict[str, Axis], ratio: float, scope: str
-) -> dict[str, int]:
-    """Rank all groups in one list; the best group of each axis is out of reach."""
-    candidates = {key: torch.sort(values, stable=True).values[:-1] for key, values in units.items()}
-    width = 1 if scope == "joint" else next(iter(of.values())).width  # the joint ratio counts groups
-    total = sum(axis.n_groups * width for axis in of.values())
-    n = min((total - int(total * (1 - ratio))) // width, sum(len(c) for c in candidates.values()))
-    owner = torch.cat([torch.full((len(c),), i) for i, c in enumerate(candidates.values())])
-    worst = torch.argsort(torch.cat(list(candidates.values())), stable=True)[:n]
-    gone = torch.bincount(owner[worst], minlength=len(candidates))
-    return {key: int(gone[i]) for i, key in enumerate(candidates)}
-
-
-def _fit(axes, pruned, units, ratio: float, scope: str, multiple_of: int, target: str) -> dict[str, int]:
-    kinds = {a.kind for a in pruned.values()}
-    if target == "groups":
-        counts = _counts(pruned, units, dict.fromkeys(kinds, ratio), scope, multiple_of)
-        idle = sorted(
-            kind
-            for kind in kinds
-            if not any(n for key, n in counts.items() if pruned[key.split("/")[0]].kind == kind)
-        )
-        if ratio > 0 and idle:
-            example = next(a for a in pruned.values() if a.kind == idle[0])
-            warnings.warn(
-                f"ratio {ratio} of {example.n_groups} groups rounds to none for {', '.join(idle)}: "
-                "nothing is removed there",
-                stacklevel=3,
-            )
-        return counts
-    total = _total(axes)
-    structures = {name: 1 if name in units else len(axis.structures) for name, axis in pruned.items()}
-
-    def sparsity(ratios: Mapping[str, float]) -> float:
-        counts = _counts(pruned, units, ratios, scope, multiple_of)
-        gone = (
-            n * pruned[k.split("/")[0]].group_parameters / structures[k.split("/")[0]]
-            for k, n in counts.items()
-        )
-        return sum(gone) / total
-
-    both = _bisect(lambda r: sparsity(dict.fromkeys(kinds, r)), ratio)
-    ratios = dict.fromkeys(kinds, both)
-    if (
-        "mlp" in kinds and scope != "joint"
-    ):  # heads come in large steps: let the MLP channels make up for the rest
-        ratios["mlp"] = _bisect(lambda r: sparsity(ratios | {"mlp": r}), ratio)
-    reached = sparsity(ratios)
-    if abs(reached - ratio) > TOLERANCE:
-        raise ValueError(
-            f"no plan removes {ratio:.1%} of the parameters to within {TOLERANCE:.1%}: the nearest removes "
-            f"{reached:.1%}. Protect fewer layers, lower the ratio, or use target='groups'"
-        )
-    return _counts(pruned, units, ratios, scope, multiple_of)
-
-
-def _bisect(rising: Callable[[float], float], goal: float) -> float:
-    """The x in [0, 1) whose `rising(x)` is nearest to the goal."""
-    low, high = 0.0, math.nextafter(1.0, 0.0)
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if rising(middle) < goal else (low, middle)
-    return min((low, high), key=lambda x: abs(rising(x) - goal))
-
-
-def _total(axes: Mapping[str, Axis]) -> int:
-    if not isinstance(axes, Axes):
-        raise ValueError("target='parameters' needs the Axes object that discover returned, not a plain dict")
-    return axes.n_parameters
-
-
 def _select_layers(axes, scores, ratio, target, n_layers, inner, settings) -> Plan:
     """Whole layers: a layer's score is the sum over its attention and MLP groups."""
     totals = torch.zeros(n_layers)
@@ -273,7 +169,8 @@ def _select_layers(axes, scores, ratio, target, n_layers, inner, settings) -> Pl
     if target == "groups":
         n = len(order) - int(len(order) * (1 - ratio))
     else:
-        sizes = torch.tensor([0, *(axes.layer_parameters[i] for i in order)]).cumsum(0) / _total(axes)
+        sizes = torch.tensor([0, *(axes.layer_parameters[i] for i in order)]).cumsum(0)
+        sizes = sizes / total_parameters(axes)
         n = int((sizes - ratio).abs().argmin())
     n = min(n, n_layers - 1)
     if ratio > 0 and n == 0:

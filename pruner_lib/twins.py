@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import prod
+from typing import Any
 
 import torch
 from torch import nn
@@ -45,12 +45,17 @@ def build_twin(model: nn.Module, edits: dict) -> nn.Module:
 
     Raises: whatever the model class raises for a config that it can't build.
     """
-    config = copy.deepcopy(model.config)
-    for key, value in edits.items():
-        setattr(config, key, value)
     cls = getattr(type(model), "dense_class", type(model))
     with torch.device("meta"):
-        return cls(config)
+        return cls(_edited(model.config, edits))
+
+
+def _edited(config: Any, edits: dict) -> Any:
+    """A copy of a config with some keys set."""
+    config = copy.deepcopy(config)
+    for key, value in edits.items():
+        setattr(config, key, value)
+    return config
 
 
 def same_make(axes: Mapping[str, Axis]) -> list[list[Axis]]:
@@ -66,15 +71,15 @@ def _without_number(parameter: str, layer: int | None) -> str:
     return parameter if layer is None else parameter.replace(f".{layer}.", ".*.", 1)
 
 
-def learn(model: nn.Module, axes: list[Axis], all_axes: Mapping[str, Axis]) -> Law:
+def learn(model: nn.Module, axes: list[Axis], all_axes: Mapping[str, Axis], dense: nn.Module) -> Law:
     """Find out what follows the number of groups of axes of the same make.
 
     Args:
         model: with the config that its class was built from.
         all_axes: of the model; other axes of the kind may follow the same config key.
+        dense: its twin with nothing edited.
     Raises: ValueError: an attribute changes with the number of groups, but not in proportion.
     """
-    dense = build_twin(model, {})
     first = axes[0]
     n = _groups_in(dense, model, first)
     if n < 2:
@@ -108,12 +113,9 @@ def learn(model: nn.Module, axes: list[Axis], all_axes: Mapping[str, Axis]) -> L
 def builds(model: nn.Module, edits: dict, shapes: dict) -> bool:
     """Does the class, from a config that went through its JSON form, build exactly these shapes?"""
     try:
-        edited = copy.deepcopy(model.config)
-        for key, value in edits.items():
-            setattr(edited, key, value)
-        type(edited).from_dict(
-            edited.to_dict()
-        )  # some configs refuse, e.g. heads that do not divide the hidden size
+        edited = _edited(model.config, edits)
+        # some configs refuse, e.g. heads that do not divide the hidden size
+        type(edited).from_dict(edited.to_dict())
         return shapes_of(build_twin(model, edits)) == shapes
     except Exception:  # noqa: BLE001  refused, in whichever way: then the layout is saved beside the config
         return False
@@ -251,7 +253,3 @@ def common_module(axis: Axis) -> str:
             break
         shared.append(names[0])
     return ".".join(shared)
-
-
-def n_parameters(model: nn.Module) -> int:
-    return sum(prod(shape) for shape in shapes_of(model).values())

@@ -18,34 +18,31 @@ COMMON = dict(
 )  # fmt: skip
 MHA = {"num_key_value_heads": 6}
 
-# name -> (config class, its arguments, KV groups, channels of a group, MLP channels)
-FAMILIES = {
-    "llama-mha": ("LlamaConfig", COMMON | MHA, 6, 8, 40),
-    "llama-gqa": ("LlamaConfig", COMMON, 2, 8, 40),
-    "llama-tied": ("LlamaConfig", COMMON | {"tie_word_embeddings": True}, 2, 8, 40),
-    "llama-biases": ("LlamaConfig", COMMON | {"attention_bias": True, "mlp_bias": True}, 2, 8, 40),
-    "mistral": ("MistralConfig", COMMON, 2, 8, 40),
-    "qwen2": ("Qwen2Config", {k: v for k, v in COMMON.items() if k != "head_dim"}, 2, 4, 40),
-    "qwen3": ("Qwen3Config", COMMON, 2, 8, 40),
-    "gemma2": ("Gemma2Config", COMMON | {"sliding_window": 4}, 2, 8, 40),
-    "phi3": ("Phi3Config", {k: v for k, v in COMMON.items() if k != "head_dim"}, 2, 4, 40),
-    "gpt_neox": ("GPTNeoXConfig", {k: v for k, v in COMMON.items() if k != "head_dim"}, 6, 4, 40),
-    "gpt2": (
-        "GPT2Config",
-        dict(vocab_size=VOCABULARY, n_embd=24, n_layer=3, n_head=6, n_positions=256), 6, 4, 96,
-    ),
-    "bloom": ("BloomConfig", dict(vocab_size=VOCABULARY, hidden_size=24, n_layer=3, n_head=6), 6, 4, 96),
-    "glm": ("GlmConfig", COMMON, 2, 8, 40),
-}  # fmt: skip
 NO_HEAD_DIM = {k: v for k, v in COMMON.items() if k != "head_dim"}
 OLD_GPT = dict(vocab_size=VOCABULARY, n_embd=24, n_layer=3, n_head=6, n_positions=256)
+
+FAMILIES = {  # name -> (config class, its arguments)
+    "llama-mha": ("LlamaConfig", COMMON | MHA),
+    "llama-gqa": ("LlamaConfig", COMMON),
+    "llama-tied": ("LlamaConfig", COMMON | {"tie_word_embeddings": True}),
+    "llama-biases": ("LlamaConfig", COMMON | {"attention_bias": True, "mlp_bias": True}),
+    "mistral": ("MistralConfig", COMMON),
+    "qwen2": ("Qwen2Config", NO_HEAD_DIM),
+    "qwen3": ("Qwen3Config", COMMON),
+    "gemma2": ("Gemma2Config", COMMON | {"sliding_window": 4}),
+    "phi3": ("Phi3Config", NO_HEAD_DIM),
+    "gpt_neox": ("GPTNeoXConfig", NO_HEAD_DIM),
+    "gpt2": ("GPT2Config", OLD_GPT),
+    "bloom": ("BloomConfig", dict(vocab_size=VOCABULARY, hidden_size=24, n_layer=3, n_head=6)),
+    "glm": ("GlmConfig", COMMON),
+}
 FALCON = dict(vocab_size=VOCABULARY, hidden_size=24, num_hidden_layers=3, num_attention_heads=6, bias=False)
 EXPERTS = dict(moe_intermediate_size=32, num_experts_per_tok=2)
 LATENT = dict(
     q_lora_rank=12, kv_lora_rank=8, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=4,
     n_routed_experts=4, n_group=1, topk_group=1, first_k_dense_replace=1,
 )  # fmt: skip
-MORE_FAMILIES = {  # name -> (config class, its arguments)
+MORE_FAMILIES = {
     "mixtral": ("MixtralConfig", NO_HEAD_DIM | {"num_local_experts": 4}),
     "qwen2_moe": (
         "Qwen2MoeConfig", NO_HEAD_DIM | EXPERTS | {"num_experts": 4, "shared_expert_intermediate_size": 28},
@@ -77,12 +74,51 @@ MORE_FAMILIES = {  # name -> (config class, its arguments)
     ),
     "smollm3": ("SmolLM3Config", NO_HEAD_DIM),
 }  # fmt: skip
+KV2, KV6, ONE = (2, 4), (6, 4), (1, 8)
+WIDE2 = (2, 8)
+# family -> what a person would draw in layer 1: {axis: (groups, channels of a group)}, in three layers
+DRAWN = {
+    "llama-mha": {"attention": (6, 8), "mlp": (40, 1)},
+    "llama-gqa": {"attention": WIDE2, "mlp": (40, 1)},
+    "llama-tied": {"attention": WIDE2, "mlp": (40, 1)},
+    "llama-biases": {"attention": WIDE2, "mlp": (40, 1)},
+    "mistral": {"attention": WIDE2, "mlp": (40, 1)},
+    "mixtral": {"attention": KV2} | {f"mlp.experts.{e}": (40, 1) for e in range(4)},
+    "qwen2": {"attention": KV2, "mlp": (40, 1)},
+    "qwen3": {"attention": WIDE2, "mlp": (40, 1)},
+    "qwen2_moe": {"attention": KV2, "mlp.shared_expert": (28, 1)}
+    | {f"mlp.experts.{e}": (32, 1) for e in range(4)},
+    "qwen3_moe": {"attention": WIDE2} | {f"mlp.experts.{e}": (32, 1) for e in range(4)},
+    "gemma": {"attention": WIDE2, "mlp": (40, 1)},
+    "gemma2": {"attention": WIDE2, "mlp": (40, 1)},
+    "gemma3_text": {"attention": WIDE2, "mlp": (40, 1)},
+    "phi": {"attention": KV6, "mlp": (40, 1)},
+    "phi3": {"attention": KV2, "mlp": (40, 1)},
+    "gpt_neox": {"attention": KV6, "mlp": (40, 1)},
+    "gpt2": {"attention": KV6, "mlp": (96, 1)},
+    "gptj": {"attention": KV6, "mlp": (96, 1)},
+    "gpt_bigcode": {"attention": ONE, "mlp": (96, 1)},
+    "opt": {"attention": KV6, "mlp": (40, 1)},
+    "bloom": {"attention": KV6, "mlp": (96, 1)},
+    "falcon-mqa": {"attention": ONE, "mlp": (96, 1)},
+    "falcon-new": {"attention": KV2, "mlp": (96, 1)},
+    "glm": {"attention": WIDE2, "mlp": (40, 1)},
+    "glm4": {"attention": WIDE2, "mlp": (40, 1)},
+    "stablelm": {"attention": KV2, "mlp": (40, 1)},
+    "olmo2": {"attention": KV2, "mlp": (40, 1)},
+    "starcoder2": {"attention": KV2, "mlp": (40, 1)},
+    "cohere": {"attention": KV2, "mlp": (40, 1)},
+    "granite": {"attention": KV2, "mlp": (40, 1)},
+    "deepseek_v3": {"attention": KV6, "mlp.shared_experts": (32, 1)}
+    | {f"mlp.experts.{e}": (32, 1) for e in range(4)},
+    "smollm3": {"attention": KV2, "mlp": (40, 1)},
+}
 CHANNEL_FAMILIES = ("llama-mha", "llama-gqa", "llama-tied", "llama-biases", "mistral", "qwen2")
 
 
 def build(name: str, **changes) -> torch.nn.Module:
     """A random model of a family, in evaluation mode; `changes` go into its config."""
-    config_class, arguments = (FAMILIES.get(name) or MORE_FAMILIES[name])[:2]
+    config_class, arguments = FAMILIES.get(name) or MORE_FAMILIES[name]
     config = getattr(transformers, config_class)(**arguments | changes)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()

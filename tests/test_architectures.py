@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from families import DRAWN as FAMILIES_DRAWN
 from families import FAMILIES, MORE_FAMILIES, logits, random_scores
 from families import build as build_family
 from families import tokens as random_tokens
@@ -24,46 +25,7 @@ from pruner_lib.norms import norm_members
 
 TABLE = Path(__file__).parents[1] / "results" / "architectures" / "architectures.csv"
 REMOTE = "code of its own"  # fused and interleaved rows, tokens first, two-dimensional rotary positions
-KV2, KV6, ONE = (2, 4), (6, 4), (1, 8)
-WIDE2 = (2, 8)
-# family -> what a person would draw in layer 1: {axis: (groups, channels of a group)}, in three layers
-DRAWN = {
-    "llama-mha": {"attention": (6, 8), "mlp": (40, 1)},
-    "llama-gqa": {"attention": WIDE2, "mlp": (40, 1)},
-    "llama-tied": {"attention": WIDE2, "mlp": (40, 1)},
-    "llama-biases": {"attention": WIDE2, "mlp": (40, 1)},
-    "mistral": {"attention": WIDE2, "mlp": (40, 1)},
-    "mixtral": {"attention": KV2} | {f"mlp.experts.{e}": (40, 1) for e in range(4)},
-    "qwen2": {"attention": KV2, "mlp": (40, 1)},
-    "qwen3": {"attention": WIDE2, "mlp": (40, 1)},
-    "qwen2_moe": {"attention": KV2, "mlp.shared_expert": (28, 1)}
-    | {f"mlp.experts.{e}": (32, 1) for e in range(4)},
-    "qwen3_moe": {"attention": WIDE2} | {f"mlp.experts.{e}": (32, 1) for e in range(4)},
-    "gemma": {"attention": WIDE2, "mlp": (40, 1)},
-    "gemma2": {"attention": WIDE2, "mlp": (40, 1)},
-    "gemma3_text": {"attention": WIDE2, "mlp": (40, 1)},
-    "phi": {"attention": KV6, "mlp": (40, 1)},
-    "phi3": {"attention": KV2, "mlp": (40, 1)},
-    "gpt_neox": {"attention": KV6, "mlp": (40, 1)},
-    "gpt2": {"attention": KV6, "mlp": (96, 1)},
-    "gptj": {"attention": KV6, "mlp": (96, 1)},
-    "gpt_bigcode": {"attention": ONE, "mlp": (96, 1)},
-    "opt": {"attention": KV6, "mlp": (40, 1)},
-    "bloom": {"attention": KV6, "mlp": (96, 1)},
-    "falcon-mqa": {"attention": ONE, "mlp": (96, 1)},
-    "falcon-new": {"attention": KV2, "mlp": (96, 1)},
-    "glm": {"attention": WIDE2, "mlp": (40, 1)},
-    "glm4": {"attention": WIDE2, "mlp": (40, 1)},
-    "stablelm": {"attention": KV2, "mlp": (40, 1)},
-    "olmo2": {"attention": KV2, "mlp": (40, 1)},
-    "starcoder2": {"attention": KV2, "mlp": (40, 1)},
-    "cohere": {"attention": KV2, "mlp": (40, 1)},
-    "granite": {"attention": KV2, "mlp": (40, 1)},
-    "deepseek_v3": {"attention": KV6, "mlp.shared_experts": (32, 1)}
-    | {f"mlp.experts.{e}": (32, 1) for e in range(4)},
-    "smollm3": {"attention": KV2, "mlp": (40, 1)},
-    REMOTE: {"attention": KV6, "mlp": (96, 1)},
-}
+DRAWN = FAMILIES_DRAWN | {REMOTE: {"attention": (6, 4), "mlp": (96, 1)}}
 UNEVEN = dict(ratio=0.5, protect_first=1)
 COLUMNS = [
     "family", "class", "attention", "mlp", "hidden", "cut_is_mask", "parameters", "generation",

@@ -239,7 +239,7 @@ def test_shard_size_that_is_none_leaves_what_was_there(tmp_path):
 @pytest.mark.parametrize("name", OTHERS)
 def test_every_kind_of_group_survives(name, kind, tmp_path, monkeypatch):
     config_class, arguments, how = OTHERS[name]
-    monkeypatch.setitem(FAMILIES, name, (config_class, arguments, 0, 0, 0))
+    monkeypatch.setitem(FAMILIES, name, (config_class, arguments))
     model = build(name)
     axes = discover(model, **how)
     plain = {"ratio": 0.5, "uniform": False}

@@ -6,7 +6,7 @@ import time
 
 import pytest
 import torch
-from families import CHANNEL_FAMILIES, FAMILIES, build, touches_stream
+from families import CHANNEL_FAMILIES, DRAWN, FAMILIES, build, touches_stream
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -15,12 +15,11 @@ from pruner_lib import discover
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_axes_are_those_a_person_would_draw(family):
-    _, _, heads, head_dim, channels = FAMILIES[family]
     axes = discover(build(family))
     for layer in range(3):
-        attention, mlp = axes[f"layers.{layer}.attention"], axes[f"layers.{layer}.mlp"]
-        assert (attention.kind, attention.n_groups, attention.width) == ("attention", heads, head_dim)
-        assert (mlp.kind, mlp.n_groups, mlp.width) == ("mlp", channels, 1)
+        for kind in ("attention", "mlp"):
+            axis = axes[f"layers.{layer}.{kind}"]
+            assert axis.kind == kind and (axis.n_groups, axis.width) == DRAWN[family][kind]
     assert axes["hidden"].n_groups == 24
     assert len(axes) == 7 and not axes.notes
 

@@ -30,6 +30,7 @@ METHOD = (
     "capacity",
     "budget",
     "importance",
+    "counts",
     "selection",
     "layout",
     "layers",

@@ -79,6 +79,15 @@ def _expected(found, criterion: str, strategy: str) -> dict[str, torch.Tensor]:
     return scores | {"hidden": reduce(stream)}
 
 
+def _both(saliences, criterion: str, strategy: str):
+    """The model's axes with our scores, and the scores that the reference code would have."""
+    model, found = saliences
+    axes = discover(model)
+    aggregation = "mean" if criterion in ("l1", "l2") else strategy
+    ours = estimate(model, axes, IDS, criterion=criterion, aggregation=aggregation)
+    return axes, ours, _expected(found, criterion, strategy)
+
+
 def _lowest(values: torch.Tensor, n: int) -> set[int]:
     return set(torch.argsort(values)[:n].tolist())
 
@@ -90,11 +99,7 @@ def _removed(plan) -> dict[str, set[int]]:
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_kept_groups_of_every_criterion_and_strategy(saliences, criterion, strategy):
-    model, found = saliences
-    axes = discover(model)
-    aggregation = "mean" if criterion in ("l1", "l2") else strategy
-    ours = estimate(model, axes, IDS, criterion=criterion, aggregation=aggregation)
-    wanted = _expected(found, criterion, strategy)
+    axes, ours, wanted = _both(saliences, criterion, strategy)
     heads, channels = 6 * 8 - int(6 * 8 * 0.6), 40 - int(40 * 0.6)
     local = _removed(select(axes, ours, ratio=0.4, protect_first=1))
     assert not local["layers.0.attention"] and not local["layers.0.mlp"]
@@ -108,26 +113,19 @@ def test_kept_groups_of_every_criterion_and_strategy(saliences, criterion, strat
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_kept_groups_of_one_list_of_heads_and_channels(saliences, criterion, strategy):
-    model, found = saliences
-    axes = discover(model)
-    aggregation = "mean" if criterion in ("l1", "l2") else strategy
-    ours = estimate(model, axes, IDS, criterion=criterion, aggregation=aggregation)
+    axes, ours, wanted = _both(saliences, criterion, strategy)
     got = _removed(select(axes, ours, ratio=0.4, scope="joint", protect_first=1))
-    wanted = _expected(found, criterion, strategy)
     names = [f"layers.{i}.{kind}" for i in INNER for kind in ("attention", "mlp")]
     units = torch.cat([wanted[name] for name in names])
     assert len(units) == 2 * (HEADS + CHANNELS)
     n = len(units) - int(len(units) * 0.6)
-    start = 0
-    for name in names:  # ours alone: the best group of an axis stays
-        units[start + int(wanted[name].argmax())] = torch.inf
-        start += len(wanted[name])
-    gone = _lowest(units, n)
-    start = 0
-    for name in names:
-        mine = {g - start for g in gone if start <= g < start + len(wanted[name])}
-        assert got[name] == mine
-        start += len(wanted[name])
+    sizes = [len(wanted[name]) for name in names]
+    for part in units.split(sizes):  # ours alone: the best group of an axis stays
+        part[part.argmax()] = torch.inf
+    gone = torch.zeros(len(units), dtype=torch.bool)
+    gone[list(_lowest(units, n))] = True
+    for name, part in zip(names, gone.split(sizes), strict=True):
+        assert got[name] == set(part.nonzero().flatten().tolist())
 
 
 def test_random_scores_are_ranked_as_given(saliences):
