@@ -3,21 +3,17 @@
 The names below are the public interface. They are looked up when first used, so that `import pruner_lib` is
 quick and the method itself never pulls in transformers. Where a line belongs:
 
-    the method            groups, siblings, labels, rules, trace, norms, graph; criteria, loss, uses, hooks,
-                          gradients, saliency, capacity, budget, importance; selection, twins, layout,
-                          layers, placement, prune
-    what it works on      assets, archives, hub, corpora, data, devices, models, checkpoints, modeling_pruned
-    what is done with it  recovery, training, resumable, alpaca; evaluation, fitting, harness, samples,
-                          generation; efficiency, memory, quantisation, savings
-    experiments           experiment, profiles, own_profiles, stages, subjects, measures, measured, study,
-                          storage, records, results
-    the questions         paper, comparison, methods, contrasts, alignment, agreement, oracle, probes,
-                          sweeps, dynamics, evidence, statistics
-    the verdicts          claims, paper_claims, claim_records, claim_numbers, verdicts, coverage,
-                          readme
-    figures and pages     marks, plotting, score_plots, slices, drawing, figures_*; page, index
-    notebooks             runner, execution, injected
-    the benchmark         bench, bench_*, figures_bench
+    method/        groups and how they are found, scored, chosen and cut: torch, numpy and scipy alone
+    inputs/        what the method works on: downloads, texts, models and their checkpoints
+    tuning/        recovery after pruning: LoRA fine-tuning, resumable
+    measuring/     perplexity, zero-shot accuracy, texts, size, speed and memory of a model
+    experiments/   experiments as plain data, profiles, stages, records, files
+    questions/     what each notebook compares, and the statistics that it needs
+    conclusions/   the paper's claims, the rules that judge them, the tables of the README
+    figures/       one function a figure, and the look that all share
+    running/       notebooks in a batch, and the page that shows what came out
+    benchmark/     `inv bench`
+    profiles.yaml  the settings of tiny, quick, full and paper
 """
 
 from __future__ import annotations
@@ -25,17 +21,17 @@ from __future__ import annotations
 from importlib import import_module
 
 _HOME = {
-    "load_model": "models",
-    "save_model": "checkpoints",
-    "discover": "graph",
-    "estimate": "importance",
-    "select": "selection",
-    "prune_": "prune",
-    "mask_": "prune",
-    "recover": "recovery",
-    "perplexity": "evaluation",
-    "zero_shot": "harness",
-    "generate_samples": "evaluation",
+    "load_model": "inputs.models",
+    "save_model": "inputs.checkpoints",
+    "discover": "method.graph",
+    "estimate": "method.importance",
+    "select": "method.selection",
+    "prune_": "method.prune",
+    "mask_": "method.prune",
+    "recover": "tuning.recovery",
+    "perplexity": "measuring.evaluation",
+    "zero_shot": "measuring.harness",
+    "generate_samples": "measuring.evaluation",
 }
 __all__ = sorted(_HOME)
 __version__ = "0.1.0"

@@ -6,12 +6,13 @@ import pytest
 import torch
 from families import build, tokens
 
-from pruner_lib import alignment, discover, load_model, prune_, select
-from pruner_lib.alignment import aligned, at_zero, block_outputs, correlation, following
-from pruner_lib.groups import Plan
-from pruner_lib.methods import Compared
-from pruner_lib.profiles import load_profile
-from pruner_lib.study import model_of, run
+from pruner_lib import discover, load_model, prune_, select
+from pruner_lib.experiments.profiles import load_profile
+from pruner_lib.experiments.study import model_of, run
+from pruner_lib.method.groups import Plan
+from pruner_lib.questions import alignment
+from pruner_lib.questions.alignment import aligned, at_zero, block_outputs, correlation, following
+from pruner_lib.questions.methods import Compared
 
 TINY = load_profile("tiny")
 ONE = Compared("tiny", 0.3)

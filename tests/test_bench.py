@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 import torch
 
-from pruner_lib import bench, bench_rows
-from pruner_lib.bench_process import MeasurementFailed
-from pruner_lib.bench_rows import code_version, machine
-from pruner_lib.figures_bench import plot_bench
+from pruner_lib.benchmark import bench, bench_rows
+from pruner_lib.benchmark.bench_process import MeasurementFailed
+from pruner_lib.benchmark.bench_rows import code_version, machine
+from pruner_lib.benchmark.figures_bench import plot_bench
 from tests.legible import assert_legible
 
 SMALL = (
@@ -79,7 +79,7 @@ def test_scoring_compares_each_way_with_the_plain_pass(finished):
 
 def test_times_are_compared_round_by_round():
     """Twice as slow as the plain pass, but in the round when the machine was slow for both."""
-    from pruner_lib.bench_scoring import _compared
+    from pruner_lib.benchmark.bench_scoring import _compared
 
     found = _compared([2.0, 20.0, 2.2], [1.0, 20.0, 1.1])
     assert found == {"seconds": 2.2, "plain_s": 1.1, "time_to_plain": 2.0, "n_times": 3}
@@ -142,7 +142,7 @@ def test_a_case_that_fails_is_told_and_does_not_stop_the_others(monkeypatch, tmp
 
 
 def test_a_model_too_large_for_the_memory_is_refused_with_figures(monkeypatch):
-    from pruner_lib import bench_scoring
+    from pruner_lib.benchmark import bench_scoring
 
     monkeypatch.setattr(bench_scoring, "free_mb", lambda device: 2000.0)
     settings = bench_scoring.cases(bench.parse(["--sizes=1", "--device=cpu"]))[0]
@@ -151,7 +151,7 @@ def test_a_model_too_large_for_the_memory_is_refused_with_figures(monkeypatch):
 
 
 def test_gradients_of_the_plain_pass_are_freed_where_they_would_not_fit(monkeypatch):
-    from pruner_lib import bench_scoring
+    from pruner_lib.benchmark import bench_scoring
 
     settings = bench_scoring.cases(bench.parse([*SMALL.split()]))[0]
     assert bench_scoring.measure(**settings)["gradients"] == "kept"
@@ -161,8 +161,8 @@ def test_gradients_of_the_plain_pass_are_freed_where_they_would_not_fit(monkeypa
 
 
 def test_the_plain_pass_computes_all_gradients_and_leaves_none(monkeypatch):
-    from pruner_lib.bench_scoring import _plain
-    from pruner_lib.bench_shapes import random_model
+    from pruner_lib.benchmark.bench_scoring import _plain
+    from pruner_lib.benchmark.bench_shapes import random_model
 
     model, ids = random_model("tiny"), torch.zeros(1, 4, dtype=torch.int64)
     seen: list[int] = []
@@ -179,8 +179,9 @@ def test_the_plain_pass_computes_all_gradients_and_leaves_none(monkeypatch):
 
 
 def test_code_is_hashed_without_its_words(tmp_path, monkeypatch):
-    path = tmp_path / "some.py"
-    monkeypatch.setattr(bench_rows, "__file__", str(tmp_path / "rows.py"))
+    path = tmp_path / "topic" / "some.py"
+    path.parent.mkdir()
+    monkeypatch.setattr(bench_rows, "__file__", str(tmp_path / "benchmark" / "rows.py"))
     versions = []
     for text in ('"""Doc."""\nx = 1  # why\n', '"""Other."""\nimport os\nx = 1\n', "x = 2\n"):
         path.write_text(text)

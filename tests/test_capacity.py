@@ -8,8 +8,8 @@ import numpy as np
 import psutil
 import torch
 
-from pruner_lib import capacity
-from pruner_lib.capacity import available_bytes, held_bytes
+from pruner_lib.method import capacity
+from pruner_lib.method.capacity import available_bytes, held_bytes
 
 
 def test_available_memory_is_what_the_system_says():
@@ -48,3 +48,14 @@ def test_limits_of_containers_are_looked_up_along_the_path(tmp_path):
         assert list(capacity._left_by_limits(tmp_path, own)) == [500]
         (place / names[0]).write_text("max\n")
         assert list(capacity._left_by_limits(tmp_path, own)) == []
+
+
+def test_freed_memory_is_given_back_when_it_has_grown(monkeypatch):
+    held, calls = [capacity.HOLES], []
+    monkeypatch.setattr(capacity, "resident_bytes", lambda: held[0])
+    monkeypatch.setattr(capacity, "give_back", lambda: calls.append(held[0]))
+    tidy = capacity.Tidy()
+    for size, given in ((2, 0), (2.5, 1), (2.5, 1), (3.6, 2)):
+        held[0] = int(size * capacity.HOLES)
+        tidy.look()
+        assert len(calls) == given

@@ -6,9 +6,18 @@ from dataclasses import replace
 
 import pytest
 
-from pruner_lib.claim_records import Evidence, alike, candidates, metric_of, n_items, pairs, single, words
-from pruner_lib.claims import HALF, Which
-from pruner_lib.experiment import Calibration
+from pruner_lib.conclusions.claim_records import (
+    Evidence,
+    alike,
+    candidates,
+    metric_of,
+    n_items,
+    pairs,
+    single,
+    words,
+)
+from pruner_lib.conclusions.claims import HALF, Which
+from pruner_lib.experiments.experiment import Calibration
 from tests.made_records import RECOVERY, dense, draws, record, short
 
 VECTOR = Which(settings=(("criterion", "vector"),))

@@ -6,8 +6,16 @@ import math
 
 import pytest
 
-from pruner_lib.claims import CANT_TELL, FORMULAS, HOWS, NOT_REPRODUCED, REPRODUCED, Printed, judge
-from pruner_lib.paper_claims import CLAIMS
+from pruner_lib.conclusions.claims import (
+    CANT_TELL,
+    FORMULAS,
+    HOWS,
+    NOT_REPRODUCED,
+    REPRODUCED,
+    Printed,
+    judge,
+)
+from pruner_lib.conclusions.paper_claims import CLAIMS
 
 CLAIM = {claim.id: claim for claim in CLAIMS}
 

@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pruner_lib.contrasts import contrasts, group_of, kept_frame, metrics_of, run_named, told
-from pruner_lib.experiment import Evaluation, Recovery
-from pruner_lib.methods import Compared
-from pruner_lib.profiles import load_profile
-from pruner_lib.records import Metric, Record
+from pruner_lib.experiments.experiment import Evaluation, Recovery
+from pruner_lib.experiments.profiles import load_profile
+from pruner_lib.experiments.records import Metric, Record
+from pruner_lib.questions.contrasts import contrasts, group_of, kept_frame, metrics_of, run_named, told
+from pruner_lib.questions.methods import Compared
 
 TINY = load_profile("tiny")
 ONE = Compared("tiny", 0.3)

@@ -13,9 +13,9 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex
 
 from pruner_lib import discover
-from pruner_lib.drawing import plot_dependencies, plot_groups
-from pruner_lib.marks import KINDS
-from pruner_lib.slices import slices_frame
+from pruner_lib.figures.drawing import plot_dependencies, plot_groups
+from pruner_lib.figures.marks import KINDS
+from pruner_lib.figures.slices import slices_frame
 
 CASES = pd.DataFrame(
     [("forward", "I", "J", "Eq. 1"), ("forward", "I", "X", "")]

@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pruner_lib.dynamics import (
+from pruner_lib.experiments.experiment import Recovery
+from pruner_lib.questions.dynamics import (
     accuracy_frame,
     amount,
     beside_steps,
@@ -20,7 +21,6 @@ from pruner_lib.dynamics import (
     times,
     times_frame,
 )
-from pruner_lib.experiment import Recovery
 from tests.made_records import TASKS, dense, record, short
 
 WIKI = "perplexity/wiki@128"

@@ -16,7 +16,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from pruner_lib.efficiency import (
+from pruner_lib.measuring.efficiency import (
     MacCounter,
     count_parameters,
     efficiency,

@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig
 
-from pruner_lib.evaluation import (
+from pruner_lib.inputs.models import load_model
+from pruner_lib.measuring.evaluation import (
     CHUNK_MB,
     LOGITS_MB,
     _until,
@@ -20,7 +21,6 @@ from pruner_lib.evaluation import (
     repetition_rate,
     window_nll,
 )
-from pruner_lib.models import load_model
 
 VOCABULARY = 61
 CONFIGS = {

@@ -6,7 +6,15 @@ import math
 
 import pytest
 
-from pruner_lib.evidence import difference, groups_of, interval, metric_names, paired_draws, ratio, values_of
+from pruner_lib.questions.evidence import (
+    difference,
+    groups_of,
+    interval,
+    metric_names,
+    paired_draws,
+    ratio,
+    values_of,
+)
 from tests.made_records import RECOVERY, dense, draws, record, short
 
 WIKI = "perplexity/wiki@128"

@@ -7,9 +7,9 @@ from dataclasses import FrozenInstanceError, replace
 
 import pytest
 
-from pruner_lib import experiment as words
-from pruner_lib import importance
-from pruner_lib.experiment import Calibration, Evaluation, Experiment, Recovery, experiment_from
+from pruner_lib.experiments import experiment as words
+from pruner_lib.experiments.experiment import Calibration, Evaluation, Experiment, Recovery, experiment_from
+from pruner_lib.method import importance
 
 BASE = Experiment("tiny", calibration=Calibration("tiny", 4, 16), evaluation=Evaluation(("tiny",), 4, 16))
 

@@ -9,8 +9,8 @@ import pytest
 from matplotlib import pyplot as plt
 from matplotlib.collections import PolyCollection
 
-from pruner_lib import figures_recovery
-from pruner_lib.figures_recovery import (
+from pruner_lib.figures import figures_recovery
+from pruner_lib.figures.figures_recovery import (
     plot_costs,
     plot_fit,
     plot_int8,

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 
-from pruner_lib import figures_sweeps
-from pruner_lib.figures_sweeps import look_of, plot_layer_damage, plot_sweep, plot_widths
-from pruner_lib.marks import DESIGNS, STYLE
+from pruner_lib.figures import figures_sweeps
+from pruner_lib.figures.figures_sweeps import look_of, plot_layer_damage, plot_sweep, plot_widths
+from pruner_lib.figures.marks import DESIGNS, STYLE
 
 CURVES = {"element1": (40.0, 70.0, 400.0), "l2": (90.0, 900.0, 9000.0)}
 SWEEP = pd.DataFrame(

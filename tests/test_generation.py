@@ -7,9 +7,17 @@ import math
 import numpy as np
 import pytest
 
-from pruner_lib.evaluation import Sample
-from pruner_lib.figures_recovery import TEXTS
-from pruner_lib.generation import MEASURES, PROMPTS, first_draws, prompts_of, repetition, tell, texts_frame
+from pruner_lib.figures.figures_recovery import TEXTS
+from pruner_lib.measuring.evaluation import Sample
+from pruner_lib.measuring.generation import (
+    MEASURES,
+    PROMPTS,
+    first_draws,
+    prompts_of,
+    repetition,
+    tell,
+    texts_frame,
+)
 
 RATES = {"dense": 0.1, "pruned": 0.3, "recovered": 0.12}
 NAMES, DRAWS = ["a", "b", "c", "d", "e"], 3

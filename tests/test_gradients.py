@@ -9,8 +9,8 @@ from families import FAMILIES, MORE_FAMILIES, build, tokens
 from remote_family import build_remote, prompts
 
 from pruner_lib import discover
-from pruner_lib.gradients import batch_sizes, visit_gradients
-from pruner_lib.importance import estimate_members
+from pruner_lib.method.gradients import batch_sizes, visit_gradients
+from pruner_lib.method.importance import estimate_members
 
 LAYERS = ("layers.0.attention", "layers.2.mlp", "hidden")
 
@@ -101,7 +101,7 @@ def test_as_many_samples_as_tokens_are_told_apart():
 
 
 def test_gradients_of_a_weight_are_shown_in_slices_once_each(monkeypatch):
-    from pruner_lib import uses
+    from pruner_lib.method import uses
 
     monkeypatch.setitem(uses.SLICE, "cpu", 100)
     model, ids = in_float64(build("llama-tied")), tokens(3, 7)

@@ -9,9 +9,16 @@ import pytest
 import torch
 from datasets import Dataset
 
-from pruner_lib import harness as module
-from pruner_lib.harness import SEVEN_TASKS, TASKS, find_data, read_requests, write_definition, zero_shot
-from pruner_lib.models import load_model
+from pruner_lib.inputs.models import load_model
+from pruner_lib.measuring import harness as module
+from pruner_lib.measuring.harness import (
+    SEVEN_TASKS,
+    TASKS,
+    find_data,
+    read_requests,
+    write_definition,
+    zero_shot,
+)
 
 # Every right choice is a run of z and every wrong one a run of q, so that a model that likes z knows all.
 RIGHT, WRONG = "zzzzzzzz", "qqqq"

@@ -9,8 +9,8 @@ import datasets
 import pytest
 from huggingface_hub import constants
 
-from pruner_lib import hub
-from pruner_lib.hub import hub_lookup
+from pruner_lib.inputs import hub
+from pruner_lib.inputs.hub import hub_lookup
 
 
 @pytest.fixture

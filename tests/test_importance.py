@@ -9,8 +9,9 @@ import torch
 from by_hand import GRADIENT, loss
 from families import build, tokens
 
-from pruner_lib import discover, estimate, prune_, saliency, select, uses
-from pruner_lib.importance import CRITERIA, ORDERS, aggregate, estimate_members
+from pruner_lib import discover, estimate, prune_, select
+from pruner_lib.method import saliency, uses
+from pruner_lib.method.importance import CRITERIA, ORDERS, aggregate, estimate_members
 
 
 def test_vector_score_is_the_first_order_loss_change():

@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pruner_lib import load_model, measured
-from pruner_lib.alpaca import IGNORED, encode
-from pruner_lib.data import instructions
-from pruner_lib.measured import held_out, losses_on, response_losses, timings
-from pruner_lib.study import load_profile, model_of
+from pruner_lib import load_model
+from pruner_lib.experiments import measured
+from pruner_lib.experiments.measured import held_out, losses_on, response_losses, timings
+from pruner_lib.experiments.study import load_profile, model_of
+from pruner_lib.inputs.data import instructions
+from pruner_lib.tuning.alpaca import IGNORED, encode
 
 TINY = load_profile("tiny")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from pruner_lib import memory
-from pruner_lib.capacity import give_back
+from pruner_lib.measuring import memory
+from pruner_lib.method.capacity import give_back
 
 
 def test_peak_sees_what_was_held_for_a_moment_only():

@@ -12,10 +12,10 @@ from legible import assert_legible
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_rgb
 
-from pruner_lib import plotting
-from pruner_lib.experiment import CRITERIA
-from pruner_lib.marks import perplexity_axis
-from pruner_lib.plotting import STYLE
+from pruner_lib.experiments.experiment import CRITERIA
+from pruner_lib.figures import plotting
+from pruner_lib.figures.marks import perplexity_axis
+from pruner_lib.figures.plotting import STYLE
 
 # What a colour becomes without cones for long and for medium waves (Machado et al. 2009, severity 1).
 BLINDNESS = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from pruner_lib import profiles
-from pruner_lib.profiles import load_profile, profile_names
+from pruner_lib.experiments import profiles
+from pruner_lib.experiments.profiles import load_profile, profile_names
 
 
 def test_there_are_four_profiles_and_each_makes_experiments():

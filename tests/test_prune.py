@@ -9,7 +9,7 @@ import torch
 from families import CHANNEL_FAMILIES, FAMILIES, build, logits, random_scores, tokens, touches_stream
 
 from pruner_lib import discover, mask_, prune_, select
-from pruner_lib.groups import Plan
+from pruner_lib.method.groups import Plan
 
 PLANS = {
     "every layer": dict(ratio=0.5),
@@ -50,7 +50,7 @@ def test_axes_that_are_known_need_not_be_discovered_again(options, monkeypatch):
     axes, plan = discover(model), _plan(model, **options)
     first, again = (copy.deepcopy(model) for _ in range(2))
     prune_(first, plan)
-    monkeypatch.setattr("pruner_lib.prune.discover", lambda _: pytest.fail("discovered again"))
+    monkeypatch.setattr("pruner_lib.method.prune.discover", lambda _: pytest.fail("discovered again"))
     prune_(again, plan, axes=axes)
     assert torch.equal(logits(first, ids), logits(again, ids))
     if options.get("granularity") != "layer":

@@ -8,8 +8,15 @@ from dataclasses import replace
 
 import pytest
 
-from pruner_lib.experiment import Calibration, Evaluation, Experiment, Recovery
-from pruner_lib.records import Metric, Record, load_records, read_record, records_frame, write_record
+from pruner_lib.experiments.experiment import Calibration, Evaluation, Experiment, Recovery
+from pruner_lib.experiments.records import (
+    Metric,
+    Record,
+    load_records,
+    read_record,
+    records_frame,
+    write_record,
+)
 
 BASE = Experiment("tiny", calibration=Calibration("tiny", 4, 16), evaluation=Evaluation(("tiny",), 4, 16))
 PROTOCOL = {"metric": "perplexity", "corpus_hash": "aa", "window": 16}

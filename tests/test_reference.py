@@ -17,8 +17,8 @@ import torch
 from transformers import LlamaForCausalLM
 
 from pruner_lib import discover, load_model, perplexity, prune_, select
-from pruner_lib.data import calibration_ids, text_ids
-from pruner_lib.importance import aggregate, estimate_members
+from pruner_lib.inputs.data import calibration_ids, text_ids
+from pruner_lib.method.importance import aggregate, estimate_members
 
 KNOWN = json.loads((Path(__file__).parent / "known_answers.json").read_text())
 FLIPS = 2  # MLP channels of a whole model whose order may follow the order of summation

@@ -7,9 +7,8 @@ import json
 import pandas as pd
 import pytest
 
-from pruner_lib import results
-from pruner_lib.plotting import plot_recovery
-from pruner_lib.results import (
+from pruner_lib.experiments import results
+from pruner_lib.experiments.results import (
     finish,
     manifest_path,
     read_manifest,
@@ -18,6 +17,7 @@ from pruner_lib.results import (
     save_figure,
     save_table,
 )
+from pruner_lib.figures.plotting import plot_recovery
 
 FRAME = pd.DataFrame({"step": [0, 1], "dataset": "wiki", "value": [40.0, 30.0]})
 

@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pruner_lib import samples, stages
-from pruner_lib.evaluation import PROMPTS, Sample
-from pruner_lib.results import results_dir
-from pruner_lib.samples import SideBySide, samples_of
-from pruner_lib.study import load_profile, model_of, run
+from pruner_lib.experiments import stages
+from pruner_lib.experiments.results import results_dir
+from pruner_lib.experiments.study import load_profile, model_of, run
+from pruner_lib.measuring import samples
+from pruner_lib.measuring.evaluation import PROMPTS, Sample
+from pruner_lib.measuring.samples import SideBySide, samples_of
 
 TINY = load_profile("tiny")
 
@@ -52,7 +53,7 @@ def test_models_of_the_three_stages_say_different_things():
 
 def test_model_of_an_experiment_is_the_one_that_its_record_measured():
     from pruner_lib import perplexity
-    from pruner_lib.data import text_ids
+    from pruner_lib.inputs.data import text_ids
 
     for asked in (TINY.dense(), TINY.experiment(), TINY.experiment(recovered=True)):
         record = run(asked, profile="tiny")

@@ -7,9 +7,17 @@ from dataclasses import replace
 
 import pytest
 
-from pruner_lib import savings
-from pruner_lib.savings import BASE, CUTS, beside_table_3, count_cuts, int8_frame, quality, without_weights
-from pruner_lib.statistics import Interval
+from pruner_lib.measuring import savings
+from pruner_lib.measuring.savings import (
+    BASE,
+    CUTS,
+    beside_table_3,
+    count_cuts,
+    int8_frame,
+    quality,
+    without_weights,
+)
+from pruner_lib.questions.statistics import Interval
 from tests.made_records import TASKS, dense, record, short
 
 ONE = Interval(1.0, 1.0, 1.0, 1)

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 
-from pruner_lib import score_plots
-from pruner_lib.marks import STYLE
+from pruner_lib.figures import score_plots
+from pruner_lib.figures.marks import STYLE
 
 FADING = pd.DataFrame(
     [

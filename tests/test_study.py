@@ -13,11 +13,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pruner_lib import data, load_model, measures, stages
-from pruner_lib.quantisation import is_quantised
-from pruner_lib.records import records_frame
-from pruner_lib.results import results_dir
-from pruner_lib.study import Calibration, Recovery, load_profile, model_of, plan_of, run, run_all
+from pruner_lib import load_model
+from pruner_lib.experiments import measures, stages
+from pruner_lib.experiments.records import records_frame
+from pruner_lib.experiments.results import results_dir
+from pruner_lib.experiments.study import Calibration, Recovery, load_profile, model_of, plan_of, run, run_all
+from pruner_lib.inputs import data
+from pruner_lib.measuring.quantisation import is_quantised
 
 TINY = load_profile("tiny")
 RECOVERY = Recovery(
@@ -86,7 +88,7 @@ def test_accuracy_keeps_every_answer_for_paired_comparisons(place):
 
 def test_record_holds_what_the_public_calls_give():
     from pruner_lib import discover, estimate, perplexity, prune_, select
-    from pruner_lib.data import calibration_ids, text_ids
+    from pruner_lib.inputs.data import calibration_ids, text_ids
 
     model, tokenizer = load_model("tiny")
     axes = discover(model)
@@ -179,7 +181,7 @@ def test_every_granularity_and_target_makes_the_model_smaller(granularity, targe
 
 KILLED = """
 import os, signal, sys
-from pruner_lib import measures, stages, study
+from pruner_lib.experiments import measures, stages, study
 from tests.test_study import study_of_three
 
 where, count = sys.argv[1], 0

@@ -9,7 +9,7 @@ import torch
 from by_hand import gradients
 from torch import nn
 
-from pruner_lib.gradients import visit_gradients
+from pruner_lib.method.gradients import visit_gradients
 
 VOCABULARY, HIDDEN = 13, 6
 

@@ -6,12 +6,18 @@ import math
 
 import pytest
 
-from pruner_lib.claim_records import Evidence
-from pruner_lib.claims import CANT_TELL, NOT_MEASURED, NOT_REPRODUCED, REPRODUCED
-from pruner_lib.paper_claims import CLAIMS
-from pruner_lib.records import write_record
-from pruner_lib.results import results_dir
-from pruner_lib.verdicts import factors_frame, judge_claim, judge_claims, load_evidence, verdicts_frame
+from pruner_lib.conclusions.claim_records import Evidence
+from pruner_lib.conclusions.claims import CANT_TELL, NOT_MEASURED, NOT_REPRODUCED, REPRODUCED
+from pruner_lib.conclusions.paper_claims import CLAIMS
+from pruner_lib.conclusions.verdicts import (
+    factors_frame,
+    judge_claim,
+    judge_claims,
+    load_evidence,
+    verdicts_frame,
+)
+from pruner_lib.experiments.records import write_record
+from pruner_lib.experiments.results import results_dir
 from tests.made_records import RECOVERY, dense, draws, record
 
 CLAIM = {claim.id: claim for claim in CLAIMS}

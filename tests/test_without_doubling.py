@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pruner_lib import discover, estimate, load_model, memory, prune_, save_model, select
-from pruner_lib.bench_process import in_fresh_process
-from pruner_lib.bench_shapes import random_model, weights_mb
-from pruner_lib.models import tiny_tokenizer
+from pruner_lib import discover, estimate, load_model, prune_, save_model, select
+from pruner_lib.benchmark.bench_process import in_fresh_process
+from pruner_lib.benchmark.bench_shapes import random_model, weights_mb
+from pruner_lib.inputs.models import tiny_tokenizer
+from pruner_lib.measuring import memory
 
 SIZE = "20x640"  # 263 MiB in bfloat16, 185 of them in the layers
 SHARD = "40MB"

@@ -1,0 +1,1 @@
+"""`inv bench`: memory and time of what the library does."""

@@ -1,0 +1,1 @@
+"""Experiments as plain data, their settings by profile, their stages, records and files."""

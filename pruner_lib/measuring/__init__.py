@@ -1,0 +1,1 @@
+"""What is measured of a model: perplexity, zero-shot accuracy, texts, size, speed, memory."""

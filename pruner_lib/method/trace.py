@@ -1,0 +1,198 @@
+"""Dependency tracing: run the model once on index labels (paper section 3.1, "discovery stage").
+
+One forward pass on the meta device (batch 1, 3 tokens, eager attention) runs under a dispatch mode that
+carries labels through every operator. Operators that move data are executed on the labels too; operators
+that combine two labelled tensors record what depends on what. No rule knows an architecture; an operator
+without a rule pins what it touches, by name.
+
+This module only collects. `graph` turns what was collected into groups.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pruner_lib.method.labels import Recording, labels_of, set_labels
+from pruner_lib.method.placement import plain_forward
+from pruner_lib.method.rules import LOOKUPS, labels_for, tensors_in
+
+aten = torch.ops.aten
+N_TOKENS = 3
+
+
+class LabelMode(TorchDispatchMode):
+    """Carry labels through every operator of a forward pass on the meta device."""
+
+    def __init__(self, recording: Recording):
+        super().__init__()
+        self.recording = recording
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        tensors = tensors_in([*args, *kwargs.values()])
+        labelled = any(labels_of(x) is not None for x in tensors)
+        args, kwargs = _on_one_device(func, args, kwargs)
+        out = func(*args, **kwargs)
+        if labelled:
+            labels = labels_for(self.recording, func, args, kwargs, out)
+            for tensor, label in zip(tensors_in([out]), labels, strict=False):
+                set_labels(tensor, label)
+        return out
+
+
+class KeepIndices(TorchFunctionMode):
+    """Keep the values of indices that the model writes down as lists, `x[:, [-2]]`: on the meta device they
+    would be lost."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.__getitem__ and isinstance(args[1], tuple):
+            index = tuple(torch.tensor(i, device="cpu") if isinstance(i, list) else i for i in args[1])
+            args = (args[0], index)
+        return func(*args, **(kwargs or {}))
+
+
+def _on_one_device(func, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    if func.overloadpacket not in LOOKUPS and any(x.is_meta for x in tensors_in([*args, *kwargs.values()])):
+        return _to_meta(args), {k: _to_meta([v])[0] for k, v in kwargs.items()}
+    return args, kwargs
+
+
+def _to_meta(values):
+    """Tensors that the model makes on the CPU (masks, positions) meet weights on the meta device."""
+    if isinstance(values, (list, tuple)):
+        return type(values)(_to_meta(v) for v in values)
+    if isinstance(values, torch.Tensor) and values.device.type == "cpu" and values.ndim:
+        moved = torch.empty_strided(values.shape, values.stride(), dtype=values.dtype, device="meta")
+        set_labels(moved, labels_of(values))
+        return moved
+    return values
+
+
+def trace(model: nn.Module, layers: nn.ModuleList) -> Recording:
+    """Run `model` on labels and return what was recorded.
+
+    Args:
+        model: a decoder on any device; its weights are neither read nor copied.
+        layers: its decoder layers, at whose entry unlabelled inputs (position biases) get labels.
+    Raises: ValueError: the model does not run on the meta device.
+    """
+    rec = Recording()
+    tensors = {n: torch.empty_like(p, device="meta") for n, p in model.named_parameters()}
+    for name, tensor in tensors.items():
+        set_labels(tensor, rec.label(tensor, name, "parameter"))
+    paths = {module: name for name, module in model.named_modules()}
+    hooks = [
+        layer.register_forward_pre_hook(
+            lambda m, a, k: _label_constants(rec, paths[m], a, k), with_kwargs=True
+        )
+        for layer in layers
+    ]
+    try:
+        with plain_products(model), torch.no_grad(), KeepIndices(), LabelMode(rec):
+            out = _forward_on_meta(model, tensors)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    logits = out[0] if isinstance(out, tuple) else out.logits
+    labels = labels_of(logits)
+    if labels is None:
+        raise ValueError(
+            f"{type(model).__name__} returned logits that hold no parameter; is it a decoder with a head?"
+        )
+    rec.outputs.append(torch.unique(labels.tensors[0]).numpy())
+    return rec
+
+
+class ConstantMode(TorchDispatchMode):
+    """Note the numbers that a forward pass multiplies or divides its activations by."""
+
+    def __init__(self):
+        super().__init__()
+        self.found: list[float] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket in (aten.mul, aten.div):
+            values = (x.item() if isinstance(x, torch.Tensor) and _is_number(x) else x for x in args)
+            self.found += [float(v) for v in values if isinstance(v, (int, float))]
+        args, kwargs = _on_one_device(func, args, kwargs or {})
+        return func(*args, **kwargs)
+
+
+def _is_number(x: torch.Tensor) -> bool:
+    return x.ndim == 0 and x.device.type == "cpu"
+
+
+def constants_in_forward(model: nn.Module) -> list[float]:
+    """The constant factors of a forward pass, in order, for a model on the meta device."""
+    mode = ConstantMode()
+    with plain_products(model), torch.no_grad(), mode:
+        _forward_on_meta(model, dict(model.named_parameters()))
+    return mode.found
+
+
+def _forward_on_meta(model: nn.Module, parameters: dict[str, torch.Tensor]):
+    tensors = parameters | {n: torch.empty_like(b, device="meta") for n, b in model.named_buffers()}
+    ids = torch.zeros(1, N_TOKENS, dtype=torch.long, device="meta")
+    mask = torch.zeros(1, 1, N_TOKENS, N_TOKENS, device="meta")
+    ways = (
+        {"input_ids": ids, "attention_mask": mask},
+        {"input_ids": ids, "attention_mask": None},  # some models build their own mask from None only
+        {"input_ids": prompt_for(model, N_TOKENS)},  # some look for their special tokens in the prompt
+    )
+    errors = []
+    for arguments in ways:
+        training = model.training
+        try:
+            model.eval()
+            with plain_forward(model):
+                return torch.func.functional_call(model, tensors, (), arguments | {"use_cache": False})
+        except Exception as error:  # noqa: BLE001  the model's own code may raise anything
+            errors.append(f"{type(error).__name__}: {error}")
+        finally:
+            model.train(training)
+    raise ValueError(
+        f"{type(model).__name__} does not run on the meta device with {N_TOKENS} tokens, so its groups can't "
+        "be traced: " + " | ".join(dict.fromkeys(errors))
+    )
+
+
+def prompt_for(model: nn.Module, tokens: int) -> torch.Tensor:
+    """A prompt that starts with the special tokens that the config names; `(1, tokens)` or longer."""
+    if not hasattr(model, "config"):
+        return torch.zeros(1, tokens, dtype=torch.long)
+    config, vocabulary = model.config.to_dict(), model.get_input_embeddings().weight.shape[0]
+    numbers = (v for k, v in config.items() if k.endswith("_token_id") and isinstance(v, int))
+    named = sorted({v for v in numbers if 0 <= v < vocabulary})
+    return torch.tensor([(named + [0] * tokens)[: max(len(named), tokens)]])
+
+
+@contextmanager
+def plain_products(model: nn.Module):
+    """Let attention and experts be computed by plain matrix products while the block runs."""
+    config = getattr(model, "config", None)
+    wanted = {"_attn_implementation": "eager", "_experts_implementation": "batched_mm"}
+    before = {key: getattr(config, key, None) for key in wanted}
+    for key, value in wanted.items():
+        if before[key] is not None:
+            setattr(config, key, value)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is not None:
+                setattr(config, key, value)
+
+
+def _label_constants(rec: Recording, path: str, args: tuple, kwargs: dict) -> None:
+    """Give tensors that enter a decoder layer without labels (position biases, masks, rotary tables) their
+    own."""
+    for argument, value in [*((str(i), a) for i, a in enumerate(args)), *kwargs.items()]:
+        labels = labels_of(value)
+        unlabelled = labels is None or labels.source == "constant"
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and value.ndim and unlabelled:
+            set_labels(value, rec.label(value, f"{path}:{argument}", "constant"))

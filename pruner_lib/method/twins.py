@@ -1,0 +1,255 @@
+"""Which config keys and module attributes count groups, learned from twins of the model.
+
+A twin is the same model class built on the meta device from an edited config. Two twins that differ in
+nothing but the number of heads show which attributes of which modules follow that number, so no
+architecture needs to be known.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from pruner_lib.method.groups import Axis, Member
+from pruner_lib.method.layout import LEAF_SIZES
+from pruner_lib.method.trace import constants_in_forward
+
+
+@dataclass(frozen=True)
+class Law:
+    """How a model's numbers follow the number of groups of one kind.
+
+    Attributes:
+        keys: config key -> its value for one group (`num_attention_heads`: 3 where a KV head has 3 query
+            heads).
+        fixed: config keys that must be written out, because they would otherwise follow from others
+            (`head_dim`).
+        attributes: module path -> {attribute: its value for one group}.
+        free: False where no config edit says what is needed (the head size is tied to the hidden size, or
+            the width is written into the class): such a model can't be a plain checkpoint.
+    """
+
+    keys: dict[str, int] = field(default_factory=dict)
+    fixed: dict[str, int] = field(default_factory=dict)
+    attributes: dict[str, dict[str, int]] = field(default_factory=dict)
+    free: bool = True
+
+
+def build_twin(model: nn.Module, edits: dict) -> nn.Module:
+    """Build the model's class on the meta device from its config with some keys edited.
+
+    Raises: whatever the model class raises for a config that it can't build.
+    """
+    cls = getattr(type(model), "dense_class", type(model))
+    with torch.device("meta"):
+        return cls(_edited(model.config, edits))
+
+
+def _edited(config: Any, edits: dict) -> Any:
+    """A copy of a config with some keys set."""
+    config = copy.deepcopy(config)
+    for key, value in edits.items():
+        setattr(config, key, value)
+    return config
+
+
+def same_make(axes: Mapping[str, Axis]) -> list[list[Axis]]:
+    """Axes whose number of groups follows the same law: those in modules of the same name."""
+    makes: dict[tuple, list[Axis]] = {}
+    for axis in axes.values():
+        parts = tuple(_without_number(m.parameter, axis.layer) for m in axis.members)
+        makes.setdefault((axis.kind, axis.side_by_side, parts), []).append(axis)
+    return list(makes.values())
+
+
+def _without_number(parameter: str, layer: int | None) -> str:
+    return parameter if layer is None else parameter.replace(f".{layer}.", ".*.", 1)
+
+
+def learn(model: nn.Module, axes: list[Axis], all_axes: Mapping[str, Axis], dense: nn.Module) -> Law:
+    """Find out what follows the number of groups of axes of the same make.
+
+    Args:
+        model: with the config that its class was built from.
+        all_axes: of the model; other axes of the kind may follow the same config key.
+        dense: its twin with nothing edited.
+    Raises: ValueError: an attribute changes with the number of groups, but not in proportion.
+    """
+    first = axes[0]
+    n = _groups_in(dense, model, first)
+    if n < 2:
+        return Law(free=False)
+    probe_n = 2 if n > 2 else 1
+    kind = [a for a in all_axes.values() if a.kind == first.kind]
+    config = model.config.to_dict()
+    tied = None
+    for keys, fixed in _candidates(config, first, n, probe_n):
+        edits = {k: v * probe_n // n if v else probe_n for k, v in keys.items()}
+        try:
+            probe = build_twin(model, edits | fixed)
+        except Exception:  # noqa: BLE001  a class may refuse a config in any way; then this is not the right edit
+            continue
+        shapes = shapes_of(probe)
+        if not all(_fits(shapes, model, axis, probe_n) for axis in axes):
+            continue
+        exact = _other_dims_agree(dense, probe, kind)
+        if not exact and tied is None:
+            tied = probe
+        if exact:
+            per_group = {k: (v or n) // n for k, v in keys.items()}
+            free = first.kind != "hidden" or _same_scales(dense, probe)
+            return Law(per_group, fixed, _attributes(dense, probe, axes, n, probe_n, ()), free=free)
+    if tied is not None:
+        heads = () if first.kind != "hidden" else [a for a in all_axes.values() if a.kind == "attention"]
+        return Law(attributes=_attributes(dense, tied, axes, n, probe_n, heads), free=False)
+    return Law(free=False)
+
+
+def builds(model: nn.Module, edits: dict, shapes: dict) -> bool:
+    """Does the class, from a config that went through its JSON form, build exactly these shapes?"""
+    try:
+        edited = _edited(model.config, edits)
+        # some configs refuse, e.g. heads that do not divide the hidden size
+        type(edited).from_dict(edited.to_dict())
+        return shapes_of(build_twin(model, edits)) == shapes
+    except Exception:  # noqa: BLE001  refused, in whichever way: then the layout is saved beside the config
+        return False
+
+
+def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(p.shape) for name, p in model.named_parameters()}
+
+
+def _groups_in(twin: nn.Module, model: nn.Module, axis: Axis) -> int:
+    member = axis.members[0]
+    size = twin.get_parameter(member.parameter).shape[member.dim] - _rest(model, axis, member)
+    return size // member.width // axis.side_by_side
+
+
+def _rest(model: nn.Module, axis: Axis, member: Member) -> int:
+    """Entries along a member's dim that are no group's, as keys and values beside the query heads."""
+    return (
+        model.get_parameter(member.parameter).shape[member.dim] - axis.side_by_side * member.indices.numel()
+    )
+
+
+def _candidates(config: dict, axis: Axis, n: int, probe_n: int) -> Iterator[tuple[dict, dict]]:
+    """Config edits to try: ({key that counts groups: its value}, {key to write out: value})."""
+    numbers = {k: v for k, v in config.items() if type(v) is int and v > 0}
+    hidden = {k: v for k, v in numbers.items() if k in ("hidden_size", "n_embd", "d_model")}
+    if axis.kind == "attention":
+        names = ("head", "group", "kv")
+        no = ("dim", "size", "rank")
+        heads = {
+            k: v
+            for k, v in numbers.items()
+            if any(x in k for x in names) and not any(x in k for x in no) and v % n == 0
+        }
+        for key, value in heads.items() if axis.side_by_side > 1 else ():
+            yield {key: value}, {}
+            yield {key: value}, {"head_dim": axis.width}
+        yield heads, {}
+        yield heads, {"head_dim": axis.width}
+        yield heads | {k: v for k, v in hidden.items() if v * probe_n % n == 0}, {}
+    elif axis.kind == "mlp":
+        for key, value in numbers.items():
+            if value == n and key not in hidden and "vocab" not in key:
+                yield {key: value}, {}
+        for key in (
+            k
+            for k, v in config.items()
+            if v is None and any(x in k for x in ("inner", "ffn", "intermediate"))
+        ):
+            yield {key: None}, {}
+    else:
+        yield hidden, {}
+        head_dim = next((v for k, v in numbers.items() if k == "head_dim"), None)
+        heads = config.get("num_attention_heads") or config.get("n_head")
+        if heads and hidden:
+            yield hidden, {"head_dim": head_dim or next(iter(hidden.values())) // heads}
+
+
+def _fits(shapes: dict, model: nn.Module, axis: Axis, probe_n: int) -> bool:
+    """Have the dims that this axis cuts the size that `probe_n` groups need?"""
+    return all(
+        m.parameter in shapes
+        and shapes[m.parameter][m.dim] == probe_n * m.width * axis.side_by_side + _rest(model, axis, m)
+        for m in axis.members
+    )
+
+
+def _other_dims_agree(dense: nn.Module, probe: nn.Module, axes: list[Axis]) -> bool:
+    """Did nothing but the dims of these axes change?"""
+    cut = {(m.parameter, m.dim) for axis in axes for m in axis.members}
+    before, after = shapes_of(dense), shapes_of(probe)
+    return before.keys() == after.keys() and all(
+        before[name][d] == after[name][d]
+        for name in before
+        for d in range(len(before[name]))
+        if (name, d) not in cut
+    )
+
+
+def _same_scales(dense: nn.Module, probe: nn.Module) -> bool:
+    """Do no factors of the forward pass follow the width, as an embedding scaled by its root?
+
+    Where some do, a config of the smaller width would build a model of another scale than the trained one.
+    """
+    return not other_floats(dense, probe) and constants_in_forward(dense) == constants_in_forward(probe)
+
+
+def other_floats(model: nn.Module, twin: nn.Module) -> dict[str, dict[str, float]]:
+    """Module path -> attributes that are another factor in the twin, with the model's value."""
+    twins = dict(twin.named_modules())
+    found: dict[str, dict[str, float]] = {}
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            if isinstance(value, float) and path in twins and value != vars(twins[path]).get(name):
+                found.setdefault(path, {})[name] = value
+    return found
+
+
+def _attributes(
+    dense: nn.Module, probe: nn.Module, axes: list[Axis], n: int, probe_n: int, apart_from: Sequence[Axis]
+) -> dict[str, dict[str, int]]:
+    """Integer attributes that follow the number of groups, in the modules around each axis.
+
+    Args: apart_from: axes whose own modules count something else that the twin could not hold still.
+    """
+    found: dict[str, dict[str, int]] = {}
+    twins = dict(probe.named_modules())
+    others = [common_module(axis) for axis in apart_from]
+    for around in {"" if axis.kind == "hidden" else common_module(axis) for axis in axes}:
+        for path, module in dense.get_submodule(around).named_modules(prefix=around):
+            if any(path == other or path.startswith(other + ".") for other in others):
+                continue
+            for name, value in vars(module).items():
+                if module._parameters and name in LEAF_SIZES:  # a leaf repeats the shape of its own weight
+                    continue
+                other = vars(twins[path]).get(name)
+                if type(value) is not int or type(other) is not int or value == other:
+                    continue
+                if value * probe_n != other * n:
+                    raise ValueError(
+                        f"{path}.{name} is {value} for {n} groups of {axes[0].name} but {other} for "
+                        f"{probe_n}: it does not follow in proportion, so it is not known what it must be "
+                        "after the cut"
+                    )
+                found.setdefault(path, {})[name] = value // n
+    return found
+
+
+def common_module(axis: Axis) -> str:
+    """Path of the smallest module that holds all members of an axis."""
+    paths = [m.parameter.split(".")[:-1] for m in axis.members]
+    shared = []
+    for names in zip(*paths, strict=False):
+        if len(set(names)) > 1:
+            break
+        shared.append(names[0])
+    return ".".join(shared)

@@ -1,0 +1,1 @@
+"""Notebooks run in a batch, and the page that shows what came out."""
