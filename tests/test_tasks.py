@@ -173,9 +173,10 @@ def test_clean_keeps_results_and_leaves_the_environment_unless_asked(clone):
 
 def test_options_reach_the_runner(tmp_path):
     shutil.copy(ROOT / "tasks.py", tmp_path)
-    (tmp_path / "pruner_lib").mkdir()
-    (tmp_path / "pruner_lib" / "assets.py").touch()
-    (tmp_path / "pruner_lib" / "runner.py").write_text(
+    for name in ("inputs/assets.py", "running/runner.py"):
+        (tmp_path / "pruner_lib" / name).parent.mkdir(parents=True)
+        (tmp_path / "pruner_lib" / name).touch()
+    (tmp_path / "pruner_lib" / "running" / "runner.py").write_text(
         "import sys\nprint(sys.argv[1:])\nsys.exit(len(sys.argv) == 4)"
     )
     inv = [sys.executable, "-m", "invoke"]
