@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from pruner_lib.benchmark.goals import FOLDER, GOALS
 from pruner_lib.conclusions.claim_records import Evidence
 from pruner_lib.conclusions.coverage import ITEMS
 from pruner_lib.conclusions.paper_claims import CLAIMS
@@ -28,15 +29,21 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MARKED = (
     "a\n<!-- verdicts -->\nold\n<!-- end of verdicts -->\nb\n"
-    "<!-- numbers --><!-- end of numbers --><!-- coverage --><!-- end of coverage -->\nc\n"
+    "<!-- numbers --><!-- end of numbers --><!-- coverage --><!-- end of coverage -->"
+    "<!-- benchmark --><!-- end of benchmark -->\nc\n"
 )
-FILES = (VERDICTS, *(f"{TABLES}/{stem}.csv" for stem in ("00_result", "01_result", "02_result")))
+FILES = (
+    VERDICTS,
+    *(f"{TABLES}/{stem}.csv" for stem in ("00_result", "01_result", "02_result")),
+    *sorted({f"{FOLDER}/{goal.part}.csv" for goal in GOALS}),
+)
 
 
 @pytest.fixture
 def published(tmp_path):
     """Give a folder with the results as they are in git: a study since may have written others."""
-    (tmp_path / TABLES).mkdir(parents=True)
+    for folder in (TABLES, FOLDER):
+        (tmp_path / folder).mkdir(parents=True)
     for name in FILES:
         command = ["git", "-C", str(ROOT), "show", f":{name}"]
         told = subprocess.run(command, capture_output=True, text=True)

@@ -14,6 +14,8 @@ def test_calls_take_turns_and_the_warm_up_is_not_counted():
     calls = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
     seconds = in_turn(calls, 3, "cpu", warmup=2)
     assert order == ["a", "b"] * 5
+    in_turn({"c": lambda: order.append("c")}, 1, "cpu", before=lambda: order.append("-"))
+    assert order[10:] == ["-", "c"] * 2
     assert {name: len(found) for name, found in seconds.items()} == {"a": 3, "b": 3}
 
 

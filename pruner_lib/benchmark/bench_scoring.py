@@ -3,7 +3,8 @@
 A case is one size and one way; each has its process. The peak is the resident memory that the system saw from
 the moment the weights were there to the end of the first pass: the interpreter and its libraries count. On a
 GPU it is what PyTorch's allocator held. Then scoring and a plain pass take turns, so that a slow moment of
-the machine strikes both; there the plain pass frees each gradient as soon as it is made, its fastest way.
+the machine strikes both. There the plain pass frees each gradient as soon as it is made, its fastest way, and
+each pass starts as in a fresh process, with no free memory that an earlier one has left.
 """
 
 from __future__ import annotations
@@ -93,7 +94,8 @@ def measure(
     first_s = timed(once, device)
     peak_mb = peak()
     rounds = max(1, min(repeats, int(ENOUGH_S / (2 * first_s))))
-    times = in_turn({PLAIN: lambda: _plain(model, ids, True), way: once}, rounds, device, warmup=0)
+    calls = {PLAIN: lambda: _plain(model, ids, True), way: once}
+    times = in_turn(calls, rounds, device, warmup=0, before=give_back)
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "gradients": gradients,

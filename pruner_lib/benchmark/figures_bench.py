@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pruner_lib.benchmark import goals
 from pruner_lib.figures.marks import GREY, STYLE, MethodStyle, log_ticks, need, new_axes
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ TOOLS = {
     "torch-pruning": MethodStyle("#0072B2", "s", "torch-pruning, with weights"),
 }
 MULTIPLES = ("#56B4E9", "#0072B2", "#009E73", "#E69F00")  # widths of the MLPs, in steps of 1, 8, 64, ...
-MEMORY_GOAL, TIME_GOALS, EVALUATION_GOAL, IDEAL_GOAL = 1.35, (1.3, 3.0), 0.95, 0.85
 
 
 def plot_bench(frames: Mapping[str, pd.DataFrame]) -> Figure:
@@ -63,19 +63,24 @@ def plot_bench(frames: Mapping[str, pd.DataFrame]) -> Figure:
 def plot_memory(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Draw the peak of resident memory against the weights, each way a line.
 
-    Args:    frame: columns `way`, `weights_mb`, `peak_mb`.
+    Args:    frame: columns `way`, `checkpointing`, `weights_mb`, `peak_mb`.
     """
-    need(frame, "way", "weights_mb", "peak_mb")
+    need(frame, "way", "checkpointing", "weights_mb", "peak_mb")
     ax = new_axes(ax)
+    again = frame[(frame.checkpointing == "yes") & (frame.way == "all criteria")].sort_values("weights_mb")
+    frame = _usual(frame)
     span = np.array([frame.weights_mb.min(), frame.weights_mb.max()]) / 1024
     ax.plot(span, span, color=GREY, linewidth=1, label="the weights")
-    ax.plot(span, MEMORY_GOAL * span, color=GREY, linewidth=1, linestyle=":")
+    ax.plot(span, goals.MEMORY * span, color=GREY, linewidth=1, linestyle=":")
     for way, part in _by(frame, "way", WAYS):
         part, style = part.sort_values("weights_mb"), WAYS[way]
         ax.plot(part.weights_mb / 1024, part.peak_mb / 1024, style.line, **_look(style))
+    if len(again):
+        style = MethodStyle("#000000", "o", "all, activations computed again", ":")
+        ax.plot(again.weights_mb / 1024, again.peak_mb / 1024, ":", markerfacecolor="none", **_look(style))
     ax.set(xscale="log", yscale="log", title="scoring: memory")
     ax.set_xlabel("weights, GiB")
-    ax.set_ylabel(f"peak resident memory, GiB (dotted: {MEMORY_GOAL:g} x weights)")
+    ax.set_ylabel(f"peak resident memory, GiB (dotted: {goals.MEMORY:g} x weights)")
     ax.legend(frameon=False, fontsize=8)
     return _finish(ax)
 
@@ -83,11 +88,11 @@ def plot_memory(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 def plot_time(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Draw the time of scoring as a multiple of that of a plain pass, each way a line.
 
-    Args:    frame: columns `way`, `parameters`, `time_to_plain`.
+    Args:    frame: columns `way`, `checkpointing`, `parameters`, `time_to_plain`.
     """
-    need(frame, "way", "parameters", "time_to_plain")
-    ax = new_axes(ax)
-    for goal in TIME_GOALS:
+    need(frame, "way", "checkpointing", "parameters", "time_to_plain")
+    ax, frame = new_axes(ax), _usual(frame)
+    for goal in goals.TIMES:
         ax.axhline(goal, color=GREY, linewidth=1, linestyle=":")
     for way, part in _by(frame, "way", WAYS):
         part, style = part.sort_values("parameters"), WAYS[way]
@@ -147,11 +152,11 @@ def plot_latency(frame: pd.DataFrame, phase: str, *, ax: Axes | None = None) -> 
         )
         for x, row in zip(at, rows.itertuples(), strict=True):
             ax.plot([x - 0.08, x + 0.08], [row.ideal] * 2, color=GREY)
-            ax.plot([x - 0.08, x + 0.08], [IDEAL_GOAL * row.ideal] * 2, ":", color=GREY)
+            ax.plot([x - 0.08, x + 0.08], [goals.IDEAL * row.ideal] * 2, ":", color=GREY)
     ax.axhline(1, color=GREY, linewidth=1, linestyle="--")
     ax.set_xticks(range(len(shares)), [f"{100 * share:g} %" for share in shares])
     ax.set_xlim(-0.5, len(shares) - 0.5)
-    ax.set_title(f"{phase} (grey: ideal, dotted: {IDEAL_GOAL:g} of it)")
+    ax.set_title(f"{phase} (grey: ideal, dotted: {goals.IDEAL:g} of it)")
     ax.set_xlabel("parameters removed from the blocks")
     ax.set_ylabel("speed-up over the dense model")
     ax.legend(frameon=False, fontsize=8, loc="upper left")
@@ -168,19 +173,24 @@ def plot_evaluation(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     names = [f"{row.window:g} tokens\n{row.dtype}" for row in frame.itertuples()]
     ends = [frame.share - frame.share_q1, frame.share_q3 - frame.share]
     ax.axhline(1, color=GREY, linewidth=1, linestyle="--")
-    ax.axhline(EVALUATION_GOAL, color=GREY, linewidth=1, linestyle=":")
+    ax.axhline(goals.EVALUATION, color=GREY, linewidth=1, linestyle=":")
     ax.errorbar(range(len(frame)), frame.share, ends, fmt="o", capsize=3, color="#0072B2")
     ax.set_xticks(range(len(frame)), names)
     ax.set_xlim(-0.5, len(frame) - 0.5)
     ax.set_title("perplexity evaluation")
     ax.set_xlabel("window and type of the weights")
-    ax.set_ylabel(f"tokens/s, share of the bare forward (dotted: {EVALUATION_GOAL:g})")
+    ax.set_ylabel(f"tokens/s, share of the bare forward (dotted: {goals.EVALUATION:g})")
     return _finish(ax)
 
 
 def _by(frame: pd.DataFrame, column: str, styles: Mapping[str, MethodStyle]):
     """Rows of each kind that has a style, in the order of the styles."""
     return [(name, frame[frame[column] == name]) for name in styles if (frame[column] == name).any()]
+
+
+def _usual(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows whose activations were kept or not as the library chose."""
+    return frame[frame.checkpointing.isna() | (frame.checkpointing == "")]
 
 
 def _look(style: MethodStyle) -> dict[str, object]:

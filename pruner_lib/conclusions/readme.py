@@ -1,9 +1,9 @@
-"""The tables of the README that come from results: verdicts, single numbers, every table and figure.
+"""The tables of the README that come from results: verdicts, numbers, tables and figures, the benchmark.
 
     python -m pruner_lib.conclusions.readme
 
 It writes what stands between the marks `<!-- NAME -->` and `<!-- end of NAME -->` anew, from the results of
-the profile `quick`.
+the profile `quick` and of the benchmark.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pruner_lib.benchmark.goals import goals_table
 from pruner_lib.conclusions.coverage import ITEMS
 from pruner_lib.experiments.results import project_root
 from pruner_lib.experiments.storage import write_text
@@ -29,6 +30,7 @@ def updated(text: str, root: Path) -> str:
     Raises:  ValueError: a mark is missing.
     """
     tables = {"verdicts": verdict_table(root), "numbers": numbers_table(root), "coverage": coverage_table()}
+    tables["benchmark"] = goals_table(root)
     for name, table in tables.items():
         start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
         if text.count(start) != 1 or text.count(end) != 1:

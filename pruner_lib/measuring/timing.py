@@ -19,16 +19,23 @@ def timed(once: Callable[[], object], device: torch.device | str) -> float:
 
 
 def in_turn(
-    calls: Mapping[str, Callable[[], object]], rounds: int, device: torch.device | str, *, warmup: int = 1
+    calls: Mapping[str, Callable[[], object]],
+    rounds: int,
+    device: torch.device | str,
+    *,
+    warmup: int = 1,
+    before: Callable[[], object] = lambda: None,
 ) -> dict[str, list[float]]:
     """Time each call once a round, so that a slow moment of the machine strikes all of them.
 
     Args:    rounds: that count.    warmup: rounds before them, not timed.
+             before: done before each call, not timed.
     Returns: name -> seconds of each round.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(-warmup, rounds):
         for name, once in calls.items():
+            before()
             took = timed(once, device)
             if number >= 0:
                 seconds[name].append(took)
