@@ -39,11 +39,26 @@ def _scoring(column: str, *ways: str, size: str = "7") -> Callable[[pd.DataFrame
     return numbers
 
 
+def _slope(frame: pd.DataFrame) -> pd.Series:
+    """Give MiB of peak for each MiB of weights, by a line through all sizes."""
+    import numpy as np
+    import pandas as pd
+
+    rows = frame[frame.checkpointing.isna() & (frame.way == "all criteria")]
+    return pd.Series(np.polyfit(rows.weights_mb, rows.peak_mb, 1)[:1])
+
+
 GOALS = (
     Goal(
         "LLaMA-7B scored by all criteria at once: peak of resident memory / bytes of the weights",
         "scoring",
         _scoring("peak_to_weights", "all criteria"),
+        high=MEMORY,
+    ),
+    Goal(
+        "0.1 to 7 billion parameters scored by all criteria: growth of the peak / growth of the weights",
+        "scoring",
+        _slope,
         high=MEMORY,
     ),
     Goal(
