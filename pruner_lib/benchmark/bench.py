@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from pruner_lib.benchmark import bench_discovery, bench_evaluation, bench_latency, bench_scoring
 from pruner_lib.benchmark.bench_process import MeasurementFailed, in_fresh_process
-from pruner_lib.benchmark.bench_rows import Part, Table, machine
+from pruner_lib.benchmark.bench_rows import Part, Table, machine, newest_rows
 from pruner_lib.experiments.results import results_root
 from pruner_lib.experiments.storage import write_csv
 
@@ -97,7 +97,6 @@ def _note_machine(folder: Path, here: dict[str, Any]) -> None:
 
 def _draw(folder: Path) -> None:
     """Draw the figure from the CSVs that are there, each part from the machine that measured it last."""
-    import pandas as pd
     from matplotlib import pyplot as plt
 
     from pruner_lib.benchmark.figures_bench import plot_bench
@@ -107,8 +106,7 @@ def _draw(folder: Path) -> None:
     for name in PARTS:
         path = folder / f"{name}.csv"
         if path.is_file():
-            frame = pd.read_csv(path, dtype={"size": str})
-            frames[name] = frame[frame.machine == frame.machine.iloc[-1]]
+            frames[name] = newest_rows(path)
     if frames:
         figure = plot_bench(frames)
         for path in save_image(figure, "bench", folder):

@@ -63,6 +63,24 @@ def machine(device: str) -> dict[str, Any]:
     return {"machine": hashlib.sha256(repr(found).encode()).hexdigest()[:8]} | found
 
 
+def read_rows(path: Path) -> pd.DataFrame:
+    """Read the rows of a part; sizes such as 7 stay text."""
+    import pandas as pd
+
+    return pd.read_csv(path, dtype={"size": str})
+
+
+def newest_rows(path: Path) -> pd.DataFrame:
+    """Read the rows of the machine that measured last."""
+    frame = read_rows(path)
+    return frame[frame.machine == frame.machine.iloc[-1]]
+
+
+def usual_rows(frame: pd.DataFrame) -> pd.DataFrame:
+    """Give the rows of scoring whose activations were kept or not as the library chose."""
+    return frame[frame.checkpointing.isna() | (frame.checkpointing == "")]
+
+
 def code_version(modules: Iterable[str]) -> str:
     """Hash what modules of this library do: their syntax trees without docstrings and imports."""
     digest, library = hashlib.sha256(), Path(__file__).parents[1]
@@ -86,7 +104,7 @@ class Table:
         self.part, self.path = part, folder / f"{part.name}.csv"
         self.mark = {"machine": machine, "code": code_version(part.code)}
         # settings are compared as text: what a CSV gives back has lost its types
-        self.frame = pd.read_csv(self.path, dtype={"size": str}) if self.path.is_file() else pd.DataFrame()
+        self.frame = read_rows(self.path) if self.path.is_file() else pd.DataFrame()
 
     def has(self, settings: Mapping[str, Any]) -> bool:
         """Tell whether a case is measured, on this machine and with this code."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pruner_lib.benchmark import goals
+from pruner_lib.benchmark.bench_rows import usual_rows
 from pruner_lib.figures.marks import GREY, STYLE, MethodStyle, log_ticks, need, new_axes
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def plot_memory(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     need(frame, "way", "checkpointing", "weights_mb", "peak_mb")
     ax = new_axes(ax)
     again = frame[(frame.checkpointing == "yes") & (frame.way == "all criteria")].sort_values("weights_mb")
-    frame = _usual(frame)
+    frame = usual_rows(frame)
     span = np.array([frame.weights_mb.min(), frame.weights_mb.max()]) / 1024
     ax.plot(span, span, color=GREY, linewidth=1, label="the weights")
     ax.plot(span, goals.MEMORY * span, color=GREY, linewidth=1, linestyle=":")
@@ -91,7 +92,7 @@ def plot_time(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     Args:    frame: columns `way`, `checkpointing`, `parameters`, `time_to_plain`.
     """
     need(frame, "way", "checkpointing", "parameters", "time_to_plain")
-    ax, frame = new_axes(ax), _usual(frame)
+    ax, frame = new_axes(ax), usual_rows(frame)
     for goal in goals.TIMES:
         ax.axhline(goal, color=GREY, linewidth=1, linestyle=":")
     for way, part in _by(frame, "way", WAYS):
@@ -186,11 +187,6 @@ def plot_evaluation(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 def _by(frame: pd.DataFrame, column: str, styles: Mapping[str, MethodStyle]):
     """Rows of each kind that has a style, in the order of the styles."""
     return [(name, frame[frame[column] == name]) for name in styles if (frame[column] == name).any()]
-
-
-def _usual(frame: pd.DataFrame) -> pd.DataFrame:
-    """Rows whose activations were kept or not as the library chose."""
-    return frame[frame.checkpointing.isna() | (frame.checkpointing == "")]
 
 
 def _look(style: MethodStyle) -> dict[str, object]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pruner_lib.benchmark.bench_rows import newest_rows, usual_rows
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -33,8 +35,8 @@ class Goal:
 
 def _scoring(column: str, *ways: str, size: str = "7") -> Callable[[pd.DataFrame], pd.Series]:
     def numbers(frame: pd.DataFrame) -> pd.Series:
-        usual = frame[frame.checkpointing.isna() & (frame["size"] == size)]
-        return usual[usual.way.isin(ways)][column]
+        usual = usual_rows(frame)
+        return usual[(usual["size"] == size) & usual.way.isin(ways)][column]
 
     return numbers
 
@@ -44,7 +46,8 @@ def _slope(frame: pd.DataFrame) -> pd.Series:
     import numpy as np
     import pandas as pd
 
-    rows = frame[frame.checkpointing.isna() & (frame.way == "all criteria")]
+    rows = usual_rows(frame)
+    rows = rows[rows.way == "all criteria"]
     return pd.Series(np.polyfit(rows.weights_mb, rows.peak_mb, 1)[:1])
 
 
@@ -106,17 +109,15 @@ def goals_table(root: Path) -> str:
 
     Returns: a row a goal; where a CSV is of several machines, the one measured last counts.
     """
-    import pandas as pd
-
+    places = {goal.part: f"{FOLDER}/{goal.part}.csv" for goal in GOALS}
+    if not all((root / place).is_file() for place in places.values()):
+        return "Not there yet: `inv bench` makes it."
+    frames = {part: newest_rows(root / place) for part, place in places.items()}
     lines = ["| benchmark | goal | measured | met | file |\n|---|---|---|---|---|"]
     for goal in GOALS:
-        place = f"{FOLDER}/{goal.part}.csv"
-        if not (root / place).is_file():
-            return "Not there yet: `inv bench` makes it."
-        frame = pd.read_csv(root / place, dtype={"size": str})
-        numbers = goal.numbers(frame[frame.machine == frame.machine.iloc[-1]])
+        numbers = goal.numbers(frames[goal.part])
         ends = sorted({f"{numbers.min():.3g}", f"{numbers.max():.3g}"}, key=float)
         met = "yes" if numbers.between(goal.low, goal.high).all() else "no"
-        file = f"[{goal.part}.csv]({place})"
+        file = f"[{goal.part}.csv]({places[goal.part]})"
         lines.append(f"| {goal.what} | {goal.range} | {' to '.join(ends)} | {met} | {file} |")
     return "\n".join(lines)
