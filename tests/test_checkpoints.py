@@ -15,6 +15,7 @@ from remote_family import build_remote, prompts, remote_tokenizer
 from transformers import AutoModelForCausalLM
 
 from pruner_lib import discover, load_model, prune_, save_model, select
+from pruner_lib.inputs import modeling_pruned
 from pruner_lib.inputs.models import tiny_tokenizer
 from pruner_lib.method.groups import Plan
 
@@ -124,6 +125,55 @@ def test_code_of_a_tampered_folder_is_not_run(tmp_path):
     (tmp_path / "m" / "modeling_pruned.py").write_text("raise SystemExit('ran')")
     model, _ = load_model(tmp_path / "m")
     assert model.pruning_layout
+
+
+def _lead_astray(folder, layout, auto_map="evil.Model"):
+    """Let the config name code that leaves a mark when it runs; give the mark."""
+    mark = folder / "ran"
+    (folder / "evil.py").write_text(f"open({str(mark)!r}, 'w').close()\nclass Model: ...\n")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"pruning_layout": layout, "auto_map": {"AutoModelForCausalLM": auto_map}}
+    (folder / "config.json").write_text(json.dumps(config))
+    return mark
+
+
+@pytest.mark.parametrize("layout", [None, {}, "", 0, [], False, {"shapes": {}}, "evil.Model"])
+@pytest.mark.parametrize("auto_map", ["evil.Model", "some/hub--evil.Model"])
+def test_a_damaged_layout_is_refused_and_runs_no_code(layout, auto_map, tmp_path, monkeypatch):
+    save_model(_pruned("llama-gqa", **UNEVEN), tiny_tokenizer(), tmp_path / "m")
+    mark = _lead_astray(tmp_path / "m", layout, auto_map)
+    looked_up = []
+    monkeypatch.setattr(modeling_pruned, "get_class_from_dynamic_module", lambda *a, **k: looked_up.append(a))
+    with pytest.raises(ValueError, match="pruning_layout must be a dict"):
+        load_model(tmp_path / "m")
+    assert not mark.exists() and not looked_up
+
+
+@pytest.mark.parametrize(
+    "part, entry",
+    [
+        ("shapes", {"lm_head.weight": "os.system"}),
+        ("attributes", {"model": {"forward": "exit"}}),
+        ("attributes", {"model": {"a b": 1}}),
+        ("config", {"model.layers.0": {"head_dim": None}}),
+        ("inputs", {"model": {"0": {"dim": 0, "total": 4, "keep": "all"}}}),
+    ],
+)
+def test_an_entry_that_is_no_number_is_refused(part, entry, tmp_path):
+    save_model(_pruned("llama-gqa", **UNEVEN), tiny_tokenizer(), tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    config["pruning_layout"][part] |= entry
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=f"damaged: pruning_layout, {part} of"):
+        load_model(tmp_path / "m")
+
+
+def test_a_whole_layout_with_a_foreign_auto_map_loads_by_our_own_code(tmp_path):
+    model = _pruned("llama-gqa", **UNEVEN)
+    save_model(model, tiny_tokenizer(), tmp_path / "m")
+    mark = _lead_astray(tmp_path / "m", model.pruning_layout)
+    again, _ = load_model(tmp_path / "m")
+    assert again.pruning_layout == model.pruning_layout and not mark.exists()
 
 
 def test_plan_is_kept_beside_the_weights(tmp_path):

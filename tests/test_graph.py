@@ -10,7 +10,8 @@ from families import CHANNEL_FAMILIES, DRAWN, FAMILIES, build, touches_stream
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pruner_lib import discover
+from pruner_lib import discover, estimate
+from pruner_lib.method.placement import holding
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -125,6 +126,54 @@ def test_discovery_leaves_the_model_as_it_was():
     assert before == {n: (p.data_ptr(), p.requires_grad) for n, p in model.named_parameters()}
     assert model.training and model.config._attn_implementation == "sdpa"
     assert not any(m._forward_pre_hooks for m in model.modules())
+
+
+def _one_rotary(model):
+    for layer in model.model.layers:
+        layer.self_attn.rotary = model.model.rotary_emb
+
+
+def _head_with_two_names(model):
+    model.output = model.lm_head
+
+
+def _one_norm(model):
+    for layer in model.model.layers:
+        layer.input_layernorm = model.model.layers[0].input_layernorm
+
+
+def _one_layer_twice(model):
+    model.model.layers[1] = model.model.layers[0]
+
+
+def _one_weight(model):
+    model.lm_head.weight = model.model.embed_tokens.weight
+
+
+@pytest.mark.parametrize(
+    "share", [_one_rotary, _head_with_two_names, _one_norm, _one_layer_twice, _one_weight]
+)
+def test_shared_modules_keep_their_weights(share):
+    model = build("llama-gqa")
+    share(model)
+    stores = [store for m in model.modules() for store in (m._parameters, m._buffers)]
+    before = [{k: (t, t.clone()) for k, t in store.items() if t is not None} for store in stores]
+    axes = discover(model)
+    estimate(model, axes, torch.randint(0, 32, (2, 6)), criterion="element2")
+    for store, tensors in zip(stores, before, strict=True):
+        assert store.keys() >= tensors.keys()
+        for key, (tensor, values) in tensors.items():
+            assert store[key] is tensor and tensor.device.type == "cpu" and torch.equal(tensor, values)
+
+
+def test_holding_puts_back_what_was_there_even_after_an_error():
+    module = nn.Linear(2, 2)
+    twice = nn.ModuleDict({"a": module, "b": module})
+    weight, other = module.weight, torch.zeros(2, 2)
+    with pytest.raises(RuntimeError, match="inside"), holding(twice, {weight: other}):
+        assert module.weight is other
+        raise RuntimeError("inside")
+    assert module.weight is weight
 
 
 class _Odd(nn.Module):

@@ -22,7 +22,7 @@ import transformers
 from transformers import AutoConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module, get_relative_import_files
 
-from pruner_lib.method.layout import apply_layout_
+from pruner_lib.method.layout import apply_layout_, check_layout
 
 AUTO_CLASS = "AutoModelForCausalLM"
 AUTO_MAP = {AUTO_CLASS: "modeling_pruned.PrunedModelForCausalLM"}
@@ -37,6 +37,7 @@ def pruned_class(dense: type[PreTrainedModel]) -> type[PreTrainedModel]:
         _auto_class = None  # else transformers would write the dense class into `auto_map`
 
         def __init__(self, config, *args, **kwargs):
+            check_layout(config.pruning_layout)
             super().__init__(config, *args, **kwargs)
             self.pruning_layout = config.pruning_layout
             apply_layout_(self, config.pruning_layout)

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -32,7 +33,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from pruner_lib.inputs.assets import ASSETS, build_folder, cache_root, fetch, local_path
 from pruner_lib.inputs.devices import find_device
 from pruner_lib.inputs.hub import hub_lookup
-from pruner_lib.inputs.modeling_pruned import AUTO_CLASS, PrunedModelForCausalLM
+from pruner_lib.inputs.modeling_pruned import AUTO_CLASS, PrunedModelForCausalLM, pruned_class
+from pruner_lib.method.layout import check_layout
 
 NAMES = ("smollm2-135m", "tiny")
 ONE_BY_ONE = "HF_DEACTIVATE_ASYNC_LOAD"  # how transformers is told to read without threads
@@ -120,7 +122,10 @@ def find_model(name: str) -> Path | None:
 
 
 def _is_pruned(folder: Path, trusted: bool) -> bool:
-    """Does our own code build this model? Refuses a folder whose own code would have to run untrusted."""
+    """Does our own code build this model?
+
+    Raises: ValueError: the folder's own code would have to run untrusted, or its layout is damaged.
+    """
     path = folder / "config.json"
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
@@ -135,6 +140,11 @@ def _is_pruned(folder: Path, trusted: bool) -> bool:
             f"{folder} holds a model of type {settings.get('model_type')!r} with code of its own ({files}), "
             "which runs only where it is trusted: read it, then load_model(..., trust_remote_code=True)"
         )
+    if "pruning_layout" in settings:
+        try:
+            check_layout(settings["pruning_layout"])
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: {error}; save the model again with save_model") from error
     return "pruning_layout" in settings
 
 
@@ -145,7 +155,9 @@ def _load(
     config = AutoConfig.from_pretrained(source, trust_remote_code=trusted)
     if not (trusted and AUTO_CLASS in (getattr(config, "auto_map", None) or {})):
         _check_decoder(source, config)
-    build = PrunedModelForCausalLM if pruned else AutoModelForCausalLM
+    build = AutoModelForCausalLM
+    if pruned:  # an untrusted folder only says which class of transformers it is
+        build = PrunedModelForCausalLM if trusted else pruned_class(_causal_class(config))
     how = {"dtype": dtype, "device_map": device_map, "trust_remote_code": trusted}
     with _read_into_memory():
         model, report = build.from_pretrained(source, config=config, output_loading_info=True, **how)
@@ -173,6 +185,13 @@ def _read_into_memory() -> Iterator[None]:
     finally:
         modeling_utils.safe_open = mapped
         os.environ.pop(ONE_BY_ONE) if before is None else os.environ.update({ONE_BY_ONE: before})
+
+
+def _causal_class(config: object) -> type[PreTrainedModel]:
+    """The decoder class that transformers itself has for this type of config."""
+    names = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]
+    names = (names,) if isinstance(names, str) else names
+    return getattr(transformers, next((n for n in names if n in (config.architectures or ())), names[0]))
 
 
 def _check_decoder(source: str, config: object) -> None:

@@ -73,6 +73,39 @@ def empty_layout() -> dict:
     return {"shapes": {}, "attributes": {}, "config": {}, "inputs": {}}
 
 
+def check_layout(layout: object) -> None:
+    """Raise a ValueError unless a layout, as it was read from a file, has the form of `empty_layout`."""
+    checks = {"shapes": _are_sizes, "attributes": _are_numbers, "config": _are_numbers, "inputs": _are_inputs}
+    known = isinstance(layout, dict) and layout.keys() == checks.keys()
+    if not known or not all(isinstance(layout[part], dict) for part in checks):
+        raise ValueError(f"pruning_layout must be a dict of {', '.join(checks)}, got {str(layout)[:80]!r}")
+    for part, is_right in checks.items():
+        for name, entry in layout[part].items():
+            if not (isinstance(name, str) and is_right(entry)):
+                raise ValueError(f"pruning_layout, {part} of {name!r}: {str(entry)[:80]!r} is no such entry")
+
+
+def _are_sizes(entry: object) -> bool:
+    return isinstance(entry, list) and all(type(n) is int and n > 0 for n in entry)
+
+
+def _are_numbers(entry: object) -> bool:
+    return isinstance(entry, dict) and all(
+        k.isidentifier() and type(n) in (int, float) for k, n in entry.items()
+    )
+
+
+def _are_inputs(entry: object) -> bool:
+    return isinstance(entry, dict) and all(
+        isinstance(cut, dict)
+        and cut.keys() == {"dim", "total", "keep"}
+        and type(cut["dim"]) is int
+        and type(cut["total"]) is int
+        and _are_sizes([n + 1 if type(n) is int else n for n in cut["keep"]])
+        for cut in entry.values()
+    )
+
+
 def merge_layouts(old: dict | None, new: dict) -> dict:
     """The layout after a further cut; selections of inputs compose."""
     merged = copy.deepcopy(old or empty_layout())

@@ -1,4 +1,4 @@
-"""Models that accelerate has spread: are the weights in the modules, and what is the plain forward pass?
+"""What the modules of a model hold: weights spread by accelerate, plain forward passes, tensors swapped in.
 
 A model that is scored or cut needs its weights in its modules.
 accelerate can keep weights outside, in CPU memory or on a disk, and bring each in for its part of the forward
@@ -65,3 +65,26 @@ def plain_forward(model: nn.Module) -> Iterator[None]:
     finally:
         for module, forward in wrapped.items():
             module.forward = forward
+
+
+@contextmanager
+def holding(model: nn.Module, replacements: dict[torch.Tensor, torch.Tensor]) -> Iterator[None]:
+    """Let the modules hold other parameters and buffers while the block runs.
+
+    Each module is changed once, under however many names it is registered (`torch.func.functional_call`
+    swaps such a module twice, and leaves the replacements behind). Afterwards every module holds the very
+    tensors that it held before.
+
+    Args:
+        replacements: parameter or buffer -> the tensor that takes its place; others stay.
+    """
+    stores = [store for module in model.modules() for store in (module._parameters, module._buffers)]
+    before = [dict(store) for store in stores]
+    try:
+        for store, tensors in zip(stores, before, strict=True):
+            store.update({key: replacements.get(t, t) for key, t in tensors.items()})
+        yield
+    finally:
+        for store, tensors in zip(stores, before, strict=True):
+            store.clear()
+            store.update(tensors)

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pruner_lib.method.labels import Recording, labels_of, set_labels
-from pruner_lib.method.placement import plain_forward
+from pruner_lib.method.placement import holding, plain_forward
 from pruner_lib.method.rules import LOOKUPS, labels_for, tensors_in
 
 aten = torch.ops.aten
@@ -82,9 +82,9 @@ def trace(model: nn.Module, layers: nn.ModuleList) -> Recording:
     Raises: ValueError: the model does not run on the meta device.
     """
     rec = Recording()
-    tensors = {n: torch.empty_like(p, device="meta") for n, p in model.named_parameters()}
-    for name, tensor in tensors.items():
-        set_labels(tensor, rec.label(tensor, name, "parameter"))
+    on_meta = {p: torch.empty_like(p, device="meta") for p in model.parameters()}
+    for name, parameter in model.named_parameters():
+        set_labels(on_meta[parameter], rec.label(parameter, name, "parameter"))
     paths = {module: name for name, module in model.named_modules()}
     hooks = [
         layer.register_forward_pre_hook(
@@ -94,7 +94,7 @@ def trace(model: nn.Module, layers: nn.ModuleList) -> Recording:
     ]
     try:
         with plain_products(model), torch.no_grad(), KeepIndices(), LabelMode(rec):
-            out = _forward_on_meta(model, tensors)
+            out = _forward_on_meta(model, on_meta)
     finally:
         for hook in hooks:
             hook.remove()
@@ -131,12 +131,13 @@ def constants_in_forward(model: nn.Module) -> list[float]:
     """The constant factors of a forward pass, in order, for a model on the meta device."""
     mode = ConstantMode()
     with plain_products(model), torch.no_grad(), mode:
-        _forward_on_meta(model, dict(model.named_parameters()))
+        _forward_on_meta(model, {})
     return mode.found
 
 
-def _forward_on_meta(model: nn.Module, parameters: dict[str, torch.Tensor]):
-    tensors = parameters | {n: torch.empty_like(b, device="meta") for n, b in model.named_buffers()}
+def _forward_on_meta(model: nn.Module, parameters: dict[torch.Tensor, torch.Tensor]):
+    """Run the model with these parameters in place of its own, and its buffers on the meta device."""
+    on_meta = parameters | {b: torch.empty_like(b, device="meta") for b in model.buffers()}
     ids = torch.zeros(1, N_TOKENS, dtype=torch.long, device="meta")
     mask = torch.zeros(1, 1, N_TOKENS, N_TOKENS, device="meta")
     ways = (
@@ -149,8 +150,8 @@ def _forward_on_meta(model: nn.Module, parameters: dict[str, torch.Tensor]):
         training = model.training
         try:
             model.eval()
-            with plain_forward(model):
-                return torch.func.functional_call(model, tensors, (), arguments | {"use_cache": False})
+            with plain_forward(model), holding(model, on_meta):
+                return model(**arguments, use_cache=False)
         except Exception as error:  # noqa: BLE001  the model's own code may raise anything
             errors.append(f"{type(error).__name__}: {error}")
         finally:

@@ -16,6 +16,8 @@ import torch
 from torch import nn
 from torch.utils._pytree import TreeSpec, tree_leaves, tree_unflatten
 
+from pruner_lib.method.placement import holding
+
 SLICE = {"cpu": 2**20}  # entries of a slice of a gradient: it stays in the cache
 LARGE_SLICE = 2**24  # elsewhere
 Part = Callable[[int, int], torch.Tensor]
@@ -124,11 +126,11 @@ def product_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _called_again(use: Use, inputs: Sequence, grads: Sequence) -> torch.Tensor:
-    parameters = {k: p.detach() for k, p in use.module._parameters.items() if p is not None}
-    own = parameters[use.key].requires_grad_()
+    weight = use.module._parameters[use.key]
+    own = weight.detach().requires_grad_()
     args, kwargs = tree_unflatten(inputs, use.spec)
-    with torch.enable_grad():
-        leaves = tree_leaves(torch.func.functional_call(use.module, parameters, args, kwargs))
+    with torch.enable_grad(), holding(use.module, {weight: own}):
+        leaves = tree_leaves(use.module(*args, **kwargs))
         pairs = [(leaves[i], g) for i, g in zip(use.outputs, grads, strict=True) if g is not None]
         outputs, grads = zip(*pairs, strict=True)
         return torch.autograd.grad(outputs, own, grads, materialize_grads=True, allow_unused=True)[0]
