@@ -9,8 +9,8 @@ import pytest
 from matplotlib import pyplot as plt
 from matplotlib.collections import PolyCollection
 
-from pruner_lib.figures import figures_recovery
-from pruner_lib.figures.figures_recovery import (
+from pruner_lib.study.figures import intervals
+from pruner_lib.study.figures.intervals import (
     plot_costs,
     plot_fit,
     plot_int8,
@@ -230,4 +230,4 @@ def test_every_text_is_a_dash_beside_the_mean():
 
 
 def test_every_figure_has_a_test():
-    assert set(figures_recovery.__all__) == {plot.__name__ for plot, _ in FIGURES.values()}
+    assert set(intervals.__all__) == {plot.__name__ for plot, _ in FIGURES.values()}
