@@ -113,7 +113,14 @@ def lint(context, fix=False):
 @task(help={"environment": "remove .venv too"})
 def clean(context, environment=False):
     """Remove caches and build products; results/ stays."""
-    places = ("pruner_lib", "pruner_lib/*", "pruner_lib/study/figures", "tests", "tests/benchmarks", "notebooks")
+    places = (
+        "pruner_lib",
+        "pruner_lib/*",
+        "pruner_lib/study/figures",
+        "tests",
+        "tests/benchmarks",
+        "notebooks",
+    )
     folders = [ROOT, *(path for place in places for path in ROOT.glob(place))]
     for path in [path for folder in folders for cache in CACHES for path in folder.glob(cache)]:
         shutil.rmtree(path)

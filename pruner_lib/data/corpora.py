@@ -8,7 +8,7 @@ Hugging Face hub. Nothing is tokenised here. Layout of a local data directory, e
     NAME.txt                   any other text; a blank line ends a document
     NAME.json, NAME.jsonl      instructions: rows with "instruction", "output" and, if any, "input"
     NAME/                      a model: a folder with config.json, weights and tokenizer
-    tasks/TASK.jsonl           questions of a zero-shot task, see `harness`
+    tasks/TASK.jsonl           questions of a zero-shot task, see `evaluation.zero_shot`
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What is left of the language model: perplexity and generated text (paper, section 4.1 and appendix D).
 
-Measures a model as it is. It loads nothing (`models` and `data` do) and asks no questions (`harness` does).
+Measures a model as it is. It loads nothing (`models` and `data` do) and asks no questions (`zero_shot` does).
 """
 
 from __future__ import annotations

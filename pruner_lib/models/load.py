@@ -117,7 +117,7 @@ def load_model(
         dtype: of the weights.
         device: where the model is put, such as "cpu" or "cuda:0"; "auto" takes CUDA when there is one.
         device_map: spreads a checkpoint over devices and CPU memory instead: "auto", or module -> device, as
-            in transformers; see `devices`.
+            in transformers.
         seed: of the weights of `tiny`; the other models have none to draw.
         trust_remote_code: run code that lies beside the weights, where the model is no part of transformers.
 

@@ -2,7 +2,7 @@
 
 A model whose config says all is a plain Hugging Face checkpoint. Any other carries its layout in
 `config.json` and two small source files beside the weights; a model that came with code of its own keeps
-that too. Loading is in `models`.
+that too. Loading is in `load`.
 """
 
 from __future__ import annotations

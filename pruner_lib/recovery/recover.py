@@ -2,7 +2,7 @@
 
 The adapter is peft's, the loop is the Trainer of transformers (several devices: `accelerate launch`). Ours
 are the settings, the record of what happened, and that a killed run goes on as if nothing had been. It
-chooses no data (`data.instructions`) and measures only what the caller's `evaluate` returns.
+chooses no data (`windows.instructions`) and measures only what the caller's `evaluate` returns.
 """
 
 from __future__ import annotations

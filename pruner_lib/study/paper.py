@@ -52,7 +52,7 @@ def published_whole(model: str) -> pd.DataFrame:
 
 
 def published_way(table: str = "Table 1", method: str = "Element^1", text: str = "wikitext2") -> pd.DataFrame:
-    """Look up what the paper says of a model whole, pruned by `method` and recovered, as `comparison.way_of`.
+    """Look up what the paper says of a model whole, pruned by `method` and recovered, as `compare.way_of`.
 
     Returns: columns stage, source ("paper"), model, metric ("perplexity" on `text`, "accuracy": the mean as a
              share), value.

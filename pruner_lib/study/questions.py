@@ -177,7 +177,7 @@ def tell_sideways(found: pd.DataFrame, ours: str, wall: str) -> str:
 def published_points(tables: Mapping[float, pd.DataFrame], methods: Sequence[str]) -> pd.DataFrame:
     """Lay the paper's perplexities on WikiText2, before recovery, out as hollow points of `plot_sweep`.
 
-    Args:    tables: share removed -> a table as `methods.published_methods` gives it.
+    Args:    tables: share removed -> a table as `paper.published_methods` gives it.
     Returns: columns share, method, dataset, value, source ("paper"); the dense model is not among them.
     """
     rows = [
@@ -195,7 +195,7 @@ def published_designs(share: float) -> pd.DataFrame | None:
     A fifth: Tables 1 and 14. One half: Table 16, and Table 8 for the accuracies after recovery, where whole
     layers are DistilBERT's way (every second one stays).
 
-    Returns: as `methods.published_methods`; None for another share.
+    Returns: as `paper.published_methods`; None for another share.
     """
     places = {
         0.2: ("Table 1", "Table 14", {"Element^1 - global": ("global", "pruned")}),
@@ -293,7 +293,7 @@ def chance_jaccard(plan: Plan) -> float:
 
 
 def agreement_table(items: Mapping[str, Any], measure: Callable[[Any, Any], float]) -> pd.DataFrame:
-    """Compare all with all, for `plotting.plot_overlap`: columns `method_a`, `method_b`, `overlap`."""
+    """Compare all with all, for `curves.plot_overlap`: columns `method_a`, `method_b`, `overlap`."""
     pairs = combinations_with_replacement(items, 2)
     rows = [{"method_a": a, "method_b": b, "overlap": measure(items[a], items[b])} for a, b in pairs]
     return pd.DataFrame(rows)

@@ -3,7 +3,7 @@
 Two things make a number uncertain: which questions (windows) were asked, and which calibration samples were
 drawn. The first are many and are resampled. The second are few, three or so, too few to be resampled: the
 mean over D draws is taken to differ from the true one as Student's t with D - 1 degrees of freedom does.
-Plain numbers in, frozen results out; records are known to `evidence`.
+Plain numbers in, frozen results out; records are read in `compare`.
 """
 
 from __future__ import annotations

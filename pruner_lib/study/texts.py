@@ -81,7 +81,7 @@ def samples_of(
 ) -> list[Sample]:
     """Give the continuations of an experiment's model; generate them only if there are none.
 
-    Args:    prompts: None takes as many of `evaluation.PROMPTS` as the profile says.
+    Args:    prompts: None takes as many of `perplexity.PROMPTS` as the profile says.
              new_tokens: at most so many a prompt, None: as the profile says.
              draws: texts for each prompt.    seed: of the first prompt; the others take the next numbers.
     Returns: the samples, those of one prompt side by side, by the sampling settings of the paper's code; see

@@ -252,7 +252,7 @@ RECOVERED = "*"
 def plot_kept(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Draw what each way of pruning keeps of the whole model: ours filled, the paper's hollow.
 
-    Args:    frame: rows of `contrasts.kept_frame` of one metric and one dataset: columns name, stage
+    Args:    frame: rows of `compare.kept_frame` of one metric and one dataset: columns name, stage
              ("pruned", "recovered": a star), metric, ours, low, high, paper. Perplexities are drawn as
              multiples of the dense model's, accuracies as a share of it, %; the line is the dense model.
     Raises:  ValueError: rows of more than one metric or dataset.
@@ -293,7 +293,7 @@ def plot_kept(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 def plot_contrasts(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Draw the difference of each pair with its interval; grey where the two can't be told apart.
 
-    Args:    frame: rows of `contrasts.contrasts` of one metric and one dataset: columns a, b, metric,
+    Args:    frame: rows of `compare.contrasts` of one metric and one dataset: columns a, b, metric,
              dataset, difference, low, high, better. Left of zero a is lower.
     """
     need(frame, "a", "b", "metric", "dataset", "difference", "low", "high", "better")

@@ -1,7 +1,7 @@
 """The look of all figures: one table of styles, marks for repeats, names on lines, the perplexity axis.
 
 `STYLE` gives every method its colour, marker and label in all notebooks. Our values are filled marks, the
-paper's hollow ones. Which numbers a figure shows is known to `plotting`.
+paper's hollow ones. Which numbers a figure shows is decided by the function that draws it.
 """
 
 from __future__ import annotations
