@@ -104,18 +104,17 @@ def derive(frame: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
+METHOD = ("trace", "discover", "decoder", "labels", "operators", "groups", "norms")
+CODE = (
+    *(f"pruner_lib.method.{name}" for name in METHOD),
+    "tests.benchmarks.discovery",
+    "tests.benchmarks.shapes",
+)
 PART = Part(
     "discovery",
     "How long does it take to find the groups, and what does torch-pruning take?",
     "tests.benchmarks.discovery:measure",
-    (
-        *(
-            f"pruner_lib.method.{name}"
-            for name in ("trace", "discover", "decoder", "labels", "operators", "groups", "norms")
-        ),
-        "tests.benchmarks.discovery",
-        "tests.benchmarks.shapes",
-    ),
+    CODE,
     cases,
     derive,
 )

@@ -29,10 +29,13 @@ SIZES = ("0.1", "0.5", "1", "3", "7")
 CRITERIA_OF = {"vector": ("vector",), "element1": ("element1",), "all criteria": CRITERIA}
 PLAIN = "plain"  # forward and backward pass with the gradients of all parameters, nothing scored
 ENOUGH_S = 150.0  # about how long the repeats may take together, at least one is made
+METHOD = ("importance", "groups", "gradients", "module_gradients", "decoder", "predict_memory", "memory")
 CODE = (
-    "importance", "saliency", "criteria", "gradients", "hooks", "uses", "loss", "budget", "capacity",
-    "timing", "bench_scoring", "bench_shapes",
-)  # fmt: skip
+    *(f"pruner_lib.method.{name}" for name in METHOD),
+    "pruner_lib.evaluation.meters",
+    "tests.benchmarks.scoring",
+    "tests.benchmarks.shapes",
+)
 BESIDE_MB = 1500.0  # interpreter, libraries and activations beside weights and gradients, at the most
 
 
