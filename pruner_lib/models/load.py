@@ -19,6 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from accelerate import dispatch_model
+from accelerate.hooks import remove_hook_from_submodules
 from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
@@ -70,9 +72,6 @@ def in_place(model: nn.Module) -> Iterator[nn.Module]:
     if not offloaded(model):
         yield model
         return
-    from accelerate import dispatch_model
-    from accelerate.hooks import remove_hook_from_submodules
-
     places = dict(getattr(model, "hf_device_map", {"": "cpu"}))
     if "disk" in places.values():
         names = [name for name, place in places.items() if place == "disk"]
