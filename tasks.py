@@ -44,7 +44,7 @@ PROFILE_HELP = "tiny, quick, full or paper"
 @task
 def setup(context):
     """Download what the study reads: the model, the tasks and the texts."""
-    _python("-m", "pruner_lib.inputs.assets")
+    _python("-m", "pruner_lib.data.assets")
 
 
 @task(pre=[setup], help={"port": "0 takes any free one", "browser": "open a browser"})
@@ -63,7 +63,7 @@ def study(context, profile="quick", only=None, set=None):
     """Run the notebooks and write their figures and tables to results/."""
     names = [word for name in only or [] for word in ("--only", name)]
     values = [word for value in set or [] for word in ("--set", value)]
-    _python("-m", "pruner_lib.running.runner", "study", "--profile", profile, *names, *values)
+    _python("-m", "pruner_lib.study.notebooks", "study", "--profile", profile, *names, *values)
 
 
 @task(
@@ -74,7 +74,7 @@ def study(context, profile="quick", only=None, set=None):
 def notebook(context, name, profile="quick", set=None):
     """Run one notebook."""
     values = [word for value in set or [] for word in ("--set", value)]
-    _python("-m", "pruner_lib.running.runner", "notebook", name, "--profile", profile, *values)
+    _python("-m", "pruner_lib.study.notebooks", "notebook", name, "--profile", profile, *values)
 
 
 @task(
@@ -83,13 +83,13 @@ def notebook(context, name, profile="quick", set=None):
         "only": "parts: scoring,discovery,latency,evaluation",
         "sizes": "such as 0.1,7 or 8x1024",
         "again": "measure also what is measured already",
-        "more": "options of python -m pruner_lib.benchmark.bench --help, as one string",
+        "more": "options of python -m tests.benchmarks.bench --help, as one string",
     },
 )
 def bench(context, only="", sizes="", again=False, more=""):
     """Measure memory and time, beside torch-pruning; write results/bench/."""
     words = [f"--{name}={value}" for name, value in (("only", only), ("sizes", sizes)) if value]
-    _python("-m", "pruner_lib.benchmark.bench", *words, *(["--again"] if again else []), *shlex.split(more))
+    _python("-m", "tests.benchmarks.bench", *words, *(["--again"] if again else []), *shlex.split(more))
 
 
 @task(pre=[setup], iterable=["only"], help={"only": "a test file or test id; repeatable"})
@@ -113,7 +113,14 @@ def lint(context, fix=False):
 @task(help={"environment": "remove .venv too"})
 def clean(context, environment=False):
     """Remove caches and build products; results/ stays."""
-    places = ("pruner_lib", "pruner_lib/*", "tests", "notebooks")
+    places = (
+        "pruner_lib",
+        "pruner_lib/*",
+        "pruner_lib/study/figures",
+        "tests",
+        "tests/benchmarks",
+        "notebooks",
+    )
     folders = [ROOT, *(path for place in places for path in ROOT.glob(place))]
     for path in [path for folder in folders for cache in CACHES for path in folder.glob(cache)]:
         shutil.rmtree(path)

@@ -4,16 +4,12 @@ The names below are the public interface. They are looked up when first used, so
 quick and the method itself never pulls in transformers. Where a line belongs:
 
     method/        groups and how they are found, scored, chosen and cut: torch, numpy and scipy alone
-    inputs/        what the method works on: downloads, texts, models and their checkpoints
-    tuning/        recovery after pruning: LoRA fine-tuning, resumable
-    measuring/     perplexity, zero-shot accuracy, texts, size, speed and memory of a model
-    experiments/   experiments as plain data, profiles, stages, records, files
-    questions/     what each notebook compares, and the statistics that it needs
-    conclusions/   the paper's claims, the rules that judge them, the tables of the README
-    figures/       one function a figure, and the look that all share
-    running/       notebooks in a batch, and the page that shows what came out
-    benchmark/     `inv bench`
-    profiles.yaml  the settings of tiny, quick, full and paper
+    models/        models by name: load, save, the code that travels with a checkpoint
+    data/          downloads, texts and instructions, windows of tokens
+    recovery/      recovery after pruning: LoRA fine-tuning, resumable
+    evaluation/    perplexity, zero-shot accuracy, texts, size, speed and memory of a model
+    files.py       atomic writes, strict JSON, locks
+    study/         the study itself, what the notebooks share; nothing above imports it
 """
 
 from __future__ import annotations
@@ -21,17 +17,17 @@ from __future__ import annotations
 from importlib import import_module
 
 _HOME = {
-    "load_model": "inputs.models",
-    "save_model": "inputs.checkpoints",
-    "discover": "method.graph",
+    "load_model": "models.load",
+    "save_model": "models.save",
+    "discover": "method.discover",
     "estimate": "method.importance",
-    "select": "method.selection",
+    "select": "method.select",
     "prune_": "method.prune",
     "mask_": "method.prune",
-    "recover": "tuning.recovery",
-    "perplexity": "measuring.evaluation",
-    "zero_shot": "measuring.harness",
-    "generate_samples": "measuring.evaluation",
+    "recover": "recovery.recover",
+    "perplexity": "evaluation.perplexity",
+    "zero_shot": "evaluation.zero_shot",
+    "generate_samples": "evaluation.perplexity",
 }
 __all__ = sorted(_HOME)
 __version__ = "0.1.0"

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from pruner_lib.experiments.experiment import Calibration, Evaluation, Experiment, Recovery
-from pruner_lib.experiments.records import Metric, Record
+from pruner_lib.study.records import Metric, Record
+from pruner_lib.study.settings import Calibration, Evaluation, Experiment, Recovery
 
 TASKS = ("piqa", "boolq")
 EVALUATION = Evaluation(texts=("wiki",), windows=64, length=128, tasks=TASKS, limit=60)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pruner_lib.method.groups import Plan
-from pruner_lib.questions.agreement import agreement_table, chance_jaccard, jaccard, rank_correlation, removed
+from pruner_lib.study.questions import agreement_table, chance_jaccard, jaccard, rank_correlation, removed
 
 
 def plan(*keep, n=4, name="layers.0.mlp"):

@@ -7,12 +7,12 @@ import torch
 from families import build, tokens
 
 from pruner_lib import discover, load_model, prune_, select
-from pruner_lib.experiments.profiles import load_profile
-from pruner_lib.experiments.study import model_of, run
 from pruner_lib.method.groups import Plan
-from pruner_lib.questions import alignment
-from pruner_lib.questions.alignment import aligned, at_zero, block_outputs, correlation, following
-from pruner_lib.questions.methods import Compared
+from pruner_lib.study import probes
+from pruner_lib.study.paper import Compared
+from pruner_lib.study.probes import aligned, at_zero, block_outputs, correlation, following
+from pruner_lib.study.run import model_of, run
+from pruner_lib.study.settings import load_profile
 
 TINY = load_profile("tiny")
 ONE = Compared("tiny", 0.3)
@@ -69,7 +69,7 @@ def test_groups_follow_and_matrices_alone_do_not():
 
 def test_following_is_measured_once(monkeypatch):
     first = following(PAIR, profile="tiny")
-    monkeypatch.setattr(alignment, "block_outputs", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(probes, "block_outputs", lambda *_: pytest.fail("measured again"))
     assert following(PAIR, profile="tiny").equals(first)
     with pytest.raises(pytest.fail.Exception, match="measured again"):
         following({"groups": PAIR["groups"]}, profile="tiny")

@@ -20,8 +20,8 @@ from families import tokens as random_tokens
 from remote_family import build_remote, prompts, remote_tokenizer
 
 from pruner_lib import discover, estimate, load_model, mask_, prune_, recover, save_model, select
-from pruner_lib.inputs.models import tiny_tokenizer
 from pruner_lib.method.norms import norm_members
+from pruner_lib.models.load import tiny_tokenizer
 
 TABLE = Path(__file__).parents[1] / "results" / "architectures" / "architectures.csv"
 REMOTE = "code of its own"  # fused and interleaved rows, tokens first, two-dimensional rotary positions

@@ -14,9 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from pruner_lib.inputs import assets
-from pruner_lib.inputs.archives import Asset, extract
-from pruner_lib.inputs.assets import build_folder, fetch, local_path
+from pruner_lib.data import assets
+from pruner_lib.data.assets import Asset, build_folder, extract, fetch, local_path
 
 METADATA = "Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n"
 WHEEL = "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 import torch
 
-from pruner_lib.benchmark import bench, bench_rows
-from pruner_lib.benchmark.bench_process import MeasurementFailed
-from pruner_lib.benchmark.bench_rows import code_version, machine
-from pruner_lib.benchmark.figures_bench import plot_bench
+from tests.benchmarks import bench, rows
+from tests.benchmarks.goals import plot_bench
+from tests.benchmarks.process import MeasurementFailed
+from tests.benchmarks.rows import code_version, machine
 from tests.legible import assert_legible
 from tests.made_bench import made_up
 
@@ -80,7 +80,7 @@ def test_scoring_compares_each_way_with_the_plain_pass(finished):
 
 def test_times_are_compared_round_by_round():
     """Twice as slow as the plain pass, but in the round when the machine was slow for both."""
-    from pruner_lib.benchmark.bench_scoring import _compared
+    from tests.benchmarks.scoring import _compared
 
     found = _compared([2.0, 20.0, 2.2], [1.0, 20.0, 1.1])
     assert found == {"seconds": 2.2, "plain_s": 1.1, "time_to_plain": 2.0, "n_times": 3}
@@ -114,7 +114,7 @@ def test_another_size_joins_and_other_code_is_measured_anew(called, tmp_path, mo
     bench.run_bench(bench.parse([*words, "--sizes=tiny"]), tmp_path)
     bench.run_bench(bench.parse([*words, "--sizes=tiny,2x64"]), tmp_path)
     assert len(called) == 2 and list(table(tmp_path, "discovery")["size"]) == ["tiny", "2x64"]
-    monkeypatch.setattr(bench_rows, "code_version", lambda modules: "other")
+    monkeypatch.setattr(rows, "code_version", lambda modules: "other")
     bench.run_bench(bench.parse([*words, "--sizes=tiny"]), tmp_path)
     assert len(called) == 3 and sorted(table(tmp_path, "discovery")["size"]) == ["2x64", "tiny"]
 
@@ -143,27 +143,27 @@ def test_a_case_that_fails_is_told_and_does_not_stop_the_others(monkeypatch, tmp
 
 
 def test_a_model_too_large_for_the_memory_is_refused_with_figures(monkeypatch):
-    from pruner_lib.benchmark import bench_scoring
+    from tests.benchmarks import scoring
 
-    monkeypatch.setattr(bench_scoring, "free_mb", lambda device: 2000.0)
-    settings = bench_scoring.cases(bench.parse(["--sizes=1", "--device=cpu"]))[0]
+    monkeypatch.setattr(scoring, "free_mb", lambda device: 2000.0)
+    settings = scoring.cases(bench.parse(["--sizes=1", "--device=cpu"]))[0]
     with pytest.raises(ValueError, match=r"size 1 needs 2,\d+ MiB .* 2,000 are free on cpu"):
-        bench_scoring.measure(**settings)
+        scoring.measure(**settings)
 
 
 def test_gradients_of_the_plain_pass_are_freed_where_they_would_not_fit(monkeypatch):
-    from pruner_lib.benchmark import bench_scoring
+    from tests.benchmarks import scoring
 
-    settings = bench_scoring.cases(bench.parse([*SMALL.split()]))[0]
-    assert bench_scoring.measure(**settings)["gradients"] == "kept"
-    monkeypatch.setattr(bench_scoring, "free_mb", lambda device: bench_scoring.BESIDE_MB + 0.1)
-    monkeypatch.setattr(bench_scoring, "_refuse_too_large", lambda *given: None)
-    assert bench_scoring.measure(**settings)["gradients"] == "freed"
+    settings = scoring.cases(bench.parse([*SMALL.split()]))[0]
+    assert scoring.measure(**settings)["gradients"] == "kept"
+    monkeypatch.setattr(scoring, "free_mb", lambda device: scoring.BESIDE_MB + 0.1)
+    monkeypatch.setattr(scoring, "_refuse_too_large", lambda *given: None)
+    assert scoring.measure(**settings)["gradients"] == "freed"
 
 
 def test_the_plain_pass_computes_all_gradients_and_leaves_none(monkeypatch):
-    from pruner_lib.benchmark.bench_scoring import _plain
-    from pruner_lib.benchmark.bench_shapes import random_model
+    from tests.benchmarks.scoring import _plain
+    from tests.benchmarks.shapes import random_model
 
     model, ids = random_model("tiny"), torch.zeros(1, 4, dtype=torch.int64)
     seen: list[int] = []
@@ -182,11 +182,11 @@ def test_the_plain_pass_computes_all_gradients_and_leaves_none(monkeypatch):
 def test_code_is_hashed_without_its_words(tmp_path, monkeypatch):
     path = tmp_path / "topic" / "some.py"
     path.parent.mkdir()
-    monkeypatch.setattr(bench_rows, "__file__", str(tmp_path / "benchmark" / "rows.py"))
+    monkeypatch.setattr(rows, "__file__", str(tmp_path / "tests" / "benchmarks" / "rows.py"))
     versions = []
     for text in ('"""Doc."""\nx = 1  # why\n', '"""Other."""\nimport os\nx = 1\n', "x = 2\n"):
         path.write_text(text)
-        versions.append(code_version(["some"]))
+        versions.append(code_version(["topic.some"]))
     assert versions[0] == versions[1] != versions[2]
 
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from pruner_lib.benchmark.bench_process import MeasurementFailed, in_fresh_process
+from tests.benchmarks.process import MeasurementFailed, in_fresh_process
 
 
 def probe(what: str, **settings) -> dict | list[dict]:

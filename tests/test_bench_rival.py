@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pruner_lib.benchmark.bench_process import in_fresh_process
-from pruner_lib.benchmark.bench_rival import rival_python
+from tests.benchmarks.discovery import rival_python
+from tests.benchmarks.process import in_fresh_process
 
 
 @pytest.fixture

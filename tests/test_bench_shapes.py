@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pruner_lib.benchmark.bench_scoring import _bytes
-from pruner_lib.benchmark.bench_shapes import SHAPES, meta_model, random_model, shape_config, weights_mb
+from tests.benchmarks.scoring import _bytes
+from tests.benchmarks.shapes import SHAPES, meta_model, random_model, shape_config, weights_mb
 
 
 def count(model) -> int:

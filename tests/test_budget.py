@@ -12,18 +12,18 @@ import torch
 from families import build, tokens
 
 from pruner_lib import discover, estimate
-from pruner_lib.method import budget
-from pruner_lib.method.budget import predict_memory
+from pruner_lib.method import predict_memory as module
 from pruner_lib.method.importance import estimate_members
+from pruner_lib.method.predict_memory import predict_memory
 
 ALL = ["vector", "element1", "element2", "mixed"]
 PASS = """
 import json, sys, torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 from pruner_lib import discover
-from pruner_lib.method.budget import predict_memory
+from pruner_lib.method.predict_memory import predict_memory
 from pruner_lib.method.importance import estimate_members
-from pruner_lib.measuring.memory import meter
+from pruner_lib.evaluation.meters import meter
 
 criteria, samples, micro_batch, checkpointing, threads = json.loads(sys.argv[1])
 torch.set_num_threads(threads)
@@ -97,7 +97,7 @@ def test_what_would_not_fit_is_refused_with_a_setting_that_does(monkeypatch, cri
         return predict_memory(model, 32, 60, [criterion], *way, parameters=wanted).extra
 
     available = (extra(None, False) + extra(4, False) + 4 * min(extra(8, True), extra(2, False))) // 6
-    monkeypatch.setattr(budget, "available_bytes", lambda device: available)
+    monkeypatch.setattr(module, "available_bytes", lambda device: available)
     with pytest.raises(
         ValueError, match=r"scoring 32 samples of 60 tokens needs .* GB are available"
     ) as error:
@@ -106,14 +106,14 @@ def test_what_would_not_fit_is_refused_with_a_setting_that_does(monkeypatch, cri
     way = {"micro_batch": None if size == "None" else int(size), "checkpointing": recompute == "True"}
     assert extra(*way.values()) <= available < extra(None, False)
     scores = estimate(model, axes, ids, criterion=criterion, **way)
-    monkeypatch.setattr(budget, "available_bytes", lambda device: None)
+    monkeypatch.setattr(module, "available_bytes", lambda device: None)
     for name, whole in estimate(model, axes, ids, criterion=criterion).items():
         torch.testing.assert_close(scores[name], whole)
 
 
 def test_what_can_never_fit_says_so(monkeypatch):
     model = build("llama-mha")
-    monkeypatch.setattr(budget, "available_bytes", lambda device: 1000)
+    monkeypatch.setattr(module, "available_bytes", lambda device: 1000)
     axes = discover(model)
     with pytest.raises(
         ValueError, match="with micro_batch=1, checkpointing=True it is .* a machine with more"

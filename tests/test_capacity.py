@@ -8,8 +8,8 @@ import numpy as np
 import psutil
 import torch
 
-from pruner_lib.method import capacity
-from pruner_lib.method.capacity import available_bytes, held_bytes
+from pruner_lib.method import memory
+from pruner_lib.method.memory import available_bytes, held_bytes
 
 
 def test_available_memory_is_what_the_system_says():
@@ -29,7 +29,7 @@ def test_held_memory_grows_with_what_is_held():
 
 def test_weights_that_are_not_in_memory_yet_are_counted(monkeypatch):
     model = torch.nn.Linear(2**10, 2**10)
-    monkeypatch.setattr(capacity.os, "sysconf", lambda name: 1)  # pages of one byte: hardly anything resident
+    monkeypatch.setattr(memory.os, "sysconf", lambda name: 1)  # pages of one byte: hardly anything resident
     assert held_bytes(model) > 2**22
 
 
@@ -45,17 +45,17 @@ def test_limits_of_containers_are_looked_up_along_the_path(tmp_path):
         (place / "memory.stat").write_text("file 7\ninactive_file 100\nactive_file 9\n")
         (place / names[1]).write_text("600\n")
         (place / names[0]).write_text("1000\n")
-        assert list(capacity._left_by_limits(tmp_path, own)) == [500]
+        assert list(memory._left_by_limits(tmp_path, own)) == [500]
         (place / names[0]).write_text("max\n")
-        assert list(capacity._left_by_limits(tmp_path, own)) == []
+        assert list(memory._left_by_limits(tmp_path, own)) == []
 
 
 def test_freed_memory_is_given_back_when_it_has_grown(monkeypatch):
-    held, calls = [capacity.HOLES], []
-    monkeypatch.setattr(capacity, "resident_bytes", lambda: held[0])
-    monkeypatch.setattr(capacity, "give_back", lambda: calls.append(held[0]))
-    tidy = capacity.Tidy()
+    held, calls = [memory.HOLES], []
+    monkeypatch.setattr(memory, "resident_bytes", lambda: held[0])
+    monkeypatch.setattr(memory, "give_back", lambda: calls.append(held[0]))
+    tidy = memory.Tidy()
     for size, given in ((2, 0), (2.5, 1), (2.5, 1), (3.6, 2)):
-        held[0] = int(size * capacity.HOLES)
+        held[0] = int(size * memory.HOLES)
         tidy.look()
         assert len(calls) == given

@@ -8,9 +8,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from pruner_lib.conclusions.claim_numbers import number_of
-from pruner_lib.conclusions.claim_records import Evidence
-from pruner_lib.conclusions.paper_claims import CLAIMS
+from pruner_lib.study.claims import CLAIMS, Evidence, number_of
 from tests.made_records import RECOVERY, dense, draws, record
 
 CLAIM = {claim.id: claim for claim in CLAIMS}

@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from pruner_lib.conclusions.claim_records import (
+from pruner_lib.study.claims import (
+    HALF,
     Evidence,
+    Which,
     alike,
     candidates,
     metric_of,
@@ -16,8 +18,7 @@ from pruner_lib.conclusions.claim_records import (
     single,
     words,
 )
-from pruner_lib.conclusions.claims import HALF, Which
-from pruner_lib.experiments.experiment import Calibration
+from pruner_lib.study.settings import Calibration
 from tests.made_records import RECOVERY, dense, draws, record, short
 
 VECTOR = Which(settings=(("criterion", "vector"),))

@@ -6,8 +6,9 @@ import math
 
 import pytest
 
-from pruner_lib.conclusions.claims import (
+from pruner_lib.study.claims import (
     CANT_TELL,
+    CLAIMS,
     FORMULAS,
     HOWS,
     NOT_REPRODUCED,
@@ -15,7 +16,6 @@ from pruner_lib.conclusions.claims import (
     Printed,
     judge,
 )
-from pruner_lib.conclusions.paper_claims import CLAIMS
 
 CLAIM = {claim.id: claim for claim in CLAIMS}
 

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pruner_lib.experiments.experiment import Experiment
-from pruner_lib.experiments.records import Metric, Record, records_frame
-from pruner_lib.questions.comparison import beside_published, changes, way_of, with_mean_accuracy
+from pruner_lib.study.compare import beside_published, changes, way_of, with_mean_accuracy
+from pruner_lib.study.records import Metric, Record, records_frame
+from pruner_lib.study.settings import Experiment
 
 NLL = np.random.default_rng(0).normal(3.4, 0.6, size=64)
 

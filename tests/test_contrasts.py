@@ -8,11 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pruner_lib.experiments.experiment import Evaluation, Recovery
-from pruner_lib.experiments.profiles import load_profile
-from pruner_lib.experiments.records import Metric, Record
-from pruner_lib.questions.contrasts import contrasts, group_of, kept_frame, metrics_of, run_named, told
-from pruner_lib.questions.methods import Compared
+from pruner_lib.study.compare import contrasts, group_of, kept_frame, metrics_of, run_named, told
+from pruner_lib.study.paper import Compared
+from pruner_lib.study.records import Metric, Record
+from pruner_lib.study.settings import Evaluation, Recovery, load_profile
 
 TINY = load_profile("tiny")
 ONE = Compared("tiny", 0.3)

@@ -7,8 +7,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from pruner_lib.conclusions.coverage import ITEMS, coverage_frame
-from pruner_lib.experiments.results import results_dir
+from pruner_lib.study.coverage import ITEMS, coverage_frame
+from pruner_lib.study.results import results_dir
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from pruner_lib.inputs.corpora import instruction_names, read_corpus, read_instructions, text_names
-from pruner_lib.inputs.data import calibration_ids, corpus_hash, instructions, text_ids
-from pruner_lib.inputs.models import find_model, tiny_tokenizer
+from pruner_lib.data.corpora import instruction_names, read_corpus, read_instructions, text_names
+from pruner_lib.data.windows import calibration_ids, corpus_hash, instructions, text_ids
+from pruner_lib.models.load import find_model, tiny_tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -13,9 +13,8 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex
 
 from pruner_lib import discover
-from pruner_lib.figures.drawing import plot_dependencies, plot_groups
-from pruner_lib.figures.marks import KINDS
-from pruner_lib.figures.slices import slices_frame
+from pruner_lib.study.figures.groups import plot_dependencies, plot_groups, slices_frame
+from pruner_lib.study.figures.style import KINDS
 
 CASES = pd.DataFrame(
     [("forward", "I", "J", "Eq. 1"), ("forward", "I", "X", "")]

@@ -8,8 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pruner_lib.experiments.experiment import Recovery
-from pruner_lib.questions.dynamics import (
+from pruner_lib.study.questions import (
     accuracy_frame,
     amount,
     beside_steps,
@@ -21,6 +20,7 @@ from pruner_lib.questions.dynamics import (
     times,
     times_frame,
 )
+from pruner_lib.study.settings import Recovery
 from tests.made_records import TASKS, dense, record, short
 
 WIKI = "perplexity/wiki@128"

@@ -16,7 +16,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from pruner_lib.measuring.efficiency import (
+from pruner_lib.evaluation.efficiency import (
     MacCounter,
     count_parameters,
     efficiency,

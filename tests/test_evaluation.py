@@ -7,8 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig
 
-from pruner_lib.inputs.models import load_model
-from pruner_lib.measuring.evaluation import (
+from pruner_lib.evaluation.perplexity import (
     CHUNK_MB,
     LOGITS_MB,
     _until,
@@ -21,6 +20,7 @@ from pruner_lib.measuring.evaluation import (
     repetition_rate,
     window_nll,
 )
+from pruner_lib.models.load import load_model
 
 VOCABULARY = 61
 CONFIGS = {

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from pruner_lib.questions.evidence import (
+from pruner_lib.study.compare import (
     difference,
     groups_of,
     interval,

@@ -7,9 +7,9 @@ from dataclasses import FrozenInstanceError, replace
 
 import pytest
 
-from pruner_lib.experiments import experiment as words
-from pruner_lib.experiments.experiment import Calibration, Evaluation, Experiment, Recovery, experiment_from
 from pruner_lib.method import importance
+from pruner_lib.study import settings as words
+from pruner_lib.study.settings import Calibration, Evaluation, Experiment, Recovery, experiment_from
 
 BASE = Experiment("tiny", calibration=Calibration("tiny", 4, 16), evaluation=Evaluation(("tiny",), 4, 16))
 

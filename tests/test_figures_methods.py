@@ -10,8 +10,8 @@ from legible import assert_legible
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_rgb
 
-from pruner_lib.figures.figures_methods import CHOICES, plot_contrasts, plot_following, plot_kept
-from pruner_lib.figures.marks import GREY, STYLE
+from pruner_lib.study.figures.intervals import CHOICES, plot_contrasts, plot_following, plot_kept
+from pruner_lib.study.figures.style import GREY, STYLE
 
 NAN = float("nan")
 KEPT = pd.DataFrame(

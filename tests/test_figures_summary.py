@@ -8,9 +8,9 @@ import pytest
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex
 
-from pruner_lib.conclusions.claims import CANT_TELL, NOT_MEASURED, NOT_REPRODUCED, REPRODUCED
-from pruner_lib.figures.figures_summary import ANSWERS, plot_beside_paper, plot_verdicts
-from pruner_lib.figures.marks import STYLE
+from pruner_lib.study.claims import CANT_TELL, NOT_MEASURED, NOT_REPRODUCED, REPRODUCED
+from pruner_lib.study.figures.intervals import ANSWERS, plot_beside_paper, plot_verdicts
+from pruner_lib.study.figures.style import STYLE
 
 INF, NAN = np.inf, np.nan
 

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 
-from pruner_lib.figures import figures_sweeps
-from pruner_lib.figures.figures_sweeps import look_of, plot_layer_damage, plot_sweep, plot_widths
-from pruner_lib.figures.marks import DESIGNS, STYLE
+from pruner_lib.study.figures import curves
+from pruner_lib.study.figures.curves import look_of, plot_layer_damage, plot_sweep, plot_widths
+from pruner_lib.study.figures.style import DESIGNS, STYLE
 
 CURVES = {"element1": (40.0, 70.0, 400.0), "l2": (90.0, 900.0, 9000.0)}
 SWEEP = pd.DataFrame(
@@ -185,4 +185,4 @@ def test_designs_and_methods_have_one_look_everywhere():
 
 
 def test_neighbouring_layers_are_shaded_as_one():
-    assert figures_sweeps._runs([2, 0, 1, 9]) == [(0, 2), (9, 9)] and figures_sweeps._runs([]) == []
+    assert curves._runs([2, 0, 1, 9]) == [(0, 2), (9, 9)] and curves._runs([]) == []

@@ -7,9 +7,9 @@ import warnings
 import pytest
 import torch
 
-from pruner_lib.inputs.models import load_model
-from pruner_lib.measuring.evaluation import perplexity_result
-from pruner_lib.measuring.fitting import in_fitting_batches, is_out_of_memory
+from pruner_lib.evaluation.meters import in_fitting_batches, is_out_of_memory
+from pruner_lib.evaluation.perplexity import perplexity_result
+from pruner_lib.models.load import load_model
 
 CPU_ALLOCATOR = (
     "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "

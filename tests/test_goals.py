@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from pruner_lib.benchmark.goals import FOLDER, GOALS, goals_table
+from tests.benchmarks.goals import FOLDER, GOALS, goals_table
 from tests.made_bench import made_up
 
 

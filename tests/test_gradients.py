@@ -101,9 +101,9 @@ def test_as_many_samples_as_tokens_are_told_apart():
 
 
 def test_gradients_of_a_weight_are_shown_in_slices_once_each(monkeypatch):
-    from pruner_lib.method import uses
+    from pruner_lib.method import module_gradients
 
-    monkeypatch.setitem(uses.SLICE, "cpu", 100)
+    monkeypatch.setitem(module_gradients.SLICE, "cpu", 100)
     model, ids = in_float64(build("llama-tied")), tokens(3, 7)
     g, a = gradients(model, ids)
     seen = {}

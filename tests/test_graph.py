@@ -11,7 +11,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pruner_lib import discover, estimate
-from pruner_lib.method.placement import holding
+from pruner_lib.method.offload import holding
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -9,9 +9,8 @@ import pytest
 import torch
 from datasets import Dataset
 
-from pruner_lib.inputs.models import load_model
-from pruner_lib.measuring import harness as module
-from pruner_lib.measuring.harness import (
+from pruner_lib.evaluation import zero_shot as module
+from pruner_lib.evaluation.zero_shot import (
     SEVEN_TASKS,
     TASKS,
     find_data,
@@ -19,6 +18,7 @@ from pruner_lib.measuring.harness import (
     write_definition,
     zero_shot,
 )
+from pruner_lib.models.load import load_model
 
 # Every right choice is a run of z and every wrong one a run of q, so that a model that likes z knows all.
 RIGHT, WRONG = "zzzzzzzz", "qqqq"

@@ -9,8 +9,8 @@ import datasets
 import pytest
 from huggingface_hub import constants
 
-from pruner_lib.inputs import hub
-from pruner_lib.inputs.hub import hub_lookup
+from pruner_lib.data import assets
+from pruner_lib.data.assets import hub_lookup
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_unreachable_hub_is_found_out_at_once_and_only_the_cache_is_read(online)
 
 
 def test_reachable_hub_is_asked(online, monkeypatch):
-    monkeypatch.setattr(hub, "_unreachable", lambda endpoint: None)
+    monkeypatch.setattr(assets, "_unreachable", lambda endpoint: None)
     message = f"'x/y' was not found on {online}. Try that."
     with pytest.raises(ValueError, match=message), hub_lookup("model 'x/y'", "Try that."):
         assert settings() == (False, False)

@@ -10,7 +10,7 @@ from by_hand import GRADIENT, loss
 from families import build, tokens
 
 from pruner_lib import discover, estimate, prune_, select
-from pruner_lib.method import saliency, uses
+from pruner_lib.method import importance, module_gradients
 from pruner_lib.method.importance import CRITERIA, ORDERS, aggregate, estimate_members
 
 
@@ -65,14 +65,14 @@ def test_magnitudes_are_read_a_slice_at_a_time(monkeypatch, dtype):
     model = build("llama-mha").to(dtype)
     axes = discover(model)
     whole = estimate_members(model, axes, criteria=["l1", "l2"])
-    monkeypatch.setitem(uses.SLICE, "cpu", 50)
-    seen, reduce = [], saliency.Tables._reduce
+    monkeypatch.setitem(module_gradients.SLICE, "cpu", 50)
+    seen, reduce = [], importance.Tables._reduce
 
     def watched(self, criterion, name, row, salience):
         seen.append(salience.numel())
         reduce(self, criterion, name, row, salience)
 
-    monkeypatch.setattr(saliency.Tables, "_reduce", watched)
+    monkeypatch.setattr(importance.Tables, "_reduce", watched)
     sliced = estimate_members(model, axes, criteria=["l1", "l2"])
     assert max(seen) <= 50
     for criterion, scores in sliced.items():

@@ -9,12 +9,10 @@ import nbformat
 import pandas as pd
 import pytest
 
-from pruner_lib.conclusions.claim_records import Evidence
-from pruner_lib.conclusions.paper_claims import CLAIMS
-from pruner_lib.conclusions.verdicts import judge_claims, verdicts_frame
-from pruner_lib.experiments.results import finish, manifest_path, results_dir, save_table
-from pruner_lib.experiments.storage import read_json, write_json
-from pruner_lib.running.index import main, runs_frame, runs_of, write_index
+from pruner_lib.files import read_json, write_json
+from pruner_lib.study.claims import CLAIMS, Evidence, judge_claims, verdicts_frame
+from pruner_lib.study.report import main, runs_frame, runs_of, write_index
+from pruner_lib.study.results import finish, manifest_path, results_dir, save_table
 from tests.made_records import draws
 
 

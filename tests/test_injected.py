@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pruner_lib.running.injected import refuse_unknown_parameters
+from pruner_lib.study.results import refuse_unknown_parameters
 
 TAGGED = 'profile: str = "quick"  # which\nratio: float = 0.2\nplain = 1\n'
 

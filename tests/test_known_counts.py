@@ -14,7 +14,7 @@ from families import random_scores
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from pruner_lib import discover, prune_, select
-from pruner_lib.measuring.efficiency import count_parameters, macs, memory_mb
+from pruner_lib.evaluation.efficiency import count_parameters, macs, memory_mb
 
 LLAMA_7B = dict(
     vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32,

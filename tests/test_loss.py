@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from pruner_lib.method import loss as module
-from pruner_lib.method.loss import loss_and_gradient_
+from pruner_lib.method import gradients as module
+from pruner_lib.method.gradients import loss_and_gradient_
 
 
 def _both(hidden, head, ids):

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from pruner_lib import load_model
-from pruner_lib.experiments import measured
-from pruner_lib.experiments.measured import held_out, losses_on, response_losses, timings
-from pruner_lib.experiments.study import load_profile, model_of
-from pruner_lib.inputs.data import instructions
-from pruner_lib.tuning.alpaca import IGNORED, encode
+from pruner_lib.data.windows import instructions
+from pruner_lib.recovery.instructions import IGNORED, encode
+from pruner_lib.study import probes
+from pruner_lib.study.probes import held_out, losses_on, response_losses, timings
+from pruner_lib.study.run import load_profile, model_of
 
 TINY = load_profile("tiny")
 
@@ -54,7 +54,7 @@ def test_losses_are_measured_once_of_each_model(monkeypatch, place):
     assert len({tuple(one) for one in found}) == 4
     model, tokenizer = model_of(asked[1], profile="tiny")
     assert found[1] == pytest.approx(losses_on(model, tokenizer, examples), rel=1e-5)
-    monkeypatch.setattr(measured, "model_of", lambda *_, **__: pytest.fail("made a model"))
+    monkeypatch.setattr(probes, "model_of", lambda *_, **__: pytest.fail("made a model"))
     other = replace(asked[1], evaluation=replace(TINY.evaluation, windows=2))
     assert response_losses(other, examples, profile="tiny") == found[1]
     with pytest.raises(pytest.fail.Exception, match="made a model"):
@@ -64,7 +64,7 @@ def test_losses_are_measured_once_of_each_model(monkeypatch, place):
 def test_models_are_timed_in_turns_and_once(monkeypatch):
     asked = {"dense": TINY.dense(), "in 8 bits": TINY.dense(int8=True)}
     calls = []
-    monkeypatch.setattr(measured, "_pass", lambda model, tokens: calls.append(id(model)) or len(calls) / 10)
+    monkeypatch.setattr(probes, "_pass", lambda model, tokens: calls.append(id(model)) or len(calls) / 10)
     frame = timings(asked, repeats=3, warmup=1, profile="tiny")
     assert len(calls) == 8 and len(set(calls)) == 2 and calls[:2] * 4 == calls
     assert frame.groupby("model").size().to_dict() == {"dense": 3, "in 8 bits": 3}
@@ -76,12 +76,12 @@ def test_models_are_timed_in_turns_and_once(monkeypatch):
 
 def test_models_too_large_to_be_held_together_are_timed_one_by_one(monkeypatch):
     calls = []
-    monkeypatch.setattr(measured, "KEEP_BYTES", 1)
-    monkeypatch.setattr(measured, "_pass", lambda model, tokens: calls.append(id(model)) or 0.1)
+    monkeypatch.setattr(probes, "KEEP_BYTES", 1)
+    monkeypatch.setattr(probes, "_pass", lambda model, tokens: calls.append(id(model)) or 0.1)
     asked = {"dense": TINY.dense(), "pruned": TINY.experiment()}
     assert len(timings(asked, repeats=2, warmup=0, profile="tiny")) == 4
     assert calls[0] == calls[1] and calls[2] == calls[3]
 
 
 def test_pass_takes_time():
-    assert measured._pass(load_model("tiny")[0], 16) > 0
+    assert probes._pass(load_model("tiny")[0], 16) > 0

@@ -49,7 +49,7 @@ def _names_an_architecture(source: str) -> set[str]:
 def test_method_imports_nothing_but_torch_numpy_and_scipy(module):
     imports = _imports((LIBRARY / "method" / f"{module}.py").read_text())
     assert {name.split(".")[0] for name in imports} <= ALLOWED
-    assert {name.split(".")[1] for name in imports if name.startswith("pruner_lib.")} <= {"method"}
+    assert {name.split(".")[1] for name in imports if name.startswith("pruner_lib.")} <= {"method", "files"}
 
 
 @pytest.mark.parametrize("module", METHOD)
@@ -58,7 +58,7 @@ def test_method_names_no_architecture(module):
 
 
 def test_the_two_checks_above_can_fail():
-    assert len(METHOD) > 20
+    assert len(METHOD) > 15
     assert _imports("import transformers\nfrom peft import x") == {"transformers", "peft"}
     assert _names_an_architecture("if config.model_type == 'llama': pass") == {"llama"}
     assert _names_an_architecture("'''llama is a model'''\nx = 1") == set()
@@ -85,7 +85,7 @@ def test_public_names_are_those_that_others_script_against():
 
 def test_the_whole_method_in_eight_lines():
     from pruner_lib import discover, estimate, load_model, perplexity, prune_, select
-    from pruner_lib.inputs.data import calibration_ids, text_ids
+    from pruner_lib.data.windows import calibration_ids, text_ids
 
     model, tokenizer = load_model("tiny")
     axes = discover(model)

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, LlamaModel
 
-from pruner_lib.inputs.assets import cache_root
-from pruner_lib.inputs.models import find_model, load_model, model_names, tiny_tokenizer
+from pruner_lib.data.assets import cache_root
+from pruner_lib.models.load import find_model, load_model, model_names, tiny_tokenizer
 
 IDS = torch.arange(4, 20)[None]  # (1, 16)
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from pruner_lib.experiments.results import read_manifest, results_dir
-from pruner_lib.running.runner import check_parameters, run_notebook
+from pruner_lib.study.notebooks import check_parameters, run_notebook
+from pruner_lib.study.results import read_manifest, results_dir
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))

@@ -8,7 +8,7 @@ from families import build, tokens
 
 from pruner_lib import discover, estimate, mask_
 from pruner_lib.method.groups import Plan
-from pruner_lib.questions.oracle import faded, loss_changes, loss_of
+from pruner_lib.study.probes import faded, loss_changes, loss_of
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import nbformat
 import pandas as pd
 import pytest
 
-from pruner_lib.running.page import WIDGET, figure, link, notebook_page, page, show, table, title_of
+from pruner_lib.study.report import WIDGET, figure, link, notebook_page, page, show, table, title_of
 
 
 def test_page_is_whole_and_fits_a_phone():

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pruner_lib.questions import paper
-from pruner_lib.questions.paper import WHOLE, published, published_tables, published_way, published_whole
+from pruner_lib.study import paper
+from pruner_lib.study.paper import WHOLE, published, published_tables, published_way, published_whole
 
 
 def value(table, row, metric):

@@ -14,9 +14,9 @@ import nbformat
 import pytest
 import yaml
 
-from pruner_lib.experiments.profiles import load_profile
-from pruner_lib.experiments.records import load_records
-from pruner_lib.experiments.results import read_manifest, results_dir
+from pruner_lib.study.records import load_records
+from pruner_lib.study.results import read_manifest, results_dir
+from pruner_lib.study.settings import load_profile
 from tests import stand_ins
 from tests.stand_ins import GLM, LLAMA, LLAMA_13B, VICUNA
 

@@ -12,10 +12,10 @@ from legible import assert_legible
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_rgb
 
-from pruner_lib.experiments.experiment import CRITERIA
-from pruner_lib.figures import plotting
-from pruner_lib.figures.marks import perplexity_axis
-from pruner_lib.figures.plotting import STYLE
+from pruner_lib.study.figures import curves
+from pruner_lib.study.figures.curves import STYLE
+from pruner_lib.study.figures.style import perplexity_axis
+from pruner_lib.study.settings import CRITERIA
 
 # What a colour becomes without cones for long and for medium waves (Machado et al. 2009, severity 1).
 BLINDNESS = {
@@ -59,16 +59,16 @@ WAY = pd.DataFrame(
             ("ours", "small model", (30.9, 90.0, 55.0), 1.5),
             ("paper", "LLaMA-7B", (12.6, 19.1, 17.6), None),
         ]
-        for stage, value in zip(plotting.STAGES, values, strict=True)
+        for stage, value in zip(curves.STAGES, values, strict=True)
     ]
 )
 FIGURES = {
-    "before_after": (plotting.plot_before_after, WAY),
-    "methods": (plotting.plot_methods, METHODS),
-    "recovery": (plotting.plot_recovery, CURVE),
-    "stages": (plotting.plot_stages, STAGES),
-    "calibration": (plotting.plot_calibration, DRAWS),
-    "overlap": (plotting.plot_overlap, OVERLAP),
+    "before_after": (curves.plot_before_after, WAY),
+    "methods": (curves.plot_methods, METHODS),
+    "recovery": (curves.plot_recovery, CURVE),
+    "stages": (curves.plot_stages, STAGES),
+    "calibration": (curves.plot_calibration, DRAWS),
+    "overlap": (curves.plot_overlap, OVERLAP),
 }
 
 
@@ -94,7 +94,7 @@ def test_every_method_has_a_look_of_its_own():
     for field in ("color", "marker", "label"):
         assert len({getattr(style, field) for style in drawn}) == len(drawn)
     with pytest.raises(ValueError, match="no style for method 'taylor'; there are dense, random"):
-        plotting.style_of("taylor")
+        curves.style_of("taylor")
 
 
 @pytest.mark.parametrize("kind", BLINDNESS)
@@ -140,46 +140,44 @@ def test_frame_that_can_not_be_drawn_is_refused(name):
 
 def test_paper_is_hollow_and_ours_filled():
     filled = [
-        line.get_markerfacecolor()
-        for line in plotting.plot_methods(METHODS).lines
-        if line.get_marker() == "o"
+        line.get_markerfacecolor() for line in curves.plot_methods(METHODS).lines if line.get_marker() == "o"
     ]
     assert "none" in filled and STYLE["element1"].color in filled
     ours = METHODS[METHODS.source == "ours"]
-    assert "none" not in [line.get_markerfacecolor() for line in plotting.plot_methods(ours).lines]
+    assert "none" not in [line.get_markerfacecolor() for line in curves.plot_methods(ours).lines]
 
 
 def test_way_of_a_model_ends_at_its_name_and_accuracies_are_percent():
-    ax = plotting.plot_before_after(WAY)
+    ax = curves.plot_before_after(WAY)
     faces = [to_rgb(line.get_markerfacecolor()) for line in ax.lines if line.get_marker() == "o"]
-    assert faces.count((1.0, 1.0, 1.0)) == 3 and to_rgb(plotting.STAGES["pruned"][1]) in faces
+    assert faces.count((1.0, 1.0, 1.0)) == 3 and to_rgb(curves.STAGES["pruned"][1]) in faces
     assert {"small model", "LLaMA-7B"} <= {text.get_text() for text in ax.texts}
     shares = WAY.assign(value=0.5, metric="accuracy")
-    percent = plotting.plot_before_after(shares)
+    percent = curves.plot_before_after(shares)
     assert percent.get_yscale() == "linear" and percent.lines[0].get_ydata().tolist() == [50.0] * 3
 
 
 def test_three_draws_make_a_band_and_two_stay_points():
-    assert len(plotting.plot_calibration(DRAWS).collections) == 1
-    two = plotting.plot_calibration(DRAWS[DRAWS.seed < 2])
+    assert len(curves.plot_calibration(DRAWS).collections) == 1
+    two = curves.plot_calibration(DRAWS[DRAWS.seed < 2])
     assert not two.collections and any(len(line.get_xdata()) == 6 for line in two.lines)
 
 
 def test_bars_are_as_high_as_their_numbers_and_say_them():
-    ax = plotting.plot_stages(STAGES)
+    ax = curves.plot_stages(STAGES)
     assert [bar.get_height() for bar in ax.patches] == [30.9, 70.0, 45.0]
     assert {"30.9", "70.0", "45.0"} <= {text.get_text() for text in ax.texts}
 
 
 def test_overlap_is_symmetric():
-    table = plotting.plot_overlap(OVERLAP).images[0].get_array()
+    table = curves.plot_overlap(OVERLAP).images[0].get_array()
     assert table[0, 1] == table[1, 0] == 0.25 and table[0, 0] == 1
 
 
 def test_spread_is_that_of_the_logarithm():
-    middle, low, high = plotting.spread([10.0, 100.0, 1000.0])
+    middle, low, high = curves.spread([10.0, 100.0, 1000.0])
     assert np.allclose([low, middle, high], [10, 100, 1000])
-    assert plotting.spread([7.0]) == (pytest.approx(7.0),) * 3
+    assert curves.spread([7.0]) == (pytest.approx(7.0),) * 3
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from pruner_lib import discover, load_model
-from pruner_lib.experiments.study import load_profile, scores_of
-from pruner_lib.inputs.data import calibration_ids
-from pruner_lib.questions import probes
-from pruner_lib.questions.oracle import loss_changes
+from pruner_lib.data.windows import calibration_ids
+from pruner_lib.study import probes
+from pruner_lib.study.probes import loss_changes
+from pruner_lib.study.run import load_profile, scores_of
 
 ASKED = load_profile("tiny").experiment()
 GROUPS = [("layers.0.mlp", 3), ("layers.1.attention", 1)]
@@ -34,7 +34,7 @@ def test_second_time_nothing_is_measured_and_other_settings_are(monkeypatch):
     first = probes.true_changes(ASKED, GROUPS, profile="tiny", progress=False)
     calls = []
     monkeypatch.setattr(
-        "pruner_lib.questions.oracle.loss_changes", lambda *given, **named: calls.append(1) or [0.0, 0.0]
+        "pruner_lib.study.probes.loss_changes", lambda *given, **named: calls.append(1) or [0.0, 0.0]
     )
     assert probes.true_changes(ASKED, GROUPS, profile="tiny", progress=False).equals(first) and not calls
     longer = replace(ASKED, calibration=replace(ASKED.calibration, length=8))
@@ -52,7 +52,7 @@ def test_costs_have_a_row_for_every_run_and_hold_the_weights():
 def test_scores_of_an_experiment_come_from_one_pass_and_then_from_the_cache(monkeypatch):
     found = scores_of(ASKED, ["element1", "l2"], profile="tiny")
     monkeypatch.setattr(
-        "pruner_lib.method.importance.estimate_members", lambda *given, **named: pytest.fail("a second pass")
+        "pruner_lib.study.probes.estimate_members", lambda *given, **named: pytest.fail("a second pass")
     )
     again = scores_of(ASKED, ["l2", "element1"], profile="tiny")
     assert all((again[c][name] == found[c][name]).all() for c in found for name in found[c])

@@ -8,9 +8,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from pruner_lib import load_model, perplexity
-from pruner_lib.inputs.data import text_ids
-from pruner_lib.measuring.efficiency import count_parameters, macs, memory_mb, weight_bytes
-from pruner_lib.measuring.quantisation import Int8Linear, integer_product, is_quantised, quantise_
+from pruner_lib.data.windows import text_ids
+from pruner_lib.evaluation.efficiency import count_parameters, macs, memory_mb, weight_bytes
+from pruner_lib.evaluation.int8 import Int8Linear, integer_product, is_quantised, quantise_
 
 
 def linear(weight, bias=None):

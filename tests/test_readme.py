@@ -9,20 +9,19 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pruner_lib.benchmark.goals import FOLDER, GOALS
-from pruner_lib.conclusions.claim_records import Evidence
-from pruner_lib.conclusions.coverage import ITEMS
-from pruner_lib.conclusions.paper_claims import CLAIMS
-from pruner_lib.conclusions.readme import (
+from pruner_lib.study.claims import CLAIMS, Evidence, judge_claims, verdicts_frame
+from pruner_lib.study.coverage import ITEMS
+from pruner_lib.study.readme import (
     TABLES,
     VERDICTS,
     coverage_table,
     numbers_table,
     updated,
     verdict_table,
+    with_tables,
 )
-from pruner_lib.conclusions.verdicts import judge_claims, verdicts_frame
-from pruner_lib.experiments.results import save_table
+from pruner_lib.study.results import save_table
+from tests.benchmarks.goals import FOLDER, GOALS, goals_table
 from tests.made_records import draws
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,8 +52,9 @@ def published(tmp_path):
 
 
 def test_tables_of_the_readme_are_those_of_the_published_results(published):
-    assert updated(README, published) == README, (
-        "run python -m pruner_lib.conclusions.readme, and commit both"
+    new = with_tables(updated(README, published), {"benchmark": goals_table(published)})
+    assert new == README, (
+        "run python -m pruner_lib.study.readme and python -m tests.benchmarks.goals, and commit both"
     )
 
 
@@ -63,6 +63,8 @@ def test_text_around_the_tables_stays_and_old_tables_go(tmp_path):
     assert new.startswith("a\n<!-- verdicts -->\nNot there yet") and "old" not in new
     assert "\nb\n" in new and new.endswith("-->\nc\n") and coverage_table() in new
     assert updated(new, tmp_path) == new
+    beside = with_tables(new, {"benchmark": "none"})
+    assert beside == new.replace("<!-- benchmark -->", "<!-- benchmark -->\nnone\n")
     with pytest.raises(ValueError, match="<!-- numbers -->"):
         updated("<!-- verdicts --><!-- end of verdicts -->", tmp_path)
 

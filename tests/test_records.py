@@ -8,15 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from pruner_lib.experiments.experiment import Calibration, Evaluation, Experiment, Recovery
-from pruner_lib.experiments.records import (
-    Metric,
-    Record,
-    load_records,
-    read_record,
-    records_frame,
-    write_record,
-)
+from pruner_lib.study.records import Metric, Record, load_records, read_record, records_frame, write_record
+from pruner_lib.study.settings import Calibration, Evaluation, Experiment, Recovery
 
 BASE = Experiment("tiny", calibration=Calibration("tiny", 4, 16), evaluation=Evaluation(("tiny",), 4, 16))
 PROTOCOL = {"metric": "perplexity", "corpus_hash": "aa", "window": 16}

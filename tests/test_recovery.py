@@ -23,10 +23,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, GPTNeoXConfig, LlamaConfig
 from transformers.pytorch_utils import Conv1D
 
-from pruner_lib.inputs.models import tiny_tokenizer
-from pruner_lib.tuning.alpaca import IGNORED, PROMPT, PROMPT_WITH_INPUT, batches, collate, encode
-from pruner_lib.tuning.recovery import add_adapter, linear_modules, recover
-from pruner_lib.tuning.training import RecoverySettings
+from pruner_lib.models.load import tiny_tokenizer
+from pruner_lib.recovery.instructions import IGNORED, PROMPT, PROMPT_WITH_INPUT, batches, collate, encode
+from pruner_lib.recovery.recover import add_adapter, linear_modules, recover
+from pruner_lib.recovery.trainer import RecoverySettings
 
 EXAMPLES = [
     {

@@ -17,7 +17,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from pruner_lib import discover, load_model, perplexity, prune_, select
-from pruner_lib.inputs.data import calibration_ids, text_ids
+from pruner_lib.data.windows import calibration_ids, text_ids
 from pruner_lib.method.importance import aggregate, estimate_members
 
 KNOWN = json.loads((Path(__file__).parent / "known_answers.json").read_text())

@@ -17,12 +17,12 @@ from remote_family import CODE, build_remote, prompts, remote_tokenizer
 from transformers import AutoModelForCausalLM
 
 from pruner_lib import discover, load_model, mask_, prune_, recover, save_model, select
-from pruner_lib.measuring.efficiency import latency, macs
+from pruner_lib.evaluation.efficiency import latency, macs
 from pruner_lib.method.groups import Plan
 from pruner_lib.method.norms import norm_members
 from pruner_lib.method.trace import constants_in_forward
-from pruner_lib.tuning.recovery import add_adapter
-from pruner_lib.tuning.training import RecoverySettings, _ResponseTrainer
+from pruner_lib.recovery.recover import add_adapter
+from pruner_lib.recovery.trainer import RecoverySettings, _ResponseTrainer
 
 UNEVEN = dict(ratio=0.4, scope="global", protect_first=1)
 HEADS, SIZE, INNER = 6, 8, 192

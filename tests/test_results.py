@@ -7,8 +7,9 @@ import json
 import pandas as pd
 import pytest
 
-from pruner_lib.experiments import results
-from pruner_lib.experiments.results import (
+from pruner_lib.study import results
+from pruner_lib.study.figures.curves import plot_recovery
+from pruner_lib.study.results import (
     finish,
     manifest_path,
     read_manifest,
@@ -17,7 +18,6 @@ from pruner_lib.experiments.results import (
     save_figure,
     save_table,
 )
-from pruner_lib.figures.plotting import plot_recovery
 
 FRAME = pd.DataFrame({"step": [0, 1], "dataset": "wiki", "value": [40.0, 30.0]})
 

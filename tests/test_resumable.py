@@ -9,8 +9,8 @@ import torch
 from peft import PeftModel
 from test_recovery import EXAMPLES, QUICK, Stop, logits, make, one_thread, score, without_time
 
-from pruner_lib.inputs.models import tiny_tokenizer
-from pruner_lib.tuning.recovery import recover
+from pruner_lib.models.load import tiny_tokenizer
+from pruner_lib.recovery.recover import recover
 
 __all__ = ["one_thread"]
 KEEP = {"keep_at": [2, 4], **QUICK}

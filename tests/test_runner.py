@@ -7,12 +7,12 @@ import json
 import nbformat
 import pytest
 
-from pruner_lib.experiments.results import manifest_path, results_dir
-from pruner_lib.running.runner import check_parameters, find_notebooks, main, run_notebook, run_study
+from pruner_lib.study.notebooks import check_parameters, find_notebooks, main, run_notebook, run_study
+from pruner_lib.study.results import manifest_path, results_dir
 
 WRITE = """
 from pathlib import Path
-from pruner_lib.experiments.results import finish, results_dir
+from pruner_lib.study.results import finish, results_dir
 path = results_dir(profile) / "tables" / "made.csv"
 path.parent.mkdir(parents=True, exist_ok=True)
 path.write_text(f"{type(ratio).__name__},{ratio},{names}")
@@ -82,7 +82,7 @@ def test_notebook_whose_output_vanishes_is_a_failure(folder):
 def test_study_goes_on_after_a_failure_and_ends_nonzero(folder, monkeypatch, capsys):
     notebook(folder, "00_bad", "raise RuntimeError('on purpose')")
     notebook(folder, "01_good", WRITE, FINISH)
-    monkeypatch.setattr("pruner_lib.running.runner.notebooks_dir", lambda: folder)
+    monkeypatch.setattr("pruner_lib.study.notebooks.notebooks_dir", lambda: folder)
     assert main(["study", "--profile", "tiny", "--set", "ratio=0.75"]) == 1
     said = capsys.readouterr()
     assert "1 of 2 notebooks done" in said.out and "1 FAILED" in said.out and "on purpose" in said.err
@@ -94,7 +94,7 @@ def test_study_goes_on_after_a_failure_and_ends_nonzero(folder, monkeypatch, cap
 def test_study_writes_one_page_of_all_results_and_tells_the_last_time(folder, monkeypatch, capsys):
     notebook(folder, "00_good", WRITE, FINISH)
     notebook(folder, "12_last", WRITE, FINISH)
-    monkeypatch.setattr("pruner_lib.running.runner.notebooks_dir", lambda: folder)
+    monkeypatch.setattr("pruner_lib.study.notebooks.notebooks_dir", lambda: folder)
     assert main(["study", "--profile", "tiny", "--only", "12,00"]) == 0
     said = capsys.readouterr().out
     page = results_dir("tiny") / "index.html"
@@ -102,7 +102,7 @@ def test_study_writes_one_page_of_all_results_and_tells_the_last_time(folder, mo
     assert "last time" not in said
     assert 'href="notebooks/00_good.html"' in page.read_text() and "12_last" in page.read_text()
     monkeypatch.setattr(
-        "pruner_lib.running.runner.write_index", lambda _: (_ for _ in ()).throw(ValueError("no page"))
+        "pruner_lib.study.notebooks.write_index", lambda _: (_ for _ in ()).throw(ValueError("no page"))
     )
     assert main(["study", "--profile", "tiny", "--only", "00"]) == 0
     said = capsys.readouterr().out
@@ -127,7 +127,7 @@ def test_notebook_without_the_parameters_tag_is_an_error(folder):
 
 def test_bad_input_from_the_command_line_is_told_with_exit_code_2(folder, monkeypatch, capsys):
     notebook(folder, "00_good", WRITE, FINISH)
-    monkeypatch.setattr("pruner_lib.running.runner.notebooks_dir", lambda: folder)
+    monkeypatch.setattr("pruner_lib.study.notebooks.notebooks_dir", lambda: folder)
     assert main(["study", "--profile", "tyni"]) == 2
     assert "there are full, paper, quick, tiny" in capsys.readouterr().err
     assert main(["notebook", "07", "--profile", "tiny"]) == 2

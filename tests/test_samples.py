@@ -7,12 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pruner_lib.experiments import stages
-from pruner_lib.experiments.results import results_dir
-from pruner_lib.experiments.study import load_profile, model_of, run
-from pruner_lib.measuring import samples
-from pruner_lib.measuring.evaluation import PROMPTS, Sample
-from pruner_lib.measuring.samples import SideBySide, samples_of
+from pruner_lib.evaluation.perplexity import PROMPTS, Sample
+from pruner_lib.study import stages, texts
+from pruner_lib.study.results import results_dir
+from pruner_lib.study.run import load_profile, model_of, run
+from pruner_lib.study.texts import SideBySide, samples_of
 
 TINY = load_profile("tiny")
 
@@ -28,7 +27,7 @@ def place(tmp_path, monkeypatch):
 def test_texts_are_made_once_whatever_else_is_measured(place, monkeypatch):
     first = samples_of(TINY.experiment(), profile="tiny")
     assert [one.prompt for one in first] == list(PROMPTS[: TINY.prompts])
-    monkeypatch.setattr(samples, "model_of", lambda *_, **__: pytest.fail("made a model"))
+    monkeypatch.setattr(texts, "model_of", lambda *_, **__: pytest.fail("made a model"))
     again = replace(TINY.experiment(), evaluation=replace(TINY.evaluation, windows=2))
     assert samples_of(again, profile="tiny") == first
     assert len(list((place / "samples").glob("*.json"))) == 1
@@ -53,7 +52,7 @@ def test_models_of_the_three_stages_say_different_things():
 
 def test_model_of_an_experiment_is_the_one_that_its_record_measured():
     from pruner_lib import perplexity
-    from pruner_lib.inputs.data import text_ids
+    from pruner_lib.data.windows import text_ids
 
     for asked in (TINY.dense(), TINY.experiment(), TINY.experiment(recovered=True)):
         record = run(asked, profile="tiny")

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from pruner_lib.measuring import savings
-from pruner_lib.measuring.savings import (
+from pruner_lib.study import questions
+from pruner_lib.study.questions import (
     BASE,
     CUTS,
     beside_table_3,
@@ -17,7 +17,7 @@ from pruner_lib.measuring.savings import (
     quality,
     without_weights,
 )
-from pruner_lib.questions.statistics import Interval
+from pruner_lib.study.statistics import Interval
 from tests.made_records import TASKS, dense, record, short
 
 ONE = Interval(1.0, 1.0, 1.0, 1)
@@ -52,7 +52,7 @@ def test_a_cut_without_weights_is_counted_like_the_shapes_that_are_left(cheap):
 
 def test_counts_are_made_once(cheap, monkeypatch):
     first = cheap()
-    monkeypatch.setattr(savings, "_count", lambda *_: pytest.fail("counted again"))
+    monkeypatch.setattr(questions, "_count", lambda *_: pytest.fail("counted again"))
     assert cheap().equals(first)
     with pytest.raises(pytest.fail.Exception, match="counted again"):
         count_cuts(CUTS, layers=3, profile="tiny")

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 
-from pruner_lib.figures import score_plots
-from pruner_lib.figures.marks import STYLE
+from pruner_lib.study.figures import curves
+from pruner_lib.study.figures.style import STYLE
 
 FADING = pd.DataFrame(
     [
@@ -37,14 +37,14 @@ NAMED = pd.DataFrame([{"corpus": name, "overlap": 0.4 + s / 50} for name in ("wi
 
 
 def by_corpus(frame, *, ax=None):
-    return score_plots.plot_agreement(frame, x="corpus", chance=0.14, ax=ax)
+    return curves.plot_agreement(frame, x="corpus", chance=0.14, ax=ax)
 
 
 FIGURES = {
-    "fading": (score_plots.plot_fading, FADING),
-    "taylor": (score_plots.plot_taylor, TAYLOR),
-    "layers": (score_plots.plot_layers, LAYERS),
-    "agreement": (score_plots.plot_agreement, DRAWS),
+    "fading": (curves.plot_fading, FADING),
+    "taylor": (curves.plot_taylor, TAYLOR),
+    "layers": (curves.plot_layers, LAYERS),
+    "agreement": (curves.plot_agreement, DRAWS),
     "agreement by name": (by_corpus, NAMED),
 }
 
@@ -88,7 +88,7 @@ def test_frame_that_can_not_be_drawn_is_refused(name):
 
 
 def test_marks_of_a_criterion_are_its_estimates_over_the_size_of_the_change():
-    lines = {line.get_label(): line for line in score_plots.plot_taylor(TAYLOR).lines}
+    lines = {line.get_label(): line for line in curves.plot_taylor(TAYLOR).lines}
     drawn = lines[STYLE["vector"].label]
     assert drawn.get_xdata().tolist() == pytest.approx([1, 0.1, 0.01, 0.001])
     assert drawn.get_ydata().tolist() == pytest.approx([3, 0.3, 0.03, 0.003])
@@ -98,24 +98,23 @@ def test_marks_of_a_criterion_are_its_estimates_over_the_size_of_the_change():
 def test_estimate_of_a_part_is_hollow_and_named():
     part = TAYLOR[TAYLOR.method == "vector"].assign(part="down_proj alone")
     lines = {
-        line.get_label(): line
-        for line in score_plots.plot_taylor(pd.concat([TAYLOR.assign(part=""), part])).lines
+        line.get_label(): line for line in curves.plot_taylor(pd.concat([TAYLOR.assign(part=""), part])).lines
     }
     assert lines["vector, down_proj alone"].get_markerfacecolor() == "none"
     assert lines["vector"].get_markerfacecolor() == STYLE["vector"].color
 
 
 def test_layers_are_relative_to_the_mean_so_that_units_do_not_matter():
-    lines = [line for line in score_plots.plot_layers(LAYERS).lines if len(line.get_xdata()) == 5]
-    scaled = [line for line in score_plots.plot_layers(LAYERS.assign(value=LAYERS.value * 9)).lines]
+    lines = [line for line in curves.plot_layers(LAYERS).lines if len(line.get_xdata()) == 5]
+    scaled = [line for line in curves.plot_layers(LAYERS.assign(value=LAYERS.value * 9)).lines]
     assert lines[0].get_ydata().mean() == pytest.approx(1)
     assert lines[0].get_ydata() == pytest.approx(scaled[0].get_ydata())
 
 
 def test_three_draws_have_a_band_two_have_none_and_chance_is_a_line():
-    assert score_plots.plot_agreement(DRAWS).collections
-    two = score_plots.plot_agreement(DRAWS.groupby("samples").head(2)).collections[0]
+    assert curves.plot_agreement(DRAWS).collections
+    two = curves.plot_agreement(DRAWS.groupby("samples").head(2)).collections[0]
     heights = two.get_paths()[0].vertices[:, 1]
     assert heights.max() - heights.min() == pytest.approx(0.29, abs=0.01)  # of the means alone: 0.42 to 0.71
     assert 0.14 in [line.get_ydata()[0] for line in by_corpus(NAMED).lines]
-    assert 0.14 not in [line.get_ydata()[0] for line in score_plots.plot_agreement(DRAWS).lines]
+    assert 0.14 not in [line.get_ydata()[0] for line in curves.plot_agreement(DRAWS).lines]

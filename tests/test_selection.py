@@ -9,8 +9,8 @@ import torch
 from families import build, random_scores
 
 from pruner_lib import discover, select
-from pruner_lib.method.counts import n_removed
 from pruner_lib.method.groups import Plan
+from pruner_lib.method.select import n_removed
 
 
 @pytest.fixture(scope="module")

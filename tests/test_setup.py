@@ -140,7 +140,7 @@ def test_hooks_use_the_versions_of_the_lock():
 
 def test_every_file_of_the_package_is_shipped():
     tools = PROJECT["tool"]["setuptools"]
-    patterns = ["*.py", *tools["package-data"]["pruner_lib"]]
+    patterns = ["*.py", *tools["package-data"]["pruner_lib.study"]]
     files = [path for path in (ROOT / "pruner_lib").rglob("*") if path.is_file() and path.suffix != ".pyc"]
     shipped = [path for path in files if any(fnmatch.fnmatch(path.name, pattern) for pattern in patterns)]
     assert shipped == files

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from pruner_lib.questions import statistics
-from pruner_lib.questions.statistics import (
+from pruner_lib.study import statistics
+from pruner_lib.study.statistics import (
     Difference,
     bootstrap_interval,
     corrected,

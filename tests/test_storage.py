@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pruner_lib.experiments.storage import only_one, read_json, write_atomic, write_csv, write_json
+from pruner_lib.files import only_one, read_json, write_atomic, write_csv, write_json
 
 
 def test_json_comes_back_and_infinities_stay_readable_by_strict_readers(tmp_path):

@@ -14,12 +14,13 @@ import pytest
 import torch
 
 from pruner_lib import load_model
-from pruner_lib.experiments import measures, stages
-from pruner_lib.experiments.records import records_frame
-from pruner_lib.experiments.results import results_dir
-from pruner_lib.experiments.study import Calibration, Recovery, load_profile, model_of, plan_of, run, run_all
-from pruner_lib.inputs import data
-from pruner_lib.measuring.quantisation import is_quantised
+from pruner_lib.data import windows
+from pruner_lib.evaluation.int8 import is_quantised
+from pruner_lib.study import run as module
+from pruner_lib.study import stages
+from pruner_lib.study.records import records_frame
+from pruner_lib.study.results import results_dir
+from pruner_lib.study.run import Calibration, Recovery, load_profile, model_of, plan_of, run, run_all
 
 TINY = load_profile("tiny")
 RECOVERY = Recovery(
@@ -88,7 +89,7 @@ def test_accuracy_keeps_every_answer_for_paired_comparisons(place):
 
 def test_record_holds_what_the_public_calls_give():
     from pruner_lib import discover, estimate, perplexity, prune_, select
-    from pruner_lib.inputs.data import calibration_ids, text_ids
+    from pruner_lib.data.windows import calibration_ids, text_ids
 
     model, tokenizer = load_model("tiny")
     axes = discover(model)
@@ -103,8 +104,8 @@ def test_record_holds_what_the_public_calls_give():
 
 
 def test_text_is_tokenised_once_for_many_models_and_again_in_another_data_directory(place, monkeypatch):
-    texts, read = [], data.read_corpus
-    monkeypatch.setattr(data, "read_corpus", lambda name: texts.append(name) or read(name))
+    texts, read = [], windows.read_corpus
+    monkeypatch.setattr(windows, "read_corpus", lambda name: texts.append(name) or read(name))
     stages._windows.cache_clear()
     wanted = [asked().dense, asked(criterion="l1"), asked(criterion="l2")]
     first = run_all(wanted, profile="tiny", progress=False)
@@ -181,7 +182,7 @@ def test_every_granularity_and_target_makes_the_model_smaller(granularity, targe
 
 KILLED = """
 import os, signal, sys
-from pruner_lib.experiments import measures, stages, study
+from pruner_lib.study import run as module, stages
 from tests.test_study import study_of_three
 
 where, count = sys.argv[1], 0
@@ -199,11 +200,11 @@ def mortal(function, times):
 if where == "estimate":
     stages._estimate = mortal(stages._estimate, 1)
 elif where == "evaluate":
-    measures.perplexity_metric = mortal(measures.perplexity_metric, 4)
+    module.perplexity_metric = mortal(module.perplexity_metric, 4)
 elif where == "recover":
     make = stages._text_perplexities
     stages._text_perplexities = lambda *given: mortal(make(*given), 3)
-study.run_all(study_of_three(), profile="tiny", progress=False)
+module.run_all(study_of_three(), profile="tiny", progress=False)
 """
 
 
@@ -240,7 +241,7 @@ def test_killed_study_goes_on_to_the_records_of_an_uninterrupted_one(where, reco
 
 
 def test_text_that_was_measured_before_a_stop_is_not_measured_again(monkeypatch):
-    measured, measure = [], measures.perplexity_metric
+    measured, measure = [], module.perplexity_metric
 
     def stops(text, *given):
         measured.append(text)
@@ -248,7 +249,7 @@ def test_text_that_was_measured_before_a_stop_is_not_measured_again(monkeypatch)
             raise KeyboardInterrupt
         return measure(text, *given)
 
-    monkeypatch.setattr(measures, "perplexity_metric", stops)
+    monkeypatch.setattr(module, "perplexity_metric", stops)
     with pytest.raises(KeyboardInterrupt):
         run(asked(), profile="tiny")
     assert not list((results_dir("tiny") / "records").glob("*"))

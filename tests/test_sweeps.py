@@ -10,10 +10,8 @@ import pandas as pd
 import pytest
 from made_records import dense, draws, record, short
 
-from pruner_lib.experiments.records import Metric
-from pruner_lib.experiments.study import load_profile, plan_of, run, run_all
-from pruner_lib.questions.contrasts import contrasts
-from pruner_lib.questions.sweeps import (
+from pruner_lib.study.compare import contrasts
+from pruner_lib.study.questions import (
     DESIGNS,
     damage_of,
     largest_share,
@@ -28,6 +26,8 @@ from pruner_lib.questions.sweeps import (
     tell_sideways,
     widths_frame,
 )
+from pruner_lib.study.records import Metric
+from pruner_lib.study.run import load_profile, plan_of, run, run_all
 
 TINY = load_profile("tiny")
 ASK = TINY.experiment(evaluation=TINY.short_evaluation)
@@ -53,7 +53,7 @@ def test_largest_share_is_remembered(tmp_path, monkeypatch):
     place = {"profile": "tiny", "results_dir": tmp_path}
     most = largest_share(ASK, **place)
     monkeypatch.setattr(
-        "pruner_lib.experiments.stages.load_dense", None
+        "pruner_lib.study.stages.load_dense", None
     )  # would fail if the model were needed again
     assert largest_share(ASK, **place) == most
 
@@ -174,7 +174,7 @@ def test_published_designs_are_the_papers_numbers():
 
 
 def test_published_points_are_those_of_the_methods_asked_for_before_recovery():
-    from pruner_lib.questions.methods import published_methods
+    from pruner_lib.study.paper import published_methods
 
     points = published_points({0.2: published_methods("Table 1")}, ["l2", "element1"])
     assert dict(zip(points.method, points.value, strict=True)) == {"l2": 582.41, "element1": 19.09}

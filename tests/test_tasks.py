@@ -173,10 +173,10 @@ def test_clean_keeps_results_and_leaves_the_environment_unless_asked(clone):
 
 def test_options_reach_the_runner(tmp_path):
     shutil.copy(ROOT / "tasks.py", tmp_path)
-    for name in ("inputs/assets.py", "running/runner.py"):
+    for name in ("data/assets.py", "study/notebooks.py"):
         (tmp_path / "pruner_lib" / name).parent.mkdir(parents=True)
         (tmp_path / "pruner_lib" / name).touch()
-    (tmp_path / "pruner_lib" / "running" / "runner.py").write_text(
+    (tmp_path / "pruner_lib" / "study" / "notebooks.py").write_text(
         "import sys\nprint(sys.argv[1:])\nsys.exit(len(sys.argv) == 4)"
     )
     inv = [sys.executable, "-m", "invoke"]

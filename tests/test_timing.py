@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from pruner_lib.measuring.timing import in_turn, quartiles, timed
+from pruner_lib.evaluation.meters import in_turn, quartiles, timed
 
 
 def test_calls_take_turns_and_the_warm_up_is_not_counted():

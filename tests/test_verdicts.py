@@ -6,18 +6,21 @@ import math
 
 import pytest
 
-from pruner_lib.conclusions.claim_records import Evidence
-from pruner_lib.conclusions.claims import CANT_TELL, NOT_MEASURED, NOT_REPRODUCED, REPRODUCED
-from pruner_lib.conclusions.paper_claims import CLAIMS
-from pruner_lib.conclusions.verdicts import (
+from pruner_lib.study.claims import (
+    CANT_TELL,
+    CLAIMS,
+    NOT_MEASURED,
+    NOT_REPRODUCED,
+    REPRODUCED,
+    Evidence,
     factors_frame,
     judge_claim,
     judge_claims,
     load_evidence,
     verdicts_frame,
 )
-from pruner_lib.experiments.records import write_record
-from pruner_lib.experiments.results import results_dir
+from pruner_lib.study.records import write_record
+from pruner_lib.study.results import results_dir
 from tests.made_records import RECOVERY, dense, draws, record
 
 CLAIM = {claim.id: claim for claim in CLAIMS}

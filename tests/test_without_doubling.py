@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from pruner_lib import discover, estimate, load_model, prune_, save_model, select
-from pruner_lib.benchmark.bench_process import in_fresh_process
-from pruner_lib.benchmark.bench_shapes import random_model, weights_mb
-from pruner_lib.inputs.models import tiny_tokenizer
-from pruner_lib.measuring import memory
+from pruner_lib.evaluation import meters
+from pruner_lib.models.load import tiny_tokenizer
+from tests.benchmarks.process import in_fresh_process
+from tests.benchmarks.shapes import random_model, weights_mb
 
 SIZE = "20x640"  # 263 MiB in bfloat16, 185 of them in the layers
 SHARD = "40MB"
@@ -39,14 +39,14 @@ def live(folder: str, way: str) -> dict[str, float]:
     else:
         model, tokenizer = AutoModelForCausalLM.from_pretrained(f"{folder}/dense", dtype=torch.bfloat16), None
         model(torch.zeros(1, 2, dtype=torch.int64))  # maps its weights only when they are used
-    peaks["load"], peaks["weights"] = memory.peak_mb() - start, weights_mb(model)
+    peaks["load"], peaks["weights"] = meters.peak_mb() - start, weights_mb(model)
     plan, axes = plan_of(model)
     fresh()
     prune_(model, plan, axes=axes)
-    peaks["cut"], peaks["left"] = memory.peak_mb() - start, weights_mb(model)
+    peaks["cut"], peaks["left"] = meters.peak_mb() - start, weights_mb(model)
     peaks["held"] = fresh() - start
     save_model(model, tokenizer, f"{folder}/pruned-{way}")
-    return peaks | {"save": memory.peak_mb() - start}
+    return peaks | {"save": meters.peak_mb() - start}
 
 
 def plan_of(model):
@@ -56,7 +56,7 @@ def plan_of(model):
 
 def fresh() -> float:
     """Let the peak count from here; give what is held, MiB."""
-    return memory.meter("cpu")[0]
+    return meters.meter("cpu")[0]
 
 
 def test_load_cut_and_save_hold_one_copy(folder):

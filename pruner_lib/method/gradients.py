@@ -2,29 +2,216 @@
 
 The reference keeps every gradient and every squared gradient. Here the parameters are frozen, so that
 backward only carries gradients of activations; when it reaches a module, the gradient of that module's
-parameters is formed from the saved input and the arriving output gradient (see `uses`), shown to a visitor,
-and forgotten. Gradients of single samples, which the second-order terms need, come out of the same pass.
+parameters is formed from the saved input and the arriving output gradient (see `module_gradients`), shown to
+a visitor, and forgotten. Gradients of single samples, which the second-order terms need, come out of the same
+pass.
 
 Micro-batches: what is additive over samples is shown after each of them. For the rest, |g * w|, the
 gradient of the whole batch is needed first: inputs and output gradients of the modules are then kept until
 the last micro-batch; they are much smaller than the gradients.
+
+The loss and its gradient are computed in float32 for a piece of the tokens at a time and take the place of
+the logits, so that beside the logits themselves, in the model's dtype, nothing of their size exists. Hooks
+watch which modules were called on what, and collect the gradients that arrive at their outputs.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 
 import torch
 from torch import nn
+from torch.autograd.graph import register_multi_grad_hook
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
-from pruner_lib.method.graph import decoder_layers
-from pruner_lib.method.hooks import Pass
-from pruner_lib.method.loss import loss_and_gradient_
-from pruner_lib.method.uses import Use, gradient_slices
+from pruner_lib.method.decoder import decoder_layers
+from pruner_lib.method.memory import Tidy
+from pruner_lib.method.module_gradients import Use, gradient_slices
+
+
+class _Kept(torch.autograd.Function):
+    """Tensors kept for backward like those of any operator, so that checkpointing drops and recomputes
+    them too."""
+
+    @staticmethod
+    def forward(ctx, spark, *tensors):
+        ctx.save_for_backward(*tensors)
+        return spark.clone()
+
+    @staticmethod
+    def backward(ctx, grad):  # no gradient passes here
+        return (grad, *[None] * (len(ctx.needs_input_grad) - 1))
+
+
+class Pass:
+    """State of one pass: what was used in forward, and what still waits for its gradient in backward.
+
+    Args:
+        parameters: names of those whose gradient is wanted.
+        finish: called as `finish(name, uses)` when all gradients of a parameter have arrived.
+    """
+
+    def __init__(self, model: nn.Module, parameters: set[str], finish: Callable[[str, list[Use]], None]):
+        self.model, self.finish = model, finish
+        wanted = {id(p): name for name, p in model.named_parameters() if name in parameters}
+        self.owners = {
+            module: {key: wanted[id(p)] for key, p in module._parameters.items() if id(p) in wanted}
+            for module in model.modules()
+        }
+        self.owners = {module: names for module, names in self.owners.items() if names}
+        self.pending: dict[str, int] = defaultdict(int)
+        self.uses: dict[str, list[Use]] = defaultdict(list)
+        self.visited: set[str] = set()
+        self.finishing = self.in_backward = False
+        self.local = False  # True while a module is called again for its own parameters
+        self.shape = (1, 1, 0)  # samples, tokens and number of the micro-batch
+
+    @contextmanager
+    def hooked(self) -> Iterator[None]:
+        embeddings = (m for m in self.model.modules() if isinstance(m, nn.Embedding))
+        handles = [m.register_forward_hook(self._open) for m in embeddings]
+        handles += [m.register_forward_hook(self._watch, with_kwargs=True) for m in self.owners]
+        tidy = Tidy()
+        handles += [m.register_forward_hook(partial(_tidied, tidy)) for m in _layers(self.model)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def forward(self, ids: torch.Tensor, number: int = 0) -> torch.Tensor:
+        """Run the model on a micro-batch; `(samples, tokens, vocabulary)`."""
+        self.shape = (*ids.shape, number)
+        self.pending.clear()
+        return self.model(input_ids=ids, use_cache=False, **_positions(self.model, ids)).logits
+
+    def backward(self, logits: torch.Tensor, gradient: torch.Tensor, *, finish: bool) -> None:
+        self.finishing, self.in_backward = finish, True
+        try:
+            torch.autograd.backward(logits, gradient)
+        finally:
+            self.in_backward = False
+        for name in list(self.uses) if finish else ():  # not used by the last micro-batch
+            self._finish(name)
+
+    def _open(self, module, inputs, output):
+        return output if self.local or output.requires_grad else output.requires_grad_()
+
+    def _watch(self, module: nn.Module, args: tuple, kwargs: dict, output):
+        if self.local:
+            return output
+        leaves, spec = tree_flatten(output)
+        floats = [x for x in leaves if isinstance(x, torch.Tensor) and x.is_floating_point()]
+        if not any(x.requires_grad for x in floats):
+            for x in floats:
+                x.requires_grad_()
+        places = [i for i, x in enumerate(leaves) if isinstance(x, torch.Tensor) and x.requires_grad]
+        if len(places) > 1:  # one output may be made from another: watch what the model takes from each
+            leaves = [x.view_as(x) if i in places else x for i, x in enumerate(leaves)]
+            output = tree_unflatten(leaves, spec)
+        arrive = self._receiver(module, places, *tree_flatten((args, kwargs)))
+        if not self.in_backward:
+            for name in self.owners[module].values():
+                self.pending[name] += 1
+        if len(places) > 1:
+            register_multi_grad_hook([leaves[i] for i in places], arrive)
+        elif places:
+            leaves[places[0]].register_hook(lambda grad: arrive([grad]))
+        return output
+
+    def _receiver(self, module: nn.Module, places: list[int], inputs: list, spec) -> Callable:
+        """What is to be done with the gradients of a call's outputs; holds the inputs until then."""
+        tensors = [i for i, x in enumerate(inputs) if isinstance(x, torch.Tensor)]
+        spark = torch.zeros((), requires_grad=True)
+        kept = [_Kept.apply(spark, *(inputs[i].detach() for i in tensors)).grad_fn]
+        others = {i: x for i, x in enumerate(inputs) if i not in tensors}
+        shape = self.shape
+
+        def arrive(grads) -> None:
+            found = others | dict(zip(tensors, kept.pop().saved_tensors, strict=True))
+            grads = [g if g is None else g.detach() for g in grads]
+            inputs = [found[i] for i in range(len(found))]
+            for key, name in self.owners[module].items():
+                self._arrive(name, Use(module, key, inputs, spec, grads, places, *shape))
+
+        return arrive
+
+    def _arrive(self, name: str, use: Use) -> None:
+        self.uses[name].append(use)
+        self.pending[name] -= 1
+        if self.pending[name] == 0 and self.finishing:  # a shared parameter waits for its last use
+            self._finish(name)
+
+    def _finish(self, name: str) -> None:
+        self.visited.add(name)
+        self.local = True
+        try:
+            self.finish(name, self.uses.pop(name))
+        finally:
+            self.local = False
+
+
+def _layers(model: nn.Module) -> list[nn.Module]:
+    with suppress(ValueError):  # it has none
+        return list(decoder_layers(model)[1])
+    return []
+
+
+def _tidied(tidy: Tidy, layer: nn.Module, inputs: tuple, output) -> None:
+    """Look at the memory after a layer, in forward and in backward."""
+    tidy.look()
+    for x in tree_leaves(output):
+        if isinstance(x, torch.Tensor) and x.requires_grad:
+            x.register_hook(lambda grad: tidy.look())
+
+
+def _positions(model: nn.Module, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Position ids of every sample, where the model takes them: a row shared by all would mix their
+    gradients."""
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        return {}
+    return {"position_ids": torch.arange(ids.shape[1], device=ids.device).expand_as(ids)}
+
+
+PIECE = 2**20  # logits of a piece
+
+
+def loss_and_gradient_(logits: torch.Tensor, ids: torch.Tensor) -> tuple[float, torch.Tensor]:
+    """Sum up the loss of every predicted token, and turn the logits into the gradient of the sum.
+
+    L = sum over tokens t of -log p(ids[t + 1])    dL / dz_t = softmax(z_t) - onehot(ids[t + 1])
+
+    The sum and not the mean: in float16 the gradient of the mean would vanish.
+
+    Args:
+        logits: `(samples, tokens, vocabulary)`, part of a graph; their values are overwritten.
+        ids: `(samples, tokens)` int64.
+    Returns: the loss, and its gradient in the dtype of the logits. Where the gradient is not finite neither
+        is the loss.
+    """
+    gradient = logits.data  # not detach(): a view would take the new values for its own, without its hooks
+    if hasattr(logits.grad_fn, "_saved_result"):  # its backward will look at the values
+        gradient = gradient.clone()
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    step = max(1, PIECE // logits.shape[-1])
+    loss = torch.zeros((), dtype=torch.float64, device=logits.device)
+    for z, targets in zip(gradient, ids[:, 1:].to(logits.device), strict=True):
+        for start in range(0, len(targets), step):
+            target = targets[start : start + step, None]  # (tokens, 1)
+            piece = z[start : start + len(target)]
+            p = piece.to(dtype).log_softmax(-1)
+            loss -= p.gather(1, target).sum(dtype=torch.float64)
+            p.exp_().scatter_add_(1, target, -torch.ones_like(target, dtype=dtype))
+            piece.copy_(p)
+    gradient[:, -1] = 0  # the last token predicts nothing
+    return loss.item(), gradient
+
 
 Visitor = Callable[[str, int, torch.Tensor, torch.Tensor | None], None]
 

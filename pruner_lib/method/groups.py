@@ -1,4 +1,4 @@
-"""The words of the method as data: members, axes and plans (paper section 3.1).
+"""The words of the method as data: members, axes, plans and the names of the criteria (paper section 3.1).
 
 An axis holds n interchangeable groups; a plan says which of them stay. Nothing here looks at a model or at
 weights.
@@ -222,3 +222,9 @@ class Plan:
         head = "".join(f"<th>{h}</th>" for h in ("axis", "groups", "kept", "removed"))
         settings = ", ".join(f"{k} = {v}" for k, v in self.settings.items())
         return f"<p>{settings}</p><table><tr>{head}</tr>{rows}</table>"
+
+
+CRITERIA = ("random", "l1", "l2", "vector", "element1", "element2", "mixed")
+DATA_FREE = ("random", "l1", "l2")
+SECOND_ORDER = ("element2", "mixed")  # need the gradient of each sample
+ADDITIVE = ("vector", "element2")  # sums over samples: micro-batches are scored one by one

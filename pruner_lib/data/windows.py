@@ -1,0 +1,129 @@
+"""The data of the study: token ids to calibrate on and to measure with, and instructions.
+
+Names of texts and instructions, and where they are looked up, are in `corpora`. This module tokenises, cuts
+and draws; it runs no model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from pruner_lib.data.corpora import read_corpus, read_instructions
+
+
+def text_ids(
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    length: int = 128,
+    windows: int | None = None,
+    seed: int | None = None,
+    bos: bool = False,
+) -> torch.Tensor:
+    """Cut the tokens of a whole text into windows that do not overlap; a remainder at the end is dropped.
+
+    Args:
+        name: one of `text_names()`, or a NAME.txt of the local data directory.
+        length: tokens a window.
+        windows: how many; None takes all.
+        seed: None takes the first windows; a number draws them at random, kept in the order of the text.
+        bos: puts one beginning-of-sequence token before the whole text, as the paper's code does for LLaMA.
+
+    Returns: `(windows, length)` int64.
+    Raises:  ValueError: unknown text, a size below one, or fewer windows in the text than wanted.
+    Source:  paper 4.1, reference `LLMPruner/datasets/ppl_dataset.py`. Differs: a window is never cut short.
+    """
+    _check_sizes(length=length, windows=windows)
+    corpus = read_corpus(name)
+    ids = _tokenise(corpus.separator.join(corpus.documents), tokenizer, bos)
+    found = len(ids) // length
+    if found == 0 or (windows or 0) > found:
+        raise ValueError(
+            f"text {name!r} has {found} windows of {length} tokens, wanted {windows or 'one or more'}"
+        )
+    table = torch.tensor(ids[: found * length], dtype=torch.int64).view(found, length)
+    if seed is None or windows is None:
+        return table[:windows]
+    drawn = np.random.default_rng(seed).choice(found, size=windows, replace=False)
+    return table[torch.from_numpy(np.sort(drawn))]
+
+
+def calibration_ids(
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    samples: int = 10,
+    length: int = 64,
+    seed: int | None = None,
+    bos: bool = False,
+) -> torch.Tensor:
+    """Take samples of a fixed length from documents that are long enough, one from a document.
+
+    Args:
+        seed: None takes the first documents, each from its start; a number draws documents and crops.
+        bos: puts a beginning-of-sequence token before each document; it counts as a token.
+
+    Returns: `(samples, length)` int64.
+    Raises:  ValueError: unknown text, a size below one, or too few documents of that length.
+    Source:  paper 4.1, reference `LLMPruner/datasets/example_samples.py`. Differs: no document
+        is drawn twice; BOS is an argument.
+    """
+    _check_sizes(length=length, samples=samples)
+    documents = read_corpus(name).documents
+    rng = np.random.default_rng(seed)
+    order = range(len(documents)) if seed is None else rng.permutation(len(documents))
+    rows: list[list[int]] = []
+    for i in order:
+        ids = _tokenise(documents[i], tokenizer, bos)
+        if len(ids) < length:
+            continue
+        start = 0 if seed is None else int(rng.integers(len(ids) - length + 1))
+        rows.append(ids[start : start + length])
+        if len(rows) == samples:
+            return torch.tensor(rows, dtype=torch.int64)
+    raise ValueError(
+        f"text {name!r} has {len(rows)} documents of at least {length} tokens, wanted {samples} samples; "
+        "take fewer or shorter samples, or another text"
+    )
+
+
+def corpus_hash(ids: torch.Tensor) -> str:
+    """Name token ids by content: 12 hex digits of the sha256 over their shape and int64 values."""
+    table = ids.detach().cpu().to(torch.int64).contiguous().numpy()
+    return hashlib.sha256(repr(table.shape).encode() + table.tobytes()).hexdigest()[:12]
+
+
+def instructions(name: str, *, samples: int | None = None, seed: int = 0) -> list[dict[str, str]]:
+    """Read instructions to recover with.
+
+    Args:
+        name: one of `instruction_names()`, or a NAME.json or NAME.jsonl of the local data directory.
+        samples: how many, drawn at random without repetition; None takes all, in their order.
+
+    Returns: dictionaries with the keys `instruction`, `input` (may be empty) and `output`.
+    Raises:  ValueError: unknown name, malformed rows, or fewer than wanted.
+    """
+    _check_sizes(samples=samples)
+    rows = read_instructions(name)
+    if samples is None:
+        return rows
+    if samples > len(rows):
+        raise ValueError(f"instructions {name!r} are {len(rows)}, wanted {samples}; take fewer")
+    return [rows[i] for i in np.random.default_rng(seed).choice(len(rows), size=samples, replace=False)]
+
+
+def _tokenise(text: str, tokenizer: PreTrainedTokenizerBase, bos: bool) -> list[int]:
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    if bos and tokenizer.bos_token_id is None:
+        raise ValueError("bos=True, but the tokenizer has no beginning-of-sequence token; use bos=False")
+    return [tokenizer.bos_token_id, *ids] if bos else ids
+
+
+def _check_sizes(**sizes: int | None) -> None:
+    for name, size in sizes.items():
+        if size is not None and size < 1:
+            raise ValueError(f"{name} is {size}, wanted at least 1")

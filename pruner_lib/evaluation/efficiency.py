@@ -1,0 +1,215 @@
+"""What pruning saves: parameters, multiplications, bytes and seconds (paper, section 4.2 and Table 3).
+
+Counting watches the operators that a forward pass runs: no architecture is named, the meta device will do.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from pruner_lib.evaluation.int8 import Int8Linear
+from pruner_lib.evaluation.meters import in_turn, quartiles
+from pruner_lib.evaluation.perplexity import evaluating
+from pruner_lib.method.decoder import prompt_for
+
+MACS_TOKENS = 64  # the paper's input: one sequence of 64 tokens
+MIB = 2**20
+
+aten = torch.ops.aten
+PRODUCTS = {aten.mul, aten.mul_}
+SOFTMAXES = {aten._softmax, aten._safe_softmax}
+FUSED_PRODUCT = re.compile(r"mm\b|mm_|dot|linear|conv|attention|einsum")
+NORMS = {aten.native_layer_norm, aten._fused_rms_norm, aten.native_group_norm}
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Wall time of one forward pass."""
+
+    seconds: tuple[float, ...]  # every timed repeat, after the warm-up
+    median_s: float
+    iqr_s: float  # distance between the quartiles: the spread that a single slow repeat can't move
+    tokens_per_s: float  # at the median
+    tokens: int  # length of a sequence
+    batch: int  # sequences a pass
+
+
+class MacCounter(TorchDispatchMode):
+    """Add up the multiplications of every operator that runs inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.macs = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.macs += operator_macs(func.overloadpacket, args, kwargs or {}, out)
+        return out
+
+
+def operator_macs(op, args: tuple, kwargs: dict, out) -> int:
+    """Count the multiplications of one operator.
+
+    A matrix product (m, k) x (k, n), and likewise a convolution, counts m * n * k; an entry-wise product of
+    two tensors one an entry; a softmax one an entry; a fused norm two an entry (scale, weight). Additions,
+    activation functions, powers and products with a single number count nothing.
+
+    Args:    op: operator without its overload.    args, kwargs: its call.    out: its result.
+    Returns: multiply-accumulate operations.
+    Raises:  ValueError: a fused product that has no rule here; the message names it.
+    """
+    if op in (aten._grouped_mm, aten._int_mm):  # rows of (m, k), each times (one of several) (k, n)
+        return out.numel() * args[0].shape[-1]
+    if op in flop_registry:
+        return flop_registry[op](*args, **kwargs, out_val=out) // 2
+    if op in PRODUCTS:
+        two_tensors = all(isinstance(x, Tensor) and x.numel() > 1 for x in args[:2])
+        return out.numel() if two_tensors and out.is_floating_point() else 0
+    if op in SOFTMAXES:
+        return out.numel()
+    if op in NORMS:
+        return 2 * out[0].numel()
+    if FUSED_PRODUCT.search(op.__name__):
+        raise ValueError(
+            f"operator {op} multiplies but has no rule to count it, wanted one; add it to operator_macs"
+        )
+    return 0
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Count the entries of all parameters, in 8 bits or not; tied ones once."""
+    return sum(one.numel() for one in model.parameters()) + sum(q.numel() for q, _ in _in_8_bits(model))
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Count the bytes of all parameters in their own types, with the scales of 8-bit ones; tied ones once."""
+    return sum(one.numel() * one.element_size() for one in [*model.parameters(), *_buffers(model)])
+
+
+def _in_8_bits(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """List weights and scales of the linear layers in 8 bits."""
+    return [(module.q, module.scale) for module in model.modules() if isinstance(module, Int8Linear)]
+
+
+def _buffers(model: nn.Module) -> list[Tensor]:
+    return [tensor for pair in _in_8_bits(model) for tensor in pair]
+
+
+def memory_mb(model: nn.Module, *, tables_mb: float = 0.0) -> float:
+    """Compute what a GPU's allocator holds when the weights are loaded in 16 or 8 bits (Table 3's memory).
+
+    Every tensor takes a multiple of 512 bytes; one over 10 MiB takes a multiple of 2 MiB, unless more than
+    1 MiB of that would be left, which is then given back. No activations, no key-value cache.
+
+    Args:    tables_mb: constant tables beside the weights, MiB. The paper's LLaMA-7B kept 32: a cosine and
+             a sine of 2048 x 128 in each of 32 layers.
+    Returns: MiB.
+    Source:  paper, Table 3 (`torch.cuda.memory_allocated()` in its code). Differs: computed, so it needs no
+             GPU; every row agrees to 0.1 MiB.
+    """
+    total = 0
+    sizes = [2 * one.numel() for one in model.parameters()]
+    for size in [*sizes, *(one.numel() * one.element_size() for one in _buffers(model))]:
+        size = -(-size // 512) * 512
+        segment = -(-size // (2 * MIB)) * 2 * MIB
+        total += segment if size > 10 * MIB and segment - size <= MIB else size
+    return total / MIB + tables_mb
+
+
+@contextmanager
+def decomposed_attention() -> Iterator[None]:
+    """Let fused attention run as the products and the softmax that it stands for, without gradients."""
+    with torch.inference_mode(False), sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+def macs(model: nn.Module, tokens: int = MACS_TOKENS) -> int:
+    """Count the multiply-accumulate operations of one forward pass; `operator_macs` says what counts.
+
+    For LLaMA with T tokens, hidden d, h heads of size e, MLP width f, vocabulary V, that is in each layer
+    4Tdhe + h(2TTe + TT) + 4The (rotary) + 3Tdf + Tf + 4Td (norms), and once 2Td + TdV + Te/2 (rotary table).
+
+    Args:    model: any decoder, also on the meta device.    tokens: T.
+    Returns: operations, the whole attention square counted, as the paper does.
+    Raises:  ValueError: the forward pass can't run on the meta device (it looks at values, as routing may).
+    Source:  paper, Table 3 (64 tokens; ptflops, own hooks). Differs: those hooks count one operation
+             an MLP entry for the activation and none for the gate's product, we the reverse: the same sum.
+             They don't count the rotary table, which the paper's model kept: 1e-8 of LLaMA-7B.
+    """
+    weight = model.get_input_embeddings().weight
+    ids = prompt_for(model, tokens)[:, :tokens].to(weight.device)
+    if weight.device.type != "meta":
+        return _count(model, ids, None)
+    # To build a mask a model looks at values, so it gets one; some models take None only.
+    mask = torch.zeros(1, 1, tokens, tokens, dtype=weight.dtype, device="meta")
+    try:
+        return _count(model, ids, mask)
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        try:
+            return _count(model, ids, None)
+        except (RuntimeError, ValueError, TypeError, AttributeError):
+            raise ValueError(
+                f"{type(model).__name__} can't be counted on the meta device ({error}), wanted a pass "
+                "that looks at no values; load the model with its weights and count again"
+            ) from error
+
+
+def _count(model: nn.Module, ids: Tensor, mask: Tensor | None) -> int:
+    with decomposed_attention(), evaluating(model), MacCounter() as counter:
+        model(input_ids=ids, attention_mask=mask, use_cache=False)
+    return counter.macs
+
+
+def latency(
+    model: nn.Module, *, tokens: int = 128, batch: int = 1, repeats: int = 10, warmup: int = 3
+) -> Latency:
+    """Time a forward pass over random tokens, after a warm-up, waiting for the device each time.
+
+    Args:    tokens: length of a sequence.    batch: sequences a pass.    repeats: timed passes, at least 2.
+             warmup: passes before them, not timed.
+    Returns: Latency: all times, their median and their spread.
+    Raises:  ValueError: the model has no weights to run (meta device), or fewer than two repeats.
+    Source:  paper, Table 3. Differs: that times WikiText2 on one A5000 and states neither batch nor length.
+    """
+    weight = model.get_input_embeddings().weight
+    if weight.device.type == "meta":
+        raise ValueError("the model is on the meta device, wanted one with weights; load it before timing")
+    if repeats < 2:
+        raise ValueError(f"repeats came as {repeats}, wanted at least 2; a single time has no spread")
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(weight.shape[0], (batch, tokens), generator=generator)
+    special = prompt_for(model, 1)[0, :tokens]  # some models look for them
+    ids[:, : len(special)] = special
+    ids = ids.to(weight.device)
+    once = {"pass": lambda: model(input_ids=ids, use_cache=False)}
+    with evaluating(model):
+        seconds = in_turn(once, repeats, weight.device, warmup=warmup)["pass"]
+    low, median, high = quartiles(seconds)
+    return Latency(tuple(seconds), median, high - low, batch * tokens / median, tokens, batch)
+
+
+def efficiency(model: nn.Module, *, tokens: int = MACS_TOKENS, repeats: int = 10) -> dict[str, float]:
+    """Collect the columns of Table 3 for one model.
+
+    Args:    tokens: of the counted and the timed sequence.    repeats: timed passes, none on the meta device.
+    Returns: parameters, macs, weight_bytes, memory_mb (16 bits); with weights also latency_s, latency_iqr_s.
+    """
+    row = {
+        "parameters": count_parameters(model),
+        "macs": macs(model, tokens),
+        "weight_bytes": weight_bytes(model),
+        "memory_mb": memory_mb(model),
+    }
+    if model.get_input_embeddings().weight.device.type != "meta":
+        timed = latency(model, tokens=tokens, repeats=repeats)
+        row |= {"latency_s": timed.median_s, "latency_iqr_s": timed.iqr_s}
+    return row

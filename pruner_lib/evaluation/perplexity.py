@@ -1,0 +1,258 @@
+"""What is left of the language model: perplexity and generated text (paper, section 4.1 and appendix D).
+
+Measures a model as it is. It loads nothing (`models` and `data` do) and asks no questions (`zero_shot` does).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from pruner_lib.evaluation.meters import in_fitting_batches
+from pruner_lib.method.offload import input_device
+
+CPU_BATCH_TOKENS = 512  # more than this per forward pass no longer speeds a CPU up
+GPU_BATCH_TOKENS = 8192
+LOGITS_MB = 512  # most memory that the logits of one batch may take, MiB
+CHUNK_MB = {"cpu": 4, "cuda": 256}  # float32 logits whose log-probabilities exist at the same time, MiB
+
+PROMPTS = (
+    "The reason people look for a purpose in life is",
+    "Gravity, in simple words, is",
+    "Starting a small vegetable garden takes five steps:\n1.",
+    "Review: The soup was cold.\nMood: bad\n\nReview: We laughed all evening.\nMood: good\n\n"
+    "Review: I would gladly come again.\nMood:",
+    "English: good morning\nFrench: bonjour\n\nEnglish: thank you\nFrench: merci\n\nEnglish: cheese\nFrench:",
+)
+REPETITION_N = 4  # length of the n-grams whose repetition is counted
+DISTINCT_N = 2  # length of the n-grams whose variety is counted
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """Perplexity of a model on windows of text, with what paired statistics need."""
+
+    value: float  # exp of the mean NLL
+    stderr: float  # standard error of value over windows (delta method), nan for one window
+    nll: np.ndarray  # (windows,) float64: mean negative log-likelihood of each window, nats a token
+    n_tokens: int  # predicted positions: windows x (tokens - 1)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One generated continuation."""
+
+    prompt: str
+    text: str  # without the prompt
+    repetition_rate: float  # share of the 4-grams of tokens that occurred before in the text, in [0, 1]
+    distinct: float  # share of different 2-grams among all 2-grams of tokens, in [0, 1]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Hold a model in evaluation mode without gradients, then give every module its mode back."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def vocabulary_size(model: nn.Module) -> int:
+    """Read how many token ids the model knows: the rows of its input embedding."""
+    return model.get_input_embeddings().weight.shape[0]
+
+
+def check_ids(ids: Tensor, vocabulary: int) -> None:
+    """Refuse token ids that the model can't read.
+
+    Args:    ids: what the user gave.    vocabulary: number of known token ids.
+    Raises:  ValueError: not int64 of shape `(windows, tokens)`, tokens >= 2, or an id outside the vocabulary.
+    """
+    if not isinstance(ids, Tensor) or ids.dtype != torch.int64:
+        kind = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
+        raise ValueError(
+            f"token ids came as {kind}, wanted torch.int64; convert: torch.as_tensor(ids).long()"
+        )
+    if ids.dim() != 2 or ids.shape[0] < 1 or ids.shape[1] < 2:
+        raise ValueError(
+            f"token ids came with shape {tuple(ids.shape)}, wanted (windows, tokens) with at least one "
+            "window of two tokens; cut the text with data.text_ids"
+        )
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= vocabulary:
+        raise ValueError(
+            f"token ids lie in {low}..{high}, wanted 0..{vocabulary - 1} (the model's vocabulary); "
+            "tokenise the text with this model's own tokenizer"
+        )
+
+
+def automatic_batch(tokens: int, vocabulary: int, device: str) -> int:
+    """Choose how many windows of `tokens` tokens share a forward pass: enough work, bounded logits."""
+    wanted = CPU_BATCH_TOKENS if device == "cpu" else GPU_BATCH_TOKENS
+    fitting = LOGITS_MB * 2**20 // (4 * vocabulary)  # rows of float32 logits
+    return max(1, min(wanted, fitting) // tokens)
+
+
+def chunk_rows(vocabulary: int, device: str) -> int:
+    """Choose for how many positions log-probabilities exist at a time: on a CPU, what its caches hold."""
+    return max(1, int(CHUNK_MB.get(device, CHUNK_MB["cuda"]) * 2**20) // (4 * vocabulary))
+
+
+def window_nll(logits: Tensor, ids: Tensor) -> Tensor:
+    """Average -log p(next token) over one window, in float32, a few rows at a time.
+
+    Args:    logits: `(tokens, vocabulary)`, any float type.    ids: `(tokens,)` int64.
+    Returns: float64 scalar, nats a token, over the tokens - 1 predicted positions.
+    """
+    total = torch.zeros((), dtype=torch.float64, device=logits.device)
+    step = chunk_rows(logits.shape[-1], logits.device.type)
+    for start in range(0, len(ids) - 1, step):
+        stop = min(start + step, len(ids) - 1)
+        losses = F.cross_entropy(logits[start:stop].float(), ids[start + 1 : stop + 1], reduction="none")
+        total += losses.double().sum()
+    return total / (len(ids) - 1)
+
+
+def perplexity_result(
+    model: nn.Module, ids: Tensor, *, batch_size: int | None = None, progress: bool = False
+) -> Perplexity:
+    """Measure the perplexity of a model on non-overlapping windows.
+
+    PPL = exp(mean over windows and positions t >= 1 of -log p(x_t | x_0 .. x_{t-1})), inside each window.
+
+    Args:    ids: `(windows, tokens)` int64.    batch_size: windows a pass, None: by device and memory. Where
+             memory runs out, it goes on with half of it, with a warning.    progress: show a bar.
+    Returns: Perplexity: the value, its standard error and the mean NLL of each window.
+    Raises:  ValueError: ids of a wrong type, shape or range; logits that are NaN or infinite; too little
+             memory for a single window.
+    Source:  paper, section 4.1 (windows of 128 tokens are its code's default). No difference known.
+    """
+    vocabulary = vocabulary_size(model)
+    check_ids(ids, vocabulary)
+    device = input_device(model)
+    if batch_size is None:
+        batch_size = automatic_batch(ids.shape[1], vocabulary, device.type)
+    nll: list[Tensor] = []
+    with (
+        evaluating(model),
+        tqdm(total=len(ids), desc="perplexity", unit="window", disable=not progress) as bar,
+    ):
+        while len(nll) < len(ids):
+            left = ids[len(nll) :]
+            found, batch_size = in_fitting_batches(
+                lambda n, left=left: _batch_nll(model, left[:n].to(device)),
+                min(batch_size, len(left)),
+                "perplexity",
+            )
+            nll += found
+            bar.update(len(found))
+    values = torch.stack(nll).cpu().numpy()
+    if not np.isfinite(values).all():
+        bad = int(np.flatnonzero(~np.isfinite(values))[0])
+        raise ValueError(
+            f"window {bad} has a loss of {values[bad]}, wanted a finite number: the model gives NaN or "
+            "infinite logits; check its weights, or evaluate in float32"
+        )
+    value = math.exp(values.mean())
+    spread = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return Perplexity(value, value * spread, values, ids.shape[0] * (ids.shape[1] - 1))
+
+
+def _batch_nll(model: nn.Module, batch: Tensor) -> list[Tensor]:
+    """Run one forward pass; give the mean NLL of each window."""
+    logits = model(input_ids=batch, use_cache=False).logits  # (batch, tokens, vocabulary)
+    # a model spread over devices may give its logits on another one than it takes its ids on
+    return [window_nll(window, row) for window, row in zip(logits, batch.to(logits.device), strict=True)]
+
+
+def perplexity(
+    model: nn.Module, ids: Tensor, *, batch_size: int | None = None, progress: bool = False
+) -> float:
+    """Measure perplexity as one number; `perplexity_result` explains the arguments and keeps the windows."""
+    return perplexity_result(model, ids, batch_size=batch_size, progress=progress).value
+
+
+def repetition_rate(tokens: Sequence[int], n: int = REPETITION_N) -> float:
+    """Measure how far a text repeats itself: 1 - (different n-grams) / (n-grams); 0 without any n-gram.
+
+    Args:    tokens: ids or words of one text, in order.    n: length of an n-gram.
+    Returns: in [0, 1); 0 says that nothing of length n came twice.
+    """
+    grams = list(zip(*(tokens[i:] for i in range(n)), strict=False))
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def continue_prompt(
+    model: nn.Module, tokenizer, prompt: str, seed: int, draws: int = 1, **generation
+) -> list[list[int]]:
+    """Generate the tokens that follow a prompt, from a fixed seed; the global generator stays as it was.
+
+    Args:    prompt: text, tokenised without special tokens.    draws: how many continuations.
+             generation: arguments of `model.generate`.
+    Returns: for each draw ids of the new tokens, the end token included where the model sets one.
+    """
+    device = input_device(model)
+    inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
+    padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), evaluating(model):
+        torch.manual_seed(seed)
+        output = model.generate(
+            input_ids=inputs["input_ids"].to(device),
+            attention_mask=inputs["attention_mask"].to(device),
+            pad_token_id=padding,
+            num_return_sequences=draws,
+            **generation,
+        )
+    new = output[:, inputs["input_ids"].shape[1] :].tolist()
+    ends = model.generation_config.eos_token_id
+    return [_until(row, ends if isinstance(ends, list) else [ends]) for row in new]
+
+
+def _until(tokens: list[int], ends: list[int]) -> list[int]:
+    """Drop what comes after the first end token: padding beside a longer draw."""
+    return tokens[: next((i for i, token in enumerate(tokens, 1) if token in ends), len(tokens))]
+
+
+def generate_samples(
+    model: nn.Module,
+    tokenizer,
+    prompts: Sequence[str] = PROMPTS,
+    *,
+    max_new_tokens: int = 64,
+    do_sample: bool = True,
+    top_k: int = 50,
+    top_p: float = 0.95,
+    temperature: float = 1.0,
+    seed: int = 0,
+    draws: int = 1,
+) -> list[Sample]:
+    """Continue each prompt from a seed of its own, so that its text does not depend on the other prompts.
+
+    Args:    prompts: texts.    max_new_tokens: at most so many follow.    do_sample: False is greedy.
+             top_k, top_p, temperature: of the sampling; unused when greedy.    seed: prompt i takes seed + i.
+             draws: texts for each prompt, which need sampling to differ.
+    Returns: the samples in the order of the prompts, those of one prompt side by side.
+    Source:  paper, appendix D; its code samples with the same three settings. Differs: own prompts; the
+             length counts new tokens, where the code's counts prompt and new tokens together.
+    """
+    settings = dict(max_new_tokens=max_new_tokens, do_sample=do_sample)
+    if do_sample:
+        settings |= dict(top_k=top_k, top_p=top_p, temperature=temperature)
+    samples = []
+    for number, prompt in enumerate(prompts):
+        for new in continue_prompt(model, tokenizer, prompt, seed + number, draws, **settings):
+            text = tokenizer.decode(new, skip_special_tokens=True)
+            samples.append(Sample(prompt, text, repetition_rate(new), 1 - repetition_rate(new, DISTINCT_N)))
+    return samples

@@ -1,1 +1,0 @@
-"""Experiments as plain data, their settings by profile, their stages, records and files."""

@@ -1,0 +1,112 @@
+"""Write result files whole or not at all, and let one process at a time make a file.
+
+A study may be killed at any moment. Every file is written beside its place and then moved there in one step,
+so that a reader sees the old file or the new one and never a part. What a file means is not known here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+
+def write_atomic(path: Path | str, write: Callable[[Path], None]) -> Path:
+    """Let `write` make a file under a temporary name, then move it to `path` in one step.
+
+    Args:    path: where the file goes; missing folders are made.
+             write: is given the temporary path, which ends in `.tmp`.
+    Returns: `path`.
+    Raises:  OSError: the file can't be written (disk full, no permission); the message names the file,
+             nothing is left.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        advice = "free some space or set PRUNER_LIB_RESULTS to another folder, then run again"
+        raise OSError(
+            error.errno, f"could not write {path}: {reason}; nothing was changed; {advice}"
+        ) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+    return path
+
+
+def write_text(path: Path | str, text: str) -> Path:
+    """Write a text file (UTF-8, newlines as given) in one step; see `write_atomic`."""
+    return write_atomic(path, lambda temporary: _write_bytes(temporary, text.encode()))
+
+
+def write_json(path: Path | str, data: Any) -> Path:
+    """Write plain data as strict JSON in one step; infinities and NaN become "inf", "-inf" and "nan"."""
+    text = json.dumps(plain(data), indent=1, allow_nan=False, ensure_ascii=False)
+    flat = re.sub(
+        r"\[[^\[\]{}]*\]", lambda found: re.sub(r"\n\s*", " ", found[0]), text
+    )  # a list of numbers: one line
+    return write_text(path, flat + "\n")
+
+
+def write_csv(path: Path | str, frame: Any) -> Path:
+    """Write a pandas frame as CSV in one step, without its index unless that has a name."""
+    named = any(name is not None for name in frame.index.names)
+    return write_text(path, frame.to_csv(index=named, lineterminator="\n"))
+
+
+def read_json(path: Path | str) -> Any:
+    """Read a JSON file.
+
+    Raises:  ValueError: the file is not JSON (the message names it and says what to do).
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); delete it and run again") from error
+
+
+def plain(data: Any) -> Any:
+    """Turn tuples into lists, and numbers that JSON can't hold into strings; `float()` reads these back."""
+    if isinstance(data, dict):
+        return {str(name): plain(value) for name, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [plain(value) for value in data]
+    if isinstance(data, float) and not math.isfinite(data):
+        return str(data)
+    return data
+
+
+@contextmanager
+def only_one(path: Path | str) -> Iterator[None]:
+    """Hold the lock `path`, so that one process at a time does what follows; a killed one lets it go."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(path)):
+        yield
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,90 @@
+"""What the modules of a model hold: weights spread by accelerate, plain forward passes, tensors swapped in.
+
+A model that is scored or cut needs its weights in its modules.
+accelerate can keep weights outside, in CPU memory or on a disk, and bring each in for its part of the forward
+pass only; meanwhile the module holds a parameter on the meta device. That is told from a model that was built
+on the meta device, which has no weights anywhere and may be cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+def offloaded(model: nn.Module) -> list[str]:
+    """List the parameters whose weights are kept outside their modules."""
+    found = []
+    for path, module in model.named_modules():
+        if any(getattr(hook, "offload", False) for hook in _hooks(module)):
+            prefix = f"{path}." if path else ""
+            found += [prefix + name for name, p in module.named_parameters(recurse=False) if p.is_meta]
+    return found
+
+
+def input_device(model: nn.Module) -> torch.device:
+    """Say where a model takes its token ids: where its embedding lies, or is computed if offloaded."""
+    embedding = model.get_input_embeddings()
+    if embedding.weight.is_meta:
+        for hook in _hooks(embedding):
+            if getattr(hook, "execution_device", None) is not None:
+                return torch.device(hook.execution_device)
+    return embedding.weight.device
+
+
+def _hooks(module: nn.Module) -> list:
+    """List what accelerate has put around the forward pass of a module."""
+    hook = getattr(module, "_hf_hook", None)
+    return [] if hook is None else list(getattr(hook, "hooks", [hook]))
+
+
+def check_in_memory(model: nn.Module) -> None:
+    """Refuse a model whose weights are not in its modules.
+
+    Raises:  ValueError: some are offloaded; the message names one and says what to do.
+    """
+    if names := offloaded(model):
+        raise ValueError(
+            f"{len(names)} weights, such as {names[0]}, are offloaded to CPU memory or disk and not in the "
+            "model; to score or cut it, put that into `with load.in_place(model):`, which computes where "
+            "the weights lie"
+        )
+
+
+@contextmanager
+def plain_forward(model: nn.Module) -> Iterator[None]:
+    """Let every module run its own forward pass, without what accelerate put around it to move tensors."""
+    wrapped = {m: m.forward for m in model.modules() if "_old_forward" in vars(m) and "forward" in vars(m)}
+    for module in wrapped:
+        module.forward = module._old_forward
+    try:
+        yield
+    finally:
+        for module, forward in wrapped.items():
+            module.forward = forward
+
+
+@contextmanager
+def holding(model: nn.Module, replacements: dict[torch.Tensor, torch.Tensor]) -> Iterator[None]:
+    """Let the modules hold other parameters and buffers while the block runs.
+
+    Each module is changed once, under however many names it is registered (`torch.func.functional_call`
+    swaps such a module twice, and leaves the replacements behind). Afterwards every module holds the very
+    tensors that it held before.
+
+    Args:
+        replacements: parameter or buffer -> the tensor that takes its place; others stay.
+    """
+    stores = [store for module in model.modules() for store in (module._parameters, module._buffers)]
+    before = [dict(store) for store in stores]
+    try:
+        for store, tensors in zip(stores, before, strict=True):
+            store.update({key: replacements.get(t, t) for key, t in tensors.items()})
+        yield
+    finally:
+        for store, tensors in zip(stores, before, strict=True):
+            store.clear()
+            store.update(tensors)

@@ -1,0 +1,1 @@
+"""Models by name: where they are found, how they are loaded, saved and spread over devices."""

@@ -1,0 +1,312 @@
+"""The models that are pruned: where a name, a folder or a hub id becomes a decoder and its tokenizer.
+
+`smollm2-135m` is the embedded default, made once from its GGUF file into a float32 safetensors folder; `tiny`
+is a random two-layer llama built here, for tests and the `tiny` profile. A name is looked up in the local
+data directory first (a folder of that name), then in the asset cache; else it is a folder or a hub id.
+
+Where a model runs: one device, or spread by accelerate over several GPUs and CPU memory.
+
+A spread model is evaluated as it is: what lies in CPU memory is brought to a GPU for its part of the forward
+pass. `in_place` is for scoring and cutting: there each weight is used where it lies.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import transformers
+from accelerate import dispatch_model
+from accelerate.hooks import remove_hook_from_submodules
+from safetensors import SafetensorError
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    modeling_utils,
+)
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from pruner_lib.data.assets import ASSETS, build_folder, cache_root, fetch, hub_lookup, local_path
+from pruner_lib.method.layout import check_layout
+from pruner_lib.method.offload import offloaded
+from pruner_lib.models.modeling_pruned import AUTO_CLASS, PrunedModelForCausalLM, pruned_class
+
+
+def find_device(name: str) -> str:
+    """Say where to put a model: "auto" takes CUDA when there is one.
+
+    Raises:  ValueError: no such device here.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(name).type
+    except RuntimeError as error:
+        raise ValueError(
+            f"device came as {name!r}, wanted auto, cpu or cuda (cuda:1 for the second)"
+        ) from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device came as {name!r}, but there is no CUDA here; use auto or cpu")
+    return name
+
+
+@contextmanager
+def in_place(model: nn.Module) -> Iterator[nn.Module]:
+    """Hold the weights of a spread model in their modules, each computed with on the device where it lies.
+
+    Afterwards the model is spread as before, with the weights that it has then: smaller ones, after a cut.
+
+    Raises:  ValueError: weights are on a disk, where nothing can be computed.
+    """
+    if not offloaded(model):
+        yield model
+        return
+    places = dict(getattr(model, "hf_device_map", {"": "cpu"}))
+    if "disk" in places.values():
+        names = [name for name, place in places.items() if place == "disk"]
+        raise ValueError(
+            f"{len(names)} parts of the model, such as {names[0]!r}, are on disk and can't be scored or cut "
+            "there; load it with a device_map over GPUs and CPU memory alone"
+        )
+    remove_hook_from_submodules(model)  # gives the weights back, without a copy
+    model.tie_weights()
+    dispatch_model(model, places, main_device="cpu", force_hooks=True)
+    try:
+        yield model
+    finally:
+        remove_hook_from_submodules(model)
+        model.tie_weights()
+        dispatch_model(model, places)
+
+
+NAMES = ("smollm2-135m", "tiny")
+ONE_BY_ONE = "HF_DEACTIVATE_ASYNC_LOAD"  # how transformers is told to read without threads
+TINY_SPECIAL = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+
+
+def model_names() -> list[str]:
+    """List the names that `load_model` knows, apart from folders and hub ids."""
+    return list(NAMES)
+
+
+def load_model(
+    name_or_path: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    device_map: str | dict[str, str | int] | None = None,
+    seed: int = 0,
+    trust_remote_code: bool = False,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a decoder in evaluation mode, and its tokenizer.
+
+    Args:
+        name_or_path: a name of `model_names()`, a folder with a checkpoint (ours too), or a hub id.
+        dtype: of the weights.
+        device: where the model is put, such as "cpu" or "cuda:0"; "auto" takes CUDA when there is one.
+        device_map: spreads a checkpoint over devices and CPU memory instead: "auto", or module -> device, as
+            in transformers.
+        seed: of the weights of `tiny`; the other models have none to draw.
+        trust_remote_code: run code that lies beside the weights, where the model is no part of transformers.
+
+    Raises: ValueError: unknown name, not found, no decoder with a language-model head, missing weights, no
+        such device, or code that was not said to be trusted.
+    """
+    name = str(name_or_path)
+    device = find_device(device)
+    if name == "tiny":
+        if device_map is not None:
+            raise ValueError("tiny fits every device: device_map is for checkpoints, leave it out")
+        model, tokenizer = _tiny_model(seed), tiny_tokenizer()
+        return model.to(device=device, dtype=dtype).eval(), tokenizer
+    folder = find_model(name)
+    # each weight goes straight to its GPU: the whole model never is in CPU memory
+    placed = {"": device} if device_map is None and device.startswith("cuda") else device_map
+    if folder is not None:
+        try:
+            pruned = _is_pruned(folder, trust_remote_code)
+            model, tokenizer = _load(str(folder), dtype, placed, pruned=pruned, trusted=trust_remote_code)
+        except (
+            OSError,
+            RuntimeError,
+            SafetensorError,
+        ) as error:  # files missing, damaged, or of other shapes
+            raise ValueError(f"{folder} is no whole checkpoint with its tokenizer: {error}") from error
+    else:
+        with hub_lookup(
+            f"model {name!r}", f"Known names: {', '.join(NAMES)}; or give a folder with a checkpoint."
+        ):
+            model, tokenizer = _load(name, dtype, placed, pruned=False, trusted=trust_remote_code)
+    return (model.to(device) if placed is None else model).eval(), tokenizer
+
+
+def find_model(name: str) -> Path | None:
+    """Find the folder of a model; None where the name can only be a hub id.
+
+    Raises: ValueError: neither a name, nor a folder with a checkpoint, nor a hub id.
+    """
+    folder = local_path(name)
+    if folder is None and name in ASSETS and name in NAMES:
+        folder = build_folder(cache_root() / "models" / name, _dequantise, source=ASSETS[name].sha256)
+    if folder is None and Path(name).expanduser().is_dir():
+        folder = Path(name).expanduser()
+    if folder is not None and not (folder / "config.json").is_file():
+        raise ValueError(
+            f"{folder} is no checkpoint: it has no config.json; wanted a folder that save_pretrained wrote"
+        )
+    if folder is None and (
+        name.count("/") != 1 or name.startswith(("/", "./", "../", "~")) or name.endswith("/")
+    ):
+        raise ValueError(
+            f"unknown model {name!r}: it is no known name ({', '.join(NAMES)}), no folder here or in "
+            "PRUNER_LIB_DATA, and no hub id (owner/name); check the spelling"
+        )
+    return folder
+
+
+def _is_pruned(folder: Path, trusted: bool) -> bool:
+    """Does our own code build this model?
+
+    Raises: ValueError: the folder's own code would have to run untrusted, or its layout is damaged.
+    """
+    path = folder / "config.json"
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is no JSON ({error}); wanted the file that save_pretrained wrote"
+        ) from error
+    unknown = "auto_map" in settings and settings.get("model_type") not in CONFIG_MAPPING
+    if not trusted and (unknown or "dense_class" in settings):
+        files = ", ".join(sorted(p.name for p in folder.glob("*.py")))
+        raise ValueError(
+            f"{folder} holds a model of type {settings.get('model_type')!r} with code of its own ({files}), "
+            "which runs only where it is trusted: read it, then load_model(..., trust_remote_code=True)"
+        )
+    if "pruning_layout" in settings:
+        try:
+            check_layout(settings["pruning_layout"])
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: {error}; save the model again with save_model") from error
+    return "pruning_layout" in settings
+
+
+def _load(
+    source: str, dtype: torch.dtype, device_map: str | dict | None, *, pruned: bool, trusted: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a checkpoint; an unevenly pruned one by our own code, never by the copy in its folder."""
+    config = AutoConfig.from_pretrained(source, trust_remote_code=trusted)
+    if not (trusted and AUTO_CLASS in (getattr(config, "auto_map", None) or {})):
+        _check_decoder(source, config)
+    build = AutoModelForCausalLM
+    if pruned:  # an untrusted folder only says which class of transformers it is
+        build = PrunedModelForCausalLM if trusted else pruned_class(_causal_class(config))
+    how = {"dtype": dtype, "device_map": device_map, "trust_remote_code": trusted}
+    with _read_into_memory():
+        model, report = build.from_pretrained(source, config=config, output_loading_info=True, **how)
+    if report["missing_keys"]:
+        names = ", ".join(sorted(report["missing_keys"])[:3])
+        raise ValueError(
+            f"{source} lacks {len(report['missing_keys'])} weights of {type(model).__name__}, such as {names}"
+        )
+    return model, AutoTokenizer.from_pretrained(source, trust_remote_code=trusted)
+
+
+@contextmanager
+def _read_into_memory() -> Iterator[None]:
+    """Let transformers read one weight after the other into memory of its own.
+
+    By default it maps the files, and a mapped file stays mapped, whole, while any of its weights is in use:
+    after a cut the old weights would still be there beside the new ones, and so while a dtype is converted.
+    What threads read in parallel lies in pools of their own, which the system doesn't get back after a cut.
+    """
+    mapped, before = modeling_utils.safe_open, os.environ.get(ONE_BY_ONE)
+    modeling_utils.safe_open = lambda *place, **how: mapped(*place, **how | {"backend": "pread"})
+    os.environ[ONE_BY_ONE] = "1"
+    try:
+        yield
+    finally:
+        modeling_utils.safe_open = mapped
+        os.environ.pop(ONE_BY_ONE) if before is None else os.environ.update({ONE_BY_ONE: before})
+
+
+def _causal_class(config: object) -> type[PreTrainedModel]:
+    """The decoder class that transformers itself has for this type of config."""
+    names = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]
+    names = (names,) if isinstance(names, str) else names
+    return getattr(transformers, next((n for n in names if n in (config.architectures or ())), names[0]))
+
+
+def _check_decoder(source: str, config: object) -> None:
+    wanted = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    wanted = (wanted,) if isinstance(wanted, str) else wanted or ()
+    found = config.architectures or []
+    encodes = getattr(config, "is_encoder_decoder", False)
+    if not found:  # the architecture is not named: go by what the config says of itself
+        encodes = encodes or getattr(config, "is_decoder", True) is False
+    if not wanted or encodes or (found and not set(found) & set(wanted)):
+        raise ValueError(
+            f"{source} is no decoder with a language-model head: it holds "
+            f"{', '.join(found) or config.model_type}; wanted a causal language model"
+            f"{f' ({wanted[0]})' if wanted and not encodes else ''}, no encoder"
+        )
+
+
+def _dequantise(folder: Path) -> None:
+    """Write the embedded model as float32 safetensors, with its tokenizer; values as in the GGUF."""
+    asset = ASSETS["smollm2-135m"]
+    source, gguf = fetch(asset.name), asset.files[0]
+    quantised = AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf, dtype=torch.float32)
+    settings = quantised.config.to_dict()
+    settings.pop("quantization_config", None)
+    config = type(quantised.config).from_dict(settings)
+    config.architectures = [type(quantised).__name__]
+    with torch.device("meta"):
+        model = type(quantised)(config)
+    model.load_state_dict(quantised.state_dict(), assign=True)
+    model.tie_weights()
+    model.generation_config = quantised.generation_config
+    model.save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf)
+    tokenizer.model_max_length = config.max_position_embeddings
+    tokenizer.save_pretrained(folder)
+
+
+def _tiny_model(seed: int) -> LlamaForCausalLM:
+    """Build a llama of two layers, four query and two KV heads; its norms are random, so that they count."""
+    config = LlamaConfig(
+        vocab_size=260, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=2048, initializer_range=0.1, tie_word_embeddings=False,
+        unk_token_id=0, bos_token_id=1, eos_token_id=2, pad_token_id=3,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() == 1:
+                    parameter.uniform_(0.5, 1.5)
+    return model
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Build a tokenizer of 260 tokens, one a byte after the four special ones: unk 0, bos 1, eos 2, pad 3."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate([*TINY_SPECIAL.values(), *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=TINY_SPECIAL["unk_token"]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=2048, **TINY_SPECIAL)

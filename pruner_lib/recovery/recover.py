@@ -1,0 +1,217 @@
+"""The third stage of the paper, recovery: a short LoRA training after pruning (Sec. 3.3, App. B.2).
+
+The adapter is peft's, the loop is the Trainer of transformers (several devices: `accelerate launch`). Ours
+are the settings, the record of what happened, and that a killed run goes on as if nothing had been. It
+chooses no data (`windows.instructions`) and measures only what the caller's `evaluate` returns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from pruner_lib.files import plain
+from pruner_lib.method.discover import discover
+from pruner_lib.recovery.instructions import Row, batches, encode
+from pruner_lib.recovery.trainer import RecoverySettings, Run, random_state, train
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What `recover` returns."""
+
+    model: nn.Module  # in eval mode: a PeftModel, or the plain merged model
+    history: list[dict[str, Any]]  # a row a step: step, loss, seconds, tokens, and what `evaluate` returned
+    adapter_path: Path  # for PeftModel.from_pretrained(pruned_model, adapter_path)
+
+
+WITHOUT = {"without-mlp": "mlp", "without-attention": "attention"}  # the paper's Table 12
+
+
+def recover(
+    model: nn.Module,
+    tokenizer: Any,
+    examples: Sequence[Mapping[str, str]],
+    *,
+    output_dir: str | Path,
+    evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,
+    evaluate_at: Sequence[int] = (),
+    keep_at: Sequence[int] = (),
+    at: int | None = None,
+    resume: bool = True,
+    save_steps: int = 50,
+    merge: bool = False,
+    **settings: Any,
+) -> Recovery:
+    """Train a LoRA adapter on instructions; go on where an earlier call with the same arguments was stopped.
+
+    f(x) = W x + b + alpha / rank * B A x; A and B alone are trained, from B = 0.
+
+    Args:
+        model: a decoder, pruned or not, trained where it lies: under autocast to bf16 (or fp16) on a GPU, in
+            its own type on a CPU. peft puts its layers inside it; `result.model.unload()` takes them out.
+            Its weights change with `merge` alone.
+        tokenizer: of the model; needs an EOS token.
+        examples: dicts with `instruction`, `output` and, if there is one, `input`.
+        output_dir: gets recovery.json, adapter/ and, until the end, checkpoints.
+        evaluate: model (eval mode, adapter active) -> numbers; called at steps 0, `evaluate_at` and the last.
+        keep_at: steps whose adapters are kept too.
+        at: the model as it was after this step, one of `keep_at`, is wanted; None: after the last.
+        resume: False throws away what an earlier run left in `output_dir`.
+        save_steps: optimizer steps between checkpoints; each evaluation makes one, too.
+        merge: add the adapter to the weights of `model` and return that, its `requires_grad` as before.
+        settings: fields of `RecoverySettings`: steps, epochs, batch_size, learning_rate, rank, seed, ...
+
+    Raises:
+        ValueError: settings out of range, no usable example, a model that carries an adapter, a run with
+            other arguments in `output_dir`, or a loss that is no number.
+    """
+    chosen = RecoverySettings(**settings)
+    _check_model(model)
+    encoded = encode(examples, tokenizer, cutoff=chosen.cutoff)
+    steps = chosen.steps or math.ceil(chosen.epochs * len(encoded) / chosen.batch_size)
+    data = batches(encoded, steps=steps, batch_size=chosen.batch_size, seed=chosen.seed)
+    points = _evaluation_points(evaluate, evaluate_at, steps)
+    kept = _kept_steps(keep_at, at, steps)
+    found = {"evaluated_steps": points, "examples": _hash_examples(data), "model": _hash_weights(model)}
+    found |= {"kept_steps": kept} if kept else {}
+    run = Run(Path(output_dir), plain({**asdict(chosen), "steps": steps, **found}), data, kept)
+    run.open(resume)
+    with _put_back(model, after=merge), random_state(chosen.seed):
+        adapted = add_adapter(model, chosen)
+        fresh = not run.finished
+        if fresh:
+            pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+            train(adapted, run, chosen, points=points, evaluate=evaluate, save_steps=save_steps, pad=pad)
+        adapter_path = run.adapter_path if at is None or at == steps else run.kept_path(at)
+        if not fresh or adapter_path != run.adapter_path:
+            adapted.load_adapter(str(adapter_path), "default", is_trainable=True)
+        result = adapted.merge_and_unload() if merge else adapted
+    history = [row for row in run.history if at is None or row["step"] <= at]
+    return Recovery(result.eval(), history, adapter_path)
+
+
+def add_adapter(model: nn.Module, settings: RecoverySettings) -> PeftModel:
+    """Put LoRA layers into `model`, in place; as B = 0 they change nothing yet. The output layer gets none.
+
+    Raises: ValueError: no module is named like `target_modules`.
+    """
+    target = settings.target_modules
+    if isinstance(target, str) and target in WITHOUT:
+        target = linear_modules(model, without=WITHOUT[target])
+    dropout = settings.dropout
+    if dropout and any(parameter.ndim == 3 for parameter in model.parameters()):
+        warnings.warn("stacked experts: peft trains them without dropout only, so it is 0 here", stacklevel=2)
+        dropout = 0.0
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=dropout,
+        bias="none",
+        task_type="CAUSAL_LM",
+        target_modules=target if isinstance(target, str) else list(target),
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft 0.21 asks transformers 5.23 by an old name
+        return get_peft_model(model, config)
+
+
+def linear_modules(model: nn.Module, *, without: str) -> list[str]:
+    """Name the linear layers that are no part of a group of the kind `without`, nor the output layer.
+
+    Which layers are the attention's and which the MLP's follows from discovery, not from their names.
+
+    Args:    without: "attention" or "mlp", a kind of axis.
+    Raises:  ValueError: no group of that kind, or no other linear layer.
+    Source:  paper, Table 12. Differs: that leaves the modules out by their names in LLaMA.
+    """
+    left_out = {name for axis in discover(model).of_kind(without).values() for name in axis.structures}
+    head = model.get_output_embeddings()
+    linear = {n for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not head}
+    if not left_out & linear or linear <= left_out:
+        raise ValueError(
+            f"{type(model).__name__} has {len(left_out & linear)} of {len(linear)} linear layers in groups "
+            f"of kind {without!r}; some are wanted, but not all."
+        )
+    return sorted(linear - left_out)
+
+
+def _check_model(model: nn.Module) -> None:
+    if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        raise ValueError(
+            "The model carries an adapter already; a plain model is wanted: `recovery.model.unload()` takes "
+            "the adapter out, `recover(..., merge=True)` adds it to the weights."
+        )
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    if head is None:
+        raise ValueError(
+            f"{type(model).__name__} has no output embeddings; a decoder that predicts tokens is wanted."
+        )
+
+
+def _evaluation_points(evaluate: Callable | None, evaluate_at: Sequence[int], steps: int) -> list[int]:
+    points = {int(step) for step in evaluate_at}
+    if outside := sorted(step for step in points if not 0 <= step <= steps):
+        raise ValueError(f"evaluate_at={outside}: steps from 0 to {steps}, the last, are wanted.")
+    if evaluate is None and points:
+        raise ValueError(
+            f"evaluate_at={sorted(points)} but evaluate=None; a function that measures a model is wanted."
+        )
+    return sorted(points | {0, steps}) if evaluate is not None else []
+
+
+def _kept_steps(keep_at: Sequence[int], at: int | None, steps: int) -> list[int]:
+    kept = {int(step) for step in keep_at}
+    if outside := sorted(step for step in kept if not 1 <= step <= steps):
+        raise ValueError(f"keep_at={outside}: steps from 1 to {steps}, the last, are wanted.")
+    if at is not None and at not in kept | {steps}:
+        raise ValueError(f"at={at}: no adapter is kept there, only at {sorted(kept | {steps})}; see keep_at.")
+    return sorted(kept - {steps})
+
+
+def _hash_examples(data: list[list[Row]]) -> str:
+    return hashlib.sha256(json.dumps(data).encode()).hexdigest()[:12]
+
+
+def _hash_weights(model: nn.Module) -> str:
+    """Hash names, shapes and 1000 evenly spaced numbers of each weight: tells prunings of a model apart."""
+    digest = hashlib.sha256()
+    for name, weight in model.named_parameters():
+        flat = weight.detach().reshape(-1)
+        sample = flat[:: max(1, flat.numel() // 1000)].float().cpu().numpy()
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode() + sample.tobytes())
+    return digest.hexdigest()[:12]
+
+
+@contextmanager
+def _put_back(model: nn.Module, *, after: bool) -> Iterator[None]:
+    """Take peft's layers out and restore `requires_grad`, after an error or, with `after`, in any case."""
+    flags = [(weight, weight.requires_grad) for weight in model.parameters()]
+    use_cache = getattr(model.config, "use_cache", None)
+    try:
+        yield
+    except BaseException:
+        after = True
+        raise
+    finally:
+        model.config.use_cache = use_cache  # Trainer turns it off
+        if after:
+            for name, module in list(model.named_modules()):
+                if isinstance(module, BaseTunerLayer):
+                    model.set_submodule(name, module.get_base_layer())
+            vars(model).pop("peft_config", None)
+            for weight, flag in flags:
+                weight.requires_grad_(flag)

@@ -1,1 +1,0 @@
-"""Notebooks run in a batch, and the page that shows what came out."""

@@ -1,0 +1,381 @@
+"""Figures 2 and 6 of the paper, drawn from what discovery found (section 3.1, appendix A).
+
+One function a figure, from a tidy frame onto axes. The order of execution and the columns of a drawing follow
+from the roles of the members alone, so that fused projections and models that nobody has seen are drawn too.
+Nothing is discovered here, and no architecture has a line of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+from matplotlib.axes import Axes as PlotAxes
+from matplotlib.patches import Patch, Rectangle
+from torch import nn
+
+from pruner_lib.method.decoder import decoder_layers
+from pruner_lib.method.groups import Axes, Axis, Member
+from pruner_lib.study.figures.style import GREY, KINDS, need, new_axes
+
+COLUMNS = (
+    *("stage", "structure", "parameter", "rows", "columns", "kind", "role", "dim"),
+    *("group", "n_groups", "chosen", "start", "stop"),
+)
+# all lengths of a drawing are inches
+TALLEST = 4.0  # the tallest column of matrices
+HIDDEN = 0.95  # at most so long is the residual stream's side of a matrix
+VECTOR = 0.09  # thickness of norms and biases
+THINNEST = 0.03  # no slice is drawn thinner
+GAP = 0.34  # between columns
+LABEL = 0.36  # above a matrix, for its name and shape
+LETTER = 0.075  # a letter of a name
+
+
+@dataclass(frozen=True)
+class _Box:
+    """Where a parameter is drawn: lower left corner, size, and the length of one entry."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    unit: float
+    cut_short: bool
+
+    def strip(self, dim: int, start: int, stop: int) -> tuple[tuple[float, float], float, float]:
+        """Corner, width and height of some entries along a dim; dim 0 runs downwards."""
+        thick = max((stop - start) * self.unit, THINNEST)
+        if dim:
+            return (self.x + start * self.unit, self.y), min(thick, self.width), self.height
+        return (self.x, self.y + self.height - start * self.unit - thick), self.width, thick
+
+
+def plot_groups(frame: pd.DataFrame, *, ax: PlotAxes | None = None) -> PlotAxes:
+    """Draw the parameters of one decoder layer, to scale, with one group of each kind in its colour.
+
+    Columns follow the order of execution; dim 0 of a parameter runs downwards, dim 1 to the right. The line
+    below is the residual stream, with an arrow up to what reads it and down from what writes it. A side that
+    no group runs along, such as the vocabulary, is cut short and dashed.
+
+    Args:    frame: of `slices_frame`.
+    """
+    need(frame, *COLUMNS)
+    boxes = _place_boxes(frame)
+    right = max(box.x + box.width for box in boxes.values())
+    top = max(box.y + box.height for box in boxes.values()) + 0.5
+    stream = min(box.y for box in boxes.values()) - 0.42
+    legend = _legend(frame)
+    margin = max(0.2, (sum(0.6 + len(label) * LETTER for label in legend) - right) / 2)
+    ax = new_axes(ax, right + 2 * margin, top - stream + 0.9)
+    _draw_boxes(ax, frame, boxes)
+    _draw_arrows(ax, frame, boxes, stream)
+    handles = [Patch(color=color, label=label) for label, color in legend.items()]
+    ax.legend(handles=handles, frameon=False, ncols=3, loc="lower center", fontsize=9, borderaxespad=0)
+    ax.set_xlim(-margin, right + margin)
+    ax.set_ylim(stream - 0.6, top)
+    ax.set_aspect("equal")
+    ax.axis("off")
+    return ax
+
+
+def _place_boxes(frame: pd.DataFrame) -> dict[str, _Box]:
+    """Parameter -> box; the structures of a column stand below each other, their middle at height 0."""
+    sizes, shown = _sizes(frame), _shown(frame)
+    columns = [
+        [list(dict.fromkeys(part.parameter)) for _, part in stage.groupby("structure", sort=False)]
+        for _, stage in frame.groupby("stage")
+    ]
+    stream = [(row.parameter, row.dim) for row in frame[frame.kind == "hidden"].itertuples()]
+    hidden = max((sizes[name][dim] for name, dim in stream), default=max(map(max, shown.values())))
+    inch = min(
+        HIDDEN / hidden,
+        *((TALLEST - LABEL * len(names)) / sum(shown[n[0]][0] for n in names) for names in columns),
+    )
+    boxes, x = {}, 0.0
+    for column in columns:
+        y = sum(shown[names[0]][0] * inch + LABEL for names in column) / 2
+        widths = [_width(names, shown, inch) for names in column]
+        room = max(*widths, 0.0, *(_length(_label(names, sizes)) for names in column))
+        for names, width in zip(column, widths, strict=True):
+            y -= shown[names[0]][0] * inch + LABEL
+            left = x + (room - width) / 2
+            for name in names:
+                rows, across = shown[name]
+                own = across * inch or VECTOR
+                boxes[name] = _Box(left, y, own, rows * inch, inch, shown[name] != sizes[name])
+                left += own + VECTOR / 2
+        x += room + GAP
+    return boxes
+
+
+def _sizes(frame: pd.DataFrame) -> dict[str, tuple[int, int]]:
+    return {row.parameter: (row.rows, row.columns) for row in frame.itertuples()}
+
+
+def _shown(frame: pd.DataFrame) -> dict[str, tuple[int, int]]:
+    """Sizes as they are drawn: a side along which no group was cut is not longer than 5/4 of the stream."""
+    dims = {name: set(part.dim) for name, part in frame.groupby("parameter")}
+    sizes = _sizes(frame)
+    stream = [sizes[row.parameter][row.dim] for row in frame[frame.kind == "hidden"].itertuples()]
+    longest = max(stream, default=max(map(max, sizes.values()))) * 5 // 4
+    return {
+        p: tuple(n if d in dims[p] else min(n, longest) for d, n in enumerate(s)) for p, s in sizes.items()
+    }
+
+
+def _width(names: list[str], shown: dict, inch: float) -> float:
+    return sum(shown[name][1] * inch or VECTOR for name in names) + (len(names) - 1) * VECTOR / 2
+
+
+def _label(names: list[str], sizes: dict) -> str:
+    """Name and shape of a structure; a vector is narrow, so its name takes several lines."""
+    rows, columns = sizes[names[0]]
+    name = names[0].removesuffix(".weight").removesuffix(".bias").rpartition(".")[2]
+    return f"{name}\n{rows} × {columns}" if columns else f"{name}\n{rows}".replace("_", "_\n")
+
+
+def _length(label: str) -> float:
+    return max(map(len, label.split("\n"))) * LETTER
+
+
+def _draw_boxes(ax: PlotAxes, frame: pd.DataFrame, boxes: dict[str, _Box]) -> None:
+    sizes = _sizes(frame)
+    for _, part in frame.groupby("structure", sort=False):
+        names = list(dict.fromkeys(part.parameter))
+        for name in names:
+            box = boxes[name]
+            shape = (box.x, box.y), box.width, box.height
+            line = {"edgecolor": "#424242", "linestyle": (0, (2, 2)) if box.cut_short else "-"}
+            ax.add_patch(Rectangle(*shape, facecolor="#F2F2F2", linewidth=0, zorder=1))
+            ax.add_patch(Rectangle(*shape, facecolor="none", linewidth=0.8, zorder=4, **line))
+        first, last = boxes[names[0]], boxes[names[-1]]
+        place = (first.x + last.x + last.width) / 2, first.y + first.height + 0.04
+        ax.text(*place, _label(names, sizes), ha="center", va="bottom", fontsize=8)
+    for row in frame.sort_values("chosen", kind="stable").itertuples():
+        strip = boxes[row.parameter].strip(row.dim, row.start, row.stop)
+        look = {"facecolor": "none", "edgecolor": "#BDBDBD", "linewidth": 0.5}
+        if row.chosen:
+            look = {"facecolor": KINDS[row.kind][1], "alpha": 0.9, "linewidth": 0}
+        ax.add_patch(Rectangle(*strip, zorder=3 if row.kind == "hidden" else 2, **look))
+
+
+def _draw_arrows(ax: PlotAxes, frame: pd.DataFrame, boxes: dict[str, _Box], stream: float) -> None:
+    """Arrows from column to column, and between the columns and the residual stream."""
+    stages = [part for _, part in frame.groupby("stage")]
+    spans = [_span(part, boxes) for part in stages]
+    look = {"arrowstyle": "-|>", "linewidth": 1, "shrinkA": 2, "shrinkB": 2, "mutation_scale": 9}
+    for (_, end, _), (start, _, _) in zip(spans, spans[1:], strict=False):
+        ax.annotate("", (start, -LABEL / 2), (end, -LABEL / 2), arrowprops=look | {"color": GREY}, zorder=5)
+    color = KINDS["hidden"][1]
+    touching = []
+    for (start, end, low), part in zip(spans, stages, strict=True):
+        x = (start + end) / 2
+        for role in set(part[(part.kind == "hidden") & (part["columns"] > 0)].role):
+            tip, tail = ((x, low), (x, stream)) if role == "in" else ((x, stream), (x, low))
+            ax.annotate("", tip, tail, arrowprops=look | {"color": color, "shrinkA": 0}, zorder=5)
+            touching.append(x)
+    if touching:
+        left, right = min(touching), max(touching)
+        ax.plot([left, right], [stream, stream], color=color, linewidth=3, solid_capstyle="round")
+        ax.text(left, stream - 0.07, "residual stream", color=color, va="top", fontsize=9)
+
+
+def _span(part: pd.DataFrame, boxes: dict[str, _Box]) -> tuple[float, float, float]:
+    """Left, right and lower end of a column; with its names, where these stand as high as the arrows."""
+    here = [boxes[name] for name in set(part.parameter)]
+    start, end = min(box.x for box in here), max(box.x + box.width for box in here)
+    if part.structure.nunique() > 1:
+        sizes = _sizes(part)
+        room = max(_length(_label([name], sizes)) for name in sizes)
+        start, end = min(start, (start + end - room) / 2), max(end, (start + end + room) / 2)
+    return start, end, min(box.y for box in here)
+
+
+def _legend(frame: pd.DataFrame) -> dict[str, str]:
+    """What is said of each kind -> its colour."""
+    chosen = frame[frame.chosen].drop_duplicates("kind").set_index("kind")
+    return {
+        f"{label}: group {chosen.group[kind]} of 0 to {chosen.n_groups[kind] - 1}": color
+        for kind, (label, color) in KINDS.items()
+        if kind in chosen.index
+    }
+
+
+def plot_dependencies(frame: pd.DataFrame, *, ax: PlotAxes | None = None) -> PlotAxes:
+    """Draw what becomes of a neuron when its neighbour goes: one small graph a case (the paper's Figure 6).
+
+    Args:    frame: an edge a row: columns `case` (a title), `source`, `target`, and `rule`: "Eq. 1" (the
+             target follows the source), "Eq. 2" (the source follows the target), "none" (the source goes, the
+             target stays), or "" for the other edges around it.
+    Raises:  ValueError: a case has not exactly one edge with a rule.
+    """
+    need(frame, "case", "source", "target", "rule")
+    cases = list(frame.groupby("case", sort=False))
+    ax = new_axes(ax, 3.0 * len(cases), 3.5)
+    for number, (case, part) in enumerate(cases):
+        asked = part[part.rule != ""]
+        if len(asked) != 1:
+            raise ValueError(f"case {case!r} has {len(asked)} edges with a rule; wanted the one it is about")
+        _draw_case(ax, 3.0 * number, case, part, asked.iloc[0])
+    ax.set_xlim(-0.95, 3.0 * len(cases) - 0.95)
+    ax.set_ylim(-1.85, 1.65)
+    ax.set_aspect("equal")
+    ax.axis("off")
+    return ax
+
+
+def _draw_case(ax: PlotAxes, x: float, case: str, part: pd.DataFrame, asked: pd.Series) -> None:
+    removed, other = (asked.target, asked.source) if asked.rule == "Eq. 2" else (asked.source, asked.target)
+    places = _side(part.source, x) | _side(part.target, x + 1.1)
+    for row in part.itertuples():
+        look = {"arrowstyle": "-|>", "shrinkA": 15, "shrinkB": 15, "mutation_scale": 12}
+        look |= {"color": "black", "linewidth": 1.6} if row.rule else {"color": "#BDBDBD", "linewidth": 1}
+        ax.annotate("", places[row.target], places[row.source], arrowprops=look, zorder=1)
+    strong = KINDS["mlp"][1]
+    stays = asked.rule == "none"
+    looks = {removed: (strong, strong, "white")}  # face, edge, ink
+    looks[other] = ("white", "black", "black") if stays else ("#F7C6A3", strong, "black")
+    for name, place in places.items():
+        face, edge, ink = looks.get(name, ("white", GREY, GREY))
+        ax.plot(*place, "o", markersize=32, markerfacecolor=face, markeredgecolor=edge, zorder=2)
+        ax.text(*place, name, ha="center", va="center", color=ink, fontsize=9, zorder=3)
+    ax.text(x + 0.55, 1.35, case, ha="center", va="bottom", fontsize=10, weight="bold")
+    ax.text(x + 0.55, -1.32, _verdict(part, asked, removed, other), ha="center", va="top", fontsize=10)
+
+
+def _side(column: pd.Series, x: float) -> dict[str, tuple[float, float]]:
+    """Neuron -> place; those of one side stand below each other, their middle at height 0."""
+    names = list(dict.fromkeys(column))
+    step = 1.9 / max(2, len(names) - 1)
+    return {name: (x, step * ((len(names) - 1) / 2 - i)) for i, name in enumerate(names)}
+
+
+def _verdict(part: pd.DataFrame, asked: pd.Series, removed: str, other: str) -> str:
+    into = part[part.target == asked.target].source.nunique()
+    out_of = part[part.source == asked.source].target.nunique()
+    degree = f"Deg⁺({other}) = {out_of}" if asked.rule == "Eq. 2" else f"Deg⁻({other}) = {into}"
+    if asked.rule == "none":
+        return f"{degree}, no equation:\n{removed} goes, {other} stays"
+    return f"{degree}, {asked.rule}:\n{removed} goes, {other} must follow"
+
+
+def axes_frame(axes: Axes) -> pd.DataFrame:
+    """List what was discovered as a tidy frame: one row an axis.
+
+    Returns: columns `axis`, `kind`, `layer`, `n_groups`, `width` (channels a group), `group_parameters`,
+        `parameters` (of all groups), `share` (of the model, in [0, 1]), `structures` (in order of execution).
+    """
+    return pd.DataFrame(
+        {
+            "axis": axis.name,
+            "kind": axis.kind,
+            "layer": axis.layer,
+            "n_groups": axis.n_groups,
+            "width": axis.width,
+            "group_parameters": axis.group_parameters,
+            "parameters": axis.n_groups * axis.group_parameters,
+            "share": axis.n_groups * axis.group_parameters / axes.n_parameters,
+            "structures": " ".join(name.rsplit(".", 1)[-1] for name in axis.structures),
+        }
+        for axis in axes.values()
+    ).astype({"layer": "Int64"})
+
+
+def slices_frame(
+    model: nn.Module, axes: Axes, *, layer: int = 0, groups: Mapping[str, int] | None = None
+) -> pd.DataFrame:
+    """List where one group of each kind lies in the parameters of a decoder layer, as runs of entries.
+
+    Args:
+        model: that the axes were discovered in; the meta device is enough.
+        layer: which decoder layer; embeddings, final norm and head are listed with it.
+        groups: kind -> number of the chosen group; of the others a third of the way along the axis.
+    Returns: a row a run: columns `stage` (order of execution), `structure`, `parameter`, `rows`, `columns`
+        (0 for a vector), `axis`, `kind`, `role`, `dim`, `group`, `n_groups`, `chosen`, `start`, `stop`. Of
+        attention all groups are listed, of the other kinds the chosen one.
+    Raises: ValueError: no such layer, kind or group, or a parameter with more than two dims.
+    """
+    chosen = _chosen(axes, layer, groups or {})
+    path = decoder_layers(model)[0]
+    shown = [
+        (axis, member)
+        for axis in chosen
+        for member in axis.members
+        if member.parameter.startswith(f"{path}.{layer}.") or not member.parameter.startswith(f"{path}.")
+    ]
+    stages = _stages(shown)
+    rows = []
+    for axis, member in shown:
+        shape = tuple(model.get_parameter(member.parameter).shape)
+        for group in range(axis.n_groups) if axis.kind == "attention" else [chosen[axis]]:
+            here = {"stage": stages[member.structure], **_place(member, shape), "axis": axis.name}
+            here |= {"kind": axis.kind, "role": member.role, "dim": member.dim, "group": group}
+            here |= {"n_groups": axis.n_groups, "chosen": group == chosen[axis]}
+            rows += [here | {"start": a, "stop": b} for a, b in _runs(member.indices[group].tolist())]
+    order = {name: i for i, name in enumerate(dict.fromkeys(m.parameter for _, m in _in_order(shown)))}
+    frame = pd.DataFrame(rows)
+    return frame.iloc[frame.parameter.map(order).argsort(kind="stable")].reset_index(drop=True)
+
+
+def _place(member: Member, shape: tuple[int, ...]) -> dict:
+    if len(shape) > 2:
+        raise ValueError(f"{member.parameter} has the shape {shape}; only vectors and matrices are listed")
+    rows, columns = (*shape, 0)[:2]
+    return {"structure": member.structure, "parameter": member.parameter, "rows": rows, "columns": columns}
+
+
+def _chosen(axes: Axes, layer: int, groups: Mapping[str, int]) -> dict[Axis, int]:
+    """The axes that are drawn -> the group that is highlighted."""
+    here = [a for a in axes.values() if a.layer == layer or (a.layer is None and a.kind == "hidden")]
+    if not any(a.layer == layer for a in here):
+        raise ValueError(
+            f"no axis was discovered in layer {layer}; the model has layers 0..{axes.n_layers - 1}"
+        )
+    if unknown := sorted(set(groups) - {a.kind for a in here}):
+        raise ValueError(
+            f"no axis of the kind {', '.join(unknown)} here; there are {', '.join(a.name for a in here)}"
+        )
+    chosen = {a: groups.get(a.kind, a.n_groups // 3) for a in here}
+    for axis, group in chosen.items():
+        if not 0 <= group < axis.n_groups:
+            raise ValueError(f"{axis.name} has the groups 0..{axis.n_groups - 1}, but {group} was asked for")
+    return chosen
+
+
+def _in_order(shown: list[tuple[Axis, Member]]) -> list[tuple[Axis, Member]]:
+    """Members in order of execution: those on the residual stream, and the others among them."""
+    ordered = [(axis, member) for axis, member in shown if axis.kind == "hidden"]
+    for axis in dict.fromkeys(axis for axis, _ in shown if axis.kind != "hidden"):
+        place = len(ordered)
+        for pair in [(a, m) for a, m in shown if a is axis]:
+            at = [i for i, (_, m) in enumerate(ordered) if m.structure == pair[1].structure]
+            place = (at[-1] if at else place - 1) + 1
+            ordered.insert(place, pair)
+    return ordered
+
+
+def _stages(shown: list[tuple[Axis, Member]]) -> dict[str, int]:
+    """Structure -> column: neighbours that take and give the same (query, key, value) stand in one column."""
+    ends: dict[str, set] = {}
+    for axis, member in _in_order(shown):
+        ends.setdefault(member.structure, set()).add((axis.name, member.role))
+    stages: dict[str, int] = {}
+    before, number = None, -1
+    for structure, pairs in ends.items():
+        number += pairs != before or len(pairs) == 1  # one end only: a norm, the embedding or the head
+        stages[structure], before = number, pairs
+    return stages
+
+
+def _runs(entries: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """Split entries into runs without a gap: half-open (start, stop)."""
+    start = previous = None
+    for entry in sorted(entries):
+        if previous is None or entry != previous + 1:
+            if start is not None:
+                yield start, previous + 1
+            start = entry
+        previous = entry
+    yield start, previous + 1

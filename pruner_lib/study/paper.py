@@ -1,0 +1,202 @@
+"""What others published: the numbers of the paper's tables, and those of model cards for our default model.
+
+The numbers lie in `results/paper/*.csv`, as printed; the rows of Tables 1, 2, 4 and 5 are also given as
+experiments. Nothing is measured or compared here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pruner_lib.study.results import project_root
+from pruner_lib.study.settings import Experiment, Profile
+
+COLUMNS = ("table", "row", "metric", "value", "unit", "source")
+TEXTS = {"wikitext2": "WikiText2", "ptb": "PTB"}
+WHOLE = {  # a whole model, as `load_model` knows it -> (table, row) of what was published about it
+    "smollm2-135m": (
+        ("SmolLM2 card", "SmolLM2-135M-Instruct"),
+        ("SmolLM2 by lm-eval", "SmolLM2-135M-Instruct"),
+    ),
+    "baffo32/decapoda-research-llama-7B-hf": (("Table 1", "0% / LLaMA-7B*"),),
+}
+
+
+def published(table: str) -> pd.DataFrame:
+    """Look up a published table.
+
+    Args:    table: "Table 1" to "Table 17" of the paper, "SmolLM2 card", ...; see `published_tables()`.
+    Returns: a row for each number: `row` as printed (parts joined by " / "), `metric` by the names of our
+             records ("perplexity/wikitext2@128", "accuracy/boolq", "accuracy/mean", "macs", ...), `value` as
+             printed, its `unit` (accuracies are in %), `source`: which copies of the text agree on it.
+    Raises:  ValueError: there is no such table (the message lists those there are).
+    """
+    numbers = _read(_folder())
+    found = numbers[numbers.table == table]
+    if found.empty:
+        raise ValueError(f"unknown table {table!r}; there are {', '.join(published_tables())}")
+    return found.reset_index(drop=True)
+
+
+def published_whole(model: str) -> pd.DataFrame:
+    """Look up what was published about a model before pruning; without rows where nothing is known of it."""
+    numbers = _read(_folder())
+    places = list(zip(numbers.table, numbers.row, strict=True))
+    return numbers[[place in WHOLE.get(model, ()) for place in places]].reset_index(drop=True)
+
+
+def published_way(table: str = "Table 1", method: str = "Element^1", text: str = "wikitext2") -> pd.DataFrame:
+    """Look up what the paper says of a model whole, pruned by `method` and recovered, as `compare.way_of`.
+
+    Returns: columns stage, source ("paper"), model, metric ("perplexity" on `text`, "accuracy": the mean as a
+             share), value.
+    Raises:  ValueError: the table has no such rows.
+    """
+    numbers, rows = published(table), []
+    whole = next((row for row in numbers.row if row.startswith("0% / ") and "official" not in row), "0% / ?")
+    model = whole.removeprefix("0% / ").rstrip("*")
+    stages = {"dense": whole, "pruned": f"w/o tune / {method}", "recovered": f"w/ tune / {method}"}
+    for stage, ending in stages.items():
+        found = numbers[numbers.row.str.endswith(ending)].set_index("metric").value
+        if found.empty:
+            raise ValueError(f"{table} has no row {ending!r}; it has {', '.join(dict.fromkeys(numbers.row))}")
+        rows.append(
+            (stage, "paper", f"{model}, {TEXTS[text]}", "perplexity", found[f"perplexity/{text}@128"])
+        )
+        rows.append((stage, "paper", model, "accuracy", found["accuracy/mean"] / 100))
+    return pd.DataFrame(rows, columns=["stage", "source", "model", "metric", "value"])
+
+
+def published_tables() -> list[str]:
+    """List the tables that `published` knows, in the order of their files."""
+    return list(dict.fromkeys(_read(_folder()).table))
+
+
+def _folder() -> Path:
+    return (project_root() or Path.cwd()) / "results" / "paper"
+
+
+@cache
+def _read(folder: Path) -> pd.DataFrame:
+    paths = sorted(folder.glob("*.csv"), reverse=True)
+    if not paths:
+        raise ValueError(f"no published numbers in {folder}; run this in a clone of the project")
+    frames = [pd.read_csv(path, keep_default_na=False) for path in paths]
+    for path, frame in zip(paths, frames, strict=True):
+        if tuple(frame) != COLUMNS or not pd.api.types.is_numeric_dtype(frame.value):
+            found = ", ".join(frame)
+            raise ValueError(f"{path} has the columns {found}; wanted {', '.join(COLUMNS)}, value a number")
+    return pd.concat(frames, ignore_index=True)
+
+
+ROWS = {  # a row as the paper prints it -> our method
+    "L2": "l2",
+    "Random": "random",
+    "Channel": "channel",
+    "Vector": "vector",
+    "Element^1": "element1",
+    "Element^2": "element2",
+    "Block": "element1",  # Table 2
+    "Parameter^{1+2}": "mixed",  # the preprint alone
+}
+DENSE = ("Table 1", "0% / LLaMA-7B*")  # the whole model of Tables 6 and 7
+STAGES = {"w/o tune": "pruned", "w/ tune": "recovered"}
+CHANNEL = {"criterion": "element1", "granularity": "channel", "protect_first": 0, "protect_last": 0}
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A model of the comparison: the share of its parameters that goes, and the paper's table beside it."""
+
+    model: str
+    share: float
+    table: str = "Table 1"
+
+    def ask(self, settings: Profile, method: str, draw: int = 0, **changes: Any) -> Experiment:
+        """Make the experiment that a row of the tables stands for.
+
+        Args:    method: a criterion, "channel" (hidden channels by element1) or "dense".
+                 draw: number of the calibration draw, and the seed of random scores.
+                 changes: fields of `Experiment`; the evaluation is the profile's short one if none is given.
+        """
+        values: dict[str, Any] = {
+            "model": self.model,
+            "criterion": "element1" if method == "dense" else method,
+            "ratio": self.share,
+            "target": "parameters",
+            "calibration": settings.calibrations(draw + 1)[draw],
+            "seed": draw,
+            "evaluation": settings.short_evaluation,
+        }
+        asked = settings.experiment(**values | (CHANNEL if method == "channel" else {}) | changes)
+        return asked.dense if method == "dense" else asked
+
+    def rows(
+        self, settings: Profile, methods: Sequence[str], draws: Sequence[int], **changes: Any
+    ) -> dict[str, list[Experiment]]:
+        """Make the experiments of the whole model and of several methods, one a draw, by name."""
+        return {
+            name: [self.ask(settings, name, draw, **changes) for draw in draws]
+            for name in ("dense", *methods)
+        }
+
+
+def compared(settings: Profile, models: Sequence[str] = (), share: float = 0.0) -> list[Compared]:
+    """List the models that are compared, each with its share and the paper's table that is like it.
+
+    Args:    models: empty takes the profile's model and the further ones of its `method_study`.
+             share: of the parameters, that every model loses; 0: as the profile says.
+    """
+    study = settings.method_study
+    own = Compared(settings.model, study.share)
+    known = [own, *map(Compared, study.models, study.shares, study.tables)]
+    by_name = {one.model: one for one in known}
+    chosen = [by_name.get(name, Compared(name, study.share)) for name in models] if models else known
+    return [Compared(one.model, share or one.share, one.table) for one in chosen]
+
+
+def published_methods(table: str) -> pd.DataFrame:
+    """Read a table of the paper by our words: columns name (a method, or "dense"), stage, metric, value.
+
+    Accuracies are shares in [0, 1]. A row that the preprint alone has (`mixed`) is taken from there. Of the
+    whole model, what the authors measured counts, not the official numbers.
+    """
+    sources = [name for name in (table, f"{table}, preprint v1") if name in published_tables()]
+    return _by_our_words([(name, _row(row), row) for name in sources for row in published(name).row.unique()])
+
+
+def published_choices(table: str, rows: Mapping[str, tuple[str, str]]) -> pd.DataFrame:
+    """Read Table 6 or 7 by our words, as `published_methods` does; their whole model is that of Table 1.
+
+    Args:    rows: a row as printed -> our name and stage.
+    """
+    return _by_our_words(
+        [(table, ours, row) for row, ours in rows.items()] + [(DENSE[0], ("dense",) * 2, DENSE[1])]
+    )
+
+
+def _by_our_words(rows: Sequence[tuple[str, tuple[str, str] | None, str]]) -> pd.DataFrame:
+    """Look rows up: (table, our name and stage, the row as printed)."""
+    parts = [
+        published(table).query("row == @printed").assign(name=ours[0], stage=ours[1])
+        for table, ours, printed in rows
+        if ours is not None
+    ]
+    found = pd.concat(parts, ignore_index=True)[["name", "stage", "metric", "value"]]
+    percent = found.metric.str.startswith("accuracy/")
+    return found.assign(value=found.value.where(~percent, found.value / 100))
+
+
+def _row(printed: str) -> tuple[str, str] | None:
+    """Translate the name of a row; None for one that we have nothing to compare with."""
+    if printed.startswith("0%"):
+        return None if "official" in printed else ("dense", "dense")
+    first, _, name = printed.partition(" / ")
+    stage = next((ours for theirs, ours in STAGES.items() if first.endswith(theirs)), None)
+    return (ROWS[name], stage) if stage and name in ROWS else None

@@ -1,0 +1,197 @@
+"""What an experiment gave: JSON on disk, and a tidy table that refuses to compare the incomparable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pruner_lib.files import read_json, write_json
+from pruner_lib.study.settings import DATA_FREE, FORMAT, Experiment, build, experiment_from
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One measured number.
+
+    Args:    value: perplexity, or accuracy as a share in [0, 1].    stderr: its standard error.
+             n: windows or questions.    protocol: what must agree before two values may be compared.
+             values: a window's mean negative log-likelihood, a question's 0 or 1; for paired comparisons.
+    """
+
+    value: float
+    stderr: float | None = None
+    n: int | None = None
+    protocol: dict[str, Any] = field(default_factory=dict)
+    values: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one experiment gave.
+
+    Args:    experiment: its settings.
+             plan: parameters, sparsity and, for each axis, [groups kept, groups there].
+             metrics: "perplexity/wiki@128" or "accuracy/boolq" -> Metric.
+             history: of the recovery, step by step.    seconds: of each stage that ran.
+             peak_memory_mb: resident memory at most, in MiB.    machine: where it ran.
+             reused: read from disk and not measured just now.
+    """
+
+    experiment: Experiment
+    plan: dict[str, Any]
+    metrics: dict[str, Metric]
+    history: tuple[dict[str, Any], ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+    peak_memory_mb: float | None = None
+    machine: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    git_revision: str | None = None
+    created: str = ""
+    reused: bool = False
+
+    @property
+    def key(self) -> str:
+        """The hash of the settings that names this record."""
+        return self.experiment.key
+
+    @property
+    def perplexity(self) -> dict[str, float]:
+        """Text name -> perplexity."""
+        return self._values("perplexity")
+
+    @property
+    def accuracy(self) -> dict[str, float]:
+        """Task name -> accuracy in [0, 1]."""
+        return self._values("accuracy")
+
+    def _values(self, kind: str) -> dict[str, float]:
+        split = {name: name.partition("/") for name in self.metrics}
+        return {
+            dataset.partition("@")[0]: self.metrics[name].value
+            for name, (found, _, dataset) in split.items()
+            if found == kind
+        }
+
+    def __str__(self) -> str:
+        asked = self.experiment
+        head = (
+            f"{self.key} {asked.model} {asked.method} {asked.stage}, {self.plan.get('sparsity', 0):.1%} cut"
+        )
+        numbers = [f"{name} {value:.2f}" for name, value in self.perplexity.items()]
+        numbers += [f"{name} {value:.1%}" for name, value in self.accuracy.items()]
+        return ", ".join([head, *numbers]) + (" (reused)" if self.reused else "")
+
+    def _repr_html_(self) -> str:
+        return f"<code>{self}</code>"
+
+
+def record_path(directory: Path, key: str) -> Path:
+    """Tell where the record `key` lies below a profile's results directory."""
+    return directory / "records" / f"{key}.json"
+
+
+def write_record(record: Record, directory: Path) -> Path:
+    """Write a record as JSON in one step, below a profile's results directory."""
+    data = asdict(replace(record, experiment=record.experiment.canonical()))
+    del data["reused"]
+    return write_json(record_path(directory, record.key), {"format": FORMAT, "key": record.key} | data)
+
+
+def read_record(path: Path) -> Record:
+    """Read a record from disk.
+
+    Raises:  ValueError: the file is damaged or of another format; the message names it and says what to do.
+    """
+    data = read_json(path)
+    try:
+        form, key = data.pop("format"), data.pop("key")
+        metrics = {name: metric_from(values) for name, values in data.pop("metrics").items()}
+        asked = experiment_from(data.pop("experiment"))
+        record = build(Record, data | {"metrics": metrics, "experiment": asked, "reused": True})
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no record ({error}); delete it and run again") from error
+    if form != FORMAT or key != path.stem or key != record.key:
+        raise ValueError(
+            f"{path} holds other settings than its name says (format {form}); delete it and run again"
+        )
+    return record
+
+
+def load_records(directory: Path) -> list[Record]:
+    """Read all records below a profile's results directory, in the order of their keys."""
+    return [read_record(path) for path in sorted((directory / "records").glob("*.json"))]
+
+
+def records_frame(records: Iterable[Record], *, allow: Sequence[str] = ()) -> pd.DataFrame:
+    """Lay records out as a tidy table: one row for each metric of each record.
+
+    Args:    allow: protocol fields that may differ between the rows of one metric; each becomes a column.
+    Returns: columns for the settings (`calibration_length`, ...), `method`, `stage`, `parameters`,
+             `sparsity`, `metric` ("perplexity" or "accuracy"), `dataset`, `length` (tokens a window),
+             `value`, `stderr`, `n`.
+    Raises:  ValueError: two rows of a metric were measured by different protocols (the field is named).
+    """
+    rows, first = [], {}
+    for record in {record.key: record for record in records}.values():
+        for name, metric in record.metrics.items():
+            _same_protocol(
+                first.setdefault(name, (record.key, metric.protocol)), record.key, name, metric, allow
+            )
+            rows.append(_row(record, name, metric) | {item: metric.protocol.get(item) for item in allow})
+    return pd.DataFrame(rows)
+
+
+def _same_protocol(
+    first: tuple[str, dict], key: str, name: str, metric: Metric, allow: Sequence[str]
+) -> None:
+    first_key, wanted = first
+    for item in sorted(set(wanted) | set(metric.protocol)):
+        ours, theirs = metric.protocol.get(item), wanted.get(item)
+        if ours != theirs and item not in allow:
+            raise ValueError(
+                f"{name} can't be compared: {item} is {ours!r} in record {key}, "
+                f"but {theirs!r} in record {first_key}; "
+                f"measure both alike, or pass allow=({item!r},) and show that column"
+            )
+
+
+def _row(record: Record, name: str, metric: Metric) -> dict[str, Any]:
+    kind, _, dataset = name.partition("/")
+    dataset, _, length = dataset.partition("@")
+    asked = record.experiment
+    settings = asked.settings()
+    row = {"key": record.key, "method": asked.method, "stage": asked.stage}
+    for part in ("calibration", "recovery"):
+        row |= {f"{part}_{item}": value for item, value in (settings.pop(part) or {}).items()}
+    if asked.ratio == 0 or asked.criterion in DATA_FREE:  # looked at no calibration samples
+        row |= {name: None for name in row if name.startswith("calibration_")}
+    del settings["evaluation"]
+    return (
+        settings
+        | row
+        | {
+            "parameters": record.plan.get("parameters"),
+            "sparsity": record.plan.get("sparsity"),
+            "metric": kind,
+            "dataset": dataset,
+            "length": int(length) if length else None,
+            "value": metric.value,
+            "stderr": metric.stderr,
+            "n": metric.n,
+        }
+    )
+
+
+def metric_from(values: dict[str, Any]) -> Metric:
+    """Rebuild a metric from its JSON form."""
+    stderr = values.get("stderr")
+    numbers = {
+        "value": float(values["value"]),
+        "stderr": None if stderr is None else float(stderr),
+        "values": tuple(float(item) for item in values.get("values", ())),
+    }
+    return build(Metric, values | numbers)

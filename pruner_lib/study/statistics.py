@@ -1,0 +1,220 @@
+"""How sure a number is: bootstrap intervals and paired comparisons, on the same items and over draws.
+
+Two things make a number uncertain: which questions (windows) were asked, and which calibration samples were
+drawn. The first are many and are resampled. The second are few, three or so, too few to be resampled: the
+mean over D draws is taken to differ from the true one as Student's t with D - 1 degrees of freedom does.
+Plain numbers in, frozen results out; records are read in `compare`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from scipy.stats import norm, t
+
+RESAMPLES = 4000
+CHUNK = 1 << 21  # resampled values in memory at once
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and where the true value lies in `level` of all studies made like this one.
+
+    Args:    mean: the estimate.    n: questions or windows.    draws: of the calibration; with one draw the
+             interval speaks of that draw alone.
+    """
+
+    mean: float
+    low: float
+    high: float
+    n: int
+    draws: int = 1
+    level: float = 0.95
+
+    def map(self, function: Callable[[float], float]) -> Interval:
+        """Give the interval of an increasing function of the number, as `math.exp` of a log-perplexity."""
+        ends = {name: float(function(getattr(self, name))) for name in ("mean", "low", "high")}
+        return replace(self, **ends)
+
+    def show(self, digits: int = 2, scale: float = 1) -> str:
+        """Write the number and its interval, as "12.34 [11.90, 12.80]"."""
+        mean, low, high = (f"{number * scale:,.{digits}f}" for number in (self.mean, self.low, self.high))
+        return f"{mean} [{low}, {high}]"
+
+    def __str__(self) -> str:
+        return self.show()
+
+
+@dataclass(frozen=True)
+class Difference(Interval):
+    """The mean of a - b over the same questions or windows, with its interval."""
+
+    @property
+    def sign(self) -> int:
+        """1 if a is above b, -1 if it is below, 0 if the interval holds 0: no difference can be told."""
+        return int(self.low > 0) - int(self.high < 0)
+
+    def says(
+        self, a: str, b: str, *, lower_is_better: bool = False, digits: int = 3, scale: float = 1
+    ) -> str:
+        """Tell in words which is better; inside the noise neither is."""
+        shown = self.show(digits, scale)
+        if not self.sign:
+            return f"{a} and {b} can't be told apart ({a} - {b}: {shown})"
+        word = "better" if (self.sign > 0) != lower_is_better else "worse"
+        return f"{a} is {word} than {b} ({a} - {b}: {shown})"
+
+
+def bootstrap_interval(values: Any, *, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
+    """Give the ends of the interval of a mean; see `mean_interval`."""
+    found = mean_interval(values, level=level, seed=seed)
+    return found.low, found.high
+
+
+def mean_interval(values: Any, *, level: float = 0.95, seed: int = 0) -> Interval:
+    """Estimate a mean with its interval.
+
+    The n items (questions, windows) are resampled with replacement; deviations are widened by
+    sqrt(n / (n - 1)) t / z, so that few items cover as often as many. Over D draws s T / sqrt(D) is added, T
+    Student's t with D - 1 degrees of freedom and s the spread of the draws' means.
+
+    Args:    values: `(items,)`, or `(draws, items)` with the same items in every draw, or a mapping of such
+             (the tasks): each counts alike in the mean, and its items are resampled by themselves.
+             level: how often the interval shall hold the true value, in (0, 1).
+    Returns: the interval; from -inf to inf if a task has one item, which says nothing about its spread.
+    Raises:  ValueError: no values, values that are not finite, or a level outside (0, 1).
+    Source:  Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 12 and 13; the widening:
+             Hesterberg, What Teachers Should Know About the Bootstrap (2015), section 3.2.
+    """
+    return _estimate(_strata(values), lambda means: means[0], level, seed)
+
+
+def paired_difference(a: Any, b: Any, *, level: float = 0.95, seed: int = 0) -> Difference:
+    """Estimate how much higher a's mean is than b's, on the same items: what both find hard cancels.
+
+    Args:    a, b: forms as in `mean_interval`, with the same items in the same order. Draw i of one is
+             compared with draw i of the other; one without draws (the dense model) with every draw.
+    Raises:  ValueError: a and b differ in tasks, items or draws (the message gives both shapes).
+    """
+    found = _estimate(_strata(a, b), lambda means: means[0] - means[1], level, seed)
+    return Difference(**vars(found))
+
+
+def paired_ratio(a: Any, b: Any, *, level: float = 0.95, seed: int = 0) -> Interval:
+    """Estimate the share mean(a) / mean(b), on the same items: what a pruned model keeps of the dense one.
+
+    Args, Raises: as `paired_difference`.
+    Returns: the interval; of a b that is 0 throughout, no number: NaN, from -inf to inf.
+    """
+    strata = _strata(a, b)
+    if not any(stratum[1].any() for stratum in strata):
+        n, draws = sum(stratum.shape[2] for stratum in strata), strata[0].shape[1]
+        return Interval(np.nan, -np.inf, np.inf, n, draws, level)
+    return _estimate(strata, lambda means: means[0] / np.maximum(means[1], 1e-12), level, seed)
+
+
+def paired_statistic(
+    statistic: Callable[[np.ndarray], np.ndarray], *sides: Any, level: float = 0.95, seed: int = 0
+) -> Interval:
+    """Estimate any function of several means on the same items, as the share of a loss that was won back.
+
+    Args:    statistic: takes `(sides, k)` means and gives `(k,)` numbers.
+             sides: forms as in `mean_interval`, with the same items in the same order.
+    Raises:  as `paired_difference`.
+    """
+    return _estimate(_strata(*sides), statistic, level, seed)
+
+
+def tied_with_best(
+    values: Mapping[str, Any], *, lower_is_better: bool = False, level: float = 0.95, seed: int = 0
+) -> list[str]:
+    """List the best of several methods and those that can't be told from it.
+
+    Each is compared with the best, paired, at level 1 - (1 - level) / comparisons (Bonferroni), so that all
+    comparisons together hold at `level`.
+
+    Args:    values: method -> values as in `mean_interval`, all on the same items.
+    Raises:  ValueError: no methods, or items that differ.
+    """
+    if not values:
+        raise ValueError("there are no methods to compare")
+    means = {name: mean_interval(one, seed=seed).mean for name, one in values.items()}
+    best = (min if lower_is_better else max)(means, key=means.get)
+    each = corrected(level, len(values) - 1)
+    signs = {n: paired_difference(one, values[best], level=each, seed=seed).sign for n, one in values.items()}
+    return [best, *(name for name in values if name != best and not signs[name])]
+
+
+def corrected(level: float, comparisons: int) -> float:
+    """Give the level of each of several comparisons that together hold at `level` (Bonferroni)."""
+    return 1 - (1 - level) / max(1, comparisons)
+
+
+def _strata(*sides: Any) -> list[np.ndarray]:
+    """Bring what is compared into one form: a `(sides, draws, items)` array for each task."""
+    named = [side if isinstance(side, Mapping) else {"": side} for side in sides]
+    if any(set(side) != set(named[0]) for side in named):
+        told = " and ".join(", ".join(map(str, side)) for side in named)
+        raise ValueError(f"only the same tasks can be compared, but there are {told}")
+    if not named[0]:
+        raise ValueError("there are no values: nothing was measured")
+    tables = {name: [_table(side[name]) for side in named] for name in named[0]}
+    for name, found in tables.items():
+        shapes = [table.shape for table in found]
+        draws = {shape[0] for shape in shapes} - {1}
+        if len({shape[1] for shape in shapes}) > 1 or len(draws) > 1:
+            raise ValueError(f"{name or 'the values'}: (draws, items) are {shapes}, which can't be paired")
+    most = max(table.shape[0] for found in tables.values() for table in found)
+    try:
+        return [
+            np.stack([np.broadcast_to(table, (most, table.shape[1])) for table in found])
+            for found in tables.values()
+        ]
+    except ValueError as error:
+        raise ValueError("tasks differ in their number of draws, so draws can't be paired") from error
+
+
+def _table(values: Any) -> np.ndarray:
+    table = np.atleast_2d(np.asarray(values, dtype=float))  # (draws, items)
+    if table.ndim > 2 or not table.size:
+        raise ValueError(f"values have the shape {table.shape}, wanted (items,) or (draws, items), not empty")
+    if not np.isfinite(table).all():
+        raise ValueError(f"{int((~np.isfinite(table)).sum())} of {table.size} values are not finite numbers")
+    return table
+
+
+def _estimate(strata: list[np.ndarray], statistic: Callable, level: float, seed: int) -> Interval:
+    """Estimate `statistic` of the means of both sides; it takes `(sides, ...)` and gives `(...)`."""
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level!r}, but must lie between 0 and 1, as 0.95")
+    generator = np.random.default_rng(seed)
+    means = np.mean([stratum.mean(axis=2) for stratum in strata], axis=0)  # (sides, draws)
+    middle = means.mean(axis=1, keepdims=True)  # (sides, 1)
+    estimate = float(statistic(middle)[0])
+    draws, n = means.shape[1], sum(stratum.shape[2] for stratum in strata)
+    if min(stratum.shape[2] for stratum in strata) < 2:
+        return Interval(estimate, -np.inf, np.inf, n, draws, level)
+    moved = np.mean([_deviations(stratum, level, generator) for stratum in strata], axis=0)
+    found = statistic(middle + moved)  # (RESAMPLES,)
+    if draws > 1:
+        error = statistic(means).std(ddof=1) / np.sqrt(draws)
+        grid = t.ppf((np.arange(RESAMPLES) + 0.5) / RESAMPLES, draws - 1)
+        found = found + error * generator.permutation(grid)
+    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(estimate, float(low), float(high), n, draws, level)
+
+
+def _deviations(stratum: np.ndarray, level: float, generator: np.random.Generator) -> np.ndarray:
+    """Resample the items of `(sides, draws, items)`: how far the means move, `(sides, RESAMPLES)`."""
+    items = stratum.mean(axis=1)  # (sides, items)
+    n, tail = items.shape[1], (1 + level) / 2
+    chunk = max(1, min(RESAMPLES, CHUNK // n))
+    parts = [
+        items[:, generator.integers(0, n, (min(chunk, RESAMPLES - start), n))].mean(axis=2)
+        for start in range(0, RESAMPLES, chunk)
+    ]
+    widen = np.sqrt(n / (n - 1)) * t.ppf(tail, n - 1) / norm.ppf(tail)
+    return widen * (np.concatenate(parts, axis=1) - items.mean(axis=1, keepdims=True))
