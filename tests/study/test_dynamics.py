@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from made_records import TASKS, dense, record, short
 
 from pruner_lib.study.questions import (
     accuracy_frame,
@@ -21,7 +22,6 @@ from pruner_lib.study.questions import (
     times_frame,
 )
 from pruner_lib.study.settings import Recovery
-from tests.made_records import TASKS, dense, record, short
 
 WIKI = "perplexity/wiki@128"
 RUN = Recovery("instructlab", steps=20, batch_size=8, micro_batch_size=4, keep_at=(5, 10))

@@ -16,7 +16,7 @@ import pytest
 from pruner_lib.study.notebooks import check_parameters, run_notebook
 from pruner_lib.study.results import read_manifest, results_dir
 
-FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
+FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 CPU_S = 30  # 20 s on an idle machine, and half as much again for a slower or a busy one
 LONGEST_CELL, MEDIAN_CELL, LONGEST_DEF, MOST_PARAMETERS = 20, 9, 5, 12  # lines, lines, lines, names

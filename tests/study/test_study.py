@@ -9,6 +9,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -224,7 +225,7 @@ def uninterrupted(tmp_path_factory):
 
 @pytest.mark.parametrize(("where", "records"), [("estimate", 1), ("evaluate", 1), ("recover", 2)])
 def test_killed_study_goes_on_to_the_records_of_an_uninterrupted_one(where, records, place, uninterrupted):
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    root = str(Path(__file__).resolve().parents[2])
     code = [sys.executable, "-c", KILLED, where]
     died = subprocess.run(
         code, cwd=root, env=os.environ | {"PYTHONPATH": root}, capture_output=True, text=True

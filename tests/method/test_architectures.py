@@ -1,6 +1,6 @@
 """Every family of decoders: the groups that a person would draw, and a cut that is right in every use.
 
-`pytest tests/test_architectures.py --write-tables` writes `results/architectures/architectures.csv`.
+`pytest tests/method/test_architectures.py --write-tables` writes `results/architectures/architectures.csv`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pruner_lib import discover, estimate, load_model, mask_, prune_, recover, s
 from pruner_lib.method.norms import norm_members
 from pruner_lib.models.load import tiny_tokenizer
 
-TABLE = Path(__file__).parents[1] / "results" / "architectures" / "architectures.csv"
+TABLE = Path(__file__).parents[2] / "results" / "architectures" / "architectures.csv"
 REMOTE = "code of its own"  # fused and interleaved rows, tokens first, two-dimensional rotary positions
 DRAWN = FAMILIES_DRAWN | {REMOTE: {"attention": (6, 4), "mlp": (96, 1)}}
 UNEVEN = dict(ratio=0.5, protect_first=1)

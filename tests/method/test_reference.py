@@ -20,7 +20,7 @@ from pruner_lib import discover, load_model, perplexity, prune_, select
 from pruner_lib.data.windows import calibration_ids, text_ids
 from pruner_lib.method.importance import aggregate, estimate_members
 
-KNOWN = json.loads((Path(__file__).parent / "known_answers.json").read_text())
+KNOWN = json.loads((Path(__file__).parents[1] / "support" / "known_answers.json").read_text())
 FLIPS = 2  # MLP channels of a whole model whose order may follow the order of summation
 
 

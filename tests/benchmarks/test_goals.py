@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 import pytest
+from made_bench import made_up
 
 from tests.benchmarks.goals import FOLDER, GOALS, goals_table
-from tests.made_bench import made_up
 
 
 @pytest.fixture

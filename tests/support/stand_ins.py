@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 import torch
+from tests.test_harness import RIGHT, WRONG, row
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -21,8 +22,6 @@ from transformers import (
     LlamaConfig,
     PreTrainedTokenizerFast,
 )
-
-from tests.test_harness import RIGHT, WRONG, row
 
 LLAMA, LLAMA_13B = "baffo32/decapoda-research-llama-7B-hf", "huggyllama/llama-13b"
 VICUNA, GLM = "lmsys/vicuna-7b-v1.3", "THUDM/glm-4-9b-hf"

@@ -8,12 +8,12 @@ import re
 import nbformat
 import pandas as pd
 import pytest
+from made_records import draws
 
 from pruner_lib.files import read_json, write_json
 from pruner_lib.study.claims import CLAIMS, Evidence, judge_claims, verdicts_frame
 from pruner_lib.study.report import main, runs_frame, runs_of, write_index
 from pruner_lib.study.results import finish, manifest_path, results_dir, save_table
-from tests.made_records import draws
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+from made_records import RECOVERY, dense, draws, record, short
 
 from pruner_lib.study.compare import (
     difference,
@@ -15,7 +16,6 @@ from pruner_lib.study.compare import (
     ratio,
     values_of,
 )
-from tests.made_records import RECOVERY, dense, draws, record, short
 
 WIKI = "perplexity/wiki@128"
 

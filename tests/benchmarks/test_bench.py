@@ -8,13 +8,13 @@ from importlib import import_module
 import pandas as pd
 import pytest
 import torch
+from legible import assert_legible
+from made_bench import made_up
 
 from tests.benchmarks import bench, rows
 from tests.benchmarks.goals import plot_bench
 from tests.benchmarks.process import MeasurementFailed
 from tests.benchmarks.rows import code_version, machine
-from tests.legible import assert_legible
-from tests.made_bench import made_up
 
 SMALL = (
     "--sizes=tiny,2x64 --model=tiny --rounds=3 --repeats=2 --samples=2 --tokens=8 --prefill=24 "

@@ -13,14 +13,14 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from stand_ins import GLM, LLAMA, LLAMA_13B, VICUNA
 
 from pruner_lib.study.records import load_records
 from pruner_lib.study.results import read_manifest, results_dir
 from pruner_lib.study.settings import load_profile
-from tests import stand_ins
-from tests.stand_ins import GLM, LLAMA, LLAMA_13B, VICUNA
+import stand_ins
 
-NOTEBOOKS = sorted((Path(__file__).resolve().parent.parent / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.ipynb"))
 SHORT = {"epochs": 1, "samples": 8, "batch_size": 4, "warmup_steps": 1, "cutoff": 200}
 SMALL = {
     "draws": 2,

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 from matplotlib.collections import PolyCollection
+from legible import assert_legible
 
 from pruner_lib.study.figures import intervals
 from pruner_lib.study.figures.intervals import (
@@ -19,7 +20,6 @@ from pruner_lib.study.figures.intervals import (
     plot_samples,
     plot_steps,
 )
-from tests.legible import assert_legible
 
 NAN = float("nan")
 TEXTS = (("wiki", 0.0), ("c4", 0.07))

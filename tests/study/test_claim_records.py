@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from made_records import RECOVERY, dense, draws, record, short
 
 from pruner_lib.study.claims import (
     HALF,
@@ -19,7 +20,6 @@ from pruner_lib.study.claims import (
     words,
 )
 from pruner_lib.study.settings import Calibration
-from tests.made_records import RECOVERY, dense, draws, record, short
 
 VECTOR = Which(settings=(("criterion", "vector"),))
 L2 = Which(settings=(("criterion", "l2"),))

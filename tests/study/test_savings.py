@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 import pytest
+from made_records import TASKS, dense, record, short
 
 from pruner_lib.study import questions
 from pruner_lib.study.questions import (
@@ -18,7 +19,6 @@ from pruner_lib.study.questions import (
     without_weights,
 )
 from pruner_lib.study.statistics import Interval
-from tests.made_records import TASKS, dense, record, short
 
 ONE = Interval(1.0, 1.0, 1.0, 1)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from made_records import draws
 
 from pruner_lib.study.claims import CLAIMS, Evidence, judge_claims, verdicts_frame
 from pruner_lib.study.coverage import ITEMS
@@ -22,9 +23,8 @@ from pruner_lib.study.readme import (
 )
 from pruner_lib.study.results import save_table
 from tests.benchmarks.goals import FOLDER, GOALS, goals_table
-from tests.made_records import draws
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MARKED = (
     "a\n<!-- verdicts -->\nold\n<!-- end of verdicts -->\nb\n"

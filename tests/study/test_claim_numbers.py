@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+from made_records import RECOVERY, dense, draws, record
 
 from pruner_lib.study.claims import CLAIMS, Evidence, number_of
-from tests.made_records import RECOVERY, dense, draws, record
 
 CLAIM = {claim.id: claim for claim in CLAIMS}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+from made_records import RECOVERY, dense, draws, record
 
 from pruner_lib.study.claims import (
     CANT_TELL,
@@ -21,7 +22,6 @@ from pruner_lib.study.claims import (
 )
 from pruner_lib.study.records import write_record
 from pruner_lib.study.results import results_dir
-from tests.made_records import RECOVERY, dense, draws, record
 
 CLAIM = {claim.id: claim for claim in CLAIMS}
 

@@ -10,7 +10,7 @@ import pytest
 from pruner_lib.study.coverage import ITEMS, coverage_frame
 from pruner_lib.study.results import results_dir
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_all_21_tables_and_6_figures_are_named_once():

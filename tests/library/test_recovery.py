@@ -36,6 +36,7 @@ EXAMPLES = [
     }
     for i in range(20)
 ]
+HERE = Path(__file__).parent
 QUICK = {"steps": 6, "batch_size": 4, "micro_batch_size": 2, "learning_rate": 1e-2, "warmup_steps": 1}
 LLAMA_LIKE = {
     "hidden_size": 24,
@@ -394,7 +395,7 @@ def test_another_seed_gives_another_adapter(tokenizer, tmp_path, whole):
 def test_a_killed_process_is_taken_over_by_another(tokenizer, tmp_path, whole):
     script = f"""
         import os, signal, sys
-        sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]!r}
+        sys.path[:0] = {[str(HERE), str(HERE.parent / "support"), str(HERE.parents[1])]!r}
         import test_recovery as t
         import torch
         torch.set_num_threads({torch.get_num_threads()})
