@@ -35,6 +35,7 @@ VENV = ROOT / ".venv"
 STAMP = VENV / "installed.txt"
 UNFINISHED = "unfinished"
 CACHES = ("__pycache__", ".pytest_cache", ".ruff_cache", ".ipynb_checkpoints", "build", "dist", "*.egg-info")
+PLACES = ("pruner_lib", "pruner_lib/*", "pruner_lib/study/figures", "tests", "tests/benchmarks", "notebooks")
 PROFILE_HELP = "tiny, quick, full or paper"
 
 
@@ -113,15 +114,7 @@ def lint(context, fix=False):
 @task(help={"environment": "remove .venv too"})
 def clean(context, environment=False):
     """Remove caches and build products; results/ stays."""
-    places = (
-        "pruner_lib",
-        "pruner_lib/*",
-        "pruner_lib/study/figures",
-        "tests",
-        "tests/benchmarks",
-        "notebooks",
-    )
-    folders = [ROOT, *(path for place in places for path in ROOT.glob(place))]
+    folders = [ROOT, *(path for place in PLACES for path in ROOT.glob(place))]
     for path in [path for folder in folders for cache in CACHES for path in folder.glob(cache)]:
         shutil.rmtree(path)
     if environment and VENV.exists():

@@ -38,8 +38,9 @@ def called(monkeypatch) -> list[tuple[str, str]]:
     calls: list[tuple[str, str]] = []
 
     def here(function, settings, **_ignored):
-        calls.append((function.split("_")[-1].split(":")[0], json.dumps(settings)))
         module, name = function.split(":")
+        part = name.removeprefix("measure_") if "_" in name else module.rpartition(".")[2]
+        calls.append((part, json.dumps(settings)))
         rows = getattr(import_module(module), name)(**json.loads(json.dumps(settings)))
         return json.loads(json.dumps(rows if isinstance(rows, list) else [rows]))
 
