@@ -6,9 +6,9 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from legible import assert_legible
 from matplotlib import pyplot as plt
 from matplotlib.collections import PolyCollection
-from legible import assert_legible
 
 from pruner_lib.study.figures import intervals
 from pruner_lib.study.figures.intervals import (

@@ -184,7 +184,7 @@ def test_every_granularity_and_target_makes_the_model_smaller(granularity, targe
 KILLED = """
 import os, signal, sys
 from pruner_lib.study import run as module, stages
-from tests.test_study import study_of_three
+from test_study import study_of_three
 
 where, count = sys.argv[1], 0
 
@@ -228,7 +228,11 @@ def test_killed_study_goes_on_to_the_records_of_an_uninterrupted_one(where, reco
     root = str(Path(__file__).resolve().parents[2])
     code = [sys.executable, "-c", KILLED, where]
     died = subprocess.run(
-        code, cwd=root, env=os.environ | {"PYTHONPATH": root}, capture_output=True, text=True
+        code,
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([root, str(Path(__file__).parent)])},
+        capture_output=True,
+        text=True,
     )
     assert died.returncode == -signal.SIGKILL, died.stderr
     left = [path for path in (place / "records").glob("*") if not path.name.startswith(".")]

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 import torch
-from tests.test_harness import RIGHT, WRONG, row
+from made_questions import RIGHT, WRONG, row
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForCausalLM,
