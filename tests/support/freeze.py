@@ -349,7 +349,9 @@ def normalised(file: str, table: Table) -> Table:
     """Leave out what is measured by a clock or depends on the place, and round numbers to six digits."""
     timed = bool(TIMED.match(file))
     names, *rows = table
-    stay = [i for i, name in enumerate(names) if not (measured(name) and (timed or name in ("key", "records")))]
+    stay = [
+        i for i, name in enumerate(names) if not (measured(name) and (timed or name in ("key", "records")))
+    ]
     rows = [row for row in rows if not (timed and MEASURED_ROW & set(row))]
     return [[names[i] for i in stay], *([rounded(row[i]) for i in stay] for row in rows)]
 
@@ -396,10 +398,15 @@ def differences(file: str, frozen: Table, now: Table) -> Iterator[tuple[str, str
     if len(frozen) != len(now):
         yield "", f"{file}: {len(frozen) - 1} rows frozen, {len(now) - 1} now"
     for index, (old, new) in enumerate(zip(frozen[1:], now[1:], strict=False), start=1):
-        before, after = (dict(zip(names, row, strict=True)) for names, row in ((old_names, old), (new_names, new)))
+        before, after = (
+            dict(zip(names, row, strict=True)) for names, row in ((old_names, old), (new_names, new))
+        )
         for name in old_names:
             if name in after and not same(before[name], after[name]):
-                yield name, f"{file}: row {index} ({old[0]}), {name}: {before[name]!r} frozen, {after[name]!r} now"
+                yield (
+                    name,
+                    f"{file}: row {index} ({old[0]}), {name}: {before[name]!r} frozen, {after[name]!r} now",
+                )
 
 
 def allowed(file: str, column: str) -> bool:
