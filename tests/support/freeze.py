@@ -3,13 +3,16 @@
     PYTHONPATH=$PWD python tests/support/freeze.py write [PARTS]
     PYTHONPATH=$PWD python tests/support/freeze.py check [PARTS]
 
-Parts that run always: `tiny` (all notebooks of the profile tiny, run from nothing), `records` (the notebooks of
-the profile quick that only read its committed records, the verdicts among them), `plans` (kept groups of a
-small model for every way of choosing), `counts` (Table 3 and other published counts) and `committed` (tables
-that are committed outside the profiles). Parts that take longer, each by its own option: `--quick` (all
-notebooks of quick, on a copy of its records; needs the model), `--architectures` (every family, by
-the tests that write the table), `--reference` (what is removed from the twin of SmolLM2-135M; needs the model).
-`--only tiny,plans` runs these alone.
+Parts that run always: `committed` (tables that lie outside the profiles), `counts` (Table 3 and other published
+counts), `plans` (kept groups of a small model for every way of choosing), `records` (the notebooks of the
+profile quick that only read its committed records, the verdicts among them) and `tiny` (all notebooks of the
+profile tiny, run from nothing). Parts that take longer, each by its own option: `--quick` (all notebooks of
+quick, on a copy of its records; needs the model), `--architectures` (every family, by the tests that write the
+table) and `--reference` (what is removed from the twin of SmolLM2-135M; needs the model). `--only tiny,plans`
+runs these alone.
+
+Most of the time of `--quick` is scoring and recovery, which lie in no record. Where FREEZE_CACHE names a folder,
+they are kept there for the next run, which then sees no change in them.
 
 The tree that is judged is the one that `import pruner_lib` finds. The frozen answers are CSV files in
 `frozen/` beside this script: numbers with six significant digits, without columns and rows that hold times,
@@ -61,8 +64,8 @@ LONGER = ("quick", "architectures", "reference")
 READ_RECORDS_ONLY = ("03", "06", "07", "08", "09", "11")  # beside the summary, which is always the last
 SUMMARY = "12"
 
-# Times and the like: columns by their names, and rows in which one of these words is a whole cell. What is read
-# from committed records must stay in every digit, times too: only the costs of a pass are measured anew there.
+# Times and the like: columns by their names, and rows in which one of these words is a whole cell. What is
+# read from committed records must stay in every digit, times too: only the costs of a pass are measured anew.
 MEASURED_COLUMN = re.compile(
     r"(?i)second|^times plain$|memory, times|peak|memory_mb|_ms$|^date$|created|version|revision|path$|^key$"
     r"|^records$|^cut_is_mask$"
@@ -132,8 +135,13 @@ def of_quick(numbers: Any, part: str) -> Answers:
         for path in [*copy.glob("figures/*"), *copy.glob("tables/*")]:
             if path.name[:2] in numbers:
                 path.unlink()
+        kept = Path(os.environ["FREEZE_CACHE"]) if os.environ.get("FREEZE_CACHE") else None
+        if kept and kept.is_dir():
+            shutil.copytree(kept, copy / "cache")
         before = {path.name for path in copy.glob("records/*.json")}
         run_notebooks("quick", Path(scratch), numbers)
+        if kept and (copy / "cache").is_dir():
+            shutil.copytree(copy / "cache", kept, dirs_exist_ok=True)
         answers = csv_files(copy, part, numbers)
         new = sorted({path.name for path in copy.glob("records/*.json")} - before)
         answers[f"{part}/measured_again.csv"] = [["record"], *([name] for name in new)]
@@ -265,7 +273,6 @@ def reference() -> Answers:
     """List what is removed from SmolLM2-135M, whose key and value heads are repeated for each query head."""
     import copy
 
-    import torch
     from transformers import LlamaForCausalLM
 
     lib = library()
