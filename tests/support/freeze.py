@@ -3,16 +3,16 @@
     PYTHONPATH=$PWD python tests/support/freeze.py write [PARTS]
     PYTHONPATH=$PWD python tests/support/freeze.py check [PARTS]
 
-Parts that run always: `committed` (tables that lie outside the profiles), `counts` (Table 3 and other published
-counts), `plans` (kept groups of a small model for every way of choosing), `records` (the notebooks of the
-profile quick that only read its committed records, the verdicts among them) and `tiny` (all notebooks of the
-profile tiny, run from nothing). Parts that take longer, each by its own option: `--quick` (all notebooks of
-quick, on a copy of its records; needs the model), `--architectures` (every family, by the tests that write the
-table) and `--reference` (what is removed from the twin of SmolLM2-135M; needs the model). `--only tiny,plans`
-runs these alone.
+Parts that run always: `committed` (tables that lie outside the profiles), `counts` (Table 3 and other
+published counts), `plans` (kept groups of a small model for every way of choosing), `records` (the notebooks of
+the profile quick that only read its committed records, the verdicts among them) and `tiny` (all notebooks of
+the profile tiny, run from nothing). Parts that take longer, each by its own option: `--quick` (all notebooks of
+quick, on a copy of its records; needs the model), `--architectures` (every family, by the tests that write
+the table) and `--reference` (what is removed from the twin of SmolLM2-135M; needs the model).
+`--only tiny,plans` runs these alone.
 
-Most of the time of `--quick` is scoring and recovery, which lie in no record. Where FREEZE_CACHE names a folder,
-they are kept there for the next run, which then sees no change in them.
+Most of the time of `--quick` is scoring and recovery, which lie in no record. Where FREEZE_CACHE names a
+folder, they are kept there for the next run, which then sees no change in them.
 
 The tree that is judged is the one that `import pruner_lib` finds. The frozen answers are CSV files in
 `frozen/` beside this script: numbers with six significant digits, without columns and rows that hold times,
@@ -20,7 +20,8 @@ memory, dates, versions, revisions, paths or hashes. Each difference is printed 
 `moved_on_purpose.txt` allows are counted apart. The exit code is 1 if any other is left.
 
 A line of `moved_on_purpose.txt` is `file[:column]  reason`: shell patterns, the file as in `frozen/`
-(`tiny/tables/06_result.csv:paper`, `*/tables/*:key`), then white space and the reason.
+(`tiny/tables/06_result.csv:paper`, `*/tables/09_*:tokens`), then white space and the reason. In a column's name
+`_` stands for a space.
 """
 
 from __future__ import annotations
