@@ -4,9 +4,9 @@
     PYTHONPATH=$PWD python tests/support/freeze.py check [PARTS]
 
 Parts that run always: `committed` (tables that lie outside the profiles), `counts` (Table 3 and other
-published counts), `plans` (kept groups of a small model for every way of choosing), `records` (the notebooks of
-the profile quick that only read its committed records, the verdicts among them) and `tiny` (all notebooks of
-the profile tiny, run from nothing). Parts that take longer, each by its own option: `--quick` (all notebooks of
+published counts), `plans` (kept groups of a small model for every way of choosing), `records` (the notebooks
+of the profile quick that only read its committed records, the verdicts among them) and `tiny` (all notebooks
+of the profile tiny, run from nothing). Parts that take longer, each by its own option: `--quick` (all notebooks of
 quick, on a copy of its records; needs the model), `--architectures` (every family, by the tests that write
 the table) and `--reference` (what is removed from the twin of SmolLM2-135M; needs the model).
 `--only tiny,plans` runs these alone.
@@ -20,8 +20,8 @@ memory, dates, versions, revisions, paths or hashes. Each difference is printed 
 `moved_on_purpose.txt` allows are counted apart. The exit code is 1 if any other is left.
 
 A line of `moved_on_purpose.txt` is `file[:column]  reason`: shell patterns, the file as in `frozen/`
-(`tiny/tables/06_result.csv:paper`, `*/tables/09_*:tokens`), then white space and the reason. In a column's name
-`_` stands for a space.
+(`tiny/tables/06_result.csv:paper`, `*/tables/09_*:tokens`), then white space and the reason. In the name of a
+column `_` stands for a space.
 """
 
 from __future__ import annotations
