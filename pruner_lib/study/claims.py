@@ -28,9 +28,10 @@ import pandas as pd
 from pruner_lib.study import compare
 from pruner_lib.study.compare import Group, draw_of, groups_of, values_of
 from pruner_lib.study.paper import ROWS, STAGES, published
+from pruner_lib.study.profiles import load_profile
 from pruner_lib.study.records import Record, load_records
 from pruner_lib.study.results import results_dir
-from pruner_lib.study.settings import DATA_FREE, Calibration, Experiment, load_profile
+from pruner_lib.study.settings import DATA_FREE, Calibration, Experiment
 from pruner_lib.study.statistics import Interval, paired_difference, paired_statistic
 
 FIFTH = (0.15, 0.25)  # shares of all parameters that count as "20 %"

@@ -17,8 +17,7 @@ import numpy as np
 import pandas as pd
 
 from pruner_lib.study.records import Metric, Record, records_frame
-from pruner_lib.study.run import run_all
-from pruner_lib.study.settings import DATA_FREE, Experiment
+from pruner_lib.study.settings import DATA_FREE
 from pruner_lib.study.statistics import Interval, corrected, mean_interval, paired_difference, paired_ratio
 
 Group = tuple[Record, ...]
@@ -136,12 +135,6 @@ def _exp(value: float) -> float:
 
 Named = Mapping[str, Sequence[Record]]
 TEXTS = ("wikitext2", "ptb")  # our first text stands beside the paper's WikiText2, the second beside PTB
-
-
-def run_named(asked: Mapping[str, Sequence[Experiment]], *, profile: str) -> dict[str, list[Record]]:
-    """Give the records of named lists of experiments, all in one study."""
-    records = iter(run_all([one for experiments in asked.values() for one in experiments], profile=profile))
-    return {name: [next(records) for _ in experiments] for name, experiments in asked.items()}
 
 
 def kept_frame(named: Named, known: pd.DataFrame | None = None) -> pd.DataFrame:

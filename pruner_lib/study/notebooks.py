@@ -33,6 +33,7 @@ import papermill
 import yaml
 
 from pruner_lib.files import write_atomic, write_json
+from pruner_lib.study.profiles import load_profile
 from pruner_lib.study.report import write_index
 from pruner_lib.study.results import (
     RUN_ID,
@@ -43,7 +44,7 @@ from pruner_lib.study.results import (
     results_dir,
     results_root,
 )
-from pruner_lib.study.settings import load_profile, settings_key
+from pruner_lib.study.settings import settings_key
 
 TAIL = 4000  # characters of a failed notebook's messages that are kept
 

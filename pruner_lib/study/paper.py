@@ -14,8 +14,9 @@ from typing import Any
 
 import pandas as pd
 
+from pruner_lib.study.profiles import Profile
 from pruner_lib.study.results import project_root
-from pruner_lib.study.settings import Experiment, Profile
+from pruner_lib.study.settings import Experiment
 
 COLUMNS = ("table", "row", "metric", "value", "unit", "source")
 TEXTS = {"wikitext2": "WikiText2", "ptb": "PTB"}

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from itertools import combinations_with_replacement
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,6 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from pruner_lib.evaluation.efficiency import count_parameters, macs, memory_mb
 from pruner_lib.evaluation.int8 import quantise_
-from pruner_lib.files import read_json, write_json
 from pruner_lib.method.discover import discover
 from pruner_lib.method.groups import Plan
 from pruner_lib.method.prune import prune_
@@ -33,9 +31,8 @@ from pruner_lib.study import compare, stages
 from pruner_lib.study.compare import group_of, interval, metric_names, paper_metric, values_of
 from pruner_lib.study.paper import published, published_choices, published_methods
 from pruner_lib.study.records import Record, records_frame
-from pruner_lib.study.results import results_dir as profile_dir
-from pruner_lib.study.run import bench_of
-from pruner_lib.study.settings import Experiment, settings_key
+from pruner_lib.study.run import Study
+from pruner_lib.study.settings import Experiment
 from pruner_lib.study.statistics import Interval, corrected, paired_difference, paired_ratio, paired_statistic
 
 GAP = ["dataset", "inside", "outside", "difference", "low", "high", "sign", "draws", "n"]
@@ -47,24 +44,22 @@ DESIGNS = {  # what is cut -> the settings that say so; with target "parameters"
 }
 
 
-def largest_share(
-    asked: Experiment, *, profile: str = "quick", results_dir: Path | str | None = None
-) -> float:
+def largest_share(study: Study, asked: Experiment) -> float:
     """Tell the share of all parameters that goes when each unprotected axis keeps one group: no more can.
 
     Args:    asked: its model and its protected layers count; block granularity.
     """
-    bench = bench_of(profile, results_dir)
-    settings = [asked.model, stages.model_hash(asked.model), asked.protect_first, asked.protect_last]
-    path = bench.cache(f"largest-{settings_key(settings)}.json")
-    if not path.is_file():
-        axes = stages.load_dense(asked.model, bench).axes
+
+    def measure() -> float:
+        axes = study.dense(asked.model).axes
         inner = range(asked.protect_first, axes.n_layers - asked.protect_last)
         gone = sum(
             (axis.n_groups - 1) * axis.group_parameters for axis in axes.values() if axis.layer in inner
         )
-        write_json(path, {"share": gone / axes.n_parameters})
-    return read_json(path)["share"]
+        return gone / axes.n_parameters
+
+    settings = [asked.model, stages.model_hash(asked.model), asked.protect_first, asked.protect_last]
+    return study.cached(["largest", settings], measure)
 
 
 def only_layer(asked: Experiment, layer: int, n_layers: int) -> Experiment:
@@ -503,11 +498,7 @@ def without_weights(layers: int = 32) -> nn.Module:
 
 
 def count_cuts(
-    cuts: Mapping[str, Mapping[str, Any]] = CUTS,
-    *,
-    layers: int = 32,
-    profile: str = "quick",
-    results_dir: Path | str | None = None,
+    study: Study, cuts: Mapping[str, Mapping[str, Any]] = CUTS, *, layers: int = 32
 ) -> pd.DataFrame:
     """Cut LLaMA-7B without weights in several ways, by random scores, and count what is left; once.
 
@@ -515,11 +506,8 @@ def count_cuts(
     Returns: a row a name: columns row, parameters (billions), macs (billions, 64 tokens), memory (MiB, 16
              bits), memory_int8 (MiB, linear layers in 8 bits).
     """
-    key = settings_key(["cuts", {name: dict(how) for name, how in cuts.items()}, layers])
-    path = profile_dir(profile, results_dir) / "measured" / f"{key}.json"
-    if not path.is_file():
-        write_json(path, _count(cuts, layers))
-    return pd.DataFrame(read_json(path))
+    key = ["cuts", {name: dict(how) for name, how in cuts.items()}, layers]
+    return pd.DataFrame(study.cached(key, lambda: _count(cuts, layers)))
 
 
 def _count(cuts: Mapping[str, Mapping[str, Any]], layers: int) -> list[dict[str, Any]]:

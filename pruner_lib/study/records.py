@@ -5,12 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from pruner_lib.files import read_json, write_json
 from pruner_lib.study.settings import DATA_FREE, FORMAT, Experiment, build, experiment_from
+
+
+class MetricName(NamedTuple):
+    """What was measured: "perplexity" or "accuracy", on which text or task, in windows of how many tokens."""
+
+    kind: str
+    dataset: str
+    length: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.kind}/{self.dataset}" + (f"@{self.length}" if self.length else "")
+
+    @classmethod
+    def parse(cls, text: str) -> MetricName:
+        """Read "perplexity/wiki@128" or "accuracy/boolq"."""
+        kind, _, rest = text.partition("/")
+        dataset, _, length = rest.partition("@")
+        return cls(kind, dataset, int(length) if length else None)
 
 
 @dataclass(frozen=True)
@@ -35,7 +53,7 @@ class Record:
 
     Args:    experiment: its settings.
              plan: parameters, sparsity and, for each axis, [groups kept, groups there].
-             metrics: "perplexity/wiki@128" or "accuracy/boolq" -> Metric.
+             metrics: name -> what was measured.
              history: of the recovery, step by step.    seconds: of each stage that ran.
              peak_memory_mb: resident memory at most, in MiB.    machine: where it ran.
              reused: read from disk and not measured just now.
@@ -43,7 +61,7 @@ class Record:
 
     experiment: Experiment
     plan: dict[str, Any]
-    metrics: dict[str, Metric]
+    metrics: dict[MetricName, Metric]
     history: tuple[dict[str, Any], ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
     peak_memory_mb: float | None = None
@@ -69,12 +87,7 @@ class Record:
         return self._values("accuracy")
 
     def _values(self, kind: str) -> dict[str, float]:
-        split = {name: name.partition("/") for name in self.metrics}
-        return {
-            dataset.partition("@")[0]: self.metrics[name].value
-            for name, (found, _, dataset) in split.items()
-            if found == kind
-        }
+        return {name.dataset: metric.value for name, metric in self.metrics.items() if name.kind == kind}
 
     def __str__(self) -> str:
         asked = self.experiment
@@ -98,6 +111,7 @@ def write_record(record: Record, directory: Path) -> Path:
     """Write a record as JSON in one step, below a profile's results directory."""
     data = asdict(replace(record, experiment=record.experiment.canonical()))
     del data["reused"]
+    data["metrics"] = {str(name): metric for name, metric in data["metrics"].items()}
     return write_json(record_path(directory, record.key), {"format": FORMAT, "key": record.key} | data)
 
 
@@ -109,7 +123,7 @@ def read_record(path: Path) -> Record:
     data = read_json(path)
     try:
         form, key = data.pop("format"), data.pop("key")
-        metrics = {name: metric_from(values) for name, values in data.pop("metrics").items()}
+        metrics = {MetricName.parse(name): metric_from(one) for name, one in data.pop("metrics").items()}
         asked = experiment_from(data.pop("experiment"))
         record = build(Record, data | {"metrics": metrics, "experiment": asked, "reused": True})
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -146,7 +160,7 @@ def records_frame(records: Iterable[Record], *, allow: Sequence[str] = ()) -> pd
 
 
 def _same_protocol(
-    first: tuple[str, dict], key: str, name: str, metric: Metric, allow: Sequence[str]
+    first: tuple[str, dict], key: str, name: MetricName, metric: Metric, allow: Sequence[str]
 ) -> None:
     first_key, wanted = first
     for item in sorted(set(wanted) | set(metric.protocol)):
@@ -159,9 +173,7 @@ def _same_protocol(
             )
 
 
-def _row(record: Record, name: str, metric: Metric) -> dict[str, Any]:
-    kind, _, dataset = name.partition("/")
-    dataset, _, length = dataset.partition("@")
+def _row(record: Record, name: MetricName, metric: Metric) -> dict[str, Any]:
     asked = record.experiment
     settings = asked.settings()
     row = {"key": record.key, "method": asked.method, "stage": asked.stage}
@@ -176,9 +188,9 @@ def _row(record: Record, name: str, metric: Metric) -> dict[str, Any]:
         | {
             "parameters": record.plan.get("parameters"),
             "sparsity": record.plan.get("sparsity"),
-            "metric": kind,
-            "dataset": dataset,
-            "length": int(length) if length else None,
+            "metric": name.kind,
+            "dataset": name.dataset,
+            "length": name.length,
             "value": metric.value,
             "stderr": metric.stderr,
             "n": metric.n,

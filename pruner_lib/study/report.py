@@ -23,8 +23,8 @@ from nbconvert import HTMLExporter
 from pygments.formatters import HtmlFormatter
 
 from pruner_lib.files import write_text
+from pruner_lib.study.profiles import load_profile
 from pruner_lib.study.results import now, read_json, results_dir
-from pruner_lib.study.settings import load_profile
 
 MATHJAX = (
     "<script>window.MathJax = {tex: {inlineMath: [['$', '$'], ['\\\\(', '\\\\)']]}};</script>\n"

@@ -11,8 +11,8 @@ from pruner_lib.method.groups import Plan
 from pruner_lib.study import probes
 from pruner_lib.study.paper import Compared
 from pruner_lib.study.probes import aligned, at_zero, block_outputs, correlation, following
+from pruner_lib.study.profiles import load_profile
 from pruner_lib.study.run import model_of, run
-from pruner_lib.study.settings import load_profile
 
 TINY = load_profile("tiny")
 ONE = Compared("tiny", 0.3)

@@ -24,7 +24,7 @@ from pruner_lib.study.questions import (
 from pruner_lib.study.settings import Recovery
 
 WIKI = "perplexity/wiki@128"
-RUN = Recovery("instructlab", steps=20, batch_size=8, micro_batch_size=4, keep_at=(5, 10))
+RUN = Recovery(corpus="instructlab", steps=20, batch_size=8, micro_batch_size=4, keep_at=(5, 10))
 CURVE = {0: 3.5, 5: 3.3, 10: 3.15, 20: 3.1}
 
 

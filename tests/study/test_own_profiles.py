@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from pruner_lib.study.profiles import load_profile, profile_names
 from pruner_lib.study.results import results_dir
-from pruner_lib.study.settings import load_profile, profile_names
 
 
 @pytest.fixture

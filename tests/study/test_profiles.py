@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from pruner_lib.study import settings
-from pruner_lib.study.settings import load_profile, profile_names
+from pruner_lib.study.profiles import load_profile, profile_names
 
 
 def test_there_are_four_profiles_and_each_makes_experiments():

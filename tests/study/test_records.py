@@ -25,13 +25,13 @@ def record(experiment=BASE, value=20.0, **protocol):
 
 
 def test_record_comes_back_from_disk_as_it_was(tmp_path):
-    for ours in (record(), record(replace(BASE, recovery=Recovery("tiny")), value=math.inf)):
+    for ours in (record(), record(replace(BASE, recovery=Recovery(corpus="tiny")), value=math.inf)):
         back = read_record(write_record(ours, tmp_path))
         assert back.reused and not ours.reused
         assert replace(back, reused=False) == ours
     assert {one.key for one in load_records(tmp_path)} == {
         BASE.key,
-        replace(BASE, recovery=Recovery("tiny")).key,
+        replace(BASE, recovery=Recovery(corpus="tiny")).key,
     }
 
 

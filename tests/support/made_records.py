@@ -11,7 +11,7 @@ from pruner_lib.study.settings import Calibration, Evaluation, Experiment, Recov
 
 TASKS = ("piqa", "boolq")
 EVALUATION = Evaluation(texts=("wiki",), windows=64, length=128, tasks=TASKS, limit=60)
-RECOVERY = Recovery("instructlab", steps=20)
+RECOVERY = Recovery(corpus="instructlab", steps=20)
 HARD = np.random.default_rng(5)
 WINDOWS = HARD.normal(0, 0.5, 64)  # how hard each window is
 QUESTIONS = {task: HARD.random(60) for task in TASKS}  # a question is answered by models better than this
