@@ -1,4 +1,4 @@
-"""The settings of one experiment as frozen, checked data: what is pruned, how, and what is measured afterwards.
+"""The settings of one experiment, as frozen, checked data: what is pruned, how, and what is measured.
 
 An experiment does nothing; `Study.run` carries it out. Its `key`, a hash of its settings, names its record.
 The settings of whole studies, from which notebooks make their experiments, are in `profiles`.

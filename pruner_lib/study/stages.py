@@ -227,7 +227,7 @@ class Pipeline:
         return done.model.eval(), list(done.history)
 
     def evaluate(self, asked: Experiment, subject: Subject) -> dict[MetricName, Metric]:
-        """Measure a model on every text and task of an experiment, but not what was measured before a kill."""
+        """Measure a model on every text and task of an experiment, but what was measured before a kill."""
         how, path = asked.evaluation, self.unfinished(asked)
         names = [MetricName("perplexity", text, how.length) for text in how.texts]
         names += [MetricName("accuracy", task) for task in how.tasks]
