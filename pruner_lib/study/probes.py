@@ -307,7 +307,7 @@ def block_outputs(
 
 
 def correlation(a: Tensor, b: Tensor) -> float:
-    """Correlate all entries (Pearson): 1 where b is a but for scale and offset, 0 where either is constant."""
+    """Correlate all entries (Pearson): 1 where they differ by scale and offset, 0 for a constant."""
     both = torch.stack([a.flatten(), b.flatten()]).double()
     return float(torch.corrcoef(both)[0, 1].nan_to_num(0.0))
 

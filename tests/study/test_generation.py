@@ -12,10 +12,10 @@ from pruner_lib.study.figures.intervals import TEXTS
 from pruner_lib.study.texts import (
     MEASURES,
     PAPER_PROMPTS,
+    describe,
     first_draws,
     prompts_of,
     repetition,
-    tell,
     texts_frame,
 )
 
@@ -78,11 +78,11 @@ def test_repetition_is_compared_prompt_by_prompt():
 
 def test_sentence_is_sure_of_itself_only_outside_the_noise():
     found = repetition(FRAME, "repetition_rate").assign(name="m", measure="repetition_rate")
-    lines = tell(found).splitlines()
+    lines = describe(found).splitlines()
     assert len(lines) == 2 and "m, pruned: **more** repetition than dense" in lines[0]
     unsure = found.assign(difference_low=-0.1, difference_high=0.1)
-    assert "neither clearly more nor less" in tell(unsure) and "**" not in tell(unsure)
-    assert "**less** variety" in tell(
+    assert "neither clearly more nor less" in describe(unsure) and "**" not in describe(unsure)
+    assert "**less** variety" in describe(
         found.assign(measure="distinct", difference_low=-0.2, difference_high=-0.1)
     )
 

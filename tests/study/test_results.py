@@ -65,7 +65,7 @@ def test_finish_names_what_was_written(place, monkeypatch):
     monkeypatch.setenv(results.RUN_ID, "run-1")
     written = [
         save_table(FRAME, "numbers", place),
-        save_figure(plot_recovery(FRAME).figure, FRAME, "curve", place),
+        *save_figure(plot_recovery(FRAME).figure, FRAME, "curve", place),
     ]
     said = finish("00_test", "tiny", outputs=written)
     manifest = read_manifest("00_test", "tiny")
