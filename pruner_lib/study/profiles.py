@@ -47,64 +47,43 @@ Shares = Annotated[tuple[Share, ...], Strict(False)]
 
 @settings
 class CalibrationStudy:
-    """How far notebook 02 turns the calibration, one setting at a time.
+    """How far notebook 02 turns the calibration, one setting at a time."""
 
-    Args:    samples, lengths, corpora: the values tried; those of the profile's calibration among them.
-             reference_samples: of the large calibration that the others are compared with.
-             windows: of the evaluation, which is short because only differences matter here.
-             probes: groups whose true loss change is measured, on `probe_samples` samples.
-    """
-
-    samples: Counts
-    lengths: Annotated[tuple[Length, ...], Strict(False)]
-    corpora: Names
-    reference_samples: Count
-    windows: Count
-    probes: Count
-    probe_samples: Count
+    samples: Counts  # the values tried; that of the profile's calibration is among them
+    lengths: Annotated[tuple[Length, ...], Strict(False)]  # likewise
+    corpora: Names  # likewise
+    reference_samples: Count  # of the large calibration that the others are compared with
+    windows: Count  # of the evaluation, which is short because only differences matter here
+    probes: Count  # groups whose true loss change is measured, ...
+    probe_samples: Count  # ... on so many samples
 
 
 @settings
 class Sweep:
-    """How far notebooks 06 to 08 turn ratio, layer and granularity; each model is measured on few windows.
+    """How far notebooks 06 to 08 turn ratio, layer and granularity; each model is measured on few windows."""
 
-    Args:    shares: of all parameters removed, where granularities are compared: a small one, then half.
-             layer_ratio: share of the groups of the one pruned layer.    layer_draws: of its calibration.
-             group_draws: of the sweep by groups.
-             answering: methods whose halved model answers the questions too.
-             recovered: methods whose halved model is recovered (`short_recovery`, from the first draw).
-             models: swept besides the profile's own.
-             native_model: of about half the size and never pruned (the paper's Table 9); empty: none.
-    """
-
-    shares: Shares
-    layer_ratio: Share
-    layer_draws: Count
-    group_draws: Count = 1
-    answering: Names = ()
-    recovered: Names = ()
-    models: Names = ()
-    native_model: str = ""
+    shares: Shares  # of all parameters removed, where granularities are compared: a small one, then half
+    layer_ratio: Share  # of the groups of the one pruned layer
+    layer_draws: Count  # of its calibration
+    group_draws: Count = 1  # of the sweep by groups
+    answering: Names = ()  # methods whose halved model answers the questions too
+    recovered: Names = ()  # methods whose halved model is recovered (`short_recovery`, from the first draw)
+    models: Names = ()  # swept besides the profile's own
+    native_model: str = ""  # of about half the size and never pruned (the paper's Table 9); empty: none
 
 
 @settings
 class MethodStudy:
-    """What notebooks 03 to 05 compare; all models lose the same share of their parameters.
+    """What notebooks 03 to 05 compare; all models lose the same share of their parameters."""
 
-    Args:    share: of all parameters removed.    methods: rows of the paper's Table 1.
-             recovered: those of them that are recovered too (with `short_recovery`, from the first draw).
-             limit: questions a task, None: all.    answer_draws: draws whose models answer them.
-             models, shares, tables: further models, the share that each loses, and the paper's table of each.
-    """
-
-    share: Share
-    methods: Names = ("random", "l2", "vector", "element1", "element2", "mixed", "channel")
-    recovered: Names = ("l2", "channel", "element1")
-    limit: Count | None = None
-    answer_draws: Count = 1
-    models: Names = ()
-    shares: Shares = ()
-    tables: Names = ()
+    share: Share  # of all parameters removed
+    methods: Names = ("random", "l2", "vector", "element1", "element2", "mixed", "channel")  # as in Table 1
+    recovered: Names = ("l2", "channel", "element1")  # those recovered too (`short_recovery`, first draw)
+    limit: Count | None = None  # questions a task; None: all
+    answer_draws: Count = 1  # draws whose models answer them
+    models: Names = ()  # further models, ...
+    shares: Shares = ()  # ... the share that each loses, ...
+    tables: Names = ()  # ... and the paper's table of each
 
     def __post_init__(self) -> None:
         if not len(self.models) == len(self.shares) == len(self.tables):
@@ -114,26 +93,16 @@ class MethodStudy:
 
 @settings
 class RecoveryStudy:
-    """How far notebook 09 turns the recovery.
+    """How far notebook 09 turns the recovery; the last four settings are of all but the profile's own."""
 
-    Args:    keep_at: steps of the profile's recovery after which the model is measured on the way.
-             answer_at: those of them after which it answers the questions too.
-             samples: numbers of instructions tried, each seen once.    draws: of the instructions.
-             module_samples: the number with which parts of the model are trained.
-             few: instructions of the run that over-fits; it makes as many steps as the largest of `samples`.
-             watch: steps of that run and of the largest after which they are measured.
-             held_out: instructions that no run sees.
-             batch_size, micro_batch_size, learning_rate, warmup_steps: of all but the profile's own recovery.
-    """
-
-    keep_at: Steps
-    answer_at: Steps
-    samples: Counts
-    draws: Count
-    module_samples: Count
-    few: Count
-    watch: Steps
-    held_out: Count
+    keep_at: Steps  # steps of the profile's recovery after which the model is measured on the way
+    answer_at: Steps  # those of them after which it answers the questions too
+    samples: Counts  # numbers of instructions tried, each seen once
+    draws: Count  # of the instructions
+    module_samples: Count  # the number with which parts of the model are trained
+    few: Count  # instructions of the run that over-fits, as long as that with the most `samples`
+    watch: Steps  # steps of these two runs after which they are measured
+    held_out: Count  # instructions that no run sees
     batch_size: Count
     micro_batch_size: Count
     learning_rate: Rate
@@ -149,42 +118,29 @@ class RecoveryStudy:
 
 @settings
 class Profile:
-    """The settings that every notebook starts from.
-
-    Args:    model: what is pruned.
-             ratio: share of groups removed where pruning applies.    ratios: the sweep of Figure 4.
-             protect_first, protect_last: decoder layers left whole.
-             draws: how many calibration draws, wherever methods are compared.
-             calibration_study: what notebook 02 varies.
-             recovery_study: what notebook 09 varies.
-             evaluation: with the paper's windows.    long_evaluation: perplexity in long windows.
-             method_study: what notebooks 03 to 05 compare.    short_recovery: where many are recovered.
-             short_evaluation: of the many models of a sweep.    sweep: what notebooks 06 to 08 vary.
-             other_models: those of the paper's further tables.    dtype: of the weights.
-             prompts: how many are continued, by `new_tokens` tokens each.
-    """
+    """The settings that every notebook starts from."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-    model: Name
-    ratio: Share
-    ratios: Shares
-    protect_first: Number
+    model: Name  # what is pruned
+    ratio: Share  # of the groups removed, where pruning applies
+    ratios: Shares  # the sweep of Figure 4
+    protect_first: Number  # decoder layers left whole
     protect_last: Number
-    draws: Count
+    draws: Count  # of the calibration, wherever methods are compared
     calibration: Calibration
-    calibration_study: CalibrationStudy
+    calibration_study: CalibrationStudy  # notebook 02
     recovery: Recovery
-    recovery_study: RecoveryStudy
-    evaluation: Evaluation
-    long_evaluation: Evaluation
-    method_study: MethodStudy
-    short_evaluation: Evaluation
-    short_recovery: Recovery
-    sweep: Sweep
-    other_models: Names = ()
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    prompts: Count = 5
-    new_tokens: Count = 64
+    recovery_study: RecoveryStudy  # notebook 09
+    evaluation: Evaluation  # with the paper's windows
+    long_evaluation: Evaluation  # perplexity in long windows
+    method_study: MethodStudy  # notebooks 03 to 05
+    short_evaluation: Evaluation  # of the many models of a sweep
+    short_recovery: Recovery  # where many are recovered
+    sweep: Sweep  # notebooks 06 to 08
+    other_models: Names = ()  # those of the paper's further tables
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"  # of the weights
+    prompts: Count = 5  # how many are continued, ...
+    new_tokens: Count = 64  # ... by so many tokens each
 
     def experiment(self, *, recovered: bool = False, **changes: Any) -> Experiment:
         """Make an experiment with this profile's settings, and some changes.
@@ -249,10 +205,7 @@ def load_profile(name: str) -> Profile:
     values.pop("like", None)
     if values.setdefault("name", name) != name:
         raise ValueError(f"profile {name!r} gives itself another name, {values['name']!r}; leave it out")
-    try:
-        return from_plain(Profile, values)
-    except ValueError as error:
-        raise ValueError(f"profile {name!r}: {error}") from None
+    return from_plain(Profile, values, f"profile {name!r}")
 
 
 def _merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -60,33 +60,33 @@ def settings(kind: type[Kind]) -> type[Kind]:
     return made
 
 
-def from_plain(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
+def from_plain(kind: type[Kind], values: Mapping[str, Any], owner: str = "") -> Kind:
     """Make settings, and settings within them, from plain data such as JSON or YAML give.
 
-    Raises:  ValueError: a setting is unknown, missing or not allowed; the message names it.
+    Raises:  ValueError: a setting is unknown, missing or not allowed; the message names it and its owner.
     """
     try:
         return TypeAdapter(kind).validate_json(json.dumps(values, default=str))
     except ValidationError as error:
-        raise ValueError(_sentence(kind, error)) from None
+        raise ValueError(_sentence(kind, error, owner)) from None
 
 
-def _sentence(kind: type, error: ValidationError) -> str:
+def _sentence(kind: type, error: ValidationError, owner: str = "") -> str:
     """Say the last thing that is wrong: where, what came, and what is wanted."""
-    last = error.errors()[-1]
+    last, owner = error.errors()[-1], owner or kind.__name__
     first, *rest = last["loc"] or ("",)
     first = fields(kind)[first].name if isinstance(first, int) else first  # an argument without its name
     place = [first, *(str(part) for part in rest if str(part).isalnum() or str(part).isidentifier())]
     name, what = ".".join(place), last["type"]
     message = str(last["ctx"]["error"]) if what == "value_error" else last["msg"]
     if what == "unexpected_keyword_argument":
-        return f"{kind.__name__} has no setting {name}; it has {', '.join(_known(kind, place))}"
+        return f"{owner} has no setting {name}; it has {', '.join(_known(kind, place))}"
     if what == "missing":
-        return f"{kind.__name__} lacks {name}"
+        return f"{owner} lacks {name}"
     if not name or isinstance(last["input"], Mapping):  # what fits is each value, but not their combination
-        return f"{kind.__name__}: {name + ': ' if name else ''}{message}"
+        return f"{owner}: {name + ': ' if name else ''}{message}"
     wanted = f"should{message.partition('should')[2]}" if "should" in message else message
-    return f"{kind.__name__}: {name} is {last['input']!r}, but {wanted}"
+    return f"{owner}: {name} is {last['input']!r}, but {wanted}"
 
 
 def _known(kind: type, place: list[str]) -> list[str]:

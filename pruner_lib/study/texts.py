@@ -10,10 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from pruner_lib.evaluation.perplexity import PROMPTS, Sample, generate_samples
 from pruner_lib.study.run import Study
@@ -102,31 +104,12 @@ def samples_of(
 
 
 MEASURES = ("repetition_rate", "distinct")
-PAPER_PROMPTS = {  # as printed; of Table 21, which is in Chinese, the sense
-    "Table 11": (
-        "The universe is the entirety of space, time, matter, and energy that exists.",
-        "10 steps to build an ios app:",
-        "Write a poetry about love and peace.",
-    ),
-    "Table 18": (
-        "Neural Sequential Model, especially transformers,",
-        "AI can create a logo in seconds",
-        "What's great about the holiday season,",
-    ),
-    "Table 19": (
-        "Last night we all danced together in the rain",
-        "It fills me with such pride and joy",
-        "Meet me at midnight",
-    ),
-    "Table 20": ("How to buy a cat?", "What is McDonald's?", "What is Mean Square Error?"),
-    "Table 21": ("请介绍北京的两个景点。", "请用简单的话解释相对论。", "怎样才能健康地生活？"),
-}
-ENGLISH = ("Table 11", "Table 18", "Table 19", "Table 20")
-OWN = {  # part of a model's name -> its own prompts in the paper, (table, number) or whole tables
-    "glm": (("Table 11", 2), "Table 20", "Table 21"),
-    "vicuna": (("Table 11", 1), "Table 19"),
-    "llama": (("Table 11", 0), "Table 18"),
-}
+PROMPTS_FILE = Path(__file__).with_name("prompts.yaml")
+
+
+def paper_prompts() -> dict[str, list[dict[str, str]]]:
+    """Read the prompts of the paper: table -> its prompts, each with the model whose it is."""
+    return yaml.safe_load(PROMPTS_FILE.read_text(encoding="utf-8"))
 
 
 def prompts_of(model: str, n: int | None = None) -> list[tuple[str, str]]:
@@ -135,12 +118,15 @@ def prompts_of(model: str, n: int | None = None) -> list[tuple[str, str]]:
     Args:    model: a name; LLaMA, Vicuna and GLM have their own, other models take those in English in turns.
              n: at most so many.
     """
-    own = next((parts for word, parts in OWN.items() if word in model.lower()), None)
-    if own is None:
-        rows = zip_longest(*([(table, text) for text in PAPER_PROMPTS[table]] for table in ENGLISH))
-        return [one for row in rows for one in row if one][:n]
-    places = [(part, range(3)) if isinstance(part, str) else (part[0], [part[1]]) for part in own]
-    return [(table, PAPER_PROMPTS[table][i]) for table, numbers in places for i in numbers][:n]
+    tables = paper_prompts()
+    for owner in ("glm", "vicuna", "llama"):
+        if owner in model.lower():
+            rows = [(table, one["prompt"]) for table in tables for one in tables[table] if one["of"] == owner]
+            return rows[:n]
+    english = [
+        [(name, one["prompt"]) for one in rows if one["prompt"].isascii()] for name, rows in tables.items()
+    ]
+    return [one for row in zip_longest(*english) for one in row if one][:n]
 
 
 def first_draws(texts: Mapping[str, Sequence[Sample]], draws: int) -> SideBySide:

@@ -11,9 +11,9 @@ from pruner_lib.evaluation.perplexity import Sample
 from pruner_lib.study.figures.intervals import TEXTS
 from pruner_lib.study.texts import (
     MEASURES,
-    PAPER_PROMPTS,
     describe,
     first_draws,
+    paper_prompts,
     prompts_of,
     repetition,
     texts_frame,
@@ -49,7 +49,9 @@ def test_models_of_the_paper_have_their_own_prompts_and_others_take_turns():
     other = prompts_of("smollm2-135m")
     assert [table for table, _ in other[:5]] == ["Table 11", "Table 18", "Table 19", "Table 20", "Table 11"]
     assert len(other) == len(set(other)) == 12 and prompts_of("smollm2-135m", 3) == other[:3]
-    assert all(text.isascii() for _, text in other) and not any(map(str.isascii, PAPER_PROMPTS["Table 21"]))
+    assert all(text.isascii() for _, text in other) and not any(
+        one["prompt"].isascii() for one in paper_prompts()["Table 21"]
+    )
 
 
 def test_frame_keeps_the_order_of_prompts_and_draws():

@@ -45,7 +45,7 @@ def test_without_the_file_there_are_the_built_in_profiles_alone(own, monkeypatch
     ("text", "message"),
     [
         ("mine: {like: tyni}", "is like 'tyni', but there are full, paper"),
-        ("mine: {ratio: 0.5}", "'mine': Profile lacks"),
+        ("mine: {ratio: 0.5}", "profile 'mine' lacks"),
         ("tiny: {ration: 0.5}", "no setting ration"),
         ("tiny: 3", "profile 'tiny' .* is 3, but should hold settings"),
         ("- tiny", "should hold names of profiles"),
