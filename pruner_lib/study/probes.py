@@ -35,7 +35,7 @@ from pruner_lib.method.prune import mask_
 from pruner_lib.method.size_rules import common_module
 from pruner_lib.recovery.instructions import IGNORED, encode
 from pruner_lib.study import stages
-from pruner_lib.study.records import Record, metric_from
+from pruner_lib.study.records import Record, metrics_from
 from pruner_lib.study.results import results_dir as profile_dir
 from pruner_lib.study.run import bench_of, model_of, perplexity_metric, plan_of
 from pruner_lib.study.settings import Experiment, Recovery, settings_key
@@ -429,7 +429,7 @@ def at_zero(record: Record, *, profile: str = "quick", results_dir: Path | str |
         return {f"perplexity/{text}@{length}": asdict(metric) for text, metric in found.items()}
 
     found = once(["at zero", asked.canonical().settings()], asked, measure, profile, results_dir)
-    return replace(record, metrics={name: metric_from(values) for name, values in found.items()})
+    return replace(record, metrics=metrics_from(found))
 
 
 def _feeder(name: str, inputs: Tensors, fed: Tensors | None) -> Any:

@@ -29,7 +29,15 @@ from pruner_lib.evaluation.zero_shot import zero_shot
 from pruner_lib.files import only_one, read_json, write_json, write_text
 from pruner_lib.method.importance import aggregate
 from pruner_lib.study import stages
-from pruner_lib.study.records import Metric, Record, metric_from, read_record, record_path, write_record
+from pruner_lib.study.records import (
+    Metric,
+    MetricName,
+    Record,
+    metrics_from,
+    read_record,
+    record_path,
+    write_record,
+)
 from pruner_lib.study.results import git_revision, now, results_dir, versions
 from pruner_lib.study.settings import (
     DATA_FREE,
@@ -61,7 +69,7 @@ __all__ = [
 ]
 
 
-def evaluate(asked: Experiment, subject: Subject, bench: Bench) -> dict[str, Metric]:
+def evaluate(asked: Experiment, subject: Subject, bench: Bench) -> dict[MetricName, Metric]:
     """Measure a model on every text and task of an experiment, but not what was measured before a kill.
 
     Returns: "perplexity/wiki@128", "accuracy/boolq" -> Metric.
@@ -77,7 +85,7 @@ def evaluate(asked: Experiment, subject: Subject, bench: Bench) -> dict[str, Met
             saved[name] = {"metric": metric, "seconds": time.perf_counter() - start}
             write_json(path, saved)
     bench.seconds["evaluate"] = sum(saved[name]["seconds"] for name in steps)
-    return {name: metric_from(saved[name]["metric"]) for name in steps}
+    return metrics_from({name: saved[name]["metric"] for name in steps})
 
 
 def partial_path(asked: Experiment, bench: Bench) -> Path:

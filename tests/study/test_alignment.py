@@ -11,6 +11,7 @@ from pruner_lib.method.groups import Plan
 from pruner_lib.study import probes
 from pruner_lib.study.paper import Compared
 from pruner_lib.study.probes import aligned, at_zero, block_outputs, correlation, following
+from pruner_lib.study.records import MetricName
 from pruner_lib.study.run import model_of, run
 from pruner_lib.study.settings import load_profile
 
@@ -80,7 +81,10 @@ def test_zero_equals_cut_for_groups_and_not_for_matrices_alone():
     zero = {name: at_zero(record, profile="tiny") for name, record in cut.items()}
     assert zero["groups"].perplexity["tiny"] == pytest.approx(cut["groups"].perplexity["tiny"], rel=1e-4)
     assert zero["alone"].perplexity["tiny"] != pytest.approx(cut["alone"].perplexity["tiny"], rel=1e-2)
-    assert zero["alone"].metrics["perplexity/tiny@16"].n == cut["alone"].metrics["perplexity/tiny@16"].n
+    assert (
+        zero["alone"].metrics[MetricName("perplexity", "tiny", 16)].n
+        == cut["alone"].metrics[MetricName("perplexity", "tiny", 16)].n
+    )
 
 
 def test_dense_model_is_left_as_it_was():

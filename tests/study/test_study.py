@@ -19,7 +19,7 @@ from pruner_lib.data import windows
 from pruner_lib.evaluation.int8 import is_quantised
 from pruner_lib.study import run as module
 from pruner_lib.study import stages
-from pruner_lib.study.records import records_frame
+from pruner_lib.study.records import MetricName, records_frame
 from pruner_lib.study.results import results_dir
 from pruner_lib.study.run import Calibration, Recovery, load_profile, model_of, plan_of, run, run_all
 
@@ -54,7 +54,7 @@ def outcome(record):
 
 def test_run_gives_a_record_with_everything_that_makes_its_numbers_comparable():
     record = run(asked(), profile="tiny")
-    metric = record.metrics["perplexity/tiny@16"]
+    metric = record.metrics[MetricName("perplexity", "tiny", 16)]
     assert set(metric.protocol) == {
         "metric",
         "corpus_hash",
@@ -80,7 +80,7 @@ def test_accuracy_keeps_every_answer_for_paired_comparisons(place):
     questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
     evaluation = replace(TINY.evaluation, texts=(), tasks=("piqa",), limit=4)
     record = run(replace(asked(), evaluation=evaluation), profile="tiny")
-    metric = record.metrics["accuracy/piqa"]
+    metric = record.metrics[MetricName("accuracy", "piqa")]
     assert metric.n == len(metric.values) == 4 and metric.value == sum(metric.values) / 4 == 0.5
     assert {"metric": "acc", "limit": 4, "dtype": "float32"}.items() <= metric.protocol.items()
     other = run(replace(asked(), evaluation=replace(evaluation, limit=5)).dense, profile="tiny")
@@ -292,7 +292,10 @@ def test_model_in_8_bits_is_another_experiment_on_the_same_training():
         before, after = run(whole, profile="tiny"), run(small, profile="tiny")
         assert before.plan == after.plan and before.perplexity != after.perplexity
         assert after.perplexity["story"] == pytest.approx(before.perplexity["story"], rel=0.05)
-        assert after.metrics["perplexity/story@16"].protocol["dtype"] == "int8 linear, else float32"
+        assert (
+            after.metrics[MetricName("perplexity", "story", 16)].protocol["dtype"]
+            == "int8 linear, else float32"
+        )
         with pytest.raises(ValueError, match="dtype"):
             records_frame([before, after])
         model, _ = model_of(small, profile="tiny")
