@@ -41,12 +41,12 @@ class Interval:
         return replace(self, **ends)
 
     def exp(self) -> Interval:
-        """Give the interval of the ratio (or perplexity) that this difference (or mean) is the logarithm of."""
+        """Give the interval of the number whose logarithm this is: a perplexity, or a ratio of two."""
         ends = (math.exp(end) if end < 700 else math.inf for end in (self.mean, self.low, self.high))
         return Interval(*ends, self.n, self.draws, self.level)
 
     def show(self, digits: int = 2, scale: float = 1) -> str:
-        """Write the number and its interval, as "12.34 [11.90, 12.80]"; one without ends is "undetermined"."""
+        """Write the number and its interval, as "12.34 [11.90, 12.80]"; without ends: "undetermined"."""
         mean, low, high = (f"{number * scale:,.{digits}f}" for number in (self.mean, self.low, self.high))
         unbounded = math.isinf(self.low) and math.isinf(self.high)
         return f"{mean} [undetermined]" if unbounded else f"{mean} [{low}, {high}]"
