@@ -1,4 +1,4 @@
-"""What a notebook defines, without running it: a function that one notebook needs stands there and is tested."""
+"""What a notebook defines, without running it: functions that one notebook needs stand there and are tested."""
 
 from __future__ import annotations
 
