@@ -1,4 +1,4 @@
-"""What a notebook defines, without running it: functions that one notebook needs stand there and are tested."""
+"""What a notebook defines, without running it, so that functions are tested where they stand."""
 
 from __future__ import annotations
 
