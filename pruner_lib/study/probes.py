@@ -32,7 +32,7 @@ from pruner_lib.method.importance import estimate_members
 from pruner_lib.method.prune import mask_
 from pruner_lib.method.size_rules import common_module
 from pruner_lib.recovery.instructions import IGNORED, encode
-from pruner_lib.study.records import MetricName, Record, metric_from
+from pruner_lib.study.records import MetricName, Record, metrics_from
 from pruner_lib.study.run import Study
 from pruner_lib.study.settings import Experiment, Recovery
 from pruner_lib.study.stages import KEEP_BYTES, Loaded, model_hash
@@ -366,11 +366,10 @@ def at_zero(study: Study, record: Record) -> Record:
     asked, how = record.experiment, record.experiment.evaluation
     names = [MetricName("perplexity", text, how.length) for text in how.texts]
 
-    def measure() -> list[dict[str, Any]]:
+    def measure() -> dict[str, Any]:
         plan, own = study.plan(asked), study.pipeline.own(asked.model)
         model = mask_(own.model, plan)
-        return [asdict(study.pipeline.measure(name, how, model, own.tokenizer)) for name in names]
+        return {str(name): asdict(study.pipeline.measure(name, how, model, own.tokenizer)) for name in names}
 
     key = ["at zero", asked.canonical().settings(), model_hash(asked.model)]
-    metrics = map(metric_from, study.cached(key, measure))
-    return replace(record, metrics=dict(zip(names, metrics, strict=True)))
+    return replace(record, metrics=metrics_from(study.cached(key, measure)))

@@ -14,21 +14,36 @@ from pruner_lib.study.settings import DATA_FREE, FORMAT, Experiment, build, expe
 
 
 class MetricName(NamedTuple):
-    """What was measured: "perplexity" or "accuracy", on which text or task, in windows of how many tokens."""
+    """What was measured on which data; `str(name)` is how it is written in files.
+
+    Args:    kind: "perplexity" or "accuracy".    dataset: a text or a task; "mean": of all tasks.
+             length: tokens a window, for perplexity.
+    """
 
     kind: str
     dataset: str
     length: int | None = None
 
     def __str__(self) -> str:
-        return f"{self.kind}/{self.dataset}" + (f"@{self.length}" if self.length else "")
+        return f"{self.kind}/{self.dataset}" + ("" if self.length is None else f"@{self.length}")
 
     @classmethod
     def parse(cls, text: str) -> MetricName:
-        """Read "perplexity/wiki@128" or "accuracy/boolq"."""
-        kind, _, rest = text.partition("/")
-        dataset, _, length = rest.partition("@")
-        return cls(kind, dataset, int(length) if length else None)
+        """Read a name as it is written: "perplexity/wiki@128", "accuracy/boolq".
+
+        Raises:  ValueError: the text is no such name.
+        """
+        kind, _, dataset = text.partition("/")
+        length = None
+        if kind == "perplexity":
+            dataset, _, digits = dataset.rpartition("@")
+            length = int(digits) if digits.isdigit() else None
+        if not dataset or kind not in ("perplexity", "accuracy") or (kind == "perplexity") != bool(length):
+            raise ValueError(f"{text!r} names no metric; wanted 'perplexity/wiki@128' or 'accuracy/boolq'")
+        return cls(kind, dataset, length)
+
+
+MEAN = MetricName("accuracy", "mean")  # every task counts alike, as in the paper's "Average"
 
 
 @dataclass(frozen=True)
@@ -55,7 +70,7 @@ class Record:
              plan: parameters, sparsity and, for each axis, [groups kept, groups there].
              metrics: name -> what was measured.
              history: of the recovery, step by step.    seconds: of each stage that ran.
-             peak_memory_mb: resident memory at most, in MiB.    machine: where it ran.
+             peak_memory_mb: highest resident memory, in MiB.    machine: where it ran.
              reused: read from disk and not measured just now.
     """
 
@@ -90,10 +105,8 @@ class Record:
         return {name.dataset: metric.value for name, metric in self.metrics.items() if name.kind == kind}
 
     def __str__(self) -> str:
-        asked = self.experiment
-        head = (
-            f"{self.key} {asked.model} {asked.method} {asked.stage}, {self.plan.get('sparsity', 0):.1%} cut"
-        )
+        made = self.experiment
+        head = f"{self.key} {made.model} {made.method} {made.stage}, {self.plan.get('sparsity', 0):.1%} cut"
         numbers = [f"{name} {value:.2f}" for name, value in self.perplexity.items()]
         numbers += [f"{name} {value:.1%}" for name, value in self.accuracy.items()]
         return ", ".join([head, *numbers]) + (" (reused)" if self.reused else "")
@@ -103,7 +116,7 @@ class Record:
 
 
 def record_path(directory: Path, key: str) -> Path:
-    """Tell where the record `key` lies below a profile's results directory."""
+    """Give the path of the record `key` below a profile's results directory."""
     return directory / "records" / f"{key}.json"
 
 
@@ -123,9 +136,8 @@ def read_record(path: Path) -> Record:
     data = read_json(path)
     try:
         form, key = data.pop("format"), data.pop("key")
-        metrics = {MetricName.parse(name): metric_from(one) for name, one in data.pop("metrics").items()}
-        asked = experiment_from(data.pop("experiment"))
-        record = build(Record, data | {"metrics": metrics, "experiment": asked, "reused": True})
+        metrics, made = metrics_from(data.pop("metrics")), experiment_from(data.pop("experiment"))
+        record = build(Record, data | {"metrics": metrics, "experiment": made, "reused": True})
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is no record ({error}); delete it and run again") from error
     if form != FORMAT or key != path.stem or key != record.key:
@@ -149,57 +161,54 @@ def records_frame(records: Iterable[Record], *, allow: Sequence[str] = ()) -> pd
              `value`, `stderr`, `n`.
     Raises:  ValueError: two rows of a metric were measured by different protocols (the field is named).
     """
-    rows, first = [], {}
-    for record in {record.key: record for record in records}.values():
-        for name, metric in record.metrics.items():
-            _same_protocol(
-                first.setdefault(name, (record.key, metric.protocol)), record.key, name, metric, allow
-            )
-            rows.append(_row(record, name, metric) | {item: metric.protocol.get(item) for item in allow})
-    return pd.DataFrame(rows)
-
-
-def _same_protocol(
-    first: tuple[str, dict], key: str, name: MetricName, metric: Metric, allow: Sequence[str]
-) -> None:
-    first_key, wanted = first
-    for item in sorted(set(wanted) | set(metric.protocol)):
-        ours, theirs = metric.protocol.get(item), wanted.get(item)
-        if ours != theirs and item not in allow:
-            raise ValueError(
-                f"{name} can't be compared: {item} is {ours!r} in record {key}, "
-                f"but {theirs!r} in record {first_key}; "
-                f"measure both alike, or pass allow=({item!r},) and show that column"
-            )
-
-
-def _row(record: Record, name: MetricName, metric: Metric) -> dict[str, Any]:
-    asked = record.experiment
-    settings = asked.settings()
-    row = {"key": record.key, "method": asked.method, "stage": asked.stage}
-    for part in ("calibration", "recovery"):
-        row |= {f"{part}_{item}": value for item, value in (settings.pop(part) or {}).items()}
-    if asked.ratio == 0 or asked.criterion in DATA_FREE:  # looked at no calibration samples
-        row |= {name: None for name in row if name.startswith("calibration_")}
-    del settings["evaluation"]
-    return (
-        settings
-        | row
-        | {
-            "parameters": record.plan.get("parameters"),
-            "sparsity": record.plan.get("sparsity"),
-            "metric": name.kind,
-            "dataset": name.dataset,
-            "length": name.length,
-            "value": metric.value,
-            "stderr": metric.stderr,
-            "n": metric.n,
-        }
+    records = list({record.key: record for record in records}.values())
+    refuse_mixed_protocols(records, allow=allow)
+    return pd.DataFrame(
+        _row(record, name, metric) | {item: metric.protocol.get(item) for item in allow}
+        for record in records
+        for name, metric in record.metrics.items()
     )
 
 
-def metric_from(values: dict[str, Any]) -> Metric:
-    """Rebuild a metric from its JSON form."""
+def refuse_mixed_protocols(records: Iterable[Record], *, allow: Sequence[str] = ()) -> None:
+    """Check that each metric was measured by the same protocol in all records.
+
+    Raises:  ValueError: names the metric, the first field that differs and the two records.
+    """
+    first: dict[MetricName, tuple[str, dict[str, Any]]] = {}
+    for record in records:
+        for name, metric in record.metrics.items():
+            first_key, wanted = first.setdefault(name, (record.key, metric.protocol))
+            for item in sorted((wanted.keys() | metric.protocol.keys()) - set(allow)):
+                ours, theirs = metric.protocol.get(item), wanted.get(item)
+                if ours != theirs:
+                    raise ValueError(
+                        f"{name} can't be compared: {item} is {ours!r} in record {record.key}, "
+                        f"but {theirs!r} in record {first_key}; "
+                        f"measure both alike, or pass allow=({item!r},) and show that column"
+                    )
+
+
+def _row(record: Record, name: MetricName, metric: Metric) -> dict[str, Any]:
+    made = record.experiment
+    settings = made.settings()
+    row = {"key": record.key, "method": made.method, "stage": made.stage}
+    for part in ("calibration", "recovery"):
+        row |= {f"{part}_{item}": value for item, value in (settings.pop(part) or {}).items()}
+    if made.ratio == 0 or made.criterion in DATA_FREE:  # looked at no calibration samples
+        row |= {column: None for column in row if column.startswith("calibration_")}
+    del settings["evaluation"]
+    size = {column: record.plan.get(column) for column in ("parameters", "sparsity")}
+    row |= size | {"metric": name.kind, "dataset": name.dataset, "length": name.length}
+    return settings | row | {"value": metric.value, "stderr": metric.stderr, "n": metric.n}
+
+
+def metrics_from(values: dict[str, Any]) -> dict[MetricName, Metric]:
+    """Rebuild metrics from their JSON form."""
+    return {MetricName.parse(name): _metric_from(metric) for name, metric in values.items()}
+
+
+def _metric_from(values: dict[str, Any]) -> Metric:
     stderr = values.get("stderr")
     numbers = {
         "value": float(values["value"]),

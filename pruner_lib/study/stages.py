@@ -36,7 +36,7 @@ from pruner_lib.method.memory import give_back
 from pruner_lib.method.select import select
 from pruner_lib.models.load import load_model
 from pruner_lib.recovery.recover import recover
-from pruner_lib.study.records import Metric, MetricName, metric_from
+from pruner_lib.study.records import Metric, MetricName, metrics_from
 from pruner_lib.study.settings import DATA_FREE, Calibration, Evaluation, Experiment, settings_key
 
 KEEP_BYTES = 2 << 30  # a larger dense model is not copied: it is cut itself and loaded again
@@ -239,7 +239,7 @@ class Pipeline:
                 saved[str(name)] = {"metric": metric, "seconds": time.perf_counter() - start}
                 write_json(path, saved)
         self.seconds["evaluate"] = sum(saved[str(name)]["seconds"] for name in names)
-        return {name: metric_from(saved[str(name)]["metric"]) for name in names}
+        return metrics_from({str(name): saved[str(name)]["metric"] for name in names})
 
     def unfinished(self, asked: Experiment) -> Path:
         """Name the file of the metrics of an unfinished experiment."""
