@@ -25,6 +25,7 @@ from pruner_lib.study.figures.style import (
     key,
     label_lines,
     marks_frame,
+    need,
     new_axes,
     styles_of,
     summary,
@@ -76,6 +77,7 @@ def plot_curves(
         legend: False: another panel explains the curves.
     Raises:  ValueError: the frame can't be drawn (the message says what it lacks).
     """
+    need(frame, seconds)
     marks = marks_frame(frame, value, [x, series, line, marker])
     ax = new_axes(ax)
     named = not pd.api.types.is_numeric_dtype(marks[x])

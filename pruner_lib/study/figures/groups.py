@@ -6,6 +6,7 @@ architecture has a line of its own.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import pandas as pd
@@ -154,27 +155,65 @@ def _draw_boxes(ax: Axes, frame: pd.DataFrame, boxes: dict[str, _Box]) -> None:
         if row.chosen:
             look = {"facecolor": KINDS[row.kind].color, "alpha": 0.9, "linewidth": 0}
         ax.add_patch(Rectangle(*strip, zorder=3 if row.kind == "hidden" else 2, **look))
+    _draw_heads(ax, frame[frame.kind == "attention"], boxes)
+
+
+def _draw_heads(ax: Axes, frame: pd.DataFrame, boxes: dict[str, _Box]) -> None:
+    """Draw a thin line where a head ends: every run of attention is a multiple of its width."""
+    head = math.gcd(*(int(end) for end in {*frame.start, *frame.stop}))
+    for row in frame.itertuples():
+        box = boxes[row.parameter]
+        for entry in range(row.start, row.stop + 1, head) if head * box.unit > THINNEST else ():
+            (x, y), width, height = box.strip(row.dim, entry, entry)
+            ends = ([x, x], [y, y + height]) if row.dim else ([x, x + width], [y + height] * 2)
+            ax.plot(*ends, color="#9E9E9E", linewidth=0.5, zorder=3)
 
 
 def _draw_arrows(ax: Axes, frame: pd.DataFrame, boxes: dict[str, _Box], stream: float) -> None:
-    """Arrows from column to column, and between the columns and the residual stream."""
+    """Arrows from column to column, and between the columns and the residual stream, through the norms."""
     stages = [part for _, part in frame.groupby("stage")]
     spans = [_span(part, boxes) for part in stages]
+    entries, exits = _ends_on_stream(stages)
     look = {"arrowstyle": "-|>", "linewidth": 1, "shrinkA": 2, "shrinkB": 2, "mutation_scale": 9}
-    for (_, end, _), (start, _, _) in zip(spans, spans[1:], strict=False):
-        ax.annotate("", (start, -LABEL / 2), (end, -LABEL / 2), arrowprops=look | {"color": GREY}, zorder=5)
+    for i, ((_, end, _), (start, _, _)) in enumerate(zip(spans, spans[1:], strict=False)):
+        if not (i in exits and i + 1 in entries):  # else the way leads over the stream
+            ax.annotate(
+                "", (start, -LABEL / 2), (end, -LABEL / 2), arrowprops=look | {"color": GREY}, zorder=5
+            )
     color = KINDS["hidden"].color
-    touching = []
-    for (start, end, low), part in zip(spans, stages, strict=True):
-        x = (start + end) / 2
-        for role in set(part[(part.kind == "hidden") & (part["columns"] > 0)].role):
-            tip, tail = ((x, low), (x, stream)) if role == "in" else ((x, stream), (x, low))
+    middles = [(start + end) / 2 for start, end, _ in spans]
+    for i, (x, (_, _, low)) in enumerate(zip(middles, spans, strict=True)):
+        up, down = ((x, low), (x, stream)), ((x, stream), (x, low))
+        for tip, tail in [up] * (i in entries) + [down] * (i in exits):
             ax.annotate("", tip, tail, arrowprops=look | {"color": color, "shrinkA": 0}, zorder=5)
-            touching.append(x)
-    if touching:
+    if touching := [middles[i] for i in entries | exits]:
         left, right = min(touching), max(touching)
         ax.plot([left, right], [stream, stream], color=color, linewidth=3, solid_capstyle="round")
         ax.text(left, stream - 0.07, "residual stream", color=color, va="top", fontsize=9)
+
+
+def _ends_on_stream(stages: list[pd.DataFrame]) -> tuple[set[int], set[int]]:
+    """Give the columns that the residual stream enters, and those that it is written from.
+
+    A norm before a reader is entered in its place, one behind a writer is left in its place. Where a single
+    norm stands between a writer and a reader, it is the reader's if the first reader has one, or is the last.
+    """
+    hidden = [part[part.kind == "hidden"] for part in stages]
+    norms = [
+        len(own) == len(part) and not own["columns"].any() for own, part in zip(hidden, stages, strict=True)
+    ]
+    roles = [set(own[own["columns"] > 0].role) for own in hidden]
+    readers = [i for i, role in enumerate(roles) if "in" in role]
+    before = bool(readers) and norms[readers[0] - 1]
+    last = len(stages) - 1
+    entries = {i - (norms[i - 1] and (before or i == last)) for i in readers}
+    entries |= {last} if norms[last] else set()
+    exits = set()
+    for i in (i for i, role in enumerate(roles) if "out" in role):
+        while i < last and norms[i + 1] and i + 1 not in entries:
+            i += 1
+        exits.add(i)
+    return entries, exits
 
 
 def _span(part: pd.DataFrame, boxes: dict[str, _Box]) -> tuple[float, float, float]:

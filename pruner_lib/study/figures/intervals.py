@@ -23,6 +23,7 @@ from pruner_lib.study.figures.style import (
     finish_axis,
     key,
     marks_frame,
+    need,
     new_axes,
     styles_of,
     summary,
@@ -65,6 +66,7 @@ def plot_intervals(
         legend: False: another panel explains the marks.
     Raises:  ValueError: the frame can't be drawn (the message says what it lacks).
     """
+    need(frame, each)
     marks = marks_frame(frame, value, [rows, series, marker])
     marks = marks.drop_duplicates() if each else marks
     within = [column for column in dict.fromkeys((series, marker)) if column and column != rows]

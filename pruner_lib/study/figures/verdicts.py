@@ -20,9 +20,9 @@ ANSWERS = {  # verdict -> (colour, mark)
 }
 TRUE_HERE = "#D9F0E6"
 LOG_FROM = 5  # rows whose numbers span a larger factor are drawn on a logarithmic scale
-WRAP = 66  # characters a line of a sentence
-ROW = 0.86  # inches of a row: two lines of a sentence, the bar, a line of numbers
-BAR, NUMBERS = 0.56, 0.76  # heights within a row, from its top
+WRAP = 78  # characters a line of a sentence
+ROW = 0.95  # inches of a row: two lines of a sentence, the bar, a line of numbers
+BAR, NUMBERS = 0.54, 0.8  # heights within a row, from its top
 
 
 def plot_verdicts(frame: pd.DataFrame, *, title: str = "", ax: Axes | None = None) -> Axes:
@@ -50,7 +50,7 @@ def _verdict_row(ax: Axes, y: int, row) -> None:
     color, marker = ANSWERS[row.verdict]
     place = _scale([row.ours, row.low, row.high, row.paper], [row.holds_from, row.holds_to])
     start, end = place(row.holds_from), place(row.holds_to)
-    middle, top, bottom = y + BAR, y + BAR - 0.13, y + BAR + 0.13
+    middle, top, bottom = y + BAR, y + BAR - 0.16, y + BAR + 0.16
     sentence = "\n".join(textwrap.wrap(row.sentence, WRAP))
     ax.text(0, top - 0.03, sentence, ha="left", va="bottom", fontsize=9.5, linespacing=1.1)
     ax.fill_between([start, end], top, bottom, color=TRUE_HERE, linewidth=0, zorder=0)
