@@ -77,8 +77,16 @@ def test_stream_has_an_arrow_for_each_reader_and_writer():
     ("family", "entered", "left"),
     [
         ("llama-gqa", [1, 4, 7], [0, 3, 6]),  # embed | norm qkv o | norm gate down | norm head
-        ("olmo2", [1, 4, 7], [0, 3, 6]),  # embed | qkv o norm | gate down norm | norm head
-        ("gemma2", [1, 5, 9], [0, 4, 8]),  # embed | norm qkv o norm | norm gate down norm | norm (head tied)
+        (
+            "olmo2",
+            [1, 3, 5, 8, 11],
+            [0, 7, 10],
+        ),  # embed | q norm | k norm | v o norm | gate down norm | norm head
+        (
+            "gemma2",
+            [0, 4, 8],
+            [3, 7],
+        ),  # norm qkv o norm | norm gate down norm | norm head, which is the embedding
     ],
 )
 def test_norms_stand_on_the_way_to_their_reader_or_from_their_writer(family, entered, left):

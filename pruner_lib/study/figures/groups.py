@@ -176,7 +176,7 @@ def _draw_arrows(ax: Axes, frame: pd.DataFrame, boxes: dict[str, _Box], stream: 
     entries, exits = _ends_on_stream(stages)
     look = {"arrowstyle": "-|>", "linewidth": 1, "shrinkA": 2, "shrinkB": 2, "mutation_scale": 9}
     for i, ((_, end, _), (start, _, _)) in enumerate(zip(spans, spans[1:], strict=False)):
-        if not (i in exits and i + 1 in entries):  # else the way leads over the stream
+        if i + 1 not in entries:  # else the way leads over the stream
             ax.annotate(
                 "", (start, -LABEL / 2), (end, -LABEL / 2), arrowprops=look | {"color": GREY}, zorder=5
             )
@@ -204,9 +204,9 @@ def _ends_on_stream(stages: list[pd.DataFrame]) -> tuple[set[int], set[int]]:
     ]
     roles = [set(own[own["columns"] > 0].role) for own in hidden]
     readers = [i for i, role in enumerate(roles) if "in" in role]
-    before = bool(readers) and norms[readers[0] - 1]
+    before = bool(readers) and norms[max(readers[0] - 1, 0)]
     last = len(stages) - 1
-    entries = {i - (norms[i - 1] and (before or i == last)) for i in readers}
+    entries = {i - (norms[max(i - 1, 0)] and (before or i == last)) for i in readers}
     entries |= {last} if norms[last] else set()
     exits = set()
     for i in (i for i, role in enumerate(roles) if "out" in role):
