@@ -366,7 +366,7 @@ def test_names_of_lines_that_end_together_are_moved_apart():
     ax.plot([0, 1], [1, 2])
     label_lines(ax, [(1, 2.0, "one", "red"), (1, 2.0, "other", "blue")])
     heights = [text.xy[1] for text in ax.texts]
-    assert heights[1] - heights[0] > 0.03 and np.mean(heights) == pytest.approx(0.955, abs=0.01)
+    assert heights[1] - heights[0] > 0.03 and max(heights) <= 1
 
 
 def test_heat_map_is_symmetric_and_prints_its_numbers():

@@ -240,6 +240,7 @@ def label_lines(ax: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None
     for i in range(1, len(placed)):
         placed[i] = max(placed[i], placed[i - 1] + gap)
     placed -= (placed - heights).mean()
+    placed -= max(0.0, placed.max() - 1)  # the title stands above
     look = {"textcoords": "offset points", "va": "center", "fontsize": 9, "annotation_clip": False}
     for (x, _, label, color), height in zip(ends, placed, strict=True):
         at = {"xycoords": ("data", "axes fraction"), "xytext": (8, 0)}
