@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from pruner_lib.study import results
-from pruner_lib.study.figures.curves import plot_recovery
+from pruner_lib.study.figures import plot_curves
 from pruner_lib.study.results import (
     finish,
     manifest_path,
@@ -20,6 +20,10 @@ from pruner_lib.study.results import (
 )
 
 FRAME = pd.DataFrame({"step": [0, 1], "dataset": "wiki", "value": [40.0, 30.0]})
+
+
+def plot_recovery(frame):
+    return plot_curves(frame, x="step", xlabel="steps of recovery", label="perplexity", scale="log")
 
 
 @pytest.fixture
