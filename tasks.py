@@ -102,7 +102,7 @@ def bench(context, only=None, set=None, again=False):
 @task(pre=[setup], iterable=["only"], help={"only": "a test file or test id; repeatable"})
 def test(context, only=None):
     """Run the tests, all of them on several cores."""
-    _python("-m", "pytest", *(only or ["-n", "logical", "--maxprocesses", "4", "--dist", "loadgroup"]))
+    _python("-m", "pytest", *(only or ["-n", "logical", "--maxprocesses", "4", "--dist", "loadfile"]))
 
 
 @task(help={"fix": "correct what can be corrected instead of reporting it"})

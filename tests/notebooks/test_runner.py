@@ -62,6 +62,7 @@ def notebook(
 
 
 @pytest.mark.slow
+@pytest.mark.notebook
 def test_numbers_keep_their_type_and_a_killed_kernel_is_a_failure_even_over_an_older_success(folder):
     path = notebook(folder, "00_mortal", WRITE, FINISH)
     run = run_notebook(path, "tiny", {"ratio": 0.5, "names": ("x", "y")})
@@ -82,6 +83,7 @@ def test_numbers_keep_their_type_and_a_killed_kernel_is_a_failure_even_over_an_o
 
 
 @pytest.mark.slow
+@pytest.mark.notebook
 def test_study_goes_on_after_failures_ends_nonzero_and_writes_the_front_page(folder, monkeypatch, capsys):
     notebook(folder, "00_bad", "raise RuntimeError('on purpose')")
     notebook(folder, "01_silent", WRITE)
@@ -105,6 +107,7 @@ def test_study_goes_on_after_failures_ends_nonzero_and_writes_the_front_page(fol
 
 
 @pytest.mark.slow
+@pytest.mark.notebook
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_interrupt_ends_the_study_and_all_its_processes(folder, tmp_path, sent):
@@ -178,6 +181,7 @@ def test_notebooks_come_in_the_order_of_their_names_and_can_be_chosen(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.notebook
 def test_notebooks_that_were_all_done_run_side_by_side_and_the_last_after_them(folder, capsys):
     names = ("00_one", "01_two", "02_last")
     for name in names:
