@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -24,6 +24,7 @@ SMALL = {
 }
 
 
+@cache
 def measured(script) -> pd.DataFrame:
     """Measure the cases of a script on tiny shapes, in this process."""
     found = []
@@ -162,23 +163,15 @@ def test_code_is_hashed_without_comments_and_layout(tmp_path):
     assert hashes[0] == hashes[1] != hashes[2]
 
 
-def probe(what: str) -> dict | list[dict]:
-    """Runs in the fresh process."""
-    if what == "fail":
-        raise ValueError("no such thing here")
-    if what == "killed":
-        os.kill(os.getpid(), signal.SIGKILL)
-    row = {"process": os.getpid()}
-    return [row, row] if what == "two" else row
-
-
 @pytest.mark.slow
 def test_each_call_has_its_process_and_a_failure_says_why():
-    first, second = (in_fresh_process(f"{__name__}:probe", {"what": what}) for what in ("one", "two"))
-    assert len(second) == 2 and len({os.getpid(), first[0]["process"], second[0]["process"]}) == 3
-    for what, message in {"fail": "no such thing here", "killed": "where memory runs out"}.items():
-        with pytest.raises(MeasurementFailed, match=message):
-            in_fresh_process(f"{__name__}:probe", {"what": what})
+    first, second = (in_fresh_process("os:getpid", {})[0] for _ in range(2))
+    assert len({os.getpid(), first, second}) == 3
+    assert in_fresh_process("builtins:list", {}) == [], "a list is rows, and what is no list is one row"
+    with pytest.raises(MeasurementFailed, match="os:stat failed: FileNotFoundError: .*nowhere"):
+        in_fresh_process("os:stat", {"path": "nowhere"})
+    with pytest.raises(MeasurementFailed, match="where memory runs out"):
+        in_fresh_process("os:abort", {})
 
 
 def cells(page: str) -> list[list[str]]:
