@@ -137,11 +137,11 @@ def read_rows(path: Path) -> pd.DataFrame:
 
 def _matching(frame: pd.DataFrame, wanted: Mapping[str, Any]) -> pd.Series:
     """Mark the rows with these values, compared as text: what a CSV gives back has lost its types."""
-    found = pd.Series(True, index=frame.index)
+    matching = pd.Series(True, index=frame.index)
     for name, value in wanted.items():
         column = frame[name] if name in frame else pd.Series(None, index=frame.index)
-        found &= column.map(_text) == _text(value)
-    return found
+        matching &= column.map(_text) == _text(value)
+    return matching
 
 
 def _text(value: Any) -> str:

@@ -98,7 +98,7 @@ def derive(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def free_mb(device: str) -> float:
-    """Memory that a new allocation could get, in MiB; infinite where that can't be found out."""
+    """Memory that a new allocation could get, in MiB; infinite where that is unknown."""
     available = available_bytes(torch.device(device))
     return float("inf") if available is None else available / 2**20
 
