@@ -9,7 +9,6 @@ import hashlib
 import inspect
 import json
 import os
-import shlex
 import shutil
 import subprocess
 import sys
@@ -35,8 +34,10 @@ VENV = ROOT / ".venv"
 STAMP = VENV / "installed.txt"
 UNFINISHED = "unfinished"
 CACHES = ("__pycache__", ".pytest_cache", ".ruff_cache", ".ipynb_checkpoints", "build", "dist", "*.egg-info")
-PLACES = ("pruner_lib", "pruner_lib/*", "pruner_lib/study/figures", "tests", "tests/benchmarks", "notebooks")
+PLACES = ("pruner_lib", "pruner_lib/*", "pruner_lib/study/figures", "tests", "tests/*", "notebooks")
+BENCHMARKS = ("scoring", "discovery", "speed", "evaluation")
 PROFILE_HELP = "tiny, quick, full or paper"
+SET_HELP = "parameter=value; repeatable"
 
 
 # --- the verbs ------------------------------------------------------------------------------------
@@ -50,47 +51,52 @@ def setup(context):
 
 @task(pre=[setup], help={"port": "0 takes any free one", "browser": "open a browser"})
 def lab(context, port=8888, browser=True):
-    """Open JupyterLab on localhost, in notebooks/."""
-    where = ["--ip=127.0.0.1", f"--port={port}", "--ServerApp.root_dir=notebooks", "--allow-root"]
+    """Open JupyterLab on localhost, at the project's root."""
+    where = ["--ip=127.0.0.1", f"--port={port}", "--ServerApp.root_dir=.", "--allow-root"]
     _python("-m", "jupyterlab", *where, *([] if browser else ["--no-browser"]))
 
 
 @task(
     pre=[setup],
     iterable=["only", "set"],
-    help={"profile": PROFILE_HELP, "only": "a notebook; repeatable", "set": "parameter=value; repeatable"},
+    help={"profile": PROFILE_HELP, "only": "a notebook; repeatable", "set": SET_HELP},
 )
 def study(context, profile="quick", only=None, set=None):
     """Run the notebooks and write their figures and tables to results/."""
-    names = [word for name in only or [] for word in ("--only", name)]
-    values = [word for value in set or [] for word in ("--set", value)]
-    _python("-m", "pruner_lib.study.notebooks", "study", "--profile", profile, *names, *values)
+    words = [word for name in only or [] for word in ("--only", name)]
+    words += [word for value in set or [] for word in ("--set", value)]
+    _python("-m", "pruner_lib.study.notebooks", "--profile", profile, *words)
 
 
 @task(
     pre=[setup],
     iterable=["set"],
-    help={"name": "for example 00_quickstart", "profile": PROFILE_HELP, "set": "parameter=value; repeatable"},
+    help={"name": "for example 00_quickstart", "profile": PROFILE_HELP, "set": SET_HELP},
 )
 def notebook(context, name, profile="quick", set=None):
     """Run one notebook."""
     values = [word for value in set or [] for word in ("--set", value)]
-    _python("-m", "pruner_lib.study.notebooks", "notebook", name, "--profile", profile, *values)
+    _python("-m", "pruner_lib.study.notebooks", "--profile", profile, "--only", name, *values)
+
+
+@task(pre=[setup], help={"profile": PROFILE_HELP})
+def figures(context, profile="quick"):
+    """Draw all figures and tables again from the records of a profile, and the tables of the README."""
+    _python("-m", "pruner_lib.study.notebooks", "--profile", profile)
+    _python("-m", "pruner_lib.study.readme")
 
 
 @task(
     pre=[setup],
-    help={
-        "only": "parts: scoring,discovery,latency,evaluation",
-        "sizes": "such as 0.1,7 or 8x1024",
-        "again": "measure also what is measured already",
-        "more": "options of python -m tests.benchmarks.bench --help, as one string",
-    },
+    iterable=["only", "set"],
+    help={"only": f"one of {', '.join(BENCHMARKS)}; repeatable", "set": "setting=value, as size=0.1,7"},
 )
-def bench(context, only="", sizes="", again=False, more=""):
+def bench(context, only=None, set=None, again=False):
     """Measure memory and time, beside torch-pruning; write results/bench/."""
-    words = [f"--{name}={value}" for name, value in (("only", only), ("sizes", sizes)) if value]
-    _python("-m", "tests.benchmarks.bench", *words, *(["--again"] if again else []), *shlex.split(more))
+    words = [*(["--set", *set] if set else []), *(["--again"] if again else [])]
+    codes = [_run([sys.executable, "-m", f"tests.benchmarks.{name}", *words]) for name in only or BENCHMARKS]
+    _python("-m", "tests.benchmarks.figure")
+    sys.exit(max(codes))
 
 
 @task(pre=[setup], iterable=["only"], help={"only": "a test file or test id; repeatable"})
@@ -99,14 +105,13 @@ def test(context, only=None):
     _python("-m", "pytest", *(only or ["-n", "logical", "--maxprocesses", "4", "--dist", "loadfile"]))
 
 
-@task(help={"fix": "mend what can be mended instead of reporting it"})
+@task(help={"fix": "correct what can be corrected instead of reporting it"})
 def lint(context, fix=False):
     """Check the code with ruff, and that the notebooks hold no outputs."""
-    checks = {"format": [] if fix else ["--check"], "check": ["--fix"] if fix else []}
-    codes = [_run([sys.executable, "-m", "ruff", name, *options]) for name, options in checks.items()]
-    notebooks = sorted(ROOT.glob("notebooks/*.ipynb"))
-    strip = [sys.executable, "-m", "nbstripout", *([] if fix else ["--verify"])]
-    codes += [_run([*strip, *notebooks]) if notebooks else 0]
+    ruff, notebooks = [sys.executable, "-m", "ruff"], sorted(ROOT.glob("notebooks/*.ipynb"))
+    codes = [_run([*ruff, "format", *([] if fix else ["--check"])])]
+    codes += [_run([*ruff, "check", *(["--fix"] if fix else [])])]
+    codes += [_run([sys.executable, "-m", "nbstripout", *([] if fix else ["--verify"]), *notebooks])]
     if any(codes):
         sys.exit(max(codes))
 
@@ -121,7 +126,7 @@ def clean(context, environment=False):
         shutil.rmtree(VENV)
 
 
-VERBS = {verb.__name__: verb for verb in (setup, lab, study, notebook, bench, test, lint, clean)}
+VERBS = {verb.__name__: verb for verb in (setup, lab, study, notebook, test, lint, bench, figures, clean)}
 
 
 # --- the environment ------------------------------------------------------------------------------
@@ -157,7 +162,7 @@ def _stamp() -> str:
 
 
 def _holds_the_project() -> bool:
-    """Tell whether this interpreter has invoke and, installed from this very folder, the project."""
+    """Say whether this interpreter has invoke and, installed from this very folder, the project."""
     from importlib.metadata import distributions
     from importlib.util import find_spec
 
@@ -229,7 +234,7 @@ def main(arguments: list) -> int:
         print(_usage())
         return 0
     if arguments[0] not in VERBS:
-        print(f"tasks.py knows no verb {arguments[0]!r}.\n\n{_usage()}", file=sys.stderr)
+        print(f"tasks.py has no verb {arguments[0]!r}.\n\n{_usage()}", file=sys.stderr)
         return 2
     if arguments[0] == "clean" and {*arguments[1:]} <= {"-e", "--environment"}:
         getattr(clean, "body", clean)(None, environment=len(arguments) > 1)  # needs no environment

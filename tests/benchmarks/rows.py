@@ -1,18 +1,18 @@
-"""Rows of the benchmark: which machine, which code, what is measured already.
+"""Rows of the benchmark: measure the cases of a script that are not measured yet, into one CSV.
 
-A row belongs to the settings of its case, to a machine and to the code that was measured (a hash of the
-modules that the part names, comments, docstrings and imports left out). A case whose rows exist for all
-three is not measured again. Rows of other machines stay beside ours.
+A row belongs to the settings of its case, to a machine and to the code: the whole library below `study/`, and
+the script. A case whose rows exist for all three is not measured again; rows of other machines stay.
 """
 
 from __future__ import annotations
 
+import argparse
 import ast
 import hashlib
 import os
 import platform
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -22,107 +22,130 @@ import psutil
 import torch
 import transformers
 
+import pruner_lib
 from pruner_lib.files import write_csv
+from pruner_lib.study.results import results_root
+from tests.benchmarks.process import MeasurementFailed, in_fresh_process
+
+Cases = list[dict[str, Any]]  # the settings of each case, in the order of running
+DEVICE = "cuda:0" if torch.cuda.is_available() else "cpu"
 
 
-@dataclass(frozen=True)
-class Part:
-    """One question of the benchmark."""
+def run(
+    name: str,
+    cases: Cases,
+    words: Sequence[str] | None = None,
+    *,
+    derive: Callable[[pd.DataFrame], pd.DataFrame] = lambda frame: frame,
+) -> int:
+    """Measure by `tests.benchmarks.<name>:measure`, each case in a process of its own.
 
-    name: str  # stem of its CSV
-    question: str
-    function: str  # `module:name` of what measures a case
-    code: tuple[str, ...]  # modules whose change makes a row out of date
-    cases: Callable[[Any], list[dict[str, Any]]]  # options -> settings of each case, in the order of running
-    derive: Callable[[pd.DataFrame], pd.DataFrame] = lambda frame: frame  # adds the columns that compare rows
+    Args:    name: of the script and its CSV, `results/bench/<name>.csv`.    words: the command line.
+             derive: adds the columns that compare rows.
+    Returns: how many cases failed; one that fails does not stop those that follow.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m tests.benchmarks.{name}")
+    parser.add_argument("--again", action="store_true", help="measure also what is measured already")
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE[,VALUE]", help="as size=0.1,7")
+    options = parser.parse_args(words)
+    try:
+        cases = changed(cases, dict(each.partition("=")[::2] for each in options.set))
+    except ValueError as error:
+        parser.error(str(error))
+    path, mark, failed = results_root() / "bench" / f"{name}.csv", _mark(name), 0
+    for number, settings in enumerate(cases, 1):
+        label = f"{name} {number}/{len(cases)} " + " ".join(
+            f"{k}={v}" for k, v in settings.items() if v != ""
+        )
+        frame = read_rows(path) if path.is_file() else pd.DataFrame()
+        if not options.again and _matching(frame, settings | mark).any():
+            print(f"{label}: measured before", flush=True)
+            continue
+        start = time.monotonic()
+        try:
+            rows = in_fresh_process(f"tests.benchmarks.{name}:measure", settings)
+        except MeasurementFailed as error:
+            failed += 1
+            print(f"{label}: FAILED: {error}", flush=True)
+            continue
+        kept = frame[~_matching(frame, settings | {"machine": mark["machine"]})]
+        new = pd.DataFrame([settings | row | mark for row in rows])
+        write_csv(path, derive(pd.concat([kept, new], ignore_index=True) if len(kept) else new))
+        print(f"{label}: {len(rows)} rows in {time.monotonic() - start:.0f} s", flush=True)
+    return failed
 
 
-def cpu_name() -> str:
-    """Read the processor's name where the system tells it."""
+def changed(cases: Cases, values: Mapping[str, str]) -> Cases:
+    """Give other values to settings of all cases; of several values each is a case.
+
+    Raises:  ValueError: no case has such a setting.
+    """
+    for name, text in values.items():
+        if name not in cases[0]:
+            raise ValueError(f"no setting {name!r}; there are {', '.join(cases[0])}")
+        kind = type(cases[0][name])
+        cases = [case | {name: kind(value)} for value in text.split(",") for case in cases]
+    return [case for number, case in enumerate(cases) if case not in cases[:number]]
+
+
+def _mark(name: str) -> dict[str, str]:
+    """Name this machine and this code; describe the machine in `machines.csv`."""
+    here = machine()
+    path = results_root() / "bench" / "machines.csv"
+    known = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=list(here))
+    if here["machine"] not in set(known.machine):
+        new = pd.DataFrame([here])
+        write_csv(path, pd.concat([known, new], ignore_index=True) if len(known) else new)
+    library = Path(pruner_lib.__file__).parent
+    code = [path for path in library.rglob("*.py") if path.relative_to(library).parts[0] != "study"]
+    return {
+        "machine": here["machine"],
+        "code": code_hash([*sorted(code), Path(__file__).with_name(f"{name}.py")]),
+    }
+
+
+def code_hash(files: Iterable[Path]) -> str:
+    """Hash the syntax trees of files: comments and layout do not count."""
+    trees = [ast.dump(ast.parse(path.read_text(encoding="utf-8"))) for path in files]
+    return hashlib.sha256("".join(trees).encode()).hexdigest()[:8]
+
+
+def machine() -> dict[str, Any]:
+    """Describe where the numbers come from; `machine` is a short name made of all the rest."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+        cpu = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def machine(device: str) -> dict[str, Any]:
-    """Describe where the numbers come from; `machine` is a short name made of all the rest."""
-    found = {
-        "cpu": cpu_name(),
+        cpu = platform.processor() or platform.machine()
+    facts = {
+        "cpu": cpu,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
-        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+        "device": torch.cuda.get_device_name() if DEVICE.startswith("cuda") else DEVICE,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-    return {"machine": hashlib.sha256(repr(found).encode()).hexdigest()[:8]} | found
+    return {"machine": hashlib.sha256(repr(facts).encode()).hexdigest()[:8]} | facts
 
 
 def read_rows(path: Path) -> pd.DataFrame:
-    """Read the rows of a part; sizes such as 7 stay text."""
+    """Read the rows of a CSV; sizes such as 7 stay text."""
     return pd.read_csv(path, dtype={"size": str})
 
 
-def newest_rows(path: Path) -> pd.DataFrame:
-    """Read the rows of the machine that measured last."""
-    frame = read_rows(path)
-    return frame[frame.machine == frame.machine.iloc[-1]]
-
-
-def usual_rows(frame: pd.DataFrame) -> pd.DataFrame:
-    """Give the rows of scoring whose activations were kept or not as the library chose."""
-    return frame[frame.checkpointing.isna() | (frame.checkpointing == "")]
-
-
-def code_version(modules: Iterable[str]) -> str:
-    """Hash what modules of this project do: their syntax trees without docstrings and imports."""
-    digest, root = hashlib.sha256(), Path(__file__).parents[2]
-    for name in modules:
-        path = root / f"{name.replace('.', '/')}.py"
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node):
-                node.body = node.body[1:]
-        tree.body = [node for node in tree.body if not isinstance(node, (ast.Import, ast.ImportFrom))]
-        digest.update(ast.dump(tree).encode())
-    return digest.hexdigest()[:8]
-
-
-class Table:
-    """The CSV of one part: read once, written whole after every case."""
-
-    def __init__(self, part: Part, folder: Path, machine: str):
-        self.part, self.path = part, folder / f"{part.name}.csv"
-        self.mark = {"machine": machine, "code": code_version(part.code)}
-        # settings are compared as text: what a CSV gives back has lost its types
-        self.frame = read_rows(self.path) if self.path.is_file() else pd.DataFrame()
-
-    def has(self, settings: Mapping[str, Any]) -> bool:
-        """Tell whether a case is measured, on this machine and with this code."""
-        return bool(self._matches({**settings, **self.mark}).any())
-
-    def put(self, settings: Mapping[str, Any], rows: list[dict[str, Any]]) -> None:
-        """Write the rows of a case in place of those that this machine had for it."""
-        kept = self.frame[~self._matches({**settings, "machine": self.mark["machine"]})]
-        new = pd.DataFrame([{**settings, **row, **self.mark} for row in rows])
-        frame = pd.concat([kept, new], ignore_index=True) if len(kept) else new
-        self.frame = self.part.derive(frame)
-        write_csv(self.path, self.frame)
-
-    def _matches(self, wanted: Mapping[str, Any]) -> pd.Series:
-        found = pd.Series(True, index=self.frame.index)
-        for name, value in wanted.items():
-            column = self.frame[name] if name in self.frame else pd.Series(None, index=self.frame.index)
-            found &= column.map(_text) == _text(value)
-        return found
+def _matching(frame: pd.DataFrame, wanted: Mapping[str, Any]) -> pd.Series:
+    """Mark the rows with these values, compared as text: what a CSV gives back has lost its types."""
+    matching = pd.Series(True, index=frame.index)
+    for name, value in wanted.items():
+        column = frame[name] if name in frame else pd.Series(None, index=frame.index)
+        matching &= column.map(_text) == _text(value)
+    return matching
 
 
 def _text(value: Any) -> str:
-    """Write a setting the same way before it went through a CSV and after."""
-    if value is None or value != value or value == "":
+    if value is None or value != value:
         return ""
     number = isinstance(value, Real) and not isinstance(value, bool)
     return f"{value:.12g}" if number else str(value)

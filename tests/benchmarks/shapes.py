@@ -1,8 +1,8 @@
 """The models that the benchmark measures: llamas of a given size, on the meta device or with random weights.
 
 A size is a name out of SHAPES (billions of parameters, roughly) or `LAYERSxWIDTH`, such as `8x1024`. Weights
-are written where they stay: never in another type first, never twice. They mean nothing; time and memory do
-not depend on what they are.
+are written where they stay, never in another type first, never twice. They are random: time and memory do not
+depend on their values.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 
 import torch
+from accelerate import init_empty_weights
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -23,12 +24,8 @@ SHAPES = {
     "7": (4096, 11008, 32, 32, 32),
     "70": (8192, 28672, 80, 64, 8),
 }
-VOCABULARY = 32_000
-TINY_VOCABULARY = 256
 HEAD = 64  # size of a head of `LAYERSxWIDTH`
-POOL = (
-    2**22 + 3
-)  # random numbers that all weights are filled from; odd, so that rows do not repeat each other
+POOL = 2**22 + 3  # random numbers that fill all weights; odd, so that rows do not repeat each other
 SPREAD = 0.02  # standard deviation of the weights
 
 
@@ -37,8 +34,8 @@ def shape_config(size: str) -> LlamaConfig:
 
     Raises:  ValueError: neither a known name nor LAYERSxWIDTH with a width in steps of 64.
     """
-    drawn = re.fullmatch(r"(\d+)x(\d+)", size)
-    if size not in SHAPES and not (drawn and int(drawn[1]) and int(drawn[2]) and int(drawn[2]) % HEAD == 0):
+    drawn = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", size)
+    if size not in SHAPES and not (drawn and int(drawn[2]) % HEAD == 0):
         raise ValueError(
             f"size came as {size!r}, wanted one of {', '.join(SHAPES)}, or LAYERSxWIDTH with a width in "
             f"steps of {HEAD}, such as 8x1024"
@@ -49,20 +46,17 @@ def shape_config(size: str) -> LlamaConfig:
         layers, hidden = int(drawn[1]), int(drawn[2])
         inner, heads = hidden * 8 // 3 // HEAD * HEAD, hidden // HEAD
         kv_heads = heads
-    vocabulary = TINY_VOCABULARY if size == "tiny" else VOCABULARY
     return LlamaConfig(
-        vocab_size=vocabulary, hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers,
-        num_attention_heads=heads, num_key_value_heads=kv_heads, tie_word_embeddings=False,
+        vocab_size=256 if size == "tiny" else 32_000, hidden_size=hidden, intermediate_size=inner,
+        num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv_heads,
+        tie_word_embeddings=False,
     )  # fmt: skip
 
 
 def meta_model(size: str, dtype: torch.dtype = torch.bfloat16) -> LlamaForCausalLM:
     """Build a llama whose parameters are on the meta device; the tables of its rotary embedding are real."""
-    from accelerate import init_empty_weights
-
-    config = shape_config(size)
     with init_empty_weights(include_buffers=False):
-        model = LlamaForCausalLM(config)
+        model = LlamaForCausalLM(shape_config(size))
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)  # of the parameters only: rotary tables stay float32
     return model.eval()
@@ -74,25 +68,19 @@ def random_model(
     """Build a llama with random weights, each made where it stays."""
     model = meta_model(size, dtype)
     pool = torch.randn(POOL, generator=torch.Generator().manual_seed(0)).mul_(SPREAD).to(dtype).to(device)
-    start = 0
+    start = 0  # in the pool
     for module in model.modules():
         for name, empty in list(module._parameters.items()):
             if empty is None:
                 continue
             weight = torch.empty(empty.shape, dtype=dtype, device=device)
-            start = _fill(weight, pool, start)
+            flat, done = weight.view(-1), 0
+            while done < len(flat):
+                n = min(len(pool) - start, len(flat) - done)
+                flat[done : done + n] = pool[start : start + n]
+                done, start = done + n, (start + n) % len(pool)
             module._parameters[name] = nn.Parameter(weight.add_(1) if weight.ndim == 1 else weight)
     return model.to(device)
-
-
-def _fill(weight: torch.Tensor, pool: torch.Tensor, start: int) -> int:
-    """Copy random numbers into a weight, from `start` of the pool on and around; give where it ended."""
-    flat, done = weight.view(-1), 0
-    while done < len(flat):
-        n = min(len(pool) - start, len(flat) - done)
-        flat[done : done + n] = pool[start : start + n]
-        done, start = done + n, (start + n) % len(pool)
-    return start
 
 
 def weights_mb(model: nn.Module) -> float:

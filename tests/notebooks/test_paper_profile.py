@@ -20,6 +20,7 @@ from pruner_lib.study.profiles import load_profile
 from pruner_lib.study.records import load_records
 from pruner_lib.study.results import read_manifest, results_dir
 
+pytestmark = [pytest.mark.slow, pytest.mark.notebook]
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.ipynb"))
 SHORT = {"epochs": 1, "samples": 8, "batch_size": 4, "warmup_steps": 1, "cutoff": 200}
 SMALL = {

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import nbformat
+import psutil
 import pytest
 
-from pruner_lib.study.notebooks import check_parameters, find_notebooks, main, run_notebook, run_study
+from pruner_lib.study.notebooks import (
+    _settings_key,
+    check_parameters,
+    find_notebooks,
+    main,
+    run_notebook,
+    run_study,
+    was_done,
+)
 from pruner_lib.study.results import manifest_path, results_dir
 
 WRITE = """
@@ -47,66 +61,86 @@ def notebook(
     return path
 
 
-def test_notebook_that_finishes_is_done_and_numbers_keep_their_type(folder):
-    path = notebook(folder, "00_good", WRITE, FINISH)
-    run = run_notebook(path, "tiny", {"ratio": 0.5, "names": ("x", "y")}, show=False)
+@pytest.mark.slow
+@pytest.mark.notebook
+def test_numbers_keep_their_type_and_a_killed_kernel_is_a_failure_even_over_an_older_success(folder):
+    path = notebook(folder, "00_mortal", WRITE, FINISH)
+    run = run_notebook(path, "tiny", {"ratio": 0.5, "names": ("x", "y")})
     assert run.done, run.error
     assert run.outputs == ("tables/made.csv",)
     assert (results_dir("tiny") / "tables" / "made.csv").read_text() == "float,0.5,['x', 'y']"
-    manifest = json.loads(manifest_path("00_good", "tiny").read_text())
+    manifest = json.loads(manifest_path("00_mortal", "tiny").read_text())
     assert manifest["status"] == "done" and manifest["seconds"] == run.seconds
     assert manifest["parameters"] == {"ratio": 0.5, "names": ["x", "y"], "profile": "tiny"}
-    executed = (results_dir("tiny") / "notebooks" / "00_good.ipynb").read_text()
+    assert was_done(path, "tiny", {"ratio": 0.5, "names": ["x", "y"]})
+    assert not was_done(path, "tiny", {"ratio": 0.25, "names": ["x", "y"]}), "another study"
+    executed = (results_dir("tiny") / "notebooks" / "00_mortal.ipynb").read_text()
     assert str(folder.parent) not in executed
-
-
-def test_killed_kernel_is_a_failure_even_over_an_older_success(folder):
-    path = notebook(folder, "00_mortal", WRITE, FINISH)
-    assert run_notebook(path, "tiny", show=False).done
     notebook(folder, "00_mortal", WRITE, "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", FINISH)
-    run = run_notebook(path, "tiny", show=False)
+    run = run_notebook(path, "tiny")
     assert not run.done and str(folder.parent) not in run.error
     assert json.loads(manifest_path("00_mortal", "tiny").read_text())["status"] == "failed"
 
 
-def test_notebook_that_never_says_it_is_done_is_a_failure(folder):
-    run = run_notebook(notebook(folder, "00_silent", WRITE), "tiny", show=False)
-    assert not run.done and "finish" in run.error
-
-
-def test_notebook_whose_output_vanishes_is_a_failure(folder):
-    run = run_notebook(notebook(folder, "00_lossy", WRITE, FINISH, "path.unlink()"), "tiny", show=False)
-    assert not run.done and "tables/made.csv" in run.error
-
-
-def test_study_goes_on_after_a_failure_and_ends_nonzero(folder, monkeypatch, capsys):
+@pytest.mark.slow
+@pytest.mark.notebook
+def test_study_goes_on_after_failures_ends_nonzero_and_writes_the_front_page(folder, monkeypatch, capsys):
     notebook(folder, "00_bad", "raise RuntimeError('on purpose')")
-    notebook(folder, "01_good", WRITE, FINISH)
-    monkeypatch.setattr("pruner_lib.study.notebooks.notebooks_dir", lambda: folder)
-    assert main(["study", "--profile", "tiny", "--set", "ratio=0.75"]) == 1
-    said = capsys.readouterr()
-    assert "1 of 2 notebooks done" in said.out and "1 FAILED" in said.out and "on purpose" in said.err
+    notebook(folder, "01_silent", WRITE)
+    notebook(folder, "02_lossy", WRITE, FINISH, "path.unlink()")
+    notebook(folder, "03_good", WRITE, FINISH)
+    monkeypatch.setattr("pruner_lib.study.notebooks.project_root", lambda: folder.parent)
+    assert main(["--profile", "tiny", "--set", "ratio=0.75"]) == 1
+    shown = capsys.readouterr()
+    assert "1 of 4 notebooks done" in shown.out and "3 FAILED" in shown.out and "last time" not in shown.out
+    reasons = shown.err.split(" failed:\n")[1:]
+    for expected, reason in zip(
+        ("on purpose", "without results.finish", "tables/made.csv"), reasons, strict=True
+    ):
+        assert expected in reason
     assert (results_dir("tiny") / "tables" / "made.csv").read_text().startswith("float,0.75")
-    assert main(["study", "--profile", "tiny", "--only", "01"]) == 0
-    assert "1 of 1 notebooks done" in capsys.readouterr().out
-
-
-def test_study_writes_one_page_of_all_results_and_tells_the_last_time(folder, monkeypatch, capsys):
-    notebook(folder, "00_good", WRITE, FINISH)
-    notebook(folder, "12_last", WRITE, FINISH)
-    monkeypatch.setattr("pruner_lib.study.notebooks.notebooks_dir", lambda: folder)
-    assert main(["study", "--profile", "tiny", "--only", "12,00"]) == 0
-    said = capsys.readouterr().out
     page = results_dir("tiny") / "index.html"
-    assert str(page) in said and said.index("[1/2] 00_good") < said.index("[2/2] 12_last")
-    assert "last time" not in said
-    assert 'href="notebooks/00_good.html"' in page.read_text() and "12_last" in page.read_text()
-    monkeypatch.setattr(
-        "pruner_lib.study.notebooks.write_index", lambda _: (_ for _ in ()).throw(ValueError("no page"))
+    assert str(page) in shown.out and 'href="notebooks/03_good.html"' in page.read_text()
+    assert main(["--profile", "tiny", "--only", "03"]) == 0
+    shown = capsys.readouterr().out
+    assert "1 of 1 notebooks done" in shown and "last time" in shown
+
+
+@pytest.mark.slow
+@pytest.mark.notebook
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_ends_the_study_and_all_its_processes(folder, tmp_path, sent):
+    """The kernel writes its process id and sleeps; after the signal it is gone, and so is papermill."""
+    note = tmp_path / "kernel.txt"
+    ids = "{os.getpid()} {os.getppid()}"
+    wait = f"import os, time\nopen({str(note)!r}, 'w').write(f'{ids}')\ntime.sleep(600)"
+    notebook(folder, "00_long", wait, FINISH)
+    code = (
+        "import sys; from pathlib import Path; import pruner_lib.study.notebooks as runner; import signal; "
     )
-    assert main(["study", "--profile", "tiny", "--only", "00"]) == 0
-    said = capsys.readouterr().out
-    assert "last time" in said and "could not be written: no page" in said
+    code += f"runner.project_root = lambda: Path({str(folder.parent)!r}); "
+    code += (
+        "signal.signal(signal.SIGTERM, signal.default_int_handler); sys.exit(runner.main(['--profile=tiny']))"
+    )
+    study = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    try:
+        wait_until(lambda: note.is_file() and len(note.read_text().split()) == 2)
+        processes = [int(number) for number in note.read_text().split()]
+        study.send_signal(sent)
+        assert "run the same command again" in study.communicate(timeout=120)[1] and study.returncode == 130
+        wait_until(lambda: not any(psutil.pid_exists(number) for number in processes))
+    finally:
+        study.kill()
+
+
+def wait_until(condition, seconds: float = 120.0):
+    """Wait for a condition; a test that fails here has seen it false for the whole time."""
+    for _ in range(int(seconds / 0.1)):
+        if condition():
+            return
+        time.sleep(0.1)
+    raise AssertionError("what was waited for has not happened")
 
 
 def test_misspelt_parameter_is_an_error_before_anything_runs(folder):
@@ -125,37 +159,39 @@ def test_notebook_without_the_parameters_tag_is_an_error(folder):
         run_notebook(path, "tiny")
 
 
-def test_bad_input_from_the_command_line_is_told_with_exit_code_2(folder, monkeypatch, capsys):
+def test_bad_input_on_the_command_line_ends_with_exit_code_2(folder, monkeypatch, capsys):
     notebook(folder, "00_good", WRITE, FINISH)
-    monkeypatch.setattr("pruner_lib.study.notebooks.notebooks_dir", lambda: folder)
-    assert main(["study", "--profile", "tyni"]) == 2
+    monkeypatch.setattr("pruner_lib.study.notebooks.project_root", lambda: folder.parent)
+    assert main(["--profile", "tyni"]) == 2
     assert "there are full, paper, quick, tiny" in capsys.readouterr().err
-    assert main(["notebook", "07", "--profile", "tiny"]) == 2
+    assert main(["--only", "07", "--profile", "tiny"]) == 2
     assert "there are 00_good" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        main(["study", "--set", "ratio"])
+        main(["--set", "ratio"])
 
 
 def test_notebooks_come_in_the_order_of_their_names_and_can_be_chosen(folder):
     for name in ("02_c", "00_a", "01_b", "00_a_more"):
         notebook(folder, name)
-    assert [path.stem for path in find_notebooks(place=folder)] == ["00_a", "00_a_more", "01_b", "02_c"]
+    assert [path.stem for path in find_notebooks(folder=folder)] == ["00_a", "00_a_more", "01_b", "02_c"]
     assert [path.stem for path in find_notebooks(["01", "02"], folder)] == ["01_b", "02_c"]
     assert [path.stem for path in find_notebooks(["00_a"], folder)] == ["00_a"]
-    with pytest.raises(ValueError, match="begins so; there are 00_a"):
+    with pytest.raises(ValueError, match="begins with '9'; there are 00_a"):
         find_notebooks(["9"], folder)
 
 
+@pytest.mark.slow
+@pytest.mark.notebook
 def test_notebooks_that_were_all_done_run_side_by_side_and_the_last_after_them(folder, capsys):
-    for name in ("00_one", "01_two", "02_last"):
-        notebook(folder, name, WRITE, FINISH)
-    first = run_study("tiny", place=folder, show=False)
-    told = capsys.readouterr().out.splitlines()
-    assert all(run.done for run in first) and "[1/3] 00_one" in told[0] and told[1].startswith("    done")
-    assert run_study("tiny", parameters={"ratio": 0.25}, place=folder, show=False)
-    told = capsys.readouterr().out.splitlines()
-    assert told[1].startswith("    done"), "another parameter: it is not the same study"
-    again = run_study("tiny", parameters={"ratio": 0.25}, place=folder, show=False)
-    told = capsys.readouterr().out.splitlines()
-    assert [run.notebook for run in again] == ["00_one", "01_two", "02_last"] and all(r.done for r in again)
-    assert "[1/3]" in told[0] and "[2/3]" in told[1] and "[3/3] 02_last" in told[4]
+    names = ("00_one", "01_two", "02_last")
+    for name in names:
+        path = notebook(folder, name, WRITE, FINISH)
+        manifest_path(name, "tiny").parent.mkdir(parents=True, exist_ok=True)
+        before = {"status": "done", "seconds": 1.0, "asked": _settings_key("tiny", {})}
+        manifest_path(name, "tiny").write_text(json.dumps(before))
+        assert was_done(path, "tiny", {})
+    assert all(run.done for run in run_study("tiny", place=folder))
+    lines = capsys.readouterr().out.splitlines()
+    order = [f"start {x.split()[1]}" if x[0] == "[" else f"end {x.split()[0]}" for x in lines]
+    side_by_side = ["start 00_one", "start 01_two", "end 00_one", "end 01_two"]
+    assert order == [*side_by_side, "start 02_last", "end 02_last"]

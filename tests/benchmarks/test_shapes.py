@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.benchmarks.scoring import _bytes
-from tests.benchmarks.shapes import SHAPES, meta_model, random_model, shape_config, weights_mb
+from tests.benchmarks.shapes import SHAPES, meta_model, random_model, shape_config
 
 
 def count(model) -> int:
@@ -23,14 +22,7 @@ def test_sizes_are_what_their_names_say():
     assert (grid.num_hidden_layers, grid.hidden_size, grid.num_attention_heads) == (8, 1024, 16)
 
 
-@pytest.mark.parametrize("size", [*SHAPES, "3x128"])
-def test_bytes_are_known_before_anything_is_built(size):
-    model = meta_model(size)
-    assert _bytes(size, torch.bfloat16) == weights_mb(model) * 2**20
-    assert {p.device.type for p in model.parameters()} == {"meta"}
-
-
-@pytest.mark.parametrize("size", ["", "6.7", "0x64", "2x100", "x64"])
+@pytest.mark.parametrize("size", ["", "6.7", "0x64", "2x0", "2x100", "x64"])
 def test_an_unknown_size_names_the_known_ones(size):
     with pytest.raises(ValueError, match="wanted one of tiny, 0.1, .* such as 8x1024"):
         shape_config(size)

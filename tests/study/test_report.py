@@ -1,0 +1,101 @@
+"""Pages hold what the notebooks hold, load nothing from elsewhere, and link only to files that exist."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from pruner_lib.files import write_json
+from pruner_lib.study.report import SUMMARY, WIDGET, notebook_page, runs_frame, write_index
+from pruner_lib.study.results import manifest_path, results_dir
+
+LOADED = re.compile(
+    r"""<(?:script|img|iframe)[^>]*\bsrc=["']?(?!data:)[^>]*>|<link\b[^>]*>|@import|url\(["']?http"""
+)
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.setenv("PRUNER_LIB_RESULTS", str(tmp_path))
+    (tmp_path / "tiny" / "notebooks").mkdir(parents=True)
+    return results_dir("tiny")
+
+
+def executed(heading: str = "# 07 A question?"):
+    """An executed notebook with a formula, printed markup, a table and a progress bar."""
+    book = new_notebook(metadata={"widgets": {WIDGET: {"state": {}}}})
+    book.cells = [new_markdown_cell(f"{heading}\n\nIt costs $x^2$ dollars."), new_code_cell("bar")]
+    table = {"text/html": "<style>#T_1 td {color: red}</style><table id='T_1'></table>"}
+    book.cells[1].outputs = [
+        new_output("stream", text="<script>printed</script>"),
+        new_output("display_data", data=table),
+        new_output("display_data", data={WIDGET: {"model_id": "1"}, "text/plain": "0%| | 0/3"}),
+    ]
+    return book
+
+
+def done(name: str, status: str = "done", heading: str = "# 07 A question?", **more):
+    """Leave behind what a notebook leaves: an executed copy and its manifest."""
+    path = manifest_path(name, "tiny")
+    nbformat.write(executed(heading), path.with_suffix(".ipynb"))
+    write_json(path, {"notebook": name, "status": status, "seconds": 95.0, "finished": "today"} | more)
+
+
+def test_page_shows_text_code_and_outputs_without_bars_and_without_the_network():
+    text = notebook_page(executed(), "a <title>")
+    assert "A question?" in text and "$x^2$" in text and "#T_1 td" in text and "0/3" not in text
+    assert "&lt;script&gt;printed" in text and "<script>printed" not in text
+    assert "<title>a &lt;title&gt;</title>" in text and not LOADED.search(text)
+    assert LOADED.search('<script src="https://cdn/mathjax.js">') and LOADED.search('<link href="x.css">')
+
+
+def test_front_page_is_the_summary_with_links_to_all_notebooks(place):
+    done("03_compare_methods")
+    done("04_dependency", status="failed", outputs=["x"])
+    done(SUMMARY, heading="# 12 What is left?")
+    text = write_index("tiny").read_text()
+    targets = set(re.findall(r'href="(notebooks/[^"]+)"', text))
+    assert targets == {f"notebooks/{name}.html" for name in ("03_compare_methods", "04_dependency", SUMMARY)}
+    assert all((place / target).is_file() for target in targets)
+    assert text.index("04_dependency") < text.index("What is left?") and "95 s" in text
+    assert not LOADED.search(text)
+    assert list(runs_frame("tiny").status) == ["done", "failed", "done"]
+    assert list(runs_frame("tiny").outputs) == [0, 1, 0]
+
+
+def test_names_are_text_and_not_markup(place):
+    done("03_<b>&", finished="<script>alert(1)</script>")
+    text = write_index("tiny").read_text()
+    assert "03_&lt;b&gt;&amp;" in text and "<b>" not in text and "<script>alert" not in text
+    assert 'href="notebooks/03_%3Cb%3E%26.html"' in text
+
+
+def test_front_page_without_the_summary_or_anything_else(place):
+    assert "No notebook has run yet" in write_index("tiny").read_text() and runs_frame("tiny").empty
+    done("03_compare_methods", seconds=None)
+    text = write_index("tiny").read_text()
+    assert "03_compare_methods" in text and "nan" not in text.split("<body")[1]
+    with pytest.raises(ValueError, match="unknown profile"):
+        write_index("tyni")
+
+
+def test_page_is_made_again_only_when_its_notebook_has_changed(place):
+    done("03_compare_methods")
+    write_index("tiny")
+    page = manifest_path("03_compare_methods", "tiny").with_suffix(".html")
+    os.utime(page, (2e9, 2e9))
+    write_index("tiny")
+    assert page.stat().st_mtime == 2e9
+    os.utime(page, (1, 1))
+    write_index("tiny")
+    assert page.stat().st_mtime > 1e9
+
+
+def test_damaged_notebook_is_named(place):
+    (place / "notebooks" / "03_x.ipynb").write_text("{")
+    with pytest.raises(ValueError, match=r"03_x\.ipynb is no notebook"):
+        write_index("tiny")
