@@ -288,7 +288,7 @@ def with_mean_accuracy(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def way_of(records: Sequence[Record]) -> pd.DataFrame:
-    """List what `curves.plot_before_after` draws of the dense, the pruned and the recovered model.
+    """List stages and values of the dense, the pruned and the recovered model.
 
     Returns: columns stage, source ("ours"), model (with the text, where there is one), metric, value, stderr:
              a row for each perplexity and each mean accuracy, in the order of the records.

@@ -175,7 +175,7 @@ def tell_sideways(found: pd.DataFrame, ours: str, wall: str) -> str:
 
 
 def published_points(tables: Mapping[float, pd.DataFrame], methods: Sequence[str]) -> pd.DataFrame:
-    """Lay the paper's perplexities on WikiText2, before recovery, out as hollow points of `plot_sweep`.
+    """Lay the paper's perplexities on WikiText2, before recovery, out as hollow points of a sweep.
 
     Args:    tables: share removed -> a table as `paper.published_methods` gives it.
     Returns: columns share, method, dataset, value, source ("paper"); the dense model is not among them.
@@ -293,7 +293,7 @@ def chance_jaccard(plan: Plan) -> float:
 
 
 def agreement_table(items: Mapping[str, Any], measure: Callable[[Any, Any], float]) -> pd.DataFrame:
-    """Compare all with all, for `curves.plot_overlap`: columns `method_a`, `method_b`, `overlap`."""
+    """Compare all with all, for `plot_heatmap`: columns `method_a`, `method_b`, `overlap`."""
     pairs = combinations_with_replacement(items, 2)
     rows = [{"method_a": a, "method_b": b, "overlap": measure(items[a], items[b])} for a, b in pairs]
     return pd.DataFrame(rows)
