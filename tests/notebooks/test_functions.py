@@ -15,8 +15,9 @@ from notebook_functions import functions_of
 
 from pruner_lib import discover, load_model, select
 from pruner_lib.study.paper import published_methods
+from pruner_lib.study.profiles import load_profile
 from pruner_lib.study.records import MetricName
-from pruner_lib.study.settings import Recovery, load_profile
+from pruner_lib.study.settings import Recovery
 from pruner_lib.study.statistics import Interval
 
 TEXT, WIKI = short(tasks=()), MetricName("perplexity", "wiki", 128)

@@ -10,8 +10,9 @@ import pytest
 
 from pruner_lib.study.compare import contrasts, group_of, kept_frame, metrics_of, to_markdown
 from pruner_lib.study.paper import Compared
+from pruner_lib.study.profiles import load_profile
 from pruner_lib.study.records import MEAN, Metric, MetricName, Record
-from pruner_lib.study.settings import Evaluation, Recovery, load_profile
+from pruner_lib.study.settings import Evaluation, Recovery
 
 TINY = load_profile("tiny")
 ONE = Compared("tiny", 0.3)

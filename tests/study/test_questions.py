@@ -12,6 +12,7 @@ from made_records import draws, record, short
 
 from pruner_lib.method.groups import Plan
 from pruner_lib.study.compare import contrasts
+from pruner_lib.study.profiles import load_profile
 from pruner_lib.study.questions import (
     agreement_table,
     chance_jaccard,
@@ -23,7 +24,6 @@ from pruner_lib.study.questions import (
 )
 from pruner_lib.study.records import Metric, MetricName
 from pruner_lib.study.run import run
-from pruner_lib.study.settings import load_profile
 
 TEXT = short(tasks=())
 

@@ -236,11 +236,12 @@ def label_lines(ax: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None
     to_fraction = ax.transData + ax.transAxes.inverted()
     heights = np.array([to_fraction.transform((x, y))[1] for x, y, *_ in ends])
     gap = 0.17 / (ax.get_position().height * ax.figure.get_size_inches()[1])  # inches of a line of text
-    placed = heights.copy()
+    placed = np.clip(heights, 0.03, 0.96)  # between the axis and the title
+    for i in reversed(range(len(placed) - 1)):
+        placed[i] = min(placed[i], placed[i + 1] - gap)
+    placed[0] = max(placed[0], 0.03)
     for i in range(1, len(placed)):
         placed[i] = max(placed[i], placed[i - 1] + gap)
-    placed -= (placed - heights).mean()
-    placed -= max(0.0, placed.max() - 1)  # the title stands above
     look = {"textcoords": "offset points", "va": "center", "fontsize": 9, "annotation_clip": False}
     for (x, _, label, color), height in zip(ends, placed, strict=True):
         at = {"xycoords": ("data", "axes fraction"), "xytext": (8, 0)}
