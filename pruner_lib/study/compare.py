@@ -252,13 +252,8 @@ def with_mean_accuracy(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([frame, pd.DataFrame(rows)], ignore_index=True) if rows else frame
 
 
-<<<<<<< HEAD
 def stage_frame(records: Group) -> pd.DataFrame:
     """List each perplexity and each mean accuracy of the dense, the pruned and the recovered model.
-=======
-def way_of(records: Sequence[Record]) -> pd.DataFrame:
-    """List stages and values of the dense, the pruned and the recovered model.
->>>>>>> figures
 
     Returns: columns stage, source ("ours"), model (with the text, where there is one), metric, value, stderr,
              in the order of the records.
