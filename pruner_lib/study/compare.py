@@ -233,7 +233,7 @@ def _sentence(row: Any) -> str:
     middle, low, high = (f"{x * scale:+.{digits}f}" for x in (row.difference, row.low, row.high))
     shown = f"{middle} [{low}, {high}] {unit}"
     if not row.better:
-        return f"{row.a} and {row.b} can't be told apart by {what}{row.dataset} ({shown})."
+        return f"{row.a} and {row.b} do not differ clearly by {what}{row.dataset} ({shown})."
     best, rest = (row.a, row.b) if row.better == "a" else (row.b, row.a)
     return f"**{best} is better than {rest}** by {what}{row.dataset} ({row.a} - {row.b}: {shown})."
 

@@ -94,7 +94,7 @@ def summarise(compared: pd.DataFrame, by: str, *, link: str = "at") -> str:
     """
     one = compared.a.iloc[0]
     other = compared.b.iloc[0] if compared.b.nunique() == 1 else "the other"
-    sentences = {"a": f"{one} is better", "b": f"{other} is better", "": "they can't be told apart"}
+    sentences = {"a": f"{one} is better", "b": f"{other} is better", "": "no clear difference"}
     parts, compared = [], compared.replace({"dataset": {"mean": "accuracy"}})
     for better, sentence in sentences.items():
         places = [

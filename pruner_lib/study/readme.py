@@ -23,21 +23,23 @@ PROFILE = "quick"
 TABLES = f"results/{PROFILE}/tables"
 VERDICTS = f"{TABLES}/12_verdicts.csv"
 NOT_YET = "Not there yet: `python tasks.py study` makes it."
-METHODS = ["l2", "element1", "element2"]
-NUMBERS = {  # notebook -> the single numbers of its result table
-    "00_quickstart": (
+NUMBERS = (  # notebook, and a single number of its result table
+    (
+        "00_quickstart",
         "A fifth of the parameters can go without retraining (Table 1, Element¹): perplexity, times dense",
-        "A short LoRA training brings part of it back: perplexity, times dense",
-        "Mean zero-shot accuracy kept: pruned, recovered",
     ),
-    "01_discover_groups": (
+    ("00_quickstart", "A short LoRA training brings part of it back: perplexity, times dense"),
+    ("00_quickstart", "Mean zero-shot accuracy kept: pruned, recovered"),
+    (
+        "01_discover_groups",
         "Groups are found automatically (Figures 2 and 6): LLaMA-7B's parameters in Table 3, recounted",
     ),
-    "02_estimate_importance": (
+    (
+        "02_estimate_importance",
         "The Taylor criteria say what a group is worth (Eq. 3 to 5): perplexity, times dense, without a "
         "quarter of the inner groups by L2, Element¹, Element²",
     ),
-}
+)
 
 
 def updated(text: str, root: Path) -> str:
@@ -89,33 +91,28 @@ def _notebook(name: str, folder: str = "notebooks") -> str:
 
 def numbers_table(root: Path) -> str:
     """Write single numbers of one model as Markdown: what they are, the paper's, ours, notebook, file."""
-    lines = [f"| single numbers | paper | ours (`{PROFILE}`) | notebook | file |\n|---|---|---|---|---|"]
-    paths = {notebook: f"{TABLES}/{notebook[:2]}_result.csv" for notebook in NUMBERS}
+    paths = {notebook: f"{TABLES}/{notebook[:2]}_result.csv" for notebook, _ in NUMBERS}
     if not all((root / path).is_file() for path in paths.values()):
         return NOT_YET
-    frames = [pd.read_csv(root / path) for path in paths.values()]
-    for (notebook, path), numbers in zip(paths.items(), _single_numbers(*frames), strict=True):
-        where = f"{_notebook(notebook)} | [{Path(path).name}]({path})"
-        for what, (paper, ours) in zip(NUMBERS[notebook], numbers, strict=True):
-            lines.append(f"| {what} | {paper} | {ours} | {where} |")
+    numbers = _single_numbers(*(pd.read_csv(root / path) for path in paths.values()))
+    lines = [f"| single numbers | paper | ours (`{PROFILE}`) | notebook | file |\n|---|---|---|---|---|"]
+    for (notebook, what), (paper, ours) in zip(NUMBERS, numbers, strict=True):
+        file = f"[{Path(paths[notebook]).name}]({paths[notebook]})"
+        lines.append(f"| {what} | {paper} | {ours} | {_notebook(notebook)} | {file} |")
     return "\n".join(lines)
 
 
-def _single_numbers(
-    stages: pd.DataFrame, counts: pd.DataFrame, methods: pd.DataFrame
-) -> Sequence[list[Sequence[str]]]:
-    """Give the paper's number and ours for each row of `NUMBERS`, from the result tables of 00, 01 and 02."""
+def _single_numbers(stages: pd.DataFrame, counts: pd.DataFrame, methods: pd.DataFrame) -> list[Sequence[str]]:
+    """Give the paper's number and ours for each of `NUMBERS`, from the result tables of 00, 01 and 02."""
     stages = stages.set_index(["metric", "stage"])[["paper", "ours"]]
-    times = [[f"{value:.2f}" for value in stages.loc["perplexity", name]] for name in ("pruned", "recovered")]
+    times = stages.loc["perplexity"].map("{:.2f}".format)
     kept = stages.loc["accuracy"].loc[["pruned", "recovered"]].map("{:.0%}".format)
     exact = (counts.exact / 1e9).round(2) == counts.paper
-    by_method = methods.set_index("method").loc[METHODS].map("{:.2f}".format)
-    sides = "x dense: paper, LLaMA-7B", "x dense: ours"
-    return (
-        [*times, [", ".join(kept[side]) for side in kept]],
-        [(f"{len(exact)} rows", f"{exact.sum()} of {len(exact)} exact")],
-        [[", ".join(by_method[side]) for side in sides]],
-    )
+    methods = methods.set_index("method").loc[["l2", "element1", "element2"]]
+    methods = methods[["x dense: paper, LLaMA-7B", "x dense: ours"]].map("{:.2f}".format)
+    found = (f"{len(exact)} rows", f"{exact.sum()} of {len(exact)} exact")
+    joined = [frame.agg(", ".join).tolist() for frame in (kept, methods)]
+    return [times.loc["pruned"].tolist(), times.loc["recovered"].tolist(), joined[0], found, joined[1]]
 
 
 def coverage_table(root: Path) -> str:

@@ -70,7 +70,7 @@ class Difference(Interval):
         """Say in words which is better; inside the noise neither is."""
         shown = self.show(digits, scale)
         if not self.sign:
-            return f"{a} and {b} can't be told apart ({a} - {b}: {shown})"
+            return f"{a} and {b} do not differ clearly ({a} - {b}: {shown})"
         word = "better" if (self.sign > 0) != lower_is_better else "worse"
         return f"{a} is {word} than {b} ({a} - {b}: {shown})"
 
@@ -192,19 +192,14 @@ def _strata(*sides: Any, level: float) -> list[np.ndarray]:
     if not named[0]:
         raise ValueError("there are no values: nothing was measured")
     tables = {name: [_table(side[name]) for side in named] for name in named[0]}
-    for name, found in tables.items():
-        shapes = [table.shape for table in found]
-        draws = {shape[0] for shape in shapes} - {1}
-        if len({shape[1] for shape in shapes}) > 1 or len(draws) > 1:
+    most = max(len(table) for group in tables.values() for table in group)
+    strata = []
+    for name, group in tables.items():
+        shapes = [table.shape for table in group]
+        if len({items for _, items in shapes}) > 1 or {draws for draws, _ in shapes} - {1, most}:
             raise ValueError(f"{name or 'the values'}: (draws, items) are {shapes}, which can't be paired")
-    most = max(table.shape[0] for found in tables.values() for table in found)
-    try:
-        return [
-            np.stack([np.broadcast_to(table, (most, table.shape[1])) for table in found])
-            for found in tables.values()
-        ]
-    except ValueError as error:
-        raise ValueError("tasks differ in their number of draws, so draws can't be paired") from error
+        strata.append(np.stack([np.broadcast_to(table, (most, table.shape[1])) for table in group]))
+    return strata
 
 
 def _table(values: Any) -> np.ndarray:

@@ -102,7 +102,7 @@ def test_summary_says_who_is_better_where_and_no_more_than_the_intervals_do():
     clear = contrasts(pair, [("a", "b")]).assign(share=0.2)
     same = contrasts({"a": pair["a"], "b": pair["a"]}, [("a", "b")]).assign(share=0.1)
     both = summarise(pd.concat([same, clear]), "share")
-    assert both == "a against b: a is better at 20% (wiki); they can't be told apart at 10% (wiki)."
+    assert both == "a against b: a is better at 20% (wiki); no clear difference at 10% (wiki)."
     answering = {
         name: [replace(one, metrics=one.metrics | right(name)) for one in group]
         for name, group in pair.items()
