@@ -30,6 +30,7 @@ import papermill
 import yaml
 
 from pruner_lib.files import write_json, write_text
+from pruner_lib.study.profiles import load_profile
 from pruner_lib.study.report import write_index
 from pruner_lib.study.results import (
     RUN_ID,
@@ -40,7 +41,7 @@ from pruner_lib.study.results import (
     results_dir,
     results_root,
 )
-from pruner_lib.study.settings import load_profile, settings_key
+from pruner_lib.study.settings import settings_key
 
 TAIL = 4000  # characters of a failed notebook's messages that are kept
 AT_ONCE = 2  # notebooks that run side by side where nothing is left to measure

@@ -1,7 +1,8 @@
 """What others published: the numbers of the paper's tables, and those of model cards for our default model.
 
 The numbers lie in `results/paper/*.csv`, as printed; the rows of Tables 1, 2, 4 and 5 are also given as
-experiments. Nothing is measured or compared here.
+experiments. `coverage.yaml` says where each table and figure is reproduced. Nothing is measured or compared
+here.
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 
+from pruner_lib.study.profiles import Profile
 from pruner_lib.study.results import project_root
-from pruner_lib.study.settings import Experiment, Profile
+from pruner_lib.study.settings import Experiment
 
+COVERAGE_FILE = Path(__file__).with_name("coverage.yaml")
 COLUMNS = ("table", "row", "metric", "value", "unit", "source")
 TEXTS = {"wikitext2": "WikiText2", "ptb": "PTB"}
-WHOLE = {  # a whole model, as `load_model` knows it -> (table, row) of what was published about it
+WHOLE = {  # name of a whole model for `load_model` -> (table, row) of what was published about it
     "smollm2-135m": (
         ("SmolLM2 card", "SmolLM2-135M-Instruct"),
         ("SmolLM2 by lm-eval", "SmolLM2-135M-Instruct"),
@@ -38,21 +42,23 @@ def published(table: str) -> pd.DataFrame:
     Raises:  ValueError: there is no such table (the message lists those there are).
     """
     numbers = _read(_folder())
-    found = numbers[numbers.table == table]
-    if found.empty:
+    rows = numbers[numbers.table == table]
+    if rows.empty:
         raise ValueError(f"unknown table {table!r}; there are {', '.join(published_tables())}")
-    return found.reset_index(drop=True)
+    return rows.reset_index(drop=True)
 
 
 def published_whole(model: str) -> pd.DataFrame:
-    """Look up what was published about a model before pruning; without rows where nothing is known of it."""
+    """Look up what was published about a model before pruning; without rows where nothing was."""
     numbers = _read(_folder())
     places = list(zip(numbers.table, numbers.row, strict=True))
     return numbers[[place in WHOLE.get(model, ()) for place in places]].reset_index(drop=True)
 
 
-def published_way(table: str = "Table 1", method: str = "Element^1", text: str = "wikitext2") -> pd.DataFrame:
-    """Look up what the paper says of a model whole, pruned by `method` and recovered, as `compare.way_of`.
+def published_stages(
+    table: str = "Table 1", method: str = "Element^1", text: str = "wikitext2"
+) -> pd.DataFrame:
+    """Look up the paper's model whole, pruned by `method` and recovered; columns as `compare.stage_frame`.
 
     Returns: columns stage, source ("paper"), model, metric ("perplexity" on `text`, "accuracy": the mean as a
              share), value.
@@ -63,13 +69,12 @@ def published_way(table: str = "Table 1", method: str = "Element^1", text: str =
     model = whole.removeprefix("0% / ").rstrip("*")
     stages = {"dense": whole, "pruned": f"w/o tune / {method}", "recovered": f"w/ tune / {method}"}
     for stage, ending in stages.items():
-        found = numbers[numbers.row.str.endswith(ending)].set_index("metric").value
-        if found.empty:
+        values = numbers[numbers.row.str.endswith(ending)].set_index("metric").value
+        if values.empty:
             raise ValueError(f"{table} has no row {ending!r}; it has {', '.join(dict.fromkeys(numbers.row))}")
-        rows.append(
-            (stage, "paper", f"{model}, {TEXTS[text]}", "perplexity", found[f"perplexity/{text}@128"])
-        )
-        rows.append((stage, "paper", model, "accuracy", found["accuracy/mean"] / 100))
+        perplexity, accuracy = values[f"perplexity/{text}@128"], values["accuracy/mean"] / 100
+        rows.append((stage, "paper", f"{model}, {TEXTS[text]}", "perplexity", perplexity))
+        rows.append((stage, "paper", model, "accuracy", accuracy))
     return pd.DataFrame(rows, columns=["stage", "source", "model", "metric", "value"])
 
 
@@ -90,8 +95,8 @@ def _read(folder: Path) -> pd.DataFrame:
     frames = [pd.read_csv(path, keep_default_na=False) for path in paths]
     for path, frame in zip(paths, frames, strict=True):
         if tuple(frame) != COLUMNS or not pd.api.types.is_numeric_dtype(frame.value):
-            found = ", ".join(frame)
-            raise ValueError(f"{path} has the columns {found}; wanted {', '.join(COLUMNS)}, value a number")
+            there, wanted = ", ".join(frame), ", ".join(COLUMNS)
+            raise ValueError(f"{path} has the columns {there}; wanted {wanted}, value a number")
     return pd.concat(frames, ignore_index=True)
 
 
@@ -134,8 +139,8 @@ class Compared:
             "seed": draw,
             "evaluation": settings.short_evaluation,
         }
-        asked = settings.experiment(**values | (CHANNEL if method == "channel" else {}) | changes)
-        return asked.dense if method == "dense" else asked
+        experiment = settings.experiment(**values | (CHANNEL if method == "channel" else {}) | changes)
+        return experiment.dense if method == "dense" else experiment
 
     def rows(
         self, settings: Profile, methods: Sequence[str], draws: Sequence[int], **changes: Any
@@ -155,9 +160,9 @@ def compared(settings: Profile, models: Sequence[str] = (), share: float = 0.0) 
     """
     study = settings.method_study
     own = Compared(settings.model, study.share)
-    known = [own, *map(Compared, study.models, study.shares, study.tables)]
-    by_name = {one.model: one for one in known}
-    chosen = [by_name.get(name, Compared(name, study.share)) for name in models] if models else known
+    listed = [own, *map(Compared, study.models, study.shares, study.tables)]
+    by_name = {one.model: one for one in listed}
+    chosen = [by_name.get(name, Compared(name, study.share)) for name in models] if models else listed
     return [Compared(one.model, share or one.share, one.table) for one in chosen]
 
 
@@ -168,7 +173,8 @@ def published_methods(table: str) -> pd.DataFrame:
     whole model, what the authors measured counts, not the official numbers.
     """
     sources = [name for name in (table, f"{table}, preprint v1") if name in published_tables()]
-    return _by_our_words([(name, _row(row), row) for name in sources for row in published(name).row.unique()])
+    rows = [(name, row) for name in sources for row in published(name).row.unique()]
+    return _in_our_words([(name, row, ours) for name, row in rows if (ours := _row(row))])
 
 
 def published_choices(table: str, rows: Mapping[str, tuple[str, str]]) -> pd.DataFrame:
@@ -176,21 +182,18 @@ def published_choices(table: str, rows: Mapping[str, tuple[str, str]]) -> pd.Dat
 
     Args:    rows: a row as printed -> our name and stage.
     """
-    return _by_our_words(
-        [(table, ours, row) for row, ours in rows.items()] + [(DENSE[0], ("dense",) * 2, DENSE[1])]
-    )
+    return _in_our_words([(table, row, ours) for row, ours in rows.items()] + [(*DENSE, ("dense", "dense"))])
 
 
-def _by_our_words(rows: Sequence[tuple[str, tuple[str, str] | None, str]]) -> pd.DataFrame:
-    """Look rows up: (table, our name and stage, the row as printed)."""
+def _in_our_words(rows: Sequence[tuple[str, str, tuple[str, str]]]) -> pd.DataFrame:
+    """Look rows up: (table, the row as printed, our name and stage)."""
     parts = [
         published(table).query("row == @printed").assign(name=ours[0], stage=ours[1])
-        for table, ours, printed in rows
-        if ours is not None
+        for table, printed, ours in rows
     ]
-    found = pd.concat(parts, ignore_index=True)[["name", "stage", "metric", "value"]]
-    percent = found.metric.str.startswith("accuracy/")
-    return found.assign(value=found.value.where(~percent, found.value / 100))
+    numbers = pd.concat(parts, ignore_index=True)[["name", "stage", "metric", "value"]]
+    percent = numbers.metric.str.startswith("accuracy/")
+    return numbers.assign(value=numbers.value.where(~percent, numbers.value / 100))
 
 
 def _row(printed: str) -> tuple[str, str] | None:
@@ -200,3 +203,16 @@ def _row(printed: str) -> tuple[str, str] | None:
     first, _, name = printed.partition(" / ")
     stage = next((ours for theirs, ours in STAGES.items() if first.endswith(theirs)), None)
     return (ROWS[name], stage) if stage and name in ROWS else None
+
+
+def coverage_frame(folder: Path) -> pd.DataFrame:
+    """Map each table and figure of the paper to the notebook and the file that reproduce it.
+
+    Args:    folder: the results of a profile.
+    Returns: a row each: columns name (as "Table 3"), shows, notebook (its name without ending; empty: none),
+             file (the first of its files, below `folder`), note (what differs from the paper, or why it can't
+             be reproduced), there (whether the file exists).
+    """
+    rows = yaml.safe_load(COVERAGE_FILE.read_text(encoding="utf-8"))
+    frame = pd.DataFrame(rows, columns=["name", "shows", "notebook", "file", "note"]).fillna("")
+    return frame.assign(there=[bool(name) and (folder / name).is_file() for name in frame.file])

@@ -5,12 +5,45 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from pruner_lib.files import read_json, write_json
 from pruner_lib.study.settings import DATA_FREE, FORMAT, Experiment, build, experiment_from
+
+
+class MetricName(NamedTuple):
+    """What was measured on which data; `str(name)` is how it is written in files.
+
+    Args:    kind: "perplexity" or "accuracy".    dataset: a text or a task; "mean": of all tasks.
+             length: tokens a window, for perplexity.
+    """
+
+    kind: str
+    dataset: str
+    length: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.kind}/{self.dataset}" + ("" if self.length is None else f"@{self.length}")
+
+    @classmethod
+    def parse(cls, text: str) -> MetricName:
+        """Read a name as it is written: "perplexity/wiki@128", "accuracy/boolq".
+
+        Raises:  ValueError: the text is no such name.
+        """
+        kind, _, dataset = text.partition("/")
+        length = None
+        if kind == "perplexity":
+            dataset, _, digits = dataset.rpartition("@")
+            length = int(digits) if digits.isdigit() else None
+        if not dataset or kind not in ("perplexity", "accuracy") or (kind == "perplexity") != bool(length):
+            raise ValueError(f"{text!r} names no metric; wanted 'perplexity/wiki@128' or 'accuracy/boolq'")
+        return cls(kind, dataset, length)
+
+
+MEAN = MetricName("accuracy", "mean")  # every task counts alike, as in the paper's "Average"
 
 
 @dataclass(frozen=True)
@@ -35,15 +68,15 @@ class Record:
 
     Args:    experiment: its settings.
              plan: parameters, sparsity and, for each axis, [groups kept, groups there].
-             metrics: "perplexity/wiki@128" or "accuracy/boolq" -> Metric.
+             metrics: name -> what was measured.
              history: of the recovery, step by step.    seconds: of each stage that ran.
-             peak_memory_mb: resident memory at most, in MiB.    machine: where it ran.
+             peak_memory_mb: highest resident memory, in MiB.    machine: where it ran.
              reused: read from disk and not measured just now.
     """
 
     experiment: Experiment
     plan: dict[str, Any]
-    metrics: dict[str, Metric]
+    metrics: dict[MetricName, Metric]
     history: tuple[dict[str, Any], ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
     peak_memory_mb: float | None = None
@@ -69,18 +102,11 @@ class Record:
         return self._values("accuracy")
 
     def _values(self, kind: str) -> dict[str, float]:
-        split = {name: name.partition("/") for name in self.metrics}
-        return {
-            dataset.partition("@")[0]: self.metrics[name].value
-            for name, (found, _, dataset) in split.items()
-            if found == kind
-        }
+        return {name.dataset: metric.value for name, metric in self.metrics.items() if name.kind == kind}
 
     def __str__(self) -> str:
-        asked = self.experiment
-        head = (
-            f"{self.key} {asked.model} {asked.method} {asked.stage}, {self.plan.get('sparsity', 0):.1%} cut"
-        )
+        made = self.experiment
+        head = f"{self.key} {made.model} {made.method} {made.stage}, {self.plan.get('sparsity', 0):.1%} cut"
         numbers = [f"{name} {value:.2f}" for name, value in self.perplexity.items()]
         numbers += [f"{name} {value:.1%}" for name, value in self.accuracy.items()]
         return ", ".join([head, *numbers]) + (" (reused)" if self.reused else "")
@@ -90,7 +116,7 @@ class Record:
 
 
 def record_path(directory: Path, key: str) -> Path:
-    """Tell where the record `key` lies below a profile's results directory."""
+    """Give the path of the record `key` below a profile's results directory."""
     return directory / "records" / f"{key}.json"
 
 
@@ -98,6 +124,7 @@ def write_record(record: Record, directory: Path) -> Path:
     """Write a record as JSON in one step, below a profile's results directory."""
     data = asdict(replace(record, experiment=record.experiment.canonical()))
     del data["reused"]
+    data["metrics"] = {str(name): metric for name, metric in data["metrics"].items()}
     return write_json(record_path(directory, record.key), {"format": FORMAT, "key": record.key} | data)
 
 
@@ -109,9 +136,8 @@ def read_record(path: Path) -> Record:
     data = read_json(path)
     try:
         form, key = data.pop("format"), data.pop("key")
-        metrics = {name: metric_from(values) for name, values in data.pop("metrics").items()}
-        asked = experiment_from(data.pop("experiment"))
-        record = build(Record, data | {"metrics": metrics, "experiment": asked, "reused": True})
+        metrics, made = metrics_from(data.pop("metrics")), experiment_from(data.pop("experiment"))
+        record = build(Record, data | {"metrics": metrics, "experiment": made, "reused": True})
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is no record ({error}); delete it and run again") from error
     if form != FORMAT or key != path.stem or key != record.key:
@@ -135,59 +161,54 @@ def records_frame(records: Iterable[Record], *, allow: Sequence[str] = ()) -> pd
              `value`, `stderr`, `n`.
     Raises:  ValueError: two rows of a metric were measured by different protocols (the field is named).
     """
-    rows, first = [], {}
-    for record in {record.key: record for record in records}.values():
-        for name, metric in record.metrics.items():
-            _same_protocol(
-                first.setdefault(name, (record.key, metric.protocol)), record.key, name, metric, allow
-            )
-            rows.append(_row(record, name, metric) | {item: metric.protocol.get(item) for item in allow})
-    return pd.DataFrame(rows)
-
-
-def _same_protocol(
-    first: tuple[str, dict], key: str, name: str, metric: Metric, allow: Sequence[str]
-) -> None:
-    first_key, wanted = first
-    for item in sorted(set(wanted) | set(metric.protocol)):
-        ours, theirs = metric.protocol.get(item), wanted.get(item)
-        if ours != theirs and item not in allow:
-            raise ValueError(
-                f"{name} can't be compared: {item} is {ours!r} in record {key}, "
-                f"but {theirs!r} in record {first_key}; "
-                f"measure both alike, or pass allow=({item!r},) and show that column"
-            )
-
-
-def _row(record: Record, name: str, metric: Metric) -> dict[str, Any]:
-    kind, _, dataset = name.partition("/")
-    dataset, _, length = dataset.partition("@")
-    asked = record.experiment
-    settings = asked.settings()
-    row = {"key": record.key, "method": asked.method, "stage": asked.stage}
-    for part in ("calibration", "recovery"):
-        row |= {f"{part}_{item}": value for item, value in (settings.pop(part) or {}).items()}
-    if asked.ratio == 0 or asked.criterion in DATA_FREE:  # looked at no calibration samples
-        row |= {name: None for name in row if name.startswith("calibration_")}
-    del settings["evaluation"]
-    return (
-        settings
-        | row
-        | {
-            "parameters": record.plan.get("parameters"),
-            "sparsity": record.plan.get("sparsity"),
-            "metric": kind,
-            "dataset": dataset,
-            "length": int(length) if length else None,
-            "value": metric.value,
-            "stderr": metric.stderr,
-            "n": metric.n,
-        }
+    records = list({record.key: record for record in records}.values())
+    refuse_mixed_protocols(records, allow=allow)
+    return pd.DataFrame(
+        _row(record, name, metric) | {item: metric.protocol.get(item) for item in allow}
+        for record in records
+        for name, metric in record.metrics.items()
     )
 
 
-def metric_from(values: dict[str, Any]) -> Metric:
-    """Rebuild a metric from its JSON form."""
+def refuse_mixed_protocols(records: Iterable[Record], *, allow: Sequence[str] = ()) -> None:
+    """Check that each metric was measured by the same protocol in all records.
+
+    Raises:  ValueError: names the metric, the first field that differs and the two records.
+    """
+    first: dict[MetricName, tuple[str, dict[str, Any]]] = {}
+    for record in records:
+        for name, metric in record.metrics.items():
+            first_key, wanted = first.setdefault(name, (record.key, metric.protocol))
+            for item in sorted((wanted.keys() | metric.protocol.keys()) - set(allow)):
+                ours, theirs = metric.protocol.get(item), wanted.get(item)
+                if ours != theirs:
+                    raise ValueError(
+                        f"{name} can't be compared: {item} is {ours!r} in record {record.key}, "
+                        f"but {theirs!r} in record {first_key}; "
+                        f"measure both alike, or pass allow=({item!r},) and show that column"
+                    )
+
+
+def _row(record: Record, name: MetricName, metric: Metric) -> dict[str, Any]:
+    made = record.experiment
+    settings = made.settings()
+    row = {"key": record.key, "method": made.method, "stage": made.stage}
+    for part in ("calibration", "recovery"):
+        row |= {f"{part}_{item}": value for item, value in (settings.pop(part) or {}).items()}
+    if made.ratio == 0 or made.criterion in DATA_FREE:  # looked at no calibration samples
+        row |= {column: None for column in row if column.startswith("calibration_")}
+    del settings["evaluation"]
+    size = {column: record.plan.get(column) for column in ("parameters", "sparsity")}
+    row |= size | {"metric": name.kind, "dataset": name.dataset, "length": name.length}
+    return settings | row | {"value": metric.value, "stderr": metric.stderr, "n": metric.n}
+
+
+def metrics_from(values: dict[str, Any]) -> dict[MetricName, Metric]:
+    """Rebuild metrics from their JSON form."""
+    return {MetricName.parse(name): _metric_from(metric) for name, metric in values.items()}
+
+
+def _metric_from(values: dict[str, Any]) -> Metric:
     stderr = values.get("stderr")
     numbers = {
         "value": float(values["value"]),

@@ -1,14 +1,11 @@
-"""Where results lie, how figures are saved, and the marker by which a notebook says that it is done.
+"""Where results lie, how tables and figures are saved, and the manifest by which a notebook says it is done.
 
 results/<profile>/records/    one JSON file an experiment
+results/<profile>/measured/   what was measured beside the records; samples/: generated texts
 results/<profile>/tables/     CSV
 results/<profile>/figures/    SVG and PNG, and the CSV that they are drawn from
 results/<profile>/notebooks/  executed, each with its manifest
 results/<profile>/cache/      what saves time when a run goes on; may be deleted
-
-Parameters that papermill put into the running notebook: unknown ones are refused.
-
-To papermill itself a misspelt parameter is only a warning, and the notebook would run with its default.
 """
 
 from __future__ import annotations
@@ -19,97 +16,23 @@ import platform
 import subprocess
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import pandas as pd
+from IPython import get_ipython
 from matplotlib.figure import Figure
 
 from pruner_lib import __version__
-from pruner_lib.files import read_json, write_atomic, write_csv, write_json, write_text
-from pruner_lib.study.records import (
-    Metric,
-    Record,
-    load_records,
-    read_record,
-    record_path,
-    records_frame,
-    write_record,
-)
-from pruner_lib.study.settings import load_profile
-
-__all__ = [
-    "Metric",
-    "Record",
-    "finish",
-    "git_revision",
-    "load_records",
-    "manifest_path",
-    "now",
-    "project_root",
-    "provenance",
-    "read_json",
-    "read_manifest",
-    "read_record",
-    "record_path",
-    "records_frame",
-    "results_dir",
-    "results_root",
-    "save_figure",
-    "save_image",
-    "save_table",
-    "versions",
-    "write_csv",
-    "write_json",
-    "write_record",
-    "write_text",
-]
-
-
-MARK = "# Parameters"  # the first line of the cell that papermill inserts after the tagged one
-
-
-def refuse_unknown_parameters(cells: Sequence[str] | None = None) -> None:
-    """Compare the inserted cell with the one before it.
-
-    Args:    cells: what was run so far, in order; None: of the notebook that this process runs, if any.
-    Raises:  ValueError: names the parameters that are unknown and those there are.
-    """
-    cells = _cells_run() if cells is None else cells
-    for before, cell in zip(cells, cells[1:], strict=False):
-        if cell.startswith(MARK):
-            known, given = _assigned(before), _assigned(cell)
-            if unknown := sorted(set(given) - set(known)):
-                raise ValueError(
-                    f"this notebook has no parameter {', '.join(unknown)}; it has {', '.join(known)}"
-                )
-            return
-
-
-def _cells_run() -> list[str]:
-    try:
-        from IPython import get_ipython
-    except ImportError:
-        return []
-    shell = get_ipython()
-    return [] if shell is None else [cell for cell in shell.user_ns.get("In", []) if cell]
-
-
-def _assigned(cell: str) -> list[str]:
-    """Names that a cell of plain assignments gives a value, in order."""
-    found = []
-    for node in ast.parse(cell).body:
-        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        found += [target.id for target in targets if isinstance(target, ast.Name)]
-    return found
-
+from pruner_lib.files import read_json, write_atomic, write_csv, write_json
+from pruner_lib.study.profiles import load_profile
 
 PACKAGES = ("torch", "transformers", "peft", "lm_eval", "numpy", "scipy")
-RUN_ID = "PRUNER_LIB_RUN_ID"  # set by the runner, so that a marker left by another run does not count
+RUN_ID = "PRUNER_LIB_RUN_ID"  # set by the runner, so that a manifest left by another run does not count
 PNG_DPI = 150
+INJECTED = "# Parameters"  # the first line of the cell that papermill inserts after the tagged one
 
 
 def project_root() -> Path | None:
@@ -126,7 +49,7 @@ def results_root() -> Path:
 
 
 def results_dir(profile: str, root: Path | str | None = None) -> Path:
-    """Tell where a profile's results lie (the folder need not exist yet).
+    """Name the folder of a profile's results (it need not exist yet).
 
     Raises:  ValueError: there is no such profile.
     """
@@ -134,7 +57,7 @@ def results_dir(profile: str, root: Path | str | None = None) -> Path:
 
 
 def save_table(frame: pd.DataFrame, stem: str, directory: Path) -> Path:
-    """Write a table as `<directory>/tables/<stem>.csv`; give its path."""
+    """Write a table as `<directory>/tables/<stem>.csv`; return its path."""
     return write_csv(directory / "tables" / f"{stem}.csv", frame)
 
 
@@ -156,51 +79,23 @@ def save_figure(figure: Figure, frame: pd.DataFrame, stem: str, directory: Path)
 
 def save_image(figure: Figure, stem: str, place: Path) -> list[Path]:
     """Save a figure as `<place>/<stem>.svg` and `.png`; the same figure gives the same bytes."""
+    options = {
+        "svg": {"metadata": {"Date": None}},
+        "png": {"metadata": {"Software": None}, "dpi": PNG_DPI},
+    }
     with mpl.rc_context({"svg.hashsalt": stem, "svg.fonttype": "none"}):
-        svg = write_atomic(
-            place / f"{stem}.svg", lambda path: figure.savefig(path, format="svg", metadata={"Date": None})
-        )
-        png = write_atomic(
-            place / f"{stem}.png",
-            lambda path: figure.savefig(path, format="png", dpi=PNG_DPI, metadata={"Software": None}),
-        )
-    return [svg, png]
+        return [
+            write_atomic(
+                place / f"{stem}.{kind}",
+                lambda path, kind=kind, how=how: figure.savefig(path, format=kind, **how),
+            )
+            for kind, how in options.items()
+        ]
 
 
 def manifest_path(notebook: str, profile: str, root: Path | str | None = None) -> Path:
-    """Tell where the manifest of a notebook lies: `finish` writes it, the runner adds to it."""
+    """Name the file of a notebook's manifest: `finish` writes it, the runner adds to it."""
     return results_dir(profile, root) / "notebooks" / f"{notebook}.json"
-
-
-def finish(notebook: str, profile: str, outputs: Iterable[Path | str] = ()) -> str:
-    """Mark a notebook as done: its last cell calls this with every file that it wrote.
-
-    Args:    notebook: its file name without the ending, as "00_quickstart".
-             outputs: files, or lists of files as `save_figure` gives them.
-    Returns: a sentence that says what was written, below the profile's results directory.
-    Raises:  ValueError: one of the outputs is not there or is empty.
-    """
-    base = results_dir(profile)
-    paths = [Path(path) for path in _flat(outputs)]
-    if missing := [str(path) for path in paths if not path.is_file() or not path.stat().st_size]:
-        raise ValueError(
-            f"{notebook} says that it wrote {', '.join(missing)}, but there is no such file, or it is empty"
-        )
-    names = sorted({Path(os.path.relpath(path.resolve(), base.resolve())).as_posix() for path in paths})
-    write_json(
-        manifest_path(notebook, profile),
-        {
-            "notebook": notebook,
-            "profile": profile,
-            "status": "done",
-            "run_id": os.environ.get(RUN_ID),
-            "finished": now(),
-            "git_revision": git_revision(),
-            "versions": versions(),
-            "outputs": names,
-        },
-    )
-    return f"{notebook} is done; in results/{profile}: {', '.join(names) or 'nothing new'}"
 
 
 def read_manifest(notebook: str, profile: str, root: Path | str | None = None) -> dict[str, Any] | None:
@@ -209,34 +104,89 @@ def read_manifest(notebook: str, profile: str, root: Path | str | None = None) -
     return read_json(path) if path.is_file() else None
 
 
-def provenance(profile: str) -> str:
-    """Tell in one line what makes the numbers of this session: code, packages, profile and place.
+def finish(notebook: str, profile: str, outputs: Iterable[Path] = (), root: Path | str | None = None) -> str:
+    """Write the manifest that marks a notebook as done.
+
+    Args:    notebook: its file name without the ending, as "00_quickstart".
+             outputs: every file that it wrote.    root: the folder of all results; None: `results_root()`.
+    Returns: a sentence that says what was written, below the profile's results directory.
+    Raises:  ValueError: one of the outputs is not there or is empty.
+    """
+    base, paths = results_dir(profile, root), [Path(path) for path in outputs]
+    if missing := [str(path) for path in paths if not path.is_file() or not path.stat().st_size]:
+        raise ValueError(
+            f"{notebook} says that it wrote {', '.join(missing)}, but there is no such file, or it is empty"
+        )
+    names = sorted({Path(os.path.relpath(path.resolve(), base.resolve())).as_posix() for path in paths})
+    manifest = {
+        "notebook": notebook,
+        "profile": profile,
+        "status": "done",
+        "run_id": os.environ.get(RUN_ID),
+        "finished": now(),
+        "git_revision": git_revision(),
+        "versions": versions(),
+        "outputs": names,
+    }
+    write_json(manifest_path(notebook, profile, root), manifest)
+    return f"{notebook} is done; in results/{profile}: {', '.join(names) or 'nothing new'}"
+
+
+def provenance(profile: str, root: Path | str | None = None) -> str:
+    """Say in one line what makes the numbers of this session: code, packages, profile and place.
 
     Raises:  ValueError: papermill was given a parameter that the notebook does not have.
     """
     refuse_unknown_parameters()
     packages = ", ".join(f"{name} {number}" for name, number in versions().items() if name in PACKAGES[:2])
-    place = results_dir(profile)
-    shown = os.path.relpath(place, project_root() or Path.cwd())
-    code = f"pruner_lib {versions()['pruner_lib']} ({git_revision() or 'no git'})"
-    return f"profile {profile} of {load_profile(profile).model}; {code}; {packages}; results in {shown}"
+    place = os.path.relpath(results_dir(profile, root), project_root() or Path.cwd())
+    code = f"pruner_lib {__version__} ({git_revision() or 'no git'})"
+    return f"profile {profile} of {load_profile(profile).model}; {code}; {packages}; results in {place}"
 
 
-@cache
+def refuse_unknown_parameters(cells: Sequence[str] | None = None) -> None:
+    """Compare the cell that papermill inserted with the one before it.
+
+    To papermill itself a misspelt parameter is only a warning, and the notebook would run with its default.
+
+    Args:    cells: what was run so far, in order; None: of the notebook that this process runs, if any.
+    Raises:  ValueError: names the parameters that are unknown and those there are.
+    """
+    if cells is None:
+        shell = get_ipython()
+        cells = [cell for cell in shell.user_ns.get("In", ()) if cell] if shell else []
+    for before, cell in zip(cells, cells[1:], strict=False):
+        if cell.startswith(INJECTED):
+            known = _assigned(before)
+            if unknown := sorted(set(_assigned(cell)) - set(known)):
+                raise ValueError(
+                    f"this notebook has no parameter {', '.join(unknown)}; it has {', '.join(known)}"
+                )
+            return
+
+
+def _assigned(cell: str) -> list[str]:
+    """List the names that a cell of plain assignments gives a value, in order."""
+    names = []
+    for node in ast.parse(cell).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        names += [target.id for target in targets if isinstance(target, ast.Name)]
+    return names
+
+
 def versions() -> dict[str, str]:
     """List the versions that numbers may depend on."""
-    found = {"python": platform.python_version(), "pruner_lib": __version__}
+    numbers = {"python": platform.python_version(), "pruner_lib": __version__}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            numbers[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return numbers
 
 
-@cache
 def git_revision() -> str | None:
-    """Give the git revision, with `-dirty` where the library differs from it; None outside a clone."""
+    """Read the git revision, with `-dirty` where the library differs from it; None outside a clone."""
     root = project_root()
     if root is None or not (root / ".git").exists():
         return None
@@ -253,13 +203,5 @@ def _git(root: Path, *words: str) -> str:
 
 
 def now() -> str:
-    """Give the time in UTC, to the second, in ISO form."""
+    """The time in UTC, to the second, in ISO form."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def _flat(paths: Iterable[Any]) -> Iterable[Path | str]:
-    for path in [paths] if isinstance(paths, (str, Path)) else paths:
-        if isinstance(path, (str, Path)):
-            yield path
-        else:
-            yield from _flat(path)

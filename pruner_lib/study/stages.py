@@ -1,43 +1,45 @@
-"""The stages of one experiment, cached so that a killed run goes on: load, score, choose, cut, recover.
+"""The stages of one experiment: load, score, choose, cut, recover, measure; a killed one goes on.
 
-What is cached lies in `results/<profile>/cache` and may be deleted at any time. Which stages an experiment
-needs, and what becomes of the numbers, is decided in `run`.
+What is cached lies in `results/<profile>/cache` and may be deleted at any time. When an experiment runs, and
+what becomes of its numbers, is decided in `run`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from pruner_lib.data.assets import local_path
-from pruner_lib.data.windows import calibration_ids, instructions, text_ids
-from pruner_lib.evaluation.efficiency import count_parameters
-from pruner_lib.evaluation.int8 import quantise_
-from pruner_lib.evaluation.perplexity import perplexity
-from pruner_lib.files import only_one, write_atomic
+from pruner_lib import prune_
+from pruner_lib.data.windows import calibration_ids, corpus_hash, instructions, text_ids
+from pruner_lib.evaluation.efficiency import count_parameters, weight_bytes
+from pruner_lib.evaluation.int8 import is_quantised, quantise_
+from pruner_lib.evaluation.perplexity import perplexity, perplexity_result
+from pruner_lib.evaluation.zero_shot import zero_shot
+from pruner_lib.files import only_one, read_json, write_atomic, write_json, write_text
 from pruner_lib.method.discover import discover
+from pruner_lib.method.groups import Plan
 from pruner_lib.method.importance import aggregate, estimate_members
 from pruner_lib.method.memory import give_back
-from pruner_lib.method.prune import prune_
 from pruner_lib.method.select import select
 from pruner_lib.models.load import load_model
 from pruner_lib.recovery.recover import recover
+from pruner_lib.study.records import Metric, MetricName, metrics_from
 from pruner_lib.study.settings import DATA_FREE, Calibration, Evaluation, Experiment, settings_key
 
-KEEP_BYTES = (
-    2 << 30
-)  # a dense model up to this size is kept and copied; a larger one is cut itself and loaded again
-_kept: dict[tuple, Loaded] = {}  # at most one entry
+KEEP_BYTES = 2 << 30  # a larger dense model is not copied: it is cut itself and loaded again
 
 
 @dataclass(frozen=True)
@@ -48,19 +50,62 @@ class Loaded:
     tokenizer: Any
     axes: Any = None
 
+    @property
+    def large(self) -> bool:
+        """Whether the model is too large to be kept beside another."""
+        return weight_bytes(self.model) > KEEP_BYTES
+
 
 @dataclass(frozen=True)
-class Bench:
-    """Where and how stages run: the profile's results, the weights' dtype, the device; seconds per stage."""
+class Subject:
+    """The model that an experiment measures, and how it came about.
 
-    directory: Path
-    dtype: str = "float32"
-    device: str = "cpu"
-    seconds: dict[str, float] = field(default_factory=dict)
+    Args:    plan: which groups stayed; None for the whole model.    history: of the recovery, step by step.
+             n_dense, n_left: scalar parameters before and after the cut.
+    """
+
+    model: Any
+    tokenizer: Any
+    plan: Plan | None
+    history: tuple[dict[str, Any], ...]
+    n_dense: int
+    n_left: int
+
+    def summary(self) -> dict[str, Any]:
+        """What a record says of the cut: parameters, sparsity and, for each axis, [kept, there]."""
+        sparsity = 1 - self.n_left / self.n_dense
+        numbers = {"parameters_dense": self.n_dense, "parameters": self.n_left, "sparsity": sparsity}
+        if self.plan is not None:
+            there = self.plan.n_groups
+            numbers["kept"] = {name: [len(kept), there[name]] for name, kept in self.plan.keep.items()}
+            if "layers" in self.plan.keep:
+                numbers["layers_kept"] = self.plan.keep["layers"].tolist()
+        return numbers
+
+
+class Pipeline:
+    """Carries the stages of experiments out: keeps one dense model in memory, and the time of each stage.
+
+    Args:    folder: of a profile's results.    dtype: of the weights.    device: where the models lie.
+    """
+
+    def __init__(self, folder: Path, dtype: str = "float32", device: str = "cpu") -> None:
+        self.folder, self.dtype, self.device = folder, dtype, device
+        self.seconds: dict[str, float] = {}
+        self._dense: dict[tuple[str, str | None], Loaded] = {}  # at most one
+        self._text_ids = lru_cache(maxsize=8)(text_ids)  # to tokenise takes as long as to measure few windows
 
     def cache(self, name: str) -> Path:
-        """Tell where the cache entry `name` lies."""
-        return self.directory / "cache" / name
+        """Name the file of a cache entry."""
+        return self.folder / "cache" / name
+
+    @contextmanager
+    def lock(self, name: str) -> Iterator[None]:
+        """Let one process at a time do what follows."""
+        if not self.cache(".gitignore").is_file():
+            write_text(self.cache(".gitignore"), "*\n")
+        with only_one(self.cache(f"{name}.lock")):
+            yield
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -71,45 +116,172 @@ class Bench:
         finally:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
 
+    def dense(self, name: str) -> Loaded:
+        """Load a whole model and discover its axes, or return the one in memory; it must not be changed."""
+        key = (name, model_hash(name))
+        if key not in self._dense:
+            self._dense.clear()
+            with self.timed("load"):
+                model, tokenizer = load_model(name, dtype=getattr(torch, self.dtype), device=self.device)
+            with self.timed("discover"):
+                self._dense[key] = Loaded(model, tokenizer, discover(model))
+        return self._dense[key]
 
-def load_dense(name: str, bench: Bench) -> Loaded:
-    """Load a whole model and discover its axes, or give the one in memory; the caller must not change it."""
-    key = (name, bench.dtype, bench.device, model_hash(name))
-    if key not in _kept:
-        _kept.clear()
-        _kept[key] = _load(name, bench)
-    return _kept[key]
+    def own(self, name: str) -> Loaded:
+        """Return a whole model to change: a copy or, where two would not fit, the one in memory itself."""
+        loaded = self.dense(name)
+        if loaded.large:
+            self._dense.clear()
+            return loaded
+        with self.timed("load"):
+            return Loaded(deepcopy(loaded.model), loaded.tokenizer, loaded.axes)
+
+    def forget_large(self) -> None:
+        """Free the dense model in memory if it is too large to be kept beside another."""
+        if any(loaded.large for loaded in self._dense.values()):
+            self._dense.clear()
+
+    def calibration_ids(self, asked: Calibration, tokenizer: Any) -> Tensor:
+        """Take the calibration samples: `(samples, length)` int64."""
+        sizes = asdict(asked) | {"bos": begins_with_bos(asked, tokenizer)}
+        return calibration_ids(sizes.pop("corpus"), tokenizer, **sizes)
+
+    def text_ids(self, asked: Evaluation, text: str, tokenizer: Any) -> Tensor:
+        """Cut a text into the windows of an evaluation: `(windows, length)` int64."""
+        sizes = {"length": asked.length, "windows": asked.windows, "bos": begins_with_bos(asked, tokenizer)}
+        return self._text_ids(text, tokenizer, **sizes)
+
+    def members(self, asked: Experiment, criteria: Sequence[str]) -> dict[str, Any]:
+        """Score the members of one model on one calibration: from the cache, what is missing in one pass.
+
+        Args:    asked: gives model, calibration and seed.    criteria: all that will be needed of them.
+        Returns: criterion -> axis name -> `(n_structures, n_groups, channels)` float32.
+        """
+        paths = {name: self.cache(f"members-{_members_key(asked, name)}.safetensors") for name in criteria}
+        with self.lock(f"members-{_members_key(asked, 'pass')}"):
+            if missing := [name for name, path in paths.items() if not path.is_file()]:
+                dense, ids = self.dense(asked.model), None
+                with self.timed("estimate"):
+                    if set(missing) - set(DATA_FREE):
+                        ids = self.calibration_ids(asked.calibration, dense.tokenizer)
+                    scores = estimate_members(dense.model, dense.axes, ids, criteria=missing, seed=asked.seed)
+                    give_back()
+                for name, members in scores.items():
+                    whole = {axis: tensor.contiguous() for axis, tensor in members.items()}
+                    write_atomic(paths[name], lambda path, whole=whole: save_file(whole, str(path)))
+        return {name: load_file(str(path)) for name, path in paths.items()}
+
+    def plan(self, asked: Experiment, criteria: Sequence[str] = ()) -> Plan:
+        """Choose which groups stay.
+
+        Args:    criteria: others to estimate in the same pass, for experiments that follow.
+        """
+        members = self.members(asked, list(dict.fromkeys([asked.criterion, *criteria])))[asked.criterion]
+        axes, aggregation = self.dense(asked.model).axes, asked.aggregation if asked.dependency else "none"
+        names = ("ratio", "granularity", "scope", "protect_first", "protect_last", "target", "dependency")
+        with self.timed("select"):
+            scores = aggregate(axes, members, aggregation, order=asked.order)
+            return select(axes, scores, **{name: getattr(asked, name) for name in names})
+
+    def subject(self, asked: Experiment, criteria: Sequence[str] = ()) -> Subject:
+        """Make the model of an experiment; the dense one is that in memory, which must not be changed.
+
+        Args:    criteria: others to estimate in the same calibration pass, for experiments that follow.
+        """
+        plan = self.plan(asked, criteria) if asked.ratio else None
+        changes = plan is not None or asked.recovery or asked.int8
+        loaded = self.own(asked.model) if changes else self.dense(asked.model)
+        model, history, n_dense = loaded.model, [], count_parameters(loaded.model)
+        if plan is not None:
+            with self.timed("prune"):
+                prune_(model, plan, axes=loaded.axes)
+        n_left = count_parameters(model)
+        if asked.recovery:
+            model, history = self._recover(asked, model, loaded.tokenizer)
+        if asked.int8:
+            with self.timed("quantise"):
+                quantise_(model)
+        return Subject(model, loaded.tokenizer, plan, tuple(history), n_dense, n_left)
+
+    def _recover(self, asked: Experiment, model: Any, tokenizer: Any) -> tuple[Any, list[dict[str, Any]]]:
+        """Fine-tune a pruned model, from the last checkpoint if there is one: the model and its history."""
+        how, on_the_way = asked.recovery, asked.evaluation.texts if asked.recovery.evaluate_at else ()
+        texts = {text: self.text_ids(asked.evaluation, text, tokenizer) for text in on_the_way}
+
+        def evaluate(model: Any) -> dict[str, float]:
+            return {text: perplexity(model, ids) for text, ids in texts.items()}
+
+        with self.timed("recover"):
+            done = recover(
+                model,
+                tokenizer,
+                instructions(how.corpus, samples=how.samples, seed=how.seed),
+                output_dir=self.cache(f"recovery-{recovery_key(asked)}"),
+                evaluate=evaluate if texts else None,
+                evaluate_at=how.evaluate_at,
+                keep_at=how.keep_at,
+                at=how.at,
+                merge=True,
+                **how.training(),
+            )
+        return done.model.eval(), list(done.history)
+
+    def evaluate(self, asked: Experiment, subject: Subject) -> dict[MetricName, Metric]:
+        """Measure a model on every text and task of an experiment, but what was measured before a kill."""
+        how, path = asked.evaluation, self.unfinished(asked)
+        names = [MetricName("perplexity", text, how.length) for text in how.texts]
+        names += [MetricName("accuracy", task) for task in how.tasks]
+        saved = read_json(path) if path.is_file() else {}
+        for name in names:
+            if str(name) not in saved:
+                start = time.perf_counter()
+                metric = asdict(self.measure(name, how, subject.model, subject.tokenizer))
+                saved[str(name)] = {"metric": metric, "seconds": time.perf_counter() - start}
+                write_json(path, saved)
+        self.seconds["evaluate"] = sum(saved[str(name)]["seconds"] for name in names)
+        return metrics_from({str(name): saved[str(name)]["metric"] for name in names})
+
+    def unfinished(self, asked: Experiment) -> Path:
+        """Name the file of the metrics of an unfinished experiment."""
+        return self.cache(f"partial-{settings_key([asked.key, model_hash(asked.model)])}.json")
+
+    def measure(self, name: MetricName, how: Evaluation, model: Any, tokenizer: Any) -> Metric:
+        """Measure one metric of an evaluation, with the protocol that makes it comparable."""
+        dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+        dtype = f"int8 linear, else {dtype}" if is_quantised(model) else dtype
+        if name.kind == "accuracy":
+            with contextlib.redirect_stderr(io.StringIO()):  # lm-eval draws bars that can't be turned off
+                score = zero_shot(model, tokenizer, tasks=(name.dataset,), limit=how.limit)[name.dataset]
+            protocol = score.protocol | {"dtype": dtype}
+            return Metric(score.value, score.stderr, score.n, protocol, tuple(score.correct))
+        ids = self.text_ids(how, name.dataset, tokenizer)
+        result = perplexity_result(model, ids)
+        protocol = {
+            "metric": "perplexity",
+            "corpus_hash": corpus_hash(ids),
+            "window": how.length,
+            "stride": how.length,
+            "bos": "text" if begins_with_bos(how, tokenizer) else "none",
+            "tokenizer_hash": tokenizer_hash(tokenizer),
+            "dtype": dtype,
+        }
+        nll = tuple(round(float(nll), 6) for nll in result.nll)
+        return Metric(result.value, result.stderr, len(ids), protocol, nll)
 
 
-def load_own(name: str, bench: Bench) -> Loaded:
-    """Give a whole model to change: a copy or, where two would not fit, the one in memory itself."""
-    loaded = load_dense(name, bench)
-    if _is_large(loaded):
-        _kept.clear()
-        return loaded
-    with bench.timed("load"):
-        return Loaded(deepcopy(loaded.model), loaded.tokenizer, loaded.axes)
+def begins_with_bos(asked: Calibration | Evaluation, tokenizer: Any) -> bool:
+    """Whether texts begin with a BOS token: where that is asked for and there is one (GLM has none)."""
+    return asked.bos and tokenizer.bos_token_id is not None
 
 
-def forget_large() -> None:
-    """Let go of the model in memory if it is too large to keep beside another."""
-    if any(_is_large(loaded) for loaded in _kept.values()):
-        _kept.clear()
-
-
-def _is_large(loaded: Loaded) -> bool:
-    return sum(p.numel() * p.element_size() for p in loaded.model.parameters()) > KEEP_BYTES
-
-
-def _load(name: str, bench: Bench) -> Loaded:
-    with bench.timed("load"):
-        model, tokenizer = load_model(name, dtype=getattr(torch, bench.dtype), device=bench.device)
-    with bench.timed("discover"):
-        return Loaded(model, tokenizer, discover(model))
+def tokenizer_hash(tokenizer: Any) -> str:
+    """Name a tokenizer by a hash of its vocabulary; two with the same ids for all tokens have the same."""
+    text = repr(sorted(tokenizer.get_vocab().items()))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def model_hash(name: str) -> str | None:
-    """Tell the contents of a model folder apart, by a hash of both ends of each file; None if it is none."""
+    """Name the contents of a model folder by a hash of both ends of each file; None if it is no folder."""
     folder = Path(name).expanduser()
     if not folder.is_dir():
         return None
@@ -124,194 +296,16 @@ def model_hash(name: str) -> str | None:
     return digest.hexdigest()[:12]
 
 
-def member_scores(asked: Experiment, bench: Bench, criteria: Sequence[str]) -> dict[str, Any]:
-    """Give member scores of one model and calibration: from the cache, what is missing in one pass.
-
-    Args:    asked: gives model, calibration and seed.    criteria: all that will be wanted of them.
-    Returns: criterion -> member scores, as `importance.estimate_members` makes them.
-    """
-    paths = {name: bench.cache(f"members-{_members_key(asked, name)}.safetensors") for name in criteria}
-    with only_one(bench.cache(f"members-{_members_key(asked, 'pass')}.lock")):
-        missing = [name for name, path in paths.items() if not path.is_file()]
-        if missing:
-            dense = load_dense(asked.model, bench)
-            with bench.timed("estimate"):
-                found = _estimate(asked, dense, missing)
-            for name, members in found.items():
-                _write_tensors(paths[name], members)
-    return {name: _read_tensors(path) for name, path in paths.items()}
+def recovery_key(asked: Experiment) -> str:
+    """Name the training of an experiment; what is measured of it, and after which step, does not matter."""
+    settings, how = asked.model_settings(), asked.evaluation
+    watched = [how.texts, how.windows, how.length, how.bos] if asked.recovery.evaluate_at else None
+    settings["recovery"]["at"] = None
+    del settings["int8"]
+    return settings_key([settings, watched, model_hash(asked.model)])
 
 
 def _members_key(asked: Experiment, criterion: str) -> str:
     calibration = None if criterion in DATA_FREE else asdict(asked.calibration)
     seed = asked.seed if criterion == "random" else 0
     return settings_key([asked.model, model_hash(asked.model), criterion, calibration, seed])
-
-
-def _estimate(asked: Experiment, dense: Loaded, criteria: Sequence[str]) -> dict[str, Any]:
-    if set(criteria) <= set(DATA_FREE):
-        ids = torch.zeros((1, 2), dtype=torch.int64)  # not looked at
-    else:
-        sizes = asdict(asked.calibration)
-        sizes["bos"] = begins_with_bos(asked.calibration, dense.tokenizer)
-        ids = calibration_ids(sizes.pop("corpus"), dense.tokenizer, **sizes)  # (samples, length)
-    found = estimate_members(dense.model, dense.axes, ids, criteria=list(criteria), seed=asked.seed)
-    give_back()
-    return found
-
-
-def choose(asked: Experiment, bench: Bench, criteria: Sequence[str] = ()) -> Any:
-    """Make the plan of an experiment: which groups stay.
-
-    Args:    criteria: others to estimate in the same pass, for experiments that follow.
-    """
-    wanted = list(dict.fromkeys([asked.criterion, *criteria]))
-    members = member_scores(asked, bench, wanted)[asked.criterion]
-    axes = load_dense(asked.model, bench).axes
-    with bench.timed("select"):
-        aggregation = asked.aggregation if asked.dependency else "none"
-        scores = aggregate(axes, members, aggregation, order=asked.order)
-        return select(
-            axes,
-            scores,
-            ratio=asked.ratio,
-            granularity=asked.granularity,
-            scope=asked.scope,
-            protect_first=asked.protect_first,
-            protect_last=asked.protect_last,
-            target=asked.target,
-            dependency=asked.dependency,
-        )
-
-
-def recover_model(asked: Experiment, pruned: Loaded, bench: Bench) -> tuple[Loaded, list[dict[str, Any]]]:
-    """Fine-tune a pruned model, going on from the last checkpoint if there is one.
-
-    Returns: the recovered model and the history of its training.
-    """
-    settings = asdict(asked.recovery)
-    corpus, samples = settings.pop("corpus"), settings.pop("samples")
-    if not isinstance(settings["target_modules"], str):
-        settings["target_modules"] = list(settings["target_modules"])
-    examples = instructions(corpus, samples=samples, seed=settings["seed"])
-    folder = bench.cache(f"recovery-{recovery_key(asked)}")
-    with bench.timed("recover"):
-        done = recover(
-            pruned.model,
-            pruned.tokenizer,
-            examples,
-            output_dir=folder,
-            resume=True,
-            merge=True,
-            **settings,
-            evaluate=_text_perplexities(asked.evaluation, pruned.tokenizer)
-            if asked.recovery.evaluate_at
-            else None,
-        )
-    return Loaded(done.model.eval(), pruned.tokenizer), list(done.history)
-
-
-def recovery_key(asked: Experiment) -> str:
-    """Name the training of an experiment; what is measured of it, and after which step, does not matter."""
-    asked = asked.canonical()
-    settings = asked.settings()
-    evaluation = settings.pop("evaluation")
-    settings["recovery"]["at"] = None
-    del settings["int8"]
-    watched = (
-        [evaluation[name] for name in ("texts", "windows", "length", "bos")]
-        if asked.recovery.evaluate_at
-        else None
-    )
-    return settings_key([settings, watched, model_hash(asked.model)])
-
-
-def begins_with_bos(asked: Calibration | Evaluation, tokenizer: Any) -> bool:
-    """Tell whether texts begin with a BOS token: where that is asked for and there is one (GLM has none)."""
-    return asked.bos and tokenizer.bos_token_id is not None
-
-
-def evaluation_ids(asked: Evaluation, text: str, tokenizer: Any) -> Any:
-    """Cut a text into the windows that an evaluation asks for: `(windows, length)` int64.
-
-    The last ones are kept: to tokenise a whole text takes as long as to measure a model on few windows.
-    """
-    bos = begins_with_bos(asked, tokenizer)
-    return _windows(text, asked.length, asked.windows, bos, tokenizer, local_path("."))
-
-
-@lru_cache(maxsize=8)
-def _windows(text: str, length: int, windows: int | None, bos: bool, tokenizer: Any, _: Path | None) -> Any:
-    return text_ids(text, tokenizer, length=length, windows=windows, bos=bos)
-
-
-def _text_perplexities(asked: Evaluation, tokenizer: Any) -> Callable[[Any], dict[str, float]]:
-    ids = {text: evaluation_ids(asked, text, tokenizer) for text in asked.texts}
-    return lambda model: {text: perplexity(model, windows) for text, windows in ids.items()}
-
-
-def _write_tensors(path: Path, nested: Mapping[str, Any]) -> None:
-    flat = {name: tensor.contiguous() for name, tensor in _flat(nested)}
-    write_atomic(path, lambda temporary: save_file(flat, str(temporary)))
-
-
-def _flat(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in nested.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}|")
-        else:
-            yield prefix + name, value
-
-
-def _read_tensors(path: Path) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for name, tensor in load_file(str(path)).items():
-        *folders, last = name.split("|")
-        place = nested
-        for folder in folders:
-            place = place.setdefault(folder, {})
-        place[last] = tensor
-    return nested
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model made by an experiment's settings, with its tokenizer and how it came about.
-
-    Args:    plan: which groups stayed; None for the whole model.    history: of the recovery, step by step.
-             n_dense, n_left: scalar parameters before and after the cut.
-    """
-
-    model: Any
-    tokenizer: Any
-    plan: Any
-    history: tuple[dict[str, Any], ...]
-    n_dense: int
-    n_left: int
-
-    @property
-    def sparsity(self) -> float:
-        """The share of all parameters that is gone."""
-        return 1 - self.n_left / self.n_dense
-
-
-def make_subject(asked: Experiment, bench: Bench, criteria: Sequence[str] = ()) -> Subject:
-    """Make the model of an experiment; the dense one is that in memory, which the caller must not change.
-
-    Args:    criteria: others to estimate in the same calibration pass, for experiments that follow.
-    """
-    plan = choose(asked, bench, criteria) if asked.ratio else None
-    changes = plan is not None or asked.recovery or asked.int8
-    load = load_own if changes else load_dense
-    loaded = load(asked.model, bench)
-    n_dense, history = count_parameters(loaded.model), []
-    if plan is not None:
-        with bench.timed("prune"):
-            prune_(loaded.model, plan, axes=loaded.axes)
-    n_left = count_parameters(loaded.model)
-    if asked.recovery:
-        loaded, history = recover_model(asked, loaded, bench)
-    if asked.int8:
-        with bench.timed("quantise"):
-            quantise_(loaded.model)
-    return Subject(loaded.model, loaded.tokenizer, plan, tuple(history), n_dense, n_left)

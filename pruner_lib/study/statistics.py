@@ -8,6 +8,7 @@ Plain numbers in, frozen results out; records are read in `compare`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -39,10 +40,16 @@ class Interval:
         ends = {name: float(function(getattr(self, name))) for name in ("mean", "low", "high")}
         return replace(self, **ends)
 
+    def exp(self) -> Interval:
+        """Give the interval of the number whose logarithm this is: a perplexity, or a ratio of two."""
+        ends = (math.exp(end) if end < 700 else math.inf for end in (self.mean, self.low, self.high))
+        return Interval(*ends, self.n, self.draws, self.level)
+
     def show(self, digits: int = 2, scale: float = 1) -> str:
-        """Write the number and its interval, as "12.34 [11.90, 12.80]"."""
+        """Write the number and its interval, as "12.34 [11.90, 12.80]"; without ends: "undetermined"."""
         mean, low, high = (f"{number * scale:,.{digits}f}" for number in (self.mean, self.low, self.high))
-        return f"{mean} [{low}, {high}]"
+        unbounded = math.isinf(self.low) and math.isinf(self.high)
+        return f"{mean} [undetermined]" if unbounded else f"{mean} [{low}, {high}]"
 
     def __str__(self) -> str:
         return self.show()
@@ -54,24 +61,18 @@ class Difference(Interval):
 
     @property
     def sign(self) -> int:
-        """1 if a is above b, -1 if it is below, 0 if the interval holds 0: no difference can be told."""
+        """1 if a is above b, -1 if it is below, 0 if the interval holds 0: the sample can't decide."""
         return int(self.low > 0) - int(self.high < 0)
 
     def says(
         self, a: str, b: str, *, lower_is_better: bool = False, digits: int = 3, scale: float = 1
     ) -> str:
-        """Tell in words which is better; inside the noise neither is."""
+        """Say in words which is better; inside the noise neither is."""
         shown = self.show(digits, scale)
         if not self.sign:
             return f"{a} and {b} can't be told apart ({a} - {b}: {shown})"
         word = "better" if (self.sign > 0) != lower_is_better else "worse"
         return f"{a} is {word} than {b} ({a} - {b}: {shown})"
-
-
-def bootstrap_interval(values: Any, *, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
-    """Give the ends of the interval of a mean; see `mean_interval`."""
-    found = mean_interval(values, level=level, seed=seed)
-    return found.low, found.high
 
 
 def mean_interval(values: Any, *, level: float = 0.95, seed: int = 0) -> Interval:
@@ -89,7 +90,7 @@ def mean_interval(values: Any, *, level: float = 0.95, seed: int = 0) -> Interva
     Source:  Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 12 and 13; the widening:
              Hesterberg, What Teachers Should Know About the Bootstrap (2015), section 3.2.
     """
-    return _estimate(_strata(values), lambda means: means[0], level, seed)
+    return _estimate(_strata(values, level=level), lambda means: means[0], level, seed)
 
 
 def paired_difference(a: Any, b: Any, *, level: float = 0.95, seed: int = 0) -> Difference:
@@ -99,21 +100,48 @@ def paired_difference(a: Any, b: Any, *, level: float = 0.95, seed: int = 0) -> 
              compared with draw i of the other; one without draws (the dense model) with every draw.
     Raises:  ValueError: a and b differ in tasks, items or draws (the message gives both shapes).
     """
-    found = _estimate(_strata(a, b), lambda means: means[0] - means[1], level, seed)
+    found = _estimate(_strata(a, b, level=level), lambda means: means[0] - means[1], level, seed)
     return Difference(**vars(found))
 
 
-def paired_ratio(a: Any, b: Any, *, level: float = 0.95, seed: int = 0) -> Interval:
+def paired_ratio(a: Any, b: Any, *, level: float = 0.95) -> Interval:
     """Estimate the share mean(a) / mean(b), on the same items: what a pruned model keeps of the dense one.
 
+    The interval holds every share r that a test does not reject:
+
+    (A - r B)^2 <= V_aa - 2 r V_ab + r^2 V_bb
+
+    with the means A and B. V is the covariance of these means, each part times Student's t squared: of the
+    n items of each task over n, with n - 1 degrees of freedom, and of the D draws' means over D, with D - 1.
+    The inequality is quadratic in r, and solving it takes no division by an uncertain number.
+
     Args, Raises: as `paired_difference`.
-    Returns: the interval; of a b that is 0 throughout, no number: NaN, from -inf to inf.
+    Returns: the interval; from -inf to inf (undetermined) where B^2 <= V_bb, so that B may be 0, and where
+             a task has one item. The mean is NaN if B is 0.
+    Source:  Fieller, Some Problems in Interval Estimation, J. R. Stat. Soc. B 16 (1954).
     """
-    strata = _strata(a, b)
-    if not any(stratum[1].any() for stratum in strata):
-        n, draws = sum(stratum.shape[2] for stratum in strata), strata[0].shape[1]
-        return Interval(np.nan, -np.inf, np.inf, n, draws, level)
-    return _estimate(strata, lambda means: means[0] / np.maximum(means[1], 1e-12), level, seed)
+    strata = _strata(a, b, level=level)
+    draws, n = strata[0].shape[1], sum(stratum.shape[2] for stratum in strata)
+    drawn = np.mean([stratum.mean(axis=2) for stratum in strata], axis=0)  # (sides, draws)
+    A, B = drawn.mean(axis=1)
+    undetermined = Interval(float(A / B) if B else math.nan, -math.inf, math.inf, n, draws, level)
+    if min(stratum.shape[2] for stratum in strata) < 2:
+        return undetermined
+    V = sum(_margin(stratum.mean(axis=1), level) for stratum in strata) / len(strata) ** 2  # (sides, sides)
+    if draws > 1:
+        V = V + _margin(drawn, level)
+    square, middle, rest = B**2 - V[1, 1], A * B - V[0, 1], A**2 - V[0, 0]
+    if square <= 0:
+        return undetermined
+    half = math.sqrt(max(middle**2 - square * rest, 0.0))
+    ends = {"low": (middle - half) / square, "high": (middle + half) / square}
+    return replace(undetermined, **{name: float(end) for name, end in ends.items()})
+
+
+def _margin(values: np.ndarray, level: float) -> np.ndarray:
+    """Give the covariance of the means of `(sides, n)` values, times Student's t squared."""
+    n = values.shape[1]
+    return t.ppf((1 + level) / 2, n - 1) ** 2 * np.cov(values) / n
 
 
 def paired_statistic(
@@ -125,13 +153,13 @@ def paired_statistic(
              sides: forms as in `mean_interval`, with the same items in the same order.
     Raises:  as `paired_difference`.
     """
-    return _estimate(_strata(*sides), statistic, level, seed)
+    return _estimate(_strata(*sides, level=level), statistic, level, seed)
 
 
 def tied_with_best(
     values: Mapping[str, Any], *, lower_is_better: bool = False, level: float = 0.95, seed: int = 0
 ) -> list[str]:
-    """List the best of several methods and those that can't be told from it.
+    """List the best of several methods and those that are not clearly worse.
 
     Each is compared with the best, paired, at level 1 - (1 - level) / comparisons (Bonferroni), so that all
     comparisons together hold at `level`.
@@ -153,12 +181,14 @@ def corrected(level: float, comparisons: int) -> float:
     return 1 - (1 - level) / max(1, comparisons)
 
 
-def _strata(*sides: Any) -> list[np.ndarray]:
+def _strata(*sides: Any, level: float) -> list[np.ndarray]:
     """Bring what is compared into one form: a `(sides, draws, items)` array for each task."""
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level!r}, but must lie between 0 and 1, as 0.95")
     named = [side if isinstance(side, Mapping) else {"": side} for side in sides]
     if any(set(side) != set(named[0]) for side in named):
-        told = " and ".join(", ".join(map(str, side)) for side in named)
-        raise ValueError(f"only the same tasks can be compared, but there are {told}")
+        tasks = " and ".join(", ".join(map(str, side)) for side in named)
+        raise ValueError(f"only the same tasks can be compared, but there are {tasks}")
     if not named[0]:
         raise ValueError("there are no values: nothing was measured")
     tables = {name: [_table(side[name]) for side in named] for name in named[0]}
@@ -188,8 +218,6 @@ def _table(values: Any) -> np.ndarray:
 
 def _estimate(strata: list[np.ndarray], statistic: Callable, level: float, seed: int) -> Interval:
     """Estimate `statistic` of the means of both sides; it takes `(sides, ...)` and gives `(...)`."""
-    if not 0 < level < 1:
-        raise ValueError(f"level is {level!r}, but must lie between 0 and 1, as 0.95")
     generator = np.random.default_rng(seed)
     means = np.mean([stratum.mean(axis=2) for stratum in strata], axis=0)  # (sides, draws)
     middle = means.mean(axis=1, keepdims=True)  # (sides, 1)

@@ -11,17 +11,17 @@ from dataclasses import asdict, dataclass
 from html import escape
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from pruner_lib.evaluation.perplexity import PROMPTS, Sample, generate_samples
-from pruner_lib.files import read_json, write_json
-from pruner_lib.study.results import results_dir as profile_dir
-from pruner_lib.study.run import model_of
-from pruner_lib.study.settings import Experiment, load_profile, settings_key
+from pruner_lib.study.run import Study
+from pruner_lib.study.settings import Experiment
 from pruner_lib.study.stages import model_hash, recovery_key
-from pruner_lib.study.statistics import mean_interval, paired_difference
+from pruner_lib.study.statistics import Interval, mean_interval, paired_difference
 
 ROW = "border-top: 1px solid rgba(128, 128, 128, 0.4)"
 CELL = (
@@ -70,16 +70,15 @@ def _text(sample: Sample) -> str:
 
 
 def samples_of(
+    study: Study,
     experiment: Experiment,
     *,
-    profile: str = "quick",
-    results_dir: Path | str | None = None,
     prompts: Iterable[str] | None = None,
     new_tokens: int | None = None,
     draws: int = 1,
     seed: int = 0,
 ) -> list[Sample]:
-    """Give the continuations of an experiment's model; generate them only if there are none.
+    """Continue prompts with an experiment's model; once.
 
     Args:    prompts: None takes as many of `perplexity.PROMPTS` as the profile says.
              new_tokens: at most so many a prompt, None: as the profile says.
@@ -87,54 +86,30 @@ def samples_of(
     Returns: the samples, those of one prompt side by side, by the sampling settings of the paper's code; see
              `generate_samples`.
     """
-    settings = load_profile(profile)
-    wanted = list(PROMPTS[: settings.prompts] if prompts is None else prompts)
-    length = settings.new_tokens if new_tokens is None else new_tokens
-    key = _key(experiment, wanted, length, *([draws, seed] if (draws, seed) != (1, 0) else []))
-    path = profile_dir(profile, results_dir) / "samples" / f"{key}.json"
-    if not path.is_file():
-        model, tokenizer = model_of(experiment, profile=profile, results_dir=results_dir)
-        made = generate_samples(model, tokenizer, wanted, max_new_tokens=length, draws=draws, seed=seed)
-        model_name = {"model": experiment.model, "stage": experiment.stage, "new_tokens": length}
-        write_json(path, model_name | {"samples": [asdict(one) for one in made]})
-    return [Sample(**one) for one in read_json(path)["samples"]]
+    texts = list(PROMPTS[: study.profile.prompts] if prompts is None else prompts)
+    length = study.profile.new_tokens if new_tokens is None else new_tokens
 
+    def make() -> dict[str, Any]:
+        model, tokenizer = study.model(experiment)
+        samples = generate_samples(model, tokenizer, texts, max_new_tokens=length, draws=draws, seed=seed)
+        origin = {"model": experiment.model, "stage": experiment.stage, "new_tokens": length}
+        return origin | {"samples": [asdict(one) for one in samples]}
 
-def _key(experiment: Experiment, prompts: Sequence[str], *sizes: int) -> str:
-    """Name the texts of a model; how it is measured otherwise does not matter to them."""
-    asked = experiment.canonical()
-    settings = asked.settings()
-    del settings["evaluation"]
-    made = [recovery_key(asked), asked.recovery.at, asked.int8] if asked.recovery else settings
-    return settings_key([made, model_hash(asked.model), list(prompts), *sizes])
+    made = experiment.model_settings()
+    if experiment.recovery:
+        made = [recovery_key(experiment), experiment.recovery.at, experiment.int8]
+    sizes = [length, draws, seed] if (draws, seed) != (1, 0) else [length]
+    key = [made, model_hash(experiment.model), texts, *sizes]
+    return [Sample(**one) for one in study.cached(key, make, folder="samples")["samples"]]
 
 
 MEASURES = ("repetition_rate", "distinct")
-PAPER_PROMPTS = {  # as printed; of Table 21, which is in Chinese, the sense
-    "Table 11": (
-        "The universe is the entirety of space, time, matter, and energy that exists.",
-        "10 steps to build an ios app:",
-        "Write a poetry about love and peace.",
-    ),
-    "Table 18": (
-        "Neural Sequential Model, especially transformers,",
-        "AI can create a logo in seconds",
-        "What's great about the holiday season,",
-    ),
-    "Table 19": (
-        "Last night we all danced together in the rain",
-        "It fills me with such pride and joy",
-        "Meet me at midnight",
-    ),
-    "Table 20": ("How to buy a cat?", "What is McDonald's?", "What is Mean Square Error?"),
-    "Table 21": ("请介绍北京的两个景点。", "请用简单的话解释相对论。", "怎样才能健康地生活？"),
-}
-ENGLISH = ("Table 11", "Table 18", "Table 19", "Table 20")
-OWN = {  # part of a model's name -> its own prompts in the paper, (table, number) or whole tables
-    "glm": (("Table 11", 2), "Table 20", "Table 21"),
-    "vicuna": (("Table 11", 1), "Table 19"),
-    "llama": (("Table 11", 0), "Table 18"),
-}
+PROMPTS_FILE = Path(__file__).with_name("prompts.yaml")
+
+
+def paper_prompts() -> dict[str, list[dict[str, str]]]:
+    """Read the prompts of the paper: table -> its prompts, each with the model whose it is."""
+    return yaml.safe_load(PROMPTS_FILE.read_text(encoding="utf-8"))
 
 
 def prompts_of(model: str, n: int | None = None) -> list[tuple[str, str]]:
@@ -143,19 +118,15 @@ def prompts_of(model: str, n: int | None = None) -> list[tuple[str, str]]:
     Args:    model: a name; LLaMA, Vicuna and GLM have their own, other models take those in English in turns.
              n: at most so many.
     """
-    own = next((parts for word, parts in OWN.items() if word in model.lower()), None)
-    if own is None:
-        rows = zip_longest(*([(table, text) for text in PAPER_PROMPTS[table]] for table in ENGLISH))
-        return [one for row in rows for one in row if one][:n]
-    found = []
-    for part in own:
-        table, texts = (
-            (part, PAPER_PROMPTS[part])
-            if isinstance(part, str)
-            else (part[0], [PAPER_PROMPTS[part[0]][part[1]]])
-        )
-        found += [(table, text) for text in texts]
-    return found[:n]
+    tables = paper_prompts()
+    for owner in ("glm", "vicuna", "llama"):
+        if owner in model.lower():
+            rows = [(table, one["prompt"]) for table in tables for one in tables[table] if one["of"] == owner]
+            return rows[:n]
+    english = [
+        [(name, one["prompt"]) for one in rows if one["prompt"].isascii()] for name, rows in tables.items()
+    ]
+    return [one for row in zip_longest(*english) for one in row if one][:n]
 
 
 def first_draws(texts: Mapping[str, Sequence[Sample]], draws: int) -> SideBySide:
@@ -186,31 +157,25 @@ def repetition(frame: pd.DataFrame, measure: str, against: str = "dense") -> pd.
     values = {name: _table(part, measure) for name, part in frame.groupby("model", sort=False)}
     rows = []
     for name, table in values.items():
-        one = mean_interval(table)
-        apart = paired_difference(table, values[against]) if name != against else None
-        ends = (apart.mean, apart.low, apart.high) if apart else (np.nan,) * 3
-        rows.append((name, one.mean, one.low, one.high, *ends, table.shape[1], len(table)))
-    names = [
-        "model",
-        "mean",
-        "low",
-        "high",
-        "difference",
-        "difference_low",
-        "difference_high",
-        "prompts",
-        "draws",
-    ]
-    return pd.DataFrame(rows, columns=names)
+        row = {"model": name} | _ends(mean_interval(table), "mean")
+        if name != against:
+            row |= _ends(paired_difference(table, values[against]), "difference", "difference_")
+        rows.append(row | {"prompts": table.shape[1], "draws": len(table)})
+    names = ["model", "mean", "low", "high", "difference", "difference_low", "difference_high"]
+    return pd.DataFrame(rows, columns=[*names, "prompts", "draws"])
 
 
-def tell(found: pd.DataFrame, against: str = "dense") -> str:
-    """Say a frame of `repetition` as a Markdown list; inside the noise nothing is said to be more or less.
+def _ends(one: Interval, mean: str, prefix: str = "") -> dict[str, float]:
+    return {mean: one.mean, f"{prefix}low": one.low, f"{prefix}high": one.high}
 
-    Args:    found: with the columns name (of the whole model) and measure besides.
+
+def describe(frame: pd.DataFrame, against: str = "dense") -> str:
+    """Put a frame of `repetition` into a Markdown list; inside the noise nothing is called more or less.
+
+    Args:    frame: with the columns name (of the whole model) and measure besides.
     """
     words, lines = {"repetition_rate": "repetition", "distinct": "variety"}, []
-    for row in found.dropna(subset="difference").to_dict("records"):
+    for row in frame.dropna(subset="difference").to_dict("records"):
         sign = int(row["difference_low"] > 0) - int(row["difference_high"] < 0)
         word = {1: "**more**", -1: "**less**", 0: "neither clearly more nor less"}[sign]
         ends = ", ".join(f"{100 * row[end]:+.1f}" for end in ("difference_low", "difference_high"))
@@ -222,5 +187,5 @@ def tell(found: pd.DataFrame, against: str = "dense") -> str:
 
 
 def _table(part: pd.DataFrame, measure: str) -> np.ndarray:
-    """Give `(draws, prompts)` of one model."""
+    """Arrange a measure of one model as `(draws, prompts)`."""
     return part.pivot(index="draw", columns="prompt", values=measure).to_numpy(float)

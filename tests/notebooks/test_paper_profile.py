@@ -16,9 +16,9 @@ import stand_ins
 import yaml
 from stand_ins import GLM, LLAMA, LLAMA_13B, VICUNA
 
+from pruner_lib.study.profiles import load_profile
 from pruner_lib.study.records import load_records
 from pruner_lib.study.results import read_manifest, results_dir
-from pruner_lib.study.settings import load_profile
 
 pytestmark = [pytest.mark.slow, pytest.mark.notebook]
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.ipynb"))

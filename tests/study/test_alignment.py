@@ -8,20 +8,20 @@ from families import build, tokens
 
 from pruner_lib import discover, load_model, prune_, select
 from pruner_lib.method.groups import Plan
-from pruner_lib.study import probes
+from pruner_lib.study import Study, load_profile, probes
 from pruner_lib.study.paper import Compared
-from pruner_lib.study.probes import aligned, at_zero, block_outputs, correlation, following
-from pruner_lib.study.run import model_of, run
-from pruner_lib.study.settings import load_profile
+from pruner_lib.study.probes import aligned, at_zero, block_correlations, block_outputs, correlation
+from pruner_lib.study.records import MetricName
 
 TINY = load_profile("tiny")
 ONE = Compared("tiny", 0.3)
+NAME = MetricName("perplexity", "tiny", 16)
 PAIR = {"groups": ONE.ask(TINY, "element1"), "alone": ONE.ask(TINY, "element1", dependency=False)}
 
 
-@pytest.fixture(autouse=True)
-def place(tmp_path, monkeypatch):
-    monkeypatch.setenv("PRUNER_LIB_RESULTS", str(tmp_path))
+@pytest.fixture
+def study(tmp_path):
+    return Study("tiny", tmp_path)
 
 
 def test_correlation_knows_scale_shift_and_nothing():
@@ -61,31 +61,31 @@ def n_hooks(model):
     return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
 
 
-def test_groups_follow_and_matrices_alone_do_not():
-    found = following(PAIR, profile="tiny").groupby(["name", "kind"]).correlation.mean()
+def test_groups_follow_and_matrices_alone_do_not(study):
+    found = block_correlations(study, PAIR).groupby(["name", "kind"]).correlation.mean()
     assert found["groups", "mlp"] > 0.8 > 0.3 > found["alone", "mlp"]
     assert set(found.index.get_level_values("kind")) == {"attention", "mlp", "layer"}
 
 
-def test_following_is_measured_once(monkeypatch):
-    first = following(PAIR, profile="tiny")
+def test_block_correlations_are_measured_once(study, monkeypatch):
+    first = block_correlations(study, PAIR)
     monkeypatch.setattr(probes, "block_outputs", lambda *_: pytest.fail("measured again"))
-    assert following(PAIR, profile="tiny").equals(first)
+    assert block_correlations(study, PAIR).equals(first)
     with pytest.raises(pytest.fail.Exception, match="measured again"):
-        following({"groups": PAIR["groups"]}, profile="tiny")
+        block_correlations(study, {"groups": PAIR["groups"]})
 
 
-def test_zero_equals_cut_for_groups_and_not_for_matrices_alone():
-    cut = {name: run(asked, profile="tiny") for name, asked in PAIR.items()}
-    zero = {name: at_zero(record, profile="tiny") for name, record in cut.items()}
+def test_zero_equals_cut_for_groups_and_not_for_matrices_alone(study):
+    cut = {name: study.run(asked) for name, asked in PAIR.items()}
+    zero = {name: at_zero(study, record) for name, record in cut.items()}
     assert zero["groups"].perplexity["tiny"] == pytest.approx(cut["groups"].perplexity["tiny"], rel=1e-4)
     assert zero["alone"].perplexity["tiny"] != pytest.approx(cut["alone"].perplexity["tiny"], rel=1e-2)
-    assert zero["alone"].metrics["perplexity/tiny@16"].n == cut["alone"].metrics["perplexity/tiny@16"].n
+    assert zero["alone"].metrics[NAME].n == cut["alone"].metrics[NAME].n
 
 
-def test_dense_model_is_left_as_it_was():
+def test_dense_model_is_left_as_it_was(study):
     dense = load_model("tiny")[0].state_dict()
-    following(PAIR, profile="tiny")
-    at_zero(run(PAIR["alone"], profile="tiny"), profile="tiny")
-    now = model_of(PAIR["groups"].dense, profile="tiny")[0].state_dict()
+    block_correlations(study, PAIR)
+    at_zero(study, study.run(PAIR["alone"]))
+    now = study.model(PAIR["groups"].dense)[0].state_dict()
     assert all(torch.equal(now[name], weight) for name, weight in dense.items())

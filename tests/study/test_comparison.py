@@ -9,11 +9,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pruner_lib.study.compare import beside_published, changes, way_of, with_mean_accuracy
-from pruner_lib.study.records import Metric, Record, records_frame
+from pruner_lib.study.compare import beside_published, changes, stage_frame, with_mean_accuracy
+from pruner_lib.study.records import Metric, MetricName, Record, records_frame
 from pruner_lib.study.settings import Experiment
 
 NLL = np.random.default_rng(0).normal(3.4, 0.6, size=64)
+WIKI = MetricName("perplexity", "wiki", 128)
+BOOLQ, PIQA, ARC_EASY, ARC_CHALLENGE = (
+    MetricName("accuracy", task) for task in ("boolq", "piqa", "arc_easy", "arc_challenge")
+)
 
 
 def record(metrics, ratio=0.0):
@@ -33,19 +37,19 @@ def accuracy(answers):
 
 
 def test_same_shift_in_every_window_is_known_exactly_and_a_random_one_is_not():
-    dense = record({"perplexity/wiki@128": perplexity(NLL)})
-    shifted = changes(dense, record({"perplexity/wiki@128": perplexity(NLL + math.log(2))}, 0.25)).loc[0]
+    dense = record({WIKI: perplexity(NLL)})
+    shifted = changes(dense, record({WIKI: perplexity(NLL + math.log(2))}, 0.25)).loc[0]
     assert (shifted.low, shifted.change, shifted.high) == pytest.approx((2, 2, 2))
     assert shifted.after == pytest.approx(2 * shifted.before) and shifted.dataset == "wiki"
     noise = np.random.default_rng(1).normal(0, 0.3, size=64)
-    noisy = changes(dense, record({"perplexity/wiki@128": perplexity(NLL + noise)}, 0.25)).loc[0]
+    noisy = changes(dense, record({WIKI: perplexity(NLL + noise)}, 0.25)).loc[0]
     width = math.log(noisy.high / noisy.low) / (2 * 1.96)
     assert noisy.low < 1 < noisy.high and width == pytest.approx(0.3 / 8, rel=0.4)
 
 
 def test_mean_of_the_tasks_counts_each_task_alike():
-    before = record({"accuracy/boolq": accuracy([1, 1, 0, 0]), "accuracy/piqa": accuracy([1] * 8)})
-    after = record({"accuracy/boolq": accuracy([1, 0, 0, 0]), "accuracy/piqa": accuracy([1] * 8)}, 0.25)
+    before = record({BOOLQ: accuracy([1, 1, 0, 0]), PIQA: accuracy([1] * 8)})
+    after = record({BOOLQ: accuracy([1, 0, 0, 0]), PIQA: accuracy([1] * 8)}, 0.25)
     frame = changes(before, after).set_index("dataset")
     assert frame.change["boolq"] == -0.25 and frame.change["mean"] == -0.125 and frame.n["mean"] == 12
     assert frame.low["boolq"] < frame.low["mean"] < -0.125 < frame.high["mean"]
@@ -53,20 +57,20 @@ def test_mean_of_the_tasks_counts_each_task_alike():
     mean = with_mean_accuracy(records_frame([before, after])).query("dataset == 'mean'")
     assert mean.value.tolist() == [0.75, 0.625] and mean.n.tolist() == [12, 12]
     assert mean.stderr.iloc[0] == pytest.approx(math.sqrt(0.25 / 3) / 2)
-    text = records_frame([record({"perplexity/wiki@128": perplexity(NLL)})])
+    text = records_frame([record({WIKI: perplexity(NLL)})])
     assert with_mean_accuracy(text) is text
 
 
-def test_way_of_a_model_holds_its_texts_and_its_mean_accuracy():
+def test_stage_frame_a_model_holds_its_texts_and_its_mean_accuracy():
     whole = {
-        "perplexity/wiki@128": perplexity(NLL),
-        "accuracy/piqa": accuracy([1, 1, 0]),
-        "accuracy/boolq": accuracy([0, 1]),
+        WIKI: perplexity(NLL),
+        PIQA: accuracy([1, 1, 0]),
+        BOOLQ: accuracy([0, 1]),
     }
-    way = way_of([record(whole), record({"perplexity/wiki@128": perplexity(NLL + 1)}, 0.25)])
-    assert way.stage.tolist() == ["dense", "pruned", "dense"] and set(way.source) == {"ours"}
-    assert way.model.tolist() == ["tiny, wiki", "tiny, wiki", "tiny"]
-    assert way.value.iloc[2] == pytest.approx((2 / 3 + 1 / 2) / 2) and way.stderr.notna().all()
+    stages = stage_frame([record(whole), record({WIKI: perplexity(NLL + 1)}, 0.25)])
+    assert stages.stage.tolist() == ["dense", "pruned", "dense"] and set(stages.source) == {"ours"}
+    assert stages.model.tolist() == ["tiny, wiki", "tiny, wiki", "tiny"]
+    assert stages.value.iloc[2] == pytest.approx((2 / 3 + 1 / 2) / 2) and stages.stderr.notna().all()
 
 
 def test_published_numbers_agree_within_two_standard_errors_and_no_further():
@@ -78,18 +82,18 @@ def test_published_numbers_agree_within_two_standard_errors_and_no_further():
         }
     )
     half = accuracy([1, 0] * 8)
-    ours = record({"accuracy/arc_easy": half, "accuracy/arc_challenge": half, "accuracy/piqa": half})
+    ours = record({ARC_EASY: half, ARC_CHALLENGE: half, PIQA: half})
     frame = beside_published(ours, known).set_index("dataset")
     assert list(frame.index) == ["arc", "piqa"] and frame.agrees.tolist() == [True, False]
     assert frame.stderr["arc"] == pytest.approx(half.stderr / math.sqrt(2)) and frame.n["arc"] == 32
     assert frame.difference["piqa"] == pytest.approx(-0.4)
-    assert beside_published(record({"perplexity/wiki@128": perplexity(NLL)}), known).empty
+    assert beside_published(record({WIKI: perplexity(NLL)}), known).empty
 
 
 def test_what_can_not_be_compared_is_refused():
-    dense = record({"perplexity/wiki@128": perplexity(NLL)})
+    dense = record({WIKI: perplexity(NLL)})
     with pytest.raises(ValueError, match="no metric in common"):
-        changes(dense, record({"accuracy/boolq": accuracy([1, 0])}, 0.25))
+        changes(dense, record({BOOLQ: accuracy([1, 0])}, 0.25))
     other = replace(perplexity(NLL), protocol={"window": 64})
-    with pytest.raises(ValueError, match="window is 64"):
-        changes(dense, record({"perplexity/wiki@128": other}, 0.25))
+    with pytest.raises(ValueError, match="window is 128"):
+        changes(dense, record({WIKI: other}, 0.25))

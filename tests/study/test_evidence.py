@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from made_records import RECOVERY, dense, draws, record, short
 
 from pruner_lib.study.compare import (
+    describe,
     difference,
-    groups_of,
     interval,
     metric_names,
     paired_draws,
     ratio,
     values_of,
 )
+from pruner_lib.study.records import MEAN, MetricName
 
-WIKI = "perplexity/wiki@128"
-
-
-def test_draws_of_one_way_are_one_group_and_other_settings_another():
-    records = [*draws(), *draws(recovery=RECOVERY), *draws(criterion="random"), dense(), draws()[0]]
-    groups = groups_of(records)
-    assert sorted(len(group) for group in groups) == [1, 3, 3, 3]
-    assert len(groups_of(draws() + draws(ratio=0.5) + draws(evaluation=short(limit=50)))) == 3
-    assert [one.experiment.calibration.seed for one in groups_of(reversed(draws()))[0]] == [0, 1, 2]
+WIKI, C4 = MetricName("perplexity", "wiki", 128), MetricName("perplexity", "c4", 128)
+PIQA, BOOLQ = MetricName("accuracy", "piqa"), MetricName("accuracy", "boolq")
 
 
 def test_ratio_of_perplexities_finds_the_true_one_and_pairing_makes_it_sharp():
@@ -39,11 +34,11 @@ def test_ratio_of_perplexities_finds_the_true_one_and_pairing_makes_it_sharp():
 
 def test_share_of_the_dense_accuracy_is_that_of_the_means_over_tasks():
     group, whole = tuple(draws(accuracy=0.5)), (dense(accuracy=0.8),)
-    found = ratio(group, whole, "accuracy/mean")
+    found = ratio(group, whole, MEAN)
     kept, there = group[0].accuracy.values(), whole[0].accuracy.values()
     assert found.mean == pytest.approx(sum(kept) / sum(there))
     assert found.high < 1 and found.draws == 3 and found.n == 120
-    lost = difference(group, whole, "accuracy/mean")
+    lost = difference(group, whole, MEAN)
     assert lost.mean == pytest.approx((sum(kept) - sum(there)) / 2) and lost.sign == -1
 
 
@@ -59,19 +54,45 @@ def test_draws_are_paired_by_their_seeds_or_else_by_their_order():
     assert [len(group) for group in paired_draws(one, first)] == [1, 1]
 
 
+def test_recoveries_of_several_draws_are_compared_with_the_one_model_they_began_from():
+    runs = [record(2.9, recovery=replace(RECOVERY, seed=seed)) for seed in range(3)]
+    assert [len(group) for group in paired_draws(runs, [record()])] == [3, 1]
+    others = [record(2.8, recovery=replace(RECOVERY, seed=seed, rank=4)) for seed in (2, 1, 5)]
+    pair = paired_draws(runs, others)
+    assert [[one.experiment.recovery.seed for one in group] for group in pair] == [[1, 2], [1, 2]]
+    assert ratio(runs, [record()], WIKI).draws == 3
+
+
+def test_formats_are_compared_where_that_is_allowed():
+    one, other = record(), record(3.1, int8=True)
+    for metric in other.metrics.values():
+        metric.protocol["dtype"] = "int8"
+    with pytest.raises(ValueError, match="dtype is None"):
+        ratio([other], [one], WIKI)
+    assert ratio([other], [one], WIKI, allow=("dtype",)).mean > 1
+
+
+def test_note_says_what_was_compared():
+    groups = draws(), [dense()]
+    assert describe(ratio(*groups, WIKI), WIKI, *groups) == "element1, 20.0% cut; 64 windows of wiki, 3 draws"
+    more = draws(sparsity=0.21)[:1]
+    kept = ratio(more, draws()[:1], MEAN)
+    assert describe(kept, MEAN, more, draws()[:1]) == "element1, 21.0% and 20.0% cut; 120 questions, 1 draw"
+
+
 def test_what_was_measured_otherwise_is_refused():
     with pytest.raises(ValueError, match="corpus_hash"):
         ratio((record(),), (record(evaluation=short(windows=32)),), WIKI)
     with pytest.raises(ValueError, match="limit"):
-        difference((record(),), (record(evaluation=short(limit=30)),), "accuracy/piqa")
+        difference((record(),), (record(evaluation=short(limit=30)),), PIQA)
     with pytest.raises(ValueError, match="holds no values of perplexity/c4@128"):
-        values_of([record()], "perplexity/c4@128")
+        values_of([record()], C4)
     with pytest.raises(ValueError, match="no task in common"):
-        interval((record(evaluation=short(tasks=())),), "accuracy/mean")
+        interval((record(evaluation=short(tasks=())),), MEAN)
 
 
 def test_metrics_are_listed_where_all_records_hold_them():
     some, all_of_it = record(evaluation=short(tasks=("piqa",))), record()
-    assert metric_names([all_of_it], "accuracy") == ["accuracy/piqa", "accuracy/boolq"]
-    assert metric_names([all_of_it, some], "accuracy") == ["accuracy/piqa"]
+    assert metric_names([all_of_it], "accuracy") == [PIQA, BOOLQ]
+    assert metric_names([all_of_it, some], "accuracy") == [PIQA]
     assert metric_names([], "accuracy") == []

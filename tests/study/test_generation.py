@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 
 from pruner_lib.evaluation.perplexity import Sample
-from pruner_lib.study.figures.intervals import TEXTS
 from pruner_lib.study.texts import (
     MEASURES,
-    PAPER_PROMPTS,
+    describe,
     first_draws,
+    paper_prompts,
     prompts_of,
     repetition,
-    tell,
     texts_frame,
 )
 
@@ -49,7 +48,9 @@ def test_models_of_the_paper_have_their_own_prompts_and_others_take_turns():
     other = prompts_of("smollm2-135m")
     assert [table for table, _ in other[:5]] == ["Table 11", "Table 18", "Table 19", "Table 20", "Table 11"]
     assert len(other) == len(set(other)) == 12 and prompts_of("smollm2-135m", 3) == other[:3]
-    assert all(text.isascii() for _, text in other) and not any(map(str.isascii, PAPER_PROMPTS["Table 21"]))
+    assert all(text.isascii() for _, text in other) and not any(
+        one["prompt"].isascii() for one in paper_prompts()["Table 21"]
+    )
 
 
 def test_frame_keeps_the_order_of_prompts_and_draws():
@@ -78,14 +79,14 @@ def test_repetition_is_compared_prompt_by_prompt():
 
 def test_sentence_is_sure_of_itself_only_outside_the_noise():
     found = repetition(FRAME, "repetition_rate").assign(name="m", measure="repetition_rate")
-    lines = tell(found).splitlines()
+    lines = describe(found).splitlines()
     assert len(lines) == 2 and "m, pruned: **more** repetition than dense" in lines[0]
     unsure = found.assign(difference_low=-0.1, difference_high=0.1)
-    assert "neither clearly more nor less" in tell(unsure) and "**" not in tell(unsure)
-    assert "**less** variety" in tell(
+    assert "neither clearly more nor less" in describe(unsure) and "**" not in describe(unsure)
+    assert "**less** variety" in describe(
         found.assign(measure="distinct", difference_low=-0.2, difference_high=-0.1)
     )
 
 
 def test_every_measure_can_be_drawn():
-    assert set(MEASURES) == set(TEXTS) and set(MEASURES) <= set(FRAME)
+    assert set(MEASURES) <= set(FRAME)

@@ -9,18 +9,17 @@ import torch
 
 from pruner_lib import load_model
 from pruner_lib.data.windows import instructions
+from pruner_lib.evaluation import meters
 from pruner_lib.recovery.instructions import IGNORED, encode
-from pruner_lib.study import probes
-from pruner_lib.study.probes import held_out, losses_on, response_losses, timings
-from pruner_lib.study.run import load_profile, model_of
+from pruner_lib.study import Study, load_profile, probes
+from pruner_lib.study.probes import forward_pass, held_out, losses_on, response_losses, timings
 
 TINY = load_profile("tiny")
 
 
-@pytest.fixture(autouse=True)
-def place(tmp_path, monkeypatch):
-    monkeypatch.setenv("PRUNER_LIB_RESULTS", str(tmp_path))
-    return tmp_path / "tiny"
+@pytest.fixture
+def study(tmp_path):
+    return Study("tiny", tmp_path)
 
 
 def test_held_out_instructions_are_seen_by_no_recovery():
@@ -45,43 +44,48 @@ def test_loss_of_a_response_is_that_of_the_model_itself():
             assert loss != pytest.approx(model(ids, labels=ids).loss.item(), rel=1e-5)
 
 
-def test_losses_are_measured_once_of_each_model(monkeypatch, place):
+def test_losses_are_measured_once_of_each_model(study, monkeypatch):
     examples = instructions("tiny", samples=3)
     kept = replace(TINY.recovery, evaluate_at=())
     asked = [TINY.dense(), TINY.experiment(), TINY.experiment(recovery=kept)]
     asked.append(TINY.experiment(recovery=replace(kept, at=2)))
-    found = [response_losses(one, examples, profile="tiny") for one in asked]
+    found = [response_losses(study, one, examples) for one in asked]
     assert len({tuple(one) for one in found}) == 4
-    model, tokenizer = model_of(asked[1], profile="tiny")
+    model, tokenizer = study.model(asked[1])
     assert found[1] == pytest.approx(losses_on(model, tokenizer, examples), rel=1e-5)
-    monkeypatch.setattr(probes, "model_of", lambda *_, **__: pytest.fail("made a model"))
+    monkeypatch.setattr(study, "model", lambda _: pytest.fail("made a model"))
     other = replace(asked[1], evaluation=replace(TINY.evaluation, windows=2))
-    assert response_losses(other, examples, profile="tiny") == found[1]
+    assert response_losses(study, other, examples) == found[1]
     with pytest.raises(pytest.fail.Exception, match="made a model"):
-        response_losses(asked[1], examples[:2], profile="tiny")
+        response_losses(study, asked[1], examples[:2])
 
 
-def test_models_are_timed_in_turns_and_once(monkeypatch):
+def test_models_are_timed_in_turns_and_once(study, monkeypatch):
     asked = {"dense": TINY.dense(), "in 8 bits": TINY.dense(int8=True)}
     calls = []
-    monkeypatch.setattr(probes, "_pass", lambda model, tokens: calls.append(id(model)) or len(calls) / 10)
-    frame = timings(asked, repeats=3, warmup=1, profile="tiny")
+    monkeypatch.setattr(meters, "timed", lambda call, device: calls.append(call) or len(calls) / 10)
+    frame = timings(study, asked, repeats=3, warmup=1)
     assert len(calls) == 8 and len(set(calls)) == 2 and calls[:2] * 4 == calls
     assert frame.groupby("model").size().to_dict() == {"dense": 3, "in 8 bits": 3}
     assert frame.seconds.tolist() == pytest.approx([0.3, 0.4, 0.5, 0.6, 0.7, 0.8])  # the first round not
-    assert timings(asked, repeats=3, warmup=1, profile="tiny").equals(frame) and len(calls) == 8
-    timings(asked, repeats=2, warmup=0, profile="tiny")
+    assert timings(study, asked, repeats=3, warmup=1).equals(frame) and len(calls) == 8
+    timings(study, asked, repeats=2, warmup=0)
     assert len(calls) == 12
 
 
-def test_models_too_large_to_be_held_together_are_timed_one_by_one(monkeypatch):
+def test_models_too_large_to_be_held_together_are_timed_one_by_one(study, monkeypatch):
     calls = []
     monkeypatch.setattr(probes, "KEEP_BYTES", 1)
-    monkeypatch.setattr(probes, "_pass", lambda model, tokens: calls.append(id(model)) or 0.1)
+    monkeypatch.setattr(meters, "timed", lambda call, device: calls.append(call) or 0.1)
     asked = {"dense": TINY.dense(), "pruned": TINY.experiment()}
-    assert len(timings(asked, repeats=2, warmup=0, profile="tiny")) == 4
+    assert len(timings(study, asked, repeats=2, warmup=0)) == 4
     assert calls[0] == calls[1] and calls[2] == calls[3]
 
 
-def test_pass_takes_time():
-    assert probes._pass(load_model("tiny")[0], 16) > 0
+def test_call_that_is_timed_runs_the_model_on_as_many_tokens():
+    model, seen = load_model("tiny")[0], []
+    model.register_forward_pre_hook(lambda _, args, named: seen.append(named["input_ids"]), with_kwargs=True)
+    call = forward_pass(model, 16)
+    call()
+    call()
+    assert [ids.shape for ids in seen] == [(1, 16)] * 2 and torch.equal(*seen)

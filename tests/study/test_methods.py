@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pruner_lib.study.paper import Compared, compared, published_choices, published_methods
-from pruner_lib.study.settings import load_profile, profile_names
+from pruner_lib.study.profiles import load_profile, profile_names
 
 TINY = load_profile("tiny")
 ONE = Compared("tiny", 0.3)

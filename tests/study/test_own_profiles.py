@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from pruner_lib.study.profiles import load_profile, profile_names
 from pruner_lib.study.results import results_dir
-from pruner_lib.study.settings import load_profile, profile_names
 
 
 @pytest.fixture
@@ -45,12 +45,30 @@ def test_without_the_file_there_are_the_built_in_profiles_alone(own, monkeypatch
     ("text", "message"),
     [
         ("mine: {like: tyni}", "is like 'tyni', but there are full, paper"),
-        ("mine: {ratio: 0.5}", "'mine' lacks calibration"),
+        ("mine: {ratio: 0.5}", "profile 'mine' lacks"),
         ("tiny: {ration: 0.5}", "no setting ration"),
-        ("tiny: 3", "must hold names of profiles"),
-        ("- tiny", "must hold names of profiles"),
-        ("../tiny: {like: tiny}", "no name of a profile"),
+        ("tiny: 3", "profile 'tiny' .* is 3, but should hold settings"),
+        ("- tiny", "should hold names of profiles"),
+        ("../tiny: {like: tiny}", r"'../tiny': .*name is '../tiny', but should match"),
         ("a: [", "can't be read"),
+        ("mine: {like: [tiny]}", r"is like \['tiny'\], but there are"),
+        ("mine: {like: tiny, name: ../../escape}", "another name, '../../escape'"),
+        ("mine: {like: tiny, dtype: float15}", "dtype is 'float15', but should be 'float32', 'float16' or"),
+        ("mine: {like: tiny, prompts: -1}", "prompts is -1, but should be greater than or equal to 1"),
+        ("mine: {like: tiny, ratio: 1}", "ratio is 1, but should be less than 1"),
+        ("mine: {like: tiny, ratio: .nan}", "ratio is nan, but should be"),
+        ("mine: {like: tiny, draws: 2.5}", "draws is 2.5, but should be a valid integer"),
+        ("mine: {like: tiny, draws: yes}", "draws is True, but should be a valid integer"),
+        ("mine: {like: tiny, model: ''}", "model is '', but should have at least 1 character"),
+        ("mine: {like: tiny, sweep: {shares: x}}", "sweep.shares is 'x', but should be a valid array"),
+        ("mine: {like: tiny, sweep: [1]}", r"sweep is \[1\], but should be an object"),
+        ("mine: {like: tiny, calibration_study: {samples: [0]}}", "calibration_study.samples.0 is 0, but"),
+        (
+            "mine: {like: tiny, evaluation: {windos: 3}}",
+            "no setting evaluation.windos; it has texts, windows",
+        ),
+        ("mine: {like: tiny, recovery: {batch_size: 3}}", "recovery: batch_size=3 is no multiple of"),
+        ("mine: {like: tiny, method_study: {models: [a]}}", "1, 0 and 0 values, but should be equally long"),
     ],
 )
 def test_file_that_makes_no_sense_is_refused(own, text, message):
@@ -63,3 +81,11 @@ def test_missing_file_is_told(monkeypatch, tmp_path):
     monkeypatch.setenv("PRUNER_LIB_PROFILES", str(tmp_path / "none.yaml"))
     with pytest.raises(ValueError, match=r"none\.yaml.*can't be read"):
         load_profile("tiny")
+
+
+def test_bad_profile_of_the_users_leaves_the_others_usable(own):
+    own("mine: {like: tiny, draws: -1}\nother: {like: tiny, draws: 4}\n")
+    assert load_profile("tiny").draws == 3 and load_profile("other").draws == 4
+    with pytest.raises(ValueError, match="draws is -1") as caught:
+        load_profile("mine")
+    assert "\n" not in str(caught.value)

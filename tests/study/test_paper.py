@@ -1,11 +1,24 @@
-"""Published numbers are found by name, agree with themselves, and are told apart."""
+"""Published numbers are found by name, agree with themselves, and have their notebooks."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import nbformat
 import pytest
 
 from pruner_lib.study import paper
-from pruner_lib.study.paper import WHOLE, published, published_tables, published_way, published_whole
+from pruner_lib.study.paper import (
+    WHOLE,
+    coverage_frame,
+    published,
+    published_stages,
+    published_tables,
+    published_whole,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+COVERAGE = coverage_frame(ROOT / "results" / "quick")
 
 
 def value(table, row, metric):
@@ -51,20 +64,20 @@ def test_no_number_stands_twice_and_none_is_missing():
         assert numbers.value.notna().all() and (numbers.value > 0).all() and (numbers.source != "").all()
 
 
-def test_way_of_the_paper_s_model_is_that_of_its_table():
-    way = published_way().pivot(index="stage", columns="metric", values="value")
-    assert way.perplexity.to_dict() == {"dense": 12.62, "pruned": 19.09, "recovered": 17.58}
-    assert way.accuracy["pruned"] == pytest.approx(0.5669)
-    assert published_way("Table 4", text="ptb").query("metric == 'perplexity'").value.tolist() == [
+def test_stages_of_the_paper_s_model_is_that_of_its_table():
+    stages = published_stages().pivot(index="stage", columns="metric", values="value")
+    assert stages.perplexity.to_dict() == {"dense": 12.62, "pruned": 19.09, "recovered": 17.58}
+    assert stages.accuracy["pruned"] == pytest.approx(0.5669)
+    assert published_stages("Table 4", text="ptb").query("metric == 'perplexity'").value.tolist() == [
         61.37,
         92.88,
         78.25,
     ]
     with pytest.raises(ValueError, match="Table 1 has no row 'w/ tune / L2'; it has 0% / LLaMA-7B"):
-        published_way("Table 1", "L2")
+        published_stages("Table 1", "L2")
 
 
-def test_unknown_table_is_told_which_there_are():
+def test_unknown_table_is_an_error_that_lists_those_there_are():
     with pytest.raises(ValueError, match="unknown table 'Table 99'; there are .*Table 1, .*Table 17"):
         published("Table 99")
 
@@ -78,3 +91,28 @@ def test_damaged_file_is_refused_and_a_missing_folder_explained(tmp_path, monkey
     (place / "own.csv").write_text("table,row,value\nTable 1,x,3\n")
     with pytest.raises(ValueError, match=r"own.csv has the columns table, row, value; wanted"):
         published("Table 1")
+
+
+def test_all_21_tables_and_6_figures_are_named_once():
+    names = [f"Table {n}" for n in range(1, 22)] + [f"Figure {n}" for n in range(1, 7)]
+    assert COVERAGE.name.tolist() == names
+    for item in COVERAGE.itertuples():
+        assert bool(item.notebook) == bool(item.file) and (item.file or item.note), item.name
+
+
+@pytest.mark.parametrize(
+    ("notebook", "file"), sorted({*zip(COVERAGE.notebook, COVERAGE.file, strict=True)} - {("", "")})
+)
+def test_notebook_of_an_item_writes_its_file(notebook, file):
+    cells = nbformat.read(ROOT / "notebooks" / f"{notebook}.ipynb", as_version=4).cells
+    code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+    assert f'"{Path(file).stem}"' in code, f"{notebook} writes no {file}"
+
+
+def test_coverage_says_which_files_are_there(tmp_path):
+    assert not coverage_frame(tmp_path).there.any()
+    path = tmp_path / "tables" / "03_result.csv"
+    path.parent.mkdir(parents=True)
+    path.write_text("x")
+    there = coverage_frame(tmp_path).set_index("name").there
+    assert there["Table 1"] and not there["Table 6"] and not there["Figure 1"]

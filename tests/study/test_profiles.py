@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from pruner_lib.study import settings
-from pruner_lib.study.settings import load_profile, profile_names
+from pruner_lib.study import profiles
+from pruner_lib.study.profiles import load_profile, profile_names
 
 
 def test_there_are_four_profiles_and_each_makes_experiments():
@@ -33,14 +33,14 @@ def test_change_of_a_field_is_taken_and_an_unknown_field_refused():
 
 
 def test_profile_with_a_hole_or_a_stranger_is_refused(tmp_path, monkeypatch):
-    values = yaml.safe_load(settings.PROFILES_FILE.read_text())
+    values = yaml.safe_load(profiles.PROFILES_FILE.read_text())
     del values["tiny"]["ratio"]
     values["quick"]["ration"] = 0.5
     (tmp_path / "profiles.yaml").write_text(yaml.safe_dump(values))
-    monkeypatch.setattr(settings, "PROFILES_FILE", tmp_path / "profiles.yaml")
-    with pytest.raises(ValueError, match="'tiny' lacks ratio"):
+    monkeypatch.setattr(profiles, "PROFILES_FILE", tmp_path / "profiles.yaml")
+    with pytest.raises(ValueError, match="profile 'tiny' lacks ratio"):
         load_profile("tiny")
-    with pytest.raises(ValueError, match="no setting ration"):
+    with pytest.raises(ValueError, match="no setting ration; it has name, model"):
         load_profile("quick")
     assert load_profile("full").name == "full"
 

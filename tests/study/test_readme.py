@@ -1,4 +1,4 @@
-"""The README's tables are those of the results, and its links lead somewhere."""
+"""The tables of the READMEs are those of the results, and their links lead somewhere."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from made_records import draws
 
-from pruner_lib.study.claims import CLAIMS, Evidence, judge_claims, verdicts_frame
-from pruner_lib.study.coverage import ITEMS
+from pruner_lib.study.claims import claims, verdicts, write_answer
+from pruner_lib.study.compare import ratio
 from pruner_lib.study.readme import (
     TABLES,
     VERDICTS,
@@ -21,48 +21,41 @@ from pruner_lib.study.readme import (
     verdict_table,
     with_tables,
 )
+from pruner_lib.study.records import MetricName
 from pruner_lib.study.results import save_table
-from tests.benchmarks.goals import FOLDER, GOALS, goals_table
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULTS = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
 MARKED = (
     "a\n<!-- verdicts -->\nold\n<!-- end of verdicts -->\nb\n"
-    "<!-- numbers --><!-- end of numbers --><!-- coverage --><!-- end of coverage -->"
-    "<!-- benchmark --><!-- end of benchmark -->\nc\n"
+    "<!-- numbers --><!-- end of numbers --><!-- benchmark --><!-- end of benchmark -->\nc\n"
 )
-FILES = (
-    VERDICTS,
-    *(f"{TABLES}/{stem}.csv" for stem in ("00_result", "01_result", "02_result")),
-    *sorted({f"{FOLDER}/{goal.part}.csv" for goal in GOALS}),
-)
+FILES = (VERDICTS, *(f"{TABLES}/{stem}.csv" for stem in ("00_result", "01_result", "02_result")))
 
 
 @pytest.fixture
 def published(tmp_path):
     """Give a folder with the results as they are in git: a study since may have written others."""
-    for folder in (TABLES, FOLDER):
-        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / TABLES).mkdir(parents=True)
     for name in FILES:
         command = ["git", "-C", str(ROOT), "show", f":{name}"]
-        told = subprocess.run(command, capture_output=True, text=True)
-        if told.returncode == 0:
-            (tmp_path / name).write_text(told.stdout)
+        shown = subprocess.run(command, capture_output=True, text=True)
+        if shown.returncode == 0:
+            (tmp_path / name).write_text(shown.stdout)
     return tmp_path
 
 
-def test_tables_of_the_readme_are_those_of_the_published_results(published):
-    new = with_tables(updated(README, published), {"benchmark": goals_table(published)})
-    assert new == README, (
-        "run python -m pruner_lib.study.readme and python -m tests.benchmarks.goals, and commit both"
-    )
+def test_tables_of_the_readmes_are_those_of_the_published_results(published):
+    message = "run python -m pruner_lib.study.readme, and commit README.md and results/README.md"
+    assert updated(README, published) == README, message
+    assert with_tables(RESULTS, {"coverage": coverage_table(ROOT)}) == RESULTS, message
 
 
 def test_text_around_the_tables_stays_and_old_tables_go(tmp_path):
     new = updated(MARKED, tmp_path)
     assert new.startswith("a\n<!-- verdicts -->\nNot there yet") and "old" not in new
-    assert "\nb\n" in new and new.endswith("-->\nc\n") and coverage_table() in new
-    assert updated(new, tmp_path) == new
+    assert "\nb\n" in new and new.endswith("-->\nc\n") and updated(new, tmp_path) == new
     beside = with_tables(new, {"benchmark": "none"})
     assert beside == new.replace("<!-- benchmark -->", "<!-- benchmark -->\nnone\n")
     with pytest.raises(ValueError, match="<!-- numbers -->"):
@@ -70,14 +63,16 @@ def test_text_around_the_tables_stays_and_old_tables_go(tmp_path):
 
 
 def test_every_claim_has_its_row_with_the_papers_number_and_ours(tmp_path):
-    found = Evidence((*draws(3.0), *draws(3.4, criterion="vector")), "m")
-    save_table(verdicts_frame(judge_claims(CLAIMS, found)), "12_verdicts", tmp_path / "results" / "quick")
+    sides, folder = (draws(3.0), draws(3.4, criterion="vector")), tmp_path / "results" / "quick"
+    number = ratio(*sides, MetricName("perplexity", "wiki", 128))
+    write_answer(folder, "element beats vector", number, records=[*sides[0], *sides[1]])
+    save_table(verdicts(folder), "12_verdicts", folder)
     rows = [line for line in verdict_table(tmp_path).splitlines() if line.startswith("| ")][1:]
-    assert len(rows) == len(CLAIMS)
-    assert any(
-        "0.8568" in row and "| reproduced | [03](notebooks/03_compare_methods.ipynb)" in row for row in rows
-    )
-    assert sum("| - | not measured |" in row for row in rows) == len(CLAIMS) - 1
+    assert len(rows) == len(claims())
+    ours = f"{number.mean:.4g} [{number.low:.4g}, {number.high:.4g}]"
+    wanted = f"| 0.8568 | {ours} | reproduced | [03](notebooks/03_compare_methods.ipynb)"
+    assert sum(wanted in row for row in rows) == 1
+    assert sum("| - | not measured |" in row for row in rows) == len(claims()) - 1
 
 
 def test_single_numbers_are_those_of_their_tables(tmp_path):
@@ -104,10 +99,14 @@ def test_single_numbers_are_those_of_their_tables(tmp_path):
 
 
 def test_every_table_and_figure_of_the_paper_has_a_row():
-    for item in ITEMS:
-        assert len(re.findall(rf"^\| {item.name} \|", README, flags=re.MULTILINE)) == 1
+    for name in [*(f"Table {n}" for n in range(1, 22)), *(f"Figure {n}" for n in range(1, 7))]:
+        assert len(re.findall(rf"^\| {name} \|", RESULTS, flags=re.MULTILINE)) == 1
 
 
-def test_links_of_the_readme_to_code_and_notebooks_lead_somewhere():
-    targets = {t for t in re.findall(r"\]\(([^)#]+)\)", README) if not t.startswith(("http", "results/"))}
-    assert targets and not [target for target in sorted(targets) if not (ROOT / target).exists()]
+@pytest.mark.parametrize(
+    ("text", "folder"), [(README, ROOT), (RESULTS, ROOT / "results")], ids=["front", "results"]
+)
+def test_links_to_code_and_notebooks_lead_somewhere(text, folder):
+    links = {link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link}
+    targets = {link for link in links if not link.startswith(("results/", "quick/"))}
+    assert targets and not [target for target in sorted(targets) if not (folder / target).exists()]

@@ -8,7 +8,15 @@ from dataclasses import replace
 
 import pytest
 
-from pruner_lib.study.records import Metric, Record, load_records, read_record, records_frame, write_record
+from pruner_lib.study.records import (
+    Metric,
+    MetricName,
+    Record,
+    load_records,
+    read_record,
+    records_frame,
+    write_record,
+)
 from pruner_lib.study.settings import Calibration, Evaluation, Experiment, Recovery
 
 BASE = Experiment("tiny", calibration=Calibration("tiny", 4, 16), evaluation=Evaluation(("tiny",), 4, 16))
@@ -17,21 +25,21 @@ PROTOCOL = {"metric": "perplexity", "corpus_hash": "aa", "window": 16}
 
 def record(experiment=BASE, value=20.0, **protocol):
     metrics = {
-        "perplexity/tiny@16": Metric(value, 1.0, 4, PROTOCOL | protocol, (2.9, 3.1)),
-        "accuracy/boolq": Metric(0.5, 0.1, 4, {"metric": "acc", "limit": 4}, (1, 0)),
+        MetricName("perplexity", "tiny", 16): Metric(value, 1.0, 4, PROTOCOL | protocol, (2.9, 3.1)),
+        MetricName("accuracy", "boolq"): Metric(0.5, 0.1, 4, {"metric": "acc", "limit": 4}, (1, 0)),
     }
     plan = {"parameters": 75, "parameters_dense": 100, "sparsity": 0.25, "kept": {"layers.0.mlp": [3, 4]}}
     return Record(experiment, plan, metrics, ({"step": 0, "loss": 1.5},), {"load": 0.1}, 10.0, created="now")
 
 
 def test_record_comes_back_from_disk_as_it_was(tmp_path):
-    for ours in (record(), record(replace(BASE, recovery=Recovery("tiny")), value=math.inf)):
+    for ours in (record(), record(replace(BASE, recovery=Recovery(corpus="tiny")), value=math.inf)):
         back = read_record(write_record(ours, tmp_path))
         assert back.reused and not ours.reused
         assert replace(back, reused=False) == ours
     assert {one.key for one in load_records(tmp_path)} == {
         BASE.key,
-        replace(BASE, recovery=Recovery("tiny")).key,
+        replace(BASE, recovery=Recovery(corpus="tiny")).key,
     }
 
 
@@ -77,3 +85,29 @@ def test_record_says_in_a_line_what_it_is():
     assert str(record()) == f"{BASE.key} tiny element1 pruned, 25.0% cut, tiny 20.00, boolq 50.0%"
     assert str(replace(record(), reused=True)).endswith("(reused)")
     assert record().perplexity == {"tiny": 20.0} and record().accuracy == {"boolq": 0.5}
+
+
+@pytest.mark.parametrize(
+    "text", ["perplexity/wiki@128", "accuracy/boolq", "accuracy/mean", "perplexity/a/b@c@16"]
+)
+def test_name_of_a_metric_is_read_as_it_is_written(text):
+    name = MetricName.parse(text)
+    assert str(name) == text and (name.length is None) == (name.kind == "accuracy")
+    assert MetricName.parse("perplexity/a/b@c@16") == ("perplexity", "a/b@c", 16)
+
+
+@pytest.mark.parametrize(
+    "text", ["perplexity/wiki", "perplexity/wiki@x", "loss/wiki@128", "boolq", "accuracy/", ""]
+)
+def test_text_that_names_no_metric_is_refused(text):
+    with pytest.raises(ValueError, match="names no metric; wanted 'perplexity/wiki@128'"):
+        MetricName.parse(text)
+
+
+def test_file_holds_the_names_as_text(tmp_path):
+    data = json.loads(write_record(record(), tmp_path).read_text())
+    assert list(data["metrics"]) == ["perplexity/tiny@16", "accuracy/boolq"]
+    path = tmp_path / "records" / f"{BASE.key}.json"
+    path.write_text(path.read_text().replace("accuracy/boolq", "boolq"))
+    with pytest.raises(ValueError, match="is no record .*'boolq' names no metric"):
+        read_record(path)

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from pruner_lib.study import results
-from pruner_lib.study.figures.curves import plot_recovery
+from pruner_lib.study.figures import plot_curves
 from pruner_lib.study.results import (
     finish,
     manifest_path,
@@ -20,6 +20,10 @@ from pruner_lib.study.results import (
 )
 
 FRAME = pd.DataFrame({"step": [0, 1], "dataset": "wiki", "value": [40.0, 30.0]})
+
+
+def plot_recovery(frame):
+    return plot_curves(frame, x="step", xlabel="steps of recovery", label="perplexity", scale="log")
 
 
 @pytest.fixture
@@ -65,7 +69,7 @@ def test_finish_names_what_was_written(place, monkeypatch):
     monkeypatch.setenv(results.RUN_ID, "run-1")
     written = [
         save_table(FRAME, "numbers", place),
-        save_figure(plot_recovery(FRAME).figure, FRAME, "curve", place),
+        *save_figure(plot_recovery(FRAME).figure, FRAME, "curve", place),
     ]
     said = finish("00_test", "tiny", outputs=written)
     manifest = read_manifest("00_test", "tiny")

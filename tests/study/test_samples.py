@@ -8,66 +8,62 @@ import pytest
 import torch
 
 from pruner_lib.evaluation.perplexity import PROMPTS, Sample
-from pruner_lib.study import stages, texts
-from pruner_lib.study.results import results_dir
-from pruner_lib.study.run import load_profile, model_of, run
+from pruner_lib.study import Study, load_profile
 from pruner_lib.study.texts import SideBySide, samples_of
 
 TINY = load_profile("tiny")
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path, monkeypatch):
-    monkeypatch.setenv("PRUNER_LIB_RESULTS", str(tmp_path))
-    monkeypatch.setattr(stages, "_kept", {})
+def study(tmp_path):
     torch.set_num_threads(1)
-    return tmp_path / "tiny"
+    return Study("tiny", tmp_path)
 
 
-def test_texts_are_made_once_whatever_else_is_measured(place, monkeypatch):
-    first = samples_of(TINY.experiment(), profile="tiny")
+def test_texts_are_made_once_whatever_else_is_measured(study, monkeypatch):
+    first = samples_of(study, TINY.experiment())
     assert [one.prompt for one in first] == list(PROMPTS[: TINY.prompts])
-    monkeypatch.setattr(texts, "model_of", lambda *_, **__: pytest.fail("made a model"))
+    monkeypatch.setattr(study, "model", lambda _: pytest.fail("made a model"))
     again = replace(TINY.experiment(), evaluation=replace(TINY.evaluation, windows=2))
-    assert samples_of(again, profile="tiny") == first
-    assert len(list((place / "samples").glob("*.json"))) == 1
+    assert samples_of(study, again) == first
+    assert len(list((study.folder / "samples").glob("*.json"))) == 1
     with pytest.raises(pytest.fail.Exception, match="made a model"):
-        samples_of(TINY.dense(), profile="tiny")
+        samples_of(study, TINY.dense())
 
 
-def test_draws_and_seeds_are_texts_of_their_own():
+def test_draws_and_seeds_are_texts_of_their_own(study):
     ask = TINY.experiment()
-    one = samples_of(ask, profile="tiny", prompts=["the dog"])
-    three = samples_of(ask, profile="tiny", prompts=["the dog"], draws=3)
-    other = samples_of(ask, profile="tiny", prompts=["the dog"], seed=5)
+    one = samples_of(study, ask, prompts=["the dog"])
+    three = samples_of(study, ask, prompts=["the dog"], draws=3)
+    other = samples_of(study, ask, prompts=["the dog"], seed=5)
     assert len(three) == 3 and len({sample.text for sample in [*three, *other]}) == 4
     assert one[0].text != other[0].text
 
 
-def test_models_of_the_three_stages_say_different_things():
+def test_models_of_the_three_stages_say_different_things(study):
     asked = [TINY.dense(), TINY.experiment(), TINY.experiment(recovered=True)]
-    texts = [samples_of(one, profile="tiny", prompts=["the dog"], new_tokens=24)[0].text for one in asked]
+    texts = [samples_of(study, one, prompts=["the dog"], new_tokens=24)[0].text for one in asked]
     assert len(set(texts)) == 3
 
 
-def test_model_of_an_experiment_is_the_one_that_its_record_measured():
+def test_model_of_an_experiment_is_the_one_that_its_record_measured(study):
     from pruner_lib import perplexity
     from pruner_lib.data.windows import text_ids
 
     for asked in (TINY.dense(), TINY.experiment(), TINY.experiment(recovered=True)):
-        record = run(asked, profile="tiny")
-        model, tokenizer = model_of(asked, profile="tiny")
+        record = study.run(asked)
+        model, tokenizer = study.model(asked)
         ids = text_ids("tiny", tokenizer, length=16, windows=4)
         assert perplexity(model, ids) == pytest.approx(record.perplexity["tiny"], rel=1e-6)
         assert sum(one.numel() for one in model.parameters()) == record.plan["parameters"]
 
 
-def test_model_given_away_may_be_changed():
-    model, _ = model_of(TINY.dense(), profile="tiny")
+def test_model_given_away_may_be_changed(study):
+    model, _ = study.model(TINY.dense())
     with torch.no_grad():
         for weight in model.parameters():
             weight.zero_()
-    kept = stages.load_dense("tiny", stages.Bench(results_dir("tiny"))).model
+    kept = study.dense("tiny").model
     assert all(weight.abs().sum() > 0 for weight in kept.parameters())
 
 

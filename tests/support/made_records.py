@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from pruner_lib.study.records import Metric, Record
+from pruner_lib.study.records import Metric, MetricName, Record
 from pruner_lib.study.settings import Calibration, Evaluation, Experiment, Recovery
 
 TASKS = ("piqa", "boolq")
 EVALUATION = Evaluation(texts=("wiki",), windows=64, length=128, tasks=TASKS, limit=60)
-RECOVERY = Recovery("instructlab", steps=20)
+RECOVERY = Recovery(corpus="instructlab", steps=20)
 HARD = np.random.default_rng(5)
 WINDOWS = HARD.normal(0, 0.5, 64)  # how hard each window is
 QUESTIONS = {task: HARD.random(60) for task in TASKS}  # a question is answered by models better than this
@@ -39,14 +39,14 @@ def record(nll=3.0, accuracy=0.6, *, draw=None, evaluation=EVALUATION, history=(
     )
     protocol = {"window": evaluation.length, "corpus_hash": f"{evaluation.windows} windows"}
     metrics = {
-        f"perplexity/{text}@{evaluation.length}": Metric(
+        MetricName("perplexity", text, evaluation.length): Metric(
             float(np.exp(values.mean())), 0.1, len(values), protocol, tuple(values)
         )
         for text in evaluation.texts
     }
     for task in evaluation.tasks:
         correct = tuple((QUESTIONS[task][: evaluation.limit] < accuracy).astype(float))
-        metrics[f"accuracy/{task}"] = Metric(
+        metrics[MetricName("accuracy", task)] = Metric(
             float(np.mean(correct)), 0.05, len(correct), {"metric": "acc", "limit": evaluation.limit}, correct
         )
     left = {"parameters_dense": 1000, "parameters": round(1000 * (1 - sparsity)), "sparsity": sparsity}

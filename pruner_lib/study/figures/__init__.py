@@ -1,1 +1,22 @@
-"""One function a figure, and the look that all figures share. Nothing is measured here."""
+"""The figures of the study: rows of intervals, curves, a heat map, the drawing of groups, and the verdicts.
+
+One function a figure, from a tidy frame onto axes, over one table of styles. Nothing is measured here.
+"""
+
+from pruner_lib.study.figures.curves import plot_curves
+from pruner_lib.study.figures.groups import plot_dependencies, plot_groups
+from pruner_lib.study.figures.heatmap import plot_heatmap
+from pruner_lib.study.figures.intervals import plot_intervals
+from pruner_lib.study.figures.slices import axes_frame, slices_frame
+from pruner_lib.study.figures.verdicts import plot_verdicts
+
+__all__ = [
+    "axes_frame",
+    "plot_curves",
+    "plot_dependencies",
+    "plot_groups",
+    "plot_heatmap",
+    "plot_intervals",
+    "plot_verdicts",
+    "slices_frame",
+]

@@ -1,535 +1,212 @@
-"""Figures with a curve or a heat map: scores and calibration, recovery, sweeps over share, layer and width.
+"""The second of the two figures of the study: numbers over numbers, as curves with bands or as single marks.
 
-One function a figure, from a tidy frame onto axes. Nothing here measures, saves or changes matplotlib's
-settings. How methods look is fixed in `style`.
+It stands for sweeps over share, layer, samples and steps, and for estimates beside the truth. Nothing here
+measures or saves, and no setting of matplotlib is changed. How names look is fixed in `style`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from pruner_lib.study.figures.style import (
-    DATASETS,
-    DESIGNS,
     DIRECT_LABELS,
     GREY,
+    HOLLOW,
     MIN_BAND,
-    STAGES,
-    STYLE,
     MethodStyle,
+    finish_axes,
+    finish_axis,
+    key,
     label_lines,
+    marks_frame,
     need,
     new_axes,
-    perplexity_axis,
-    points,
-    spread,
-    style_of,
+    styles_of,
+    summary,
 )
 
-__all__ = [
-    "STAGES",
-    "STYLE",
-    "new_axes",
-    "plot_agreement",
-    "plot_before_after",
-    "plot_calibration",
-    "plot_fading",
-    "plot_layer_damage",
-    "plot_layers",
-    "plot_methods",
-    "plot_overlap",
-    "plot_recovery",
-    "plot_stages",
-    "plot_sweep",
-    "plot_taylor",
-    "plot_widths",
-    "spread",
-    "style_of",
-]
+START = "dense"  # the series that begins all others
+FEW = 12  # up to so many places each have a mark, and on a log axis a tick
 
 
-def plot_overlap(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Draw how much the choices of each two methods agree, as a square of numbers.
+def plot_curves(
+    frame: pd.DataFrame,
+    value: str = "value",
+    *,
+    x: str,
+    xlabel: str,
+    label: str,
+    series: str | None = None,
+    line: str | None = None,
+    marker: str | None = None,
+    joined: bool = True,
+    reference: Mapping[str, float] | None = None,
+    diagonal: str = "",
+    seconds: str | None = None,
+    xscale: str = "linear",
+    scale: str = "linear",
+    legend: bool = True,
+    title: str = "",
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw a curve for each series, ours with filled marks and a band, the paper's values hollow.
 
-    Args:    frame: columns `method_a`, `method_b`, `overlap` (in [-1, 1]); a row for every ordered pair, or
-             for one order.
+    Several rows of one place are draws: from three on their mean and one standard deviation are drawn, else
+    each by itself around the mean. Where `x` holds names, and where `joined` is False, marks have error bars.
+    Up to four curves are named at their right ends, more in a legend. The series "dense" begins all others.
+
+    >>> plot_curves(steps, "times", x="step", xlabel="steps of recovery", series="dataset", seconds="seconds",
+    ...             label="perplexity / perplexity before recovery", scale="log")
+
+    Args:
+        frame: columns `value`, `x`, `series`, `line`, `marker`, `seconds`, and those of `style.marks_frame`:
+            `low` and `high`, or `stderr`; `paper`, or `source`.
+        x: column of numbers or of names.    xlabel, label: what the axes show, with its unit.
+        series, line, marker: columns that choose the colour, the line style and the marker.
+        joined: False: marks alone, as for estimates beside the truth.
+        reference: name -> number, a dashed line; one named as a series has its colour: its dense model.
+        diagonal: name of the line on which both numbers are equal; "": none.
+        seconds: column of seconds, in proportion to `x`: a second axis above.
+        xscale, scale: "linear", "log" or "percent" (of shares).
+        legend: False: another panel explains the curves.
+    Raises:  ValueError: the frame can't be drawn (the message says what it lacks).
     """
-    need(frame, "method_a", "method_b", "overlap")
-    methods = list(dict.fromkeys([*frame.method_a, *frame.method_b]))
-    table = np.full((len(methods), len(methods)), np.nan)
-    for a, b, value in zip(frame.method_a, frame.method_b, frame.overlap, strict=True):
-        row, column = methods.index(a), methods.index(b)
-        table[row, column] = value
-        if np.isnan(table[column, row]):
-            table[column, row] = value
-    size = 1.6 + 0.62 * len(methods)
-    ax = new_axes(ax, size + 1.2, size)
-    low = min(0.0, float(np.nanmin(table)))
-    image = ax.imshow(table, cmap="cividis", vmin=low, vmax=1)
-    for (row, column), value in np.ndenumerate(table):
-        if np.isfinite(value):
-            color = "black" if value > low + 0.55 * (1 - low) else "white"
-            shown = f"{round(value, 2) + 0:.2f}"  # no -0.00
-            ax.text(column, row, shown, ha="center", va="center", color=color, fontsize=9)
-    labels = [STYLE[name].label if name in STYLE else name for name in methods]
-    ax.set_xticks(range(len(methods)), labels, rotation=45, ha="right", rotation_mode="anchor")
-    ax.set_yticks(range(len(methods)), labels)
-    ax.figure.colorbar(image, ax=ax, label="agreement (1: the same)", shrink=0.85)
-    return ax
-
-
-def plot_methods(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Draw the perplexity of each method, ours filled and the paper's hollow, with the dense model as a line.
-
-    Args:    frame: columns `method`, `value` (perplexity) and, if known, `stderr`, `source` ("ours" or
-             "paper"); several rows of one method and source are repeats (seeds).
-    """
-    need(frame, "method", "value")
-    methods = [name for name in dict.fromkeys(frame.method) if name != "dense"]
-    ax = new_axes(ax, 1.6 + 0.75 * max(4, len(methods)))
-    sources = frame["source"] if "source" in frame else ["ours"] * len(frame)
-    paired = len(set(sources)) > 1
-    for (method, source), part in frame.assign(source=sources).groupby(["method", "source"], sort=False):
-        style, hollow = style_of(method), source == "paper"
-        if method == "dense":
-            ax.axhline(part.value.mean(), color=GREY, linestyle=":" if hollow else "--", zorder=0)
-            label = f"dense, {source}" if paired else "dense"
-            ax.annotate(
-                label,
-                (1, part.value.mean()),
-                xycoords=("axes fraction", "data"),
-                xytext=(-4, 3),
-                textcoords="offset points",
-                ha="right",
-                va="bottom",
-                color=GREY,
-                fontsize=9,
+    need(frame, seconds)
+    marks = marks_frame(frame, value, [x, series, line, marker])
+    ax = new_axes(ax)
+    named = not pd.api.types.is_numeric_dtype(marks[x])
+    places = list(dict.fromkeys(marks[x])) if named else sorted(set(marks[x]))
+    marks["place"] = marks[x].map(places.index) if named else marks[x].astype(float)
+    marks = _begun(marks, series, line) if joined else marks
+    looks = {name: styles_of(marks[name]) if name else {} for name in (series, line, marker)}
+    keys = [name for name in dict.fromkeys((series, line, marker)) if name]
+    ends = []
+    for cell, part in marks.groupby([*keys, "source"], sort=False):
+        look = _look(dict(zip(keys, cell[:-1], strict=True)), series, line, marker, looks)
+        if cell[-1] == "paper":
+            ring = {"markersize": 8, "markerfacecolor": "none", "markeredgewidth": 1.2, "linewidth": 0.8}
+            between = ":" if joined and not named else ""
+            ax.plot(
+                part["place"], part.value, look.marker, linestyle=between, color=look.color, **ring, zorder=4
             )
             continue
-        middle = methods.index(method) + (0.14 if hollow else -0.14) * paired
-        points(ax, middle, part, style.color, style.marker, hollow)
-    ax.set_xticks(range(len(methods)), [style_of(name).label for name in methods])
-    ax.set_xlim(-0.6, len(methods) - 0.4)
-    ax.set_xlabel("how groups are chosen" + ("   (filled: ours, hollow: paper)" if paired else ""))
-    return perplexity_axis(ax)
-
-
-def plot_calibration(frame: pd.DataFrame, *, x: str = "samples", ax: Axes | None = None) -> Axes:
-    """Draw what the calibration does to the pruned model: the mean and the spread over draws, or every draw.
-
-    Args:    frame: columns `x`, `value` (perplexity), and optionally `method` and `seed`; a row is a draw.
-             x: "samples", "length" (numbers: a line) or "corpus" (names: a column each).
-    """
-    need(frame, x, "value")
-    ax = new_axes(ax)
-    named = any(isinstance(value, str) for value in frame[x])
-    places = (
-        {name: i for i, name in enumerate(dict.fromkeys(frame[x]))} if named else {n: n for n in frame[x]}
-    )
-    groups = list(frame.groupby("method", sort=False)) if "method" in frame else [("element1", frame)]
-    ends = []
-    for number, (method, part) in enumerate(groups):
-        shift = (number - (len(groups) - 1) / 2) * 0.12 if named else 0
-        style = style_of(method)
-        draws = {place: rows for place, rows in part.groupby(x, sort=not named)}
-        at = np.array([places[name] + shift for name in draws], dtype=float)
-        middle, low, high = np.array([spread(rows.value) for rows in draws.values()]).T
-        many = min(map(len, draws.values())) >= MIN_BAND
-        if named:
-            for place, rows in zip(at, draws.values(), strict=True):
-                points(ax, place, rows, style.color, style.marker, False)
+        points = _points(part, scale == "log")
+        if joined and not named:
+            _curve(ax, part, points, look)
+            ends.append((*points[-1, :2], look.label, look.color))
         else:
-            ax.plot(at, middle, color=style.color, marker=style.marker if many else "", linewidth=1.6)
-            if many:
-                ax.fill_between(at, low, high, color=style.color, alpha=0.2, linewidth=0)
-            else:
-                ax.plot(part[x], part.value, style.marker, color=style.color, linestyle="")
-        ends.append((at[-1], middle[-1], style))
-    label_lines(ax, ends, direct=not named and 1 < len(groups) <= DIRECT_LABELS, legend=len(groups) > 1)
-    names = {
-        "samples": "calibration samples",
-        "length": "tokens a calibration sample",
-        "corpus": "calibration text",
-    }
-    ax.set_xlabel(names.get(x, x))
-    if named:
-        ax.set_xticks(range(len(places)), list(places))
-        ax.set_xlim(-0.6, len(places) - 0.4)
-    else:
-        ax.set_xscale("log", base=2)
-        ax.set_xticks(sorted(places), [f"{place:g}" for place in sorted(places)])
-        ax.minorticks_off()
-    return perplexity_axis(ax)
-
-
-def plot_stages(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Draw perplexity as the model is pruned and recovered: a bar a stage, a group of bars a text.
-
-    Args:    frame: columns `stage` ("dense", "pruned", "recovered"), `dataset`, `value`, and optionally
-             `stderr`.
-    """
-    need(frame, "stage", "dataset", "value")
-    datasets = list(dict.fromkeys(frame.dataset))
-    stages = [name for name in STAGES if name in set(frame.stage)]
-    ax = new_axes(ax, max(4.2, 1.4 + 0.8 * len(stages) * len(datasets)), 3.8)
-    width = 0.8 / len(stages)
-    for number, stage in enumerate(stages):
-        part = frame[frame.stage == stage].set_index("dataset").reindex(datasets)
-        at = np.arange(len(datasets)) + (number - (len(stages) - 1) / 2) * width
-        label, color = STAGES[stage]
-        errors = part.stderr if "stderr" in part else None
-        bars = ax.bar(at, part.value, width * 0.92, color=color, label=label, yerr=errors, capsize=3)
-        ax.bar_label(bars, [f"{value:.1f}" for value in part.value], padding=3, fontsize=9)
-    ax.set_xticks(range(len(datasets)), datasets)
-    ax.set_xlabel("text")
-    ax.legend(frameon=False, ncols=len(stages), loc="lower center", bbox_to_anchor=(0.5, 1))
-    ax = perplexity_axis(ax)
-    low, high = frame.value.min(), frame.value.max()
-    ax.set_ylim(max(1, low / 2), high * (high / max(1, low / 2)) ** 0.12)
+            errors = np.nan_to_num([points[:, 1] - points[:, 2], points[:, 3] - points[:, 1]]).clip(0)
+            ax.errorbar(points[:, 0], points[:, 1], errors, fmt=look.marker, color=look.color, capsize=3)
+    _frame_axes(ax, marks, places if named else [], xscale, reference or {}, looks[series], diagonal)
+    finish_axis(ax, "x", xlabel, xscale)
+    finish_axis(ax, "y", label, scale)
+    if xscale == "log" and len(places) <= FEW and not named:
+        ax.set_xticks(places, [f"{place:,g}" for place in places])
+    direct = legend and 1 < len(ends) <= DIRECT_LABELS and not marker
+    if seconds:
+        _seconds_axis(ax, frame, x, seconds, places)
+    handles = _handles(marks, looks, (series, line, marker), reference or {}, direct, joined and not named)
+    handles += [Line2D([], [], color=GREY, linestyle="--", label=diagonal)] if diagonal else []
+    ax = finish_axes(ax, title, handles if legend else [], inside=bool(ax.child_axes))
+    if direct:
+        label_lines(ax, ends)
     return ax
 
 
-def plot_before_after(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Draw one measure of the whole, the pruned and the recovered model: ours filled, the paper's hollow.
-
-    Args:    frame: columns `stage` ("dense", "pruned", "recovered"), `source` ("ours" or "paper"), `model`
-             (the name of the line), `value` (perplexities, or shares in [0, 1] where the column `metric` says
-             "accuracy") and, if known, `stderr`: one standard error is drawn to either side.
-    """
-    need(frame, "stage", "source", "model", "value")
-    ax = new_axes(ax, 5.2)
-    accuracies = "metric" in frame and set(frame.metric) == {"accuracy"}
-    scale = 100 if accuracies else 1
-    stages, ends = [name for name in STAGES if name in set(frame.stage)], []
-    for (source, model), part in frame.groupby(["source", "model"], sort=False):
-        part = part.set_index("stage").reindex(stages).dropna(subset="value")
-        at, values = [stages.index(name) for name in part.index], part.value * scale
-        errors = part.stderr * scale if "stderr" in part else [np.nan] * len(part)
-        hollow = {"markerfacecolor": "white"} if source == "paper" else {}
-        ax.plot(at, values, color=GREY, linewidth=1, linestyle=":" if hollow else "-")
-        for x, stage, value, error in zip(at, part.index, values, errors, strict=True):
-            ax.errorbar(x, value, error, fmt="o", color=STAGES[stage][1], markersize=8, capsize=3, **hollow)
-        ends.append((at[-1], values.iloc[-1], MethodStyle(GREY, "o", model)))
-    ax.set_xticks(range(len(stages)), [STAGES[name][0] for name in stages])
-    ax.set_xlim(-0.3, len(stages) - 0.7)
-    key = "   (filled: ours, hollow: paper)" if "paper" in set(frame.source) else ""
-    ax.set_xlabel("the model on its way" + key)
-    label_lines(ax, ends, direct=len(ends) <= DIRECT_LABELS, legend=False)
-    if not accuracies:
-        return perplexity_axis(ax)
-    ax.set_ylabel("mean accuracy, % (higher is better)")
-    ax.grid(axis="y", alpha=0.25)
-    ax.spines[["top", "right"]].set_visible(False)
-    return ax
+def _begun(marks: pd.DataFrame, series: str | None, line: str | None) -> pd.DataFrame:
+    """Put the marks of the series `START` at the beginning of every other one that has the same line."""
+    if not series or not (first := marks[series] == START).any() or first.all():
+        return marks
+    others = marks[~first & (marks.source != "paper")][[series, *([line] if line else [])]].drop_duplicates()
+    start = marks[first].drop(columns=series)
+    start = start.merge(others, on=line) if line else start.merge(others, how="cross")
+    return pd.concat([start, marks[~first]], ignore_index=True)
 
 
-def plot_recovery(
-    frame: pd.DataFrame, *, dense: dict[str, float] | None = None, ax: Axes | None = None
-) -> Axes:
-    """Draw perplexity over the steps of the recovery (the paper's Figure 5).
-
-    Args:    frame: columns `step`, `dataset`, `value`.    dense: text -> perplexity of the dense model, a
-             dashed line.
-    """
-    need(frame, "step", "dataset", "value")
-    ax = new_axes(ax)
-    ends = []
-    for number, (dataset, part) in enumerate(frame.sort_values("step").groupby("dataset", sort=False)):
-        color = DATASETS[number % len(DATASETS)]
-        ax.plot(part.step, part.value, marker="o", color=color, linewidth=1.6)
-        ends.append((part.step.iloc[-1], part.value.iloc[-1], MethodStyle(color, "o", dataset)))
-        if dense and dataset in dense:
-            ax.axhline(dense[dataset], color=color, linestyle="--", linewidth=1, zorder=0)
-            ax.annotate(
-                f"{dataset}, dense",
-                (0, dense[dataset]),
-                xycoords=("axes fraction", "data"),
-                xytext=(4, 3),
-                textcoords="offset points",
-                color=color,
-                fontsize=9,
-            )
-    label_lines(ax, ends, direct=len(ends) <= DIRECT_LABELS, legend=True)
-    ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.set_xlabel("steps of recovery")
-    return perplexity_axis(ax)
+def _look(at: dict, series: str | None, line: str | None, marker: str | None, looks: dict) -> MethodStyle:
+    """Put the look of a curve together from the styles of its series, line and marker."""
+    own = looks[series][at[series]] if series else MethodStyle("#0072B2", "o", "")
+    dash = looks[line][at[line]] if line else MethodStyle("", "", "")
+    names = dict.fromkeys(filter(None, (own.label, dash.label)))
+    shape = looks[marker][at[marker]].marker if marker else own.marker
+    return MethodStyle(own.color, shape, ", ".join(names), dash.line)
 
 
-LIFT = 0.8  # percentage points between lines of one height
-LINES = ("-", "--", ":", "-.")  # texts
-SHARES = {
-    "ratio": "share of the groups removed in the pruned layers, %",
-    "share": "share of all parameters removed, %",
-}
+def _points(part: pd.DataFrame, log: bool) -> np.ndarray:
+    """Give place, middle, low and high `(places, 4)` of a curve, in the order of the places."""
+    return np.array([(at, *summary(rows, log)) for at, rows in part.groupby("place")])
 
 
-def plot_sweep(frame: pd.DataFrame, *, x: str = "share", names: bool = True, ax: Axes | None = None) -> Axes:
-    """Draw perplexity over the share that is removed (the paper's Figure 4): a line a method and text.
-
-    Args:    frame: columns `x` (a share in [0, 1]), `method` (of `STYLE` or `DESIGNS`, or "dense" at 0, from
-             which every line starts), `dataset`, `value`, and optionally `source` ("ours", or "paper": hollow
-             marks without a line). Several rows of one method, text and share are draws.
-             x: "ratio" (of groups) or "share" (of parameters).    names: write the names of the lines.
-    """
-    need(frame, x, "method", "dataset", "value")
-    ax = new_axes(ax, 6.4, 4.2)
-    ours = frame[frame.source != "paper"] if "source" in frame else frame
-    dense, texts = ours[ours.method == "dense"], list(dict.fromkeys(ours.dataset))
-    ends = []
-    for (method, text), part in ours[ours.method != "dense"].groupby(["method", "dataset"], sort=False):
-        style, line = look_of(method), LINES[texts.index(text) % len(LINES)]
-        start = [(0.0, rows.value) for _, rows in dense[dense.dataset == text].groupby("dataset")]
-        draws = start + [(float(share), rows.value) for share, rows in part.groupby(x)]
-        at = 100 * np.array([share for share, _ in draws])
-        middle, low, high = np.array([spread(values) for _, values in draws]).T
-        ax.plot(at, middle, line, color=style.color, marker=style.marker, markersize=5, linewidth=1.6)
-        if max(len(values) for _, values in draws) >= MIN_BAND:
-            ax.fill_between(at, low, high, color=style.color, alpha=0.2, linewidth=0)
-        label = style.label if len(texts) == 1 else f"{style.label}, {text}"
-        ends.append((at[-1], middle[-1], MethodStyle(style.color, style.marker, label, line)))
-    published = frame[frame.source == "paper"] if "source" in frame else frame[:0]
-    for method, part in published.groupby("method"):
-        style = look_of(method)
-        ax.plot(
-            100 * part[x], part.value, style.marker, color=style.color, markerfacecolor="none", markersize=8
-        )
-    perplexity_axis(ax)
-    ax.set_xlabel(SHARES.get(x, x) + ("\n(hollow marks: the paper's models)" if len(published) else ""))
-    _name_lines(ax, ends, names)
-    return ax
+def _curve(ax: Axes, part: pd.DataFrame, points: np.ndarray, look: MethodStyle) -> None:
+    """Draw a curve with its band, and its draws where they are too few for one."""
+    at, middle, low, high = points.T
+    marked = {"marker": look.marker, "markersize": 5} if len(at) <= FEW or (at % 1 == 0).all() else {}
+    ax.plot(at, middle, look.line, color=look.color, linewidth=1.6, **marked)
+    known = np.concatenate([middle, low, high])
+    known = known[np.isfinite(known)]
+    band = [
+        np.clip(end, known.min(), known.max()) for end in (low, high)
+    ]  # an open end: as far as the numbers go
+    if np.isfinite(band).any():
+        ax.fill_between(at, *band, color=look.color, alpha=0.15, linewidth=0)
+    few = part.groupby("place").filter(lambda rows: 1 < len(rows) < MIN_BAND)
+    ax.plot(few["place"], few.value, "_", color=look.color, alpha=0.6, markersize=9)
 
 
-def plot_layer_damage(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Draw what pruning one layer alone does to perplexity (the paper's Figure 3): a line a text.
-
-    Args:    frame: columns `layer`, `dataset`, `times` (perplexity over that of the dense model), `low`,
-             `high` (ends of its interval) and `protected` (the paper would leave this layer whole: shaded).
-    """
-    need(frame, "layer", "dataset", "times", "low", "high", "protected")
-    ax = new_axes(ax, 8.0, 4.0)
-    for first, last in _runs(frame[frame.protected].layer):
-        ax.axvspan(
-            first - 0.5, last + 0.5, color=GREY, alpha=0.18, linewidth=0, label="left whole by the paper"
-        )
-    for number, (text, part) in enumerate(frame.sort_values("layer").groupby("dataset", sort=False)):
-        color, shift = DATASETS[number % len(DATASETS)], 0.12 * number
-        errors = [part.times - part.low, part.high - part.times]
-        marks = {
-            "color": color,
-            "marker": "os^D"[number % 4],
-            "markersize": 4,
-            "linewidth": 1.2,
-            "elinewidth": 1,
-        }
-        ax.errorbar(part.layer + shift, part.times, yerr=errors, capsize=2, label=text, **marks)
-    ax.axhline(1, color=GREY, linestyle="--", linewidth=1, zorder=0)
-    perplexity_axis(ax)
-    ax.set_ylabel("perplexity\n(1: that of the dense model)")
-    ax.set_xlabel("the one decoder layer that is pruned")
-    ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.set_xlim(frame.layer.min() - 0.7, frame.layer.max() + 0.7)
-    handles, labels = ax.get_legend_handles_labels()
-    once = dict(zip(labels, handles, strict=True))
-    ax.legend(once.values(), once.keys(), frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1))
-    return ax
-
-
-def plot_widths(frame: pd.DataFrame, *, kind: str, names: bool = True, ax: Axes | None = None) -> Axes:
-    """Draw what is left of the layers: a line a design, a band from its least to its greatest draw.
-
-    Args:    frame: columns `design` (of `DESIGNS`), `layer`, `kind`, `kept` (a share in [0, 1]); one row a
-             draw.    kind: "attention" or "mlp".    names: write the names of the designs.
-    """
-    need(frame, "design", "layer", "kind", "kept")
-    part = frame[frame.kind == kind]
-    need(part, "kept")
-    ax = new_axes(ax, 6.4, 3.6)
-    designs = list(dict.fromkeys(part.design))
-    for number, (design, rows) in enumerate(part.groupby("design", sort=False)):
-        style, draws = look_of(design), rows.groupby("layer").kept
-        shift = LIFT * (number - (len(designs) - 1) / 2)  # lines of one height lie beside each other
-        middle, least, most = (100 * values + shift for values in (draws.mean(), draws.min(), draws.max()))
-        look = {"color": style.color, "linewidth": 1.4, "label": style.label}
-        ax.plot(
-            middle.index, middle, style.marker, drawstyle="steps-mid", linestyle="-", markersize=4, **look
-        )
-        ax.fill_between(middle.index, least, most, step="mid", color=style.color, alpha=0.2, linewidth=0)
-    ax.set_ylim(-4, 105)
-    ax.set_xlabel("decoder layer")
-    ax.set_ylabel(f"{'heads' if kind == 'attention' else 'MLP channels'} left, %")
-    ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.grid(axis="y", alpha=0.25)
-    ax.spines[["top", "right"]].set_visible(False)
+def _frame_axes(ax, marks, names, xscale, reference, colors, diagonal) -> None:
+    """Draw the reference lines and the diagonal, and give the horizontal axis its ticks."""
+    for name, number in reference.items():
+        color = colors[name].color if name in colors else GREY
+        ax.axhline(number, color=color, linestyle="--", linewidth=1, zorder=0)
+    if diagonal:
+        both = marks[(marks["place"] > 0) & (marks.value > 0)] if xscale == "log" else marks
+        ends = [max(both["place"].min(), both.value.min()), min(both["place"].max(), both.value.max())]
+        ax.plot(ends, ends, "--", color=GREY, linewidth=1, zorder=0)
     if names:
-        ax.legend(frameon=False, fontsize=9, ncols=len(designs), loc="lower center", bbox_to_anchor=(0.5, 1))
-    return ax
+        ax.set_xticks(range(len(names)), [str(name) for name in names])
+        ax.set_xlim(-0.6, len(names) - 0.4)
+    elif xscale == "linear" and (marks["place"] % 1 == 0).all():
+        ax.xaxis.get_major_locator().set_params(integer=True)
 
 
-def look_of(method: str) -> MethodStyle:
-    """Look a method or a design up in the one table of styles.
-
-    Raises:  ValueError: it has none.
-    """
-    return DESIGNS[method] if method in DESIGNS and method not in STYLE else style_of(method)
-
-
-def _name_lines(ax: Axes, ends: list[tuple[float, float, MethodStyle]], names: bool) -> None:
-    """Name up to four lines at their ends, more in a legend that shows their line styles too."""
-    if not names:
+def _seconds_axis(ax: Axes, frame: pd.DataFrame, x: str, seconds: str, places: list[float]) -> None:
+    """Add an axis of seconds above, which grow in proportion to `x`; none where no time has passed."""
+    rate = frame[seconds].sum() / frame[x].sum()
+    if not rate > 0:
         return
-    if len(ends) <= DIRECT_LABELS:
-        label_lines(ax, ends, direct=True, legend=False)
-        return
-    look = [{"color": s.color, "marker": s.marker, "linestyle": s.line, "label": s.label} for _, _, s in ends]
-    handles = [Line2D([], [], markersize=5, **one) for one in look]
-    ax.legend(handles=handles, frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.01, 1))
+    upper = ax.secondary_xaxis("top", functions=(lambda at: at * rate, lambda passed: passed / rate))
+    upper.set_xlabel("seconds of training on this machine")
+    if ax.get_xscale() == "log":
+        upper.set_xticks([place * rate for place in places], [f"{place * rate:,.3g}" for place in places])
+        upper.minorticks_off()
 
 
-def _runs(layers: Iterable[int]) -> list[tuple[int, int]]:
-    """Put neighbouring numbers together: 0, 1, 2, 9 -> (0, 2), (9, 9)."""
-    runs: list[tuple[int, int]] = []
-    for layer in sorted(set(layers)):
-        runs = (
-            [*runs[:-1], (runs[-1][0], layer)]
-            if runs and layer == runs[-1][1] + 1
-            else [*runs, (layer, layer)]
-        )
-    return runs
-
-
-def plot_fading(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Draw the loss as weights are faded out, and the straight lines that the first-order term predicts.
-
-    Args:    frame: columns `share` (0: whole, 1: pruned), `change` (nats a token), `what` (a line each) and
-             `kind` ("true" or "first order").
-    """
-    need(frame, "share", "change", "what", "kind")
-    ax = new_axes(ax, 6.4, 3.8)
-    for color, (what, part) in zip(DATASETS, frame.groupby("what", sort=False), strict=False):
-        for kind, line in part.groupby("kind", sort=False):
-            look = {"linestyle": "-"} if kind == "true" else {"linestyle": ":", "alpha": 0.9}
-            ax.plot(line.share, line.change, color=color, label=f"{what}, {kind}", **look)
-            ax.plot(
-                line.share.iloc[-1:],
-                line.change.iloc[-1:],
-                "o",
-                color=color,
-                fillstyle="full" if kind == "true" else "none",
-            )
-    ax.axhline(0, color=GREY, linewidth=0.8, zorder=0)
-    ax.set_xlabel("share of the weights taken away (1: pruned)")
-    ax.set_ylabel("change of the loss (nats a token)")
-    ax.legend(frameon=False, fontsize=9)
-    ax.spines[["top", "right"]].set_visible(False)
-    return ax
-
-
-def plot_taylor(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Draw an estimate of the loss change against the true one, a mark a group, with the line of equality.
-
-    Args:    frame: columns `change` (nats a token, either sign), `method`, `estimate` (at least 0), and
-             optionally `part`: what the estimate looks at, hollow marks; empty: the whole group.
-    """
-    need(frame, "change", "method", "estimate")
-    ax = new_axes(ax, 5.2, 4.4)
-    parts = frame["part"] if "part" in frame else [""] * len(frame)
-    for (method, what), part in frame.assign(part=parts).groupby(["method", "part"], sort=False):
-        style = style_of(method)
-        look = {"color": style.color, "marker": style.marker, "linestyle": "", "markersize": 5, "alpha": 0.75}
-        look |= {"markerfacecolor": "none"} if what else {}
-        ax.plot(
-            part.change.abs(), part.estimate, label=f"{style.label}, {what}" if what else style.label, **look
-        )
-    true = frame.change.abs()
-    ends = [true[true > 0].min(), true.max()]
-    ax.plot(ends, ends, color=GREY, linewidth=1, linestyle="--", zorder=0, label="equal")
-    ax.set_xscale("log")
-    ax.set_yscale("log")
-    ax.set_xlabel("true |change of the loss| (nats a token)")
-    ax.set_ylabel("estimate (nats a token)")
-    ax.legend(frameon=False, fontsize=9)
-    ax.grid(alpha=0.25)
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
-    return ax
-
-
-def plot_layers(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Draw the mean score of a group over the layers, each criterion relative to its own mean.
-
-    Args:    frame: columns `layer`, `method`, `value` (above 0).
-    """
-    need(frame, "layer", "method", "value")
-    ax = new_axes(ax, 6.4, 3.8)
-    for method, part in frame.sort_values("layer", kind="stable").groupby("method", sort=False):
-        style = style_of(method)
-        ax.plot(
-            part.layer,
-            part.value / part.value.mean(),
-            color=style.color,
-            marker=style.marker,
-            markersize=4,
-            label=style.label,
-        )
-    ax.axhline(1, color=GREY, linewidth=0.8, zorder=0)
-    ax.set_yscale("log")
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=30))
-    ax.yaxis.set_minor_locator(NullLocator())
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.set_xlabel("decoder layer")
-    ax.set_ylabel("mean score of a group\n(1: mean of all layers)")
-    ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.legend(frameon=False, fontsize=9, ncols=2)
-    ax.spines[["top", "right"]].set_visible(False)
-    return ax
-
-
-def plot_agreement(
-    frame: pd.DataFrame, *, x: str = "samples", chance: float | None = None, ax: Axes | None = None
-) -> Axes:
-    """Draw how far pruned sets agree with that of a large calibration: mean and spread over draws.
-
-    Args:    frame: columns `x` and `overlap` (in [0, 1]); a row is a draw.    x: numbers or names.
-             chance: the overlap of two random choices, a dashed line.
-    """
-    need(frame, x, "overlap")
-    ax = new_axes(ax, 4.2, 3.6)
-    named = any(isinstance(value, str) for value in frame[x])
-    draws = [(place, rows.overlap) for place, rows in frame.groupby(x, sort=not named)]
-    at = np.arange(len(draws)) if named else np.array([place for place, _ in draws], dtype=float)
-    middle = np.array([values.mean() for _, values in draws])
-    width = np.array([values.std(ddof=1) if len(values) >= MIN_BAND else 0.0 for _, values in draws])
-    color = style_of("element1").color
-    for place, (_, values) in zip(at, draws, strict=True):
-        ax.plot([place] * len(values), values, "_", color=color, alpha=0.6, markersize=9)
-    if named:
-        ax.errorbar(at, middle, yerr=width, color=color, marker="o", linestyle="", capsize=3)
-    else:
-        ax.plot(at, middle, color=color, marker="o", linewidth=1.6)
-        ax.fill_between(at, middle - width, middle + width, color=color, alpha=0.2, linewidth=0)
-        ax.set_xscale("log", base=2)
-        ax.minorticks_off()
-    ax.set_xticks(at, [f"{place}" for place, _ in draws])
-    if named:
-        ax.set_xlim(-0.6, len(draws) - 0.4)
-    if chance is not None:
-        ax.axhline(chance, color=GREY, linestyle="--", linewidth=1, zorder=0)
-        look = {"color": GREY, "fontsize": 9, "ha": "right", "va": "bottom"}
-        where = {"xycoords": ("axes fraction", "data"), "xytext": (-4, 3), "textcoords": "offset points"}
-        ax.annotate("by chance", (1, chance), **where, **look)
-    names = {
-        "samples": "calibration samples",
-        "length": "tokens a calibration sample",
-        "corpus": "calibration text",
-    }
-    ax.set_xlabel(names.get(x, x))
-    ax.set_ylabel("overlap of the pruned sets\n(Jaccard, 1: the same)")
-    ax.set_ylim(0, 1.02)
-    ax.spines[["top", "right"]].set_visible(False)
-    return ax
+def _handles(marks, looks, columns, reference, direct: bool, lines: bool) -> list[Artist]:
+    """List what the legend explains: curves without a name at their end, markers, the paper, references."""
+    series, line, marker = columns
+    handles: list[Artist] = []
+    ours = marks[marks.source != "paper"]
+    curves = [name for name in dict.fromkeys((series, line)) if name]
+    if curves and not direct:
+        for cell in ours[curves].drop_duplicates().itertuples(index=False):
+            look = _look(dict(zip(curves, cell, strict=True)), series, line, None, looks)
+            shape = "" if marker else look.marker
+            if look.label and (len(ours[curves].drop_duplicates()) > 1 or lines):
+                handles.append(
+                    key(MethodStyle(look.color, shape, look.label), line=look.line if lines else "")
+                )
+    if marker:
+        handles += [key(MethodStyle(GREY, style.marker, style.label)) for style in looks[marker].values()]
+    if (marks.source == "paper").any():
+        handles.append(key(HOLLOW, hollow=True))
+    for name in reference:
+        style = looks[series].get(name, MethodStyle(GREY, "", name))
+        label = f"{style.label}, dense model" if style.color != GREY else name
+        handles.append(Line2D([], [], color=style.color, linestyle="--", label=label))
+    return handles

@@ -1,22 +1,18 @@
 """Figures 2 and 6 of the paper, drawn from what discovery found (section 3.1, appendix A).
 
-One function a figure, from a tidy frame onto axes. The order of execution and the columns of a drawing follow
-from the roles of the members alone, so that fused projections and models that nobody has seen are drawn too.
-Nothing is discovered here, and no architecture has a line of its own.
+One function a figure, from a tidy frame (of `slices`) onto axes. Nothing is discovered here, and no
+architecture has a line of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
 from dataclasses import dataclass
 
 import pandas as pd
-from matplotlib.axes import Axes as PlotAxes
+from matplotlib.axes import Axes
 from matplotlib.patches import Patch, Rectangle
-from torch import nn
 
-from pruner_lib.method.decoder import decoder_layers
-from pruner_lib.method.groups import Axes, Axis, Member
 from pruner_lib.study.figures.style import GREY, KINDS, need, new_axes
 
 COLUMNS = (
@@ -52,7 +48,7 @@ class _Box:
         return (self.x, self.y + self.height - start * self.unit - thick), self.width, thick
 
 
-def plot_groups(frame: pd.DataFrame, *, ax: PlotAxes | None = None) -> PlotAxes:
+def plot_groups(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Draw the parameters of one decoder layer, to scale, with one group of each kind in its colour.
 
     Columns follow the order of execution; dim 0 of a parameter runs downwards, dim 1 to the right. The line
@@ -140,7 +136,7 @@ def _length(label: str) -> float:
     return max(map(len, label.split("\n"))) * LETTER
 
 
-def _draw_boxes(ax: PlotAxes, frame: pd.DataFrame, boxes: dict[str, _Box]) -> None:
+def _draw_boxes(ax: Axes, frame: pd.DataFrame, boxes: dict[str, _Box]) -> None:
     sizes = _sizes(frame)
     for _, part in frame.groupby("structure", sort=False):
         names = list(dict.fromkeys(part.parameter))
@@ -157,29 +153,67 @@ def _draw_boxes(ax: PlotAxes, frame: pd.DataFrame, boxes: dict[str, _Box]) -> No
         strip = boxes[row.parameter].strip(row.dim, row.start, row.stop)
         look = {"facecolor": "none", "edgecolor": "#BDBDBD", "linewidth": 0.5}
         if row.chosen:
-            look = {"facecolor": KINDS[row.kind][1], "alpha": 0.9, "linewidth": 0}
+            look = {"facecolor": KINDS[row.kind].color, "alpha": 0.9, "linewidth": 0}
         ax.add_patch(Rectangle(*strip, zorder=3 if row.kind == "hidden" else 2, **look))
+    _draw_heads(ax, frame[frame.kind == "attention"], boxes)
 
 
-def _draw_arrows(ax: PlotAxes, frame: pd.DataFrame, boxes: dict[str, _Box], stream: float) -> None:
-    """Arrows from column to column, and between the columns and the residual stream."""
+def _draw_heads(ax: Axes, frame: pd.DataFrame, boxes: dict[str, _Box]) -> None:
+    """Draw a thin line where a head ends: every run of attention is a multiple of its width."""
+    head = math.gcd(*(int(end) for end in {*frame.start, *frame.stop}))
+    for row in frame.itertuples():
+        box = boxes[row.parameter]
+        for entry in range(row.start, row.stop + 1, head) if head * box.unit > THINNEST else ():
+            (x, y), width, height = box.strip(row.dim, entry, entry)
+            ends = ([x, x], [y, y + height]) if row.dim else ([x, x + width], [y + height] * 2)
+            ax.plot(*ends, color="#9E9E9E", linewidth=0.5, zorder=3)
+
+
+def _draw_arrows(ax: Axes, frame: pd.DataFrame, boxes: dict[str, _Box], stream: float) -> None:
+    """Arrows from column to column, and between the columns and the residual stream, through the norms."""
     stages = [part for _, part in frame.groupby("stage")]
     spans = [_span(part, boxes) for part in stages]
+    entries, exits = _ends_on_stream(stages)
     look = {"arrowstyle": "-|>", "linewidth": 1, "shrinkA": 2, "shrinkB": 2, "mutation_scale": 9}
-    for (_, end, _), (start, _, _) in zip(spans, spans[1:], strict=False):
-        ax.annotate("", (start, -LABEL / 2), (end, -LABEL / 2), arrowprops=look | {"color": GREY}, zorder=5)
-    color = KINDS["hidden"][1]
-    touching = []
-    for (start, end, low), part in zip(spans, stages, strict=True):
-        x = (start + end) / 2
-        for role in set(part[(part.kind == "hidden") & (part["columns"] > 0)].role):
-            tip, tail = ((x, low), (x, stream)) if role == "in" else ((x, stream), (x, low))
+    for i, ((_, end, _), (start, _, _)) in enumerate(zip(spans, spans[1:], strict=False)):
+        if i + 1 not in entries:  # else the way leads over the stream
+            ax.annotate(
+                "", (start, -LABEL / 2), (end, -LABEL / 2), arrowprops=look | {"color": GREY}, zorder=5
+            )
+    color = KINDS["hidden"].color
+    middles = [(start + end) / 2 for start, end, _ in spans]
+    for i, (x, (_, _, low)) in enumerate(zip(middles, spans, strict=True)):
+        up, down = ((x, low), (x, stream)), ((x, stream), (x, low))
+        for tip, tail in [up] * (i in entries) + [down] * (i in exits):
             ax.annotate("", tip, tail, arrowprops=look | {"color": color, "shrinkA": 0}, zorder=5)
-            touching.append(x)
-    if touching:
+    if touching := [middles[i] for i in entries | exits]:
         left, right = min(touching), max(touching)
         ax.plot([left, right], [stream, stream], color=color, linewidth=3, solid_capstyle="round")
         ax.text(left, stream - 0.07, "residual stream", color=color, va="top", fontsize=9)
+
+
+def _ends_on_stream(stages: list[pd.DataFrame]) -> tuple[set[int], set[int]]:
+    """Give the columns that the residual stream enters, and those that it is written from.
+
+    A norm before a reader is entered in its place, one behind a writer is left in its place. Where a single
+    norm stands between a writer and a reader, it is the reader's if the first reader has one, or is the last.
+    """
+    hidden = [part[part.kind == "hidden"] for part in stages]
+    norms = [
+        len(own) == len(part) and not own["columns"].any() for own, part in zip(hidden, stages, strict=True)
+    ]
+    roles = [set(own[own["columns"] > 0].role) for own in hidden]
+    readers = [i for i, role in enumerate(roles) if "in" in role]
+    before = bool(readers) and norms[max(readers[0] - 1, 0)]
+    last = len(stages) - 1
+    entries = {i - (norms[max(i - 1, 0)] and (before or i == last)) for i in readers}
+    entries |= {last} if norms[last] else set()
+    exits = set()
+    for i in (i for i, role in enumerate(roles) if "out" in role):
+        while i < last and norms[i + 1] and i + 1 not in entries:
+            i += 1
+        exits.add(i)
+    return entries, exits
 
 
 def _span(part: pd.DataFrame, boxes: dict[str, _Box]) -> tuple[float, float, float]:
@@ -197,13 +231,13 @@ def _legend(frame: pd.DataFrame) -> dict[str, str]:
     """What is said of each kind -> its colour."""
     chosen = frame[frame.chosen].drop_duplicates("kind").set_index("kind")
     return {
-        f"{label}: group {chosen.group[kind]} of 0 to {chosen.n_groups[kind] - 1}": color
-        for kind, (label, color) in KINDS.items()
+        f"{style.label}: group {chosen.group[kind]} of 0 to {chosen.n_groups[kind] - 1}": style.color
+        for kind, style in KINDS.items()
         if kind in chosen.index
     }
 
 
-def plot_dependencies(frame: pd.DataFrame, *, ax: PlotAxes | None = None) -> PlotAxes:
+def plot_dependencies(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Draw what becomes of a neuron when its neighbour goes: one small graph a case (the paper's Figure 6).
 
     Args:    frame: an edge a row: columns `case` (a title), `source`, `target`, and `rule`: "Eq. 1" (the
@@ -226,14 +260,14 @@ def plot_dependencies(frame: pd.DataFrame, *, ax: PlotAxes | None = None) -> Plo
     return ax
 
 
-def _draw_case(ax: PlotAxes, x: float, case: str, part: pd.DataFrame, asked: pd.Series) -> None:
+def _draw_case(ax: Axes, x: float, case: str, part: pd.DataFrame, asked: pd.Series) -> None:
     removed, other = (asked.target, asked.source) if asked.rule == "Eq. 2" else (asked.source, asked.target)
     places = _side(part.source, x) | _side(part.target, x + 1.1)
     for row in part.itertuples():
         look = {"arrowstyle": "-|>", "shrinkA": 15, "shrinkB": 15, "mutation_scale": 12}
         look |= {"color": "black", "linewidth": 1.6} if row.rule else {"color": "#BDBDBD", "linewidth": 1}
         ax.annotate("", places[row.target], places[row.source], arrowprops=look, zorder=1)
-    strong = KINDS["mlp"][1]
+    strong = KINDS["mlp"].color
     stays = asked.rule == "none"
     looks = {removed: (strong, strong, "white")}  # face, edge, ink
     looks[other] = ("white", "black", "black") if stays else ("#F7C6A3", strong, "black")
@@ -259,123 +293,3 @@ def _verdict(part: pd.DataFrame, asked: pd.Series, removed: str, other: str) -> 
     if asked.rule == "none":
         return f"{degree}, no equation:\n{removed} goes, {other} stays"
     return f"{degree}, {asked.rule}:\n{removed} goes, {other} must follow"
-
-
-def axes_frame(axes: Axes) -> pd.DataFrame:
-    """List what was discovered as a tidy frame: one row an axis.
-
-    Returns: columns `axis`, `kind`, `layer`, `n_groups`, `width` (channels a group), `group_parameters`,
-        `parameters` (of all groups), `share` (of the model, in [0, 1]), `structures` (in order of execution).
-    """
-    return pd.DataFrame(
-        {
-            "axis": axis.name,
-            "kind": axis.kind,
-            "layer": axis.layer,
-            "n_groups": axis.n_groups,
-            "width": axis.width,
-            "group_parameters": axis.group_parameters,
-            "parameters": axis.n_groups * axis.group_parameters,
-            "share": axis.n_groups * axis.group_parameters / axes.n_parameters,
-            "structures": " ".join(name.rsplit(".", 1)[-1] for name in axis.structures),
-        }
-        for axis in axes.values()
-    ).astype({"layer": "Int64"})
-
-
-def slices_frame(
-    model: nn.Module, axes: Axes, *, layer: int = 0, groups: Mapping[str, int] | None = None
-) -> pd.DataFrame:
-    """List where one group of each kind lies in the parameters of a decoder layer, as runs of entries.
-
-    Args:
-        model: that the axes were discovered in; the meta device is enough.
-        layer: which decoder layer; embeddings, final norm and head are listed with it.
-        groups: kind -> number of the chosen group; of the others a third of the way along the axis.
-    Returns: a row a run: columns `stage` (order of execution), `structure`, `parameter`, `rows`, `columns`
-        (0 for a vector), `axis`, `kind`, `role`, `dim`, `group`, `n_groups`, `chosen`, `start`, `stop`. Of
-        attention all groups are listed, of the other kinds the chosen one.
-    Raises: ValueError: no such layer, kind or group, or a parameter with more than two dims.
-    """
-    chosen = _chosen(axes, layer, groups or {})
-    path = decoder_layers(model)[0]
-    shown = [
-        (axis, member)
-        for axis in chosen
-        for member in axis.members
-        if member.parameter.startswith(f"{path}.{layer}.") or not member.parameter.startswith(f"{path}.")
-    ]
-    stages = _stages(shown)
-    rows = []
-    for axis, member in shown:
-        shape = tuple(model.get_parameter(member.parameter).shape)
-        for group in range(axis.n_groups) if axis.kind == "attention" else [chosen[axis]]:
-            here = {"stage": stages[member.structure], **_place(member, shape), "axis": axis.name}
-            here |= {"kind": axis.kind, "role": member.role, "dim": member.dim, "group": group}
-            here |= {"n_groups": axis.n_groups, "chosen": group == chosen[axis]}
-            rows += [here | {"start": a, "stop": b} for a, b in _runs(member.indices[group].tolist())]
-    order = {name: i for i, name in enumerate(dict.fromkeys(m.parameter for _, m in _in_order(shown)))}
-    frame = pd.DataFrame(rows)
-    return frame.iloc[frame.parameter.map(order).argsort(kind="stable")].reset_index(drop=True)
-
-
-def _place(member: Member, shape: tuple[int, ...]) -> dict:
-    if len(shape) > 2:
-        raise ValueError(f"{member.parameter} has the shape {shape}; only vectors and matrices are listed")
-    rows, columns = (*shape, 0)[:2]
-    return {"structure": member.structure, "parameter": member.parameter, "rows": rows, "columns": columns}
-
-
-def _chosen(axes: Axes, layer: int, groups: Mapping[str, int]) -> dict[Axis, int]:
-    """The axes that are drawn -> the group that is highlighted."""
-    here = [a for a in axes.values() if a.layer == layer or (a.layer is None and a.kind == "hidden")]
-    if not any(a.layer == layer for a in here):
-        raise ValueError(
-            f"no axis was discovered in layer {layer}; the model has layers 0..{axes.n_layers - 1}"
-        )
-    if unknown := sorted(set(groups) - {a.kind for a in here}):
-        raise ValueError(
-            f"no axis of the kind {', '.join(unknown)} here; there are {', '.join(a.name for a in here)}"
-        )
-    chosen = {a: groups.get(a.kind, a.n_groups // 3) for a in here}
-    for axis, group in chosen.items():
-        if not 0 <= group < axis.n_groups:
-            raise ValueError(f"{axis.name} has the groups 0..{axis.n_groups - 1}, but {group} was asked for")
-    return chosen
-
-
-def _in_order(shown: list[tuple[Axis, Member]]) -> list[tuple[Axis, Member]]:
-    """Members in order of execution: those on the residual stream, and the others among them."""
-    ordered = [(axis, member) for axis, member in shown if axis.kind == "hidden"]
-    for axis in dict.fromkeys(axis for axis, _ in shown if axis.kind != "hidden"):
-        place = len(ordered)
-        for pair in [(a, m) for a, m in shown if a is axis]:
-            at = [i for i, (_, m) in enumerate(ordered) if m.structure == pair[1].structure]
-            place = (at[-1] if at else place - 1) + 1
-            ordered.insert(place, pair)
-    return ordered
-
-
-def _stages(shown: list[tuple[Axis, Member]]) -> dict[str, int]:
-    """Structure -> column: neighbours that take and give the same (query, key, value) stand in one column."""
-    ends: dict[str, set] = {}
-    for axis, member in _in_order(shown):
-        ends.setdefault(member.structure, set()).add((axis.name, member.role))
-    stages: dict[str, int] = {}
-    before, number = None, -1
-    for structure, pairs in ends.items():
-        number += pairs != before or len(pairs) == 1  # one end only: a norm, the embedding or the head
-        stages[structure], before = number, pairs
-    return stages
-
-
-def _runs(entries: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """Split entries into runs without a gap: half-open (start, stop)."""
-    start = previous = None
-    for entry in sorted(entries):
-        if previous is None or entry != previous + 1:
-            if start is not None:
-                yield start, previous + 1
-            start = entry
-        previous = entry
-    yield start, previous + 1

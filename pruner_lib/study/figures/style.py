@@ -1,30 +1,31 @@
-"""The look of all figures: one table of styles, marks for repeats, names on lines, the perplexity axis.
+"""The look of all figures: one table of styles, and how values, axes, names and legends are drawn.
 
-`STYLE` gives every method its colour, marker and label in all notebooks. Our values are filled marks, the
-paper's hollow ones. Which numbers a figure shows is decided by the function that draws it.
+`STYLE` gives each method, choice, stage, text and cost one colour, marker and label in all notebooks. Filled
+marks are ours; a hollow mark is the paper's and nothing else. Nothing is measured here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-MIN_BAND = 3  # from this many repeats on the mean and a band are drawn, below it the points
-DIRECT_LABELS = 4  # up to so many lines carry their labels themselves; more have a legend
+MIN_BAND = 3  # from this many draws on their mean and spread are drawn, below it the draws themselves
+DIRECT_LABELS = 4  # up to this many lines are named at their ends; more have a legend
 GREY = "#757575"
 
 
 @dataclass(frozen=True)
 class MethodStyle:
-    """How a method looks: colour, marker, label, line style."""
+    """How a method, or what else has a name, looks: colour, marker, label, line style."""
 
     color: str
     marker: str
@@ -32,8 +33,9 @@ class MethodStyle:
     line: str = "-"
 
 
-STYLE = {  # colours of Okabe and Ito, and wine of Tol: colour-blind readers can tell them apart
-    "dense": MethodStyle(GREY, "", "dense model", "--"),
+# Colours of Okabe and Ito, with wine, indigo and teal of Tol: colour-blind readers can tell them apart.
+METHODS = {  # how groups are scored
+    "dense": MethodStyle(GREY, "o", "dense model", "--"),
     "random": MethodStyle("#E69F00", "X", "random"),
     "l1": MethodStyle("#56B4E9", "v", "L1"),
     "l2": MethodStyle("#0072B2", "^", "L2"),
@@ -41,37 +43,76 @@ STYLE = {  # colours of Okabe and Ito, and wine of Tol: colour-blind readers can
     "element1": MethodStyle("#D55E00", "o", "element¹"),
     "element2": MethodStyle("#009E73", "D", "element²"),
     "mixed": MethodStyle("#000000", "P", "mixed"),
-    "channel": MethodStyle("#882255", "p", "channel"),
+    "channel": MethodStyle("#882255", "p", "channel", ":"),
 }
-DESIGNS = {  # what is cut: block and channel look like the methods whose rows they are
+DESIGNS = {  # what is cut; "block" looks like the criterion that it is cut by
     "block": MethodStyle("#D55E00", "o", "block, local"),
-    "global": MethodStyle("#332288", "d", "block, global"),
-    "channel": STYLE["channel"],
-    "layer": MethodStyle("#44AA99", "*", "whole layers"),
+    "global": MethodStyle("#332288", "d", "block, global", "--"),
+    "channel": METHODS["channel"],
+    "layer": MethodStyle("#44AA99", "*", "whole layers", "-."),
 }
-STAGES = {  # a model on its way: (label, colour)
-    "dense": ("dense", GREY),
-    "pruned": ("pruned", "#D55E00"),
-    "recovered": ("recovered", "#009E73"),
+CHOICES = {  # how structures are ranked, and how their scores become one
+    "groups": MethodStyle("#D55E00", "o", "groups"),
+    "matrices alone": MethodStyle("#0072B2", "X", "matrices alone"),
+    "alone, at zero": MethodStyle("#56B4E9", "v", "alone, at zero"),
+    "sum": MethodStyle("#D55E00", "o", "sum"),
+    "prod": MethodStyle("#0072B2", "^", "prod"),
+    "max": MethodStyle("#009E73", "D", "max"),
+    "last": MethodStyle("#CC79A7", "s", "last"),
+    "prod, by group": MethodStyle("#56B4E9", "^", "prod, by group"),
+    "max, by group": MethodStyle("#000000", "D", "max, by group"),
+    "last matrix alone": MethodStyle("#0072B2", "s", "last matrix alone"),
 }
-KINDS = {  # of groups, as Figure 2 of the paper names them: (label, colour)
-    "mlp": ("Type A, MLP", "#D55E00"),
-    "attention": ("Type B, attention", "#0072B2"),
-    "hidden": ("Type C, hidden channel", "#009E73"),
+STAGES = {  # of a model on its way
+    "dense": METHODS["dense"],
+    "pruned": MethodStyle("#D55E00", "o", "pruned"),
+    "recovered": MethodStyle("#009E73", "*", "recovered"),
 }
-DATASETS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#000000")  # lines that stand for texts or tasks
+KINDS = {  # of groups, as Figure 2 of the paper names them
+    "mlp": MethodStyle("#D55E00", "o", "Type A, MLP"),
+    "attention": MethodStyle("#0072B2", "s", "Type B, attention"),
+    "hidden": MethodStyle("#009E73", "D", "Type C, hidden channel"),
+}
+COSTS = {
+    "parameters": MethodStyle("#000000", "o", "parameters"),
+    "macs": MethodStyle("#0072B2", "s", "multiply-accumulates"),
+    "memory": MethodStyle("#009E73", "D", "memory"),
+    "latency": MethodStyle("#D55E00", "^", "latency"),
+}
+TEXTS = {
+    "wiki": MethodStyle("#0072B2", "o", "wiki"),
+    "wikitext2": MethodStyle("#0072B2", "o", "wikitext2"),
+    "c4": MethodStyle("#E69F00", "s", "c4", "--"),
+    "ptb": MethodStyle("#009E73", "D", "ptb", ":"),
+}
+CONTRASTS = {  # what a difference and a straight line say, what was trained on, how weights are stored
+    "undecided": MethodStyle(GREY, "o", "undecided"),
+    "first is better": MethodStyle("#0072B2", "o", "first is better"),
+    "second is better": MethodStyle("#E69F00", "o", "second is better"),
+    "true": MethodStyle("#0072B2", "o", "true"),
+    "first order": MethodStyle("#E69F00", "s", "first order", ":"),
+    "few": MethodStyle("#CC79A7", "s", "few samples"),
+    "many": MethodStyle("#0072B2", "o", "many samples"),
+    "seen": MethodStyle("#0072B2", "o", "trained on"),
+    "held out": MethodStyle("#0072B2", "s", "held out", "--"),
+    "floating point": MethodStyle(GREY, "o", "floating point"),
+    "8 bits": MethodStyle(GREY, "s", "8 bits"),
+}
+STYLE = {**DESIGNS, **CHOICES, **STAGES, **KINDS, **COSTS, **TEXTS, **CONTRASTS, **METHODS}
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#882255", "#000000")
+MARKERS, LINES = "osD^vPX", ("-", "--", ":", "-.")
 
 
-def style_of(method: str) -> MethodStyle:
-    """Look a method up in `STYLE`.
-
-    Raises:  ValueError: it has no style (the message lists those that have).
-    """
-    if method not in STYLE:
-        raise ValueError(
-            f"no style for method {method!r}; there are {', '.join(STYLE)}; add it to plotting.STYLE"
-        )
-    return STYLE[method]
+def styles_of(names: Iterable[object]) -> dict[object, MethodStyle]:
+    """Give each name its style of `STYLE`, and each that has none the next colour that the others leave."""
+    names = list(dict.fromkeys(names))
+    known = {name: STYLE[name] for name in names if name in STYLE}
+    free = [color for color in COLORS if color not in {style.color for style in known.values()}] or COLORS
+    new = {
+        name: MethodStyle(free[i % len(free)], MARKERS[i % len(MARKERS)], str(name), LINES[i % len(LINES)])
+        for i, name in enumerate(name for name in names if name not in known)
+    }
+    return {name: known.get(name) or new[name] for name in names}
 
 
 def new_axes(ax: Axes | None = None, width: float = 6.4, height: float = 4.0) -> Axes:
@@ -81,19 +122,12 @@ def new_axes(ax: Axes | None = None, width: float = 6.4, height: float = 4.0) ->
     return plt.subplots(figsize=(width, height), layout="constrained")[1]
 
 
-def spread(values: Sequence[float]) -> tuple[float, float, float]:
-    """Give the geometric mean of perplexities and the ends of a band of one (log) standard deviation."""
-    logs = np.log(np.asarray(values, dtype=float))
-    width = logs.std(ddof=1) if len(logs) > 1 else 0.0
-    return tuple(float(np.exp(logs.mean() + shift)) for shift in (0, -width, width))
-
-
-def need(frame: pd.DataFrame, *columns: str) -> None:
+def need(frame: pd.DataFrame, *columns: str | None) -> None:
     """Refuse a frame that can't be drawn.
 
     Raises:  ValueError: it has no rows, or a column is missing (the message names both sides).
     """
-    if missing := [name for name in columns if name not in frame]:
+    if missing := [name for name in columns if name and name not in frame]:
         raise ValueError(
             f"the frame lacks {', '.join(missing)}; it has the columns {', '.join(map(str, frame))}"
         )
@@ -101,62 +135,73 @@ def need(frame: pd.DataFrame, *columns: str) -> None:
         raise ValueError("the frame has no rows: nothing was measured; run the experiments first")
 
 
-def points(ax: Axes, x: float, part: pd.DataFrame, color: str, marker: str, hollow: bool) -> None:
-    """Mark repeats at one place: their middle and spread from three on, else each with its standard error."""
-    look = {"color": color, "marker": marker, "linestyle": "", "markersize": 7}
-    look |= {"markerfacecolor": "none"} if hollow else {}
+def marks_frame(frame: pd.DataFrame, value: str, columns: Sequence[str | None]) -> pd.DataFrame:
+    """List every mark of a figure, ours and the paper's, with the interval around it.
+
+    Args:    frame: columns `value` and `columns` (None is left out) and, if known, `low` and `high` (ends of
+             the interval), or `stderr` (one to either side); `paper` (the paper's value beside ours), or
+             `source` ("paper": the row is the paper's).
+    Returns: `columns`, `value`, `low`, `high` (NaN: none), `source` ("ours" or "paper"), and no row without
+        a value.
+    Raises:  ValueError: the frame can't be drawn, or `low` and `high` are of another column.
+    """
+    need(frame, value, *columns)
+    kept = frame[list(dict.fromkeys(name for name in columns if name))].copy()
+    kept["source"] = frame["source"].fillna("ours") if "source" in frame else "ours"
+    kept["value"] = frame[value].astype(float)
+    around = frame["stderr"].astype(float) if "stderr" in frame else np.nan
+    kept["low"] = frame["low"].astype(float) if "low" in frame else kept.value - around
+    kept["high"] = frame["high"].astype(float) if "high" in frame else kept.value + around
+    known = kept.low.notna() & kept.high.notna()
+    if known.any() and not kept[known].value.between(kept[known].low, kept[known].high).any():
+        raise ValueError(
+            f"no interval from low to high holds its {value}: they are of another column; name that one, or "
+            "drop low and high from the frame"
+        )
+    if "paper" in frame:
+        published = kept.assign(source="paper", value=frame.paper.astype(float), low=np.nan, high=np.nan)
+        kept = pd.concat([kept, published.drop_duplicates()], ignore_index=True)
+    return kept[kept.value.notna()]
+
+
+def spread(values: Sequence[float], log: bool = True) -> tuple[float, float, float]:
+    """Give the mean of some draws and the ends of a band of one standard deviation.
+
+    Args:    log: of the logarithms, as for perplexities: a geometric mean and a factor to either side.
+    """
+    numbers = np.log(values) if log else np.asarray(values, dtype=float)
+    width = numbers.std(ddof=1) if len(numbers) > 1 else 0.0
+    ends = [numbers.mean() + shift for shift in (0, -width, width)]
+    return tuple(float(end) for end in (np.exp(ends) if log else ends))
+
+
+def summary(part: pd.DataFrame, log: bool) -> tuple[float, float, float]:
+    """Give middle, low and high of the marks at one place: of the draws from `MIN_BAND` on, else as given."""
     if len(part) >= MIN_BAND:
-        ax.plot([x] * len(part), part.value, "_", color=color, alpha=0.5, markersize=9)
-        middle, low, high = spread(part.value)
-        ax.errorbar([x], [middle], yerr=[[middle - low], [high - middle]], capsize=3, **look)
-    elif "stderr" in part and part.stderr.notna().any():
-        ax.errorbar([x] * len(part), part.value, yerr=part.stderr, capsize=3, **look)
-    else:
-        ax.plot([x] * len(part), part.value, **look)
+        return spread(part.value, log)
+    if len(part) > 1:
+        return (spread(part.value, log)[0], np.nan, np.nan)
+    return tuple(part[["value", "low", "high"]].iloc[0])
 
 
-def label_lines(
-    ax: Axes, ends: Sequence[tuple[float, float, MethodStyle]], direct: bool, legend: bool
-) -> None:
-    """Name lines at their right ends, moved apart where they would overlap, or in a legend."""
-    if direct:
-        ordered = sorted(ends, key=lambda end: end[1])
-        heights = _apart(np.log([y for _, y, _ in ordered]), ax)
-        for (x, _, style), height in zip(ordered, heights, strict=True):
-            ax.annotate(
-                style.label,
-                (x, np.exp(height)),
-                xytext=(8, 0),
-                textcoords="offset points",
-                va="center",
-                color=style.color,
-                annotation_clip=False,
-            )
-    elif legend:
-        handles = [Line2D([], [], color=s.color, marker=s.marker, label=s.label) for _, _, s in ends]
-        ax.legend(handles=handles, frameon=False)
+def finish_axis(ax: Axes, name: str, label: str, scale: str) -> None:
+    """Scale and label the "x" or "y" axis of `ax`, and give it plain ticks and a light grid.
 
-
-def _apart(heights: np.ndarray, ax: Axes) -> np.ndarray:
-    """Move sorted heights (log scale) apart, so that labels of one line's height fit between them."""
-    lines = [line.get_ydata() for line in ax.lines]
-    values = np.concatenate([np.asarray(line, dtype=float) for line in lines])
-    gap = 0.06 * max(np.log(values.max() / values.min()), 0.2) * 4.0 / ax.figure.get_size_inches()[1]
-    placed = heights.copy()
-    for i in range(1, len(placed)):
-        placed[i] = max(placed[i], placed[i - 1] + gap)
-    return placed - (placed - heights).mean()
-
-
-def perplexity_axis(ax: Axes) -> Axes:
-    """Make the vertical axis one of perplexity: logarithmic, with plain numbers, light grid."""
-    ax.set_yscale("log")
-    log_ticks(ax.yaxis, room=2e4)
-    ax.set_ylabel("perplexity (lower is better)")
-    ax.grid(axis="y", alpha=0.25)
+    Args:    scale: "linear", "log", or "percent" (of numbers that are shares, 1: 100 %).
+    Raises:  ValueError: another scale.
+    """
+    if scale not in ("linear", "log", "percent"):
+        raise ValueError(f"no axis has the scale {scale!r}; there are linear, log and percent")
+    axis = getattr(ax, f"{name}axis")
+    if scale == "log":
+        getattr(ax, f"set_{name}scale")("log")
+        log_ticks(axis, room=2e4)
+    if scale == "percent":
+        axis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.4g} %"))
+    axis.set_label_text(label)
+    axis.grid(alpha=0.25)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
-    return ax
 
 
 def log_ticks(axis: Axis, room: float, linear: int = 6) -> None:
@@ -179,3 +224,55 @@ def _plain_number(value: float, _: int) -> str:
     if value >= 1e6 and np.isclose(np.log10(value) % 1, 0):
         return f"$10^{{{round(np.log10(value))}}}$"
     return f"{value:,.6g}"
+
+
+def label_lines(ax: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
+    """Name lines at their right ends, moved apart where names would overlap.
+
+    Args:    ends: of each line x, y, label and colour.
+    """
+    ends = sorted(ends, key=lambda end: end[1])
+    ax.autoscale_view()
+    to_fraction = ax.transData + ax.transAxes.inverted()
+    heights = np.array([to_fraction.transform((x, y))[1] for x, y, *_ in ends])
+    gap = 0.17 / (ax.get_position().height * ax.figure.get_size_inches()[1])  # inches of a line of text
+    placed = heights.copy()
+    for i in range(1, len(placed)):
+        placed[i] = max(placed[i], placed[i - 1] + gap)
+    placed -= (placed - heights).mean()
+    placed -= max(0.0, placed.max() - 1)  # the title stands above
+    look = {"textcoords": "offset points", "va": "center", "fontsize": 9, "annotation_clip": False}
+    for (x, _, label, color), height in zip(ends, placed, strict=True):
+        at = {"xycoords": ("data", "axes fraction"), "xytext": (8, 0)}
+        ax.annotate(label, (x, height), color=color, **at, **look)
+
+
+def key(style: MethodStyle, *, line: str = "", hollow: bool = False) -> Line2D:
+    """Make the entry of a legend; a style without a marker and a line is a patch of its colour."""
+    look = {"color": style.color, "marker": style.marker, "linestyle": line, "label": style.label}
+    if not style.marker and not line:
+        look |= {"linestyle": "-", "linewidth": 6, "solid_capstyle": "butt"}
+    return Line2D([], [], markersize=6, **look, **({"markerfacecolor": "none"} if hollow else {}))
+
+
+HOLLOW = MethodStyle(GREY, "o", "hollow: the paper")
+
+
+def finish_axes(ax: Axes, title: str, handles: Sequence[Artist], *, inside: bool = False) -> Axes:
+    """Write the title, and below it the legend in as many columns as there is room for.
+
+    Args:    inside: the legend stands inside the axes, since a second axis is above them.
+    """
+    rows = 0
+    if handles and inside:
+        ax.legend(handles=handles, frameon=False, fontsize=9)
+    elif handles:
+        width = ax.get_position().width * ax.figure.get_size_inches()[0]
+        column = 0.5 + 0.075 * max(len(handle.get_label()) for handle in handles)  # inches
+        columns = min(len(handles), max(1, int(width / column)))
+        rows = -(-len(handles) // columns)
+        where = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2}
+        ax.legend(handles=handles, ncols=columns, frameon=False, fontsize=9, columnspacing=1.2, **where)
+    if title:
+        ax.set_title(title, loc="left", fontsize=11, pad=8 + 15 * rows if rows else None)
+    return ax

@@ -13,7 +13,7 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex
 
 from pruner_lib import discover
-from pruner_lib.study.figures.groups import plot_dependencies, plot_groups, slices_frame
+from pruner_lib.study.figures import groups, plot_dependencies, plot_groups, slices_frame
 from pruner_lib.study.figures.style import KINDS
 
 CASES = pd.DataFrame(
@@ -38,7 +38,9 @@ def drawn(family, **options):
 def strips(ax, kind):
     """The rectangles in the colour of a kind."""
     return [
-        p for p in ax.patches if p.get_alpha() == 0.9 and to_hex(p.get_facecolor()).upper() == KINDS[kind][1]
+        p
+        for p in ax.patches
+        if p.get_alpha() == 0.9 and to_hex(p.get_facecolor()).upper() == KINDS[kind].color
     ]
 
 
@@ -65,17 +67,50 @@ def test_strips_are_to_scale():
 
 
 def test_stream_has_an_arrow_for_each_reader_and_writer():
-    """Writers: embed, o, down; readers: q k v, gate up, head. Norms are on the stream."""
+    """Writers: embed, o, down; readers: q k v, gate up, head, each through its norm."""
     ax = plot_groups(drawn("llama-gqa"))
-    ends = [(t.xy[1], t.xyann[1]) for t in arrows(ax, KINDS["hidden"][1])]
+    ends = [(t.xy[1], t.xyann[1]) for t in arrows(ax, KINDS["hidden"].color)]
     assert sum(tip < tail for tip, tail in ends) == 3 and sum(tip > tail for tip, tail in ends) == 3
+
+
+@pytest.mark.parametrize(
+    ("family", "entered", "left"),
+    [
+        ("llama-gqa", [1, 4, 7], [0, 3, 6]),  # embed | norm qkv o | norm gate down | norm head
+        (
+            "olmo2",
+            [1, 3, 5, 8, 11],
+            [0, 7, 10],
+        ),  # embed | q norm | k norm | v o norm | gate down norm | norm head
+        (
+            "gemma2",
+            [0, 4, 8],
+            [3, 7],
+        ),  # norm qkv o norm | norm gate down norm | norm head, which is the embedding
+    ],
+)
+def test_norms_stand_on_the_way_to_their_reader_or_from_their_writer(family, entered, left):
+    stages = [part for _, part in drawn(family).groupby("stage")]
+    assert [sorted(ends) for ends in groups._ends_on_stream(stages)] == [entered, left]
+
+
+def test_heads_are_parted_by_lines_also_within_a_group():
+    frame = drawn("llama-gqa", groups={"attention": 0})  # 2 groups of 3 query heads of 8 rows
+    ax = plot_groups(frame)
+    q, *_ = strips(ax, "attention")
+    lines = [line for line in ax.lines if line.get_linewidth() == 0.5 and line.get_xdata()[0] == q.get_x()]
+    inside = [
+        y for y in {line.get_ydata()[0] for line in lines} if q.get_y() < y < q.get_y() + q.get_height()
+    ]
+    assert len({round(y, 6) for y in inside if abs(y - q.get_y()) > 1e-6}) >= 2
 
 
 def test_order_of_execution_runs_from_left_to_right():
     frame = drawn("phi3")
     ax = plot_groups(frame)
     steps = [t for t in ax.texts if getattr(t, "arrow_patch", None) and t.xy[1] == t.xyann[1]]
-    assert len(steps) == frame.stage.max() and all(t.xy[0] > t.xyann[0] for t in steps)
+    over_the_stream = 3  # from embed, o and down to the next norm
+    assert len(steps) == frame.stage.max() - over_the_stream and all(t.xy[0] > t.xyann[0] for t in steps)
 
 
 @pytest.mark.parametrize("family", ["llama-mha", "llama-tied", "phi3", "gpt_neox", "gemma2", "qwen2"])
@@ -128,10 +163,10 @@ def test_cases_say_the_degree_that_decides_and_who_follows():
 def test_who_goes_is_dark_and_who_stays_is_white():
     ax = plot_dependencies(CASES[CASES.case == "not at all"])
     faces = {t.get_text(): m.get_markerfacecolor() for t, m in zip(names(ax), ax.lines, strict=True)}
-    assert faces == {"J": KINDS["mlp"][1], "K": "white", "L": "white"}
+    assert faces == {"J": KINDS["mlp"].color, "K": "white", "L": "white"}
     ax = plot_dependencies(CASES[CASES.case == "backward"])
     faces = {t.get_text(): m.get_markerfacecolor() for t, m in zip(names(ax), ax.lines, strict=True)}
-    assert faces["J"] == KINDS["mlp"][1] and faces["I"] not in ("white", faces["J"])
+    assert faces["J"] == KINDS["mlp"].color and faces["I"] not in ("white", faces["J"])
 
 
 def names(ax):

@@ -7,7 +7,7 @@ from families import FAMILIES, build
 
 from pruner_lib import discover
 from pruner_lib.method.layout import set_parameter_
-from pruner_lib.study.figures.groups import axes_frame, slices_frame
+from pruner_lib.study.figures.slices import axes_frame, slices_frame
 
 
 def runs(frame, ending, kind):

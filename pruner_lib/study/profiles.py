@@ -1,0 +1,233 @@
+"""Profiles: the settings of a whole study, from which every notebook makes its experiments.
+
+The profiles `tiny`, `quick`, `full` and `paper` lie in `profiles.yaml`. Profiles of your own: a YAML file,
+named by `$PRUNER_LIB_PROFILES`, that changes profiles or adds some; what each name means: `Profile`.
+
+    paper:                        # the built-in profile, but for what stands here
+      short_recovery: {epochs: 1}
+    mine:                         # a new one, results in results/mine/
+      like: quick
+      model: /models/my-llama
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, Strict
+
+from pruner_lib.study.settings import (
+    Calibration,
+    Count,
+    Evaluation,
+    Experiment,
+    Length,
+    Name,
+    Names,
+    Number,
+    Rate,
+    Recovery,
+    Share,
+    Steps,
+    from_plain,
+    settings,
+)
+
+PROFILES_FILE = Path(__file__).with_name("profiles.yaml")
+VARIABLE = "PRUNER_LIB_PROFILES"
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is seven times as fast
+Counts = Annotated[tuple[Count, ...], Strict(False)]
+Shares = Annotated[tuple[Share, ...], Strict(False)]
+
+
+@settings
+class CalibrationStudy:
+    """How far notebook 02 turns the calibration, one setting at a time."""
+
+    samples: Counts  # the values tried; that of the profile's calibration is among them
+    lengths: Annotated[tuple[Length, ...], Strict(False)]  # likewise
+    corpora: Names  # likewise
+    reference_samples: Count  # of the large calibration that the others are compared with
+    windows: Count  # of the evaluation, which is short because only differences matter here
+    probes: Count  # groups whose true loss change is measured, ...
+    probe_samples: Count  # ... on so many samples
+
+
+@settings
+class Sweep:
+    """How far notebooks 06 to 08 turn ratio, layer and granularity; each model is measured on few windows."""
+
+    shares: Shares  # of all parameters removed, where granularities are compared: a small one, then half
+    layer_ratio: Share  # of the groups of the one pruned layer
+    layer_draws: Count  # of its calibration
+    group_draws: Count = 1  # of the sweep by groups
+    answering: Names = ()  # methods whose halved model answers the questions too
+    recovered: Names = ()  # methods whose halved model is recovered (`short_recovery`, from the first draw)
+    models: Names = ()  # swept besides the profile's own
+    native_model: str = ""  # of about half the size and never pruned (the paper's Table 9); empty: none
+
+
+@settings
+class MethodStudy:
+    """What notebooks 03 to 05 compare; all models lose the same share of their parameters."""
+
+    share: Share  # of all parameters removed
+    methods: Names = ("random", "l2", "vector", "element1", "element2", "mixed", "channel")  # as in Table 1
+    recovered: Names = ("l2", "channel", "element1")  # those recovered too (`short_recovery`, first draw)
+    limit: Count | None = None  # questions a task; None: all
+    answer_draws: Count = 1  # draws whose models answer them
+    models: Names = ()  # further models, ...
+    shares: Shares = ()  # ... the share that each loses, ...
+    tables: Names = ()  # ... and the paper's table of each
+
+    def __post_init__(self) -> None:
+        if not len(self.models) == len(self.shares) == len(self.tables):
+            sizes = f"{len(self.models)}, {len(self.shares)} and {len(self.tables)}"
+            raise ValueError(f"models, shares and tables hold {sizes} values, but should be equally long")
+
+
+@settings
+class RecoveryStudy:
+    """How far notebook 09 turns the recovery; the last four settings are of all but the profile's own."""
+
+    keep_at: Steps  # steps of the profile's recovery after which the model is measured on the way
+    answer_at: Steps  # those of them after which it answers the questions too
+    samples: Counts  # numbers of instructions tried, each seen once
+    draws: Count  # of the instructions
+    module_samples: Count  # the number with which parts of the model are trained
+    few: Count  # instructions of the run that over-fits, as long as that with the most `samples`
+    watch: Steps  # steps of these two runs after which they are measured
+    held_out: Count  # instructions that no run sees
+    batch_size: Count
+    micro_batch_size: Count
+    learning_rate: Rate
+    warmup_steps: Number = 0
+
+    def recovery(self, base: Recovery, samples: int, *, draw: int = 0, **changes: Any) -> Recovery:
+        """Make the recovery that sees `samples` instructions once, from a random draw of them."""
+        shared = ("batch_size", "micro_batch_size", "learning_rate", "warmup_steps")
+        values = {name: getattr(self, name) for name in shared} | {"evaluate_at": (), "keep_at": ()}
+        values |= {"samples": samples, "seed": draw, "steps": -(-samples // self.batch_size)}
+        return replace(base, **values | changes)
+
+
+@settings
+class Profile:
+    """The settings that every notebook starts from."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+    model: Name  # what is pruned
+    ratio: Share  # of the groups removed, where pruning applies
+    ratios: Shares  # the sweep of Figure 4
+    protect_first: Number  # decoder layers left whole
+    protect_last: Number
+    draws: Count  # of the calibration, wherever methods are compared
+    calibration: Calibration
+    calibration_study: CalibrationStudy  # notebook 02
+    recovery: Recovery
+    recovery_study: RecoveryStudy  # notebook 09
+    evaluation: Evaluation  # with the paper's windows
+    long_evaluation: Evaluation  # perplexity in long windows
+    method_study: MethodStudy  # notebooks 03 to 05
+    short_evaluation: Evaluation  # of the many models of a sweep
+    short_recovery: Recovery  # where many are recovered
+    sweep: Sweep  # notebooks 06 to 08
+    other_models: Names = ()  # those of the paper's further tables
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"  # of the weights
+    prompts: Count = 5  # how many are continued, ...
+    new_tokens: Count = 64  # ... by so many tokens each
+
+    def experiment(self, *, recovered: bool = False, **changes: Any) -> Experiment:
+        """Make an experiment with this profile's settings, and some changes.
+
+        Args:    recovered: with the profile's recovery after pruning.    changes: fields of `Experiment`.
+        Raises:  ValueError: no such field, or a value that is not allowed.
+        """
+        shared = ("model", "ratio", "protect_first", "protect_last", "calibration", "evaluation")
+        values = {name: getattr(self, name) for name in shared}
+        return Experiment(**values | {"recovery": self.recovery if recovered else None} | changes)
+
+    def dense(self, **changes: Any) -> Experiment:
+        """Make the experiment that measures the whole model."""
+        return self.experiment(**changes).dense
+
+    def calibrations(self, draws: int | None = None) -> list[Calibration]:
+        """Make the calibration draws of this profile: random draws with the seeds 0, 1, 2, ..."""
+        return [replace(self.calibration, seed=seed) for seed in range(draws or self.draws)]
+
+    def calibration_grid(self) -> list[tuple[str, Any, Calibration]]:
+        """Vary samples, length and corpus of the calibration one at a time: (what varies, value, a draw)."""
+        study = self.calibration_study
+        values = {"samples": study.samples, "length": study.lengths, "corpus": study.corpora}
+        return [
+            (name, value, replace(draw, **{name: value}))
+            for name, tried in values.items()
+            for value in tried
+            for draw in self.calibrations()
+        ]
+
+    @property
+    def short_answers(self) -> Evaluation:
+        """The tasks where many models are compared: fewer questions, no texts."""
+        return replace(self.evaluation, texts=(), limit=self.method_study.limit)
+
+    @property
+    def reference_calibration(self) -> Calibration:
+        """The large calibration; its seed is none of the draws'."""
+        return replace(self.calibration, samples=self.calibration_study.reference_samples, seed=1000)
+
+
+def profile_names() -> list[str]:
+    """List the profiles there are."""
+    return sorted({**_read(PROFILES_FILE), **_own()})
+
+
+def load_profile(name: str) -> Profile:
+    """Load the profile `name`.
+
+    Raises:  ValueError: there is no such profile (the message lists them), or a value is not allowed.
+    """
+    built_in, own = _read(PROFILES_FILE), _own()
+    if name not in built_in and name not in own:
+        raise ValueError(f"unknown profile {name!r}; there are {', '.join(profile_names())}")
+    changes = own.get(name, {})
+    if not isinstance(changes, Mapping):
+        raise ValueError(f"profile {name!r} of {VARIABLE} is {changes!r}, but should hold settings")
+    base = changes.get("like", name)
+    if "like" in changes and base not in list(built_in):
+        raise ValueError(f"profile {name!r} is like {base!r}, but there are {', '.join(sorted(built_in))}")
+    values = _merged(built_in.get(base, {}), changes)
+    values.pop("like", None)
+    if values.setdefault("name", name) != name:
+        raise ValueError(f"profile {name!r} gives itself another name, {values['name']!r}; leave it out")
+    return from_plain(Profile, values, f"profile {name!r}")
+
+
+def _merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Change values, and within a part (as `evaluation`) only what is named."""
+    both = dict(values)
+    for name, value in changes.items():
+        part = isinstance(value, Mapping) and isinstance(both.get(name), Mapping)
+        both[name] = both[name] | value if part else value
+    return both
+
+
+def _own() -> Mapping[str, Any]:
+    place = os.environ.get(VARIABLE)
+    return _read(Path(place).expanduser()) if place else {}
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        profiles = yaml.load(path.read_text(encoding="utf-8"), Loader=LOADER)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"the profiles {str(path)!r} can't be read: {reason}; see {VARIABLE}") from error
+    if not isinstance(profiles, Mapping) or not all(isinstance(name, str) for name in profiles):
+        raise ValueError(f"{path} should hold names of profiles, each with its settings; see {VARIABLE}")
+    return profiles
