@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import re
 import signal
@@ -184,39 +185,29 @@ def _settings_key(profile: str, parameters: Mapping[str, Any]) -> str:
 
 def _run_together(given: Mapping[Path, dict[str, Any]], profile: str) -> list[NotebookRun]:
     """Run notebooks side by side, wait for all of them, and write the result of each into its manifest."""
+    run_id, start, runs = uuid.uuid4().hex, time.perf_counter(), []
     environment = os.environ | {
-        RUN_ID: uuid.uuid4().hex,
+        RUN_ID: run_id,
         "PRUNER_LIB_RESULTS": str(results_root()),
         "JUPYTER_PREFER_ENV_PATH": "1",
         "PYTHONPATH": os.pathsep.join(filter(None, [PACKAGE_PARENT, os.environ.get("PYTHONPATH")])),
     }
     if len(given) > 1:
         environment |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    start, runs = time.perf_counter(), []
+    progress = len(given) == 1 and sys.stderr.isatty()
     with contextlib.ExitStack() as stack:  # whatever ends this block ends the processes
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        progress = len(given) == 1 and sys.stderr.isatty()
-        processes = {
-            path: stack.enter_context(
-                _papermill(path, scratch, parameters | {"profile": profile}, environment, progress)
-            )
-            for path, parameters in given.items()
-        }
+        processes = {}
+        for path, parameters in given.items():
+            process = _papermill(path, scratch, parameters | {"profile": profile}, environment, progress)
+            processes[path] = stack.enter_context(process)
         for path, process in processes.items():
-            code = process.wait()
-            seconds = round(time.perf_counter() - start, 1)
-            executed = _executed(scratch / path.name)
-            if executed:
-                copy = results_dir(profile) / "notebooks" / path.name
-                write_text(copy, _without_places(nbformat.writes(executed)))
-            error = _failure(code, executed, scratch / f"{path.stem}.txt") if code else None
-            error = error or _broken_promise(path.stem, profile, environment[RUN_ID])
+            error = _problem(path, scratch, process.wait(), profile, run_id)
             manifest = {"finished": now()} if error else read_manifest(path.stem, profile)
-            outputs = tuple(manifest.get("outputs", ()))
-            runs.append(
-                NotebookRun(path.stem, profile, "failed" if error else "done", seconds, outputs, error)
-            )
-            settings = {"run_id": environment[RUN_ID], "asked": _settings_key(profile, given[path])}
+            seconds, outputs = round(time.perf_counter() - start, 1), tuple(manifest.get("outputs", ()))
+            status = "failed" if error else "done"
+            runs.append(NotebookRun(path.stem, profile, status, seconds, outputs, error))
+            settings = {"run_id": run_id, "asked": _settings_key(profile, given[path])}
             settings["parameters"] = given[path] | {"profile": profile}
             write_json(manifest_path(path.stem, profile), manifest | asdict(runs[-1]) | settings)
     return runs
@@ -243,33 +234,31 @@ def _papermill(
                 process.wait()
 
 
-def _executed(path: Path) -> nbformat.NotebookNode | None:
-    """Read what papermill left of a notebook, without the places in its metadata; None if it left nothing."""
-    if not path.is_file():
-        return None
-    notebook = nbformat.read(path, as_version=4)
-    notebook.metadata.get("papermill", {}).update(input_path=path.name, output_path=path.name)
-    return notebook
+def _problem(path: Path, scratch: Path, code: int, profile: str, run_id: str) -> str | None:
+    """Keep the executed notebook, and say what went wrong.
 
-
-def _failure(code: int, executed: nbformat.NotebookNode | None, messages: Path) -> str:
-    """Give the traceback of the notebook, or what papermill said, where it ended with an exit code."""
-    outputs = [one for cell in executed.cells for one in cell.get("outputs", ())] if executed else []
-    errors = ["\n".join(one.traceback) for one in outputs if one.output_type == "error"]
-    text = errors[-1] if errors else messages.read_text(errors="replace")
-    text = _without_places(re.sub(r"\x1b\[[0-9;]*m", "", text)[-TAIL:]).strip()
-    return text or f"papermill ended with exit code {code}"
-
-
-def _broken_promise(notebook: str, profile: str, run_id: str) -> str | None:
-    """Say what is wrong with the manifest; None where this run wrote it and its files exist."""
+    Returns: the traceback of the notebook, or what papermill said, where it ended with an exit code; else
+             what is wrong with the manifest; None where this run wrote it and all its files exist.
+    """
+    tracebacks, folder, executed = [], results_dir(profile), scratch / path.name
+    with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):  # papermill was killed
+        text = executed.read_text(encoding="utf-8")
+        for place in (scratch, path.resolve().parent):
+            text = text.replace(f"{place}{os.sep}", "")
+        outputs = [one for cell in json.loads(text)["cells"] for one in cell.get("outputs", ())]
+        tracebacks = ["\n".join(one["traceback"]) for one in outputs if one["output_type"] == "error"]
+        write_text(folder / "notebooks" / path.name, _without_places(text))
+    if code:
+        message = tracebacks[-1] if tracebacks else (scratch / f"{path.stem}.txt").read_text(errors="replace")
+        message = _without_places(re.sub(r"\x1b\[[0-9;]*m", "", message)[-TAIL:]).strip()
+        return message or f"papermill ended with exit code {code}"
     try:
-        manifest = read_manifest(notebook, profile)
+        manifest = read_manifest(path.stem, profile)
     except ValueError as error:
         return _without_places(str(error))
     if manifest is None or manifest.get("run_id") != run_id:
         return "it ended without results.finish(...): its kernel died, or its last cell does not call it"
-    missing = [name for name in manifest["outputs"] if not (results_dir(profile) / name).is_file()]
+    missing = [name for name in manifest["outputs"] if not (folder / name).is_file()]
     return f"its manifest lists {', '.join(missing)}, but there is no such file" if missing else None
 
 

@@ -174,8 +174,8 @@ def test_clean_keeps_results_and_by_default_the_environment(clone):
 def test_options_reach_the_runner(tmp_path):
     """A stand-in for the runner writes its arguments, and fails where it has no others than the profile."""
     shutil.copy(ROOT / "tasks.py", tmp_path)
-    for name in ("data/assets.py", "study/notebooks.py"):
-        (tmp_path / "pruner_lib" / name).parent.mkdir(parents=True)
+    for name in ("__init__.py", "data/__init__.py", "data/assets.py", "study/__init__.py"):
+        (tmp_path / "pruner_lib" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "pruner_lib" / name).touch()
     (tmp_path / "pruner_lib" / "study" / "notebooks.py").write_text(
         "import sys\nprint(sys.argv[1:])\nsys.exit(len(sys.argv) == 3)"
