@@ -33,9 +33,10 @@ from pruner_lib.method.prune import mask_
 from pruner_lib.method.size_rules import common_module
 from pruner_lib.recovery.instructions import IGNORED, encode
 from pruner_lib.study.records import MetricName, Record, metrics_from
+from pruner_lib.study.results import model_hash
 from pruner_lib.study.run import Study
 from pruner_lib.study.settings import Experiment, Recovery
-from pruner_lib.study.stages import KEEP_BYTES, Loaded, model_hash
+from pruner_lib.study.stages import KEEP_BYTES, Loaded
 
 PASSES = {  # name -> criteria of one pass; None: a plain forward and backward pass that keeps every gradient
     "plain forward + backward": None,
@@ -363,13 +364,13 @@ def at_zero(study: Study, record: Record) -> Record:
 
     Returns: the record with the perplexities of that model. It is on no disk, and not what `run` would give.
     """
-    asked, how = record.experiment, record.experiment.evaluation
+    experiment, how = record.experiment, record.experiment.evaluation
     names = [MetricName("perplexity", text, how.length) for text in how.texts]
 
     def measure() -> dict[str, Any]:
-        plan, own = study.plan(asked), study.pipeline.own(asked.model)
+        plan, own = study.plan(experiment), study.pipeline.own(experiment.model)
         model = mask_(own.model, plan)
         return {str(name): asdict(study.pipeline.measure(name, how, model, own.tokenizer)) for name in names}
 
-    key = ["at zero", asked.canonical().settings(), model_hash(asked.model)]
+    key = ["at zero", experiment.canonical().settings(), model_hash(experiment.model)]
     return replace(record, metrics=metrics_from(study.cached(key, measure)))

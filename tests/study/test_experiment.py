@@ -151,7 +151,7 @@ def test_setting_added_later_counts_only_where_it_is_not_at_its_default(monkeypa
     longer = replace(BASE, recovery=Recovery(cutoff=128))
     usual, key = replace(BASE, recovery=Recovery()), longer.key
     assert "cutoff" in usual.settings()["recovery"]
-    monkeypatch.setattr(settings, "ADDED", {"cutoff": 256})
+    monkeypatch.setitem(settings.ADDED, "cutoff", 256)
     assert "cutoff" not in usual.settings()["recovery"] and experiment_from(usual.settings()) == usual
     assert longer.key == key != usual.key
 
