@@ -27,8 +27,8 @@ from pruner_lib.evaluation.int8 import quantise_
 from pruner_lib.files import read_json, write_json
 from pruner_lib.method.discover import discover
 from pruner_lib.method.groups import Plan
-from pruner_lib.method.prune import prune_
 from pruner_lib.method.select import select
+from pruner_lib.models.prune import prune_
 from pruner_lib.study import compare, stages
 from pruner_lib.study.compare import group_of, interval, metric_names, paper_metric, values_of
 from pruner_lib.study.paper import published, published_choices, published_methods

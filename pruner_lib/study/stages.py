@@ -28,9 +28,9 @@ from pruner_lib.files import only_one, write_atomic
 from pruner_lib.method.discover import discover
 from pruner_lib.method.importance import aggregate, estimate_members
 from pruner_lib.method.memory import give_back
-from pruner_lib.method.prune import prune_
 from pruner_lib.method.select import select
 from pruner_lib.models.load import load_model
+from pruner_lib.models.prune import prune_
 from pruner_lib.recovery.recover import recover
 from pruner_lib.study.settings import DATA_FREE, Calibration, Evaluation, Experiment, settings_key
 
