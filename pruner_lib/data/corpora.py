@@ -23,7 +23,7 @@ import numpy as np
 
 from pruner_lib.data.assets import fetch, hub_lookup, local_path
 
-WORDS = (
+WORDS = [
     "the",
     "a",
     "red",
@@ -38,7 +38,7 @@ WORDS = (
     "under",
     "near",
     "and",
-)
+]
 PARQUET = "refs/convert/parquet"  # the hub's own copy of a data set whose loading script is no longer run
 
 
@@ -195,11 +195,16 @@ INSTRUCTIONS: dict[str, Callable[[], list[dict[str, str]]]] = {
 def _hub_rows(
     repository: str, config: str | None, split: str, local: str, revision: str | None = None
 ) -> list[dict]:
-    from datasets import load_dataset
-
+    """Read one split of a data set on the hub; `local` names the file that can take its place."""
     advice = f"Put the file {local} into a folder and point PRUNER_LIB_DATA at it."
-    with hub_lookup(f"data set {repository!r}", advice):
-        return list(load_dataset(repository, config, split=split, revision=revision))
+    try:
+        import datasets
+    except ImportError as error:
+        raise ValueError(
+            f"data set {repository!r} needs `pip install pruner-lib[eval]` ({error}). {advice}"
+        ) from error
+    with hub_lookup(f"data set {repository!r}", advice, datasets.config):
+        return list(datasets.load_dataset(repository, config, split=split, revision=revision))
 
 
 def _lines(path: Path) -> list[str]:
