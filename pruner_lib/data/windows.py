@@ -28,7 +28,7 @@ def text_ids(
     """Cut the tokens of a whole text into windows that do not overlap; a remainder at the end is dropped.
 
     Args:
-        name: one of `text_names()`, or a NAME.txt of the local data directory.
+        name: one of `corpora.CORPORA`, or a NAME.txt of the local data directory.
         length: tokens a window.
         windows: how many; None takes all.
         seed: None takes the first windows; a number draws them at random, kept in the order of the text.
@@ -106,7 +106,7 @@ def instructions(name: str, *, samples: int | None = None, seed: int = 0) -> lis
     """Read instructions to recover with.
 
     Args:
-        name: one of `instruction_names()`, or a NAME.json or NAME.jsonl of the local data directory.
+        name: one of `corpora.INSTRUCTIONS`, or a NAME.json or NAME.jsonl of the local data directory.
         samples: how many, drawn at random without repetition; None takes all, in their order.
 
     Returns: dictionaries with the keys `instruction`, `input` (may be empty) and `output`.

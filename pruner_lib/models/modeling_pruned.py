@@ -93,30 +93,27 @@ def write_layout(model: PreTrainedModel) -> None:
         type(config).register_for_auto_class()
 
 
-def find_dense(config, source: str, **kwargs) -> type[PreTrainedModel]:
-    """The class that the model had before it was pruned: of transformers, or from a file beside the weights.
+def _class_for(config, source: str, **kwargs) -> type[PreTrainedModel]:
+    """The class that builds a model: of transformers, or from a file beside the weights.
+
+    It need not be a pruned one: once such a model was loaded, transformers asks here for every model of the
+    same config class.
 
     Raises: ValueError: the installed transformers has no class of this name.
     """
+    pruned = getattr(config, "pruning_layout", None)
     own = getattr(config, "dense_class", None)
-    if not own and not getattr(config, "pruning_layout", None):  # a whole model: its own class, if it has one
+    if not own and not pruned:  # a whole model: its own class, if it has one
         own = (getattr(config, "auto_map", None) or {}).get(AUTO_CLASS)
-    if own:
-        return get_class_from_dynamic_module(own, source, **kwargs)
     dense = getattr(transformers, config.architectures[0], None)
+    if own:
+        dense = get_class_from_dynamic_module(own, source, **kwargs)
     if dense is None:
         raise ValueError(
             f"transformers {transformers.__version__} has no model class {config.architectures[0]}; "
             "install a newer one"
         )
-    return dense
-
-
-def _class_for(config, source: str, **kwargs) -> type[PreTrainedModel]:
-    """The class that builds a model. It need not be a pruned one: once such a model was loaded, transformers
-    asks here for every model of the same config class."""
-    dense = find_dense(config, source, **kwargs)
-    return pruned_class(dense) if getattr(config, "pruning_layout", None) else dense
+    return pruned_class(dense) if pruned else dense
 
 
 def is_foreign(cls: type) -> bool:

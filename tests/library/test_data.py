@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from pruner_lib.data.corpora import instruction_names, read_corpus, read_instructions, text_names
+from pruner_lib.data.corpora import CORPORA, INSTRUCTIONS, read_corpus, read_instructions
 from pruner_lib.data.windows import calibration_ids, corpus_hash, has_bos, instructions, text_ids
 from pruner_lib.models.load import find_model, tiny_tokenizer
 
@@ -174,7 +174,7 @@ def test_unknown_and_empty_texts_are_refused(local):
     (local / "empty.txt").write_text("\n\n \n")
     with pytest.raises(ValueError, match="'empty' is empty"):
         read_corpus("empty")
-    assert text_names() == ["wiki", "c4", "bookcorpus", "wikitext2", "ptb", "tiny"]
+    assert list(CORPORA) == ["wiki", "c4", "bookcorpus", "wikitext2", "ptb", "tiny"]
 
 
 def test_corpus_hash_tells_content_and_shape_apart():
@@ -220,4 +220,4 @@ def test_unknown_and_unreachable_instructions_are_refused(local):
         instructions("alpacca")
     with pytest.raises(ValueError, match="yahma/alpaca-cleaned.*was not found.*alpaca.json"):
         instructions("alpaca")
-    assert instruction_names() == ["instructlab", "alpaca", "tiny"]
+    assert list(INSTRUCTIONS) == ["instructlab", "alpaca", "tiny"]
