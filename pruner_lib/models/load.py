@@ -11,6 +11,7 @@ is for scoring and cutting: there each weight is used where it lies.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,7 +41,6 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from pruner_lib.data.assets import ASSETS, build_folder, cache_root, fetch, hub_lookup, local_path
-from pruner_lib.files import read_json
 from pruner_lib.method.layout import check_layout
 from pruner_lib.method.offload import offloaded
 from pruner_lib.models.modeling_pruned import AUTO_CLASS, PrunedModelForCausalLM, pruned_class
@@ -71,7 +71,7 @@ def load_model(
         trust_remote_code: run code that lies beside the weights, where the model is no part of transformers.
 
     Raises: ValueError: unknown name, not found, no decoder with a language-model head, missing weights, no
-        such device, or code that was not said to be trusted.
+        such device, or code of its own that is not trusted.
     """
     name = str(name_or_path)
     device = find_device(device)
@@ -126,7 +126,13 @@ def _is_pruned(folder: Path, trusted: bool) -> bool:
 
     Raises: ValueError: the folder's own code would have to run untrusted, or its layout is damaged.
     """
-    settings = read_json(folder / "config.json")
+    path = folder / "config.json"
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is no JSON ({error}); wanted the file that save_pretrained wrote"
+        ) from error
     unknown = "auto_map" in settings and settings.get("model_type") not in CONFIG_MAPPING
     if not trusted and (unknown or "dense_class" in settings):
         files = ", ".join(sorted(p.name for p in folder.glob("*.py")))
@@ -138,9 +144,7 @@ def _is_pruned(folder: Path, trusted: bool) -> bool:
         try:
             check_layout(settings["pruning_layout"])
         except ValueError as error:
-            raise ValueError(
-                f"{folder}/config.json is damaged: {error}; save the model again with save_model"
-            ) from error
+            raise ValueError(f"{path} is damaged: {error}; save the model again with save_model") from error
     return "pruning_layout" in settings
 
 

@@ -108,6 +108,14 @@ def test_damaged_folder_is_fetched_again(index, monkeypatch, damage):
     assert (fetch("toy") / "wanted.txt").read_text() == "hello"
 
 
+def test_a_file_that_someone_added_is_no_damage(index, monkeypatch):
+    publish(index, monkeypatch)
+    folder = fetch("toy")
+    (folder / "notes.txt").touch()
+    (index / "toy-1.0-py3-none-any.whl").unlink()
+    assert fetch("toy") == folder and (folder / "notes.txt").exists()
+
+
 def test_interrupted_download_is_redone(index, monkeypatch, tmp_path):
     publish(index, monkeypatch)
     leftover = tmp_path / "cache" / "assets" / ".toy-killed" / "half.whl"
