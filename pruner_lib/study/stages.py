@@ -21,7 +21,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pruner_lib import prune_
 from pruner_lib.data.windows import calibration_ids, corpus_hash, instructions, text_ids
 from pruner_lib.evaluation.efficiency import count_parameters, weight_bytes
 from pruner_lib.evaluation.int8 import is_quantised, quantise_
@@ -34,6 +33,7 @@ from pruner_lib.method.importance import aggregate, estimate_members
 from pruner_lib.method.memory import give_back
 from pruner_lib.method.select import select
 from pruner_lib.models.load import load_model
+from pruner_lib.models.prune import prune_
 from pruner_lib.recovery.recover import recover
 from pruner_lib.study.records import Metric, MetricName, metrics_from
 from pruner_lib.study.results import model_hash, tokenizer_hash
