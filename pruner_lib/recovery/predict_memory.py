@@ -96,8 +96,8 @@ def check_training_memory(adapted: PeftModel, settings: RecoverySettings, exampl
     raise ValueError(
         f"A step of micro_batch_size={settings.micro_batch_size} needs {_gb(needed.extra)} (activations "
         f"{_gb(needed.activations)}, logits {_gb(needed.logits)}, optimizer {_gb(needed.optimizer)}, "
-        f"temporary {_gb(needed.temporary)}) beside the {_gb(needed.held)} held now, and {_gb(available)} are "
-        f"available; {fits} micro_batch_size={size}, gradient_checkpointing={recompute}, {_gb(extra)}."
+        f"temporary {_gb(needed.temporary)}) beside the {_gb(needed.held)} held now, and {_gb(available)} "
+        f"are available; {fits} micro_batch_size={size}, gradient_checkpointing={recompute}, {_gb(extra)}."
     )
 
 
