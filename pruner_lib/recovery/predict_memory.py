@@ -20,8 +20,9 @@ from torch.utils._pytree import tree_leaves
 from pruner_lib.method.decoder import decoder_layers
 from pruner_lib.method.memory import HOLES, available_bytes, held_bytes
 from pruner_lib.recovery.instructions import IGNORED, Row, collate
+from pruner_lib.recovery.resume import random_state
 from pruner_lib.recovery.settings import RecoverySettings
-from pruner_lib.recovery.trainer import random_state, response_loss
+from pruner_lib.recovery.trainer import response_loss
 
 FLOAT32 = 4
 

@@ -26,8 +26,9 @@ from pruner_lib.files import plain
 from pruner_lib.method.discover import discover
 from pruner_lib.recovery.instructions import Row, batches, encode
 from pruner_lib.recovery.predict_memory import check_training_memory
+from pruner_lib.recovery.resume import Run, random_state
 from pruner_lib.recovery.settings import RecoverySettings
-from pruner_lib.recovery.trainer import Run, random_state, train
+from pruner_lib.recovery.trainer import train
 
 WITHOUT = {"without-mlp": "mlp", "without-attention": "attention"}  # the paper's Table 12
 
