@@ -113,7 +113,7 @@ def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modu
     check_in_memory(model)
     if "layers" in plan.keep:
         return drop_layers_(model, plan)
-    axes = _axes_for(model, plan) if axes is None else _axes_of(model, axes)
+    axes = discover(model, query_heads=plan.query_heads) if axes is None else _axes_of(model, axes)
     keep = _keep_by_structure(axes, plan)
     kept = {name: len(next(iter(per.values()))) for name, per in keep.items()}
     check_even(axes, kept)
@@ -156,7 +156,7 @@ def mask_(model: nn.Module, plan: Plan) -> nn.Module:
                 for parameter in layers[i].parameters():
                     parameter.zero_()
             return model
-        axes = _axes_for(model, plan)
+        axes = discover(model, query_heads=plan.query_heads)
         for name, per_structure in _keep_by_structure(axes, plan).items():
             for member in axes[name].members:
                 weight, dim = model.get_parameter(member.parameter), member.dim
@@ -165,15 +165,6 @@ def mask_(model: nn.Module, plan: Plan) -> nn.Module:
                 gone = _gone(axes[name], member, per_structure[member.structure])
                 weight.index_fill_(dim, gone.to(weight.device), 0)
     return model
-
-
-def _axes_for(model: nn.Module, plan: Plan) -> Axes:
-    """The axes that a plan speaks of: with whole key and value heads or with their query heads."""
-    axes = discover(model)
-    if all(key.partition("/")[0] in axes for key in plan.keep):
-        return axes
-    finer = discover(model, query_heads=True)
-    return finer if all(key.partition("/")[0] in finer for key in plan.keep) else axes
 
 
 def _axes_of(model: nn.Module, axes: Axes) -> Axes:
