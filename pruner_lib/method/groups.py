@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import takewhile
 from math import gcd
 from pathlib import Path
 from types import MappingProxyType
@@ -112,6 +113,13 @@ class Axis:
         """Number of the decoder layer that holds the axis; None for the residual stream."""
         parts = self.name.split(".")
         return int(parts[1]) if parts[0] == "layers" else None
+
+    @cached_property
+    def module(self) -> str:
+        """Path of the smallest module that holds all members."""
+        paths = [m.parameter.split(".")[:-1] for m in self.members]
+        shared = takewhile(lambda names: len(set(names)) == 1, zip(*paths, strict=False))
+        return ".".join(names[0] for names in shared)
 
     @property
     def size(self) -> str:

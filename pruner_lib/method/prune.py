@@ -25,7 +25,6 @@ from pruner_lib.method.size_rules import (
     Law,
     build_twin,
     builds,
-    common_module,
     learn,
     other_floats,
     same_make,
@@ -282,7 +281,7 @@ def _layout(
 
 
 def _describe_axis(layout: dict, law: Law, axis: Axis, per_structure: dict, n: int, path: str) -> None:
-    around = "" if axis.kind == "hidden" else common_module(axis)
+    around = "" if axis.kind == "hidden" else axis.module
     for module, attributes in law.attributes.items():
         if not around or module == around or module.startswith(around + "."):
             layout["attributes"].setdefault(module, {}).update({a: c * n for a, c in attributes.items()})

@@ -254,9 +254,9 @@ def _whole_model(axes: Mapping[str, Axis]) -> Axes:
     if isinstance(axes, Axes):
         return axes
     raise ValueError(
-        "protect_first, protect_last, target='parameters' and granularity='layer' need the whole model's layers "
-        "and parameters, which a plain dict of axes lacks: pass what discover returned, or axes.of_kind(...), "
-        "and leave axes whole by ignore=[...]"
+        "protect_first, protect_last, target='parameters' and granularity='layer' need the layers and parameters "
+        "of the whole model, which a plain dict of axes lacks: pass what discover returned, or "
+        "axes.of_kind(...), and leave axes whole by ignore=[...]"
     )
 
 

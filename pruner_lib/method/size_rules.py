@@ -223,8 +223,8 @@ def _attributes(
     """
     found: dict[str, dict[str, int]] = {}
     twins = dict(probe.named_modules())
-    others = [common_module(axis) for axis in apart_from]
-    for around in {"" if axis.kind == "hidden" else common_module(axis) for axis in axes}:
+    others = [axis.module for axis in apart_from]
+    for around in {"" if axis.kind == "hidden" else axis.module for axis in axes}:
         for path, module in dense.get_submodule(around).named_modules(prefix=around):
             if any(path == other or path.startswith(other + ".") for other in others):
                 continue
@@ -242,14 +242,3 @@ def _attributes(
                     )
                 found.setdefault(path, {})[name] = value // n
     return found
-
-
-def common_module(axis: Axis) -> str:
-    """Path of the smallest module that holds all members of an axis."""
-    paths = [m.parameter.split(".")[:-1] for m in axis.members]
-    shared = []
-    for names in zip(*paths, strict=False):
-        if len(set(names)) > 1:
-            break
-        shared.append(names[0])
-    return ".".join(shared)

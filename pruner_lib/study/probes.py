@@ -32,7 +32,6 @@ from pruner_lib.method.decoder import decoder_layers
 from pruner_lib.method.groups import Axis, Plan
 from pruner_lib.method.importance import estimate_members
 from pruner_lib.method.prune import mask_
-from pruner_lib.method.size_rules import common_module
 from pruner_lib.recovery.instructions import IGNORED, encode
 from pruner_lib.study import stages
 from pruner_lib.study.records import Record, metric_from
@@ -346,7 +345,7 @@ def block_outputs(
     handles = []
     for name, axis in axes.items():
         if axis.layer is not None:
-            block, last = model.get_submodule(common_module(axis)), model.get_submodule(axis.last)
+            block, last = model.get_submodule(axis.module), model.get_submodule(axis.last)
             handles.append(block.register_forward_pre_hook(_feeder(name, inputs, fed), with_kwargs=True))
             handles.append(last.register_forward_hook(_keeper(name, outputs)))
     for number, layer in enumerate(decoder_layers(model)[1]):

@@ -20,7 +20,8 @@ SCREEN = 40 * 110
 def deep():
     with torch.device("meta"):
         config = LlamaConfig(num_hidden_layers=40, num_attention_heads=32, num_key_value_heads=8)
-        return discover(LlamaForCausalLM(config))
+        model = LlamaForCausalLM(config)
+    return discover(model)
 
 
 def test_axes_of_forty_layers_print_on_a_screen(deep):
