@@ -126,7 +126,8 @@ def _candidates(model: nn.Module, rec: Recording, components: np.ndarray, path: 
     """All components that produce and consume channels and do not reach the output, by their form."""
     ends = [*rec.starts[1:], rec.n_labels]
     entries = {o: components[s:e] for o, s, e in zip(rec.owners, rec.starts, ends, strict=True) if o[0]}
-    used = [(name, dim, "parameter") for name, dim in rec.roles]  # in the order of execution
+    in_order = list(dict.fromkeys(reversed(rec.executed)))[::-1]  # by the last time that each is executed
+    used = [(name, dim, "parameter") for name, dim in in_order]
     used += [owner for owner in entries if owner[2] == "constant"]
     forms = _forms([entries[owner] for owner in used], components.max() + 1)
     by_form: dict[int, list[tuple]] = {}  # form -> (owner, its entries that are of this form)

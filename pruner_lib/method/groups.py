@@ -157,11 +157,6 @@ class Axes(dict[str, Axis]):
             chosen, n_parameters=self.n_parameters, layer_parameters=self.layer_parameters, notes=self.notes
         )
 
-    @property
-    def query_heads(self) -> bool:
-        """Are the query heads of a key and value head its groups (`discover(model, query_heads=True)`)?"""
-        return any(axis.kind == "attention" and axis.siblings for axis in self.values())
-
     def __repr__(self) -> str:
         alike: dict[tuple, list[int]] = {}  # axes of the same form -> their layers
         for a in self.values():

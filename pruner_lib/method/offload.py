@@ -2,8 +2,8 @@
 
 A model that is scored or cut needs its weights in its modules.
 accelerate can keep weights outside, in CPU memory or on a disk, and bring each in for its part of the forward
-pass only; meanwhile the module holds a parameter on the meta device. That is told from a model that was built
-on the meta device, which has no weights anywhere and may be cut.
+pass only; meanwhile the module holds a parameter on the meta device. A model that was built on the
+meta device is another case: it has no weights anywhere and may be cut.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from torch import nn
 
 def offloaded(model: nn.Module) -> list[str]:
     """List the parameters whose weights are kept outside their modules."""
-    found = []
+    names = []
     for path, module in model.named_modules():
         if any(getattr(hook, "offload", False) for hook in _hooks(module)):
             prefix = f"{path}." if path else ""
-            found += [prefix + name for name, p in module.named_parameters(recurse=False) if p.is_meta]
-    return found
+            names += [prefix + name for name, p in module.named_parameters(recurse=False) if p.is_meta]
+    return names
 
 
 def input_device(model: nn.Module) -> torch.device:
-    """Say where a model takes its token ids: where its embedding lies, or is computed if offloaded."""
+    """The device for a model's token ids: that of its embedding, or where that is computed if offloaded."""
     embedding = model.get_input_embeddings()
     if embedding.weight.is_meta:
         for hook in _hooks(embedding):
@@ -36,7 +36,7 @@ def input_device(model: nn.Module) -> torch.device:
 
 
 def _hooks(module: nn.Module) -> list:
-    """List what accelerate has put around the forward pass of a module."""
+    """The hooks that accelerate has put around the forward pass of a module."""
     hook = getattr(module, "_hf_hook", None)
     return [] if hook is None else list(getattr(hook, "hooks", [hook]))
 

@@ -11,11 +11,11 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import torch
 
-from pruner_lib.method.groups import GRANULARITIES, SCOPES, TARGETS, Axes, Axis, Plan
+from pruner_lib.method.groups import GRANULARITIES, Axes, Axis, Plan
+from pruner_lib.method.options import check_names, check_scores, check_select_options, fits
 
 EXPERT_ROWS = 8  # channels of experts are kept in multiples of it: grouped products want 16-byte rows
 TOLERANCE = 0.005  # of all parameters: how near `target="parameters"` must come
@@ -85,8 +85,8 @@ def select(
         protect_first=protect_first, protect_last=protect_last, ignore=list(ignore), target=target,
         dependency=dependency, multiple_of=multiple_of, uniform=uniform,
     )  # fmt: skip
-    _check_options(**settings)
-    _check_names(axes, ignore, ratio)
+    check_select_options(**settings)
+    check_names(axes, ignore, ratio)
     if granularity == "layer":
         return _select_layers(axes, scores, ratio, target, _unprotected(axes, settings), settings)
     chosen = {name: a for name, a in axes.items() if a.kind in GRANULARITIES[granularity]}
@@ -98,7 +98,7 @@ def select(
     pruned = [
         a
         for a in chosen.values()
-        if (inner is None or a.layer in inner) and not _fits(a.name, ignore) and _share(a, ratio) is not None
+        if (inner is None or a.layer in inner) and not fits(a.name, ignore) and _share(a, ratio) is not None
     ]
     units = [unit for axis in pruned for unit in _units(axis, scores, dependency)]
     if target == "groups":
@@ -142,7 +142,7 @@ def even_out(units: Sequence[Unit], removed: Counts) -> Counts:
 
 
 def _units(axis: Axis, scores: Mapping[str, torch.Tensor], dependency: bool) -> list[Unit]:
-    _check_scores(axis, scores, dependency)
+    check_scores(axis, scores, dependency)
     table = torch.as_tensor(scores[axis.name]).float()
     if dependency:
         return [Unit(axis.name, axis, table, axis.group_parameters)]
@@ -233,7 +233,7 @@ def _select_layers(axes, scores, ratio: float, target: str, inner: range, settin
     totals = torch.zeros(n_layers)
     for axis in axes.values():
         if axis.layer is not None:
-            _check_scores(axis, scores, dependency=True)
+            check_scores(axis, scores, dependency=True)
             totals[axis.layer] += torch.as_tensor(scores[axis.name]).float().sum()
     order = [i for i in torch.argsort(totals, stable=True).tolist() if i in inner]
     if target == "groups":
@@ -254,8 +254,8 @@ def _whole_model(axes: Mapping[str, Axis]) -> Axes:
     if isinstance(axes, Axes):
         return axes
     raise ValueError(
-        "protect_first, protect_last, target='parameters' and granularity='layer' need the layers and parameters "
-        "of the whole model, which a plain dict of axes lacks: pass what discover returned, or "
+        "protect_first, protect_last, target='parameters' and granularity='layer' need the layers and "
+        "parameters of the whole model, which a plain dict of axes lacks: pass what discover returned, or "
         "axes.of_kind(...), and leave axes whole by ignore=[...]"
     )
 
@@ -271,15 +271,11 @@ def _unprotected(axes: Mapping[str, Axis], settings: Mapping) -> range:
     return range(settings["protect_first"], n_layers - settings["protect_last"])
 
 
-def _fits(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
 def _share(axis: Axis, ratio: float | Mapping[str, float]) -> float | None:
     """The ratio of one axis; None where it is left whole."""
     if not isinstance(ratio, Mapping):
         return ratio
-    fitting = [share for pattern, share in ratio.items() if _fits(axis.name, [pattern])]
+    fitting = [share for pattern, share in ratio.items() if fits(axis.name, [pattern])]
     return ratio.get(axis.name, fitting[0] if fitting else None)
 
 
@@ -292,68 +288,6 @@ def _warn_of_none(units: Sequence[Unit], removed: Counts, ratio: float | Mapping
             "nothing is removed there",
             stacklevel=3,
         )
-
-
-def _check_options(
-    ratio, granularity, scope, protect_first, protect_last, ignore, target, dependency, multiple_of, uniform
-) -> None:
-    """Refuse options that are out of range or exclude each other."""
-    by_name = isinstance(ratio, Mapping)
-    for value in ratio.values() if by_name else [ratio]:
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < 1:
-            raise ValueError(f"ratio must be in [0, 1), got {value!r}; 0.25 removes a quarter")
-    for name, value, choices in (
-        ("granularity", granularity, tuple(GRANULARITIES)),
-        ("scope", scope, SCOPES),
-        ("target", target, TARGETS),
-    ):
-        if value not in choices:
-            raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(choices)}")
-    for name, value, least in (
-        ("protect_first", protect_first, 0),
-        ("protect_last", protect_last, 0),
-        ("multiple_of", multiple_of, 1),
-    ):
-        if not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
-    if granularity == "channel" and protect_first + protect_last:
-        raise ValueError(
-            "channel granularity cuts the residual stream of every layer: protect_first and protect_last "
-            "must be 0"
-        )
-    if by_name and (scope != "local" or target != "groups"):
-        raise ValueError("ratios by axis need scope='local' and target='groups': each axis loses its own")
-    if granularity == "layer" and (not dependency or by_name or ignore):
-        raise ValueError(
-            "granularity='layer' ranks whole layers: it takes one number as ratio, no ignore (use "
-            "protect_first and protect_last) and no dependency=False (use granularity='block')"
-        )
-
-
-def _check_names(axes: Mapping[str, Axis], ignore: Sequence[str], ratio: float | Mapping[str, float]) -> None:
-    """Refuse names and patterns that fit no axis, which are most likely misspelt."""
-    if isinstance(ignore, str):
-        raise ValueError(f"ignore must be a list of names or patterns of axes, got the text {ignore!r}")
-    for pattern in [*ignore, *(ratio if isinstance(ratio, Mapping) else ())]:
-        if not any(fnmatchcase(name, pattern) for name in axes):
-            raise ValueError(
-                f"{pattern!r} fits none of the {len(axes)} axes: {', '.join(list(axes)[:4])} ..."
-            )
-
-
-def _check_scores(axis: Axis, scores: Mapping[str, torch.Tensor], dependency: bool) -> None:
-    if axis.name not in scores:
-        raise ValueError(
-            f"no scores for axis {axis.name}; scores cover {sorted(scores)[:4]}...: "
-            "run estimate on the same axes, or leave the axis whole by ignore"
-        )
-    got = torch.as_tensor(scores[axis.name])
-    shape = (axis.n_groups,) if dependency else (len(axis.structures), axis.n_groups)
-    if tuple(got.shape) != shape:
-        hint = "" if dependency else "; dependency=False needs estimate(..., aggregation='none')"
-        raise ValueError(f"scores of {axis.name} have shape {tuple(got.shape)}, but it needs {shape}{hint}")
-    if not torch.isfinite(got).all():
-        raise ValueError(f"scores of {axis.name} are not all finite; check the calibration loss")
 
 
 def _check_uniform(keep: Mapping[str, torch.Tensor]) -> None:

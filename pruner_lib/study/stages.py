@@ -27,7 +27,7 @@ from pruner_lib.evaluation.perplexity import perplexity
 from pruner_lib.files import only_one, write_atomic
 from pruner_lib.method.discover import discover
 from pruner_lib.method.importance import aggregate, estimate_members
-from pruner_lib.method.memory import give_back
+from pruner_lib.method.memory import trim_heap
 from pruner_lib.method.prune import prune_
 from pruner_lib.method.select import select
 from pruner_lib.models.load import load_model
@@ -156,7 +156,7 @@ def _estimate(asked: Experiment, dense: Loaded, criteria: Sequence[str]) -> dict
         sizes["bos"] = begins_with_bos(asked.calibration, dense.tokenizer)
         ids = calibration_ids(sizes.pop("corpus"), dense.tokenizer, **sizes)  # (samples, length)
     found = estimate_members(dense.model, dense.axes, ids, criteria=list(criteria), seed=asked.seed)
-    give_back()
+    trim_heap()
     return found
 
 

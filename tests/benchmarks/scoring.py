@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pruner_lib.evaluation.meters import in_turn, meter, timed
 from pruner_lib.method.discover import discover
 from pruner_lib.method.importance import CRITERIA, estimate_members
-from pruner_lib.method.memory import available_bytes, give_back
+from pruner_lib.method.memory import available_bytes, trim_heap
 from pruner_lib.method.predict_memory import predict_memory
 from tests.benchmarks.rows import Part
 from tests.benchmarks.shapes import random_model, shape_config, weights_mb
@@ -87,7 +87,7 @@ def measure(
         once = lambda: estimate_members(model, axes, ids, criteria=CRITERIA_OF[way], **extra)  # noqa: E731
         gradients = "reduced"
         cut = {member.parameter for axis in axes.values() for member in axis.members}
-        give_back()
+        trim_heap()
         predicted = predict_memory(model, samples, tokens, CRITERIA_OF[way], parameters=cut, **extra)
         predicted_mb = round(predicted.total / 2**20, 1)
     loaded_mb, peak = meter(device)
@@ -95,7 +95,7 @@ def measure(
     peak_mb = peak()
     rounds = max(1, min(repeats, int(ENOUGH_S / (2 * first_s))))
     calls = {PLAIN: lambda: _plain(model, ids, True), way: once}
-    times = in_turn(calls, rounds, device, warmup=0, before=give_back)
+    times = in_turn(calls, rounds, device, warmup=0, before=trim_heap)
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "gradients": gradients,
