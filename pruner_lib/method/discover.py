@@ -136,7 +136,7 @@ def _candidates(model: nn.Module, rec: Recording, components: np.ndarray, path: 
         for form in np.unique(form_of_entry).tolist():
             by_form.setdefault(form, []).append((owner, np.flatnonzero(form_of_entry == form)))
     heads, outputs = (_marked(components, labels) for labels in (rec.products, rec.outputs))
-    found = []
+    candidates = []
     for places in by_form.values():
         first, where = places[0]
         order, at = np.unique(entries[first][where], return_index=True)  # (n_groups,) each
@@ -160,8 +160,8 @@ def _candidates(model: nn.Module, rec: Recording, components: np.ndarray, path: 
         size = sum(s.numel() // s[m.dim] * m.width for m, s in zip(members, shapes, strict=True))
         in_stack = any(m.parameter in rec.stacks for m in members)
         axis = Axis("", kind, len(order), tuple(members), size, tuple(constants), in_stack=in_stack)
-        found.append(Candidate(axis, layer, order[at.argsort()]))
-    return found
+        candidates.append(Candidate(axis, layer, order[at.argsort()]))
+    return candidates
 
 
 def _forms(entries: Sequence[np.ndarray], n_components: int) -> np.ndarray:

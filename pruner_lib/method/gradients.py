@@ -28,11 +28,11 @@ import torch
 from torch import nn
 from torch.autograd.graph import register_multi_grad_hook
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
-from torch.utils.checkpoint import checkpoint
 
 from pruner_lib.method.decoder import decoder_layers
 from pruner_lib.method.memory import HeapTrimmer
 from pruner_lib.method.module_gradients import Use, gradient_slices
+from pruner_lib.method.offload import frozen, recomputing
 
 
 class _Kept(torch.autograd.Function):
@@ -253,7 +253,7 @@ def visit_gradients(
 
     pass_ = Pass(model, parameters, finish)
     loss = 0.0
-    with frozen(model), pass_.hooked(), _recomputing(model) if checkpointing else nullcontext():
+    with frozen(model), pass_.hooked(), recomputing(model) if checkpointing else nullcontext():
         for number, part in enumerate(ids.split(sizes)):
             logits = pass_.forward(part, number)
             summed, gradient = loss_and_gradient_(logits, part)
@@ -277,33 +277,3 @@ def batch_sizes(samples: int, tokens: int, micro_batch: int | None, per_sample: 
     size = min(micro_batch or samples, samples)
     sizes = [size] * (samples // size) + [samples % size] * (samples % size > 0)
     return [part for s in sizes for part in ([s - 1, 1] if per_sample and s == tokens else [s])]
-
-
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no parameter gradients; both restored afterwards."""
-    training, flags = model.training, {p: p.requires_grad for p in model.parameters()}
-    model.eval().requires_grad_(False)
-    try:
-        with torch.enable_grad():
-            yield
-    finally:
-        model.train(training)
-        for parameter, flag in flags.items():
-            parameter.requires_grad_(flag)
-
-
-@contextmanager
-def _recomputing(model: nn.Module) -> Iterator[None]:
-    """Let the decoder layers forget their activations, and compute them again when backward reaches them."""
-    layers = decoder_layers(model)[1]
-    before = [layer.__dict__.get("forward") for layer in layers]
-    for layer in layers:
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
-    try:
-        yield
-    finally:
-        for layer, forward in zip(layers, before, strict=True):
-            del layer.forward
-            if forward is not None:
-                layer.forward = forward

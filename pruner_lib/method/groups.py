@@ -6,8 +6,7 @@ An axis holds n interchangeable groups; a plan says which of them stay. Nothing 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import takewhile
@@ -17,6 +16,8 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+
+from pruner_lib.method.display import axes_html, axes_text, axis_text, plan_html, plan_text
 
 KINDS = ("attention", "mlp", "hidden")
 GRANULARITIES = {"block": ("attention", "mlp"), "channel": ("hidden",), "layer": ()}  # -> kinds that are cut
@@ -28,7 +29,6 @@ CRITERIA = ("random", "l1", "l2", "vector", "element1", "element2", "mixed")
 DATA_FREE = ("random", "l1", "l2")
 SECOND_ORDER = ("element2", "mixed")  # need the gradient of each sample
 ADDITIVE = ("vector", "element2")  # sums over samples: micro-batches are scored one by one
-LINES = 10  # of one kind that a repr prints
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -58,9 +58,8 @@ class Member:
         return self.indices.shape[1]
 
     def __repr__(self) -> str:
-        each = "entry" if self.width == 1 else "entries"
         place = f" of slice {self.at[1]}" if self.at else ""
-        return f"{self.parameter}: {self.width} {each} of dim {self.dim}{place} a group ({self.role})"
+        return f"{self.parameter}: {self.width} of dim {self.dim}{place} a group ({self.role})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -121,14 +120,8 @@ class Axis:
         shared = takewhile(lambda names: len(set(names)) == 1, zip(*paths, strict=False))
         return ".".join(names[0] for names in shared)
 
-    @property
-    def size(self) -> str:
-        """The axis in four words."""
-        return f"{self.n_groups} groups of {self.width} channel{'s' * (self.width > 1)}"
-
     def __repr__(self) -> str:
-        head = f"{self.name}: {self.size}, {self.group_parameters:,} parameters each. A group holds"
-        return "\n".join([head, *_first(f"  {member}" for member in self.members)])
+        return axis_text(self)
 
 
 class Axes(dict[str, Axis]):
@@ -158,30 +151,10 @@ class Axes(dict[str, Axis]):
         )
 
     def __repr__(self) -> str:
-        alike: dict[tuple, list[int]] = {}  # axes of the same form -> their layers
-        for a in self.values():
-            parts = tuple(
-                dict.fromkeys(f"{_pattern(m.structure).split('.')[-1]} {m.width}" for m in a.members)
-            )
-            alike.setdefault((_pattern(a.name), a.size, parts), []).append(a.layer or 0)
-        lines = [
-            f"  {name}: {f'{len(layers)} axes, layers {_span(layers)}: ' * (len(layers) > 1)}{size}, each "
-            + ", ".join(_first(parts))
-            for (name, size, parts), layers in alike.items()
-        ]
-        notes = self.notes or ["nothing that could be a group"]
-        head = f"{self.n_layers} decoder layers, {self.n_parameters:,} parameters. What goes together:"
-        return "\n".join([head, *_first(lines), "What stays whole:", *_first(f"  {n}" for n in notes)])
+        return axes_text(self)
 
     def _repr_html_(self) -> str:
-        rows = []
-        for a in self.values():
-            structures = ", ".join(_first(s.rsplit(".", 1)[-1] for s in a.structures))
-            share = f"{a.n_groups * a.group_parameters / self.n_parameters:.2%}"
-            rows.append((a.name, a.kind, a.n_groups, a.width, structures, share))
-        notes = "".join(f"<li>{note}</li>" for note in self.notes)
-        head = ("axis", "kind", "groups", "channels a group", "structures", "share")
-        return f"{_table(head, rows)}<ul>{notes}</ul>"
+        return axes_html(self)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -268,47 +241,7 @@ class Plan:
             ) from error
 
     def __repr__(self) -> str:
-        alike: dict[str, list[str]] = {}
-        for name in self.keep:
-            alike.setdefault(_pattern(name), []).append(name)
-        lines = []
-        for pattern, names in alike.items():
-            cut = [name for name in names if len(self.keep[name]) < self.n_groups[name]]
-            kept = _span(len(self.keep[name]) for name in cut or names)
-            groups = _span(self.n_groups[name] for name in cut or names)
-            lines.append(
-                f"  {pattern}: keeps {kept} of {groups} groups in {len(cut)} axes, "
-                f"{len(names) - len(cut)} stay whole"
-            )
-        options = ", ".join(f"{k} = {v}" for k, v in self.settings.items())
-        return "\n".join([f"Plan ({options[:400]})", *_first(lines)])
+        return plan_text(self)
 
     def _repr_html_(self) -> str:
-        rows = [
-            (name, n, len(self.keep[name]), f"{1 - len(self.keep[name]) / n:.1%}")
-            for name, n in self.n_groups.items()
-        ]
-        settings = ", ".join(f"{k} = {v}" for k, v in self.settings.items())
-        return f"<p>{settings}</p>{_table(('axis', 'groups', 'kept', 'removed'), rows)}"
-
-
-def _first(lines: Iterable[str]) -> list[str]:
-    """Enough lines for a screen, and how many more there are."""
-    lines = list(lines)
-    return lines[:LINES] + [f"... and {len(lines) - LINES} more"] * (len(lines) > LINES)
-
-
-def _pattern(name: str) -> str:
-    """A name with its numbers left out: what alike places have in common."""
-    return re.sub(r"(?<=\.)\d+(?=[./]|$)", "*", name)
-
-
-def _span(numbers: Iterable[int]) -> str:
-    numbers = sorted(set(numbers))
-    return str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
-
-
-def _table(head: Iterable[str], rows: Iterable[tuple]) -> str:
-    cells = ["".join(f"<th>{h}</th>" for h in head)]
-    cells += ["".join(f"<td>{value}</td>" for value in row) for row in rows]
-    return f"<table>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
+        return plan_html(self)

@@ -13,17 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from pruner_lib.method.gradients import visit_gradients
-from pruner_lib.method.groups import (
-    ADDITIVE,
-    AGGREGATIONS,
-    CRITERIA,
-    DATA_FREE,
-    ORDERS,
-    SECOND_ORDER,
-    Axis,
-)
+from pruner_lib.method.groups import ADDITIVE, AGGREGATIONS, DATA_FREE, ORDERS, SECOND_ORDER, Axis
 from pruner_lib.method.offload import check_in_memory
-from pruner_lib.method.options import check_choice, check_ids
+from pruner_lib.method.options import check_choice, check_criteria, check_ids
 from pruner_lib.method.predict_memory import check_memory
 from pruner_lib.method.saliency import ChannelSums, Criterion
 
@@ -99,15 +91,8 @@ def estimate_members(
         and with grouped-query attention query rows are credited to their own key and value head.
     """
     criteria = list(dict.fromkeys(criteria))
-    for criterion in criteria:
-        if not callable(criterion) and criterion not in CRITERIA:
-            raise ValueError(
-                f"unknown criterion {criterion!r}; choose one of {', '.join(CRITERIA)}, or give a function "
-                "(weight, grad) -> saliency"
-            )
+    check_criteria(criteria, micro_batch)
     check_in_memory(model)
-    if micro_batch is not None and (not isinstance(micro_batch, int) or micro_batch < 1):
-        raise ValueError(f"micro_batch must be a number of samples, at least 1, or None, got {micro_batch!r}")
     parameters = dict(model.named_parameters())
     sums = ChannelSums(axes, parameters)
     sums.add_magnitudes([c for c in criteria if c in ("l1", "l2")])

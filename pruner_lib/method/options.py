@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
 
-from pruner_lib.method.groups import GRANULARITIES, SCOPES, TARGETS, Axis
+from pruner_lib.method.groups import CRITERIA, GRANULARITIES, SCOPES, TARGETS, Axis
 
 
 def check_choice(option: str, value: object, choices: Sequence[str]) -> None:
     """Raise a ValueError unless a value is one of the choices."""
     if value not in choices:
         raise ValueError(f"unknown {option} {value!r}; choose one of {', '.join(choices)}")
+
+
+def check_criteria(criteria: Sequence, micro_batch: object) -> None:
+    """Refuse criteria that are neither one of `CRITERIA` nor a function, and impossible micro-batches."""
+    for criterion in criteria:
+        if not callable(criterion) and criterion not in CRITERIA:
+            raise ValueError(
+                f"unknown criterion {criterion!r}; choose one of {', '.join(CRITERIA)}, or give a function "
+                "(weight, grad) -> saliency"
+            )
+    if micro_batch is not None and (not isinstance(micro_batch, int) or micro_batch < 1):
+        raise ValueError(f"micro_batch must be a number of samples, at least 1, or None, got {micro_batch!r}")
 
 
 def check_ids(model: nn.Module, ids: torch.Tensor | None) -> None:
@@ -72,12 +84,12 @@ def check_select_options(
         )
 
 
-def check_names(axes: Mapping[str, Axis], ignore: Sequence[str], ratio: float | Mapping[str, float]) -> None:
+def check_names(axes: Mapping[str, Axis], patterns: Iterable[str]) -> None:
     """Refuse names and patterns that fit no axis, which are most likely misspelt."""
-    if isinstance(ignore, str):
-        raise ValueError(f"ignore must be a list of names or patterns of axes, got the text {ignore!r}")
-    for pattern in [*ignore, *(ratio if isinstance(ratio, Mapping) else ())]:
-        if not any(fnmatchcase(name, pattern) for name in axes):
+    if isinstance(patterns, str):
+        raise ValueError(f"ignore must be a list of names or patterns of axes, got the text {patterns!r}")
+    for pattern in patterns:
+        if not any(fits(name, [pattern]) for name in axes):
             raise ValueError(
                 f"{pattern!r} fits none of the {len(axes)} axes: {', '.join(list(axes)[:4])} ..."
             )
@@ -101,3 +113,15 @@ def check_scores(axis: Axis, scores: Mapping[str, torch.Tensor], dependency: boo
 def fits(name: str, patterns: Sequence[str]) -> bool:
     """Is a name one of these names, or does it match one of these patterns?"""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def check_uniform(keep: Mapping[str, torch.Tensor]) -> None:
+    """Refuse a plan that leaves layers of different widths."""
+    widths: dict[str, set[int]] = {}  # name in a layer -> groups that it keeps
+    for key, kept in keep.items():
+        widths.setdefault(".".join(key.partition("/")[0].split(".")[2:]), set()).add(len(kept))
+    if any(len(counts) > 1 for counts in widths.values()):
+        raise ValueError(
+            "uniform=True needs scope='local', no protected or ignored layers and one ratio, else the widths "
+            "differ between layers"
+        )

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from pruner_lib.method.groups import GRANULARITIES, Axes, Axis, Plan
-from pruner_lib.method.options import check_names, check_scores, check_select_options, fits
+from pruner_lib.method.options import check_names, check_scores, check_select_options, check_uniform, fits
 
 EXPERT_ROWS = 8  # channels of experts are kept in multiples of it: grouped products want 16-byte rows
 TOLERANCE = 0.005  # of all parameters: how near `target="parameters"` must come
@@ -35,6 +35,11 @@ class Unit:
     axis: Axis
     scores: torch.Tensor
     parameters: float
+
+    @property
+    def ranked(self) -> torch.Tensor:
+        """`(n_groups,)` group numbers, those that go first in front."""
+        return torch.argsort(self.scores, stable=True)
 
 
 Counts = dict[str, int]  # key of a unit -> number of groups that go
@@ -86,7 +91,7 @@ def select(
         dependency=dependency, multiple_of=multiple_of, uniform=uniform,
     )  # fmt: skip
     check_select_options(**settings)
-    check_names(axes, ignore, ratio)
+    check_names(axes, ignore)
     if granularity == "layer":
         return _select_layers(axes, scores, ratio, target, _unprotected(axes, settings), settings)
     chosen = {name: a for name, a in axes.items() if a.kind in GRANULARITIES[granularity]}
@@ -94,27 +99,27 @@ def select(
         raise ValueError(
             f"no axis of granularity {granularity!r} among {sorted({a.kind for a in axes.values()})}"
         )
+    check_names(chosen, ratio if isinstance(ratio, Mapping) else ())
     inner = _unprotected(axes, settings) if protect_first or protect_last else None
     pruned = [
         a
         for a in chosen.values()
         if (inner is None or a.layer in inner) and not fits(a.name, ignore) and _share(a, ratio) is not None
     ]
-    units = [unit for axis in pruned for unit in _units(axis, scores, dependency)]
+    units = {unit.key: unit for axis in pruned for unit in _units(axis, scores, dependency)}
     if target == "groups":
-        remove = _removed(units, lambda axis: _share(axis, ratio), scope, multiple_of)
-        _warn_of_none(units, remove, ratio)
+        remove = _removed(units.values(), lambda axis: _share(axis, ratio), scope, multiple_of)
+        _warn_of_none(units.values(), remove, ratio)
     else:
-        remove = _removed_parameters(units, _whole_model(axes).n_parameters, ratio, scope, multiple_of)
-    order = {unit.key: torch.argsort(unit.scores, stable=True) for unit in units}
+        total = _whole_model(axes).n_parameters
+        remove = _removed_parameters(units.values(), total, ratio, scope, multiple_of)
     keep, n_groups = {}, {}
     for name, axis in chosen.items():
         for key in [name] if dependency else [f"{name}/{s}" for s in axis.structures]:
-            n_groups[key] = axis.n_groups
-            ranked = order.get(key, torch.arange(axis.n_groups))
-            keep[key] = ranked[remove.get(key, 0) :].sort().values
+            ranked = units[key].ranked if key in units else torch.arange(axis.n_groups)
+            keep[key], n_groups[key] = ranked[remove.get(key, 0) :].sort().values, axis.n_groups
     if uniform:
-        _check_uniform(keep)
+        check_uniform(keep)
     query_heads = any(a.kind == "attention" and a.siblings for a in axes.values())
     return Plan(keep, n_groups, settings, query_heads)
 
@@ -128,7 +133,7 @@ def n_removed(axis: Axis, ratio: float) -> int:
     return min((channels - int(channels * (1 - ratio))) // axis.width, axis.n_groups - 1)
 
 
-def even_out(units: Sequence[Unit], removed: Counts) -> Counts:
+def even_out(units: Collection[Unit], removed: Counts) -> Counts:
     """Give siblings the same number of groups to remove: the mean of what each would lose, rounded."""
     sets: dict[tuple[str, str], list[str]] = {}
     for unit in units:
@@ -151,7 +156,7 @@ def _units(axis: Axis, scores: Mapping[str, torch.Tensor], dependency: bool) -> 
     return [Unit(f"{axis.name}/{structure}", axis, row, share) for structure, row in rows]
 
 
-def _removed(units: Sequence[Unit], ratio_of: RatioOf, scope: str, multiple_of: int) -> Counts:
+def _removed(units: Collection[Unit], ratio_of: RatioOf, scope: str, multiple_of: int) -> Counts:
     """How many groups of each unit go, if each axis is to lose a ratio of its groups."""
     if scope == "local":
         counts = {unit.key: n_removed(unit.axis, ratio_of(unit.axis)) for unit in units}
@@ -190,7 +195,7 @@ def _rounded(axis: Axis, removed: int, multiple_of: int) -> int:
 
 
 def _removed_parameters(
-    units: Sequence[Unit], total: int, share: float, scope: str, multiple_of: int
+    units: Collection[Unit], total: int, share: float, scope: str, multiple_of: int
 ) -> Counts:
     """How many groups of each unit go, if a share of all parameters is to go.
 
@@ -279,24 +284,12 @@ def _share(axis: Axis, ratio: float | Mapping[str, float]) -> float | None:
     return ratio.get(axis.name, fitting[0] if fitting else None)
 
 
-def _warn_of_none(units: Sequence[Unit], removed: Counts, ratio: float | Mapping[str, float]) -> None:
+def _warn_of_none(units: Collection[Unit], removed: Counts, ratio: float | Mapping[str, float]) -> None:
     """Warn of each kind that is to lose groups and loses none."""
-    hopes = {u.axis.kind: u.axis for u in reversed(units) if (_share(u.axis, ratio) or 0) > 0}
+    hopes = {u.axis.kind: u.axis for u in reversed(list(units)) if (_share(u.axis, ratio) or 0) > 0}
     for kind in sorted(hopes.keys() - {u.axis.kind for u in units if removed[u.key]}):
         warnings.warn(
             f"ratio {_share(hopes[kind], ratio)} of {hopes[kind].n_groups} groups rounds to none for {kind}: "
             "nothing is removed there",
             stacklevel=3,
-        )
-
-
-def _check_uniform(keep: Mapping[str, torch.Tensor]) -> None:
-    """Refuse a plan that leaves layers of different widths."""
-    widths: dict[str, set[int]] = {}  # name in a layer -> groups that it keeps
-    for key, kept in keep.items():
-        widths.setdefault(".".join(key.partition("/")[0].split(".")[2:]), set()).add(len(kept))
-    if any(len(counts) > 1 for counts in widths.values()):
-        raise ValueError(
-            "uniform=True needs scope='local', no protected or ignored layers and one ratio, else the widths "
-            "differ between layers"
         )

@@ -209,7 +209,7 @@ def _candidates(config: dict, axis: Axis, n: int, probe_n: int) -> Iterator[tupl
 
 
 def _fits(shapes: dict, model: nn.Module, axis: Axis, probe_n: int) -> bool:
-    """Have the dims that this axis cuts the size that `probe_n` groups need?"""
+    """Do the dims that this axis cuts have the size that `probe_n` groups need?"""
     return all(
         m.parameter in shapes
         and shapes[m.parameter][m.dim] == probe_n * m.width * axis.side_by_side + _rest(model, axis, m)
@@ -240,12 +240,12 @@ def _same_scales(dense: nn.Module, probe: nn.Module) -> bool:
 def other_floats(model: nn.Module, twin: nn.Module) -> dict[str, dict[str, float]]:
     """Module path -> attributes that are another factor in the twin, with the model's value."""
     twins = dict(twin.named_modules())
-    found: dict[str, dict[str, float]] = {}
+    floats: dict[str, dict[str, float]] = {}
     for path, module in model.named_modules():
         for name, value in vars(module).items():
             if isinstance(value, float) and path in twins and value != vars(twins[path]).get(name):
-                found.setdefault(path, {})[name] = value
-    return found
+                floats.setdefault(path, {})[name] = value
+    return floats
 
 
 def _attributes(
@@ -255,7 +255,7 @@ def _attributes(
 
     Args: apart_from: axes whose own modules count something else that the twin could not hold still.
     """
-    found: dict[str, dict[str, int]] = {}
+    per_group: dict[str, dict[str, int]] = {}
     twins = dict(probe.named_modules())
     others = [axis.module for axis in apart_from]
     for around in {"" if axis.kind == "hidden" else axis.module for axis in axes}:
@@ -274,5 +274,5 @@ def _attributes(
                         f"{probe_n}: it does not follow in proportion, so its value after "
                         "the cut can't be derived"
                     )
-                found.setdefault(path, {})[name] = value // n
-    return found
+                per_group.setdefault(path, {})[name] = value // n
+    return per_group

@@ -29,7 +29,16 @@ SIZES = ("0.1", "0.5", "1", "3", "7")
 CRITERIA_OF = {"vector": ("vector",), "element1": ("element1",), "all criteria": CRITERIA}
 PLAIN = "plain"  # forward and backward pass with the gradients of all parameters, nothing scored
 ENOUGH_S = 150.0  # about how long the repeats may take together, at least one is made
-METHOD = ("importance", "groups", "gradients", "module_gradients", "decoder", "predict_memory", "memory")
+METHOD = (
+    "importance",
+    "saliency",
+    "groups",
+    "gradients",
+    "module_gradients",
+    "decoder",
+    "predict_memory",
+    "memory",
+)
 CODE = (
     *(f"pruner_lib.method.{name}" for name in METHOD),
     "pruner_lib.evaluation.meters",

@@ -54,10 +54,10 @@ def test_an_axis_and_a_member_print_on_a_screen(deep):
     assert all(len(repr(axis)) < SCREEN for axis in deep.values())
     attention = repr(deep["layers.3.attention"])
     assert attention.startswith("layers.3.attention: 8 groups of 128 channels, 5,242,880 parameters each")
-    assert "model.layers.3.self_attn.q_proj.weight: 512 entries of dim 0 a group (out)" in attention
+    assert "model.layers.3.self_attn.q_proj.weight: 512 of dim 0 a group (out)" in attention
     assert "... and 353 more" in repr(deep["hidden"])
     expert = discover(build("mixtral"))["layers.0.mlp.experts.2"].members[0]
-    assert repr(expert).endswith("2 entries of dim 1 of slice 2 a group (out)")
+    assert repr(expert).endswith("2 of dim 1 of slice 2 a group (out)")
 
 
 def test_a_plan_prints_on_a_screen_what_stays(deep):
