@@ -21,7 +21,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import nn
 
 from pruner_lib.method.decoder import decoder_layers
-from pruner_lib.method.groups import KINDS, Axes, Axis, Member
+from pruner_lib.method.groups import KINDS, Axes, Axis, Member, split_experts, split_queries
 from pruner_lib.method.labels import Recording, unique_pairs
 from pruner_lib.method.norms import obstacle_in_norms
 from pruner_lib.method.operators import NO_RULE
@@ -138,30 +138,41 @@ def _candidates(model: nn.Module, rec: Recording, components: np.ndarray, path: 
     heads, outputs = (_marked(components, labels) for labels in (rec.products, rec.outputs))
     candidates = []
     for places in by_form.values():
-        first, where = places[0]
-        order, at = np.unique(entries[first][where], return_index=True)  # (n_groups,) each
-        rank = at.argsort().argsort()  # the first member numbers the groups: order -> number
+        tables, group_components = _index_tables(places, entries)
         members, constants = [], []
-        for (owner, dim, source), where in places:
-            number = rank[np.searchsorted(order, entries[owner, dim, source][where])]
-            table = where[np.argsort(number, kind="stable")].reshape(len(order), -1)  # (n_groups, width)
+        for ((owner, dim, source), _), table in zip(places, tables, strict=True):
             if source == "parameter":
                 role = rec.roles[owner, dim]
                 members.append(Member(owner, dim, torch.from_numpy(table), role, _structure(owner)))
-            elif table.shape[1] == 1 and len(order) > 1:
+            elif table.shape[1] == 1 and len(table) > 1:
                 constants.append((*owner.split(":"), dim))
-        first_component = int(order[at.argmin()])
-        if first_component in outputs or {m.role for m in members} != {"in", "out"}:
+        if group_components[0] in outputs or {m.role for m in members} != {"in", "out"}:
             continue
         layers = {_layer_of(m.parameter, path) for m in members}
         layer = layers.pop() if len(layers) == 1 else None
-        kind = "hidden" if layer is None else "attention" if first_component in heads else "mlp"
+        kind = "hidden" if layer is None else "attention" if group_components[0] in heads else "mlp"
         shapes = [model.get_parameter(m.parameter).shape for m in members]
         size = sum(s.numel() // s[m.dim] * m.width for m, s in zip(members, shapes, strict=True))
         in_stack = any(m.parameter in rec.stacks for m in members)
-        axis = Axis("", kind, len(order), tuple(members), size, tuple(constants), in_stack=in_stack)
-        candidates.append(Candidate(axis, layer, order[at.argsort()]))
+        axis = Axis("", kind, len(tables[0]), tuple(members), size, tuple(constants), in_stack=in_stack)
+        candidates.append(Candidate(axis, layer, group_components))
     return candidates
+
+
+def _index_tables(places: Sequence[tuple], entries: Mapping) -> tuple[list[np.ndarray], np.ndarray]:
+    """Tables `(n_groups, width)` of the entries of each group, one for each place, and the component of each
+    group `(n_groups,)`. The first place numbers the groups.
+
+    Args: places: (owner, its entries that belong to the groups).
+    """
+    owner, where = places[0]
+    order, at = np.unique(entries[owner][where], return_index=True)  # components, ascending
+    rank = at.argsort().argsort()  # number of the group of each
+    tables = []
+    for owner, where in places:
+        number = rank[np.searchsorted(order, entries[owner][where])]  # group of each entry
+        tables.append(where[np.argsort(number, kind="stable")].reshape(len(order), -1))
+    return tables, order[at.argsort()]
 
 
 def _forms(entries: Sequence[np.ndarray], n_components: int) -> np.ndarray:
@@ -263,37 +274,3 @@ def _stacked(candidate: Candidate, stacks: set[str]) -> bool:
     return candidate.layer is not None and all(
         m.parameter in stacks and m.dim for m in candidate.axis.members
     )
-
-
-def split_experts(axis: Axis, n_experts: int) -> list[Axis]:
-    """One axis for each matrix of a stack `(experts, ...)`."""
-    return [
-        replace(
-            axis,
-            name=f"{axis.name}.{e}",
-            members=tuple(replace(m, at=(0, e)) for m in axis.members),
-            group_parameters=axis.group_parameters // n_experts,
-            siblings=axis.name,
-        )
-        for e in range(n_experts)
-    ]
-
-
-def split_queries(axis: Axis, owner: np.ndarray) -> list[Axis]:
-    """One axis for each key and value head, whose groups are its query heads.
-
-    Args: owner: `(n_groups,)` which key and value head each query head uses.
-    """
-    heads = list(dict.fromkeys(owner.tolist()))
-    rows = {head: np.flatnonzero(owner == head) for head in heads}
-    return [
-        replace(
-            axis,
-            name=f"{axis.name}.{i}",
-            n_groups=len(rows[head]),
-            members=tuple(replace(m, indices=m.indices[rows[head]]) for m in axis.members),
-            siblings=axis.name,
-            side_by_side=len(heads),
-        )
-        for i, head in enumerate(heads)
-    ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import takewhile
 from math import gcd
@@ -15,6 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 
 from pruner_lib.method.display import axes_html, axes_text, axis_text, plan_html, plan_text
@@ -124,6 +125,40 @@ class Axis:
         return axis_text(self)
 
 
+def split_experts(axis: Axis, n_experts: int) -> list[Axis]:
+    """One axis for each matrix of a stack `(experts, ...)`."""
+    return [
+        replace(
+            axis,
+            name=f"{axis.name}.{e}",
+            members=tuple(replace(m, at=(0, e)) for m in axis.members),
+            group_parameters=axis.group_parameters // n_experts,
+            siblings=axis.name,
+        )
+        for e in range(n_experts)
+    ]
+
+
+def split_queries(axis: Axis, owner: np.ndarray) -> list[Axis]:
+    """One axis for each key and value head, whose groups are its query heads.
+
+    Args: owner: `(n_groups,)` which key and value head each query head uses.
+    """
+    heads = list(dict.fromkeys(owner.tolist()))
+    rows = {head: np.flatnonzero(owner == head) for head in heads}
+    return [
+        replace(
+            axis,
+            name=f"{axis.name}.{i}",
+            n_groups=len(rows[head]),
+            members=tuple(replace(m, indices=m.indices[rows[head]]) for m in axis.members),
+            siblings=axis.name,
+            side_by_side=len(heads),
+        )
+        for i, head in enumerate(heads)
+    ]
+
+
 class Axes(dict[str, Axis]):
     """All axes that `discover` returns, by name, with what is needed to count layers and parameters.
 
@@ -180,10 +215,12 @@ class Plan:
             raise ValueError(
                 f"keep and n_groups name different axes: {sorted(set(self.keep) ^ set(self.n_groups))[:4]}"
             )
-        keep = {name: torch.tensor(list(kept), dtype=torch.int64) for name, kept in self.keep.items()}
+        keep = {name: torch.as_tensor(kept, dtype=torch.int64).clone() for name, kept in self.keep.items()}
         for name, kept in keep.items():
             n = self.n_groups[name]
-            if not (len(kept) and (kept.diff() > 0).all() and kept[0] >= 0 and kept[-1] < n):
+            if not (
+                kept.ndim == 1 and len(kept) and (kept.diff() > 0).all() and kept[0] >= 0 and kept[-1] < n
+            ):
                 raise ValueError(
                     f"plan for {name}: kept groups must be a sorted list of at least one number in "
                     f"0..{n - 1} without repeats, got {kept.tolist()[:8]}"

@@ -155,7 +155,7 @@ def _keep_by_structure(axes: Axes, plan: Plan) -> dict[str, dict[str, torch.Tens
         if name not in axes:
             raise ValueError(
                 f"the plan cuts {name}, which this model does not have; its axes: "
-                f"{', '.join(list(axes)[:6])} ..."
+                f"{', '.join(list(axes)[:6])} ... (Plan.query_heads says which axes are discovered)"
             )
         axis = axes[name]
         plan.check_count(key, axis.n_groups)

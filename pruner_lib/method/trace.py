@@ -2,7 +2,7 @@
 
 One forward pass on the meta device (batch 1, 3 tokens, eager attention) runs under a dispatch mode that
 carries labels through every operator. Operators that move data are executed on the labels too; operators
-that combine two labelled tensors record what depends on what. No rule knows an architecture; an operator
+that combine two labelled tensors record what depends on what. No rule is for one architecture; an operator
 without a rule pins what it touches, by name.
 
 This module only collects. `discover` turns what was collected into groups.

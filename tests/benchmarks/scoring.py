@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from pruner_lib.evaluation.meters import in_turn, meter, timed
 from pruner_lib.method.discover import discover
-from pruner_lib.method.importance import CRITERIA, estimate_members
+from pruner_lib.method.groups import CRITERIA
+from pruner_lib.method.importance import estimate_members
 from pruner_lib.method.memory import available_bytes, trim_heap
 from pruner_lib.method.predict_memory import predict_memory
 from tests.benchmarks.rows import Part

@@ -7,7 +7,7 @@ from dataclasses import FrozenInstanceError, replace
 
 import pytest
 
-from pruner_lib.method import importance
+from pruner_lib.method import groups
 from pruner_lib.study import settings as words
 from pruner_lib.study.settings import Calibration, Evaluation, Experiment, Recovery, experiment_from
 
@@ -64,7 +64,7 @@ def test_order_counts_only_where_the_aggregation_depends_on_it():
     for aggregation, same in {"sum": True, "last": True, "prod": False, "max": False}.items():
         keys = {replace(BASE, aggregation=aggregation, order=order).key for order in words.ORDERS}
         assert (len(keys) == 1) is same, aggregation
-    assert words.ORDERS == importance.ORDERS
+    assert words.ORDERS == groups.ORDERS
 
 
 def test_method_and_stage_name_the_row_of_the_paper():
@@ -118,6 +118,6 @@ def test_parts_refuse_what_makes_no_sense_and_take_what_does():
 
 
 def test_words_are_those_of_the_method():
-    assert words.CRITERIA == importance.CRITERIA
-    assert set(words.AGGREGATIONS) == set(importance.AGGREGATIONS) - {"none"}
-    assert set(words.DATA_FREE) == {"none", *importance.DATA_FREE}
+    assert words.CRITERIA == groups.CRITERIA
+    assert set(words.AGGREGATIONS) == set(groups.AGGREGATIONS)
+    assert set(words.DATA_FREE) == {"none", *groups.DATA_FREE}
