@@ -139,7 +139,7 @@ def combine(rec: Recording, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """
     shape = torch.broadcast_shapes(a.shape, b.shape)
     a, b = collapse(a, b)
-    flat = np.stack([a.reshape(-1).numpy(), b.reshape(-1).numpy()], 1)
+    flat = np.stack([a.reshape(-1).numpy(), b.reshape(-1).numpy()], 1)  # (entries, 2)
     flat = flat[(flat >= 0).all(1) & (flat[:, 0] != flat[:, 1])]
     spreads_a = spreads_b = False
     if len(flat) > 1 and not (np.diff(flat, axis=0) > 0).all():
@@ -202,14 +202,14 @@ def _attend(rec: Recording, a: torch.Tensor, b: torch.Tensor, shape: tuple[int, 
     Labels that all batch indices share beside private ones (the rotary key of multi-head latent attention)
     belong to no head.
     """
-    head = rec.new_labels(shape[0])
+    head = rec.new_labels(shape[0])  # (batch,)
     rec.products.append(head.numpy())
     for table in (a, b):
         for dim in (1, 2):
             table = table.narrow(dim, 0, 1) if constant_along(table, dim) else table
-        flat = table.reshape(shape[0], -1).numpy()
+        flat = table.reshape(shape[0], -1).numpy()  # (batch, labels of one index)
         pairs = np.stack([np.repeat(head.numpy(), flat.shape[1]), flat.reshape(-1)], 1)
-        pairs = unique_pairs(pairs[pairs[:, 1] >= 0])
+        pairs = unique_pairs(pairs[pairs[:, 1] >= 0])  # (n, 2): head, label
         labels, inverse, counts = np.unique(pairs[:, 1], return_inverse=True, return_counts=True)
         shared = (counts > 1)[inverse.reshape(-1)]
         private = np.unique(pairs[~shared, 0])

@@ -87,14 +87,12 @@ def predict_memory(
     checkpointing: bool = False,
     *,
     parameters: set[str] | None = None,
-    sample: torch.Tensor | None = None,
 ) -> Memory:
     """Predict the peak memory of `estimate_members` by running one sample forward.
 
     Args:
         model: with its weights.
         parameters: names of those that the axes cut; None: all.
-        sample: `(1, tokens)` ids to run; None: the first of the vocabulary.
     Returns: bytes; `.total` is resident memory, on a GPU that of its tensors.
     Raises: ValueError: the model has no weights.
     """
@@ -102,7 +100,8 @@ def predict_memory(
     if _device(model).type == "meta":
         raise ValueError("a model on the meta device can't be run to count what it keeps; load its weights")
     names = {name for name, _ in model.named_parameters()} if parameters is None else parameters
-    counted = None if set(criteria) <= set(DATA_FREE) else _count(model, names, tokens, sample)
+    ids = torch.arange(tokens)[None] % model.get_input_embeddings().weight.shape[0]
+    counted = None if set(criteria) <= set(DATA_FREE) else _count(model, names, ids)
     return _predict(model, names, counted, samples, tokens, criteria, micro_batch, checkpointing)
 
 
@@ -123,7 +122,7 @@ def check_memory(
     if available is None:
         return
     samples, tokens = ids.shape
-    counted = _count(model, parameters, tokens, ids[:1])
+    counted = _count(model, parameters, ids[:1])
     need = partial(_predict, model, parameters, counted, samples, tokens, list(criteria))
     full = need(micro_batch, checkpointing)
     if full.extra <= available:
@@ -196,8 +195,8 @@ def _largest_gradient(model, names, second: bool, n_tokens: int = 0, magnitudes:
     return max(sizes)
 
 
-def _count(model: nn.Module, names: set[str], tokens: int, ids: torch.Tensor | None) -> _Counted:
-    """Run one sample forward and count, without keeping anything."""
+def _count(model: nn.Module, names: set[str], ids: torch.Tensor) -> _Counted:
+    """Run one sample, `(1, tokens)` ids, forward and count, without keeping anything."""
     layers = decoder_layers(model)[1]
     counted = _Counted([0] * len(layers), [0] * len(layers))
     counted.seen["weights"] = {
@@ -213,8 +212,6 @@ def _count(model: nn.Module, names: set[str], tokens: int, ids: torch.Tensor | N
             counted.outside += size
 
     pass_ = Pass(model, names, lambda name, uses: None)
-    if ids is None:
-        ids = torch.arange(tokens)[None] % model.get_input_embeddings().weight.shape[0]
     with frozen(model), pass_.hooked(), _counting(pass_, layers, counted, within):
         with saved_tensors_hooks(save, lambda nothing: nothing):
             logits = pass_.forward(ids.to(_device(model)))

@@ -198,7 +198,7 @@ def _cut_indices(model: nn.Module, axes: Axes, keep: dict) -> dict[str, dict[int
             (mask[member.at[1]] if member.at else mask)[gone] = False
     cuts: dict[str, dict[int, torch.Tensor]] = {}
     for (parameter, dim), mask in stays.items():
-        index = mask.nonzero()[:, -1]
+        index = mask.nonzero()[:, -1]  # slice after slice where the mask has slices
         cuts.setdefault(parameter, {})[dim] = index.view(len(mask), -1) if mask.ndim == 2 else index
     return cuts
 
