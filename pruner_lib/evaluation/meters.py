@@ -19,7 +19,7 @@ from typing import TypeVar
 import psutil
 import torch
 
-from pruner_lib.method.memory import give_back
+from pruner_lib.method.memory import trim_heap
 
 
 def meter(device: torch.device | str) -> tuple[float, Callable[[], float]]:
@@ -28,7 +28,7 @@ def meter(device: torch.device | str) -> tuple[float, Callable[[], float]]:
     Args:    device: on a GPU, what PyTorch's allocator holds counts; elsewhere the process's resident memory.
     Returns: MiB held now, and what tells the peak so far in MiB.
     """
-    give_back()
+    trim_heap()
     if torch.device(device).type != "cuda":
         reset_peak()
         return resident_mb(), peak_mb
