@@ -6,8 +6,8 @@ lm-eval runs one row for each choice, and each repeats the question. Here the ro
     positions     0  1  2 |  3  4 |  3  4  5      each branch stands right behind the context
     b1 sees      c0 c1 c2           b0 b1         and nothing of branch a (block mask)
 
-Prompts, token ids and metrics stay lm-eval's own. Two tasks' contexts that differ (WinoGrande) share what they
-begin with. What can't be scored so is left to lm-eval's own way, with a warning.
+Prompts, token ids and metrics stay lm-eval's own. Where a question's contexts differ (WinoGrande), they share
+what they begin with. What can't be scored so is left to lm-eval's own way, with a warning.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from os.path import commonprefix
 from typing import Any
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 Encoded = tuple[tuple[str, str], list[int], list[int]]  # texts, ids of the context, ids of the continuation
+Document = tuple[str, int]  # task and number of a question
 Answer = tuple[float, bool]  # log-likelihood of a continuation in nats, whether it is the greedy one
 
 TOLERANCE = 1e-3  # nats: how far a choice's log-likelihood may lie from lm-eval's own
@@ -72,7 +73,7 @@ def block_mask(branches: Tensor, dtype: torch.dtype) -> Tensor:
     """Let each token see the context and its own branch, as far as they stand before it.
 
     Args:    branches: `(rows, tokens)`, as in `Row`; padding is a branch of its own, behind the others.
-    Returns: `(rows, 1, tokens, tokens)`: 0 where a token (dim 2) sees another (dim 3), else the type's minimum.
+    Returns: `(rows, 1, tokens, tokens)`: 0 where a token (dim 2) sees another (dim 3), else the type's least.
     """
     same = branches[:, :, None] == branches[:, None, :]
     sees = (same | (branches == 0)[:, None, :]).tril()
@@ -85,7 +86,7 @@ def block_mask(branches: Tensor, dtype: torch.dtype) -> Tensor:
 def score(model: nn.Module, rows: Sequence[Row], device: torch.device) -> list[list[Answer]]:
     """Score the requests of several rows in one forward pass.
 
-    The output layer runs at the scored places alone. log p is taken in float32 (lm-eval: in the model's type).
+    The output layer runs at the scored places alone. log p is in float32 (lm-eval: in the model's type).
 
     Returns: row -> request -> answer.
     """
@@ -143,7 +144,7 @@ class ChoicesLM(HFLM):
     ) -> None:
         super().__init__(**settings)
         self.shared_context, self.wanted = shared_context, wanted
-        self._documents: list[tuple[str, int]] = []  # of the requests that are being scored
+        self._documents: list[Document] = []  # of the requests that are being scored
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Answer]:
         chosen = [request for request in requests if self.wanted(request)]
@@ -158,45 +159,53 @@ class ChoicesLM(HFLM):
         one_by_one = super()._loglikelihood_tokens
         if not (self.shared_context and self._documents):
             return one_by_one(requests, disable_tqdm, override_bs)
-        questions = defaultdict(list)  # document -> numbers of its requests
+        numbers = defaultdict(list)  # question -> numbers of its requests
         for number, document in enumerate(self._documents):
-            questions[document].append(number)
-        layouts = [(numbers, lay_out([requests[n] for n in numbers])) for numbers in questions.values()]
-        layouts.sort(key=lambda pair: len(pair[1].tokens), reverse=True)  # little padding, the largest first
+            numbers[document].append(number)
+        rows = {document: lay_out([requests[n] for n in own]) for document, own in numbers.items()}
         limit = longest_row(self.config, self.max_length)
-        fitting = [pair for pair in layouts if len(pair[1].tokens) <= limit]
-        reason = f"their rows are longer than {limit} tokens"
+        fitting = [document for document, row in rows.items() if len(row.tokens) <= limit]
+        reason = f"a row would be longer than {limit} tokens"
         if fitting:
-            # the longest with several branches: a question without any can't show what goes wrong
-            numbers, row = max(fitting, key=lambda pair: (max(pair[1].branches) > 1, len(pair[1].tokens)))
-            expected = one_by_one([requests[n] for n in numbers], disable_tqdm=True)
-            found = difference_from(expected, self.model, row, self.device)
+            first = max(fitting, key=lambda document: telling(rows[document]))
+            expected = one_by_one([requests[n] for n in numbers[first]], disable_tqdm=True)
+            found = difference_from(expected, self.model, rows[first], self.device)
             fitting, reason = ([], found) if found else (fitting, reason)
         answers: dict[int, Answer] = {}
-        size = self.batch_size
-        with tqdm(total=len(fitting), desc="questions", disable=disable_tqdm) as bar:
-            for start in range(0, len(fitting), size):
-                batch = fitting[start : start + size]
-                for (numbers, _), found in zip(
-                    batch, score(self.model, [row for _, row in batch], self.device), strict=True
-                ):
-                    answers |= zip(numbers, found, strict=True)
-                bar.update(len(batch))
+        for document, found in self._score_in_batches({d: rows[d] for d in fitting}, disable_tqdm):
+            answers |= zip(numbers[document], found, strict=True)
         left = [n for n in range(len(requests)) if n not in answers]
         if left:
             warnings.warn(
-                f"{len(layouts) - len(fitting)} of {len(layouts)} questions are scored choice by choice, as "
-                f"lm-eval does, without sharing their context: {reason}",
+                f"{len(rows) - len(fitting)} of {len(rows)} questions are scored choice by choice as in "
+                f"lm-eval, without sharing their context: {reason}",
                 stacklevel=2,
             )
             answers |= zip(left, one_by_one([requests[n] for n in left], disable_tqdm), strict=True)
         return [answers[n] for n in range(len(requests))]
+
+    def _score_in_batches(
+        self, rows: dict[Document, Row], disable_tqdm: bool
+    ) -> Iterator[tuple[Document, list[Answer]]]:
+        """Score rows of about the same length together, the longest first, so that memory runs out early."""
+        ordered = sorted(rows, key=lambda document: len(rows[document].tokens), reverse=True)
+        with tqdm(total=len(rows), desc="zero-shot", unit="question", disable=disable_tqdm) as bar:
+            for start in range(0, len(ordered), self.batch_size):
+                batch = ordered[start : start + self.batch_size]
+                yield from zip(batch, score(self.model, [rows[d] for d in batch], self.device), strict=True)
+                bar.update(len(batch))
 
 
 def longest_row(config: Any, max_length: int) -> int:
     """Find how many tokens a row may have: no more than the model reads, or its local attention reaches."""
     values = [getattr(config.get_text_config(), name, None) for name in WINDOWS]
     return min([max_length, *(value for value in values if isinstance(value, int) and value > 0)])
+
+
+def telling(row: Row) -> tuple[bool, int]:
+    """Rank rows by how well they show what goes wrong: the longest with branches, else the cheapest."""
+    branching = max(row.branches) > 1
+    return branching, len(row.tokens) if branching else -len(row.tokens)
 
 
 def difference_from(
