@@ -32,6 +32,7 @@ Answer = tuple[float, bool]  # log-likelihood of a continuation in nats, whether
 
 TOLERANCE = 1e-3  # nats: how far a choice's log-likelihood may lie from lm-eval's own
 WINDOWS = ("sliding_window", "attention_chunk_size", "window_size")  # names in configs of local attention
+FILLED = 0.85  # share of a batch's width that its shortest row has at least
 PADDING = -1  # branch of the tokens that fill a row up
 
 
@@ -188,10 +189,16 @@ class ChoicesLM(HFLM):
         self, rows: dict[Document, Row], disable_tqdm: bool
     ) -> Iterator[tuple[Document, list[Answer]]]:
         """Score rows of about the same length together, the longest first, so that memory runs out early."""
-        ordered = sorted(rows, key=lambda document: len(rows[document].tokens), reverse=True)
+        batches: list[list[Document]] = []
+        longest = 0
+        for document in sorted(rows, key=lambda document: len(rows[document].tokens), reverse=True):
+            length = len(rows[document].tokens)
+            if length < FILLED * longest or not batches or len(batches[-1]) == self.batch_size:
+                batches.append([])
+                longest = length
+            batches[-1].append(document)
         with tqdm(total=len(rows), desc="zero-shot", unit="question", disable=disable_tqdm) as bar:
-            for start in range(0, len(ordered), self.batch_size):
-                batch = ordered[start : start + self.batch_size]
+            for batch in batches:
                 yield from zip(batch, score(self.model, [rows[d] for d in batch], self.device), strict=True)
                 bar.update(len(batch))
 

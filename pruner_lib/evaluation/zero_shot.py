@@ -201,8 +201,8 @@ def zero_shot(
         return evaluate(subject, {"tasks": loaded}, **questions, bootstrap_iters=1)
 
     protocol = {"lm_eval": version("lm_eval"), "fewshot": 0, "limit": limit, "add_bos": add_bos}
-    with tempfile.TemporaryDirectory(prefix="pruner_lib-") as folder, _quiet(), evaluating(model):
-        loaded = {task: _load_task(task, find_data(task), Path(folder)) for task in tasks}
+    with tempfile.TemporaryDirectory(prefix="pruner_lib-") as folder, quiet(), evaluating(model):
+        loaded = {task: load_task(task, find_data(task), Path(folder)) for task in tasks}
         questions: dict[str, Any] = {"limit": limit}
         if limit is not None and seed is not None:
             protocol |= {"seed": seed}
@@ -222,7 +222,7 @@ def right_answer(task: Any, document: dict[str, Any]) -> int:
     return answer if isinstance(answer, int) else task.doc_to_choice(document).index(answer)
 
 
-def _load_task(task: str, data: Path | None, folder: Path) -> Any:
+def load_task(task: str, data: Path | None, folder: Path) -> Any:
     from datasets.exceptions import DatasetsError
     from lm_eval.tasks import TaskManager
 
@@ -277,7 +277,7 @@ def _hash(text: str) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Hold back lm-eval's notes and the data sets' progress bars; the bar over the questions stays."""
     from datasets.utils import logging as bars
 
