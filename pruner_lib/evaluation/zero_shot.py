@@ -73,9 +73,7 @@ class TaskScore:
     n: int  # questions answered
     correct: tuple[int, ...]  # 1 or 0 a question, by `metric`
     p_right: tuple[float, ...]  # softmax of the choices' summed log-likelihoods, at the right one
-    bits_per_byte: tuple[
-        float, ...
-    ]  # -log2 p(right answer | question) / its UTF-8 bytes, leading blank included
+    bits_per_byte: tuple[float, ...]  # -log2 p(right answer | question) / its UTF-8 bytes, blank included
     values: dict[str, float]  # every metric of the task with its standard error, by lm-eval's names
     protocol: dict[str, Any]  # versions, metric, split, hash of the questions, limit, fewshot, add_bos
 
@@ -223,6 +221,7 @@ def right_answer(task: Any, document: dict[str, Any]) -> int:
 
 
 def load_task(task: str, data: Path | None, folder: Path) -> Any:
+    """Load lm-eval's task over the questions in `data`; see `write_definition`."""
     from datasets.exceptions import DatasetsError
     from lm_eval.tasks import TaskManager
 
@@ -278,7 +277,7 @@ def _hash(text: str) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hold back lm-eval's notes and the data sets' progress bars; the bar over the questions stays."""
+    """Silence lm-eval's notes and the data sets' progress bars; the bar over the questions stays."""
     from datasets.utils import logging as bars
 
     logger, shown = logging.getLogger("lm_eval"), bars.is_progress_bar_enabled()
