@@ -167,14 +167,18 @@ class ChoicesLM(HFLM):
         limit = longest_row(self.config, self.max_length)
         fitting = [document for document, row in rows.items() if len(row.tokens) <= limit]
         reason = f"a row would be longer than {limit} tokens"
-        if fitting:
-            first = max(fitting, key=lambda document: telling(rows[document]))
-            expected = one_by_one([requests[n] for n in numbers[first]], disable_tqdm=True)
-            found = difference_from(expected, self.model, rows[first], self.device)
-            fitting, reason = ([], found) if found else (fitting, reason)
         answers: dict[int, Answer] = {}
-        for document, found in self._score_in_batches({d: rows[d] for d in fitting}, disable_tqdm):
-            answers |= zip(numbers[document], found, strict=True)
+        first = typical(rows, fitting)
+        if first is not None:
+            answers |= zip(
+                numbers[first], one_by_one([requests[n] for n in numbers[first]], True), strict=True
+            )
+            difference = difference_from(list(answers.values()), self.model, rows[first], self.device)
+            if difference:
+                fitting, reason, answers = [], difference, {}
+        rest = {document: rows[document] for document in fitting if document != first}
+        for document, scored in self._score_in_batches(rest, disable_tqdm):
+            answers |= zip(numbers[document], scored, strict=True)
         left = [n for n in range(len(requests)) if n not in answers]
         if left:
             warnings.warn(
@@ -209,10 +213,11 @@ def longest_row(config: Any, max_length: int) -> int:
     return min([max_length, *(value for value in values if isinstance(value, int) and value > 0)])
 
 
-def telling(row: Row) -> tuple[bool, int]:
-    """Rank rows by how well they show what goes wrong: the longest with branches, else the cheapest."""
-    branching = max(row.branches) > 1
-    return branching, len(row.tokens) if branching else -len(row.tokens)
+def typical(rows: dict[Document, Row], fitting: Sequence[Document]) -> Document | None:
+    """Choose the row that is compared: of middle length, with several branches if any row has them."""
+    branching = [document for document in fitting if max(rows[document].branches) > 1]
+    ordered = sorted(branching or fitting, key=lambda document: len(rows[document].tokens))
+    return ordered[len(ordered) // 2] if ordered else None
 
 
 def difference_from(

@@ -31,7 +31,7 @@ CSV = Path(__file__).parents[2] / "results" / "bench" / "zero_shot.csv"
 
 
 def run(way: str, model, tokenizer, tasks: dict, samples: dict, batch_size: int) -> dict:
-    """Answer the questions in one way; a row of the table, with the answers beside it."""
+    """Answer the questions in one way: a row of the table, and which answers were right."""
     tokens = []
     embedding = model.get_input_embeddings()
     hook = embedding.register_forward_hook(lambda _module, ids, _out: tokens.append(ids[0].numel()))
@@ -56,19 +56,17 @@ def main(questions: int = 12, name: str = "smollm2-135m", batch_size: int = 8) -
     with tempfile.TemporaryDirectory() as folder, quiet(), evaluating(model):
         tasks = {task: load_task(task, find_data(task), Path(folder)) for task in SEVEN_TASKS}
         samples = {task: draw(tasks[task], questions, seed=0) for task in tasks}
-        for part in [*([task] for task in tasks), list(tasks)]:
-            label = part[0] if len(part) == 1 else "all seven"
-            pair = [
-                run(way, model, tokenizer, {t: tasks[t] for t in part}, samples, batch_size) for way in WAYS
-            ]
-            different = [t for t in part if pair[0]["correct"][t] != pair[1]["correct"][t]]
-            assert not different, f"the two ways answer differently: {different}"
-            for row in pair:
-                del row["correct"]
-                ratio = round(pair[0]["seconds"] / row["seconds"], 2)
-                rows.append({"task": label, "questions": questions * len(part)} | row | {"ratio": ratio})
-                print(*rows[-1].values(), flush=True)
-    frame = pd.DataFrame(rows)[["task", "way", "questions", "tokens", "seconds", "ratio"]]
+        for task in tasks:
+            pair = [run(way, model, tokenizer, {task: tasks[task]}, samples, batch_size) for way in WAYS]
+            assert pair[0].pop("correct") == pair[1].pop("correct"), f"the two ways answer {task} differently"
+            rows += [{"task": task, "questions": questions} | row for row in pair]
+            print(rows[-2], rows[-1], flush=True)
+    frame = pd.DataFrame(rows)
+    total = frame.groupby("way", sort=False)[["questions", "tokens", "seconds"]].sum().reset_index()
+    frame = pd.concat([frame, total.assign(task="all seven")], ignore_index=True)
+    theirs = frame[frame.way == "lm_eval"].set_index("task").seconds
+    frame["ratio"] = (frame.task.map(theirs) / frame.seconds).round(2)
+    frame = frame[["task", "way", "questions", "tokens", "seconds", "ratio"]].round(2)
     frame.to_csv(CSV, index=False)
     print(frame.to_string(index=False))
 
