@@ -265,9 +265,8 @@ class Pipeline:
         dtype = f"int8 linear, else {dtype}" if is_quantised(model) else dtype
         if name.kind == "accuracy":
             with contextlib.redirect_stderr(io.StringIO()):  # lm-eval draws bars that can't be turned off
-                score = zero_shot(model, tokenizer, tasks=(name.dataset,), limit=how.limit, seed=None)[
-                    name.dataset
-                ]
+                scores = zero_shot(model, tokenizer, (name.dataset,), how.limit, seed=None)
+            score = scores[name.dataset]
             protocol = score.protocol | {"dtype": dtype}
             return Metric(score.value, score.stderr, score.n, protocol, tuple(score.correct))
         ids = self.text_ids(how, name.dataset, tokenizer)
