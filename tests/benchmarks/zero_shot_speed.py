@@ -4,7 +4,7 @@
 
 Both ways answer the same random questions in turns, all tasks in one call and each alone, by lm-eval's own
 prompts and metrics. Processor seconds are counted, since other programs may run beside it. Prints and writes
-results/bench/zero_shot.csv: task, way, questions, tokens (with padding and what is run to compare a first row),
+results/bench/zero_shot.csv: task, way, questions, tokens (with padding and the comparison of one row),
 seconds, ratio (of lm-eval's seconds to these). With few questions that comparison weighs more.
 """
 
