@@ -32,7 +32,8 @@ Answer = tuple[float, bool]  # log-likelihood of a continuation in nats, whether
 
 TOLERANCE = 1e-3  # nats: how far a choice's log-likelihood may lie from lm-eval's own
 WINDOWS = ("sliding_window", "attention_chunk_size", "window_size")  # names in configs of local attention
-FILLED = 0.85  # share of a batch's width that its shortest row has at least
+FILLED = 0.85  # share of a batch's width that its shortest row has at least, once the batch has
+ENOUGH = 256  # tokens: fewer in a forward pass leave a CPU waiting for the weights
 PADDING = -1  # branch of the tokens that fill a row up
 
 
@@ -45,6 +46,11 @@ class Row:
     branches: list[int]  # 0: the common context, from 1 on: the branch
     scored: list[list[int]]  # for each request the places whose logits predict its continuation
     targets: list[list[int]]  # for each request the token ids of its continuation
+
+    @property
+    def last_branch(self) -> int:
+        """The request whose branch stands last: there a wrong mask or position shows."""
+        return max(range(len(self.scored)), key=lambda request: self.scored[request][-1])
 
 
 def lay_out(requests: Sequence[Encoded]) -> Row:
@@ -170,12 +176,13 @@ class ChoicesLM(HFLM):
         answers: dict[int, Answer] = {}
         first = typical(rows, fitting)
         if first is not None:
-            answers |= zip(
-                numbers[first], one_by_one([requests[n] for n in numbers[first]], True), strict=True
-            )
-            difference = difference_from(list(answers.values()), self.model, rows[first], self.device)
-            if difference:
-                fitting, reason, answers = [], difference, {}
+            last = rows[first].last_branch
+            (expected,) = one_by_one([requests[numbers[first][last]]], disable_tqdm=True)
+            scored = compare(self.model, rows[first], last, expected, self.device)
+            if isinstance(scored, str):
+                fitting, reason = [], scored
+            else:
+                answers |= zip(numbers[first], scored, strict=True)
         rest = {document: rows[document] for document in fitting if document != first}
         for document, scored in self._score_in_batches(rest, disable_tqdm):
             answers |= zip(numbers[document], scored, strict=True)
@@ -197,7 +204,8 @@ class ChoicesLM(HFLM):
         longest = 0
         for document in sorted(rows, key=lambda document: len(rows[document].tokens), reverse=True):
             length = len(rows[document].tokens)
-            if length < FILLED * longest or not batches or len(batches[-1]) == self.batch_size:
+            is_short = length < FILLED * longest and longest * len(batches[-1]) >= ENOUGH
+            if is_short or not batches or len(batches[-1]) == self.batch_size:
                 batches.append([])
                 longest = length
             batches[-1].append(document)
@@ -220,10 +228,10 @@ def typical(rows: dict[Document, Row], fitting: Sequence[Document]) -> Document 
     return ordered[len(ordered) // 2] if ordered else None
 
 
-def difference_from(
-    expected: Sequence[Answer], model: nn.Module, row: Row, device: torch.device
-) -> str | None:
-    """Score one row and compare with lm-eval's own answers: None if they agree, else why they do not.
+def compare(
+    model: nn.Module, row: Row, request: int, expected: Answer, device: torch.device
+) -> list[Answer] | str:
+    """Score a row, unless the answer to one of its requests differs from lm-eval's own: then say why.
 
     The tolerance is TOLERANCE in float32; coarser types are given what their own rounding costs.
     """
@@ -234,8 +242,7 @@ def difference_from(
             raise
         message = str(error).partition("\n")[0][:200]
         return f"the model takes no block mask and positions ({type(error).__name__}: {message})"
-    for (ours, _), (theirs, _) in zip(answers, expected, strict=True):
-        allowed = max(TOLERANCE, 8 * torch.finfo(model.dtype).eps * max(1, abs(theirs)))
-        if not abs(ours - theirs) <= allowed:
-            return f"a log-likelihood would be {ours:.4f} instead of {theirs:.4f}"
-    return None
+    ours, theirs = answers[request][0], expected[0]
+    if abs(ours - theirs) <= max(TOLERANCE, 8 * torch.finfo(model.dtype).eps * max(1, abs(theirs))):
+        return answers
+    return f"a log-likelihood would be {ours:.4f} instead of {theirs:.4f}"

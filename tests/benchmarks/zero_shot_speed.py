@@ -2,10 +2,10 @@
 
     python tests/benchmarks/zero_shot_speed.py [questions a task] [model] [batch size]
 
-Both ways answer the same random questions, task by task in turns, by lm-eval's own prompts and metrics.
-Processor seconds are counted, since other programs may run beside it. Prints and writes
-results/bench/zero_shot.csv: task, way, questions, tokens (with padding and the comparison of a first row),
-seconds, ratio (of lm-eval's seconds to these).
+Both ways answer the same random questions in turns, all tasks in one call and each alone, by lm-eval's own
+prompts and metrics. Processor seconds are counted, since other programs may run beside it. Prints and writes
+results/bench/zero_shot.csv: task, way, questions, tokens (with padding and the comparison of one row),
+seconds, ratio (of lm-eval's seconds to these). With few questions that comparison weighs more.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from pruner_lib.evaluation.zero_shot import SEVEN_TASKS, TASKS, draw, find_data,
 from pruner_lib.models.load import load_model
 
 WAYS = {"lm_eval": HFLM, "shared_context": ChoicesLM}
+COLUMNS = ["task", "way", "questions", "tokens", "seconds", "ratio"]
 CSV = Path(__file__).parents[2] / "results" / "bench" / "zero_shot.csv"
 
 
@@ -56,19 +57,15 @@ def main(questions: int = 12, name: str = "smollm2-135m", batch_size: int = 8) -
     with tempfile.TemporaryDirectory() as folder, quiet(), evaluating(model):
         tasks = {task: load_task(task, find_data(task), Path(folder)) for task in SEVEN_TASKS}
         samples = {task: draw(tasks[task], questions, seed=0) for task in tasks}
-        for task in tasks:
-            pair = [run(way, model, tokenizer, {task: tasks[task]}, samples, batch_size) for way in WAYS]
-            assert pair[0].pop("correct") == pair[1].pop("correct"), f"the two ways answer {task} differently"
-            rows += [{"task": task, "questions": questions} | row for row in pair]
-            print(rows[-2], rows[-1], flush=True)
-    frame = pd.DataFrame(rows)
-    total = frame.groupby("way", sort=False)[["questions", "tokens", "seconds"]].sum().reset_index()
-    frame = pd.concat([frame, total.assign(task="all seven")], ignore_index=True)
-    theirs = frame[frame.way == "lm_eval"].set_index("task").seconds
-    frame["ratio"] = (frame.task.map(theirs) / frame.seconds).round(2)
-    frame = frame[["task", "way", "questions", "tokens", "seconds", "ratio"]].round(2)
-    frame.to_csv(CSV, index=False)
-    print(frame.to_string(index=False))
+        for part in (tasks, *({task: tasks[task]} for task in tasks)):
+            name = next(iter(part)) if len(part) == 1 else "all seven"
+            pair = [run(way, model, tokenizer, part, samples, batch_size) for way in WAYS]
+            assert pair[0].pop("correct") == pair[1].pop("correct"), f"the ways answer differently: {name}"
+            for row in pair:
+                ratio = round(pair[0]["seconds"] / row["seconds"], 2)
+                rows.append({"task": name, "questions": questions * len(part)} | row | {"ratio": ratio})
+                print(*rows[-1].values(), flush=True)
+            pd.DataFrame(rows)[COLUMNS].to_csv(CSV, index=False)
 
 
 if __name__ == "__main__":
