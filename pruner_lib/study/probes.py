@@ -1,17 +1,16 @@
 """What is measured beside the records, each once: a study keeps it in `results/<profile>/measured`.
 
-Losses on instructions that no training saw, and seconds of a forward pass. Of single groups: the loss of the
-model without them (left-hand side of the paper's Eq. 3), one forward pass over the calibration batch each.
-And why a model collapses when each matrix chooses for itself (paper, Table 6), by watching its blocks: cut by
-groups, position p of every matrix of an axis holds the same group as before; ranked alone, each matrix moves
-other groups up, and at position p strangers meet.
+Losses on instructions that no training saw, and seconds of a pass. And why a model collapses when each matrix
+chooses for itself (paper, Table 6), by watching its blocks: cut by groups, position p of every matrix of an
+axis holds the same group as before; ranked alone, each matrix moves other groups up, and at position p
+strangers meet.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -20,12 +19,11 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from pruner_lib.data.windows import instructions
 from pruner_lib.evaluation.efficiency import weight_bytes
 from pruner_lib.evaluation.meters import in_turn, meter, timed
-from pruner_lib.evaluation.perplexity import evaluating, perplexity_result
+from pruner_lib.evaluation.perplexity import evaluating
 from pruner_lib.method.decoder import decoder_layers
 from pruner_lib.method.groups import Axis, Plan
 from pruner_lib.method.importance import estimate_members
@@ -49,23 +47,6 @@ def model_key(experiment: Experiment) -> list:
     return [experiment.model_settings(), model_hash(experiment.model)]
 
 
-def true_changes(
-    study: Study, experiment: Experiment, groups: Sequence[tuple[str, int]], *, progress: bool = True
-) -> pd.DataFrame:
-    """Measure how the loss on the calibration batch changes when each of some groups is set to zero alone.
-
-    Args:    experiment: gives model and calibration.    groups: (axis name, group number).
-    Returns: columns `axis`, `group`, `change` (nats a token).
-    """
-
-    def measure() -> list[float]:
-        dense, ids = _calibrated(study, experiment)
-        return loss_changes(dense.model, dense.axes, groups, ids, progress=progress)
-
-    key = ["changes", [list(group) for group in groups], *_calibration_key(experiment)]
-    return pd.DataFrame(groups, columns=["axis", "group"]).assign(change=study.cached(key, measure))
-
-
 def pass_costs(study: Study, experiment: Experiment, *, repeats: int = 2) -> pd.DataFrame:
     """Time passes over the calibration batch and watch their memory, after a short pass that is not counted.
 
@@ -75,7 +56,7 @@ def pass_costs(study: Study, experiment: Experiment, *, repeats: int = 2) -> pd.
     """
 
     def measure() -> list[dict[str, Any]]:
-        dense, ids = _calibrated(study, experiment)
+        dense, ids = calibrated(study, experiment)
         _pass_of(dense, ids[:1, :8], PASSES["first order (element1)"])
         weights, rows = weight_bytes(dense.model) / 2**20, []
         gc.collect()
@@ -86,15 +67,16 @@ def pass_costs(study: Study, experiment: Experiment, *, repeats: int = 2) -> pd.
             rows.append({"passes": name, "seconds": seconds, "memory_mb": memory, "weights_mb": weights})
         return rows
 
-    return pd.DataFrame(study.cached(["costs", repeats, *_calibration_key(experiment)], measure))
+    return pd.DataFrame(study.cached(["costs", repeats, *calibration_key(experiment)], measure))
 
 
-def _calibration_key(experiment: Experiment) -> list:
+def calibration_key(experiment: Experiment) -> list:
+    """What makes the model and the calibration samples of an experiment, for `Study.cached`."""
     return [experiment.model, model_hash(experiment.model), asdict(experiment.calibration)]
 
 
-def _calibrated(study: Study, experiment: Experiment) -> tuple[Loaded, Tensor]:
-    """The dense model of an experiment and its calibration samples, `(samples, length)`."""
+def calibrated(study: Study, experiment: Experiment) -> tuple[Loaded, Tensor]:
+    """Give the dense model of an experiment and its calibration samples, `(samples, length)`."""
     dense = study.dense(experiment.model)
     ids = study.pipeline.calibration_ids(experiment.calibration, dense.tokenizer)
     return dense, ids.to(study.pipeline.device)
@@ -198,71 +180,6 @@ def forward_pass(model: nn.Module, tokens: int) -> Callable[[], None]:
     return run
 
 
-def loss_of(model: nn.Module, ids: Tensor) -> float:
-    """Measure the loss L(D): the mean over all predicted tokens of the batch, in nats a token.
-
-    Args:    ids: `(samples, tokens)` int64.
-    Raises:  ValueError: ids that do not fit the model, or a loss that is not finite.
-    """
-    return float(perplexity_result(model, ids).nll.mean())
-
-
-@contextmanager
-def faded(
-    model: nn.Module, axis: Axis, group: int, *, share: float = 1.0, structures: Collection[str] | None = None
-) -> Iterator[nn.Module]:
-    """Take a share of one group's weights away, W -> (1 - share) W; give them back bit for bit afterwards.
-
-    Args:    share: 1 is what pruning does; less shows where the Taylor expansion holds.
-             structures: some of the group's matrices; None: all of them.
-    Raises:  ValueError: the axis has no such group or structure.
-    """
-    if not 0 <= group < axis.n_groups:
-        raise ValueError(f"{axis.name} has the groups 0..{axis.n_groups - 1}, not {group}")
-    if strange := set(structures or ()) - set(axis.structures):
-        raise ValueError(
-            f"{axis.name} has no structure {', '.join(sorted(strange))}; it has {', '.join(axis.structures)}"
-        )
-    members = [m for m in axis.members if structures is None or m.structure in structures]
-    before = {m.parameter: model.get_parameter(m.parameter).detach().clone() for m in members}
-    try:
-        with torch.no_grad():
-            for member in members:
-                weight = model.get_parameter(member.parameter)
-                index = member.indices[group].to(weight.device)
-                part = weight.index_select(member.dim, index)
-                weight.index_copy_(member.dim, index, part * (1 - share))
-        yield model
-    finally:
-        with torch.no_grad():
-            for name, weight in before.items():
-                model.get_parameter(name).copy_(weight)
-
-
-def loss_changes(
-    model: nn.Module,
-    axes: Mapping[str, Axis],
-    groups: Sequence[tuple[str, int]],
-    ids: Tensor,
-    *,
-    progress: bool = False,
-) -> list[float]:
-    """Measure how the loss changes when each of some groups, alone, is set to zero.
-
-    dL_G = L(D; W_G = 0) - L(D)
-
-    Args:    groups: (axis name, group number).    ids: `(samples, tokens)` int64.    progress: show a bar.
-    Returns: one number a group, nats a token; below 0 where the model is better without it.
-    Source:  paper Eq. 3, whose left-hand side is the absolute value of this. No difference known.
-    """
-    whole = loss_of(model, ids)
-    changes = []
-    for name, group in tqdm(groups, desc="loss without a group", unit="group", disable=not progress):
-        with faded(model, axes[name], group):
-            changes.append(loss_of(model, ids) - whole)
-    return changes
-
-
 Tensors = dict[str, Tensor]
 
 
@@ -338,7 +255,7 @@ def block_correlations(study: Study, experiments: Mapping[str, Experiment]) -> p
     first = next(iter(experiments.values()))
 
     def measure() -> list[tuple]:
-        dense, ids = _calibrated(study, first)
+        dense, ids = calibrated(study, first)
         axes = {name: axis for name, axis in dense.axes.items() if axis.layer is not None}
         inputs, wanted = block_outputs(dense.model, axes, ids)
         del dense  # a large one is loaded again for each cut
@@ -354,7 +271,7 @@ def block_correlations(study: Study, experiments: Mapping[str, Experiment]) -> p
         return rows
 
     settings = {name: one.canonical().settings() for name, one in experiments.items()}
-    rows = study.cached(["block correlations", settings, *_calibration_key(first)], measure)
+    rows = study.cached(["block correlations", settings, *calibration_key(first)], measure)
     return pd.DataFrame(rows, columns=["name", "kind", "layer", "correlation"])
 
 

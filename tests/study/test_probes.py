@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
-from pruner_lib import discover, load_model
+from pruner_lib import load_model
 from pruner_lib.data.windows import calibration_ids
 from pruner_lib.study import Study, load_profile, probes, stages
-from pruner_lib.study.probes import loss_changes
 
 ASKED = load_profile("tiny").experiment()
-GROUPS = [("layers.0.mlp", 3), ("layers.1.attention", 1)]
 
 
 @pytest.fixture
@@ -20,24 +19,18 @@ def study(tmp_path):
     return Study("tiny", tmp_path)
 
 
-def test_true_changes_are_those_of_the_public_calls(study):
-    model, tokenizer = load_model("tiny")
-    ids = calibration_ids("tiny", tokenizer, samples=4, length=16)
-    found = probes.true_changes(study, ASKED, GROUPS, progress=False)
-    assert list(zip(found.axis, found.group, strict=True)) == GROUPS
-    assert found.change.tolist() == pytest.approx(loss_changes(model, discover(model), GROUPS, ids), abs=1e-7)
-
-
-def test_second_time_nothing_is_measured_and_other_settings_are(study, monkeypatch):
-    first = probes.true_changes(study, ASKED, GROUPS, progress=False)
-    calls = []
-    monkeypatch.setattr(
-        "pruner_lib.study.probes.loss_changes", lambda *given, **named: calls.append(1) or [0.0, 0.0]
-    )
-    assert probes.true_changes(study, ASKED, GROUPS, progress=False).equals(first) and not calls
+def test_what_is_measured_on_the_calibration_samples_depends_on_them_alone():
     longer = replace(ASKED, calibration=replace(ASKED.calibration, length=8))
-    probes.true_changes(study, longer, GROUPS, progress=False)
-    assert calls
+    other = replace(ASKED, criterion="l2", evaluation=replace(ASKED.evaluation, windows=2))
+    key = probes.calibration_key(ASKED)
+    assert probes.calibration_key(other) == key != probes.calibration_key(longer)
+
+
+def test_calibrated_model_comes_with_the_samples_of_the_public_call(study):
+    model, tokenizer = load_model("tiny")
+    dense, ids = probes.calibrated(study, ASKED)
+    assert torch.equal(ids.cpu(), calibration_ids("tiny", tokenizer, samples=4, length=16))
+    assert all(map(torch.equal, dense.model.cpu().parameters(), model.parameters()))
 
 
 def test_costs_have_a_row_for_every_run_and_hold_the_weights(study):

@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from families import build, tokens
+from notebook_functions import functions_of
 
 from pruner_lib import discover, estimate, mask_
 from pruner_lib.method.groups import Plan
-from pruner_lib.study.probes import faded, loss_changes, loss_of
+
+OF_02 = functions_of("02_estimate_importance")
+faded, loss_changes, loss_of = OF_02.faded, OF_02.loss_changes, OF_02.loss_of
 
 
 @pytest.fixture(scope="module")
@@ -72,15 +75,3 @@ def test_one_silent_matrix_silences_the_channel_and_half_of_it_does_not(llama):
                 found[share, name] = loss_of(model, ids)
     assert found[1.0, "all"] == pytest.approx(found[1.0, "last"], abs=1e-6)
     assert found[0.5, "all"] != pytest.approx(found[0.5, "last"], abs=1e-6)
-
-
-def test_group_or_structure_that_is_not_there_is_named(llama):
-    model, axes, _ = llama
-    axis = mlp_of(axes)
-    with (
-        pytest.raises(ValueError, match=f"groups 0..{axis.n_groups - 1}, not {axis.n_groups}"),
-        faded(model, axis, axis.n_groups),
-    ):
-        pass
-    with pytest.raises(ValueError, match="no structure nose"), faded(model, axis, 0, structures=["nose"]):
-        pass
