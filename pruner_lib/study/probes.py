@@ -25,7 +25,7 @@ from pruner_lib.evaluation.efficiency import weight_bytes
 from pruner_lib.evaluation.meters import in_turn, meter, timed
 from pruner_lib.evaluation.perplexity import evaluating
 from pruner_lib.method.decoder import decoder_layers
-from pruner_lib.method.groups import Axis, Plan
+from pruner_lib.method.groups import Axis
 from pruner_lib.method.importance import estimate_members
 from pruner_lib.method.prune import mask_
 from pruner_lib.recovery.instructions import IGNORED, encode
@@ -227,20 +227,6 @@ def correlation(a: Tensor, b: Tensor) -> float:
     """Correlate all entries (Pearson): 1 where they differ by scale and offset, 0 for a constant."""
     both = torch.stack([a.flatten(), b.flatten()]).double()
     return float(torch.corrcoef(both)[0, 1].nan_to_num(0.0))
-
-
-def aligned(plan: Plan) -> dict[str, float]:
-    """At which share of the positions that are left all matrices of an axis hold the same group.
-
-    Returns: axis name -> share in [0, 1], of the axes that lose groups; 1 where groups were cut as groups.
-    """
-    kept: dict[str, list[Tensor]] = {}
-    for key in plan.cut:
-        kept.setdefault(key.partition("/")[0], []).append(plan.keep[key])
-    return {
-        name: float(torch.stack([(one == rows[0]) for one in rows]).all(0).float().mean())
-        for name, rows in kept.items()
-    }
 
 
 def block_correlations(study: Study, experiments: Mapping[str, Experiment]) -> pd.DataFrame:

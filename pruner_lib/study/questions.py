@@ -103,3 +103,26 @@ def summarise(compared: pd.DataFrame, by: str, *, link: str = "at") -> str:
         ]
         parts += [f"{sentence} {link} {', '.join(places)}"] if places else []
     return f"{one} against {other}: " + "; ".join(parts) + "."
+
+
+def outcome_frame(compared: pd.DataFrame, dataset: str) -> pd.DataFrame:
+    """Say in words how each pair of a frame of `contrasts` fares by perplexity on one text, for a figure.
+
+    Returns: the rows of that text, with the columns pair ("a − b") and outcome ("first is better", "second is
+             better" or "undecided").
+    """
+    rows = compared[(compared.metric == "perplexity") & (compared.dataset == dataset)]
+    words = {"a": "first is better", "b": "second is better", "": "undecided"}
+    return rows.assign(pair=rows.a + " − " + rows.b, outcome=rows.better.map(words))
+
+
+def relative_table(kept: pd.DataFrame, *index: str) -> pd.DataFrame:
+    """Lay a frame of `kept_frame` out for reading: the perplexities, and of the accuracies their mean.
+
+    Args:    index: the columns that name a row.
+    Returns: value, relative (to the dense model: the frame's `ours`), low, high, paper, difference, draws;
+             without the columns in which there is nothing.
+    """
+    rows = kept[(kept.metric == "perplexity") | (kept.dataset == "mean")].rename(columns={"ours": "relative"})
+    columns = ["value", "relative", "low", "high", "paper", "difference", "draws"]
+    return rows.set_index(list(index))[columns].dropna(axis=1, how="all")

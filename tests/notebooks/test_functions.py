@@ -14,6 +14,7 @@ from made_records import TASKS, dense, draws, record, short
 from notebook_functions import functions_of
 
 from pruner_lib import discover, load_model, select
+from pruner_lib.method.groups import Plan
 from pruner_lib.study.paper import published_methods
 from pruner_lib.study.profiles import load_profile
 from pruner_lib.study.records import MetricName
@@ -21,6 +22,16 @@ from pruner_lib.study.settings import Recovery
 from pruner_lib.study.statistics import Interval
 
 TEXT, WIKI = short(tasks=()), MetricName("perplexity", "wiki", 128)
+
+
+def test_steps_are_counted_by_position():
+    """gate keeps 0 1 3, up 0 2 3, down 0 1 3: of three positions the middle one is out of step."""
+    rows = {"gate": [0, 1, 3], "up": [0, 2, 3], "down": [0, 1, 3]}
+    keep = {f"layers.0.mlp/{name}": torch.tensor(kept) for name, kept in rows.items()}
+    keep["layers.1.mlp/gate"] = torch.arange(4)  # whole: not counted
+    aligned = functions_of("04_dependency").aligned
+    assert aligned(Plan(keep, dict.fromkeys(keep, 4))) == {"layers.0.mlp": pytest.approx(2 / 3)}
+    assert aligned(Plan({"layers.0.mlp": torch.tensor([0, 2])}, {"layers.0.mlp": 4})) == {"layers.0.mlp": 1.0}
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,9 @@ import torch
 from families import build, tokens
 
 from pruner_lib import discover, load_model, prune_, select
-from pruner_lib.method.groups import Plan
 from pruner_lib.study import Study, load_profile, probes
 from pruner_lib.study.paper import Compared
-from pruner_lib.study.probes import aligned, at_zero, block_correlations, block_outputs, correlation
+from pruner_lib.study.probes import at_zero, block_correlations, block_outputs, correlation
 from pruner_lib.study.records import MetricName
 
 TINY = load_profile("tiny")
@@ -30,15 +29,6 @@ def test_correlation_knows_scale_shift_and_nothing():
     assert correlation(a, torch.ones_like(a)) == 0.0
     noise = torch.randn(100, 100, generator=torch.Generator().manual_seed(1))
     assert abs(correlation(noise, noise.flip(0))) < 0.05
-
-
-def test_steps_are_counted_by_position():
-    """gate keeps 0 1 3, up 0 2 3, down 0 1 3: of three positions the middle one is out of step."""
-    rows = {"gate": [0, 1, 3], "up": [0, 2, 3], "down": [0, 1, 3]}
-    keep = {f"layers.0.mlp/{name}": torch.tensor(kept) for name, kept in rows.items()}
-    keep["layers.1.mlp/gate"] = torch.arange(4)  # whole: not counted
-    assert aligned(Plan(keep, dict.fromkeys(keep, 4))) == {"layers.0.mlp": pytest.approx(2 / 3)}
-    assert aligned(Plan({"layers.0.mlp": torch.tensor([0, 2])}, {"layers.0.mlp": 4})) == {"layers.0.mlp": 1.0}
 
 
 @pytest.mark.parametrize("family", ["llama-gqa", "gpt_neox", "gpt2", "bloom", "phi3", "glm"])

@@ -8,17 +8,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from made_records import draws, record, short
+from made_records import dense, draws, record, short
 
 from pruner_lib.method.groups import Plan
-from pruner_lib.study.compare import contrasts
+from pruner_lib.study.compare import contrasts, kept_frame
 from pruner_lib.study.profiles import load_profile
 from pruner_lib.study.questions import (
     agreement_table,
     chance_jaccard,
     jaccard,
     layers_of,
+    outcome_frame,
     rank_correlation,
+    relative_table,
     removed,
     summarise,
 )
@@ -114,3 +116,20 @@ def test_summary_says_who_is_better_where_and_no_more_than_the_intervals_do():
     many = pd.concat([clear, clear.assign(b="c")])
     text = summarise(many, "b", link="beside")
     assert text == "a against the other: a is better beside b (wiki), c (wiki)."
+
+
+def test_outcomes_of_pairs_are_those_of_their_intervals():
+    groups = {"a": draws(2.8, evaluation=TEXT), "b": draws(3.3, evaluation=TEXT)}
+    pairs = [("a", "b"), ("b", "a"), ("a", "a")]
+    found = outcome_frame(contrasts(groups, pairs), "wiki")
+    assert found.pair.tolist() == ["a − b", "b − a", "a − a"]
+    assert found.outcome.tolist() == ["first is better", "second is better", "undecided"]
+    assert outcome_frame(contrasts(groups, pairs), "c4").empty
+
+
+def test_table_for_reading_has_texts_and_the_mean_of_the_tasks():
+    kept = kept_frame({"dense": [dense(2.8)], "a": draws(3.0)})
+    table = relative_table(kept, "metric", "dataset", "name")
+    assert [row[:2] for row in table.index] == [("perplexity", "wiki"), ("accuracy", "mean")]
+    assert table.relative.tolist() == kept[kept.dataset.isin(["wiki", "mean"])].ours.tolist()
+    assert "paper" not in table and "value" in table  # nothing was published beside these
