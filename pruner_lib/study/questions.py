@@ -16,7 +16,9 @@ import torch
 from scipy.stats import rankdata
 
 from pruner_lib.method.groups import Plan
-from pruner_lib.study.records import Record
+from pruner_lib.study.compare import Group, interval, ratio
+from pruner_lib.study.records import MetricName, Record
+from pruner_lib.study.statistics import corrected
 
 Scores = Mapping[str, torch.Tensor]
 
@@ -103,3 +105,21 @@ def summarise(compared: pd.DataFrame, by: str, *, link: str = "at") -> str:
         ]
         parts += [f"{sentence} {link} {', '.join(places)}"] if places else []
     return f"{one} against {other}: " + "; ".join(parts) + "."
+
+
+def extremes(groups: Mapping[str, Group], metric: MetricName) -> str:
+    """Say how far apart the worst and the best of several models are in perplexity, as a bold sentence.
+
+    Which are worst and best is read off the same windows, so the level is corrected for all pairs.
+
+    Args:    groups: name -> its draws.
+    Returns: a Markdown sentence; inside the noise it says that there is no clear difference.
+    """
+    ranked = sorted(groups, key=lambda name: interval(groups[name], metric).mean)
+    best, worst = ranked[0], ranked[-1]
+    pairs = len(ranked) * (len(ranked) - 1) // 2
+    times = ratio(groups[worst], groups[best], metric, level=corrected(0.95, pairs))
+    said = f"{worst} has {times} times the perplexity of {best}"
+    if times.low > 1:
+        return f"**On {metric.dataset}, {said}**: the worst against the best of {len(ranked)}."
+    return f"On {metric.dataset} the worst and the best of {len(ranked)} do not differ clearly: {said}."
