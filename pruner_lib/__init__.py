@@ -3,8 +3,8 @@
 The names below are the public interface. They are looked up when first used, so that `import pruner_lib` is
 quick and the method itself never pulls in transformers. Where a line belongs:
 
-    method/        groups and how they are found, scored, chosen and cut: torch, numpy and scipy alone
-    models/        models by name: load, save, the code that travels with a checkpoint
+    method/        groups and how they are discovered, scored, chosen and cut: torch, numpy and scipy alone
+    models/        models by name: load, prune, save, the code that travels with a checkpoint
     data/          downloads, texts and instructions, windows of tokens
     recovery/      recovery after pruning: LoRA fine-tuning, resumable
     evaluation/    perplexity, zero-shot accuracy, texts, size, speed and memory of a model
@@ -15,19 +15,41 @@ quick and the method itself never pulls in transformers. Where a line belongs:
 from __future__ import annotations
 
 from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # for editors and type checkers, which don't run `__getattr__`
+    from pruner_lib.data.windows import calibration_ids as calibration_ids
+    from pruner_lib.data.windows import text_ids as text_ids
+    from pruner_lib.evaluation.perplexity import generate_samples as generate_samples
+    from pruner_lib.evaluation.perplexity import perplexity as perplexity
+    from pruner_lib.evaluation.zero_shot import zero_shot as zero_shot
+    from pruner_lib.method.discover import discover as discover
+    from pruner_lib.method.groups import Axes as Axes
+    from pruner_lib.method.groups import Plan as Plan
+    from pruner_lib.method.importance import estimate as estimate
+    from pruner_lib.method.prune import mask_ as mask_
+    from pruner_lib.method.select import select as select
+    from pruner_lib.models.load import load_model as load_model
+    from pruner_lib.models.prune import prune_ as prune_
+    from pruner_lib.models.save import save_model as save_model
+    from pruner_lib.recovery.recover import recover as recover
 
 _HOME = {
-    "load_model": "models.load",
-    "save_model": "models.save",
+    "Axes": "method.groups",
+    "Plan": "method.groups",
+    "calibration_ids": "data.windows",
     "discover": "method.discover",
     "estimate": "method.importance",
-    "select": "method.select",
-    "prune_": "method.prune",
-    "mask_": "method.prune",
-    "recover": "recovery.recover",
-    "perplexity": "evaluation.perplexity",
-    "zero_shot": "evaluation.zero_shot",
     "generate_samples": "evaluation.perplexity",
+    "load_model": "models.load",
+    "mask_": "method.prune",
+    "perplexity": "evaluation.perplexity",
+    "prune_": "models.prune",
+    "recover": "recovery.recover",
+    "save_model": "models.save",
+    "select": "method.select",
+    "text_ids": "data.windows",
+    "zero_shot": "evaluation.zero_shot",
 }
 __all__ = sorted(_HOME)
 __version__ = "0.1.0"

@@ -10,16 +10,17 @@ import json
 import math
 import os
 import re
+import secrets
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
 
-def write_atomic(path: Path | str, write: Callable[[Path], None]) -> Path:
+def write_atomic(path: Path | str, write: Callable[[Path], Any]) -> Path:
     """Let `write` make a file under a temporary name, then move it to `path` in one step.
 
     Args:    path: where the file goes; missing folders are made.
@@ -29,16 +30,12 @@ def write_atomic(path: Path | str, write: Callable[[Path], None]) -> Path:
              nothing is left.
     """
     path = Path(path)
-    temporary = None
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
         write(temporary)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except OSError as error:
         reason = error.strerror or str(error)
@@ -47,22 +44,44 @@ def write_atomic(path: Path | str, write: Callable[[Path], None]) -> Path:
             error.errno, f"could not write {path}: {reason}; nothing was changed; {advice}"
         ) from error
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
+    return path
+
+
+def write_folder(path: Path | str, write: Callable[[Path], Any]) -> Path:
+    """Let `write` fill a folder beside `path`, then move it there; an older folder goes only after that.
+
+    Returns: `path`.
+    Raises:  what `write` raises, or OSError; the older folder is untouched, nothing else is left.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as scratch:
+        new, old = Path(scratch, "new"), Path(scratch, "old")
+        new.mkdir()
+        write(new)
+        if path.exists():
+            os.replace(path, old)
+        try:
+            os.replace(new, path)
+        except OSError:
+            if old.exists():
+                os.replace(old, path)
+            raise
     return path
 
 
 def write_text(path: Path | str, text: str) -> Path:
     """Write a text file (UTF-8, newlines as given) in one step; see `write_atomic`."""
-    return write_atomic(path, lambda temporary: _write_bytes(temporary, text.encode()))
+    return write_atomic(path, lambda temporary: temporary.write_bytes(text.encode()))
 
 
 def write_json(path: Path | str, data: Any) -> Path:
     """Write plain data as strict JSON in one step; infinities and NaN become "inf", "-inf" and "nan"."""
     text = json.dumps(plain(data), indent=1, allow_nan=False, ensure_ascii=False)
-    flat = re.sub(
-        r"\[[^\[\]{}]*\]", lambda found: re.sub(r"\n\s*", " ", found[0]), text
-    )  # a list of numbers: one line
+    # a list of numbers: one line
+    flat = re.sub(r"\[[^\[\]{}]*\]", lambda match: re.sub(r"\n\s*", " ", match[0]), text)
     return write_text(path, flat + "\n")
 
 
@@ -96,17 +115,7 @@ def plain(data: Any) -> Any:
 
 @contextmanager
 def only_one(path: Path | str) -> Iterator[None]:
-    """Hold the lock `path`, so that one process at a time does what follows; a killed one lets it go."""
+    """Hold the lock `path`: one process at a time runs the block; a killed one releases it."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with FileLock(str(path)):
         yield
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

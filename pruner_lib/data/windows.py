@@ -7,6 +7,7 @@ and draws; it runs no model.
 from __future__ import annotations
 
 import hashlib
+import warnings
 
 import numpy as np
 import torch
@@ -27,11 +28,12 @@ def text_ids(
     """Cut the tokens of a whole text into windows that do not overlap; a remainder at the end is dropped.
 
     Args:
-        name: one of `text_names()`, or a NAME.txt of the local data directory.
+        name: one of `corpora.CORPORA`, or a NAME.txt of the local data directory.
         length: tokens a window.
         windows: how many; None takes all.
         seed: None takes the first windows; a number draws them at random, kept in the order of the text.
-        bos: puts one beginning-of-sequence token before the whole text, as the paper's code does for LLaMA.
+        bos: puts one beginning-of-sequence token before the whole text, as the paper's code does for LLaMA;
+            where the tokenizer has none, the text begins without it, with a warning.
 
     Returns: `(windows, length)` int64.
     Raises:  ValueError: unknown text, a size below one, or fewer windows in the text than wanted.
@@ -39,16 +41,17 @@ def text_ids(
     """
     _check_sizes(length=length, windows=windows)
     corpus = read_corpus(name)
-    ids = _tokenise(corpus.separator.join(corpus.documents), tokenizer, bos)
-    found = len(ids) // length
-    if found == 0 or (windows or 0) > found:
+    text = corpus.separator.join(corpus.documents)
+    ids = _first_tokens(tokenizer, bos) + _tokenise(text, tokenizer)
+    n = len(ids) // length
+    if n == 0 or (windows or 0) > n:
         raise ValueError(
-            f"text {name!r} has {found} windows of {length} tokens, wanted {windows or 'one or more'}"
+            f"text {name!r} has {n} windows of {length} tokens, wanted {windows or 'one or more'}"
         )
-    table = torch.tensor(ids[: found * length], dtype=torch.int64).view(found, length)
+    table = torch.tensor(ids[: n * length], dtype=torch.int64).view(n, length)
     if seed is None or windows is None:
         return table[:windows]
-    drawn = np.random.default_rng(seed).choice(found, size=windows, replace=False)
+    drawn = np.random.default_rng(seed).choice(n, size=windows, replace=False)
     return table[torch.from_numpy(np.sort(drawn))]
 
 
@@ -65,7 +68,8 @@ def calibration_ids(
 
     Args:
         seed: None takes the first documents, each from its start; a number draws documents and crops.
-        bos: puts a beginning-of-sequence token before each document; it counts as a token.
+        bos: puts a beginning-of-sequence token before each document; it counts as a token. Where the
+            tokenizer has none, the documents begin without it, with one warning.
 
     Returns: `(samples, length)` int64.
     Raises:  ValueError: unknown text, a size below one, or too few documents of that length.
@@ -76,9 +80,10 @@ def calibration_ids(
     documents = read_corpus(name).documents
     rng = np.random.default_rng(seed)
     order = range(len(documents)) if seed is None else rng.permutation(len(documents))
+    first = _first_tokens(tokenizer, bos)
     rows: list[list[int]] = []
     for i in order:
-        ids = _tokenise(documents[i], tokenizer, bos)
+        ids = first + _tokenise(documents[i], tokenizer)
         if len(ids) < length:
             continue
         start = 0 if seed is None else int(rng.integers(len(ids) - length + 1))
@@ -101,7 +106,7 @@ def instructions(name: str, *, samples: int | None = None, seed: int = 0) -> lis
     """Read instructions to recover with.
 
     Args:
-        name: one of `instruction_names()`, or a NAME.json or NAME.jsonl of the local data directory.
+        name: one of `corpora.INSTRUCTIONS`, or a NAME.json or NAME.jsonl of the local data directory.
         samples: how many, drawn at random without repetition; None takes all, in their order.
 
     Returns: dictionaries with the keys `instruction`, `input` (may be empty) and `output`.
@@ -116,11 +121,22 @@ def instructions(name: str, *, samples: int | None = None, seed: int = 0) -> lis
     return [rows[i] for i in np.random.default_rng(seed).choice(len(rows), size=samples, replace=False)]
 
 
-def _tokenise(text: str, tokenizer: PreTrainedTokenizerBase, bos: bool) -> list[int]:
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    if bos and tokenizer.bos_token_id is None:
-        raise ValueError("bos=True, but the tokenizer has no beginning-of-sequence token; use bos=False")
-    return [tokenizer.bos_token_id, *ids] if bos else ids
+def has_bos(tokenizer: PreTrainedTokenizerBase, bos: bool) -> bool:
+    """Do the ids of `text_ids` and `calibration_ids` begin with a BOS token? GLM's tokenizer has none."""
+    return bos and tokenizer.bos_token_id is not None
+
+
+def _first_tokens(tokenizer: PreTrainedTokenizerBase, bos: bool) -> list[int]:
+    if bos and not has_bos(tokenizer, bos):
+        name = type(tokenizer).__name__
+        warnings.warn(
+            f"bos=True, but this {name} has no beginning-of-sequence token: texts begin without", stacklevel=3
+        )
+    return [tokenizer.bos_token_id] if has_bos(tokenizer, bos) else []
+
+
+def _tokenise(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
 def _check_sizes(**sizes: int | None) -> None:

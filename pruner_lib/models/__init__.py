@@ -1,1 +1,1 @@
-"""Models by name: where they are found, how they are loaded, saved and spread over devices."""
+"""Models by name: where they come from, how they are loaded, pruned, saved and spread over devices."""

@@ -4,10 +4,9 @@
 is a random two-layer llama built here, for tests and the `tiny` profile. A name is looked up in the local
 data directory first (a folder of that name), then in the asset cache; else it is a folder or a hub id.
 
-Where a model runs: one device, or spread by accelerate over several GPUs and CPU memory.
-
-A spread model is evaluated as it is: what lies in CPU memory is brought to a GPU for its part of the forward
-pass. `in_place` is for scoring and cutting: there each weight is used where it lies.
+A model lies on one device, or is spread by accelerate over several GPUs and CPU memory. Spread, it is
+evaluated as it is: what lies in CPU memory is brought to a GPU for its part of the forward pass; `in_place`
+is for scoring and cutting: there each weight is used where it lies.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -31,6 +31,7 @@ from transformers import (
     AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -44,62 +45,9 @@ from pruner_lib.method.layout import check_layout
 from pruner_lib.method.offload import offloaded
 from pruner_lib.models.modeling_pruned import AUTO_CLASS, PrunedModelForCausalLM, pruned_class
 
-
-def find_device(name: str) -> str:
-    """Say where to put a model: "auto" takes CUDA when there is one.
-
-    Raises:  ValueError: no such device here.
-    """
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        kind = torch.device(name).type
-    except RuntimeError as error:
-        raise ValueError(
-            f"device came as {name!r}, wanted auto, cpu or cuda (cuda:1 for the second)"
-        ) from error
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device came as {name!r}, but there is no CUDA here; use auto or cpu")
-    return name
-
-
-@contextmanager
-def in_place(model: nn.Module) -> Iterator[nn.Module]:
-    """Hold the weights of a spread model in their modules, each computed with on the device where it lies.
-
-    Afterwards the model is spread as before, with the weights that it has then: smaller ones, after a cut.
-
-    Raises:  ValueError: weights are on a disk, where nothing can be computed.
-    """
-    if not offloaded(model):
-        yield model
-        return
-    places = dict(getattr(model, "hf_device_map", {"": "cpu"}))
-    if "disk" in places.values():
-        names = [name for name, place in places.items() if place == "disk"]
-        raise ValueError(
-            f"{len(names)} parts of the model, such as {names[0]!r}, are on disk and can't be scored or cut "
-            "there; load it with a device_map over GPUs and CPU memory alone"
-        )
-    remove_hook_from_submodules(model)  # gives the weights back, without a copy
-    model.tie_weights()
-    dispatch_model(model, places, main_device="cpu", force_hooks=True)
-    try:
-        yield model
-    finally:
-        remove_hook_from_submodules(model)
-        model.tie_weights()
-        dispatch_model(model, places)
-
-
-NAMES = ("smollm2-135m", "tiny")
-ONE_BY_ONE = "HF_DEACTIVATE_ASYNC_LOAD"  # how transformers is told to read without threads
+NAMES = ("smollm2-135m", "tiny")  # what `load_model` knows, apart from folders and hub ids
+ONE_BY_ONE = "HF_DEACTIVATE_ASYNC_LOAD"  # makes transformers read without threads
 TINY_SPECIAL = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
-
-
-def model_names() -> list[str]:
-    """List the names that `load_model` knows, apart from folders and hub ids."""
-    return list(NAMES)
 
 
 def load_model(
@@ -114,7 +62,7 @@ def load_model(
     """Load a decoder in evaluation mode, and its tokenizer.
 
     Args:
-        name_or_path: a name of `model_names()`, a folder with a checkpoint (ours too), or a hub id.
+        name_or_path: one of `NAMES`, a folder with a checkpoint (ours too), or a hub id.
         dtype: of the weights.
         device: where the model is put, such as "cpu" or "cuda:0"; "auto" takes CUDA when there is one.
         device_map: spreads a checkpoint over devices and CPU memory instead: "auto", or module -> device, as
@@ -123,7 +71,7 @@ def load_model(
         trust_remote_code: run code that lies beside the weights, where the model is no part of transformers.
 
     Raises: ValueError: unknown name, not found, no decoder with a language-model head, missing weights, no
-        such device, or code that was not said to be trusted.
+        such device, or code of its own that is not trusted.
     """
     name = str(name_or_path)
     device = find_device(device)
@@ -135,21 +83,17 @@ def load_model(
     folder = find_model(name)
     # each weight goes straight to its GPU: the whole model never is in CPU memory
     placed = {"": device} if device_map is None and device.startswith("cuda") else device_map
-    if folder is not None:
+    how = {"dtype": dtype, "device_map": placed, "trusted": trust_remote_code}
+    if folder is None:
+        advice = f"Known names: {', '.join(NAMES)}; or give a folder with a checkpoint."
+        with hub_lookup(f"model {name!r}", advice):
+            model, tokenizer = _load(name, pruned=False, **how)
+    else:
         try:
             pruned = _is_pruned(folder, trust_remote_code)
-            model, tokenizer = _load(str(folder), dtype, placed, pruned=pruned, trusted=trust_remote_code)
-        except (
-            OSError,
-            RuntimeError,
-            SafetensorError,
-        ) as error:  # files missing, damaged, or of other shapes
+            model, tokenizer = _load(str(folder), pruned=pruned, **how)
+        except (OSError, RuntimeError, SafetensorError) as error:  # missing, damaged, or of other shapes
             raise ValueError(f"{folder} is no whole checkpoint with its tokenizer: {error}") from error
-    else:
-        with hub_lookup(
-            f"model {name!r}", f"Known names: {', '.join(NAMES)}; or give a folder with a checkpoint."
-        ):
-            model, tokenizer = _load(name, dtype, placed, pruned=False, trusted=trust_remote_code)
     return (model.to(device) if placed is None else model).eval(), tokenizer
 
 
@@ -205,23 +149,21 @@ def _is_pruned(folder: Path, trusted: bool) -> bool:
 
 
 def _load(
-    source: str, dtype: torch.dtype, device_map: str | dict | None, *, pruned: bool, trusted: bool
+    source: str, *, dtype: torch.dtype, device_map: str | dict | None, pruned: bool, trusted: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a checkpoint; an unevenly pruned one by our own code, never by the copy in its folder."""
     config = AutoConfig.from_pretrained(source, trust_remote_code=trusted)
+    build = PrunedModelForCausalLM if pruned else AutoModelForCausalLM
     if not (trusted and AUTO_CLASS in (getattr(config, "auto_map", None) or {})):
-        _check_decoder(source, config)
-    build = AutoModelForCausalLM
-    if pruned:  # an untrusted folder only says which class of transformers it is
-        build = PrunedModelForCausalLM if trusted else pruned_class(_causal_class(config))
+        dense = _decoder_class(source, config)
+        # an untrusted folder only says which class of transformers it is
+        build = pruned_class(dense) if pruned and not trusted else build
     how = {"dtype": dtype, "device_map": device_map, "trust_remote_code": trusted}
     with _read_into_memory():
         model, report = build.from_pretrained(source, config=config, output_loading_info=True, **how)
-    if report["missing_keys"]:
-        names = ", ".join(sorted(report["missing_keys"])[:3])
-        raise ValueError(
-            f"{source} lacks {len(report['missing_keys'])} weights of {type(model).__name__}, such as {names}"
-        )
+    if missing := sorted(report["missing_keys"]):
+        some = ", ".join(missing[:3])
+        raise ValueError(f"{source} lacks {len(missing)} weights of {type(model).__name__}, such as {some}")
     return model, AutoTokenizer.from_pretrained(source, trust_remote_code=trusted)
 
 
@@ -234,7 +176,7 @@ def _read_into_memory() -> Iterator[None]:
     What threads read in parallel lies in pools of their own, which the system doesn't get back after a cut.
     """
     mapped, before = modeling_utils.safe_open, os.environ.get(ONE_BY_ONE)
-    modeling_utils.safe_open = lambda *place, **how: mapped(*place, **how | {"backend": "pread"})
+    modeling_utils.safe_open = partial(mapped, backend="pread")
     os.environ[ONE_BY_ONE] = "1"
     try:
         yield
@@ -243,26 +185,25 @@ def _read_into_memory() -> Iterator[None]:
         os.environ.pop(ONE_BY_ONE) if before is None else os.environ.update({ONE_BY_ONE: before})
 
 
-def _causal_class(config: object) -> type[PreTrainedModel]:
-    """The decoder class that transformers itself has for this type of config."""
-    names = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]
-    names = (names,) if isinstance(names, str) else names
-    return getattr(transformers, next((n for n in names if n in (config.architectures or ())), names[0]))
+def _decoder_class(source: str, config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """The class of transformers that builds a decoder from this config.
 
-
-def _check_decoder(source: str, config: object) -> None:
-    wanted = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
-    wanted = (wanted,) if isinstance(wanted, str) else wanted or ()
-    found = config.architectures or []
+    Raises: ValueError: it is no decoder with a language-model head.
+    """
+    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type) or ()
+    known = (known,) if isinstance(known, str) else known
+    named = config.architectures or []
     encodes = getattr(config, "is_encoder_decoder", False)
-    if not found:  # the architecture is not named: go by what the config says of itself
+    if not named:  # the architecture is not named: go by what the config says of itself
         encodes = encodes or getattr(config, "is_decoder", True) is False
-    if not wanted or encodes or (found and not set(found) & set(wanted)):
+    fitting = [name for name in known if name in (named or known)]
+    if encodes or not fitting:
         raise ValueError(
             f"{source} is no decoder with a language-model head: it holds "
-            f"{', '.join(found) or config.model_type}; wanted a causal language model"
-            f"{f' ({wanted[0]})' if wanted and not encodes else ''}, no encoder"
+            f"{', '.join(named) or config.model_type}; wanted a causal language model"
+            f"{f' ({known[0]})' if known and not encodes else ''}, no encoder"
         )
+    return getattr(transformers, fitting[0])
 
 
 def _dequantise(folder: Path) -> None:
@@ -310,3 +251,50 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=2048, **TINY_SPECIAL)
+
+
+def find_device(name: str) -> str:
+    """Say where to put a model: "auto" takes CUDA when there is one.
+
+    Raises:  ValueError: no such device here.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(name).type
+    except RuntimeError as error:
+        raise ValueError(
+            f"device came as {name!r}, wanted auto, cpu or cuda (cuda:1 for the second)"
+        ) from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device came as {name!r}, but there is no CUDA here; use auto or cpu")
+    return name
+
+
+@contextmanager
+def in_place(model: nn.Module) -> Iterator[nn.Module]:
+    """Hold the weights of a spread model in their modules, each computed with on the device where it lies.
+
+    Afterwards the model is spread as before, with the weights that it has then: smaller ones, after a cut.
+
+    Raises:  ValueError: weights are on a disk, where nothing can be computed.
+    """
+    if not offloaded(model):
+        yield model
+        return
+    places = dict(getattr(model, "hf_device_map", {"": "cpu"}))
+    if "disk" in places.values():
+        names = [name for name, place in places.items() if place == "disk"]
+        raise ValueError(
+            f"{len(names)} parts of the model, such as {names[0]!r}, are on disk and can't be scored or cut "
+            "there; load it with a device_map over GPUs and CPU memory alone"
+        )
+    remove_hook_from_submodules(model)  # gives the weights back, without a copy
+    model.tie_weights()
+    dispatch_model(model, places, main_device="cpu", force_hooks=True)
+    try:
+        yield model
+    finally:
+        remove_hook_from_submodules(model)
+        model.tie_weights()
+        dispatch_model(model, places)

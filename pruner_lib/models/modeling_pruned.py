@@ -30,52 +30,90 @@ AUTO_MAP = {AUTO_CLASS: "modeling_pruned.PrunedModelForCausalLM"}
 
 @cache
 def pruned_class(dense: type[PreTrainedModel]) -> type[PreTrainedModel]:
-    """Subclass of a model class whose instances have the widths of `config.pruning_layout`."""
+    """Subclass of a model class whose instances have, and save, the widths of `config.pruning_layout`."""
 
     class Pruned(dense):
         dense_class = dense
         _auto_class = None  # else transformers would write the dense class into `auto_map`
 
         def __init__(self, config, *args, **kwargs):
-            check_layout(config.pruning_layout)
             super().__init__(config, *args, **kwargs)
-            self.pruning_layout = config.pruning_layout
-            apply_layout_(self, config.pruning_layout)
+            if hasattr(config, "pruning_layout"):
+                check_layout(config.pruning_layout)
+                self.pruning_layout = config.pruning_layout
+                apply_layout_(self, config.pruning_layout)
+
+        def __reduce_ex__(self, protocol):  # this class can't be imported by its name
+            return _new_instance, (dense,), *super().__reduce_ex__(protocol)[2:]
 
         def save_pretrained(self, save_directory, *args, **kwargs):
-            self.config.pruning_layout = self.pruning_layout  # it may have been cut again since
-            super().save_pretrained(save_directory, *args, **kwargs)
             copy_code(save_directory, dense)
+            write_layout(self)
+            super().save_pretrained(save_directory, *args, **kwargs)
+
+        def _upload_modified_files(self, working_dir, *args, **kwargs):
+            copy_code(working_dir, dense)  # only what is newer than the call of save_pretrained is uploaded
+            return super()._upload_modified_files(working_dir, *args, **kwargs)
 
     # transformers renames weights on loading and saving for its own classes only, and goes by these names
     Pruned.__name__, Pruned.__qualname__, Pruned.__module__ = dense.__name__, dense.__name__, dense.__module__
     return Pruned
 
 
-def find_dense(config, source: str, **kwargs) -> type[PreTrainedModel]:
-    """The class that the model had before it was pruned: of transformers, or from a file beside the weights.
+def _new_instance(dense: type[PreTrainedModel]) -> PreTrainedModel:
+    cls = pruned_class(dense)
+    return cls.__new__(cls)
+
+
+def make_saveable_(model: PreTrainedModel) -> PreTrainedModel:
+    """Give a model that was just pruned the class whose `save_pretrained` writes a folder that loads.
+
+    Its name stays, and so does `isinstance` of the dense class. Where the config alone describes the model
+    (no `pruning_layout`), that is the dense class itself.
+    """
+    dense = getattr(type(model), "dense_class", type(model))
+    if getattr(model, "pruning_layout", None):
+        model.__class__ = pruned_class(dense)
+        write_layout(model)
+    elif dense is not type(model):
+        model.__class__ = dense
+        model.config.auto_map = {k: v for k, v in model.config.auto_map.items() if k != AUTO_CLASS}
+        vars(model.config).pop("dense_class", None)
+    return model
+
+
+def write_layout(model: PreTrainedModel) -> None:
+    """Write into the config of a pruned model what its folder needs to be loaded again."""
+    config, dense = model.config, type(model).dense_class
+    config.pruning_layout = model.pruning_layout
+    config.auto_map = {**(getattr(config, "auto_map", None) or {}), **AUTO_MAP}
+    if is_foreign(dense):
+        config.dense_class = f"{dense.__module__.rpartition('.')[2]}.{dense.__name__}"
+    if is_foreign(type(config)):
+        type(config).register_for_auto_class()
+
+
+def _class_for(config, source: str, **kwargs) -> type[PreTrainedModel]:
+    """The class that builds a model: of transformers, or from a file beside the weights.
+
+    It need not be a pruned one: once such a model was loaded, transformers asks here for every model of the
+    same config class.
 
     Raises: ValueError: the installed transformers has no class of this name.
     """
+    pruned = getattr(config, "pruning_layout", None)
     own = getattr(config, "dense_class", None)
-    if not own and not getattr(config, "pruning_layout", None):  # a whole model: its own class, if it has one
+    if not own and not pruned:  # a whole model: its own class, if it has one
         own = (getattr(config, "auto_map", None) or {}).get(AUTO_CLASS)
-    if own:
-        return get_class_from_dynamic_module(own, source, **kwargs)
     dense = getattr(transformers, config.architectures[0], None)
+    if own:
+        dense = get_class_from_dynamic_module(own, source, **kwargs)
     if dense is None:
         raise ValueError(
             f"transformers {transformers.__version__} has no model class {config.architectures[0]}; "
             "install a newer one"
         )
-    return dense
-
-
-def _class_for(config, source: str, **kwargs) -> type[PreTrainedModel]:
-    """The class that builds a model. It need not be a pruned one: once such a model was loaded, transformers
-    asks here for every model of the same config class."""
-    dense = find_dense(config, source, **kwargs)
-    return pruned_class(dense) if getattr(config, "pruning_layout", None) else dense
+    return pruned_class(dense) if pruned else dense
 
 
 def is_foreign(cls: type) -> bool:
@@ -83,12 +121,28 @@ def is_foreign(cls: type) -> bool:
     return cls.__module__.partition(".")[0] != "transformers"
 
 
+def source_files(cls: type) -> list[Path]:
+    """List the file that defines a class, and those beside it that this one imports.
+
+    Raises: ValueError: the class is not defined in a file that could be put beside the weights.
+    """
+    file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    if not file or cls.__module__ == "__main__":
+        raise ValueError(
+            f"{cls.__name__} is defined in {cls.__module__}, which is no file that can be put beside the "
+            "weights; move the class into a module of its own and import it"
+        )
+    return [Path(file), *map(Path, get_relative_import_files(file))]
+
+
 def copy_code(folder: str | Path, dense: type[PreTrainedModel]) -> None:
-    """Put this file and `layout.py` beside the weights, and those of a dense class that needs its own."""
+    """Put this file and `layout.py` beside the weights, and those of a dense class that needs its own.
+
+    Raises: ValueError: the dense class is in no file; nothing was written.
+    """
     paths = [Path(sys.modules[name].__file__) for name in (__name__, apply_layout_.__module__)]
-    if is_foreign(dense):
-        own = Path(sys.modules[dense.__module__].__file__)
-        paths += [own, *map(Path, get_relative_import_files(own))]
+    paths += source_files(dense) if is_foreign(dense) else []
+    Path(folder).mkdir(parents=True, exist_ok=True)
     for path in paths:
         target = Path(folder) / path.name
         if path.resolve() != target.resolve():
@@ -114,4 +168,4 @@ class PrunedModelForCausalLM:
 
     @classmethod
     def register_for_auto_class(cls, auto_class=AUTO_CLASS) -> None:
-        """Asked for by transformers; the files are copied by `copy_code` instead."""
+        """Called by transformers; the files are copied by `copy_code` instead."""

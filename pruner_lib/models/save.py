@@ -8,15 +8,12 @@ that too. Loading is in `load`.
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import sys
-import tempfile
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pruner_lib.models.modeling_pruned import AUTO_CLASS, AUTO_MAP, copy_code, is_foreign
+from pruner_lib.files import write_folder
+from pruner_lib.models.modeling_pruned import AUTO_CLASS, is_foreign, make_saveable_, source_files
 
 MAX_SHARD_SIZE = "5GB"
 
@@ -41,7 +38,7 @@ def save_model(
         class is in no file that could go along.    OSError: the disk is full; what was there is untouched.
     """
     if not isinstance(model, PreTrainedModel) or any(
-        ".base_layer." in n for n, _ in model.named_parameters()
+        ".base_layer." in name for name, _ in model.named_parameters()
     ):
         raise ValueError(
             f"{type(model).__name__} carries an adapter or is no model of transformers; save a plain model, "
@@ -54,63 +51,22 @@ def save_model(
         raise ValueError(
             f"{path} is not empty and holds no model; give a new folder, so that nothing is overwritten"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    try:
-        _write(model, tokenizer, part, max_shard_size)
-        part.chmod(0o755)
-        _swap(part, path)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return path
+    _register_code(make_saveable_(model))
+
+    def write(folder: Path) -> None:
+        model.save_pretrained(folder, max_shard_size=max_shard_size)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        if plans := [plan.to_dict() for plan in getattr(model, "pruned_by", ())]:
+            (folder / "plan.json").write_text(json.dumps(plans[-1] | {"earlier": plans[:-1]}))
+
+    return write_folder(path, write)
 
 
-def _write(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path, max_shard_size: int | str
-) -> None:
-    dense = getattr(type(model), "dense_class", type(model))
-    _register_code(model, dense)
-    model.save_pretrained(folder, max_shard_size=max_shard_size)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
-    layout = getattr(model, "pruning_layout", None)
-    if layout:
-        config = json.loads((folder / "config.json").read_text())
-        config |= {"pruning_layout": layout, "auto_map": (config.get("auto_map") or {}) | AUTO_MAP}
-        if is_foreign(dense):
-            config["dense_class"] = f"{dense.__module__.rpartition('.')[2]}.{dense.__name__}"
-        (folder / "config.json").write_text(json.dumps(config, indent=1))
-        copy_code(folder, dense)
-    plans = [plan.to_dict() for plan in getattr(model, "pruned_by", ())]
-    if plans:
-        (folder / "plan.json").write_text(json.dumps(plans[-1] | {"earlier": plans[:-1]}))
-
-
-def _register_code(model: PreTrainedModel, dense: type[PreTrainedModel]) -> None:
+def _register_code(model: PreTrainedModel) -> None:
     """Let transformers copy the files of classes that are not its own, and name them in `auto_map`."""
-    for cls in filter(is_foreign, (dense, type(model.config))):
-        if not getattr(sys.modules.get(cls.__module__), "__file__", None) or cls.__module__ == "__main__":
-            raise ValueError(
-                f"{cls.__name__} is defined in {cls.__module__}, which is no file that can be put beside the "
-                "weights; move the class into a module of its own and import it"
-            )
-    if is_foreign(dense) and dense is type(model):
-        dense.register_for_auto_class(AUTO_CLASS)
-    if is_foreign(type(model.config)):
-        type(model.config).register_for_auto_class()
-
-
-def _swap(part: Path, path: Path) -> None:
-    """Put the finished folder in its place; the old one goes only once the new one stands."""
-    if not path.exists():
-        os.replace(part, path)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
-    os.replace(path, old / "was")
-    try:
-        os.replace(part, path)
-    except OSError:
-        os.replace(old / "was", path)
-        raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
+    dense = getattr(type(model), "dense_class", type(model))
+    for cls, auto_class in ((dense, AUTO_CLASS), (type(model.config), "AutoConfig")):
+        if is_foreign(cls):
+            source_files(cls)  # refuses a class in no file before anything is written
+            cls.register_for_auto_class(auto_class)

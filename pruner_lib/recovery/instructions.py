@@ -48,7 +48,7 @@ def encode(examples: Sequence[Mapping[str, str]], tokenizer: Any, *, cutoff: int
         raise ValueError("The tokenizer has no EOS token, which ends a response: set tokenizer.eos_token.")
     prompts = [_prompt(number, example) for number, example in enumerate(examples)]
     if not prompts:
-        raise ValueError("There are no examples: dicts with instruction, input and output are wanted.")
+        raise ValueError("There are no examples: give dicts with instruction, output and, optionally, input.")
     texts = [prompt + example["output"] for prompt, example in zip(prompts, examples, strict=True)]
     rows = zip(_token_ids(prompts, tokenizer), _token_ids(texts, tokenizer), strict=True)
     encoded = [_labelled(prompt, whole, tokenizer.eos_token_id, cutoff) for prompt, whole in rows]
@@ -68,8 +68,8 @@ def encode(examples: Sequence[Mapping[str, str]], tokenizer: Any, *, cutoff: int
 def batches(encoded: Sequence[Row], *, steps: int, batch_size: int, seed: int) -> list[list[Row]]:
     """Put examples in the order of training: `steps` lists of `batch_size`.
 
-    Pass after pass over the data, each shuffled anew. A step adds up its examples, so their order inside it
-    is free: by length, so that a micro-batch has little padding.
+    Pass after pass over the data, each shuffled anew. A step adds up its examples, so that their order inside
+    it is free: they are sorted by length, so that a micro-batch has little padding.
     """
     generator = np.random.default_rng(seed)
     passes = -(-steps * batch_size // len(encoded))
@@ -95,7 +95,7 @@ def _prompt(number: int, example: Mapping[str, str]) -> str:
     if missing:
         raise ValueError(
             f"Example {number} has no text under {' and '.join(missing)}, only {list(example)}; "
-            "instruction, output and, optionally, input are wanted."
+            "give instruction, output and, optionally, input."
         )
     form = PROMPT_WITH_INPUT if example.get("input") else PROMPT
     return form.format(instruction=example["instruction"], input=example.get("input"))

@@ -1,8 +1,8 @@
 """The third stage of the paper, recovery: a short LoRA training after pruning (Sec. 3.3, App. B.2).
 
 The adapter is peft's, the loop is the Trainer of transformers (several devices: `accelerate launch`). Ours
-are the settings, the record of what happened, and that a killed run goes on as if nothing had been. It
-chooses no data (`windows.instructions`) and measures only what the caller's `evaluate` returns.
+are the settings, the history, and that a killed run ends as an uninterrupted one would have. It chooses no
+data (`windows.instructions`) and measures only what the caller's `evaluate` returns.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +25,21 @@ from transformers.pytorch_utils import Conv1D
 from pruner_lib.files import plain
 from pruner_lib.method.discover import discover
 from pruner_lib.recovery.instructions import Row, batches, encode
-from pruner_lib.recovery.trainer import RecoverySettings, Run, random_state, train
+from pruner_lib.recovery.predict_memory import check_training_memory
+from pruner_lib.recovery.resume import Run, random_state
+from pruner_lib.recovery.settings import RecoverySettings
+from pruner_lib.recovery.trainer import train
+
+WITHOUT = {"without-mlp": "mlp", "without-attention": "attention"}  # the paper's Table 12
 
 
 @dataclass(frozen=True)
-class Recovery:
+class Recovered:
     """What `recover` returns."""
 
     model: nn.Module  # in eval mode: a PeftModel, or the plain merged model
     history: list[dict[str, Any]]  # a row a step: step, loss, seconds, tokens, and what `evaluate` returned
     adapter_path: Path  # for PeftModel.from_pretrained(pruned_model, adapter_path)
-
-
-WITHOUT = {"without-mlp": "mlp", "without-attention": "attention"}  # the paper's Table 12
 
 
 def recover(
@@ -54,8 +56,8 @@ def recover(
     save_steps: int = 50,
     merge: bool = False,
     **settings: Any,
-) -> Recovery:
-    """Train a LoRA adapter on instructions; go on where an earlier call with the same arguments was stopped.
+) -> Recovered:
+    """Train a LoRA adapter on instructions; resume where an earlier call with the same arguments was stopped.
 
     f(x) = W x + b + alpha / rank * B A x; A and B alone are trained, from B = 0.
 
@@ -68,39 +70,41 @@ def recover(
         output_dir: gets recovery.json, adapter/ and, until the end, checkpoints.
         evaluate: model (eval mode, adapter active) -> numbers; called at steps 0, `evaluate_at` and the last.
         keep_at: steps whose adapters are kept too.
-        at: the model as it was after this step, one of `keep_at`, is wanted; None: after the last.
+        at: return the model as it was after this step, one of `keep_at`; None: after the last.
         resume: False throws away what an earlier run left in `output_dir`.
         save_steps: optimizer steps between checkpoints; each evaluation makes one, too.
         merge: add the adapter to the weights of `model` and return that, its `requires_grad` as before.
         settings: fields of `RecoverySettings`: steps, epochs, batch_size, learning_rate, rank, seed, ...
 
     Raises:
-        ValueError: settings out of range, no usable example, a model that carries an adapter, a run with
-            other arguments in `output_dir`, or a loss that is no number.
+        ValueError: settings out of range, no usable example, a model that carries an adapter, too little
+            memory, a run with other arguments in `output_dir`, or a loss that is not finite.
     """
-    chosen = RecoverySettings(**settings)
+    settings = RecoverySettings(**settings)
     _check_model(model)
-    encoded = encode(examples, tokenizer, cutoff=chosen.cutoff)
-    steps = chosen.steps or math.ceil(chosen.epochs * len(encoded) / chosen.batch_size)
-    data = batches(encoded, steps=steps, batch_size=chosen.batch_size, seed=chosen.seed)
+    encoded = encode(examples, tokenizer, cutoff=settings.cutoff)
+    steps = settings.steps or math.ceil(settings.epochs * len(encoded) / settings.batch_size)
+    data = batches(encoded, steps=steps, batch_size=settings.batch_size, seed=settings.seed)
     points = _evaluation_points(evaluate, evaluate_at, steps)
     kept = _kept_steps(keep_at, at, steps)
-    found = {"evaluated_steps": points, "examples": _hash_examples(data), "model": _hash_weights(model)}
-    found |= {"kept_steps": kept} if kept else {}
-    run = Run(Path(output_dir), plain({**asdict(chosen), "steps": steps, **found}), data, kept)
+    identity = settings.deciding() | {"steps": steps, "evaluated_steps": points}
+    identity |= {"examples": _hash_examples(data), "model": _hash_weights(model)}
+    identity |= {"kept_steps": kept} if kept else {}
+    run = Run(Path(output_dir), plain(identity), data, kept)
     run.open(resume)
-    with _put_back(model, after=merge), random_state(chosen.seed):
-        adapted = add_adapter(model, chosen)
-        fresh = not run.finished
-        if fresh:
+    finished = run.finished
+    with _put_back(model, after=merge), random_state(settings.seed):
+        adapted = add_adapter(model, settings)
+        if not finished:
+            check_training_memory(adapted, settings, encoded)
             pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-            train(adapted, run, chosen, points=points, evaluate=evaluate, save_steps=save_steps, pad=pad)
+            train(adapted, run, settings, points=points, evaluate=evaluate, save_steps=save_steps, pad=pad)
         adapter_path = run.adapter_path if at is None or at == steps else run.kept_path(at)
-        if not fresh or adapter_path != run.adapter_path:
+        if finished or adapter_path != run.adapter_path:
             adapted.load_adapter(str(adapter_path), "default", is_trainable=True)
         result = adapted.merge_and_unload() if merge else adapted
     history = [row for row in run.history if at is None or row["step"] <= at]
-    return Recovery(result.eval(), history, adapter_path)
+    return Recovered(result.eval(), history, adapter_path)
 
 
 def add_adapter(model: nn.Module, settings: RecoverySettings) -> PeftModel:
@@ -125,12 +129,16 @@ def add_adapter(model: nn.Module, settings: RecoverySettings) -> PeftModel:
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft 0.21 asks transformers 5.23 by an old name
-        return get_peft_model(model, config)
+        warnings.simplefilter("ignore", FutureWarning)  # peft 0.21 uses an old name of transformers 5.23
+        adapted = get_peft_model(model, config)
+    used = adapted.peft_config["default"]
+    if not isinstance(used.target_modules, str):
+        used.target_modules = sorted(used.target_modules)  # a set, whose order changes from run to run
+    return adapted
 
 
 def linear_modules(model: nn.Module, *, without: str) -> list[str]:
-    """Name the linear layers that are no part of a group of the kind `without`, nor the output layer.
+    """Name the linear layers outside of the groups of kind `without`, and without the output layer.
 
     Which layers are the attention's and which the MLP's follows from discovery, not from their names.
 
@@ -144,7 +152,7 @@ def linear_modules(model: nn.Module, *, without: str) -> list[str]:
     if not left_out & linear or linear <= left_out:
         raise ValueError(
             f"{type(model).__name__} has {len(left_out & linear)} of {len(linear)} linear layers in groups "
-            f"of kind {without!r}; some are wanted, but not all."
+            f"of kind {without!r}; there should be some, but not all."
         )
     return sorted(linear - left_out)
 
@@ -152,23 +160,23 @@ def linear_modules(model: nn.Module, *, without: str) -> list[str]:
 def _check_model(model: nn.Module) -> None:
     if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise ValueError(
-            "The model carries an adapter already; a plain model is wanted: `recovery.model.unload()` takes "
-            "the adapter out, `recover(..., merge=True)` adds it to the weights."
+            "The model carries an adapter already; give a plain model: `recovered.model.unload()` takes the "
+            "adapter out, `recover(..., merge=True)` adds it to the weights."
         )
     head = getattr(model, "get_output_embeddings", lambda: None)()
     if head is None:
         raise ValueError(
-            f"{type(model).__name__} has no output embeddings; a decoder that predicts tokens is wanted."
+            f"{type(model).__name__} has no output embeddings; give a decoder that predicts tokens."
         )
 
 
 def _evaluation_points(evaluate: Callable | None, evaluate_at: Sequence[int], steps: int) -> list[int]:
     points = {int(step) for step in evaluate_at}
     if outside := sorted(step for step in points if not 0 <= step <= steps):
-        raise ValueError(f"evaluate_at={outside}: steps from 0 to {steps}, the last, are wanted.")
+        raise ValueError(f"evaluate_at={outside}: steps from 0 to {steps}, the last, are possible.")
     if evaluate is None and points:
         raise ValueError(
-            f"evaluate_at={sorted(points)} but evaluate=None; a function that measures a model is wanted."
+            f"evaluate_at={sorted(points)} but evaluate=None; give a function that measures a model."
         )
     return sorted(points | {0, steps}) if evaluate is not None else []
 
@@ -176,7 +184,7 @@ def _evaluation_points(evaluate: Callable | None, evaluate_at: Sequence[int], st
 def _kept_steps(keep_at: Sequence[int], at: int | None, steps: int) -> list[int]:
     kept = {int(step) for step in keep_at}
     if outside := sorted(step for step in kept if not 1 <= step <= steps):
-        raise ValueError(f"keep_at={outside}: steps from 1 to {steps}, the last, are wanted.")
+        raise ValueError(f"keep_at={outside}: steps from 1 to {steps}, the last, are possible.")
     if at is not None and at not in kept | {steps}:
         raise ValueError(f"at={at}: no adapter is kept there, only at {sorted(kept | {steps})}; see keep_at.")
     return sorted(kept - {steps})
@@ -187,7 +195,7 @@ def _hash_examples(data: list[list[Row]]) -> str:
 
 
 def _hash_weights(model: nn.Module) -> str:
-    """Hash names, shapes and 1000 evenly spaced numbers of each weight: tells prunings of a model apart."""
+    """Hash names, shapes and 1000 evenly spaced numbers of each weight: prunings of a model differ."""
     digest = hashlib.sha256()
     for name, weight in model.named_parameters():
         flat = weight.detach().reshape(-1)

@@ -30,12 +30,12 @@ from pruner_lib.method.decoder import decoder_layers
 from pruner_lib.method.groups import Axis, Plan
 from pruner_lib.method.importance import estimate_members
 from pruner_lib.method.prune import mask_
-from pruner_lib.method.size_rules import common_module
 from pruner_lib.recovery.instructions import IGNORED, encode
 from pruner_lib.study.records import MetricName, Record, metrics_from
+from pruner_lib.study.results import model_hash
 from pruner_lib.study.run import Study
 from pruner_lib.study.settings import Experiment, Recovery
-from pruner_lib.study.stages import KEEP_BYTES, Loaded, model_hash
+from pruner_lib.study.stages import KEEP_BYTES, Loaded
 
 PASSES = {  # name -> criteria of one pass; None: a plain forward and backward pass that keeps every gradient
     "plain forward + backward": None,
@@ -297,7 +297,7 @@ def block_outputs(
     with ExitStack() as hooks, torch.no_grad():
         for name, axis in axes.items():
             if axis.layer is not None:
-                block, last = model.get_submodule(common_module(axis)), model.get_submodule(axis.last)
+                block, last = model.get_submodule(axis.module), model.get_submodule(axis.last)
                 hooks.callback(block.register_forward_pre_hook(feed(name), with_kwargs=True).remove)
                 hooks.callback(last.register_forward_hook(keep(name)).remove)
         for number, layer in enumerate(decoder_layers(model)[1]):
@@ -363,13 +363,13 @@ def at_zero(study: Study, record: Record) -> Record:
 
     Returns: the record with the perplexities of that model. It is on no disk, and not what `run` would give.
     """
-    asked, how = record.experiment, record.experiment.evaluation
+    experiment, how = record.experiment, record.experiment.evaluation
     names = [MetricName("perplexity", text, how.length) for text in how.texts]
 
     def measure() -> dict[str, Any]:
-        plan, own = study.plan(asked), study.pipeline.own(asked.model)
+        plan, own = study.plan(experiment), study.pipeline.own(experiment.model)
         model = mask_(own.model, plan)
         return {str(name): asdict(study.pipeline.measure(name, how, model, own.tokenizer)) for name in names}
 
-    key = ["at zero", asked.canonical().settings(), model_hash(asked.model)]
+    key = ["at zero", experiment.canonical().settings(), model_hash(experiment.model)]
     return replace(record, metrics=metrics_from(study.cached(key, measure)))

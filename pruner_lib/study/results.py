@@ -11,6 +11,7 @@ results/<profile>/cache/      what saves time when a run goes on; may be deleted
 from __future__ import annotations
 
 import ast
+import hashlib
 import os
 import platform
 import subprocess
@@ -183,6 +184,28 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return numbers
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """Name a tokenizer by a hash of its vocabulary; two with the same ids for all tokens have the same."""
+    text = repr(sorted(tokenizer.get_vocab().items()))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def model_hash(name: str) -> str | None:
+    """Name the contents of a model folder by a hash of both ends of each file; None if it is no folder."""
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        return None
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        with open(path, "rb") as file:
+            size = file.seek(0, 2)
+            digest.update(f"{path.name} {size}".encode())
+            for place in (0, max(0, size - (1 << 20))):
+                file.seek(place)
+                digest.update(file.read(1 << 20))
+    return digest.hexdigest()[:12]
 
 
 def git_revision() -> str | None:

@@ -33,6 +33,7 @@ from pruner_lib.study.records import Record, read_record, record_path, write_rec
 from pruner_lib.study.results import (
     finish,
     git_revision,
+    model_hash,
     now,
     provenance,
     results_dir,
@@ -41,7 +42,7 @@ from pruner_lib.study.results import (
     versions,
 )
 from pruner_lib.study.settings import DATA_FREE, Experiment, settings_key
-from pruner_lib.study.stages import Loaded, Pipeline, model_hash, recovery_key
+from pruner_lib.study.stages import Loaded, Pipeline, recovery_key
 from pruner_lib.study.statistics import Interval
 
 _one_at_a_time = threading.RLock()  # torch's random state and the peak-memory counter are the process's
@@ -213,20 +214,20 @@ class Study:
         with _one_at_a_time, self.pipeline.lock(name):
             yield
 
-    def _measure(self, asked: Experiment, criteria: Sequence[str]) -> Record:
+    def _measure(self, experiment: Experiment, criteria: Sequence[str]) -> Record:
         meters.reset_peak()
         self.pipeline.seconds.clear()
-        subject = self.pipeline.subject(asked, criteria)
-        metrics = self.pipeline.evaluate(asked, subject)
+        subject = self.pipeline.subject(experiment, criteria)
+        metrics = self.pipeline.evaluate(experiment, subject)
         self.pipeline.forget_large()
         return Record(
-            asked,
+            experiment,
             subject.summary(),
             metrics,
             subject.history,
             {name: round(seconds, 3) for name, seconds in self.pipeline.seconds.items()},
             meters.peak_mb(),
-            self._machine | {"model_hash": model_hash(asked.model)},
+            self._machine | {"model_hash": model_hash(experiment.model)},
             versions(),
             self._revision,
             now(),

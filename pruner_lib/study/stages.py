@@ -7,7 +7,6 @@ what becomes of its numbers, is decided in `run`.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import time
 from collections.abc import Iterator, Sequence
@@ -22,7 +21,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pruner_lib import prune_
 from pruner_lib.data.windows import calibration_ids, corpus_hash, instructions, text_ids
 from pruner_lib.evaluation.efficiency import count_parameters, weight_bytes
 from pruner_lib.evaluation.int8 import is_quantised, quantise_
@@ -32,11 +30,13 @@ from pruner_lib.files import only_one, read_json, write_atomic, write_json, writ
 from pruner_lib.method.discover import discover
 from pruner_lib.method.groups import Plan
 from pruner_lib.method.importance import aggregate, estimate_members
-from pruner_lib.method.memory import give_back
+from pruner_lib.method.memory import trim_heap
 from pruner_lib.method.select import select
 from pruner_lib.models.load import load_model
+from pruner_lib.models.prune import prune_
 from pruner_lib.recovery.recover import recover
 from pruner_lib.study.records import Metric, MetricName, metrics_from
+from pruner_lib.study.results import model_hash, tokenizer_hash
 from pruner_lib.study.settings import DATA_FREE, Calibration, Evaluation, Experiment, settings_key
 
 KEEP_BYTES = 2 << 30  # a larger dense model is not copied: it is cut itself and loaded again
@@ -141,72 +141,86 @@ class Pipeline:
         if any(loaded.large for loaded in self._dense.values()):
             self._dense.clear()
 
-    def calibration_ids(self, asked: Calibration, tokenizer: Any) -> Tensor:
+    def calibration_ids(self, how: Calibration, tokenizer: Any) -> Tensor:
         """Take the calibration samples: `(samples, length)` int64."""
-        sizes = asdict(asked) | {"bos": begins_with_bos(asked, tokenizer)}
+        sizes = asdict(how) | {"bos": begins_with_bos(how, tokenizer)}
         return calibration_ids(sizes.pop("corpus"), tokenizer, **sizes)
 
-    def text_ids(self, asked: Evaluation, text: str, tokenizer: Any) -> Tensor:
+    def text_ids(self, how: Evaluation, text: str, tokenizer: Any) -> Tensor:
         """Cut a text into the windows of an evaluation: `(windows, length)` int64."""
-        sizes = {"length": asked.length, "windows": asked.windows, "bos": begins_with_bos(asked, tokenizer)}
+        sizes = {"length": how.length, "windows": how.windows, "bos": begins_with_bos(how, tokenizer)}
         return self._text_ids(text, tokenizer, **sizes)
 
-    def members(self, asked: Experiment, criteria: Sequence[str]) -> dict[str, Any]:
+    def members(self, experiment: Experiment, criteria: Sequence[str]) -> dict[str, Any]:
         """Score the members of one model on one calibration: from the cache, what is missing in one pass.
 
-        Args:    asked: gives model, calibration and seed.    criteria: all that will be needed of them.
+        Args:    experiment: gives model, calibration and seed.    criteria: all that will be needed of them.
         Returns: criterion -> axis name -> `(n_structures, n_groups, channels)` float32.
         """
-        paths = {name: self.cache(f"members-{_members_key(asked, name)}.safetensors") for name in criteria}
-        with self.lock(f"members-{_members_key(asked, 'pass')}"):
+        paths = {
+            name: self.cache(f"members-{_members_key(experiment, name)}.safetensors") for name in criteria
+        }
+        with self.lock(f"members-{_members_key(experiment, 'pass')}"):
             if missing := [name for name, path in paths.items() if not path.is_file()]:
-                dense, ids = self.dense(asked.model), None
+                dense, ids = self.dense(experiment.model), None
                 with self.timed("estimate"):
                     if set(missing) - set(DATA_FREE):
-                        ids = self.calibration_ids(asked.calibration, dense.tokenizer)
-                    scores = estimate_members(dense.model, dense.axes, ids, criteria=missing, seed=asked.seed)
-                    give_back()
+                        ids = self.calibration_ids(experiment.calibration, dense.tokenizer)
+                    scores = estimate_members(
+                        dense.model, dense.axes, ids, criteria=missing, seed=experiment.seed
+                    )
+                    trim_heap()
                 for name, members in scores.items():
                     whole = {axis: tensor.contiguous() for axis, tensor in members.items()}
                     write_atomic(paths[name], lambda path, whole=whole: save_file(whole, str(path)))
         return {name: load_file(str(path)) for name, path in paths.items()}
 
-    def plan(self, asked: Experiment, criteria: Sequence[str] = ()) -> Plan:
+    def plan(self, experiment: Experiment, criteria: Sequence[str] = ()) -> Plan:
         """Choose which groups stay.
 
         Args:    criteria: others to estimate in the same pass, for experiments that follow.
         """
-        members = self.members(asked, list(dict.fromkeys([asked.criterion, *criteria])))[asked.criterion]
-        axes, aggregation = self.dense(asked.model).axes, asked.aggregation if asked.dependency else "none"
+        members = self.members(experiment, list(dict.fromkeys([experiment.criterion, *criteria])))[
+            experiment.criterion
+        ]
+        axes, aggregation = (
+            self.dense(experiment.model).axes,
+            experiment.aggregation if experiment.dependency else "none",
+        )
         names = ("ratio", "granularity", "scope", "protect_first", "protect_last", "target", "dependency")
         with self.timed("select"):
-            scores = aggregate(axes, members, aggregation, order=asked.order)
-            return select(axes, scores, **{name: getattr(asked, name) for name in names})
+            scores = aggregate(axes, members, aggregation, order=experiment.order)
+            return select(axes, scores, **{name: getattr(experiment, name) for name in names})
 
-    def subject(self, asked: Experiment, criteria: Sequence[str] = ()) -> Subject:
+    def subject(self, experiment: Experiment, criteria: Sequence[str] = ()) -> Subject:
         """Make the model of an experiment; the dense one is that in memory, which must not be changed.
 
         Args:    criteria: others to estimate in the same calibration pass, for experiments that follow.
         """
-        plan = self.plan(asked, criteria) if asked.ratio else None
-        changes = plan is not None or asked.recovery or asked.int8
-        loaded = self.own(asked.model) if changes else self.dense(asked.model)
+        plan = self.plan(experiment, criteria) if experiment.ratio else None
+        changes = plan is not None or experiment.recovery or experiment.int8
+        loaded = self.own(experiment.model) if changes else self.dense(experiment.model)
         model, history, n_dense = loaded.model, [], count_parameters(loaded.model)
         if plan is not None:
             with self.timed("prune"):
                 prune_(model, plan, axes=loaded.axes)
         n_left = count_parameters(model)
-        if asked.recovery:
-            model, history = self._recover(asked, model, loaded.tokenizer)
-        if asked.int8:
+        if experiment.recovery:
+            model, history = self._recover(experiment, model, loaded.tokenizer)
+        if experiment.int8:
             with self.timed("quantise"):
                 quantise_(model)
         return Subject(model, loaded.tokenizer, plan, tuple(history), n_dense, n_left)
 
-    def _recover(self, asked: Experiment, model: Any, tokenizer: Any) -> tuple[Any, list[dict[str, Any]]]:
+    def _recover(
+        self, experiment: Experiment, model: Any, tokenizer: Any
+    ) -> tuple[Any, list[dict[str, Any]]]:
         """Fine-tune a pruned model, from the last checkpoint if there is one: the model and its history."""
-        how, on_the_way = asked.recovery, asked.evaluation.texts if asked.recovery.evaluate_at else ()
-        texts = {text: self.text_ids(asked.evaluation, text, tokenizer) for text in on_the_way}
+        how, on_the_way = (
+            experiment.recovery,
+            experiment.evaluation.texts if experiment.recovery.evaluate_at else (),
+        )
+        texts = {text: self.text_ids(experiment.evaluation, text, tokenizer) for text in on_the_way}
 
         def evaluate(model: Any) -> dict[str, float]:
             return {text: perplexity(model, ids) for text, ids in texts.items()}
@@ -216,7 +230,7 @@ class Pipeline:
                 model,
                 tokenizer,
                 instructions(how.corpus, samples=how.samples, seed=how.seed),
-                output_dir=self.cache(f"recovery-{recovery_key(asked)}"),
+                output_dir=self.cache(f"recovery-{recovery_key(experiment)}"),
                 evaluate=evaluate if texts else None,
                 evaluate_at=how.evaluate_at,
                 keep_at=how.keep_at,
@@ -226,9 +240,9 @@ class Pipeline:
             )
         return done.model.eval(), list(done.history)
 
-    def evaluate(self, asked: Experiment, subject: Subject) -> dict[MetricName, Metric]:
+    def evaluate(self, experiment: Experiment, subject: Subject) -> dict[MetricName, Metric]:
         """Measure a model on every text and task of an experiment, but what was measured before a kill."""
-        how, path = asked.evaluation, self.unfinished(asked)
+        how, path = experiment.evaluation, self.unfinished(experiment)
         names = [MetricName("perplexity", text, how.length) for text in how.texts]
         names += [MetricName("accuracy", task) for task in how.tasks]
         saved = read_json(path) if path.is_file() else {}
@@ -241,9 +255,9 @@ class Pipeline:
         self.seconds["evaluate"] = sum(saved[str(name)]["seconds"] for name in names)
         return metrics_from({str(name): saved[str(name)]["metric"] for name in names})
 
-    def unfinished(self, asked: Experiment) -> Path:
+    def unfinished(self, experiment: Experiment) -> Path:
         """Name the file of the metrics of an unfinished experiment."""
-        return self.cache(f"partial-{settings_key([asked.key, model_hash(asked.model)])}.json")
+        return self.cache(f"partial-{settings_key([experiment.key, model_hash(experiment.model)])}.json")
 
     def measure(self, name: MetricName, how: Evaluation, model: Any, tokenizer: Any) -> Metric:
         """Measure one metric of an evaluation, with the protocol that makes it comparable."""
@@ -251,7 +265,8 @@ class Pipeline:
         dtype = f"int8 linear, else {dtype}" if is_quantised(model) else dtype
         if name.kind == "accuracy":
             with contextlib.redirect_stderr(io.StringIO()):  # lm-eval draws bars that can't be turned off
-                score = zero_shot(model, tokenizer, tasks=(name.dataset,), limit=how.limit)[name.dataset]
+                scores = zero_shot(model, tokenizer, (name.dataset,), how.limit, seed=None)
+            score = scores[name.dataset]
             protocol = score.protocol | {"dtype": dtype}
             return Metric(score.value, score.stderr, score.n, protocol, tuple(score.correct))
         ids = self.text_ids(how, name.dataset, tokenizer)
@@ -269,43 +284,21 @@ class Pipeline:
         return Metric(result.value, result.stderr, len(ids), protocol, nll)
 
 
-def begins_with_bos(asked: Calibration | Evaluation, tokenizer: Any) -> bool:
+def begins_with_bos(how: Calibration | Evaluation, tokenizer: Any) -> bool:
     """Whether texts begin with a BOS token: where that is asked for and there is one (GLM has none)."""
-    return asked.bos and tokenizer.bos_token_id is not None
+    return how.bos and tokenizer.bos_token_id is not None
 
 
-def tokenizer_hash(tokenizer: Any) -> str:
-    """Name a tokenizer by a hash of its vocabulary; two with the same ids for all tokens have the same."""
-    text = repr(sorted(tokenizer.get_vocab().items()))
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def model_hash(name: str) -> str | None:
-    """Name the contents of a model folder by a hash of both ends of each file; None if it is no folder."""
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        return None
-    digest = hashlib.sha256()
-    for path in sorted(path for path in folder.iterdir() if path.is_file()):
-        with open(path, "rb") as file:
-            size = file.seek(0, 2)
-            digest.update(f"{path.name} {size}".encode())
-            for place in (0, max(0, size - (1 << 20))):
-                file.seek(place)
-                digest.update(file.read(1 << 20))
-    return digest.hexdigest()[:12]
-
-
-def recovery_key(asked: Experiment) -> str:
+def recovery_key(experiment: Experiment) -> str:
     """Name the training of an experiment; what is measured of it, and after which step, does not matter."""
-    settings, how = asked.model_settings(), asked.evaluation
-    watched = [how.texts, how.windows, how.length, how.bos] if asked.recovery.evaluate_at else None
+    settings, how = experiment.model_settings(), experiment.evaluation
+    watched = [how.texts, how.windows, how.length, how.bos] if experiment.recovery.evaluate_at else None
     settings["recovery"]["at"] = None
     del settings["int8"]
-    return settings_key([settings, watched, model_hash(asked.model)])
+    return settings_key([settings, watched, model_hash(experiment.model)])
 
 
-def _members_key(asked: Experiment, criterion: str) -> str:
-    calibration = None if criterion in DATA_FREE else asdict(asked.calibration)
-    seed = asked.seed if criterion == "random" else 0
-    return settings_key([asked.model, model_hash(asked.model), criterion, calibration, seed])
+def _members_key(experiment: Experiment, criterion: str) -> str:
+    calibration = None if criterion in DATA_FREE else asdict(experiment.calibration)
+    seed = experiment.seed if criterion == "random" else 0
+    return settings_key([experiment.model, model_hash(experiment.model), criterion, calibration, seed])

@@ -18,9 +18,10 @@ import pandas as pd
 import yaml
 
 from pruner_lib.evaluation.perplexity import PROMPTS, Sample, generate_samples
+from pruner_lib.study.results import model_hash
 from pruner_lib.study.run import Study
 from pruner_lib.study.settings import Experiment
-from pruner_lib.study.stages import model_hash, recovery_key
+from pruner_lib.study.stages import recovery_key
 from pruner_lib.study.statistics import Interval, mean_interval, paired_difference
 
 ROW = "border-top: 1px solid rgba(128, 128, 128, 0.4)"

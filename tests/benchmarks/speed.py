@@ -25,9 +25,9 @@ from pruner_lib.method.decoder import decoder_layers
 from pruner_lib.method.discover import discover
 from pruner_lib.method.groups import Plan
 from pruner_lib.method.importance import estimate
-from pruner_lib.method.prune import prune_
 from pruner_lib.method.select import select
 from pruner_lib.models.load import load_model
+from pruner_lib.models.prune import prune_
 from tests.benchmarks.rows import DEVICE, Cases, run
 
 SHARES = (0.2, 0.5)  # of the parameters in the blocks that go

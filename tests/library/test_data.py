@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoTokenizer
 
-from pruner_lib.data.corpora import instruction_names, read_corpus, read_instructions, text_names
-from pruner_lib.data.windows import calibration_ids, corpus_hash, instructions, text_ids
+from pruner_lib.data.corpora import CORPORA, INSTRUCTIONS, read_corpus, read_instructions
+from pruner_lib.data.windows import calibration_ids, corpus_hash, has_bos, instructions, text_ids
 from pruner_lib.models.load import find_model, tiny_tokenizer
 
 
@@ -78,12 +79,20 @@ def test_bos_stands_once_before_the_text_and_only_when_asked():
     assert torch.equal(with_bos[0, 1:], plain[0, :-1])
 
 
-def test_bos_needs_a_tokenizer_that_has_one():
-    tokenizer = tiny_tokenizer()
-    tokenizer.bos_token = None
-    assert text_ids("tiny", tokenizer, windows=1).shape == (1, 128)
-    with pytest.raises(ValueError, match="no beginning-of-sequence token"):
-        text_ids("tiny", tokenizer, windows=1, bos=True)
+@pytest.mark.parametrize("cut", [text_ids, calibration_ids])
+def test_without_a_bos_token_texts_begin_without_it_and_one_warning_says_so(cut):
+    sizes = {"length": 9, "windows" if cut is text_ids else "samples": 3}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with_bos = cut("tiny", tiny_tokenizer(), bos=True, **sizes)
+        tokenizer = tiny_tokenizer()
+        tokenizer.bos_token = None
+        plain = cut("tiny", tokenizer, **sizes)
+    with pytest.warns(UserWarning, match="no beginning-of-sequence token: texts begin without") as caught:
+        without = cut("tiny", tokenizer, bos=True, **sizes)
+    assert len(caught) == 1 and caught[0].filename == __file__
+    assert torch.equal(without, plain) and not torch.equal(with_bos, plain)
+    assert [has_bos(t, b) for t in (tokenizer, tiny_tokenizer()) for b in (True, False)] == [0, 0, 1, 0]
 
 
 def test_too_few_windows_say_how_many_there_are(local):
@@ -165,7 +174,7 @@ def test_unknown_and_empty_texts_are_refused(local):
     (local / "empty.txt").write_text("\n\n \n")
     with pytest.raises(ValueError, match="'empty' is empty"):
         read_corpus("empty")
-    assert text_names() == ["wiki", "c4", "bookcorpus", "wikitext2", "ptb", "tiny"]
+    assert list(CORPORA) == ["wiki", "c4", "bookcorpus", "wikitext2", "ptb", "tiny"]
 
 
 def test_corpus_hash_tells_content_and_shape_apart():
@@ -211,4 +220,4 @@ def test_unknown_and_unreachable_instructions_are_refused(local):
         instructions("alpacca")
     with pytest.raises(ValueError, match="yahma/alpaca-cleaned.*was not found.*alpaca.json"):
         instructions("alpaca")
-    assert instruction_names() == ["instructlab", "alpaca", "tiny"]
+    assert list(INSTRUCTIONS) == ["instructlab", "alpaca", "tiny"]

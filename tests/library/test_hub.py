@@ -25,6 +25,10 @@ def online(monkeypatch):
     return endpoint
 
 
+def look_up():
+    return hub_lookup("model 'x/y'", "Try that.", datasets.config)
+
+
 def settings():
     return constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
 
@@ -32,7 +36,7 @@ def settings():
 def test_unreachable_hub_is_found_out_at_once_and_only_the_cache_is_read(online):
     start = time.monotonic()
     message = "model 'x/y' was not found .*can't be reached.*Try that.*gone"
-    with pytest.raises(ValueError, match=message), hub_lookup("model 'x/y'", "Try that."):
+    with pytest.raises(ValueError, match=message), look_up():
         assert settings() == (True, True)
         raise FileNotFoundError("gone")
     assert time.monotonic() - start < 5
@@ -42,22 +46,28 @@ def test_unreachable_hub_is_found_out_at_once_and_only_the_cache_is_read(online)
 def test_reachable_hub_is_asked(online, monkeypatch):
     monkeypatch.setattr(assets, "_unreachable", lambda endpoint: None)
     message = f"'x/y' was not found on {online}. Try that."
-    with pytest.raises(ValueError, match=message), hub_lookup("model 'x/y'", "Try that."):
+    with pytest.raises(ValueError, match=message), look_up():
         assert settings() == (False, False)
         raise OSError("404")
 
 
 def test_what_is_found_passes_and_so_do_other_errors(online):
-    with hub_lookup("model 'x/y'", "Try that."):
+    with look_up():
         found = True
     assert found and settings() == (False, False)
-    with pytest.raises(ValueError, match="^no decoder$"), hub_lookup("model 'x/y'", "Try that."):
+    with (
+        pytest.raises(ValueError, match="^no decoder$"),
+        look_up(),
+    ):
         raise ValueError("no decoder")
     assert settings() == (False, False)
 
 
 def test_offline_mode_stays_on(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match="offline mode is set"), hub_lookup("model 'x/y'", "Try that."):
+    with (
+        pytest.raises(ValueError, match="offline mode is set"),
+        look_up(),
+    ):
         raise OSError("404")
     assert constants.HF_HUB_OFFLINE

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, LlamaModel
 
 from pruner_lib.data.assets import cache_root
-from pruner_lib.models.load import find_model, load_model, model_names, tiny_tokenizer
+from pruner_lib.models.load import NAMES, find_model, load_model, tiny_tokenizer
 
 IDS = torch.arange(4, 20)[None]  # (1, 16)
 
@@ -108,7 +108,7 @@ def test_unknown_model_names_the_known_ones(name):
 
 
 def test_known_names_are_listed():
-    assert model_names() == ["smollm2-135m", "tiny"]
+    assert NAMES == ("smollm2-135m", "tiny")
 
 
 def test_hub_id_without_the_hub_fails_at_once():

@@ -22,7 +22,8 @@ from pruner_lib.method.groups import Plan
 from pruner_lib.method.norms import norm_members
 from pruner_lib.method.trace import constants_in_forward
 from pruner_lib.recovery.recover import add_adapter
-from pruner_lib.recovery.trainer import RecoverySettings, _ResponseTrainer
+from pruner_lib.recovery.settings import RecoverySettings
+from pruner_lib.recovery.trainer import _ResponseTrainer
 
 UNEVEN = dict(ratio=0.4, scope="global", protect_first=1)
 HEADS, SIZE, INNER = 6, 8, 192

@@ -49,6 +49,7 @@ def version(pin: Requirement) -> str:
 def unmet(declared: list[Requirement], lock: list[str], environment: dict[str, str]) -> list[str]:
     """Name the declared requirements that a lock does not meet with exactly one version."""
     found = pins(lock, environment)
+    declared = [each for each in declared if each.marker is None or each.marker.evaluate(environment)]
     pinned = {requirement: found.get(canonicalize_name(requirement.name), []) for requirement in declared}
     return [r.name for r, p in pinned.items() if len(p) != 1 or not r.specifier.contains(version(p[0]))]
 
@@ -62,7 +63,8 @@ def loose(lock: list[str]) -> list[str]:
 def drifted(declared: list[Requirement], lock: list[str]) -> set[str]:
     """Follow the installed packages from the declared ones; name those that the lock does not pin so."""
     found, seen, wrong = pins(lock), set(), set()
-    queue = [(canonicalize_name(requirement.name), requirement.extras) for requirement in declared]
+    here = [each for each in declared if each.marker is None or each.marker.evaluate()]
+    queue = [(canonicalize_name(requirement.name), requirement.extras) for requirement in here]
     while queue:
         name, extras = queue.pop()
         if (name, frozenset(extras)) in seen or any(fnmatch.fnmatch(name, cuda) for cuda in TORCH_CUDA):
@@ -140,12 +142,18 @@ def test_hooks_use_the_versions_of_the_lock():
 
 def test_every_file_of_the_package_is_shipped():
     tools = PROJECT["tool"]["setuptools"]
-    patterns = ["*.py", *tools["package-data"]["pruner_lib.study"]]
+    data = tools["package-data"]
     files = [path for path in (ROOT / "pruner_lib").rglob("*") if path.is_file() and path.suffix != ".pyc"]
-    shipped = [path for path in files if any(fnmatch.fnmatch(path.name, pattern) for pattern in patterns)]
-    assert shipped == files
-    assert "profiles.yaml" in [path.name for path in files] and not fnmatch.fnmatch("profiles.yaml", "*.py")
-    folders = {path.parent.relative_to(ROOT).as_posix().replace("/", ".") for path in files}
+    packages = {path: path.parent.relative_to(ROOT).as_posix().replace("/", ".") for path in files}
+
+    def shipped(path: Path) -> bool:
+        return any(fnmatch.fnmatch(path.name, each) for each in ["*.py", *data.get(packages[path], [])])
+
+    assert [path for path in files if not shipped(path)] == []
+    assert {"profiles.yaml", "py.typed"} <= {path.name for path in files}
+    data = {}
+    assert {"profiles.yaml", "py.typed"} <= {path.name for path in files if not shipped(path)}
+    folders = set(packages.values())
     assert set(tools["packages"]) == folders and len(folders) > 5, "each package inside it is listed"
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import multiprocessing
+import os
 import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from pruner_lib.files import only_one, read_json, write_atomic, write_csv, write_json
+from pruner_lib.files import only_one, read_json, write_atomic, write_csv, write_folder, write_json
 
 
 def test_json_comes_back_and_infinities_stay_readable_by_strict_readers(tmp_path):
@@ -37,6 +38,41 @@ def test_failed_write_keeps_the_old_file_and_leaves_no_part(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
     write_json(path, {"new": 2})
     assert read_json(path) == {"new": 2}
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
+    def write(name: str, error: Exception | None = None):
+        def fill(folder: Path) -> None:
+            (folder / name).write_text(name)
+            if error:
+                raise error
+
+        return fill
+
+    folder = write_folder(tmp_path / "new" / "m", write("one"))
+    assert [path.name for path in folder.iterdir()] == ["one"] and folder.stat().st_mode & 0o055
+    with pytest.raises(KeyError):
+        write_folder(folder, write("two", KeyError()))
+    assert [path.name for path in folder.iterdir()] == ["one"]
+    write_folder(folder, write("two"))
+    assert [path.name for path in folder.iterdir()] == ["two"]
+    assert [path.name for path in folder.parent.iterdir()] == ["m"]
+
+
+def test_the_old_folder_comes_back_when_the_new_one_cannot_be_moved(tmp_path, monkeypatch):
+    folder = write_folder(tmp_path / "m", lambda new: (new / "old").touch())
+    move, calls = os.replace, []
+
+    def broken(source, target):
+        calls.append(target)
+        if len(calls) == 2:
+            raise OSError(errno.EIO, "broken")
+        move(source, target)
+
+    monkeypatch.setattr(os, "replace", broken)
+    with pytest.raises(OSError, match="broken"):
+        write_folder(folder, lambda new: (new / "new").touch())
+    assert [path.name for path in folder.iterdir()] == ["old"] and len(calls) == 3
 
 
 def test_real_full_disk_is_an_error():

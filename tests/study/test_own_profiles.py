@@ -67,7 +67,7 @@ def test_without_the_file_there_are_the_built_in_profiles_alone(own, monkeypatch
             "mine: {like: tiny, evaluation: {windos: 3}}",
             "no setting evaluation.windos; it has texts, windows",
         ),
-        ("mine: {like: tiny, recovery: {batch_size: 3}}", "recovery: batch_size=3 is no multiple of"),
+        ("mine: {like: tiny, recovery: {batch_size: 3}}", "recovery: .*micro_batch_size"),
         ("mine: {like: tiny, method_study: {models: [a]}}", "1, 0 and 0 values, but should be equally long"),
     ],
 )

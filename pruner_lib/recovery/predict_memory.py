@@ -1,0 +1,158 @@
+"""What a training step will take, before it starts (a question of machines; nothing in the paper).
+
+The longest example runs forward once, and what autograd would keep for backward is counted and dropped.
+Weights are frozen, so this is what the adapters need: their inputs, and all between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
+
+import torch
+from peft import PeftModel
+from torch.autograd.graph import saved_tensors_hooks
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._pytree import tree_leaves
+
+from pruner_lib.method.decoder import decoder_layers
+from pruner_lib.method.memory import HOLES, available_bytes, held_bytes
+from pruner_lib.recovery.instructions import IGNORED, Row, collate
+from pruner_lib.recovery.resume import random_state
+from pruner_lib.recovery.settings import RecoverySettings
+from pruner_lib.recovery.trainer import response_loss
+
+FLOAT32 = 4
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """Predicted bytes of training at its peak.
+
+    Attributes:
+        held: by the process now, with the weights (on a GPU: by tensors).
+        activations: kept for backward by one micro-batch.
+        logits: at the labels of one micro-batch, with their gradients.
+        optimizer: gradients of the adapter and the two moments of Adam.
+        temporary: gradients on their way through a layer; on a CPU also the holes that freed memory leaves
+            between tensors that stay, measured as up to a third of the activations.
+    """
+
+    held: int
+    activations: int
+    logits: int
+    optimizer: int
+    temporary: int
+
+    @property
+    def extra(self) -> int:
+        return self.activations + self.logits + self.optimizer + self.temporary
+
+    @property
+    def total(self) -> int:
+        return self.held + self.extra
+
+
+def predict_training_memory(
+    adapted: PeftModel, settings: RecoverySettings, examples: Sequence[Row]
+) -> TrainingMemory:
+    """Predict the peak memory of a training step from one forward pass of the longest example.
+
+    Args:    examples: encoded; a micro-batch of those as long as the longest is assumed.
+    Returns: bytes; `.total` is resident memory, on a GPU that of its tensors.
+    """
+    longest = max(examples, key=lambda row: len(row["input_ids"]))
+    outside, layers, entries, widest = _count(adapted, longest)
+    size = settings.micro_batch_size
+    labels = sorted(sum(label != IGNORED for label in row["labels"]) for row in examples)[-size:]
+    vocabulary = adapted.get_base_model().get_output_embeddings().weight.shape[0]
+    trained = sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad)
+    on_cpu = next(adapted.parameters()).device.type == "cpu"
+    kept = sum(entries) + max(layers) if settings.gradient_checkpointing else sum(layers)
+    return TrainingMemory(
+        held=held_bytes(adapted),
+        activations=size * (outside + kept),
+        logits=3 * sum(labels) * vocabulary * FLOAT32,  # log-softmax, its gradient, that of the logits
+        optimizer=3 * trained * FLOAT32,
+        temporary=3 * size * widest + (size * (outside + kept) // 3 if on_cpu else 0) + HOLES // 2,
+    )
+
+
+def check_training_memory(adapted: PeftModel, settings: RecoverySettings, examples: Sequence[Row]) -> None:
+    """Refuse a training that would not fit.
+
+    Raises: ValueError: with what is needed, what is available, and a setting to try.
+    """
+    available = available_bytes(next(adapted.parameters()).device)
+    needed = predict_training_memory(adapted, settings, examples)
+    if available is None or needed.extra <= available:
+        return
+    sizes = [n for n in range(settings.micro_batch_size, 0, -1) if settings.batch_size % n == 0]
+    for recompute, size in product(sorted({settings.gradient_checkpointing, True}), sizes):
+        other = replace(settings, micro_batch_size=size, gradient_checkpointing=recompute)
+        extra = predict_training_memory(adapted, other, examples).extra
+        if extra <= available:
+            break
+    fits = "try" if extra <= available else "take a smaller cutoff or a machine with more memory: even"
+    raise ValueError(
+        f"A step of micro_batch_size={settings.micro_batch_size} needs {_gb(needed.extra)} (activations "
+        f"{_gb(needed.activations)}, logits {_gb(needed.logits)}, optimizer {_gb(needed.optimizer)}, "
+        f"temporary {_gb(needed.temporary)}) beside the {_gb(needed.held)} held now, and {_gb(available)} "
+        f"are available; {fits} micro_batch_size={size}, gradient_checkpointing={recompute}, {_gb(extra)}."
+    )
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.2f} GB"
+
+
+def _count(adapted: PeftModel, example: Row) -> tuple[int, list[int], list[int], int]:
+    """Count what one example keeps, in bytes: outside of the layers, in each, at its entry; widest output."""
+    base = adapted.get_base_model()
+    layers = decoder_layers(base)[1]
+    weights = {StorageWeakRef(x.untyped_storage()) for x in [*adapted.parameters(), *adapted.buffers()]}
+    saved, entered = set(weights), set(weights)
+    counts, entries = [0] * (len(layers) + 1), [0] * len(layers)  # the last count: outside of the layers
+    place, widest = -1, 0
+
+    def fresh(x: object, seen: set[StorageWeakRef]) -> int:
+        if not isinstance(x, torch.Tensor) or (storage := StorageWeakRef(x.untyped_storage())) in seen:
+            return 0
+        seen.add(storage)
+        return x.untyped_storage().nbytes()
+
+    def save(x: torch.Tensor) -> None:
+        counts[place] += fresh(x, saved)
+
+    def enter(number, module, args, kwargs):
+        nonlocal place
+        place = number
+        entries[number] = sum(fresh(x, entered) for x in tree_leaves((args, kwargs)))
+
+    def leave(module, args, output):
+        nonlocal place
+        place = -1
+
+    def look(module, args, output):
+        nonlocal widest
+        widest = max([widest, *(x.nbytes for x in tree_leaves(output) if isinstance(x, torch.Tensor))])
+
+    handles = [module.register_forward_hook(look) for layer in layers for module in layer.modules()]
+    for number, layer in enumerate(layers):
+        handles.append(layer.register_forward_pre_hook(partial(enter, number), with_kwargs=True))
+        handles.append(layer.register_forward_hook(leave))
+    device = next(base.parameters()).device
+    batch = {name: x.to(device) for name, x in collate([example], pad=0).items()}
+    batch["labels"][:, :-1] = IGNORED  # the logits are counted apart
+    half = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")  # as Trainer does
+    training = adapted.training
+    try:
+        with random_state(), half, saved_tensors_hooks(save, lambda nothing: nothing):
+            response_loss(base, adapted.train(), **batch)
+    finally:
+        adapted.train(training)
+        for handle in handles:
+            handle.remove()
+    return counts[-1], counts[:-1], entries, widest

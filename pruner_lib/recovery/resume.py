@@ -1,0 +1,138 @@
+"""The folder of a recovery, which it resumes from after a kill, and the random state that it trains with.
+
+The folder holds recovery.json (arguments; the history once the run has finished), adapter-<step>/ for steps
+whose adapters are kept, checkpoint-<step>/, and at the end adapter/ in its place. The history of an open run
+is the log in the checkpoint's trainer_state.json, which Trainer writes last: a checkpoint without it is
+incomplete and is dropped.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel
+
+from pruner_lib.files import read_json, write_json
+from pruner_lib.recovery.instructions import Row
+
+
+@dataclass
+class Run:
+    """One recovery in one folder: what decides its result, its history, and where to resume."""
+
+    folder: Path  # of recovery.json, the adapters and the checkpoint
+    identity: dict[str, Any]  # all that decides the result, as plain data; compared before a run is resumed
+    data: list[list[Row]]  # batches of encoded examples, one a step
+    kept: Sequence[int] = ()  # steps whose adapters are kept
+    checkpoint: Path | None = None  # to resume from
+    history: list[dict[str, Any]] = field(default_factory=list)  # of a finished run
+
+    @property
+    def adapter_path(self) -> Path:
+        return self.folder / "adapter"
+
+    @property
+    def finished(self) -> bool:
+        return self.adapter_path.exists()
+
+    def open(self, resume: bool) -> None:
+        """Look for an earlier run, and drop its incomplete checkpoints; without `resume`, all of it.
+
+        Raises: ValueError: the earlier run had other arguments (the message names them), or is no recovery.
+        """
+        state = self.folder / "recovery.json"
+        checkpoints = list(self.folder.glob("checkpoint-*"))
+        results = [*checkpoints, *self.folder.glob("adapter*")]
+        if results and not state.exists():
+            raise ValueError(
+                f"{self.folder} holds {results[0].name} but no recovery.json, so something else made it. "
+                "Give another output_dir."
+            )
+        if results and resume:
+            saved = read_json(state)
+            self._compare(saved["identity"])
+            self.history = [{name: _number(value) for name, value in row.items()} for row in saved["history"]]
+        for path in results:
+            if not resume or (path in checkpoints and not _complete(path)):
+                shutil.rmtree(path, ignore_errors=True)
+        self.checkpoint = max((path for path in checkpoints if path.exists()), key=_step, default=None)
+        self._save()
+
+    def kept_path(self, step: int) -> Path:
+        """Return the folder of the adapter of a step."""
+        return self.folder / f"adapter-{step}"
+
+    def keep(self, adapted: PeftModel, place: Path) -> None:
+        """Save the adapter to `place`, whole or not at all."""
+        if first_process():
+            part = self.folder / "adapter.part"
+            adapted.save_pretrained(part, save_embedding_layers=False)  # "auto" asks the hub
+            shutil.rmtree(place, ignore_errors=True)  # of a process killed before its checkpoint
+            part.rename(place)
+
+    def finish(self, adapted: PeftModel, history: list[dict[str, Any]]) -> None:
+        """Save the history, then the adapter, which marks the run as finished; drop the checkpoint."""
+        self.history = history
+        self._save()
+        self.keep(adapted, self.adapter_path)
+        for path in self.folder.glob("checkpoint-*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _save(self) -> None:
+        if first_process():
+            write_json(self.folder / "recovery.json", {"identity": self.identity, "history": self.history})
+
+    def _compare(self, saved: dict[str, Any]) -> None:
+        pairs = {name: (saved.get(name), self.identity.get(name)) for name in {**saved, **self.identity}}
+        differing = [
+            f"{name}: {there!r} there, {now!r} now" for name, (there, now) in pairs.items() if there != now
+        ]
+        if differing:
+            raise ValueError(
+                f"{self.folder} holds a recovery with other arguments ({'; '.join(differing)}). "
+                "Give the same arguments, or another output_dir, or resume=False to throw it away."
+            )
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def _complete(checkpoint: Path) -> bool:
+    try:
+        return bool(read_json(checkpoint / "trainer_state.json"))
+    except (OSError, ValueError):
+        return False
+
+
+def first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"  # of those that `accelerate launch` started
+
+
+@contextmanager
+def random_state(seed: int | None = None) -> Iterator[None]:
+    """Leave the random states of Python, numpy and torch as they were; inside, start from `seed`."""
+    kept = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        try:
+            if seed is not None:
+                random.seed(seed)
+                np.random.seed(seed % 2**32)
+                torch.manual_seed(seed)
+            yield
+        finally:
+            random.setstate(kept[0])
+            np.random.set_state(kept[1])
+
+
+def _number(value: Any) -> Any:
+    return float(value) if isinstance(value, str) else value  # JSON keeps infinities as text

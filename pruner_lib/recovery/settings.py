@@ -1,0 +1,54 @@
+"""The settings of recovery: plain data, checked when they are made (paper App. B.2)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class RecoverySettings:
+    """How a pruned model is trained; the defaults are the paper's.
+
+    Raises: ValueError: a value is out of its range, or `micro_batch_size` does not divide `batch_size`.
+    Source: paper App. B.2 (rank, rate, warm-up, batch, epochs); post_training.py and its script (the rest).
+        Differs: the last adapter is kept (the reference keeps the one with the best loss on 2000 held-out
+        examples); a pass over the data that ends inside a batch is filled up from the next pass.
+    """
+
+    steps: int | None = None  # optimizer steps; None: as many as `epochs` need
+    epochs: float = 2
+    batch_size: int = 64  # examples a step
+    micro_batch_size: int = 4  # examples in memory at once, a device
+    learning_rate: float = 1e-4  # reached after the warm-up, then linearly to 0
+    warmup_steps: int = 100
+    rank: int = 8
+    alpha: int = 16  # the update is alpha / rank * B A
+    dropout: float = 0.05  # of the adapter's input
+    # or "without-mlp", "without-attention", or ends of module names; never the output layer
+    target_modules: str | tuple[str, ...] = "all-linear"
+    cutoff: int = 256  # tokens an example
+    seed: int = 0
+    gradient_checkpointing: bool = False  # less memory, a forward pass more; the result is the same
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "micro_batch_size", "rank", "alpha", "cutoff", "learning_rate", "epochs"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)!r}: a number above 0 is needed.")
+        if self.steps is not None and not (self.steps >= 1 and self.steps == int(self.steps)):
+            raise ValueError(f"steps={self.steps!r}: a whole number above 0 is needed, or None.")
+        if self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps={self.warmup_steps!r}: a number of steps is needed.")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout!r}: a share in [0, 1) is needed.")
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"batch_size={self.batch_size} is not a multiple of micro_batch_size={self.micro_batch_size}:"
+                " a step adds up whole micro-batches. Change one of the two."
+            )
+        if not isinstance(self.target_modules, str):
+            object.__setattr__(self, "target_modules", tuple(self.target_modules))
+
+    def deciding(self) -> dict[str, Any]:
+        """Return the settings that decide the result, by name: all but `gradient_checkpointing`."""
+        return {name: value for name, value in asdict(self).items() if name != "gradient_checkpointing"}

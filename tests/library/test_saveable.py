@@ -1,0 +1,234 @@
+"""A pruned model is saved right by whoever saves it: save_pretrained, Trainer, peft, push_to_hub, pickle."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+import sys
+
+import pytest
+import torch
+from families import FAMILIES, build, logits, random_scores, tokens
+from peft import LoraConfig, get_peft_model
+from remote_family import CODE, build_remote, prompts, remote_tokenizer
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, Trainer, TrainingArguments, modeling_utils
+from transformers.utils.hub import PushToHubMixin
+
+from pruner_lib import discover, load_model, mask_, prune_, save_model, select
+from pruner_lib.method import prune
+from pruner_lib.method.groups import Plan
+from pruner_lib.method.layout import set_layout
+from pruner_lib.models.load import tiny_tokenizer
+from pruner_lib.models.modeling_pruned import make_saveable_
+
+UNEVEN = dict(ratio=0.4, scope="global", protect_first=1)
+OURS = {"modeling_pruned.py", "layout.py"}
+CODE_NAMES = {path.name for path in CODE}
+
+
+def plan_of(model, seed: int = 0, **options) -> Plan:
+    axes = discover(model)
+    return select(axes, random_scores(axes, seed), **options)
+
+
+def uneven(family: str = "llama-gqa", **changes):
+    model = build(family, **changes)
+    return prune_(model, plan_of(model, **UNEVEN))
+
+
+def names(folder) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def check_loads(folder, model, tokenizer=None, ids=None, **trust):
+    """Both ways of loading give the same logits, bit for bit."""
+    (tokenizer or tiny_tokenizer()).save_pretrained(folder)
+    ids = tokens() if ids is None else ids
+    wanted = logits(model, ids)
+    theirs = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
+    ours, _ = load_model(folder, **trust)
+    for again in (theirs, ours):
+        assert torch.equal(logits(again, ids), wanted)
+        assert type(again).__name__ == type(model).__name__
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_plain_saving_of_an_unevenly_pruned_model_loads_everywhere(family, tmp_path):
+    model = uneven(family)
+    assert model.pruning_layout
+    model.save_pretrained(tmp_path / "m")
+    assert names(tmp_path / "m") >= OURS
+    check_loads(tmp_path / "m", model)
+
+
+def test_pruning_sets_the_class_and_keeps_its_name():
+    model = build("llama-gqa")
+    cls = type(model)
+    prune_(model, plan_of(model, ratio=0.0))
+    assert type(model) is cls and not hasattr(model.config, "auto_map"), "the config alone describes it"
+    prune_(model, plan_of(model, **UNEVEN))
+    assert isinstance(model, LlamaForCausalLM) and type(model) is not cls
+    assert type(model).__name__ == "LlamaForCausalLM" and type(model).dense_class is cls
+    assert model.config.auto_map == {"AutoModelForCausalLM": "modeling_pruned.PrunedModelForCausalLM"}
+
+
+def test_a_model_cut_again_saves_its_last_widths(tmp_path):
+    model = uneven("qwen2", num_key_value_heads=6)
+    model.save_pretrained(tmp_path / "one")
+    first = [p.shape for p in model.parameters()]
+    prune_(model, plan_of(model, 5, ratio=0.3, scope="global"))
+    assert [p.shape for p in model.parameters()] != first and type(model).dense_class is type(build("qwen2"))
+    model.save_pretrained(tmp_path / "two")
+    check_loads(tmp_path / "two", model)
+    loaded, _ = load_model(tmp_path / "two")
+    prune_(loaded, plan_of(loaded, 7, ratio=0.3, scope="global"))
+    loaded.save_pretrained(tmp_path / "two")  # over the folder that it came from
+    check_loads(tmp_path / "two", loaded)
+
+
+def test_a_model_whose_config_describes_it_again_is_a_plain_one(tmp_path):
+    model = uneven()
+    dense = type(model).dense_class
+    fresh = build("llama-gqa")
+    fresh.__class__, fresh.config = type(model), model.config  # as after a cut that the config can describe
+    set_layout(fresh, None)
+    make_saveable_(fresh)
+    assert type(fresh) is dense and fresh.config.auto_map == {}
+    fresh.save_pretrained(tmp_path / "m")
+    assert not names(tmp_path / "m") & OURS
+    check_loads(tmp_path / "m", fresh)
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", "deepseek_v3"])
+def test_a_model_with_fewer_layers_is_a_plain_one(family, tmp_path):
+    model = build(family)
+    cls = type(model)
+    prune_(model, Plan({"layers": [0, 2]}, {"layers": 3}))
+    model.save_pretrained(tmp_path / "m")
+    assert type(model) is cls and not names(tmp_path / "m") & OURS
+    check_loads(tmp_path / "m", model)
+    prune_(model, plan_of(model, **UNEVEN))
+    model.save_pretrained(tmp_path / "uneven")
+    check_loads(tmp_path / "uneven", model)
+
+
+def test_a_model_with_code_of_its_own_takes_it_along(tmp_path):
+    model = build_remote(tmp_path / "remote")
+    cls = type(model)
+    prune_(model, plan_of(model, **UNEVEN))
+    assert isinstance(model, cls) and type(model).__name__ == cls.__name__
+    model.save_pretrained(tmp_path / "m")
+    assert names(tmp_path / "m") >= OURS | CODE_NAMES
+    check_loads(tmp_path / "m", model, remote_tokenizer(), prompts(), trust_remote_code=True)
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        load_model(tmp_path / "m")
+
+
+def test_a_remote_model_with_fewer_layers_takes_its_layout_along(tmp_path):
+    """Its factor follows the number of layers; the layout keeps it as trained."""
+    model = prune_(build_remote(tmp_path / "remote"), Plan({"layers": [0, 2]}, {"layers": 3}))
+    assert model.pruning_layout["attributes"]
+    model.save_pretrained(tmp_path / "m")
+    check_loads(tmp_path / "m", model, remote_tokenizer(), prompts(), trust_remote_code=True)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies_are_whole_and_apart(copied, tmp_path):
+    model = uneven("bloom")
+    before = logits(model, tokens())
+    again = copied(model)
+    assert type(again) is type(model) and again.config is not model.config
+    assert torch.equal(logits(again, tokens()), before)
+    prune_(again, plan_of(again, 3, **UNEVEN))
+    assert torch.equal(logits(model, tokens()), before) and again.pruning_layout != model.pruning_layout
+    for each in (model, again):
+        each.save_pretrained(tmp_path / "m")
+        check_loads(tmp_path / "m", each)
+
+
+def test_a_copy_is_cut_as_its_original():
+    """cut = mask, on a copy of a model that was cut before."""
+    model = uneven()
+    plan = plan_of(model, 5, ratio=0.3)
+    cut, masked = prune_(copy.deepcopy(model), plan), mask_(copy.deepcopy(model), plan)
+    assert (logits(cut, tokens()) - logits(masked, tokens())).abs().max() < 1e-4
+    assert (logits(model, tokens()) - logits(masked, tokens())).abs().max() > 1e-2
+
+
+def test_the_class_builds_whole_models_too():
+    model, whole = uneven(), build("llama-gqa")
+    assert [p.shape for p in type(model)(whole.config).parameters()] == [p.shape for p in whole.parameters()]
+    assert [p.shape for p in type(model)(model.config).parameters()] == [p.shape for p in model.parameters()]
+
+
+def test_trainer_writes_folders_that_load(tmp_path):
+    model = uneven(vocab_size=260)
+    data = [{"input_ids": row, "labels": row} for row in tokens(4, 8)]
+    options = dict(max_steps=2, save_steps=1, per_device_train_batch_size=2, report_to=[], use_cpu=True)
+    trainer = Trainer(model, TrainingArguments(str(tmp_path / "run"), **options), train_dataset=data)
+    before = logits(model.eval(), tokens())
+    trainer.train()
+    trainer.save_model(str(tmp_path / "m"))
+    assert not torch.equal(logits(model.eval(), tokens()), before)
+    for folder in (tmp_path / "m", tmp_path / "run" / "checkpoint-2"):
+        check_loads(folder, model)
+
+
+def test_an_adapter_is_merged_and_saved(tmp_path):
+    model = uneven()
+    torch.manual_seed(0)
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", init_lora_weights=False)
+    before = logits(model, tokens())
+    merged = get_peft_model(model, config).merge_and_unload()
+    assert not torch.equal(logits(merged, tokens()), before)
+    merged.save_pretrained(tmp_path / "m")
+    check_loads(tmp_path / "m", merged)
+
+
+@pytest.mark.parametrize("through", ["push_to_hub", "save_pretrained"])
+def test_all_code_is_uploaded(through, tmp_path, monkeypatch):
+    """The hub is a stand-in that notes which files are new enough to be sent."""
+    sent = set()
+
+    def upload(self, folder, repo_id, files_timestamps, **options):
+        times = {name: os.path.getmtime(os.path.join(folder, name)) for name in os.listdir(folder)}
+        sent.update(n for n, t in times.items() if n not in files_timestamps or t > files_timestamps[n])
+
+    class Hub:
+        def create_repo(self, repo_id, **options):
+            return type("Url", (), {"repo_id": repo_id})
+
+    class Card:
+        def save(self, path):
+            pass
+
+    for module in (modeling_utils, sys.modules[PushToHubMixin.__module__]):
+        monkeypatch.setattr(module, "hf_api", Hub)
+        monkeypatch.setattr(module, "create_and_tag_model_card", lambda *args, **options: Card())
+    monkeypatch.setattr(PushToHubMixin, "_upload_modified_files", upload)
+    if through == "push_to_hub":
+        uneven().push_to_hub("me/pruned")
+    else:
+        uneven().save_pretrained(tmp_path / "m", push_to_hub=True, repo_id="me/pruned")
+    assert sent >= OURS | {"config.json", "model.safetensors"}
+
+
+def test_a_class_in_no_file_is_refused_before_anything_is_written(tmp_path):
+    model = build("llama-gqa")
+    model.__class__ = type("Local", (type(model),), {"__module__": "__main__"})
+    prune_(model, plan_of(model, **UNEVEN))
+    with pytest.raises(ValueError, match="Local is defined in __main__.*module of its own"):
+        model.save_pretrained(tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+
+
+def test_what_the_bare_cut_gives_is_made_saveable_by_save_model(tmp_path):
+    model = build("llama-gqa")
+    prune.prune_(model, plan_of(model, **UNEVEN))
+    assert type(model) is type(build("llama-gqa"))
+    model.save_pretrained(tmp_path / "bare")
+    with pytest.raises(RuntimeError, match="size mismatch|mismatched|ignore_mismatched_sizes"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "bare", trust_remote_code=True)
+    save_model(model, tiny_tokenizer(), tmp_path / "m")
+    check_loads(tmp_path / "m", model)
