@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from itertools import combinations_with_replacement
+from itertools import combinations_with_replacement, permutations
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import torch
 from scipy.stats import rankdata
 
 from pruner_lib.method.groups import Plan
-from pruner_lib.study.compare import Group, interval, ratio
+from pruner_lib.study.compare import Group, ratio
 from pruner_lib.study.records import MetricName, Record
 from pruner_lib.study.statistics import corrected
 
@@ -107,19 +107,19 @@ def summarise(compared: pd.DataFrame, by: str, *, link: str = "at") -> str:
     return f"{one} against {other}: " + "; ".join(parts) + "."
 
 
-def extremes(groups: Mapping[str, Group], metric: MetricName) -> str:
-    """Say how far apart the worst and the best of several models are in perplexity, as a bold sentence.
+def clearest_difference(groups: Mapping[str, Group], metric: MetricName) -> str:
+    """Say which two of several models differ most surely in perplexity, as a bold sentence.
 
-    Which are worst and best is read off the same windows, so the level is corrected for all pairs.
+    All pairs are compared on the same windows, at a level that is corrected for their number (Bonferroni); of
+    the ratios, that with the highest lower end is given.
 
     Args:    groups: name -> its draws.
-    Returns: a Markdown sentence; inside the noise it says that there is no clear difference.
+    Returns: a Markdown sentence; inside the noise it says that no two differ clearly.
     """
-    ranked = sorted(groups, key=lambda name: interval(groups[name], metric).mean)
-    best, worst = ranked[0], ranked[-1]
-    pairs = len(ranked) * (len(ranked) - 1) // 2
-    times = ratio(groups[worst], groups[best], metric, level=corrected(0.95, pairs))
-    said = f"{worst} has {times} times the perplexity of {best}"
-    if times.low > 1:
-        return f"**On {metric.dataset}, {said}**: the worst against the best of {len(ranked)}."
-    return f"On {metric.dataset} the worst and the best of {len(ranked)} do not differ clearly: {said}."
+    pairs = list(permutations(groups, 2))
+    level = corrected(0.95, len(pairs) // 2)
+    times = {(a, b): ratio(groups[a], groups[b], metric, level=level) for a, b in pairs}
+    (worse, better), most = max(times.items(), key=lambda pair: pair[1].low, default=(("", ""), None))
+    if most is None or most.low <= 1:
+        return f"On {metric.dataset}, no two of the {len(groups)} differ clearly."
+    return f"**On {metric.dataset}, {worse} has {most} times the perplexity of {better}.**"

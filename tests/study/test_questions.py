@@ -16,6 +16,7 @@ from pruner_lib.study.profiles import load_profile
 from pruner_lib.study.questions import (
     agreement_table,
     chance_jaccard,
+    clearest_difference,
     jaccard,
     layers_of,
     rank_correlation,
@@ -114,3 +115,13 @@ def test_summary_says_who_is_better_where_and_no_more_than_the_intervals_do():
     many = pd.concat([clear, clear.assign(b="c")])
     text = summarise(many, "b", link="beside")
     assert text == "a against the other: a is better beside b (wiki), c (wiki)."
+
+
+def test_clearest_difference_is_the_surest_and_none_is_claimed_inside_the_noise():
+    wiki = MetricName("perplexity", "wiki", 128)
+    groups = {"a": draws(3.0, evaluation=TEXT), "b": draws(3.5, evaluation=TEXT)}
+    said = clearest_difference(groups | {"c": draws(3.02, evaluation=TEXT)}, wiki)
+    assert said.startswith("**On wiki, b has 1.6") and said.endswith("times the perplexity of a.**")
+    near = {name: draws(nll, evaluation=TEXT) for name, nll in {"a": 3.0, "c": 3.02}.items()}
+    assert clearest_difference(near, wiki) == "On wiki, no two of the 2 differ clearly."
+    assert clearest_difference({"a": groups["a"]}, wiki) == "On wiki, no two of the 1 differ clearly."
