@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from itertools import combinations_with_replacement
+from itertools import combinations_with_replacement, permutations
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,9 @@ import torch
 from scipy.stats import rankdata
 
 from pruner_lib.method.groups import Plan
-from pruner_lib.study.records import Record
+from pruner_lib.study.compare import Group, ratio
+from pruner_lib.study.records import MetricName, Record
+from pruner_lib.study.statistics import corrected
 
 Scores = Mapping[str, torch.Tensor]
 
@@ -126,3 +128,21 @@ def relative_table(kept: pd.DataFrame, *index: str) -> pd.DataFrame:
     rows = kept[(kept.metric == "perplexity") | (kept.dataset == "mean")].rename(columns={"ours": "relative"})
     columns = ["value", "relative", "low", "high", "paper", "difference", "draws"]
     return rows.set_index(list(index))[columns].dropna(axis=1, how="all")
+
+
+def clearest_difference(groups: Mapping[str, Group], metric: MetricName) -> str:
+    """Say which two of several models differ most surely in perplexity, as a bold sentence.
+
+    All pairs are compared on the same windows, at a level that is corrected for their number (Bonferroni); of
+    the ratios, that with the highest lower end is given.
+
+    Args:    groups: name -> its draws.
+    Returns: a Markdown sentence; inside the noise it says that no two differ clearly.
+    """
+    pairs = list(permutations(groups, 2))
+    level = corrected(0.95, len(pairs) // 2)
+    times = {(a, b): ratio(groups[a], groups[b], metric, level=level) for a, b in pairs}
+    (worse, better), most = max(times.items(), key=lambda pair: pair[1].low, default=(("", ""), None))
+    if most is None or most.low <= 1:
+        return f"On {metric.dataset}, no two of the {len(groups)} differ clearly."
+    return f"**On {metric.dataset}, {worse} has {most} times the perplexity of {better}.**"

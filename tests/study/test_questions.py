@@ -16,6 +16,7 @@ from pruner_lib.study.profiles import load_profile
 from pruner_lib.study.questions import (
     agreement_table,
     chance_jaccard,
+    clearest_difference,
     jaccard,
     layers_of,
     outcome_frame,
@@ -133,3 +134,13 @@ def test_table_for_reading_has_texts_and_the_mean_of_the_tasks():
     assert [row[:2] for row in table.index] == [("perplexity", "wiki"), ("accuracy", "mean")]
     assert table.relative.tolist() == kept[kept.dataset.isin(["wiki", "mean"])].ours.tolist()
     assert "paper" not in table and "value" in table  # nothing was published beside these
+
+
+def test_clearest_difference_is_the_surest_and_none_is_claimed_inside_the_noise():
+    wiki = MetricName("perplexity", "wiki", 128)
+    groups = {"a": draws(3.0, evaluation=TEXT), "b": draws(3.5, evaluation=TEXT)}
+    said = clearest_difference(groups | {"c": draws(3.02, evaluation=TEXT)}, wiki)
+    assert said.startswith("**On wiki, b has 1.6") and said.endswith("times the perplexity of a.**")
+    near = {name: draws(nll, evaluation=TEXT) for name, nll in {"a": 3.0, "c": 3.02}.items()}
+    assert clearest_difference(near, wiki) == "On wiki, no two of the 2 differ clearly."
+    assert clearest_difference({"a": groups["a"]}, wiki) == "On wiki, no two of the 1 differ clearly."
