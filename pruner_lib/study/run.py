@@ -196,7 +196,7 @@ class Study:
     ) -> claims.Verdict:
         """Hand over the interval by which a claim of the paper is judged; see `claims.write_answer`."""
         verdict = claims.write_answer(self.folder, claim_id, interval, note, records)
-        self.outputs.append(self.folder / "claims" / f"{claim_id}.json")
+        self.outputs.append(claims.answer_path(self.folder, claim_id))
         return verdict
 
     def _existing(self, experiment: Experiment) -> Record | None:
