@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -87,21 +88,17 @@ def operator_macs(op, args: tuple, kwargs: dict, out) -> int:
 
 def count_parameters(model: nn.Module) -> int:
     """Count the entries of all parameters, in 8 bits or not; tied ones once."""
-    return sum(one.numel() for one in model.parameters()) + sum(q.numel() for q, _ in _in_8_bits(model))
+    return sum(one.numel() for one in [*model.parameters(), *(q for q, _ in _in_8_bits(model))])
 
 
 def weight_bytes(model: nn.Module) -> int:
     """Count the bytes of all parameters in their own types, with the scales of 8-bit ones; tied ones once."""
-    return sum(one.numel() * one.element_size() for one in [*model.parameters(), *_buffers(model)])
+    return sum(one.nbytes for one in [*model.parameters(), *chain(*_in_8_bits(model))])
 
 
 def _in_8_bits(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
     """List weights and scales of the linear layers in 8 bits."""
     return [(module.q, module.scale) for module in model.modules() if isinstance(module, Int8Linear)]
-
-
-def _buffers(model: nn.Module) -> list[Tensor]:
-    return [tensor for pair in _in_8_bits(model) for tensor in pair]
 
 
 def memory_mb(model: nn.Module, *, tables_mb: float = 0.0) -> float:
@@ -118,7 +115,7 @@ def memory_mb(model: nn.Module, *, tables_mb: float = 0.0) -> float:
     """
     total = 0
     sizes = [2 * one.numel() for one in model.parameters()]
-    for size in [*sizes, *(one.numel() * one.element_size() for one in _buffers(model))]:
+    for size in [*sizes, *(one.nbytes for one in chain(*_in_8_bits(model)))]:
         size = -(-size // 512) * 512
         segment = -(-size // (2 * MIB)) * 2 * MIB
         total += segment if size > 10 * MIB and segment - size <= MIB else size
@@ -127,7 +124,7 @@ def memory_mb(model: nn.Module, *, tables_mb: float = 0.0) -> float:
 
 @contextmanager
 def decomposed_attention() -> Iterator[None]:
-    """Let fused attention run as the products and the softmax that it stands for, without gradients."""
+    """Run fused attention as the products and the softmax that it stands for, without gradients."""
     with torch.inference_mode(False), sdpa_kernel(SDPBackend.MATH):
         yield
 
@@ -151,16 +148,16 @@ def macs(model: nn.Module, tokens: int = MACS_TOKENS) -> int:
         return _count(model, ids, None)
     # To build a mask a model looks at values, so it gets one; some models take None only.
     mask = torch.zeros(1, 1, tokens, tokens, dtype=weight.dtype, device="meta")
-    try:
+    failures = (RuntimeError, ValueError, TypeError, AttributeError)
+    with suppress(*failures):
         return _count(model, ids, mask)
-    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-        try:
-            return _count(model, ids, None)
-        except (RuntimeError, ValueError, TypeError, AttributeError):
-            raise ValueError(
-                f"{type(model).__name__} can't be counted on the meta device ({error}), wanted a pass "
-                "that looks at no values; load the model with its weights and count again"
-            ) from error
+    try:
+        return _count(model, ids, None)
+    except failures as error:
+        raise ValueError(
+            f"{type(model).__name__} can't be counted on the meta device ({error}), wanted a pass "
+            "that looks at no values; load the model with its weights and count again"
+        ) from error
 
 
 def _count(model: nn.Module, ids: Tensor, mask: Tensor | None) -> int:
@@ -195,21 +192,3 @@ def latency(
         seconds = in_turn(once, repeats, weight.device, warmup=warmup)["pass"]
     low, median, high = quartiles(seconds)
     return Latency(tuple(seconds), median, high - low, batch * tokens / median, tokens, batch)
-
-
-def efficiency(model: nn.Module, *, tokens: int = MACS_TOKENS, repeats: int = 10) -> dict[str, float]:
-    """Collect the columns of Table 3 for one model.
-
-    Args:    tokens: of the counted and the timed sequence.    repeats: timed passes, none on the meta device.
-    Returns: parameters, macs, weight_bytes, memory_mb (16 bits); with weights also latency_s, latency_iqr_s.
-    """
-    row = {
-        "parameters": count_parameters(model),
-        "macs": macs(model, tokens),
-        "weight_bytes": weight_bytes(model),
-        "memory_mb": memory_mb(model),
-    }
-    if model.get_input_embeddings().weight.device.type != "meta":
-        timed = latency(model, tokens=tokens, repeats=repeats)
-        row |= {"latency_s": timed.median_s, "latency_iqr_s": timed.iqr_s}
-    return row

@@ -17,7 +17,7 @@ class Int8Linear(nn.Module):
     """A linear layer whose weights are whole numbers of 8 bits.
 
     w_ij = s_i q_ij, with a scale s_i for each output i; x_tj = r_t p_tj, with a scale r_t for each token t,
-    found anew at each call. y_ti = r_t s_i sum_j p_tj q_ij + b_i, the sum over whole numbers. Input columns j
+    computed at each call. y_ti = r_t s_i sum_j p_tj q_ij + b_i, the sum over whole numbers. Input columns j
     that hold an outlier are left out of that sum and multiplied in floating point.
 
     Args:    linear: what is stored so; it is not changed.
@@ -61,17 +61,17 @@ def quantise_(model: nn.Module, *, outlier: float | None = OUTLIER, per_token: b
     Raises:  ValueError: it has no linear layer besides the output layer.
     """
     head = getattr(model, "get_output_embeddings", lambda: None)()
-    found = [name for name, one in model.named_modules() if type(one) is nn.Linear and one is not head]
-    if not found:
+    names = [name for name, one in model.named_modules() if type(one) is nn.Linear and one is not head]
+    if not names:
         raise ValueError(f"{type(model).__name__} has no linear layers to store in 8 bits: torch.nn.Linear")
-    for name in found:
+    for name in names:
         linear = model.get_submodule(name)
         model.set_submodule(name, Int8Linear(linear, outlier=outlier, per_token=per_token))
     return model
 
 
 def is_quantised(model: nn.Module) -> bool:
-    """Tell whether a model has linear layers in 8 bits."""
+    """Check whether a model has linear layers in 8 bits."""
     return any(isinstance(module, Int8Linear) for module in model.modules())
 
 

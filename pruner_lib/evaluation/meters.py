@@ -1,54 +1,53 @@
 """Memory in MiB, seconds, and batches that fit; nothing here depends on a model.
 
-Memory: what this process holds and held at most. Time: single times, several things in turn, and their
-quartiles. Where memory runs out, on a GPU or a CPU, the same work is tried again in batches of half the size.
+Memory: what this process holds and held at most. Time: single calls, several in turn, and their quartiles.
 """
 
 from __future__ import annotations
 
-import gc
 import resource
 import statistics
 import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
 import psutil
 import torch
+from accelerate.utils import find_executable_batch_size
 
-from pruner_lib.method.memory import give_back
+from pruner_lib.method.memory import trim_heap
+
+Result = TypeVar("Result")
 
 
 def meter(device: torch.device | str) -> tuple[float, Callable[[], float]]:
-    """Let the peak count from now on.
+    """Reset the peak-memory counter of a device.
 
     Args:    device: on a GPU, what PyTorch's allocator holds counts; elsewhere the process's resident memory.
-    Returns: MiB held now, and what tells the peak so far in MiB.
+    Returns: MiB held now, and a function that reads the peak since then, in MiB.
     """
-    give_back()
+    trim_heap()
     if torch.device(device).type != "cuda":
         reset_peak()
         return resident_mb(), peak_mb
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
-    return torch.cuda.memory_allocated(
-        device
-    ) / 2**20, lambda: torch.cuda.max_memory_allocated(device) / 2**20
+    held = torch.cuda.memory_allocated(device) / 2**20
+    return held, lambda: torch.cuda.max_memory_allocated(device) / 2**20
 
 
 def reset_peak() -> None:
-    """Let the peak count from now on; where the system can't do that, it goes on from the process's start."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # Linux
-    except OSError:
-        return
+    """Reset the peak-memory counter of the process; where the system can't (not Linux), do nothing."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_mb() -> float:
-    """Give the highest resident memory in MiB: since `reset_peak` on Linux, of the process elsewhere."""
+    """Read the highest resident memory in MiB: since `reset_peak` on Linux, since the start elsewhere."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
         return round(int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024, 1)
@@ -58,12 +57,12 @@ def peak_mb() -> float:
 
 
 def resident_mb() -> float:
-    """Give the memory that the process holds now, in MiB."""
+    """Read the memory that the process holds now, in MiB."""
     return psutil.Process().memory_info().rss / 2**20
 
 
 def timed(once: Callable[[], object], device: torch.device | str) -> float:
-    """Seconds of one call, waiting for the device at its end."""
+    """Time one call in seconds, waiting for the device at its end."""
     start = time.perf_counter()
     once()
     if torch.device(device).type == "cuda":
@@ -96,48 +95,31 @@ def in_turn(
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """Give the lower quartile, the median and the upper quartile; one value is all three."""
+    """Compute the lower quartile, the median and the upper quartile; one value is all three."""
     if len(values) == 1:
         return values[0], values[0], values[0]
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
     return low, middle, high
 
 
-Result = TypeVar("Result")
-WORDS = ("out of memory", "not enough memory", "can't allocate memory", "cublas_status_alloc_failed")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error says that memory ran out: by its class, or by an allocator's words."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in WORDS)
-
-
 def in_fitting_batches(run: Callable[[int], Result], batch_size: int, what: str) -> tuple[Result, int]:
     """Run something in batches of a size; where memory runs out, again and again in batches of half the size.
 
-    Args:    run: is given the batch size; keeps nothing from a call that failed.
-             batch_size: to begin with.    what: names the work in the notes.
-    Returns: what `run` gave, and the batch size that fitted. A smaller one than asked for is warned about.
+    Args:    run: takes the batch size; keeps nothing from a call that failed.
+             batch_size: to begin with.    what: names the work in messages.
+    Returns: the result of `run`, and the batch size that fitted; a warning says that it was reduced.
     Raises:  ValueError: memory runs out with a batch of one.    Any other error of `run` as it is.
     """
-    while True:
-        try:
-            return run(batch_size), batch_size
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            message = str(error).partition("\n")[0][:200]
-            if batch_size == 1:
-                raise ValueError(
-                    f"{what} ran out of memory with a batch of one ({message}); use shorter texts, a "
-                    "narrower dtype, a model spread by device_map='auto', or a machine with more memory"
-                ) from error
-        batch_size //= 2  # out of the handler: what failed is let go with its error
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        warnings.warn(
-            f"{what} ran out of memory; it goes on with batches of {batch_size} ({message})", stacklevel=3
-        )
+
+    def reduced() -> int:
+        nonlocal batch_size
+        if batch_size == 1:
+            raise ValueError(
+                f"{what} ran out of memory with a batch of one; use shorter texts, a narrower dtype, a model "
+                "spread by device_map='auto', or a machine with more memory"
+            )
+        batch_size //= 2
+        warnings.warn(f"{what} ran out of memory; it goes on with batches of {batch_size}", stacklevel=4)
+        return batch_size
+
+    return find_executable_batch_size(run, batch_size, reduced)(), batch_size

@@ -58,7 +58,7 @@ class Sample:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Hold a model in evaluation mode without gradients, then give every module its mode back."""
+    """Put a model in evaluation mode without gradients, then restore the mode of every module."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -75,9 +75,9 @@ def vocabulary_size(model: nn.Module) -> int:
 
 
 def check_ids(ids: Tensor, vocabulary: int) -> None:
-    """Refuse token ids that the model can't read.
+    """Check that a model can read token ids.
 
-    Args:    ids: what the user gave.    vocabulary: number of known token ids.
+    Args:    ids: the user's input.    vocabulary: number of known token ids.
     Raises:  ValueError: not int64 of shape `(windows, tokens)`, tokens >= 2, or an id outside the vocabulary.
     """
     if not isinstance(ids, Tensor) or ids.dtype != torch.int64:
@@ -116,13 +116,12 @@ def window_nll(logits: Tensor, ids: Tensor) -> Tensor:
     Args:    logits: `(tokens, vocabulary)`, any float type.    ids: `(tokens,)` int64.
     Returns: float64 scalar, nats a token, over the tokens - 1 predicted positions.
     """
-    total = torch.zeros((), dtype=torch.float64, device=logits.device)
     step = chunk_rows(logits.shape[-1], logits.device.type)
-    for start in range(0, len(ids) - 1, step):
-        stop = min(start + step, len(ids) - 1)
-        losses = F.cross_entropy(logits[start:stop].float(), ids[start + 1 : stop + 1], reduction="none")
-        total += losses.double().sum()
-    return total / (len(ids) - 1)
+    parts = zip(logits[:-1].split(step), ids[1:].split(step), strict=True)
+    losses = [
+        F.cross_entropy(part.float(), targets, reduction="none").double().sum() for part, targets in parts
+    ]
+    return torch.stack(losses).sum() / (len(ids) - 1)
 
 
 def perplexity_result(
@@ -151,13 +150,13 @@ def perplexity_result(
     ):
         while len(nll) < len(ids):
             left = ids[len(nll) :]
-            found, batch_size = in_fitting_batches(
+            values, batch_size = in_fitting_batches(
                 lambda n, left=left: _batch_nll(model, left[:n].to(device)),
                 min(batch_size, len(left)),
                 "perplexity",
             )
-            nll += found
-            bar.update(len(found))
+            nll += values
+            bar.update(len(values))
     values = torch.stack(nll).cpu().numpy()
     if not np.isfinite(values).all():
         bad = int(np.flatnonzero(~np.isfinite(values))[0])
@@ -194,32 +193,6 @@ def repetition_rate(tokens: Sequence[int], n: int = REPETITION_N) -> float:
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def continue_prompt(
-    model: nn.Module, tokenizer, prompt: str, seed: int, draws: int = 1, **generation
-) -> list[list[int]]:
-    """Generate the tokens that follow a prompt, from a fixed seed; the global generator stays as it was.
-
-    Args:    prompt: text, tokenised without special tokens.    draws: how many continuations.
-             generation: arguments of `model.generate`.
-    Returns: for each draw ids of the new tokens, the end token included where the model sets one.
-    """
-    device = input_device(model)
-    inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
-    padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), evaluating(model):
-        torch.manual_seed(seed)
-        output = model.generate(
-            input_ids=inputs["input_ids"].to(device),
-            attention_mask=inputs["attention_mask"].to(device),
-            pad_token_id=padding,
-            num_return_sequences=draws,
-            **generation,
-        )
-    new = output[:, inputs["input_ids"].shape[1] :].tolist()
-    ends = model.generation_config.eos_token_id
-    return [_until(row, ends if isinstance(ends, list) else [ends]) for row in new]
-
-
 def _until(tokens: list[int], ends: list[int]) -> list[int]:
     """Drop what comes after the first end token: padding beside a longer draw."""
     return tokens[: next((i for i, token in enumerate(tokens, 1) if token in ends), len(tokens))]
@@ -247,12 +220,23 @@ def generate_samples(
     Source:  paper, appendix D; its code samples with the same three settings. Differs: own prompts; the
              length counts new tokens, where the code's counts prompt and new tokens together.
     """
-    settings = dict(max_new_tokens=max_new_tokens, do_sample=do_sample)
+    settings = dict(max_new_tokens=max_new_tokens, do_sample=do_sample, num_return_sequences=draws)
+    settings["pad_token_id"] = (
+        tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    )
     if do_sample:
         settings |= dict(top_k=top_k, top_p=top_p, temperature=temperature)
-    samples = []
-    for number, prompt in enumerate(prompts):
-        for new in continue_prompt(model, tokenizer, prompt, seed + number, draws, **settings):
-            text = tokenizer.decode(new, skip_special_tokens=True)
-            samples.append(Sample(prompt, text, repetition_rate(new), 1 - repetition_rate(new, DISTINCT_N)))
+    ends = model.generation_config.eos_token_id
+    device, samples = input_device(model), []
+    # the global generator stays as it was
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), evaluating(model):
+        for number, prompt in enumerate(prompts):
+            torch.manual_seed(seed + number)
+            ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"].to(device)
+            output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **settings)
+            for row in output[:, ids.shape[1] :].tolist():
+                new = _until(row, ends if isinstance(ends, list) else [ends])
+                text = tokenizer.decode(new, skip_special_tokens=True)
+                distinct = 1 - repetition_rate(new, DISTINCT_N)
+                samples.append(Sample(prompt, text, repetition_rate(new), distinct))
     return samples

@@ -1,7 +1,7 @@
 """What is left of common sense: seven multiple-choice tasks by lm-eval (paper, section 4.1 and Table 1).
 
-Prompts, scoring and standard errors are lm-eval's own. All that is done here is to point its task files at
-local data, where there is some, and to pick the metric that the paper reports.
+Prompts, metrics and standard errors are lm-eval's own. Here its task files are pointed at local data, where
+there is some, questions are drawn, and the paper's metric is picked; `shared_context` makes scoring quick.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
+from scipy.special import softmax
 from torch import nn
 
 from pruner_lib.data.assets import fetch, local_path
@@ -58,14 +60,20 @@ UNCONDITIONAL = 1_000_000  # requests from this document number on repeat the ch
 
 @dataclass(frozen=True)
 class TaskScore:
-    """One accuracy with what makes it comparable, as lm-eval gave it."""
+    """One accuracy with what makes it comparable, as lm-eval computes it, and each question's scores.
+
+    The scores of a question stand in the order of the split, for paired statistics. Where the right answers
+    alone were scored, `correct`, `p_right` and `values` are empty, and `value` and `stderr` are nan.
+    """
 
     task: str
     metric: str  # "acc" or "acc_norm": which of the values the paper reports
     value: float  # share of right answers, in [0, 1]
     stderr: float  # of the mean over questions, nan for one question
     n: int  # questions answered
-    correct: tuple[int, ...]  # 1 or 0 a question, in the order of the split, for paired statistics
+    correct: tuple[int, ...]  # 1 or 0 a question, by `metric`
+    p_right: tuple[float, ...]  # softmax of the choices' summed log-likelihoods, at the right one
+    bits_per_byte: tuple[float, ...]  # -log2 p(right answer | question) / its UTF-8 bytes, blank included
     values: dict[str, float]  # every metric of the task with its standard error, by lm-eval's names
     protocol: dict[str, Any]  # versions, metric, split, hash of the questions, limit, fewshot, add_bos
 
@@ -148,19 +156,25 @@ def zero_shot(
     tasks: Sequence[str] = SEVEN_TASKS,
     limit: int | None = None,
     *,
+    seed: int | None = 0,
     batch_size: int = 8,
     add_bos: bool = False,
+    shared_context: bool = True,
+    right_answers_only: bool = False,
 ) -> dict[str, TaskScore]:
     """Ask a model multiple-choice questions without examples, by lm-eval's own tasks.
 
-    Nothing is drawn at random, so there is no seed. lm-eval sorts the questions by length before it batches.
-
-    Args:    tasks: names out of TASKS.    limit: the first so many questions of each split, None for all.
-             batch_size: choices a forward pass; where memory runs out, all is asked again with half of it,
-             with a warning.    add_bos: put the BOS token first; the paper doesn't.
+    Args:    tasks: names out of TASKS.    limit: so many questions of each split, None for all.
+             seed: of the random sample that `limit` takes; a larger limit extends the sample. None takes the
+             first questions, which are no sample: splits are ordered.    batch_size: rows a forward pass;
+             where memory runs out, all is asked again with half of it, with a warning.
+             add_bos: put the BOS token first; the paper doesn't.    shared_context: score all choices of a
+             question in one row, twice as fast and equal to 1e-4 nats in float32; where the model can't do
+             that, and with False, each choice has a row, as in lm-eval.    right_answers_only: bits per byte
+             of the right answers and nothing else, in less time.
     Returns: task -> TaskScore, in the order of `tasks`.
     Raises:  ValueError: an unknown task; a limit below 1; no data in data directory, asset or hub; too little
-             memory for a single choice.
+             memory for a single row.
     Source:  paper, section 4.1; the metric of each task as inferred from Table 1. Differs: a newer lm-eval.
     """
     unknown = [task for task in tasks if task not in TASKS]
@@ -171,22 +185,43 @@ def zero_shot(
     if limit is not None and (not isinstance(limit, int) or limit < 1):
         raise ValueError(f"limit came as {limit!r}, wanted a number of questions from 1, or None for all")
     from lm_eval.evaluator import evaluate
-    from lm_eval.models.huggingface import HFLM
+
+    from pruner_lib.evaluation.shared_context import ChoicesLM
+
+    def is_wanted(request: Any) -> bool:
+        return not right_answers_only or request.idx == right_answer(loaded[request.task_name], request.doc)
 
     def ask(size: int) -> dict[str, Any]:
         settings = {"backend": "causal", "batch_size": size, "add_bos_token": add_bos}
-        subject = HFLM(pretrained=model, tokenizer=tokenizer, **settings)
+        settings |= {"shared_context": shared_context, "wanted": is_wanted}
+        subject = ChoicesLM(pretrained=model, tokenizer=tokenizer, **settings)
         # the standard error of a mean needs no bootstrap, but lm-eval gives none at 0 iterations
-        return evaluate(subject, {"tasks": loaded}, limit=limit, bootstrap_iters=1)
+        return evaluate(subject, {"tasks": loaded}, **questions, bootstrap_iters=1)
 
-    with tempfile.TemporaryDirectory(prefix="pruner_lib-") as folder, _quiet(), evaluating(model):
-        loaded = {task: _load_task(task, find_data(task), Path(folder)) for task in tasks}
-        found, _ = in_fitting_batches(ask, batch_size, "zero-shot")
     protocol = {"lm_eval": version("lm_eval"), "fewshot": 0, "limit": limit, "add_bos": add_bos}
-    return {task: _score(task, found, protocol) for task in tasks}
+    with tempfile.TemporaryDirectory(prefix="pruner_lib-") as folder, quiet(), evaluating(model):
+        loaded = {task: load_task(task, find_data(task), Path(folder)) for task in tasks}
+        questions: dict[str, Any] = {"limit": limit}
+        if limit is not None and seed is not None:
+            protocol |= {"seed": seed}
+            questions = {"samples": {task: draw(loaded[task], limit, seed) for task in tasks}}
+        answers, _ = in_fitting_batches(ask, batch_size, "zero-shot")
+        return {task: _score(task, loaded[task], answers, protocol, right_answers_only) for task in tasks}
 
 
-def _load_task(task: str, data: Path | None, folder: Path) -> Any:
+def draw(task: Any, limit: int, seed: int) -> list[int]:
+    """Draw questions of a split: sorted numbers, `limit` of them or all."""
+    return sorted(np.random.default_rng(seed).permutation(len(task.eval_docs))[:limit].tolist())
+
+
+def right_answer(task: Any, document: dict[str, Any]) -> int:
+    """Read the number of the right choice, as lm-eval's metrics do (WinoGrande's contexts differ)."""
+    answer = task.doc_to_text(document) if task.multiple_input else task.doc_to_target(document)
+    return answer if isinstance(answer, int) else task.doc_to_choice(document).index(answer)
+
+
+def load_task(task: str, data: Path | None, folder: Path) -> Any:
+    """Load lm-eval's task over the questions in `data`; see `write_definition`."""
     from datasets.exceptions import DatasetsError
     from lm_eval.tasks import TaskManager
 
@@ -204,27 +239,45 @@ def _load_task(task: str, data: Path | None, folder: Path) -> Any:
     return loaded
 
 
-def _score(task: str, found: dict[str, Any], protocol: dict[str, Any]) -> TaskScore:
-    metric, row = TASKS[task].metric, found["results"][task]
-    samples = sorted(found["samples"][task], key=lambda sample: sample["doc_id"])
-    questions = "".join(sample["prompt_hash"] + sample["target_hash"] for sample in samples)
+def _score(
+    task: str, loaded: Any, answers: dict[str, Any], protocol: dict[str, Any], right_answers_only: bool
+) -> TaskScore:
+    metric = TASKS[task].metric
+    samples = sorted(answers["samples"][task], key=lambda sample: sample["doc_id"])
     protocol = protocol | {
         "metric": metric,
         "split": TASKS[task].split,
-        "task_version": found["versions"][task],
-        "questions": sha256(questions.encode()).hexdigest()[:12],
+        "task_version": answers["versions"][task],
+        "questions": _hash("".join(sample["prompt_hash"] + sample["target_hash"] for sample in samples)),
     }
-    suffix = ",none"  # lm-eval's name of "no filter"
-    found_values = {name.removesuffix(suffix): row[name] for name in row if name.endswith(suffix)}
-    values = {name: math.nan if value == "N/A" else float(value) for name, value in found_values.items()}
+    if "seed" in protocol:
+        protocol |= {"doc_ids": _hash(repr([sample["doc_id"] for sample in samples]))}
+    right = [right_answer(loaded, sample["doc"]) for sample in samples]
+    logs = [[log for log, _ in sample["filtered_resps"]] for sample in samples]  # question -> choice
+    bits = tuple(
+        -log[i] / math.log(2) / len(sample["arguments"][i][1].encode())
+        for i, log, sample in zip(right, logs, samples, strict=True)
+    )
+    if right_answers_only:
+        return TaskScore(task, metric, math.nan, math.nan, len(samples), (), (), bits, {}, protocol)
+    suffix, row = ",none", answers["results"][task]  # lm-eval's name of "no filter"
+    named = {name.removesuffix(suffix): row[name] for name in row if name.endswith(suffix)}
+    values = {name: math.nan if value == "N/A" else float(value) for name, value in named.items()}
     correct = tuple(int(sample[metric]) for sample in samples)
+    p_right = tuple(float(softmax(log)[i]) for i, log in zip(right, logs, strict=True))
     error = values[f"{metric}_stderr"]
-    return TaskScore(task, metric, values[metric], error, len(correct), correct, values, protocol)
+    return TaskScore(
+        task, metric, values[metric], error, len(correct), correct, p_right, bits, values, protocol
+    )
+
+
+def _hash(text: str) -> str:
+    return sha256(text.encode()).hexdigest()[:12]
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Hold back lm-eval's notes and the data sets' progress bars; the bar over the questions stays."""
+def quiet() -> Iterator[None]:
+    """Silence lm-eval's notes and the data sets' progress bars; the bar over the questions stays."""
     from datasets.utils import logging as bars
 
     logger, shown = logging.getLogger("lm_eval"), bars.is_progress_bar_enabled()

@@ -1,7 +1,7 @@
 """Discovery: from traced labels to groups and axes (paper section 3.1 and Figure 2).
 
-Connected components of the recorded equalities are the groups; components of the same make in the same
-place form an axis. Nothing is scored or cut here.
+Connected components of the recorded equalities are the groups; components with equally many entries in the
+same places form an axis. Nothing is scored or cut here.
 
 Some axes must keep equally many groups, because their weights make up one tensor. The experts of a layer are
 stacked in one parameter; the query heads of each key and value head lie side by side in another. Every
@@ -11,7 +11,8 @@ them lose the same number.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,45 +21,26 @@ from scipy.sparse.csgraph import connected_components
 from torch import nn
 
 from pruner_lib.method.decoder import decoder_layers
-from pruner_lib.method.groups import Axes, Axis, Member
+from pruner_lib.method.groups import KINDS, Axes, Axis, Member, split_experts, split_queries
 from pruner_lib.method.labels import Recording, unique_pairs
 from pruner_lib.method.norms import obstacle_in_norms
 from pruner_lib.method.operators import NO_RULE
 from pruner_lib.method.trace import trace
 
 
-def split_experts(axis: Axis, n_experts: int) -> list[Axis]:
-    """One axis for each matrix of a stack `(experts, ...)`."""
-    return [
-        replace(
-            axis,
-            name=f"{axis.name}.{e}",
-            members=tuple(replace(m, at=(0, e)) for m in axis.members),
-            group_parameters=axis.group_parameters // n_experts,
-            siblings=axis.name,
-        )
-        for e in range(n_experts)
-    ]
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """Components of the same form, which become an axis unless something is in the way.
 
-
-def split_queries(axis: Axis, owner: np.ndarray) -> list[Axis]:
-    """One axis for each key and value head, whose groups are its query heads.
-
-    Args: owner: `(n_groups,)` which key and value head each query head uses.
+    Attributes:
+        axis: what they would be, without a name.
+        layer: number of the decoder layer that holds all members; None for the residual stream.
+        components: `(n_groups,)` component of each group.
     """
-    heads = list(dict.fromkeys(owner.tolist()))
-    rows = {head: np.flatnonzero(owner == head) for head in heads}
-    return [
-        replace(
-            axis,
-            name=f"{axis.name}.{i}",
-            n_groups=len(rows[head]),
-            members=tuple(replace(m, indices=m.indices[rows[head]]) for m in axis.members),
-            siblings=axis.name,
-            side_by_side=len(heads),
-        )
-        for i, head in enumerate(heads)
-    ]
+
+    axis: Axis
+    layer: int | None
+    components: np.ndarray
 
 
 def discover(model: nn.Module, *, query_heads: bool = False) -> Axes:
@@ -78,71 +60,54 @@ def discover(model: nn.Module, *, query_heads: bool = False) -> Axes:
     """
     path, layers = decoder_layers(model)
     rec = trace(model, layers)
-    whole = _components(rec, rec.shared)
-    components = _components(rec, []) if query_heads else whole
-    blocks = _blocks(rec, components)
-    classes = _classes(blocks, components.max() + 1)
-    pinned = {classes[c]: reason for c, reason in _pinned(rec, components).items()}
-    is_head = _marked(classes, components, rec.products)
-    is_output = _marked(classes, components, rec.outputs)
-    sizes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    whole_of = np.zeros(components.max() + 1, np.int64)
-    whole_of[components] = whole
-    found, hidden = [], set()
+    whole = _components(rec, [*rec.equal, *rec.shared])
+    components = _components(rec, rec.equal) if query_heads else whole
+    key_value_head = np.zeros(components.max() + 1, np.int64)  # component -> the one that it is part of
+    key_value_head[components] = whole
+    candidates = _candidates(model, rec, components, path)
     notes = _unknown_operators(rec)
-    for members, constants, groups in _members(blocks, classes, rec):
-        if is_output[groups[0]] or {m.role for m in members} != {"in", "out"}:
-            continue
-        places = {_layer_of(m.parameter, path) for m in members}
-        place = places.pop() if len(places) == 1 else None
-        kind = "hidden" if place is None else "attention" if is_head[groups[0]] else "mlp"
-        if place is None:
-            hidden |= {(m.parameter, m.dim) for m in members}
-        obstacle = pinned.get(classes[groups[0]])
-        if place is not None and not obstacle:
-            obstacle = obstacle_in_norms(model, members)
-        if obstacle:
-            if not obstacle.startswith(NO_RULE):  # those are in the notes already
-                notes.append(f"{members[0].parameter}: {len(groups)} groups left whole, {obstacle}")
-            continue
-        found.append((kind, place, members, constants, whole_of[groups]))
-    axes = _name(found, hidden, sizes, path, notes, rec.stacks)
+    free = _without_obstacles(model, candidates, _pinned(rec, components), notes)
+    axes: dict[str, Axis] = {}
+    for candidate, name in _named(_feeding_stream(free, candidates, notes), path, rec.stacks):
+        axis = replace(candidate.axis, name=name)
+        owners = key_value_head[candidate.components]  # (n_groups,)
+        parts = [axis]
+        if _stacked(candidate, rec.stacks):
+            parts = split_experts(axis, model.get_parameter(axis.members[0].parameter).shape[0])
+        elif len(set(owners.tolist())) < axis.n_groups:
+            parts = split_queries(axis, owners)
+        axes |= {part.name: part for part in parts}
+        if axis.kind == "attention" and axis.n_groups == 1:
+            notes.append(
+                f"{name}: all query heads share one key and value head, so there is only one group; "
+                "discover(model, query_heads=True) finds them one by one"
+            )
     per_layer = [sum(p.numel() for p in layer.parameters()) for layer in layers]
     total = sum(p.numel() for p in model.parameters())
     return Axes(axes, n_parameters=total, layer_parameters=per_layer, notes=notes)
 
 
-def _unknown_operators(rec: Recording) -> list[str]:
-    """One note for each operator without a rule and each parameter that it meets."""
-    notes = {}
-    for labels, reason in rec.pinned:
-        owners = {rec.owner_of(label) for label in labels.tolist()} if reason.startswith(NO_RULE) else ()
-        for owner, _, source in owners:
-            if source == "parameter":
-                notes[f"{owner}: left whole, {reason}"] = None
-    return sorted(notes)
-
-
-def _marked(classes: np.ndarray, components: np.ndarray, labels: list[np.ndarray]) -> np.ndarray:
-    marked = np.zeros(len(classes), bool)
-    found = np.concatenate([*labels, np.zeros(0, np.int64)])
-    marked[components[found[found >= 0]]] = True
-    return marked
-
-
-def _components(rec: Recording, shared: list[np.ndarray]) -> np.ndarray:
-    """Component number of each label: first the equalities, then broadcasts that stay inside one
-    component."""
-    pairs = np.concatenate([*rec.equal, *shared, np.zeros((0, 2), np.int64)])
-    components = _connect(pairs, rec.n_labels)
-    spread = np.concatenate([*rec.spread, np.zeros((0, 2), np.int64)])
+def _components(rec: Recording, equal: Sequence[np.ndarray]) -> np.ndarray:
+    """`(n_labels,)` component number of each label: first the equalities, then broadcasts that stay inside
+    one component."""
+    components = _connect(_pairs(equal), rec.n_labels)
+    spread = _pairs(rec.spread)
     if not len(spread):
         return components
-    met = unique_pairs(np.stack([spread[:, 0], components[spread[:, 1]]], 1))
+    met = unique_pairs(np.stack([spread[:, 0], components[spread[:, 1]]], 1))  # (label, component)
     labels, first, counts = np.unique(met[:, 0], return_index=True, return_counts=True)
     alone = counts == 1
     joined = np.stack([components[labels[alone]], met[first[alone], 1]], 1)
     return _connect(joined, components.max() + 1)[components]
+
+
+def _connect(pairs: np.ndarray, n: int) -> np.ndarray:
+    graph = coo_matrix((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
+    return connected_components(graph, directed=False)[1]
+
+
+def _pairs(parts: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate([*parts, np.zeros((0, 2), np.int64)])
 
 
 def _pinned(rec: Recording, components: np.ndarray) -> dict[int, str]:
@@ -151,69 +116,84 @@ def _pinned(rec: Recording, components: np.ndarray) -> dict[int, str]:
     for labels, reason in rec.pinned:
         for component in np.unique(components[labels]).tolist():
             reasons.setdefault(component, reason)
-    spread = np.concatenate([*rec.spread, np.zeros((0, 2), np.int64)])
-    pairs = unique_pairs(components[spread])
+    pairs = unique_pairs(components[_pairs(rec.spread)])
     for label, other in pairs[np.isin(pairs[:, 0], list(reasons))].tolist():
         reasons.setdefault(other, reasons[label])
     return reasons
 
 
-def _connect(pairs: np.ndarray, n: int) -> np.ndarray:
-    graph = coo_matrix((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
-    return connected_components(graph, directed=False)[1]
-
-
-def _blocks(rec: Recording, components: np.ndarray) -> list[tuple[tuple[str, int, str], np.ndarray]]:
-    """(owner, component of each entry) for the dims of parameters that were used, in order of execution,
-    then constants."""
+def _candidates(model: nn.Module, rec: Recording, components: np.ndarray, path: str) -> list[Candidate]:
+    """All components that produce and consume channels and do not reach the output, by their form."""
     ends = [*rec.starts[1:], rec.n_labels]
-    ranges = {
-        owner: components[s:e] for owner, s, e in zip(rec.owners, rec.starts, ends, strict=True) if owner[0]
-    }
-    used = [(name, dim, "parameter") for name, dim in rec.roles]
-    constants = [owner for owner in ranges if owner[2] == "constant"]
-    return [(owner, ranges[owner]) for owner in used + constants]
-
-
-def _classes(blocks: list, n_components: int) -> np.ndarray:
-    """Class of each component; two share one when they have the same number of entries in the same places."""
-    classes = np.zeros(n_components, np.int64)
-    fresh = 1
-    for _, entries in blocks:
-        components, counts = np.unique(entries, return_counts=True)
-        keys, inverse = np.unique(classes[components] * (counts.max() + 1) + counts, return_inverse=True)
-        classes[components] = fresh + inverse.reshape(-1)
-        fresh += len(keys)
-    return classes
-
-
-def _members(blocks: list, classes: np.ndarray, rec: Recording):
-    """Yield (members, constants, component of each group) of each class; members hold index tables of shape
-    `(n_groups, width)`."""
-    ranks: dict[int, np.ndarray] = {}
-    members: dict[int, list[Member]] = {}
-    constants: dict[int, list[tuple[str, str, int]]] = {}
-    groups: dict[int, np.ndarray] = {}
-    for (owner, dim, source), entries in blocks:
-        for number in np.unique(classes[entries]):
-            where = np.flatnonzero(classes[entries] == number)
-            if number not in ranks:  # the first member of an axis numbers its groups
-                order, first = np.unique(entries[where], return_index=True)
-                ranks[number] = np.zeros(len(classes), np.int32)
-                groups[number] = order[np.argsort(first)]
-                ranks[number][groups[number]] = np.arange(len(order))
-            rank = ranks[number][entries[where]]
-            n_groups = int(rank.max()) + 1
-            table = where[np.argsort(rank, kind="stable")].reshape(n_groups, -1)
-            if source == "constant":
-                if table.shape == (n_groups, 1) and n_groups > 1:
-                    constants.setdefault(number, []).append((*owner.split(":"), dim))
-            else:
+    entries = {o: components[s:e] for o, s, e in zip(rec.owners, rec.starts, ends, strict=True) if o[0]}
+    in_order = list(dict.fromkeys(reversed(rec.executed)))[::-1]  # by the last time that each is executed
+    used = [(name, dim, "parameter") for name, dim in in_order]
+    used += [owner for owner in entries if owner[2] == "constant"]
+    forms = _forms([entries[owner] for owner in used], components.max() + 1)
+    by_form: dict[int, list[tuple]] = {}  # form -> (owner, its entries that are of this form)
+    for owner in used:
+        form_of_entry = forms[entries[owner]]
+        for form in np.unique(form_of_entry).tolist():
+            by_form.setdefault(form, []).append((owner, np.flatnonzero(form_of_entry == form)))
+    heads, outputs = (_marked(components, labels) for labels in (rec.products, rec.outputs))
+    candidates = []
+    for places in by_form.values():
+        tables, group_components = _index_tables(places, entries)
+        members, constants = [], []
+        for ((owner, dim, source), _), table in zip(places, tables, strict=True):
+            if source == "parameter":
                 role = rec.roles[owner, dim]
-                member = Member(owner, dim, torch.from_numpy(table), role, _structure(owner))
-                members.setdefault(number, []).append(member)
-    for number, found in members.items():
-        yield tuple(found), tuple(constants.get(number, ())), groups[number]
+                members.append(Member(owner, dim, torch.from_numpy(table), role, _structure(owner)))
+            elif table.shape[1] == 1 and len(table) > 1:
+                constants.append((*owner.split(":"), dim))
+        if group_components[0] in outputs or {m.role for m in members} != {"in", "out"}:
+            continue
+        layers = {_layer_of(m.parameter, path) for m in members}
+        layer = layers.pop() if len(layers) == 1 else None
+        kind = "hidden" if layer is None else "attention" if group_components[0] in heads else "mlp"
+        shapes = [model.get_parameter(m.parameter).shape for m in members]
+        size = sum(s.numel() // s[m.dim] * m.width for m, s in zip(members, shapes, strict=True))
+        in_stack = any(m.parameter in rec.stacks for m in members)
+        axis = Axis("", kind, len(tables[0]), tuple(members), size, tuple(constants), in_stack=in_stack)
+        candidates.append(Candidate(axis, layer, group_components))
+    return candidates
+
+
+def _index_tables(places: Sequence[tuple], entries: Mapping) -> tuple[list[np.ndarray], np.ndarray]:
+    """Tables `(n_groups, width)` of the entries of each group, one for each place, and the component of each
+    group `(n_groups,)`. The first place numbers the groups.
+
+    Args: places: (owner, its entries that belong to the groups).
+    """
+    owner, where = places[0]
+    order, at = np.unique(entries[owner][where], return_index=True)  # components, ascending
+    rank = at.argsort().argsort()  # number of the group of each
+    tables = []
+    for owner, where in places:
+        number = rank[np.searchsorted(order, entries[owner][where])]  # group of each entry
+        tables.append(where[np.argsort(number, kind="stable")].reshape(len(order), -1))
+    return tables, order[at.argsort()]
+
+
+def _forms(entries: Sequence[np.ndarray], n_components: int) -> np.ndarray:
+    """`(n_components,)` number of the form of each: two share one if they have equally many entries in every
+    place.
+
+    Args: entries: for each place `(size,)` the component of each entry.
+    """
+    forms = np.zeros(n_components, np.int64)
+    fresh = 1
+    for place in entries:
+        components, counts = np.unique(place, return_counts=True)
+        keys, inverse = np.unique(forms[components] * (counts.max() + 1) + counts, return_inverse=True)
+        forms[components] = fresh + inverse.reshape(-1)
+        fresh += len(keys)
+    return forms
+
+
+def _marked(components: np.ndarray, labels: Sequence[np.ndarray]) -> set[int]:
+    flat = np.concatenate([*labels, np.zeros(0, np.int64)])
+    return set(np.unique(components[flat[flat >= 0]]).tolist())
 
 
 def _structure(parameter: str) -> str:
@@ -227,61 +207,70 @@ def _layer_of(parameter: str, path: str) -> int | None:
     return int(parameter[len(path) + 1 :].split(".")[0])
 
 
-def _name(
-    found: list, hidden: set, sizes: dict, path: str, notes: list[str], stacks: set[str]
-) -> dict[str, Axis]:
-    """Name the axes; what is neither a head, an MLP channel nor the residual stream becomes a note."""
-    places: dict[tuple, list] = {}
-    for kind, layer, members, constants, owner in found:
-        consumers = [m for m in members if m.role == "in"]
-        if kind == "mlp" and not any(
-            (m.parameter, d) in hidden for m in consumers for d in range(3) if d != m.dim
-        ):
-            notes.append(
-                f"{members[0].parameter}: {len(members[0].indices)} inner channels that feed no residual "
-                "stream; left whole"
-            )
-            continue
-        places.setdefault((layer is None, layer or 0, KIND_ORDER[kind]), []).append(
-            (kind, layer, members, constants, owner)
-        )
-    axes = {}
-    for _, group in sorted(places.items(), key=lambda item: item[0]):
-        for kind, layer, members, constants, owner in group:
-            stacked = layer is not None and all(m.parameter in stacks and m.dim for m in members)
-            name = kind if layer is None else f"layers.{layer}.{kind}"
-            if layer is None and len(group) > 1:
-                name = f"{kind}.{members[0].parameter}"
-            elif len(group) > 1 or stacked:
-                name = f"layers.{layer}.{_common_path(members, path)}"
-            n = members[0].indices.shape[0]
-            per_group = sum(
-                int(np.prod(sizes[m.parameter])) // sizes[m.parameter][m.dim] * m.width for m in members
-            )
-            in_stack = any(m.parameter in stacks for m in members)
-            axis = Axis(name, kind, n, members, per_group, constants, in_stack=in_stack)
-            parts = [axis]
-            if stacked:
-                parts = split_experts(axis, sizes[members[0].parameter][0])
-            elif len(set(owner.tolist())) < n:
-                parts = split_queries(axis, owner)
-            axes |= {part.name: part for part in parts}
-            if kind == "attention" and n == 1:
-                notes.append(
-                    f"{name}: all query heads share one key and value head, so there is only one group; "
-                    "discover(model, query_heads=True) finds them one by one"
-                )
-    return axes
+def _unknown_operators(rec: Recording) -> list[str]:
+    """One note for each operator without a rule and each parameter that it meets."""
+    notes = set()
+    for labels, reason in rec.pinned:
+        owners = {rec.owner_of(label) for label in labels.tolist()} if reason.startswith(NO_RULE) else ()
+        notes |= {f"{owner}: left whole, {reason}" for owner, _, kind in owners if kind == "parameter"}
+    return sorted(notes)
 
 
-KIND_ORDER = {"attention": 0, "mlp": 1, "hidden": 2}
+def _without_obstacles(
+    model: nn.Module, candidates: Sequence[Candidate], pinned: Mapping[int, str], notes: list[str]
+) -> list[Candidate]:
+    """Those that can be cut; the others become notes."""
+    free = []
+    for candidate in candidates:
+        reasons = [pinned[c] for c in candidate.components.tolist() if c in pinned]
+        obstacle = reasons[0] if reasons else None
+        if candidate.layer is not None and not obstacle:
+            obstacle = obstacle_in_norms(model, candidate.axis.members)
+        if not obstacle:
+            free.append(candidate)
+        elif not obstacle.startswith(NO_RULE):  # those are in the notes already
+            first, n = candidate.axis.members[0].parameter, candidate.axis.n_groups
+            notes.append(f"{first}: {n} groups left whole, {obstacle}")
+    return free
 
 
-def _common_path(members: tuple[Member, ...], path: str) -> str:
-    parts = [m.structure[len(path) + 1 :].split(".")[1:] for m in members]
-    shared = []
-    for names in zip(*parts, strict=False):
-        if len(set(names)) > 1:
-            break
-        shared.append(names[0])
-    return ".".join(shared)
+def _feeding_stream(
+    free: Sequence[Candidate], candidates: Sequence[Candidate], notes: list[str]
+) -> list[Candidate]:
+    """Those that end in the residual stream, as heads do and MLP channels should; others become notes."""
+    stream = {(m.parameter, m.dim) for c in candidates if c.layer is None for m in c.axis.members}
+    feeding = []
+    for candidate in free:
+        consumers = [m for m in candidate.axis.members if m.role == "in"]
+        others = ((m.parameter, dim) for m in consumers for dim in range(3) if dim != m.dim)
+        if candidate.axis.kind == "mlp" and stream.isdisjoint(others):
+            first, n = candidate.axis.members[0].parameter, candidate.axis.n_groups
+            notes.append(f"{first}: {n} inner channels that feed no residual stream; left whole")
+        else:
+            feeding.append(candidate)
+    return feeding
+
+
+def _named(candidates: Sequence[Candidate], path: str, stacks: set[str]) -> list[tuple[Candidate, str]]:
+    """Names in the order of the layers, the residual stream last: by the kind where that is unique in the
+    layer, else by the module."""
+    places: dict[tuple, list[Candidate]] = {}
+    for c in candidates:
+        places.setdefault((c.layer is None, c.layer or 0, KINDS.index(c.axis.kind)), []).append(c)
+    named = []
+    for _, together in sorted(places.items(), key=lambda item: item[0]):
+        for c in together:
+            name = c.axis.kind if c.layer is None else f"layers.{c.layer}.{c.axis.kind}"
+            if c.layer is None and len(together) > 1:
+                name = f"{name}.{c.axis.members[0].parameter}"
+            elif len(together) > 1 or _stacked(c, stacks):
+                name = f"layers.{c.layer}.{c.axis.module.removeprefix(f'{path}.{c.layer}.')}"
+            named.append((c, name))
+    return named
+
+
+def _stacked(candidate: Candidate, stacks: set[str]) -> bool:
+    """Has each of a layer's stacked experts groups of its own?"""
+    return candidate.layer is not None and all(
+        m.parameter in stacks and m.dim for m in candidate.axis.members
+    )

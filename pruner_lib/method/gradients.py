@@ -28,11 +28,11 @@ import torch
 from torch import nn
 from torch.autograd.graph import register_multi_grad_hook
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
-from torch.utils.checkpoint import checkpoint
 
 from pruner_lib.method.decoder import decoder_layers
-from pruner_lib.method.memory import Tidy
+from pruner_lib.method.memory import HeapTrimmer
 from pruner_lib.method.module_gradients import Use, gradient_slices
+from pruner_lib.method.offload import frozen, recomputing
 
 
 class _Kept(torch.autograd.Function):
@@ -53,18 +53,18 @@ class Pass:
     """State of one pass: what was used in forward, and what still waits for its gradient in backward.
 
     Args:
-        parameters: names of those whose gradient is wanted.
+        parameters: names of those whose gradient is needed.
         finish: called as `finish(name, uses)` when all gradients of a parameter have arrived.
     """
 
     def __init__(self, model: nn.Module, parameters: set[str], finish: Callable[[str, list[Use]], None]):
         self.model, self.finish = model, finish
-        wanted = {id(p): name for name, p in model.named_parameters() if name in parameters}
-        self.owners = {
-            module: {key: wanted[id(p)] for key, p in module._parameters.items() if id(p) in wanted}
-            for module in model.modules()
-        }
-        self.owners = {module: names for module, names in self.owners.items() if names}
+        names = {id(p): name for name, p in model.named_parameters() if name in parameters}
+        self.owners: dict[nn.Module, dict[str, str]] = {}  # module -> its key -> name in the model
+        for module in model.modules():
+            own = {key: names[id(p)] for key, p in module._parameters.items() if id(p) in names}
+            if own:
+                self.owners[module] = own
         self.pending: dict[str, int] = defaultdict(int)
         self.uses: dict[str, list[Use]] = defaultdict(list)
         self.visited: set[str] = set()
@@ -77,8 +77,9 @@ class Pass:
         embeddings = (m for m in self.model.modules() if isinstance(m, nn.Embedding))
         handles = [m.register_forward_hook(self._open) for m in embeddings]
         handles += [m.register_forward_hook(self._watch, with_kwargs=True) for m in self.owners]
-        tidy = Tidy()
-        handles += [m.register_forward_hook(partial(_tidied, tidy)) for m in _layers(self.model)]
+        with suppress(ValueError):  # there may be no layers
+            check = partial(_check_heap, HeapTrimmer())
+            handles += [m.register_forward_hook(check) for m in decoder_layers(self.model)[1]]
         try:
             yield
         finally:
@@ -112,7 +113,9 @@ class Pass:
             for x in floats:
                 x.requires_grad_()
         places = [i for i, x in enumerate(leaves) if isinstance(x, torch.Tensor) and x.requires_grad]
-        if len(places) > 1:  # one output may be made from another: watch what the model takes from each
+        if (
+            len(places) > 1
+        ):  # one output may follow from another: a view separates what the model takes from each
             leaves = [x.view_as(x) if i in places else x for i, x in enumerate(leaves)]
             output = tree_unflatten(leaves, spec)
         arrive = self._receiver(module, places, *tree_flatten((args, kwargs)))
@@ -126,7 +129,7 @@ class Pass:
         return output
 
     def _receiver(self, module: nn.Module, places: list[int], inputs: list, spec) -> Callable:
-        """What is to be done with the gradients of a call's outputs; holds the inputs until then."""
+        """Return what to call with the gradients of a call's outputs; it holds the inputs until then."""
         tensors = [i for i, x in enumerate(inputs) if isinstance(x, torch.Tensor)]
         spark = torch.zeros((), requires_grad=True)
         kept = [_Kept.apply(spark, *(inputs[i].detach() for i in tensors)).grad_fn]
@@ -134,9 +137,9 @@ class Pass:
         shape = self.shape
 
         def arrive(grads) -> None:
-            found = others | dict(zip(tensors, kept.pop().saved_tensors, strict=True))
+            by_place = others | dict(zip(tensors, kept.pop().saved_tensors, strict=True))
             grads = [g if g is None else g.detach() for g in grads]
-            inputs = [found[i] for i in range(len(found))]
+            inputs = [by_place[i] for i in range(len(by_place))]
             for key, name in self.owners[module].items():
                 self._arrive(name, Use(module, key, inputs, spec, grads, places, *shape))
 
@@ -157,18 +160,12 @@ class Pass:
             self.local = False
 
 
-def _layers(model: nn.Module) -> list[nn.Module]:
-    with suppress(ValueError):  # it has none
-        return list(decoder_layers(model)[1])
-    return []
-
-
-def _tidied(tidy: Tidy, layer: nn.Module, inputs: tuple, output) -> None:
-    """Look at the memory after a layer, in forward and in backward."""
-    tidy.look()
+def _check_heap(trimmer: HeapTrimmer, layer: nn.Module, inputs: tuple, output) -> None:
+    """Forward hook of a layer: trim the heap after it, in forward and in backward."""
+    trimmer.check()
     for x in tree_leaves(output):
         if isinstance(x, torch.Tensor) and x.requires_grad:
-            x.register_hook(lambda grad: tidy.look())
+            x.register_hook(lambda grad: trimmer.check())
 
 
 def _positions(model: nn.Module, ids: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -196,7 +193,7 @@ def loss_and_gradient_(logits: torch.Tensor, ids: torch.Tensor) -> tuple[float, 
         is the loss.
     """
     gradient = logits.data  # not detach(): a view would take the new values for its own, without its hooks
-    if hasattr(logits.grad_fn, "_saved_result"):  # its backward will look at the values
+    if hasattr(logits.grad_fn, "_saved_result"):  # its backward reads the values
         gradient = gradient.clone()
     dtype = torch.promote_types(logits.dtype, torch.float32)
     step = max(1, PIECE // logits.shape[-1])
@@ -243,15 +240,20 @@ def visit_gradients(
             each entry is shown once.
         checkpointing: compute each decoder layer once more in backward instead of keeping its activations.
     Returns: the loss.
-    Raises: ValueError: the loss is not finite, or a parameter's samples can't be told apart.
+    Raises: ValueError: the loss is not finite, or a parameter's samples can't be separated.
     Source: paper Eq. 3 to 5; reference code `hf_prune.py`, which divides the sum of Eq. 5 by N as here.
     """
     n_samples, n_tokens = ids.shape
     sizes = batch_sizes(n_samples, n_tokens, micro_batch, per_sample)
     scale = 1 / (n_samples * (n_tokens - 1))
-    pass_ = Pass(model, parameters, partial(_show, visit, n_samples, scale, per_sample))
+
+    def finish(name: str, uses: list[Use]) -> None:
+        for row, g, a in gradient_slices(uses, n_samples, scale, per_sample):
+            visit(name, row, g, a)
+
+    pass_ = Pass(model, parameters, finish)
     loss = 0.0
-    with frozen(model), pass_.hooked(), _recomputing(model) if checkpointing else nullcontext():
+    with frozen(model), pass_.hooked(), recomputing(model) if checkpointing else nullcontext():
         for number, part in enumerate(ids.split(sizes)):
             logits = pass_.forward(part, number)
             summed, gradient = loss_and_gradient_(logits, part)
@@ -271,42 +273,7 @@ def visit_gradients(
 
 
 def batch_sizes(samples: int, tokens: int, micro_batch: int | None, per_sample: bool) -> list[int]:
-    """Sizes of the micro-batches. As many samples as tokens could not be told apart: one is split off."""
+    """Sizes of the micro-batches; as many samples as tokens would look alike in a shape: one is split off."""
     size = min(micro_batch or samples, samples)
     sizes = [size] * (samples // size) + [samples % size] * (samples % size > 0)
     return [part for s in sizes for part in ([s - 1, 1] if per_sample and s == tokens else [s])]
-
-
-def _show(visit: Visitor, samples: int, scale: float, per_sample: bool, name: str, uses: list[Use]) -> None:
-    for row, g, a in gradient_slices(uses, samples, scale, per_sample):
-        visit(name, row, g, a)
-
-
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no parameter gradients; both restored afterwards."""
-    training, flags = model.training, {p: p.requires_grad for p in model.parameters()}
-    model.eval().requires_grad_(False)
-    try:
-        with torch.enable_grad():
-            yield
-    finally:
-        model.train(training)
-        for parameter, flag in flags.items():
-            parameter.requires_grad_(flag)
-
-
-@contextmanager
-def _recomputing(model: nn.Module) -> Iterator[None]:
-    """Let the decoder layers forget their activations, and compute them again when backward reaches them."""
-    layers = decoder_layers(model)[1]
-    before = [layer.__dict__.get("forward") for layer in layers]
-    for layer in layers:
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
-    try:
-        yield
-    finally:
-        for layer, forward in zip(layers, before, strict=True):
-            del layer.forward
-            if forward is not None:
-                layer.forward = forward

@@ -1,25 +1,38 @@
-"""The words of the method as data: members, axes, plans and the names of the criteria (paper section 3.1).
+"""The terms of the method as data: members, axes, plans and the names of all options (paper section 3.1).
 
-An axis holds n interchangeable groups; a plan says which of them stay. Nothing here looks at a model or at
-weights.
+An axis holds n interchangeable groups; a plan says which of them stay. Nothing here reads a model or weights.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import takewhile
 from math import gcd
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
+import numpy as np
 import torch
 
+from pruner_lib.method.display import axes_html, axes_text, axis_text, plan_html, plan_text
+
 KINDS = ("attention", "mlp", "hidden")
-GRANULARITIES = {"block": ("attention", "mlp"), "channel": ("hidden",), "layer": ()}
+GRANULARITIES = {"block": ("attention", "mlp"), "channel": ("hidden",), "layer": ()}  # -> kinds that are cut
+SCOPES = ("local", "global", "joint")
+TARGETS = ("groups", "parameters")
+AGGREGATIONS = ("sum", "mean", "prod", "max", "last")
+ORDERS = ("channel", "group")
+CRITERIA = ("random", "l1", "l2", "vector", "element1", "element2", "mixed")
+DATA_FREE = ("random", "l1", "l2")
+SECOND_ORDER = ("element2", "mixed")  # need the gradient of each sample
+ADDITIVE = ("vector", "element2")  # sums over samples: micro-batches are scored one by one
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Member:
     """One dim of one parameter that the groups of an axis divide among themselves.
 
@@ -45,8 +58,12 @@ class Member:
     def width(self) -> int:
         return self.indices.shape[1]
 
+    def __repr__(self) -> str:
+        place = f" of slice {self.at[1]}" if self.at else ""
+        return f"{self.parameter}: {self.width} of dim {self.dim}{place} a group ({self.role})"
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Axis:
     """n interchangeable groups at one place of the model, numbered 0..n_groups-1.
 
@@ -97,9 +114,53 @@ class Axis:
         parts = self.name.split(".")
         return int(parts[1]) if parts[0] == "layers" else None
 
+    @cached_property
+    def module(self) -> str:
+        """Path of the smallest module that holds all members."""
+        paths = [m.parameter.split(".")[:-1] for m in self.members]
+        shared = takewhile(lambda names: len(set(names)) == 1, zip(*paths, strict=False))
+        return ".".join(names[0] for names in shared)
 
-class Axes(dict):
-    """What `discover` found: a dict from axis name to `Axis`, with what it needs to be reported.
+    def __repr__(self) -> str:
+        return axis_text(self)
+
+
+def split_experts(axis: Axis, n_experts: int) -> list[Axis]:
+    """One axis for each matrix of a stack `(experts, ...)`."""
+    return [
+        replace(
+            axis,
+            name=f"{axis.name}.{e}",
+            members=tuple(replace(m, at=(0, e)) for m in axis.members),
+            group_parameters=axis.group_parameters // n_experts,
+            siblings=axis.name,
+        )
+        for e in range(n_experts)
+    ]
+
+
+def split_queries(axis: Axis, owner: np.ndarray) -> list[Axis]:
+    """One axis for each key and value head, whose groups are its query heads.
+
+    Args: owner: `(n_groups,)` which key and value head each query head uses.
+    """
+    heads = list(dict.fromkeys(owner.tolist()))
+    rows = {head: np.flatnonzero(owner == head) for head in heads}
+    return [
+        replace(
+            axis,
+            name=f"{axis.name}.{i}",
+            n_groups=len(rows[head]),
+            members=tuple(replace(m, indices=m.indices[rows[head]]) for m in axis.members),
+            siblings=axis.name,
+            side_by_side=len(heads),
+        )
+        for i, head in enumerate(heads)
+    ]
+
+
+class Axes(dict[str, Axis]):
+    """All axes that `discover` returns, by name, with what is needed to count layers and parameters.
 
     Attributes:
         n_parameters: scalar parameters of the whole model, each counted once.
@@ -117,27 +178,23 @@ class Axes(dict):
         self.n_layers = len(layer_parameters)
         self.notes = notes
 
-    def of_kind(self, *kinds: str) -> dict[str, Axis]:
-        return {name: axis for name, axis in self.items() if axis.kind in kinds}
+    def of_kind(self, *kinds: str) -> Axes:
+        """The axes of some kinds, still as part of the whole model."""
+        chosen = {name: axis for name, axis in self.items() if axis.kind in kinds}
+        return Axes(
+            chosen, n_parameters=self.n_parameters, layer_parameters=self.layer_parameters, notes=self.notes
+        )
+
+    def __repr__(self) -> str:
+        return axes_text(self)
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{a.name}</td><td>{a.kind}</td><td>{a.n_groups}</td><td>{a.width}</td>"
-            f"<td>{', '.join(s.rsplit('.', 1)[-1] for s in a.structures[:6])}"
-            f"{' ...' if len(a.structures) > 6 else ''}</td>"
-            f"<td>{a.n_groups * a.group_parameters / self.n_parameters:.2%}</td></tr>"
-            for a in self.values()
-        )
-        notes = "".join(f"<li>{note}</li>" for note in self.notes)
-        head = "".join(
-            f"<th>{h}</th>" for h in ("axis", "kind", "groups", "channels a group", "structures", "share")
-        )
-        return f"<table><tr>{head}</tr>{rows}</table><ul>{notes}</ul>"
+        return axes_html(self)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Plan:
-    """Which groups stay: plain data, saved as JSON.
+    """Which groups stay: plain data, not to be changed, saved as JSON.
 
     Attributes:
         keep: axis name -> sorted int64 group numbers. Where each structure was ranked alone
@@ -145,29 +202,34 @@ class Plan:
             `layers`.
         n_groups: the same keys -> number of groups before the cut.
         settings: how the plan was chosen (ratio, granularity, scope, ...).
+        query_heads: the axes are those of `discover(model, query_heads=True)`.
     """
 
-    keep: dict[str, torch.Tensor]
-    n_groups: dict[str, int]
-    settings: dict = field(default_factory=dict)
+    keep: Mapping[str, torch.Tensor]
+    n_groups: Mapping[str, int]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    query_heads: bool = False
 
     def __post_init__(self):
         if set(self.keep) != set(self.n_groups):
             raise ValueError(
                 f"keep and n_groups name different axes: {sorted(set(self.keep) ^ set(self.n_groups))[:4]}"
             )
-        for name, kept in self.keep.items():
-            kept = torch.as_tensor(kept, dtype=torch.int64)
-            self.keep[name] = kept
+        keep = {name: torch.as_tensor(kept, dtype=torch.int64).clone() for name, kept in self.keep.items()}
+        for name, kept in keep.items():
             n = self.n_groups[name]
-            ok = (
-                kept.ndim == 1 and len(kept) > 0 and (kept.diff() > 0).all() and kept[0] >= 0 and kept[-1] < n
-            )
-            if not ok:
+            if not (
+                kept.ndim == 1 and len(kept) and (kept.diff() > 0).all() and kept[0] >= 0 and kept[-1] < n
+            ):
                 raise ValueError(
                     f"plan for {name}: kept groups must be a sorted list of at least one number in "
                     f"0..{n - 1} without repeats, got {kept.tolist()[:8]}"
                 )
+        for name, value in (("keep", keep), ("n_groups", self.n_groups), ("settings", self.settings)):
+            object.__setattr__(self, name, MappingProxyType(dict(value)))
+
+    def __reduce__(self):  # a view of a dict can't be copied or pickled
+        return Plan, (dict(self.keep), dict(self.n_groups), dict(self.settings), self.query_heads)
 
     @property
     def cut(self) -> dict[str, torch.Tensor]:
@@ -184,9 +246,10 @@ class Plan:
 
     def to_dict(self) -> dict:
         return {
-            "settings": self.settings,
-            "n_groups": self.n_groups,
+            "settings": dict(self.settings),
+            "n_groups": dict(self.n_groups),
             "keep": {name: kept.tolist() for name, kept in self.keep.items()},
+            "query_heads": self.query_heads,
         }
 
     def to_json(self, path: str | Path | None = None) -> str:
@@ -207,24 +270,15 @@ class Plan:
             text = Path(source).read_text()
         try:
             data = json.loads(text)
-            return cls(data["keep"], data["n_groups"], data.get("settings", {}))
+            settings, query_heads = data.get("settings", {}), data.get("query_heads", False)
+            return cls(data["keep"], data["n_groups"], settings, query_heads)
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(
-                f"not a plan ({error}); a plan has the keys keep, n_groups and settings"
+                f"not a plan ({error}); a plan has the keys keep, n_groups, settings and query_heads"
             ) from error
 
+    def __repr__(self) -> str:
+        return plan_text(self)
+
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{name}</td><td>{n}</td><td>{len(self.keep[name])}</td>"
-            f"<td>{1 - len(self.keep[name]) / n:.1%}</td></tr>"
-            for name, n in self.n_groups.items()
-        )
-        head = "".join(f"<th>{h}</th>" for h in ("axis", "groups", "kept", "removed"))
-        settings = ", ".join(f"{k} = {v}" for k, v in self.settings.items())
-        return f"<p>{settings}</p><table><tr>{head}</tr>{rows}</table>"
-
-
-CRITERIA = ("random", "l1", "l2", "vector", "element1", "element2", "mixed")
-DATA_FREE = ("random", "l1", "l2")
-SECOND_ORDER = ("element2", "mixed")  # need the gradient of each sample
-ADDITIVE = ("vector", "element2")  # sums over samples: micro-batches are scored one by one
+        return plan_html(self)

@@ -3,7 +3,7 @@
 Every entry along every dim of every parameter has an integer label; an activation carries a label tensor of
 its own shape (-1: holds nothing of a parameter). Here is what an element-wise operation and a matrix
 product do to labels, and the record of which labels depend on each other. Which operator does what is in
-`trace`.
+`operators`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Labels:
 
 @dataclass
 class Recording:
-    """What one labelled forward pass found out.
+    """What one labelled forward pass records.
 
     Attributes:
         starts: first label of each (owner, dim), ascending; `owners` holds the pairs themselves.
@@ -38,7 +38,8 @@ class Recording:
         spread: pairs (label, other) where one label is broadcast over several others: it goes with them
             only if they all end up in one group.
         products: labels that stand for one batch index of a product of two activations (an attention head).
-        roles: (parameter, dim) -> "in" or "out", in the order of execution.
+        roles: (parameter, dim) -> "in" or "out".
+        executed: (parameter, dim) in the order of execution; what runs again is listed again.
         outputs: labels that reach the output of the model.
         pinned: labels that can't be removed, with the reason.
         stacks: parameters whose slices along dim 0 are separate matrices, picked while the model runs
@@ -53,14 +54,16 @@ class Recording:
     spread: list[np.ndarray] = field(default_factory=list)
     products: list[np.ndarray] = field(default_factory=list)
     roles: dict[tuple[str, int], str] = field(default_factory=dict)
+    executed: list[tuple[str, int]] = field(default_factory=list)
     outputs: list[np.ndarray] = field(default_factory=list)
     pinned: list[tuple[np.ndarray, str]] = field(default_factory=list)
     stacks: set[str] = field(default_factory=set)
 
     def pin(self, labels: Labels | None, reason: str) -> None:
+        """Record that labels can't be removed."""
         for table in () if labels is None else labels.tensors:
-            found = np.unique(collapse(table)[0].numpy())
-            self.pinned.append((found[found >= 0], reason))
+            distinct = np.unique(collapse(table)[0].numpy())
+            self.pinned.append((distinct[distinct >= 0], reason))
 
     def new_labels(self, n: int, owner: tuple[str, int, str] | None = None) -> torch.Tensor:
         labels = torch.arange(self.n_labels, self.n_labels + n)
@@ -88,13 +91,17 @@ class Recording:
         if len(pairs):
             self.equal.append(pairs)
 
-    def set_role(self, labels: torch.Tensor, role: str) -> None:
+    def set_role(self, labels: torch.Tensor, role: str, *, only_if_new: bool = False) -> None:
+        """Record that the parameter and dim of these labels are executed, and whether they consume or produce
+        channels."""
+        if not labels.numel():
+            return
         first = int(labels[(0,) * labels.ndim])  # no reshape: an expanded table would be written out
         if first >= 0:
             owner, dim, source = self.owner_of(first)
-            if source == "parameter":
-                self.roles.pop((owner, dim), None)
+            if source == "parameter" and not (only_if_new and (owner, dim) in self.roles):
                 self.roles[owner, dim] = role
+                self.executed.append((owner, dim))
 
 
 def constant_along(labels: torch.Tensor, dim: int) -> bool:
@@ -132,7 +139,7 @@ def combine(rec: Recording, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """
     shape = torch.broadcast_shapes(a.shape, b.shape)
     a, b = collapse(a, b)
-    flat = np.stack([a.reshape(-1).numpy(), b.reshape(-1).numpy()], 1)
+    flat = np.stack([a.reshape(-1).numpy(), b.reshape(-1).numpy()], 1)  # (entries, 2)
     flat = flat[(flat >= 0).all(1) & (flat[:, 0] != flat[:, 1])]
     spreads_a = spreads_b = False
     if len(flat) > 1 and not (np.diff(flat, axis=0) > 0).all():
@@ -195,14 +202,14 @@ def _attend(rec: Recording, a: torch.Tensor, b: torch.Tensor, shape: tuple[int, 
     Labels that all batch indices share beside private ones (the rotary key of multi-head latent attention)
     belong to no head.
     """
-    head = rec.new_labels(shape[0])
+    head = rec.new_labels(shape[0])  # (batch,)
     rec.products.append(head.numpy())
     for table in (a, b):
         for dim in (1, 2):
             table = table.narrow(dim, 0, 1) if constant_along(table, dim) else table
-        flat = table.reshape(shape[0], -1).numpy()
+        flat = table.reshape(shape[0], -1).numpy()  # (batch, labels of one index)
         pairs = np.stack([np.repeat(head.numpy(), flat.shape[1]), flat.reshape(-1)], 1)
-        pairs = unique_pairs(pairs[pairs[:, 1] >= 0])
+        pairs = unique_pairs(pairs[pairs[:, 1] >= 0])  # (n, 2): head, label
         labels, inverse, counts = np.unique(pairs[:, 1], return_inverse=True, return_counts=True)
         shared = (counts > 1)[inverse.reshape(-1)]
         private = np.unique(pairs[~shared, 0])
@@ -216,7 +223,7 @@ def _attend(rec: Recording, a: torch.Tensor, b: torch.Tensor, shape: tuple[int, 
 
 
 def _of_each_head(rec: Recording, head: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """What a head makes of values that it shares with other heads is its own: labels for each."""
+    """The product of a head with values that it shares with other heads is its own: labels for each."""
     if table.unique().numel() == table.numel():
         return table
     own = rec.new_labels(table.numel()).view(table.shape)

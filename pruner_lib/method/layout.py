@@ -1,7 +1,7 @@
-"""The widths of a pruned model as data, and how to give them to a model that was built with other widths.
+"""The widths of a pruned model as data, and how to apply them to a model that was built with other widths.
 
 A copy of this file travels beside the weights of an unevenly pruned checkpoint, so it needs torch alone.
-What is in a layout was learned by `size_rules` and written by `prune`; nothing here names an architecture.
+What a layout must hold is derived by `size_rules` and written by `prune`; nothing here names an architecture.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ def empty_layout() -> dict:
 def check_layout(layout: object) -> None:
     """Raise a ValueError unless a layout, as it was read from a file, has the form of `empty_layout`."""
     checks = {"shapes": _are_sizes, "attributes": _are_numbers, "config": _are_numbers, "inputs": _are_inputs}
-    known = isinstance(layout, dict) and layout.keys() == checks.keys()
-    if not known or not all(isinstance(layout[part], dict) for part in checks):
+    complete = isinstance(layout, dict) and layout.keys() == checks.keys()
+    if not complete or not all(isinstance(layout[part], dict) for part in checks):
         raise ValueError(f"pruning_layout must be a dict of {', '.join(checks)}, got {str(layout)[:80]!r}")
     for part, is_right in checks.items():
         for name, entry in layout[part].items():
@@ -151,7 +151,7 @@ def apply_layout_(model: nn.Module, layout: dict) -> nn.Module:
 
 
 def set_layout(model: nn.Module, layout: dict | None) -> None:
-    """Note the layout at the model and in its config, which `save_pretrained` writes."""
+    """Put a layout on the model and into its config, which `save_pretrained` writes; None removes it."""
     model.pruning_layout = layout
     if layout is not None:
         model.config.pruning_layout = layout

@@ -1,4 +1,4 @@
-"""How much memory is held, and how much can still be had (a question of machines; nothing in the paper)."""
+"""How much memory the process holds and how much is available (a question of machines, not of the paper)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import nn
 HOLES = 2**26  # bytes that may lie unused inside the process
 
 
-class Tidy:
-    """Gives back what was freed inside the process whenever memory has grown.
+class HeapTrimmer:
+    """Returns freed memory to the system whenever what the process holds has grown.
 
     Freed memory lies in holes between tensors that stay, which no later tensor fits: up to a third of the
     activations, and many times the size of the slices of a weight.
@@ -24,9 +24,10 @@ class Tidy:
     def __init__(self):
         self.resident = resident_bytes()
 
-    def look(self) -> None:
+    def check(self) -> None:
+        """Trim the heap if memory has grown by `HOLES` since the last time."""
         if resident_bytes() - self.resident > HOLES:
-            give_back()
+            trim_heap()
             self.resident = resident_bytes()
 
 
@@ -51,7 +52,7 @@ def resident_bytes() -> int:
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """Bytes that can still be taken on a device; None where that is not known."""
+    """Bytes available on a device; None where the system does not say."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
@@ -86,7 +87,7 @@ def _left_by_limits(
                 yield int(limit.read_text()) - int(usage.read_text()) + cache
 
 
-def give_back() -> None:
-    """Hand memory that is free inside the process back to the system, where the C library can (glibc)."""
+def trim_heap() -> None:
+    """Return memory that is free inside the process to the system, where the C library can (glibc)."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

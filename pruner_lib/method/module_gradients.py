@@ -3,7 +3,7 @@
 A module's gradient follows from what went into it and from the gradient that arrived at its output; the
 gradient of one sample from its part of both. It is formed in slices of rows (entries of dim 0), so that no
 float32 copy of a large weight exists. Modules that are neither linear nor an embedding are called again on
-their inputs, and give one slice. When a call is complete is known to `gradients`.
+their inputs, and give one slice. `gradients` decides when a parameter has all its calls.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Use:
     """One call of a module on a micro-batch.
 
     Attributes:
-        key: name in the module of the parameter that is looked at.
+        key: name of the parameter in the module.
         inputs: leaves of its positional and keyword arguments; `spec` puts them together.
-        grads: gradient of each of its outputs that has one, None for those not looked at by the model.
+        grads: gradient of each of its outputs that has one, None for those that the model does not use.
         outputs: which leaves of the output they are.
         samples, tokens: shape of the micro-batch's ids.
         batch: number of the micro-batch.
@@ -48,7 +48,7 @@ class Use:
 
 
 def rows_of(shape: Sequence[int], device: torch.device) -> int:
-    """Rows of a tensor that make one slice."""
+    """Number of rows of a tensor in one slice."""
     entries = SLICE.get(device.type, LARGE_SLICE)
     return max(1, min(shape[0], entries * shape[0] // max(1, torch.Size(shape).numel())))
 
@@ -65,7 +65,7 @@ def gradient_slices(
         samples: N, of the whole batch.    scale: factor of all gradients.
     Yields: first row, g, a (None unless `per_sample`); float32 (float64 of a float64 model); both may be
         overwritten and are not valid after the next step.
-    Raises: ValueError: the samples can't be told apart.
+    Raises: ValueError: the samples can't be separated.
     """
     weight = getattr(uses[0].module, uses[0].key)
     parts = list(_parts(uses, per_sample))
@@ -174,6 +174,6 @@ def _chunks(use: Use, x: torch.Tensor) -> Sequence[torch.Tensor]:
         return x.chunk(n)
     raise ValueError(
         f"{use.module} sees tensors of shape {tuple(shape)} for {n} samples of {use.tokens} tokens, so its "
-        "gradient can't be told apart by sample; second-order criteria need that, use micro_batch=1, or "
+        "gradient can't be split by sample; second-order criteria need that, use micro_batch=1, or "
         "vector or element1"
     )

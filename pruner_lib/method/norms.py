@@ -1,8 +1,8 @@
 """Norms that run over all groups of an axis at once, as over all heads (paper section 3.1 has no such case).
 
 The root mean square over n of N channels is larger than over all N with the others at zero by sqrt(N / n).
-The weight of the norm can make up for that, so that cutting still equals masking. Whether and by how much is
-measured on a copy of the module, with values of our own; a norm that also subtracts a mean can't be helped.
+A factor on the norm's weight corrects that, so that cutting still equals masking. Whether and by how much is
+measured on a copy of the module, with values of our own; for a norm that also subtracts a mean there is none.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TOLERANCE = 1e-3  # relative; a norm's epsilon stays as it was, and its share of
 
 
 def obstacle_in_norms(model: nn.Module, members: Sequence[Member]) -> str | None:
-    """Why these members can't be cut, a norm over all of them that can't be made up for, or None."""
+    """Why these members can't be cut: a norm over all of them that no factor corrects; else None."""
     for member in norm_members(model, members):
         module = model.get_submodule(member.structure)
         n = len(member.indices)
@@ -35,14 +35,14 @@ def norm_members(model: nn.Module, members: Sequence[Member], side_by_side: int 
 
     Args: side_by_side: of the axis, see `Axis`.
     """
-    found = []
+    norms = []
     for member in members:
         module = model.get_submodule(member.parameter.rpartition(".")[0])
         vectors = all(p is None or p.ndim == 1 for p in module._parameters.values())
         leaf = vectors and member.parameter.endswith(".weight") and not list(module.children())
         if leaf and module.weight.numel() == member.indices.numel() * side_by_side:
-            found.append(member)
-    return found
+            norms.append(member)
+    return norms
 
 
 def norm_factor(module: nn.Module, kept: torch.Tensor) -> float | None:
@@ -61,21 +61,21 @@ def norm_factor(module: nn.Module, kept: torch.Tensor) -> float | None:
     masked = torch.zeros_like(x)
     masked[:, kept] = x[:, kept]
     with torch.no_grad():
-        wanted = whole(masked)[:, kept]
-        got = cut(x[:, kept])
-        factor = ((wanted * got).sum() / (got * got).sum()).item()
-        if abs(factor - 1) < TOLERANCE and torch.allclose(got, wanted, rtol=TOLERANCE, atol=TOLERANCE):
+        target = whole(masked)[:, kept]  # (8, n_kept)
+        output = cut(x[:, kept])
+        factor = ((target * output).sum() / (output * output).sum()).item()  # least squares
+        if abs(factor - 1) < TOLERANCE and torch.allclose(output, target, rtol=TOLERANCE, atol=TOLERANCE):
             return 1.0
         cut.weight.mul_(factor)
-        fits = torch.allclose(cut(x[:, kept]), wanted, rtol=TOLERANCE, atol=TOLERANCE)
+        fits = torch.allclose(cut(x[:, kept]), target, rtol=TOLERANCE, atol=TOLERANCE)
     return factor if fits else None
 
 
 def _with_values(module: nn.Module) -> nn.Module:
     """A copy on the CPU in float32 with weights that are neither all equal nor zero."""
-    made = copy.deepcopy(module).to_empty(device="cpu").float()
+    twin = copy.deepcopy(module).to_empty(device="cpu").float()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in twin.parameters():
             parameter.copy_(torch.rand(parameter.shape, generator=generator) + 0.5)
-    return made
+    return twin

@@ -1,32 +1,36 @@
-"""What the modules of a model hold: weights spread by accelerate, plain forward passes, tensors swapped in.
+"""How a model runs for a while: without accelerate's hooks, on other tensors, frozen, recomputing its layers.
 
-A model that is scored or cut needs its weights in its modules.
-accelerate can keep weights outside, in CPU memory or on a disk, and bring each in for its part of the forward
-pass only; meanwhile the module holds a parameter on the meta device. That is told from a model that was built
-on the meta device, which has no weights anywhere and may be cut.
+A model that is scored or cut needs its weights in its modules. accelerate can keep weights outside, in CPU
+memory or on a disk, and bring each in for its part of the forward pass only; meanwhile the module holds a
+parameter on the meta device. A model that was built on the meta device is another case: it has no weights
+anywhere and may be cut.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from pruner_lib.method.decoder import decoder_layers
 
 
 def offloaded(model: nn.Module) -> list[str]:
     """List the parameters whose weights are kept outside their modules."""
-    found = []
+    names = []
     for path, module in model.named_modules():
         if any(getattr(hook, "offload", False) for hook in _hooks(module)):
             prefix = f"{path}." if path else ""
-            found += [prefix + name for name, p in module.named_parameters(recurse=False) if p.is_meta]
-    return found
+            names += [prefix + name for name, p in module.named_parameters(recurse=False) if p.is_meta]
+    return names
 
 
 def input_device(model: nn.Module) -> torch.device:
-    """Say where a model takes its token ids: where its embedding lies, or is computed if offloaded."""
+    """The device for a model's token ids: that of its embedding, or where that is computed if offloaded."""
     embedding = model.get_input_embeddings()
     if embedding.weight.is_meta:
         for hook in _hooks(embedding):
@@ -36,7 +40,7 @@ def input_device(model: nn.Module) -> torch.device:
 
 
 def _hooks(module: nn.Module) -> list:
-    """List what accelerate has put around the forward pass of a module."""
+    """The hooks that accelerate has put around the forward pass of a module."""
     hook = getattr(module, "_hf_hook", None)
     return [] if hook is None else list(getattr(hook, "hooks", [hook]))
 
@@ -88,3 +92,33 @@ def holding(model: nn.Module, replacements: dict[torch.Tensor, torch.Tensor]) ->
         for store, tensors in zip(stores, before, strict=True):
             store.clear()
             store.update(tensors)
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, no parameter gradients; both restored afterwards."""
+    training, flags = model.training, {p: p.requires_grad for p in model.parameters()}
+    model.eval().requires_grad_(False)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        model.train(training)
+        for parameter, flag in flags.items():
+            parameter.requires_grad_(flag)
+
+
+@contextmanager
+def recomputing(model: nn.Module) -> Iterator[None]:
+    """Let the decoder layers forget their activations, and compute them again when backward reaches them."""
+    layers = decoder_layers(model)[1]
+    before = [layer.__dict__.get("forward") for layer in layers]
+    for layer in layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+    try:
+        yield
+    finally:
+        for layer, forward in zip(layers, before, strict=True):
+            del layer.forward
+            if forward is not None:
+                layer.forward = forward

@@ -21,48 +21,24 @@ from pruner_lib.method.labels import (
 )
 
 aten = torch.ops.aten
-PRODUCTS = {aten.mm, aten.bmm, aten.addmm, aten.baddbmm}
-NORMS = {aten.native_layer_norm, aten._fused_rms_norm}
-SOFTMAXES = {aten._softmax, aten._log_softmax, aten.cumsum, aten.cumprod}  # along a dim; the shape stays
-REDUCTIONS = {
-    aten.sum,
-    aten.mean,
-    aten.amax,
-    aten.amin,
-    aten.var,
-    aten.linalg_vector_norm,
-    aten.var_mean,
-    aten.prod,
-}
-SELECTIONS = {aten.topk, aten.sort, aten.argmax, aten.any, aten.all}  # which entry won, not what it holds
 NO_RULE = "no dependency rule for"
-LOOKUPS = {aten.index, aten.index_select, aten.gather}
-WRITES = {aten.copy_}
-MOVES = {
-    aten._unsafe_view,
-    aten.cat,
-    aten.stack,
-    aten.repeat,
-    aten.flip,
-    aten.roll,
-    aten.constant_pad_nd,
-    aten.split_with_sizes,
-}
-COPIES = {
-    aten._to_copy,
-    aten.clone,
-    aten.lift_fresh,
-    aten.contiguous,
-    aten.native_dropout,
-    aten.triu,
-    aten.tril,
-    aten.copy,
-    aten.empty_like,
-    aten.zeros_like,
-    aten.ones_like,
-    aten.full_like,
-}
-FACTORIES = {aten.new_empty, aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty_strided}
+
+
+def _operators(names: str) -> set:
+    return {getattr(aten, name) for name in names.split()}
+
+
+PRODUCTS = _operators("mm bmm addmm baddbmm")
+NORMS = _operators("native_layer_norm _fused_rms_norm")
+SOFTMAXES = _operators("_softmax _log_softmax cumsum cumprod")  # along a dim; the shape stays
+REDUCTIONS = _operators("sum mean amax amin var linalg_vector_norm var_mean prod")
+SELECTIONS = _operators("topk sort argmax any all")  # which entry won, not what it holds
+LOOKUPS = _operators("index index_select gather")
+WRITES = _operators("copy_")
+MOVES = _operators("_unsafe_view cat stack repeat flip roll constant_pad_nd split_with_sizes")
+COPIES = _operators("_to_copy clone lift_fresh contiguous native_dropout triu tril copy")
+COPIES |= _operators("empty_like zeros_like ones_like full_like")
+FACTORIES = _operators("new_empty new_zeros new_ones new_full new_empty_strided")
 
 
 def labels_for(rec: Recording, func, args: tuple, kwargs: dict, out) -> list[Labels | None]:
@@ -109,7 +85,7 @@ def labels_for(rec: Recording, func, args: tuple, kwargs: dict, out) -> list[Lab
 
 
 def _pin_all(rec: Recording, op, operands: list, outputs: list) -> list[Labels]:
-    """Nothing is known of this operator: what goes in stays whole, and so does what comes out."""
+    """An operator without a rule: what goes in stays whole, and so does what comes out."""
     reason = f"{NO_RULE} {op}"
     for tensor in operands:
         rec.pin(labels_of(tensor), reason)
@@ -125,12 +101,11 @@ def _pin_all(rec: Recording, op, operands: list, outputs: list) -> list[Labels]:
 def _write(target: torch.Tensor, labels: Labels | None) -> Labels | None:
     """Copy labels into a tensor that is filled part by part: into that part of its base's labels."""
     base = target if target._base is None else target._base
-    known = labels_of(base)
-    table = (
-        torch.full(base.shape, -1)
-        if known is None
-        else known.tensors[0].clone(memory_format=torch.contiguous_format)
-    )
+    before = labels_of(base)
+    if before is None:
+        table = torch.full(base.shape, -1)
+    else:
+        table = before.tensors[0].clone(memory_format=torch.contiguous_format)
     if not base.is_contiguous():
         raise ValueError(f"labels can't be written into a tensor of strides {base.stride()}")
     part = table.as_strided(target.shape, target.stride(), target.storage_offset())
@@ -140,8 +115,8 @@ def _write(target: torch.Tensor, labels: Labels | None) -> Labels | None:
 
 
 def _look_up(rec: Recording, op, args: tuple, out: torch.Tensor) -> Labels | None:
-    """Entries picked by an index. An index on the CPU is known and executed; one that the model computes
-    (a router's choice of experts) is not, and the labels survive only where they do not depend on it."""
+    """Entries picked by an index. An index on the CPU has values and is executed; one that the model computes
+    (a router's choice of experts) has none, and the labels survive only where they do not depend on it."""
     labels = labels_of(args[0])
     if labels is None:
         return None
@@ -179,9 +154,9 @@ def _product(rec: Recording, op, args: tuple, out: torch.Tensor) -> Labels | Non
 
 
 def _elementwise(rec: Recording, operands: list, out: torch.Tensor) -> Labels | None:
-    found = [labels for labels in map(labels_of, operands) if labels is not None]
-    activations = [x for x in found if x.source == "activation"]
-    fixed = [x for x in found if x.source != "activation"]
+    labelled = [labels for labels in map(labels_of, operands) if labels is not None]
+    activations = [x for x in labelled if x.source == "activation"]
+    fixed = [x for x in labelled if x.source != "activation"]
     if not activations:  # parameters and constants among themselves keep one label tensor for each dim
         for table, other in zip(fixed[0].tensors, fixed[-1].tensors, strict=False):
             if len(fixed) > 1 and fixed[0].source == fixed[-1].source == "parameter":
@@ -195,8 +170,7 @@ def _elementwise(rec: Recording, operands: list, out: torch.Tensor) -> Labels | 
         for table in labels.tensors:
             combine(rec, result, table)
             if labels.source == "parameter":
-                first = next((int(x) for x in table.reshape(-1)[:1]), -1)
-                rec.roles.setdefault(rec.owner_of(first)[:2], "out")
+                rec.set_role(table, "out", only_if_new=True)
     return Labels((result.expand(out.shape),))
 
 
@@ -205,21 +179,21 @@ def _move(func, args: tuple, kwargs: dict, out) -> list[Labels | None]:
     op = func.overloadpacket
     if op in (aten.cat, aten.stack):
         parts, dim = args[0], args[1] if len(args) > 1 else kwargs.get("dim", 0)
-        known = [labels_of(p) for p in parts]
-        source = next(x for x in known if x is not None).source
-        n = max(len(x.tensors) for x in known if x is not None)
+        labels = [labels_of(p) for p in parts]
+        labelled = [x for x in labels if x is not None]
         join = torch.cat if op is aten.cat else torch.stack
-        tables = [
-            join(
-                [
-                    torch.full(p.shape, -1) if x is None else x.tensors[min(i, len(x.tensors) - 1)]
-                    for p, x in zip(parts, known, strict=True)
-                ],
-                dim,
+        tables = []
+        for i in range(max(len(x.tensors) for x in labelled)):
+            tables.append(
+                join(
+                    [
+                        torch.full(p.shape, -1) if x is None else x.tensors[min(i, len(x.tensors) - 1)]
+                        for p, x in zip(parts, labels, strict=True)
+                    ],
+                    dim,
+                )
             )
-            for i in range(n)
-        ]
-        return [Labels(tuple(tables), source)]
+        return [Labels(tuple(tables), labelled[0].source)]
     labels = labels_of(args[0])
     if labels is None:
         return [None]
@@ -245,10 +219,11 @@ def _drop_unless_constant(labels: Labels, dims, keepdim: bool | None) -> Labels 
 
 
 def tensors_in(values) -> list[torch.Tensor]:
-    found = []
+    """All tensors in a list of arguments, those in nested lists included."""
+    tensors = []
     for value in values:
         if isinstance(value, torch.Tensor):
-            found.append(value)
+            tensors.append(value)
         elif isinstance(value, (list, tuple)):
-            found += tensors_in(value)
-    return found
+            tensors += tensors_in(value)
+    return tensors

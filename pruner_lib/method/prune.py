@@ -10,7 +10,7 @@ stay are renumbered, and the config gets their number.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -22,13 +22,13 @@ from pruner_lib.method.layout import apply_layout_, empty_layout, merge_layouts,
 from pruner_lib.method.norms import norm_factor, norm_members
 from pruner_lib.method.offload import check_in_memory
 from pruner_lib.method.size_rules import (
-    Law,
+    SizeRule,
     build_twin,
     builds,
-    common_module,
-    learn,
+    find_size_rule,
+    in_like_modules,
+    layer_edits,
     other_floats,
-    same_make,
     shapes_of,
 )
 
@@ -42,7 +42,7 @@ def drop_layers_(model: nn.Module, plan: Plan) -> nn.Module:
         raise ValueError(
             "drop layers before cutting widths unevenly: the layout names layers by their number"
         )
-    edits = _layer_edits(model, path, keep, n)
+    edits = layer_edits(model, path, keep, n)
     twin = build_twin(model, edits)
     parts = [dict(layer.named_modules()) for layer in layers]
     numbered = [
@@ -67,43 +67,13 @@ def drop_layers_(model: nn.Module, plan: Plan) -> nn.Module:
     return model
 
 
-def _layer_edits(model: nn.Module, path: str, keep: list[int], n: int) -> dict:
-    """Config edits that build the model with some layers only: how many there are, and what is listed by
-    layer.
-
-    Raises: ValueError: no edit builds it, as where the config counts layers of another make from the front.
-    """
-    config = model.config.to_dict()
-    edits: dict = {k: len(keep) for k, v in config.items() if v == n and type(v) is int and "layer" in k}
-    edits |= {k: [v[i] for i in keep] for k, v in config.items() if isinstance(v, list) and len(v) == n}
-    wanted = {}
-    for name, shape in shapes_of(model).items():
-        number, _, rest = name.removeprefix(path + ".").partition(".")
-        if not name.startswith(path + "."):
-            wanted[name] = shape
-        elif int(number) in keep:
-            wanted[f"{path}.{keep.index(int(number))}.{rest}"] = shape
-    fronts = [
-        {k: sum(i < v for i in keep)}
-        for k, v in config.items()
-        if type(v) is int and 0 < v < n and k not in edits
-    ]
-    for more in [{}, *fronts]:  # the number of leading layers of another make is one of the integers
-        if builds(model, edits | more, wanted):
-            return edits | more
-    raise ValueError(
-        f"the config of {type(model).__name__} can't say that only the layers {keep} of {n} are left; "
-        "keep the layers that differ from the others"
-    )
-
-
 def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Module:
     """Remove the groups that a plan does not keep.
 
     Args:
         model: on any device, in any dtype; its parameters are replaced by smaller ones, one after the other.
         plan: from `select`, for this model.
-        axes: of the model as it is, where they are known, as of one that it is a copy of; None: discovered.
+        axes: of the model as it is, if at hand, to save discovering them again.
     Returns: the same model. `model.pruning_layout` is None if its config alone now says all (a plain
         checkpoint), else the widths that its config can't say. `model.pruned_by` lists the plans carried
         out so far.
@@ -113,15 +83,15 @@ def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modu
     check_in_memory(model)
     if "layers" in plan.keep:
         return drop_layers_(model, plan)
-    axes = _axes_for(model, plan) if axes is None else _axes_of(model, axes)
+    axes = discover(model, query_heads=plan.query_heads) if axes is None else _axes_of(model, axes)
     keep = _keep_by_structure(axes, plan)
     kept = {name: len(next(iter(per.values()))) for name, per in keep.items()}
     check_even(axes, kept)
     cuts = _cut_indices(model, axes, keep)
     factors = _norm_factors(model, axes, keep, cuts)
-    laws = _laws(model, axes, kept)
-    layout = _layout(model, axes, keep, kept, cuts, laws)
-    plain = _plain_config(model, axes, kept, layout, laws)
+    rules = _size_rules(model, axes, kept)
+    layout = _layout(model, axes, keep, cuts, rules)
+    plain = _plain_config(model, axes, kept, layout, rules)
     with torch.no_grad():
         for parameter, by_dim in cuts.items():
             weight = model.get_parameter(parameter).detach()
@@ -156,7 +126,7 @@ def mask_(model: nn.Module, plan: Plan) -> nn.Module:
                 for parameter in layers[i].parameters():
                     parameter.zero_()
             return model
-        axes = _axes_for(model, plan)
+        axes = discover(model, query_heads=plan.query_heads)
         for name, per_structure in _keep_by_structure(axes, plan).items():
             for member in axes[name].members:
                 weight, dim = model.get_parameter(member.parameter), member.dim
@@ -165,15 +135,6 @@ def mask_(model: nn.Module, plan: Plan) -> nn.Module:
                 gone = _gone(axes[name], member, per_structure[member.structure])
                 weight.index_fill_(dim, gone.to(weight.device), 0)
     return model
-
-
-def _axes_for(model: nn.Module, plan: Plan) -> Axes:
-    """The axes that a plan speaks of: with whole key and value heads or with their query heads."""
-    axes = discover(model)
-    if all(key.partition("/")[0] in axes for key in plan.keep):
-        return axes
-    finer = discover(model, query_heads=True)
-    return finer if all(key.partition("/")[0] in finer for key in plan.keep) else axes
 
 
 def _axes_of(model: nn.Module, axes: Axes) -> Axes:
@@ -188,13 +149,13 @@ def _axes_of(model: nn.Module, axes: Axes) -> Axes:
 
 def _keep_by_structure(axes: Axes, plan: Plan) -> dict[str, dict[str, torch.Tensor]]:
     """Axes that lose groups -> structure -> kept groups; checks that the plan was made for this model."""
-    found: dict[str, dict[str, torch.Tensor]] = {}
+    keep: dict[str, dict[str, torch.Tensor]] = {}
     for key, kept in plan.keep.items():
         name, _, structure = key.partition("/")
         if name not in axes:
             raise ValueError(
                 f"the plan cuts {name}, which this model does not have; its axes: "
-                f"{', '.join(list(axes)[:6])} ..."
+                f"{', '.join(list(axes)[:6])} ... (Plan.query_heads says which axes are discovered)"
             )
         axis = axes[name]
         plan.check_count(key, axis.n_groups)
@@ -205,15 +166,15 @@ def _keep_by_structure(axes: Axes, plan: Plan) -> dict[str, dict[str, torch.Tens
                 f"the plan ranks {structure} alone, but {name} consists of {', '.join(axis.structures)}"
             )
         for s in [structure] if structure else axis.structures:
-            found.setdefault(name, {})[s] = kept
-    for name, per in found.items():
+            keep.setdefault(name, {})[s] = kept
+    for name, per in keep.items():
         counts = {len(kept) for kept in per.values()}
         if set(per) != set(axes[name].structures) or len(counts) > 1:
             raise ValueError(
                 f"the structures of {name} must all keep the same number of groups, else the matrices no "
                 f"longer fit each other; the plan keeps { {s: len(k) for s, k in per.items()} }"
             )
-    return found
+    return keep
 
 
 def _gone(axis: Axis, member: Member, kept: torch.Tensor) -> torch.Tensor:
@@ -237,7 +198,7 @@ def _cut_indices(model: nn.Module, axes: Axes, keep: dict) -> dict[str, dict[int
             (mask[member.at[1]] if member.at else mask)[gone] = False
     cuts: dict[str, dict[int, torch.Tensor]] = {}
     for (parameter, dim), mask in stays.items():
-        index = mask.nonzero()[:, -1]
+        index = mask.nonzero()[:, -1]  # slice after slice where the mask has slices
         cuts.setdefault(parameter, {})[dim] = index.view(len(mask), -1) if mask.ndim == 2 else index
     return cuts
 
@@ -255,7 +216,7 @@ def _norm_factors(model: nn.Module, axes: Axes, keep: dict, cuts: dict) -> dict[
     factors = {}
     for name in (n for n in keep if axes[n].layer is not None):
         for member in norm_members(model, axes[name].members, axes[name].side_by_side):
-            if member.parameter in factors:  # a sibling axis has asked
+            if member.parameter in factors:  # already, for a sibling axis
                 continue
             factor = norm_factor(model.get_submodule(member.structure), cuts[member.parameter][member.dim])
             if factor is None:
@@ -264,20 +225,19 @@ def _norm_factors(model: nn.Module, axes: Axes, keep: dict, cuts: dict) -> dict[
     return factors
 
 
-def _laws(model: nn.Module, axes: Axes, kept: dict[str, int]) -> dict[str, Law]:
-    """What follows the number of groups, for every axis of a make that is cut."""
-    laws = {}
+def _size_rules(model: nn.Module, axes: Axes, kept: dict[str, int]) -> dict[str, SizeRule]:
+    """What follows the number of groups, for every axis that is cut and those in like modules."""
+    rules = {}
     dense = build_twin(model, {})
-    for make in same_make(axes):
-        if any(axis.name in kept for axis in make):
-            laws |= dict.fromkeys((axis.name for axis in make), learn(model, make, axes, dense))
-    return laws
+    for alike in in_like_modules(axes):
+        if any(axis.name in kept for axis in alike):
+            rule = find_size_rule(model, alike, axes, dense)
+            rules |= {axis.name: rule for axis in alike}
+    return rules
 
 
-def _layout(
-    model: nn.Module, axes: Axes, keep: dict, kept: dict[str, int], cuts: dict, laws: dict[str, Law]
-) -> dict:
-    """What the modules must be told besides their smaller weights."""
+def _layout(model: nn.Module, axes: Axes, keep: dict, cuts: dict, rules: dict[str, SizeRule]) -> dict:
+    """What the modules need besides their smaller weights, see `empty_layout`."""
     layout = empty_layout()
     for parameter, by_dim in cuts.items():
         shape = list(model.get_parameter(parameter).shape)
@@ -285,45 +245,40 @@ def _layout(
             shape[dim] = index.shape[-1]
         layout["shapes"][parameter] = shape
     path = decoder_layers(model)[0]
-    for name in keep:
-        _describe_axis(layout, laws[name], axes[name], keep[name], kept[name], path)
+    for name, per_structure in keep.items():
+        axis, rule, kept = axes[name], rules[name], per_structure[axes[name].last]
+        n, around = len(kept), "" if axis.kind == "hidden" else axis.module
+        for module, attributes in rule.attributes.items():
+            if not around or f"{module}.".startswith(f"{around}."):
+                layout["attributes"].setdefault(module, {}).update({a: c * n for a, c in attributes.items()})
+        if axis.layer is None and axis.constants:
+            raise ValueError(
+                f"{name} can't be cut: {axis.constants[0][:2]} enters the layers with one slice a channel"
+            )
+        if axis.layer is not None:
+            overrides = layout["config"].setdefault(f"{path}.{axis.layer}", {})
+            overrides |= {key: per_group * n for key, per_group in rule.keys.items()} | rule.fixed
+        for module, argument, dim in axis.constants:
+            cut = {"dim": dim, "total": axis.n_groups, "keep": kept.tolist()}
+            layout["inputs"].setdefault(module, {})[argument] = cut
     return layout
 
 
-def _describe_axis(layout: dict, law: Law, axis: Axis, per_structure: dict, n: int, path: str) -> None:
-    around = "" if axis.kind == "hidden" else common_module(axis)
-    for module, attributes in law.attributes.items():
-        if not around or module == around or module.startswith(around + "."):
-            layout["attributes"].setdefault(module, {}).update({a: c * n for a, c in attributes.items()})
-    if axis.layer is None:
-        if axis.constants:
-            raise ValueError(
-                f"{axis.name} can't be cut: {axis.constants[0][:2]} enters the layers with one slice for "
-                "each channel"
-            )
-        return
-    layer = f"{path}.{axis.layer}"
-    layout["config"].setdefault(layer, {}).update({k: c * n for k, c in law.keys.items()} | law.fixed)
-    for module, argument, dim in axis.constants:
-        cut = {"dim": dim, "total": axis.n_groups, "keep": per_structure[axis.last].tolist()}
-        layout["inputs"].setdefault(module, {})[argument] = cut
-
-
 def _plain_config(
-    model: nn.Module, axes: Axes, kept: dict[str, int], layout: dict, laws: dict[str, Law]
+    model: nn.Module, axes: Axes, kept: dict[str, int], layout: dict, rules: dict[str, SizeRule]
 ) -> dict | None:
     """Config edits after which the model class alone builds the pruned model, or None if there are none."""
     if getattr(model, "pruning_layout", None) or layout["inputs"]:
         return None
     edits: dict[str, int] = {}
-    for name, law in laws.items():
+    for name, rule in rules.items():
         n = kept.get(name, axes[name].n_groups)
-        mine = {key: per_group * n for key, per_group in law.keys.items()} | law.fixed
-        if not law.free or any(edits.get(key, value) != value for key, value in mine.items()):
+        own = {key: per_group * n for key, per_group in rule.keys.items()} | rule.fixed
+        if not rule.in_config or any(edits.get(key, value) != value for key, value in own.items()):
             return None
-        edits |= mine
-    wanted = shapes_of(model) | {name: tuple(shape) for name, shape in layout["shapes"].items()}
-    return edits if builds(model, edits, wanted) else None
+        edits |= own
+    shapes = shapes_of(model) | {name: tuple(shape) for name, shape in layout["shapes"].items()}
+    return edits if builds(model, edits, shapes) else None
 
 
 def check_even(axes: Mapping[str, Axis], kept: Mapping[str, int]) -> None:
@@ -332,16 +287,11 @@ def check_even(axes: Mapping[str, Axis], kept: Mapping[str, int]) -> None:
     Args: kept: axis name -> groups kept, for the axes that lose some.
     Raises: ValueError: siblings keep different numbers of groups.
     """
-    touched = {axes[name].siblings for name in kept} - {""}
-    for siblings in touched:
+    for siblings in {axes[name].siblings for name in kept} - {""}:
         counts = {n: kept.get(n, a.n_groups) for n, a in axes.items() if a.siblings == siblings}
         if len(set(counts.values())) > 1:
+            uneven = ", ".join(f"{name}: {n}" for name, n in list(counts.items())[:6])
             raise ValueError(
                 f"the axes of {siblings} share their tensors and must all keep the same number of groups; "
-                f"the plan keeps {_some(f'{n}: {k}' for n, k in counts.items())}"
+                f"the plan keeps {uneven} ..."
             )
-
-
-def _some(parts: Iterable[str], n: int = 6) -> str:
-    parts = list(parts)
-    return ", ".join(parts[:n]) + (" ..." if len(parts) > n else "")

@@ -1,8 +1,8 @@
-"""Which config keys and module attributes count groups, learned from twins of the model.
+"""Which config keys and module attributes count groups, read off twins of the model.
 
 A twin is the same model class built on the meta device from an edited config. Two twins that differ in
 nothing but the number of heads show which attributes of which modules follow that number, so no
-architecture needs to be known.
+line of code is for one architecture.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pruner_lib.method.trace import constants_in_forward
 
 
 @dataclass(frozen=True)
-class Law:
+class SizeRule:
     """How a model's numbers follow the number of groups of one kind.
 
     Attributes:
@@ -30,14 +30,14 @@ class Law:
         fixed: config keys that must be written out, because they would otherwise follow from others
             (`head_dim`).
         attributes: module path -> {attribute: its value for one group}.
-        free: False where no config edit says what is needed (the head size is tied to the hidden size, or
+        in_config: False where no config edit gives these sizes (the head size is tied to the hidden size, or
             the width is written into the class): such a model can't be a plain checkpoint.
     """
 
     keys: dict[str, int] = field(default_factory=dict)
     fixed: dict[str, int] = field(default_factory=dict)
     attributes: dict[str, dict[str, int]] = field(default_factory=dict)
-    free: bool = True
+    in_config: bool = True
 
 
 def build_twin(model: nn.Module, edits: dict) -> nn.Module:
@@ -58,21 +58,23 @@ def _edited(config: Any, edits: dict) -> Any:
     return config
 
 
-def same_make(axes: Mapping[str, Axis]) -> list[list[Axis]]:
-    """Axes whose number of groups follows the same law: those in modules of the same name."""
-    makes: dict[tuple, list[Axis]] = {}
+def in_like_modules(axes: Mapping[str, Axis]) -> list[list[Axis]]:
+    """Axes that follow the same rule: those in modules of the same name, whatever their layer."""
+    alike: dict[tuple, list[Axis]] = {}
     for axis in axes.values():
         parts = tuple(_without_number(m.parameter, axis.layer) for m in axis.members)
-        makes.setdefault((axis.kind, axis.side_by_side, parts), []).append(axis)
-    return list(makes.values())
+        alike.setdefault((axis.kind, axis.side_by_side, parts), []).append(axis)
+    return list(alike.values())
 
 
 def _without_number(parameter: str, layer: int | None) -> str:
     return parameter if layer is None else parameter.replace(f".{layer}.", ".*.", 1)
 
 
-def learn(model: nn.Module, axes: list[Axis], all_axes: Mapping[str, Axis], dense: nn.Module) -> Law:
-    """Find out what follows the number of groups of axes of the same make.
+def find_size_rule(
+    model: nn.Module, axes: list[Axis], all_axes: Mapping[str, Axis], dense: nn.Module
+) -> SizeRule:
+    """Find out what follows the number of groups of axes in like modules, by building a probe with fewer.
 
     Args:
         model: with the config that its class was built from.
@@ -83,7 +85,7 @@ def learn(model: nn.Module, axes: list[Axis], all_axes: Mapping[str, Axis], dens
     first = axes[0]
     n = _groups_in(dense, model, first)
     if n < 2:
-        return Law(free=False)
+        return SizeRule(in_config=False)
     probe_n = 2 if n > 2 else 1
     kind = [a for a in all_axes.values() if a.kind == first.kind]
     config = model.config.to_dict()
@@ -102,12 +104,44 @@ def learn(model: nn.Module, axes: list[Axis], all_axes: Mapping[str, Axis], dens
             tied = probe
         if exact:
             per_group = {k: (v or n) // n for k, v in keys.items()}
-            free = first.kind != "hidden" or _same_scales(dense, probe)
-            return Law(per_group, fixed, _attributes(dense, probe, axes, n, probe_n, ()), free=free)
+            in_config = first.kind != "hidden" or _same_scales(dense, probe)
+            return SizeRule(
+                per_group, fixed, _attributes(dense, probe, axes, n, probe_n, ()), in_config=in_config
+            )
     if tied is not None:
         heads = () if first.kind != "hidden" else [a for a in all_axes.values() if a.kind == "attention"]
-        return Law(attributes=_attributes(dense, tied, axes, n, probe_n, heads), free=False)
-    return Law(free=False)
+        return SizeRule(attributes=_attributes(dense, tied, axes, n, probe_n, heads), in_config=False)
+    return SizeRule(in_config=False)
+
+
+def layer_edits(model: nn.Module, path: str, keep: list[int], n: int) -> dict:
+    """Config edits that build the model with some layers only: how many there are, and what is listed by
+    layer.
+
+    Raises: ValueError: no edit builds it, as where the config counts leading layers of another form.
+    """
+    config = model.config.to_dict()
+    edits: dict = {k: len(keep) for k, v in config.items() if v == n and type(v) is int and "layer" in k}
+    edits |= {k: [v[i] for i in keep] for k, v in config.items() if isinstance(v, list) and len(v) == n}
+    shapes = {}
+    for name, shape in shapes_of(model).items():
+        number, _, rest = name.removeprefix(path + ".").partition(".")
+        if not name.startswith(path + "."):
+            shapes[name] = shape
+        elif int(number) in keep:
+            shapes[f"{path}.{keep.index(int(number))}.{rest}"] = shape
+    fronts = [
+        {k: sum(i < v for i in keep)}
+        for k, v in config.items()
+        if type(v) is int and 0 < v < n and k not in edits
+    ]
+    for more in [{}, *fronts]:  # how many leading layers have another form is one of the integers
+        if builds(model, edits | more, shapes):
+            return edits | more
+    raise ValueError(
+        f"the config of {type(model).__name__} can't say that only the layers {keep} of {n} are left; "
+        "keep the layers that differ from the others"
+    )
 
 
 def builds(model: nn.Module, edits: dict, shapes: dict) -> bool:
@@ -175,7 +209,7 @@ def _candidates(config: dict, axis: Axis, n: int, probe_n: int) -> Iterator[tupl
 
 
 def _fits(shapes: dict, model: nn.Module, axis: Axis, probe_n: int) -> bool:
-    """Have the dims that this axis cuts the size that `probe_n` groups need?"""
+    """Do the dims that this axis cuts have the size that `probe_n` groups need?"""
     return all(
         m.parameter in shapes
         and shapes[m.parameter][m.dim] == probe_n * m.width * axis.side_by_side + _rest(model, axis, m)
@@ -206,12 +240,12 @@ def _same_scales(dense: nn.Module, probe: nn.Module) -> bool:
 def other_floats(model: nn.Module, twin: nn.Module) -> dict[str, dict[str, float]]:
     """Module path -> attributes that are another factor in the twin, with the model's value."""
     twins = dict(twin.named_modules())
-    found: dict[str, dict[str, float]] = {}
+    floats: dict[str, dict[str, float]] = {}
     for path, module in model.named_modules():
         for name, value in vars(module).items():
             if isinstance(value, float) and path in twins and value != vars(twins[path]).get(name):
-                found.setdefault(path, {})[name] = value
-    return found
+                floats.setdefault(path, {})[name] = value
+    return floats
 
 
 def _attributes(
@@ -221,10 +255,10 @@ def _attributes(
 
     Args: apart_from: axes whose own modules count something else that the twin could not hold still.
     """
-    found: dict[str, dict[str, int]] = {}
+    per_group: dict[str, dict[str, int]] = {}
     twins = dict(probe.named_modules())
-    others = [common_module(axis) for axis in apart_from]
-    for around in {"" if axis.kind == "hidden" else common_module(axis) for axis in axes}:
+    others = [axis.module for axis in apart_from]
+    for around in {"" if axis.kind == "hidden" else axis.module for axis in axes}:
         for path, module in dense.get_submodule(around).named_modules(prefix=around):
             if any(path == other or path.startswith(other + ".") for other in others):
                 continue
@@ -237,19 +271,8 @@ def _attributes(
                 if value * probe_n != other * n:
                     raise ValueError(
                         f"{path}.{name} is {value} for {n} groups of {axes[0].name} but {other} for "
-                        f"{probe_n}: it does not follow in proportion, so it is not known what it must be "
-                        "after the cut"
+                        f"{probe_n}: it does not follow in proportion, so its value after "
+                        "the cut can't be derived"
                     )
-                found.setdefault(path, {})[name] = value // n
-    return found
-
-
-def common_module(axis: Axis) -> str:
-    """Path of the smallest module that holds all members of an axis."""
-    paths = [m.parameter.split(".")[:-1] for m in axis.members]
-    shared = []
-    for names in zip(*paths, strict=False):
-        if len(set(names)) > 1:
-            break
-        shared.append(names[0])
-    return ".".join(shared)
+                per_group.setdefault(path, {})[name] = value // n
+    return per_group

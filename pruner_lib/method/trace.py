@@ -2,7 +2,7 @@
 
 One forward pass on the meta device (batch 1, 3 tokens, eager attention) runs under a dispatch mode that
 carries labels through every operator. Operators that move data are executed on the labels too; operators
-that combine two labelled tensors record what depends on what. No rule knows an architecture; an operator
+that combine two labelled tensors record what depends on what. No rule is for one architecture; an operator
 without a rule pins what it touches, by name.
 
 This module only collects. `discover` turns what was collected into groups.
@@ -64,7 +64,7 @@ def _on_one_device(func, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
 
 
 def _to_meta(values):
-    """Tensors that the model makes on the CPU (masks, positions) meet weights on the meta device."""
+    """Move tensors that the model creates on the CPU (masks, positions) to the weights' meta device."""
     if isinstance(values, (list, tuple)):
         return type(values)(_to_meta(v) for v in values)
     if isinstance(values, torch.Tensor) and values.device.type == "cpu" and values.ndim:
@@ -114,12 +114,12 @@ class ConstantMode(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.found: list[float] = []
+        self.factors: list[float] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.overloadpacket in (aten.mul, aten.div):
             values = (x.item() if isinstance(x, torch.Tensor) and _is_number(x) else x for x in args)
-            self.found += [float(v) for v in values if isinstance(v, (int, float))]
+            self.factors += [float(v) for v in values if isinstance(v, (int, float))]
         args, kwargs = _on_one_device(func, args, kwargs or {})
         return func(*args, **kwargs)
 
@@ -133,7 +133,7 @@ def constants_in_forward(model: nn.Module) -> list[float]:
     mode = ConstantMode()
     with plain_products(model), torch.no_grad(), mode:
         _forward_on_meta(model, {})
-    return mode.found
+    return mode.factors
 
 
 def _forward_on_meta(model: nn.Module, parameters: dict[torch.Tensor, torch.Tensor]):
@@ -141,13 +141,13 @@ def _forward_on_meta(model: nn.Module, parameters: dict[torch.Tensor, torch.Tens
     on_meta = parameters | {b: torch.empty_like(b, device="meta") for b in model.buffers()}
     ids = torch.zeros(1, N_TOKENS, dtype=torch.long, device="meta")
     mask = torch.zeros(1, 1, N_TOKENS, N_TOKENS, device="meta")
-    ways = (
+    attempts = (
         {"input_ids": ids, "attention_mask": mask},
         {"input_ids": ids, "attention_mask": None},  # some models build their own mask from None only
-        {"input_ids": prompt_for(model, N_TOKENS)},  # some look for their special tokens in the prompt
+        {"input_ids": prompt_for(model, N_TOKENS)},  # some need their special tokens in the prompt
     )
     errors = []
-    for arguments in ways:
+    for arguments in attempts:
         training = model.training
         try:
             model.eval()
@@ -167,17 +167,15 @@ def _forward_on_meta(model: nn.Module, parameters: dict[torch.Tensor, torch.Tens
 def plain_products(model: nn.Module):
     """Let attention and experts be computed by plain matrix products while the block runs."""
     config = getattr(model, "config", None)
-    wanted = {"_attn_implementation": "eager", "_experts_implementation": "batched_mm"}
-    before = {key: getattr(config, key, None) for key in wanted}
-    for key, value in wanted.items():
-        if before[key] is not None:
-            setattr(config, key, value)
+    plain = {"_attn_implementation": "eager", "_experts_implementation": "batched_mm"}
+    before = {key: value for key in plain if (value := getattr(config, key, None)) is not None}
+    for key in before:
+        setattr(config, key, plain[key])
     try:
         yield
     finally:
         for key, value in before.items():
-            if value is not None:
-                setattr(config, key, value)
+            setattr(config, key, value)
 
 
 def _label_constants(rec: Recording, path: str, args: tuple, kwargs: dict) -> None:

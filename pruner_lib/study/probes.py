@@ -30,7 +30,6 @@ from pruner_lib.method.decoder import decoder_layers
 from pruner_lib.method.groups import Axis, Plan
 from pruner_lib.method.importance import estimate_members
 from pruner_lib.method.prune import mask_
-from pruner_lib.method.size_rules import common_module
 from pruner_lib.recovery.instructions import IGNORED, encode
 from pruner_lib.study.records import MetricName, Record, metrics_from
 from pruner_lib.study.results import model_hash
@@ -298,7 +297,7 @@ def block_outputs(
     with ExitStack() as hooks, torch.no_grad():
         for name, axis in axes.items():
             if axis.layer is not None:
-                block, last = model.get_submodule(common_module(axis)), model.get_submodule(axis.last)
+                block, last = model.get_submodule(axis.module), model.get_submodule(axis.last)
                 hooks.callback(block.register_forward_pre_hook(feed(name), with_kwargs=True).remove)
                 hooks.callback(last.register_forward_hook(keep(name)).remove)
         for number, layer in enumerate(decoder_layers(model)[1]):

@@ -16,10 +16,8 @@ from pydantic import AfterValidator, ConfigDict, Field, Strict, TypeAdapter, Val
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from pruner_lib.method import groups
-from pruner_lib.method.groups import CRITERIA, GRANULARITIES
-from pruner_lib.method.importance import AGGREGATIONS, ORDERS
-from pruner_lib.method.select import SCOPES, TARGETS
-from pruner_lib.recovery.trainer import RecoverySettings
+from pruner_lib.method.groups import AGGREGATIONS, CRITERIA, GRANULARITIES, ORDERS, SCOPES, TARGETS
+from pruner_lib.recovery.settings import RecoverySettings
 
 FORMAT = 1  # raised when a record of the same settings would hold other numbers; old records are made anew
 DATA_FREE = ("none", *groups.DATA_FREE)  # criteria that look at no calibration samples
@@ -160,7 +158,7 @@ class Experiment:
 
     model: Name
     criterion: Literal[("none", *CRITERIA)] = "element1"
-    aggregation: Literal[tuple(one for one in AGGREGATIONS if one != "none")] = "sum"
+    aggregation: Literal[AGGREGATIONS] = "sum"
     order: Literal[ORDERS] = "channel"
     scope: Literal[SCOPES] = "local"
     granularity: Literal[tuple(GRANULARITIES)] = "block"

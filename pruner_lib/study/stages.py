@@ -30,7 +30,7 @@ from pruner_lib.files import only_one, read_json, write_atomic, write_json, writ
 from pruner_lib.method.discover import discover
 from pruner_lib.method.groups import Plan
 from pruner_lib.method.importance import aggregate, estimate_members
-from pruner_lib.method.memory import give_back
+from pruner_lib.method.memory import trim_heap
 from pruner_lib.method.select import select
 from pruner_lib.models.load import load_model
 from pruner_lib.models.prune import prune_
@@ -169,7 +169,7 @@ class Pipeline:
                     scores = estimate_members(
                         dense.model, dense.axes, ids, criteria=missing, seed=experiment.seed
                     )
-                    give_back()
+                    trim_heap()
                 for name, members in scores.items():
                     whole = {axis: tensor.contiguous() for axis, tensor in members.items()}
                     write_atomic(paths[name], lambda path, whole=whole: save_file(whole, str(path)))
@@ -265,7 +265,8 @@ class Pipeline:
         dtype = f"int8 linear, else {dtype}" if is_quantised(model) else dtype
         if name.kind == "accuracy":
             with contextlib.redirect_stderr(io.StringIO()):  # lm-eval draws bars that can't be turned off
-                score = zero_shot(model, tokenizer, tasks=(name.dataset,), limit=how.limit)[name.dataset]
+                scores = zero_shot(model, tokenizer, (name.dataset,), how.limit, seed=None)
+            score = scores[name.dataset]
             protocol = score.protocol | {"dtype": dtype}
             return Metric(score.value, score.stderr, score.n, protocol, tuple(score.correct))
         ids = self.text_ids(how, name.dataset, tokenizer)

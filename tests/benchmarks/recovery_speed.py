@@ -72,7 +72,9 @@ def main(rounds: int) -> None:
     for number in range(rounds):
         for batch_size in (16, 8):
             ways = list(WAYS) if number % 2 == 0 else list(WAYS)[::-1]
-            rows += [measure(way, model, tokenizer, examples, batch_size) for way in ways]
+            for way in ways:
+                rows.append(measure(way, model, tokenizer, examples, batch_size))
+                print(rows[-1], flush=True)
     columns = ["loss", "tokens", "tokens_per_s"]
     table = pd.DataFrame(rows).groupby(["batch_size", "way"], sort=False)[columns].median().reset_index()
     base = table[table.way == "drawn"].set_index("batch_size").tokens_per_s

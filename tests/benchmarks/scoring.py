@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from pruner_lib.evaluation.meters import in_turn, meter, timed
 from pruner_lib.method.discover import discover
-from pruner_lib.method.importance import CRITERIA, estimate_members
-from pruner_lib.method.memory import available_bytes, give_back
+from pruner_lib.method.groups import CRITERIA
+from pruner_lib.method.importance import estimate_members
+from pruner_lib.method.memory import available_bytes, trim_heap
 from pruner_lib.method.predict_memory import predict_memory
 from tests.benchmarks.rows import DEVICE, Cases, run
 from tests.benchmarks.shapes import meta_model, random_model, weights_mb
@@ -62,14 +63,14 @@ def measure(
         axes, gradients = discover(model), "reduced"
         once = lambda: estimate_members(model, axes, ids, criteria=WAYS[way])  # noqa: E731
         cut = {member.parameter for axis in axes.values() for member in axis.members}
-        give_back()
+        trim_heap()
         predicted = predict_memory(model, samples, tokens, WAYS[way], parameters=cut)
         predicted_mb = round(predicted.total / 2**20, 1)
     loaded_mb, peak = meter(device)
     first_s, peak_mb = timed(once, device), peak()
     rounds = max(1, min(repeats, int(ENOUGH_S / (2 * first_s))))
     calls = {PLAIN: lambda: plain_pass(model, ids, True), way: once}
-    times = in_turn(calls, rounds, device, warmup=0, before=give_back)
+    times = in_turn(calls, rounds, device, warmup=0, before=trim_heap)
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "gradients": gradients,

@@ -102,12 +102,12 @@ def test_lm_evals_command_line_gives_our_numbers(folder, kind, questions, withou
     assert done.returncode == 0, done.stderr
     (report,) = (tmp_path / "found").rglob("results*.json")
     theirs = json.loads(report.read_text())["results"]
-    ours = zero_shot(*load_model(folder), ["piqa", "arc_easy"], 15)
+    ours = zero_shot(*load_model(folder), ["piqa", "arc_easy"], 15, seed=None)
     for task, score in ours.items():
         assert {name: theirs[task][f"{name},none"] for name in score.values} == score.values
         assert 0 < score.value < 1 and score.n == 15
     dense = build("llama-gqa", vocab_size=260, max_position_embeddings=512)
-    whole = zero_shot(dense, tiny_tokenizer(), ["piqa", "arc_easy"], 15)
+    whole = zero_shot(dense, tiny_tokenizer(), ["piqa", "arc_easy"], 15, seed=None)
     assert [s.correct for s in whole.values()] != [s.correct for s in ours.values()]
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from pruner_lib.evaluation import zero_shot as module
 from pruner_lib.evaluation.zero_shot import (
     SEVEN_TASKS,
     TASKS,
+    draw,
     find_data,
     read_requests,
     write_definition,
@@ -83,11 +85,11 @@ def test_the_papers_metric_is_the_one_reported(questions):
     assert scores["piqa"].values["acc_norm"] == 1
 
 
-def test_a_limit_takes_the_first_questions(questions):
+def test_a_limit_without_a_seed_takes_the_first_questions(questions):
     subject = load_model("tiny")
     whole = zero_shot(*subject, ["piqa", "boolq"])
     for n in (1, 3):
-        part = zero_shot(*subject, ["piqa", "boolq"], n)
+        part = zero_shot(*subject, ["piqa", "boolq"], n, seed=None)
         assert [part[task].correct for task in part] == [whole[task].correct[:n] for task in whole]
         assert part["piqa"].protocol["limit"] == n and np.isnan(part["piqa"].stderr) == (n == 1)
         assert part["piqa"].protocol["questions"] != whole["piqa"].protocol["questions"]
@@ -100,21 +102,86 @@ def test_the_batch_size_changes_no_answer(questions):
     assert one.correct == many.correct and one.protocol == many.protocol
 
 
-def test_questions_are_asked_again_in_smaller_batches_where_memory_runs_out(questions, monkeypatch):
+def test_a_limit_draws_questions_by_a_seed(questions):
+    subject = load_model("tiny")
+    whole = zero_shot(*subject, ["piqa"])["piqa"]
+    drawn = {seed: zero_shot(*subject, ["piqa"], 2, seed=seed)["piqa"] for seed in range(4)}
+    task = SimpleNamespace(eval_docs=range(5))
+    for seed, score in drawn.items():
+        picked = draw(task, 2, seed)
+        assert score.n == 2 and score.p_right == pytest.approx([whole.p_right[i] for i in picked], abs=1e-5)
+        assert set(picked) < set(draw(task, 3, seed)), "a larger limit extends the sample"
+        assert score.protocol["seed"] == seed and score.protocol["limit"] == 2
+    assert drawn[0].protocol == zero_shot(*subject, ["piqa"], 2)["piqa"].protocol
+    hashes = {score.protocol["doc_ids"] for score in drawn.values()}
+    assert len(hashes) == len({tuple(draw(task, 2, seed)) for seed in drawn}) > 1
+    assert "doc_ids" not in whole.protocol and draw(task, 9, 0) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("right_answers_only", [False, True])
+def test_sharing_contexts_changes_no_score(questions, right_answers_only):
+    subject, only = load_model("tiny"), {"right_answers_only": right_answers_only}
+    ours, theirs = (zero_shot(*subject, shared_context=way, **only) for way in (True, False))
+    for task in SEVEN_TASKS:
+        assert ours[task].correct == theirs[task].correct and ours[task].protocol == theirs[task].protocol
+        assert ours[task].bits_per_byte == pytest.approx(theirs[task].bits_per_byte, abs=1e-4)
+        assert ours[task].p_right == pytest.approx(theirs[task].p_right, abs=1e-5)
+        assert ours[task].values == theirs[task].values
+
+
+def test_right_answers_alone_have_the_same_bits_per_byte_and_nothing_else(questions):
     model, tokenizer = load_model("tiny")
-    whole = zero_shot(model, tokenizer, ["arc_easy", "piqa"])
+    read = []
+    model.get_input_embeddings().register_forward_hook(lambda _m, ids, _out: read.append(ids[0].numel()))
+    whole = zero_shot(model, tokenizer)
+    every = sum(read)
+    alone = zero_shot(model, tokenizer, right_answers_only=True)
+    assert sum(read) - every < every
+    for task, score in alone.items():
+        assert score.bits_per_byte == pytest.approx(whole[task].bits_per_byte, abs=1e-4)
+        assert score.n == 5 and score.protocol == whole[task].protocol
+        assert (score.correct, score.p_right, score.values) == ((), (), {}) and np.isnan(score.value)
+
+
+def test_p_and_bits_per_byte_follow_from_a_model_that_knows(questions):
+    for strength, larger, smaller in ((9.0, "right", "wrong"), (-9.0, "wrong", "right")):
+        score = zero_shot(*fan_of("z", strength), ["arc_easy"])["arc_easy"]
+        p = {"right": np.array(score.p_right), "wrong": 1 - np.array(score.p_right)}
+        assert (p[larger] > 0.999).all() and (p[smaller] < 0.001).all()
+    # every token of 260 is as likely as any other: 8 bits a byte and a little; eight letters against four
+    score = zero_shot(*fan_of("z", 0.0), ["arc_easy"])["arc_easy"]
+    assert score.bits_per_byte == pytest.approx([np.log2(260)] * 5)
+    assert score.p_right == pytest.approx([1 / (1 + 260.0**4)] * 5)
+
+
+def test_winograndes_right_answer_is_a_context(questions):
+    task = module.load_task("winogrande", find_data("winogrande"), questions)
+    for number, document in enumerate(task.eval_docs):
+        assert module.right_answer(task, document) == number % 2
+    task = module.load_task("hellaswag", find_data("hellaswag"), questions)
+    assert [module.right_answer(task, document) for document in task.eval_docs] == [0, 1, 0, 1, 0]
+
+
+@pytest.mark.parametrize("shared_context", [True, False])
+def test_questions_are_asked_again_in_smaller_batches_where_memory_runs_out(
+    questions, monkeypatch, shared_context
+):
+    model, tokenizer = load_model("tiny")
+    way = {"shared_context": shared_context}
+    whole = zero_shot(model, tokenizer, ["arc_easy", "piqa"], **way)
     forward, met = model.forward, []
 
-    def limited(input_ids, *args, **kwargs):
-        met.append(len(input_ids))
+    def limited(*args, **kwargs):
+        met.append(len(kwargs["input_ids"] if kwargs else args[0]))
         if met[-1] > 3:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(input_ids, *args, **kwargs)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return forward(*args, **kwargs)
 
     monkeypatch.setattr(model, "forward", limited)
     with pytest.warns(UserWarning, match="zero-shot ran out of memory; it goes on with batches of"):
-        assert zero_shot(model, tokenizer, ["arc_easy", "piqa"], batch_size=8) == whole
-    assert met[:2] == [8, 4] and max(met[2:]) == 2
+        again = zero_shot(model, tokenizer, ["arc_easy", "piqa"], batch_size=8, **way)
+    assert [score.correct for score in again.values()] == [score.correct for score in whole.values()]
+    assert [one for one in met if one > 3] == [8, 4] and max(met[-3:]) == 2
 
 
 def test_scores_are_those_of_the_log_likelihoods(questions):
@@ -155,8 +222,8 @@ def test_requests_give_back_the_prompts_that_they_hold(tmp_path):
         rows = read_requests(task, path)
         assert len(rows) == 2 and rows[0] != rows[1]
         assert rows == read_requests(task, save_requests(path, [document, other], twins=False))
-        with module._quiet():
-            loaded = module._load_task(task, path, tmp_path)
+        with module.quiet():
+            loaded = module.load_task(task, path, tmp_path)
         prompt = document["query"] if task != "openbookqa" else "Frogs"
         assert loaded.doc_to_text(loaded.dataset[TASKS[task].split][0]) == prompt
         chosen = loaded.doc_to_choice(loaded.dataset[TASKS[task].split][0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pruner_lib.evaluation import meters
-from pruner_lib.method.memory import give_back
+from pruner_lib.method.memory import trim_heap
 
 
 def test_peak_sees_what_was_held_for_a_moment_only():
@@ -30,6 +30,6 @@ def test_giving_back_keeps_what_is_held_and_never_raises_what_is_taken():
     freed = [np.ones(2**15) for _ in range(256)]  # 64 MiB in pieces that the allocator likes to keep
     del freed
     before = meters.resident_mb()
-    give_back()
+    trim_heap()
     assert meters.resident_mb() <= before + 1
     assert kept.sum() == 499500

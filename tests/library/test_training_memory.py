@@ -39,10 +39,9 @@ rows = encode(examples, tokenizer, cutoff=250)
 adapted = add_adapter(model, RecoverySettings(**settings))
 predicted = predict_training_memory(adapted, RecoverySettings(**settings), rows)
 model = adapted.unload()
-held, peak = meter("cpu")
+_, peak = meter("cpu")
 recover(model, tokenizer, examples, output_dir=tempfile.mkdtemp(), **settings)
-print(json.dumps([predicted.total / 2**20, predicted.extra / 2**20, held, peak()]))
-print(predicted, file=sys.stderr)
+print(json.dumps([predicted.total / 2**20, peak()]))
 """
 
 
@@ -54,10 +53,9 @@ def tokenizer():
 @pytest.mark.parametrize("settings", [{"micro_batch_size": 4}, {"gradient_checkpointing": True}])
 def test_prediction_is_within_25_percent_of_the_peak(settings):
     command = [sys.executable, "-c", TRAIN, json.dumps(settings)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr
-    predicted, extra, held, peak = json.loads(done.stdout.splitlines()[-1])
-    print(predicted, extra, held, peak, done.stderr.splitlines()[-1])
+    predicted, peak = json.loads(done.stdout.splitlines()[-1])
     assert predicted == pytest.approx(peak, rel=0.25)
 
 

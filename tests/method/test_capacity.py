@@ -50,12 +50,12 @@ def test_limits_of_containers_are_looked_up_along_the_path(tmp_path):
         assert list(memory._left_by_limits(tmp_path, own)) == []
 
 
-def test_freed_memory_is_given_back_when_it_has_grown(monkeypatch):
+def test_the_heap_is_trimmed_when_memory_has_grown(monkeypatch):
     held, calls = [memory.HOLES], []
     monkeypatch.setattr(memory, "resident_bytes", lambda: held[0])
-    monkeypatch.setattr(memory, "give_back", lambda: calls.append(held[0]))
-    tidy = memory.Tidy()
+    monkeypatch.setattr(memory, "trim_heap", lambda: calls.append(held[0]))
+    trimmer = memory.HeapTrimmer()
     for size, given in ((2, 0), (2.5, 1), (2.5, 1), (3.6, 2)):
         held[0] = int(size * memory.HOLES)
-        tidy.look()
+        trimmer.check()
         assert len(calls) == given

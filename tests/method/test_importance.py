@@ -10,8 +10,9 @@ from by_hand import GRADIENT, loss
 from families import build, tokens
 
 from pruner_lib import discover, estimate, prune_, select
-from pruner_lib.method import importance, module_gradients
-from pruner_lib.method.importance import CRITERIA, ORDERS, aggregate, estimate_members
+from pruner_lib.method import module_gradients, saliency
+from pruner_lib.method.groups import ORDERS
+from pruner_lib.method.importance import aggregate, estimate_members
 
 
 def test_vector_score_is_the_first_order_loss_change():
@@ -66,18 +67,69 @@ def test_magnitudes_are_read_a_slice_at_a_time(monkeypatch, dtype):
     axes = discover(model)
     whole = estimate_members(model, axes, criteria=["l1", "l2"])
     monkeypatch.setitem(module_gradients.SLICE, "cpu", 50)
-    seen, reduce = [], importance.Tables._reduce
+    seen, reduce = [], saliency.ChannelSums._add
 
-    def watched(self, criterion, name, row, salience):
-        seen.append(salience.numel())
-        reduce(self, criterion, name, row, salience)
+    def watched(self, criterion, name, row, values):
+        seen.append(values.numel())
+        reduce(self, criterion, name, row, values)
 
-    monkeypatch.setattr(importance.Tables, "_reduce", watched)
+    monkeypatch.setattr(saliency.ChannelSums, "_add", watched)
     sliced = estimate_members(model, axes, criteria=["l1", "l2"])
     assert max(seen) <= 50
     for criterion, scores in sliced.items():
         for name, table in scores.items():
             torch.testing.assert_close(table, whole[criterion][name])
+
+
+def test_a_criterion_of_ones_own_is_reduced_like_the_others():
+    """element1, and a signed one that needs the weight alone, as a user would write them."""
+    model, ids = build("llama-gqa"), tokens(3, 8)
+    axes = discover(model)
+
+    def mine(weight, grad):
+        return (weight * grad).abs()
+
+    for options in ({}, {"aggregation": "max", "order": "group"}, {"micro_batch": 2}):
+        usual = estimate(model, axes, ids, criterion="element1", **options)
+        own = estimate(model, axes, ids, criterion=mine, **options)
+        for name, scores in usual.items():
+            torch.testing.assert_close(own[name], scores)
+    squares = estimate(model, axes, ids, criterion=lambda weight, grad: -weight.square())
+    for name, scores in estimate(model, axes, criterion="l2").items():
+        torch.testing.assert_close(squares[name], -scores)
+
+
+def test_a_criterion_of_ones_own_changes_neither_the_model_nor_the_other_criteria():
+    model, ids = build("llama-gqa"), tokens(3, 8)
+    axes = discover(model)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+
+    def destructive(weight, grad):
+        return weight.mul_(grad.zero_())
+
+    others = ["vector", "element1", "mixed"]
+    together = estimate_members(model, axes, ids, criteria=[destructive, *others])
+    alone = estimate_members(model, axes, ids, criteria=others)
+    assert list(together) == [destructive, *others]
+    for criterion in others:
+        for name, scores in alone[criterion].items():
+            assert torch.equal(together[criterion][name], scores)
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("criterion", "message"),
+    [
+        (lambda weight, grad: weight.sum(-1), r"criterion <lambda> returned \(.*\) for a weight of shape"),
+        (lambda weight, grad: 1.0, "returned float for a weight"),
+    ],
+)
+def test_a_criterion_that_returns_another_shape_is_refused(criterion, message):
+    model = build("llama-mha")
+    with pytest.raises(ValueError, match=message):
+        estimate(model, discover(model), tokens(3, 8), criterion=criterion)
+    with pytest.raises(ValueError, match="needs calibration ids"):
+        estimate(model, discover(model), criterion=criterion)
 
 
 def test_random_follows_its_seed():
@@ -196,7 +248,6 @@ def test_bad_input_is_named():
     for message, arguments in cases.items():
         with pytest.raises(ValueError, match=message):
             estimate(model, axes, **arguments)
-    assert set(CRITERIA) == {"random", "l1", "l2", "vector", "element1", "element2", "mixed"}
 
 
 def test_loss_that_is_not_finite_is_refused():

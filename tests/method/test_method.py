@@ -1,4 +1,4 @@
-"""The method stands on torch, numpy and scipy alone, knows no architecture, and reads in eight lines."""
+"""The method names no architecture, imports quickly, and reads in eight lines; see also test_floors."""
 
 from __future__ import annotations
 
@@ -14,18 +14,7 @@ import pruner_lib
 
 LIBRARY = Path(pruner_lib.__file__).parent
 METHOD = sorted(path.stem for path in (LIBRARY / "method").glob("*.py"))
-ALLOWED = {"torch", "numpy", "scipy", "pruner_lib"} | set(sys.stdlib_module_names)
 WORDS = {"mt5", "glm", "opt", "gpt", "chatglm"} | {n for n in CONFIG_MAPPING_NAMES if len(n) > 3}
-
-
-def _imports(source: str) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-    return found
 
 
 def _names_an_architecture(source: str) -> set[str]:
@@ -46,20 +35,12 @@ def _names_an_architecture(source: str) -> set[str]:
 
 
 @pytest.mark.parametrize("module", METHOD)
-def test_method_imports_nothing_but_torch_numpy_and_scipy(module):
-    imports = _imports((LIBRARY / "method" / f"{module}.py").read_text())
-    assert {name.split(".")[0] for name in imports} <= ALLOWED
-    assert {name.split(".")[1] for name in imports if name.startswith("pruner_lib.")} <= {"method", "files"}
-
-
-@pytest.mark.parametrize("module", METHOD)
 def test_method_names_no_architecture(module):
     assert not _names_an_architecture((LIBRARY / "method" / f"{module}.py").read_text())
 
 
-def test_the_two_checks_above_can_fail():
+def test_the_check_above_can_fail():
     assert len(METHOD) > 15
-    assert _imports("import transformers\nfrom peft import x") == {"transformers", "peft"}
     assert _names_an_architecture("if config.model_type == 'llama': pass") == {"llama"}
     assert _names_an_architecture("'''llama is a model'''\nx = 1") == set()
 

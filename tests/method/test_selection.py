@@ -107,7 +107,7 @@ BAD = {
     "leaves none of 3 layers": dict(ratio=0.2, protect_first=2, protect_last=1),
     "residual stream of every layer": dict(ratio=0.2, granularity="channel", protect_first=1),
     "uniform=True needs": dict(ratio=0.2, uniform=True, protect_first=1),
-    "wanted \\(4, 6\\)": dict(ratio=0.2, dependency=False),
+    "needs \\(4, 6\\)": dict(ratio=0.2, dependency=False),
 }  # fmt: skip
 
 

@@ -60,7 +60,9 @@ def fresh() -> float:
 
 
 def test_load_cut_and_save_hold_one_copy(folder):
-    seen = in_fresh_process("tests.test_without_doubling:live", {"folder": str(folder), "way": "ours"})[0]
+    seen = in_fresh_process(
+        "tests.method.test_without_doubling:live", {"folder": str(folder), "way": "ours"}
+    )[0]
     assert seen["left"] < 0.8 * seen["weights"], "something worth cutting"
     assert seen["load"] < 1.3 * seen["weights"]
     assert seen["cut"] < 1.15 * seen["weights"], "each old weight goes before the next is cut"
@@ -69,5 +71,7 @@ def test_load_cut_and_save_hold_one_copy(folder):
 
 
 def test_files_that_stay_mapped_would_hold_more(folder):
-    seen = in_fresh_process("tests.test_without_doubling:live", {"folder": str(folder), "way": "mapped"})[0]
+    seen = in_fresh_process(
+        "tests.method.test_without_doubling:live", {"folder": str(folder), "way": "mapped"}
+    )[0]
     assert seen["cut"] > 1.15 * seen["weights"] and seen["held"] > 1.15 * seen["left"]

@@ -135,7 +135,7 @@ def test_published_designs_are_the_papers_numbers(designs_08):
     assert designs_08.published_designs(0.3) is None
 
 
-RUN = Recovery("instructlab", steps=20, batch_size=8, micro_batch_size=4, keep_at=(5, 10))
+RUN = Recovery(corpus="instructlab", steps=20, batch_size=8, micro_batch_size=4, keep_at=(5, 10))
 CURVE = {0: 3.5, 5: 3.3, 10: 3.15, 20: 3.1}
 
 

@@ -56,7 +56,7 @@ def test_kept_is_a_multiple_of_the_dense_perplexity_and_a_share_of_its_accuracy(
 
 
 def test_stages_are_rows_of_their_own():
-    recovered = text_record("element1", 0, 0.1, recovery=Recovery("tiny"))
+    recovered = text_record("element1", 0, 0.1, recovery=Recovery(corpus="tiny"))
     found = kept_frame(NAMED | {"element1": [*NAMED["element1"], recovered]}).query("dataset == 'tiny'")
     times = found[found.name == "element1"].set_index("stage").ours
     assert list(times.index) == ["pruned", "recovered"] and times["recovered"] < times["pruned"]
@@ -101,7 +101,7 @@ def test_large_differences_are_said_and_small_ones_are_not():
 def test_dense_model_can_be_one_of_a_pair_at_every_stage():
     found = contrasts(NAMED, [("l2", "dense")])
     assert found.metric.tolist() == ["perplexity", "accuracy"] and found.better.tolist() == ["b", "b"]
-    recovered = {"l2": [text_record("l2", 0, 0.1, recovery=Recovery("tiny"))], "dense": NAMED["dense"]}
+    recovered = {"l2": [text_record("l2", 0, 0.1, recovery=Recovery(corpus="tiny"))], "dense": NAMED["dense"]}
     assert contrasts(recovered, [("l2", "dense")], stage="recovered").better.tolist() == ["b"]
     assert contrasts(recovered, [("l2", "dense")]).empty  # it was not measured pruned
 

@@ -23,7 +23,7 @@ from pruner_lib.study.questions import (
     summarise,
 )
 from pruner_lib.study.records import Metric, MetricName
-from pruner_lib.study.run import run
+from pruner_lib.study.run import Study
 
 TEXT = short(tasks=())
 
@@ -85,9 +85,9 @@ def test_layers_are_counted_from_a_plan():
 def test_dropped_layers_are_named_in_the_record(tmp_path):
     tiny = load_profile("tiny")
     usual = tiny.experiment(evaluation=tiny.short_evaluation)
-    found = run(replace(usual, granularity="layer", ratio=0.5), profile="tiny", results_dir=tmp_path)
+    found = Study("tiny", tmp_path).run(replace(usual, granularity="layer", ratio=0.5))
     assert len(found.plan["layers_kept"]) == 1 and found.plan["kept"]["layers"] == [1, 2]
-    assert "layers_kept" not in run(usual, profile="tiny", results_dir=tmp_path).plan
+    assert "layers_kept" not in Study("tiny", tmp_path).run(usual).plan
     assert np.isfinite(list(found.perplexity.values())).all()
 
 

@@ -1,0 +1,248 @@
+"""Score all choices of a question in one row of tokens: their common context is read once.
+
+lm-eval runs one row for each choice, and each repeats the question. Here the rows of a question become one:
+
+    tokens       c0 c1 c2 | a0 a1 | b0 b1 b2      the common context, then a branch for each choice
+    positions     0  1  2 |  3  4 |  3  4  5      each branch stands right behind the context
+    b1 sees      c0 c1 c2           b0 b1         and nothing of branch a (block mask)
+
+Prompts, token ids and metrics stay lm-eval's own. Where a question's contexts differ (WinoGrande), they share
+what they begin with. What can't be scored so is left to lm-eval's own way, with a warning.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from os.path import commonprefix
+from typing import Any
+
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+from lm_eval.models.huggingface import HFLM
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+Encoded = tuple[tuple[str, str], list[int], list[int]]  # texts, ids of the context, ids of the continuation
+Document = tuple[str, int]  # task and number of a question
+Answer = tuple[float, bool]  # log-likelihood of a continuation in nats, whether it is the greedy one
+
+TOLERANCE = 1e-3  # nats: how far a choice's log-likelihood may lie from lm-eval's own
+WINDOWS = ("sliding_window", "attention_chunk_size", "window_size")  # names in configs of local attention
+FILLED = 0.85  # share of a batch's width that its shortest row has at least, once the batch has
+ENOUGH = 256  # tokens: fewer in a forward pass leave a CPU waiting for the weights
+PADDING = -1  # branch of the tokens that fill a row up
+
+
+@dataclass(frozen=True)
+class Row:
+    """The requests of one question as one row of tokens; all lists but the last two have an entry a token."""
+
+    tokens: list[int]
+    positions: list[int]
+    branches: list[int]  # 0: the common context, from 1 on: the branch
+    scored: list[list[int]]  # for each request the places whose logits predict its continuation
+    targets: list[list[int]]  # for each request the token ids of its continuation
+
+    @property
+    def last_branch(self) -> int:
+        """The request whose branch stands last: there a wrong mask or position shows."""
+        return max(range(len(self.scored)), key=lambda request: self.scored[request][-1])
+
+
+def lay_out(requests: Sequence[Encoded]) -> Row:
+    """Lay the requests of one question out as a row.
+
+    The common context is the longest common beginning of what the model reads for each request. Requests that
+    read the same share a branch, so their log-likelihoods are equal to the last bit.
+    """
+    read = [(context + continuation)[:-1] for _, context, continuation in requests]  # the last is predicted
+    shared = len(commonprefix(read))
+    row = Row(read[0][:shared], list(range(shared)), [0] * shared, [], [])
+    places: dict[tuple[int, ...], list[int]] = {}
+    for inputs, (_, _, continuation) in zip(read, requests, strict=True):
+        rest = tuple(inputs[shared:])
+        if rest not in places:
+            start = len(row.tokens)
+            places[rest] = [*range(shared), *range(start, start + len(rest))]
+            row.tokens.extend(rest)
+            row.positions.extend(range(shared, len(inputs)))
+            row.branches.extend([len(places)] * len(rest))
+        row.scored.append(places[rest][-len(continuation) :])
+        row.targets.append(continuation)
+    return row
+
+
+def block_mask(branches: Tensor, dtype: torch.dtype) -> Tensor:
+    """Let each token see the context and its own branch, as far as they stand before it.
+
+    Args:    branches: `(rows, tokens)`, as in `Row`; padding is a branch of its own, behind the others.
+    Returns: `(rows, 1, tokens, tokens)`: 0 where a token (dim 2) sees another (dim 3), else the type's least.
+    """
+    same = branches[:, :, None] == branches[:, None, :]
+    sees = (same | (branches == 0)[:, None, :]).tril()
+    return torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill(
+        ~sees, torch.finfo(dtype).min
+    )[:, None]
+
+
+@torch.no_grad()
+def score(model: nn.Module, rows: Sequence[Row], device: torch.device) -> list[list[Answer]]:
+    """Score the requests of several rows in one forward pass.
+
+    The output layer runs at the scored places alone. log p is in float32 (lm-eval: in the model's type).
+
+    Returns: row -> request -> answer.
+    """
+    width = max(len(row.tokens) for row in rows)
+
+    def padded(name: str, filling: int) -> Tensor:  # (rows, tokens)
+        lists = (getattr(row, name) for row in rows)
+        return torch.tensor([one + [filling] * (width - len(one)) for one in lists], device=device)
+
+    places = torch.tensor([i * width + p for i, row in enumerate(rows) for one in row.scored for p in one])
+    targets = torch.tensor([token for row in rows for one in row.targets for token in one])
+    kept, which = places.unique(return_inverse=True)  # the first tokens of all choices have one place
+
+    def select(_head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden = inputs[0]  # (rows, tokens, hidden)
+        return (hidden.flatten(0, 1)[kept.to(hidden.device)][None], *inputs[1:])
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(select)
+    try:
+        logits = model(
+            input_ids=padded("tokens", 0),
+            attention_mask=block_mask(padded("branches", PADDING), model.dtype),
+            position_ids=padded("positions", 0),
+            use_cache=False,
+        ).logits[0]  # (kept, vocabulary)
+    finally:
+        hook.remove()
+    logits = logits.float()
+    which, targets = which.to(logits.device), targets.to(logits.device)
+    logs = (logits[which, targets] - logits.logsumexp(-1)[which]).tolist()
+    greedy = (logits.argmax(-1)[which] == targets).tolist()
+    values = iter(zip(logs, greedy, strict=True))
+
+    def answer(target: list[int]) -> Answer:
+        mine = [next(values) for _ in target]
+        return math.fsum(log for log, _ in mine), all(hit for _, hit in mine)
+
+    return [[answer(target) for target in row.targets] for row in rows]
+
+
+class ChoicesLM(HFLM):
+    """lm-eval's model with a choice of how the continuations of a question are scored.
+
+    Args:    shared_context: one row a question; False: lm-eval's own way, a row a choice.
+             wanted: which requests (lm-eval's `Instance`) are scored, all by default; the rest gets -inf.
+             settings: of HFLM. Its `batch_size` counts rows.
+    """
+
+    def __init__(
+        self,
+        *,
+        shared_context: bool = True,
+        wanted: Callable[[Any], bool] = lambda request: True,
+        **settings: Any,
+    ) -> None:
+        super().__init__(**settings)
+        self.shared_context, self.wanted = shared_context, wanted
+        self._documents: list[Document] = []  # of the requests that are being scored
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Answer]:
+        chosen = [request for request in requests if self.wanted(request)]
+        self._documents = [(request.task_name, request.doc_id) for request in chosen]
+        answers = iter(super().loglikelihood(chosen, disable_tqdm=disable_tqdm))
+        self._documents = []
+        return [next(answers) if self.wanted(request) else (-math.inf, False) for request in requests]
+
+    def _loglikelihood_tokens(
+        self, requests: list[Encoded], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[Answer]:
+        one_by_one = super()._loglikelihood_tokens
+        if not (self.shared_context and self._documents):
+            return one_by_one(requests, disable_tqdm, override_bs)
+        numbers = defaultdict(list)  # question -> numbers of its requests
+        for number, document in enumerate(self._documents):
+            numbers[document].append(number)
+        rows = {document: lay_out([requests[n] for n in own]) for document, own in numbers.items()}
+        limit = longest_row(self.config, self.max_length)
+        fitting = [document for document, row in rows.items() if len(row.tokens) <= limit]
+        reason = f"a row would be longer than {limit} tokens"
+        answers: dict[int, Answer] = {}
+        first = typical(rows, fitting)
+        if first is not None:
+            last = rows[first].last_branch
+            (expected,) = one_by_one([requests[numbers[first][last]]], disable_tqdm=True)
+            scored = compare(self.model, rows[first], last, expected, self.device)
+            if isinstance(scored, str):
+                fitting, reason = [], scored
+            else:
+                answers |= zip(numbers[first], scored, strict=True)
+        rest = {document: rows[document] for document in fitting if document != first}
+        for document, scored in self._score_in_batches(rest, disable_tqdm):
+            answers |= zip(numbers[document], scored, strict=True)
+        left = [n for n in range(len(requests)) if n not in answers]
+        if left:
+            warnings.warn(
+                f"{len(rows) - len(fitting)} of {len(rows)} questions are scored choice by choice as in "
+                f"lm-eval, without sharing their context: {reason}",
+                stacklevel=2,
+            )
+            answers |= zip(left, one_by_one([requests[n] for n in left], disable_tqdm), strict=True)
+        return [answers[n] for n in range(len(requests))]
+
+    def _score_in_batches(
+        self, rows: dict[Document, Row], disable_tqdm: bool
+    ) -> Iterator[tuple[Document, list[Answer]]]:
+        """Score rows of about the same length together, the longest first, so that memory runs out early."""
+        batches: list[list[Document]] = []
+        longest = 0
+        for document in sorted(rows, key=lambda document: len(rows[document].tokens), reverse=True):
+            length = len(rows[document].tokens)
+            is_short = length < FILLED * longest and longest * len(batches[-1]) >= ENOUGH
+            if is_short or not batches or len(batches[-1]) == self.batch_size:
+                batches.append([])
+                longest = length
+            batches[-1].append(document)
+        with tqdm(total=len(rows), desc="zero-shot", unit="question", disable=disable_tqdm) as bar:
+            for batch in batches:
+                yield from zip(batch, score(self.model, [rows[d] for d in batch], self.device), strict=True)
+                bar.update(len(batch))
+
+
+def longest_row(config: Any, max_length: int) -> int:
+    """Find how many tokens a row may have: no more than the model reads, or its local attention reaches."""
+    values = [getattr(config.get_text_config(), name, None) for name in WINDOWS]
+    return min([max_length, *(value for value in values if isinstance(value, int) and value > 0)])
+
+
+def typical(rows: dict[Document, Row], fitting: Sequence[Document]) -> Document | None:
+    """Choose the row that is compared: of middle length, with several branches if any row has them."""
+    branching = [document for document in fitting if max(rows[document].branches) > 1]
+    ordered = sorted(branching or fitting, key=lambda document: len(rows[document].tokens))
+    return ordered[len(ordered) // 2] if ordered else None
+
+
+def compare(
+    model: nn.Module, row: Row, request: int, expected: Answer, device: torch.device
+) -> list[Answer] | str:
+    """Score a row, unless the answer to one of its requests differs from lm-eval's own: then say why.
+
+    The tolerance is TOLERANCE in float32; coarser types are given what their own rounding costs.
+    """
+    try:
+        (answers,) = score(model, [row], device)
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, AssertionError) as error:
+        if should_reduce_batch_size(error):
+            raise
+        message = str(error).partition("\n")[0][:200]
+        return f"the model takes no block mask and positions ({type(error).__name__}: {message})"
+    ours, theirs = answers[request][0], expected[0]
+    if abs(ours - theirs) <= max(TOLERANCE, 8 * torch.finfo(model.dtype).eps * max(1, abs(theirs))):
+        return answers
+    return f"a log-likelihood would be {ours:.4f} instead of {theirs:.4f}"
