@@ -130,11 +130,6 @@ def prompts_of(model: str, n: int | None = None) -> list[tuple[str, str]]:
     return [one for row in zip_longest(*english) for one in row if one][:n]
 
 
-def first_draws(texts: Mapping[str, Sequence[Sample]], draws: int) -> SideBySide:
-    """Put the first draw of each prompt side by side, to be read."""
-    return SideBySide({name: list(samples)[::draws] for name, samples in texts.items()})
-
-
 def texts_frame(texts: Mapping[str, Sequence[Sample]], tables: Sequence[str], draws: int) -> pd.DataFrame:
     """Lay texts out as a tidy table: columns model, table, draw, prompt, text, repetition_rate, distinct.
 

@@ -11,7 +11,6 @@ from pruner_lib.evaluation.perplexity import Sample
 from pruner_lib.study.texts import (
     MEASURES,
     describe,
-    first_draws,
     paper_prompts,
     prompts_of,
     repetition,
@@ -57,11 +56,6 @@ def test_frame_keeps_the_order_of_prompts_and_draws():
     assert len(FRAME) == 45 and FRAME.draw.tolist()[:4] == [0, 1, 2, 0]
     row = FRAME[(FRAME.model == "pruned") & (FRAME.prompt == "c") & (FRAME.draw == 1)].iloc[0]
     assert row.text == "pruned 2 1" and row.table == "Table 18"
-
-
-def test_side_by_side_shows_the_first_draw_of_each_prompt():
-    shown = first_draws(made(), DRAWS)
-    assert [one.text for one in shown.samples["dense"]] == [f"dense {i} 0" for i in range(5)]
 
 
 def test_repetition_is_compared_prompt_by_prompt():
