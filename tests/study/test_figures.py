@@ -361,6 +361,18 @@ def test_names_stand_side_by_side_with_error_bars():
     assert line.get_ydata() == pytest.approx([spread([40, 41, 42])[0]] * 2) and line.get_linestyle() == "None"
 
 
+@pytest.mark.parametrize("joined", [True, False])
+def test_open_ends_of_curves_and_bars_reach_as_far_as_the_numbers_go(joined):
+    frame = pd.DataFrame({"x": [1.0, 2.0, 3.0], "value": [1.0, 2.0, 4.0]})
+    closed = frame.assign(low=[0.5, 1.5, 3.5], high=[1.5, 2.5, 4.5])
+    opened = closed.assign(low=[0.5, -np.inf, 3.5], high=[1.5, np.inf, 4.5])
+    for one in (closed, opened):
+        ax = plot_curves(one, "value", x="x", xlabel="x", label="value", joined=joined)
+        ax.figure.canvas.draw()
+        low, high = ax.get_ylim()
+        assert -1 < low <= 0.5 and 4.5 <= high < 6
+
+
 def test_names_of_lines_that_end_together_are_moved_apart():
     _, ax = plt.subplots()
     ax.plot([0, 1], [1, 2])

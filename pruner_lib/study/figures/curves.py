@@ -140,7 +140,11 @@ def _look(at: dict, series: str | None, line: str | None, marker: str | None, lo
 
 def _points(part: pd.DataFrame, log: bool) -> np.ndarray:
     """Give place, middle, low and high `(places, 4)` of a curve, in the order of the places."""
-    return np.array([(at, *summary(rows, log)) for at, rows in part.groupby("place")])
+    points = np.array([(at, *summary(rows, log)) for at, rows in part.groupby("place")], dtype=float)
+    known = points[:, 1:][np.isfinite(points[:, 1:])]
+    if len(known):  # an open end: as far as the numbers go
+        points[:, 1:] = np.clip(points[:, 1:], known.min(), known.max())
+    return points
 
 
 def _curve(ax: Axes, part: pd.DataFrame, points: np.ndarray, look: MethodStyle) -> None:
@@ -148,13 +152,8 @@ def _curve(ax: Axes, part: pd.DataFrame, points: np.ndarray, look: MethodStyle) 
     at, middle, low, high = points.T
     marked = {"marker": look.marker, "markersize": 5} if len(at) <= FEW or (at % 1 == 0).all() else {}
     ax.plot(at, middle, look.line, color=look.color, linewidth=1.6, **marked)
-    known = np.concatenate([middle, low, high])
-    known = known[np.isfinite(known)]
-    band = [
-        np.clip(end, known.min(), known.max()) for end in (low, high)
-    ]  # an open end: as far as the numbers go
-    if np.isfinite(band).any():
-        ax.fill_between(at, *band, color=look.color, alpha=0.15, linewidth=0)
+    if np.isfinite([low, high]).any():
+        ax.fill_between(at, low, high, color=look.color, alpha=0.15, linewidth=0)
     few = part.groupby("place").filter(lambda rows: 1 < len(rows) < MIN_BAND)
     ax.plot(few["place"], few.value, "_", color=look.color, alpha=0.6, markersize=9)
 
