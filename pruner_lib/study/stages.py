@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pruner_lib.data.windows import calibration_ids, corpus_hash, instructions, text_ids
+from pruner_lib.data.windows import calibration_ids, corpus_hash, has_bos, instructions, text_ids
 from pruner_lib.evaluation.efficiency import count_parameters, weight_bytes
 from pruner_lib.evaluation.int8 import is_quantised, quantise_
 from pruner_lib.evaluation.perplexity import perplexity, perplexity_result
@@ -143,12 +143,12 @@ class Pipeline:
 
     def calibration_ids(self, how: Calibration, tokenizer: Any) -> Tensor:
         """Take the calibration samples: `(samples, length)` int64."""
-        sizes = asdict(how) | {"bos": begins_with_bos(how, tokenizer)}
+        sizes = asdict(how) | {"bos": has_bos(tokenizer, how.bos)}
         return calibration_ids(sizes.pop("corpus"), tokenizer, **sizes)
 
     def text_ids(self, how: Evaluation, text: str, tokenizer: Any) -> Tensor:
         """Cut a text into the windows of an evaluation: `(windows, length)` int64."""
-        sizes = {"length": how.length, "windows": how.windows, "bos": begins_with_bos(how, tokenizer)}
+        sizes = {"length": how.length, "windows": how.windows, "bos": has_bos(tokenizer, how.bos)}
         return self._text_ids(text, tokenizer, **sizes)
 
     def members(self, experiment: Experiment, criteria: Sequence[str]) -> dict[str, Any]:
@@ -276,17 +276,12 @@ class Pipeline:
             "corpus_hash": corpus_hash(ids),
             "window": how.length,
             "stride": how.length,
-            "bos": "text" if begins_with_bos(how, tokenizer) else "none",
+            "bos": "text" if has_bos(tokenizer, how.bos) else "none",
             "tokenizer_hash": tokenizer_hash(tokenizer),
             "dtype": dtype,
         }
         nll = tuple(round(float(nll), 6) for nll in result.nll)
         return Metric(result.value, result.stderr, len(ids), protocol, nll)
-
-
-def begins_with_bos(how: Calibration | Evaluation, tokenizer: Any) -> bool:
-    """Whether texts begin with a BOS token: where that is asked for and there is one (GLM has none)."""
-    return how.bos and tokenizer.bos_token_id is not None
 
 
 def recovery_key(experiment: Experiment) -> str:
