@@ -25,21 +25,29 @@ def text_ids(
     seed: int | None = None,
     bos: bool = False,
 ) -> torch.Tensor:
-    """Cut the tokens of a whole text into windows that do not overlap; a remainder at the end is dropped.
+    """Cut a text into windows to measure on: without a seed as the paper does, with one as a sample.
+
+    Neighbouring windows of one article are alike, so an interval over them is too narrow. With a seed each
+    window is a random piece of another article, and articles are what a bootstrap may resample.
 
     Args:
         name: one of `corpora.CORPORA`, or a NAME.txt of the local data directory.
         length: tokens a window.
         windows: how many; None takes all.
-        seed: None takes the first windows; a number draws them at random, kept in the order of the text.
-        bos: puts one beginning-of-sequence token before the whole text, as the paper's code does for LLaMA;
-            where the tokenizer has none, the text begins without it, with a warning.
+        seed: None joins all documents and cuts from the beginning, without overlap; a remainder is dropped.
+            A number draws the documents, and from each that is long enough one window at a random place;
+            more windows of the same seed begin with the fewer ones.
+        bos: puts one beginning-of-sequence token before the whole text, as the paper's code does for LLaMA
+            (with a seed: before each document); where the tokenizer has none, texts begin without it, with a
+            warning.
 
     Returns: `(windows, length)` int64.
     Raises:  ValueError: unknown text, a size below one, or fewer windows in the text than wanted.
     Source:  paper 4.1, reference `LLMPruner/datasets/ppl_dataset.py`. Differs: a window is never cut short.
     """
     _check_sizes(length=length, windows=windows)
+    if seed is not None:
+        return _one_a_document(name, tokenizer, length, windows, seed, bos, "windows")
     corpus = read_corpus(name)
     text = corpus.separator.join(corpus.documents)
     ids = _first_tokens(tokenizer, bos) + _tokenise(text, tokenizer)
@@ -48,11 +56,7 @@ def text_ids(
         raise ValueError(
             f"text {name!r} has {n} windows of {length} tokens, wanted {windows or 'one or more'}"
         )
-    table = torch.tensor(ids[: n * length], dtype=torch.int64).view(n, length)
-    if seed is None or windows is None:
-        return table[:windows]
-    drawn = np.random.default_rng(seed).choice(n, size=windows, replace=False)
-    return table[torch.from_numpy(np.sort(drawn))]
+    return torch.tensor(ids[: n * length], dtype=torch.int64).view(n, length)[:windows]
 
 
 def calibration_ids(
@@ -77,6 +81,19 @@ def calibration_ids(
         is drawn twice; BOS is an argument.
     """
     _check_sizes(length=length, samples=samples)
+    return _one_a_document(name, tokenizer, length, samples, seed, bos, "samples")
+
+
+def _one_a_document(
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    n: int | None,
+    seed: int | None,
+    bos: bool,
+    what: str,
+) -> torch.Tensor:
+    """Take a piece of each document that is long enough: `(n, length)` int64; n None: of all of them."""
     documents = read_corpus(name).documents
     rng = np.random.default_rng(seed)
     order = range(len(documents)) if seed is None else rng.permutation(len(documents))
@@ -88,12 +105,14 @@ def calibration_ids(
             continue
         start = 0 if seed is None else int(rng.integers(len(ids) - length + 1))
         rows.append(ids[start : start + length])
-        if len(rows) == samples:
-            return torch.tensor(rows, dtype=torch.int64)
-    raise ValueError(
-        f"text {name!r} has {len(rows)} documents of at least {length} tokens, wanted {samples} samples; "
-        "take fewer or shorter samples, or another text"
-    )
+        if len(rows) == n:
+            break
+    if not rows or len(rows) < (n or 0):
+        raise ValueError(
+            f"text {name!r} has {len(rows)} documents of at least {length} tokens, wanted {n or 'some'} "
+            f"{what}; take fewer or shorter {what}, or another text"
+        )
+    return torch.tensor(rows, dtype=torch.int64)
 
 
 def corpus_hash(ids: torch.Tensor) -> str:

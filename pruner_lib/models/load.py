@@ -1,7 +1,7 @@
 """The models that are pruned: where a name, a folder or a hub id becomes a decoder and its tokenizer.
 
-`smollm2-135m` is the embedded default, made once from its GGUF file into a float32 safetensors folder; `tiny`
-is a random two-layer llama built here, for tests and the `tiny` profile. A name is looked up in the local
+`smollm2-135m` is the embedded default, made once from its GGUF file into a float32 safetensors folder, and
+`smollm2-135m-mha` its twin with a key and a value head for each query head; `tiny` is a random two-layer llama built here, for tests and the `tiny` profile. A name is looked up in the local
 data directory first (a folder of that name), then in the asset cache; else it is a folder or a hub id.
 
 A model lies on one device, or is spread by accelerate over several GPUs and CPU memory. Spread, it is
@@ -44,8 +44,10 @@ from pruner_lib.data.assets import ASSETS, build_folder, cache_root, fetch, hub_
 from pruner_lib.method.layout import check_layout
 from pruner_lib.method.offload import offloaded
 from pruner_lib.models.modeling_pruned import AUTO_CLASS, PrunedModelForCausalLM, pruned_class
+from pruner_lib.models.twins import with_own_heads
 
-NAMES = ("smollm2-135m", "tiny")  # what `load_model` knows, apart from folders and hub ids
+EMBEDDED, TWIN = "smollm2-135m", "smollm2-135m-mha"
+NAMES = (EMBEDDED, TWIN, "tiny")  # what `load_model` knows, apart from folders and hub ids
 ONE_BY_ONE = "HF_DEACTIVATE_ASYNC_LOAD"  # makes transformers read without threads
 TINY_SPECIAL = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 
@@ -103,8 +105,9 @@ def find_model(name: str) -> Path | None:
     Raises: ValueError: neither a name, nor a folder with a checkpoint, nor a hub id.
     """
     folder = local_path(name)
-    if folder is None and name in ASSETS and name in NAMES:
-        folder = build_folder(cache_root() / "models" / name, _dequantise, source=ASSETS[name].sha256)
+    if folder is None and name in (EMBEDDED, TWIN):
+        build = _dequantise if name == EMBEDDED else _build_twin
+        folder = build_folder(cache_root() / "models" / name, build, source=ASSETS[EMBEDDED].sha256)
     if folder is None and Path(name).expanduser().is_dir():
         folder = Path(name).expanduser()
     if folder is not None and not (folder / "config.json").is_file():
@@ -208,7 +211,7 @@ def _decoder_class(source: str, config: PreTrainedConfig) -> type[PreTrainedMode
 
 def _dequantise(folder: Path) -> None:
     """Write the embedded model as float32 safetensors, with its tokenizer; values as in the GGUF."""
-    asset = ASSETS["smollm2-135m"]
+    asset = ASSETS[EMBEDDED]
     source, gguf = fetch(asset.name), asset.files[0]
     quantised = AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf, dtype=torch.float32)
     settings = quantised.config.to_dict()
@@ -223,6 +226,13 @@ def _dequantise(folder: Path) -> None:
     model.save_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf)
     tokenizer.model_max_length = config.max_position_embeddings
+    tokenizer.save_pretrained(folder)
+
+
+def _build_twin(folder: Path) -> None:
+    """Write the embedded model with a key and a value head for each query head, with its tokenizer."""
+    model, tokenizer = load_model(EMBEDDED)
+    with_own_heads(model).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

@@ -13,11 +13,15 @@ from pruner_lib.files import read_json, write_json
 from pruner_lib.study.settings import DATA_FREE, FORMAT, Experiment, build, experiment_from
 
 
+KINDS = ("perplexity", "accuracy", "p_right", "bits_per_byte")
+
+
 class MetricName(NamedTuple):
     """What was measured on which data; `str(name)` is how it is written in files.
 
-    Args:    kind: "perplexity" or "accuracy".    dataset: a text or a task; "mean": of all tasks.
-             length: tokens a window, for perplexity.
+    Args:    kind: "perplexity" of a text; of a task "accuracy", "p_right" (probability of the right answer
+             among the choices) or "bits_per_byte" (of the right answer).
+             dataset: a text or a task; "mean": of all tasks.    length: tokens a window, for perplexity.
     """
 
     kind: str
@@ -29,7 +33,7 @@ class MetricName(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> MetricName:
-        """Read a name as it is written: "perplexity/wiki@128", "accuracy/boolq".
+        """Read a name as it is written: "perplexity/wiki@128", "accuracy/boolq", "p_right/boolq".
 
         Raises:  ValueError: the text is no such name.
         """
@@ -38,7 +42,7 @@ class MetricName(NamedTuple):
         if kind == "perplexity":
             dataset, _, digits = dataset.rpartition("@")
             length = int(digits) if digits.isdigit() else None
-        if not dataset or kind not in ("perplexity", "accuracy") or (kind == "perplexity") != bool(length):
+        if not dataset or kind not in KINDS or (kind == "perplexity") != bool(length):
             raise ValueError(f"{text!r} names no metric; wanted 'perplexity/wiki@128' or 'accuracy/boolq'")
         return cls(kind, dataset, length)
 
@@ -50,9 +54,10 @@ MEAN = MetricName("accuracy", "mean")  # every task counts alike, as in the pape
 class Metric:
     """One measured number.
 
-    Args:    value: perplexity, or accuracy as a share in [0, 1].    stderr: its standard error.
+    Args:    value: perplexity, accuracy or probability in [0, 1], or bits.    stderr: its standard error.
              n: windows or questions.    protocol: what must agree before two values may be compared.
-             values: a window's mean negative log-likelihood, a question's 0 or 1; for paired comparisons.
+             values: a window's mean negative log-likelihood; a question's 0 or 1, probability or bits. For
+             paired comparisons.
     """
 
     value: float

@@ -22,7 +22,10 @@ from pruner_lib.recovery.settings import RecoverySettings
 FORMAT = 1  # raised when a record of the same settings would hold other numbers; old records are made anew
 DATA_FREE = ("none", *groups.DATA_FREE)  # criteria that look at no calibration samples
 ORDERED = ("prod", "max")  # aggregations for which the order matters
-ADDED = {"gradient_checkpointing": False}  # settings of a recovery that later versions added -> their default
+ADDED = {  # settings that later versions added -> their default, which keeps the names of older records
+    "recovery": {"gradient_checkpointing": False},
+    "evaluation": {"seed": None, "right_answers_only": False},
+}
 
 Kind = TypeVar("Kind")
 
@@ -132,7 +135,7 @@ class Recovery(RecoverySettings):
 
 @settings
 class Evaluation:
-    """What is measured: perplexity on `texts` (in `windows` of `length` tokens) and accuracy on `tasks`."""
+    """What is measured: perplexity on `texts` (in `windows` of `length` tokens), and answers to `tasks`."""
 
     texts: Names = ("wiki",)
     windows: Count | None = 128  # None: the whole text
@@ -140,6 +143,8 @@ class Evaluation:
     tasks: Names = ()
     limit: Count | None = None  # questions a task; None: all
     bos: bool = False  # put one such token before each text, as the paper's code does
+    seed: Number | None = None  # draws articles (one window each) and questions; None: the first ones
+    right_answers_only: bool = False  # bits a byte of the right answers, and no accuracy: three times as fast
 
 
 @settings
@@ -215,9 +220,10 @@ class Experiment:
     def settings(self) -> dict[str, Any]:
         """The settings as nested plain data, for JSON; without later ones that are at their default."""
         values = asdict(self)
-        if self.recovery:
-            recovery = values["recovery"].items()
-            values["recovery"] = {name: one for name, one in recovery if (name, one) not in ADDED.items()}
+        for part, added in ADDED.items():
+            if values[part]:
+                kept = {name: one for name, one in values[part].items() if (name, one) not in added.items()}
+                values[part] = kept
         return values
 
     def model_settings(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -149,7 +151,7 @@ class Pipeline:
     def text_ids(self, how: Evaluation, text: str, tokenizer: Any) -> Tensor:
         """Cut a text into the windows of an evaluation: `(windows, length)` int64."""
         sizes = {"length": how.length, "windows": how.windows, "bos": has_bos(tokenizer, how.bos)}
-        return self._text_ids(text, tokenizer, **sizes)
+        return self._text_ids(text, tokenizer, seed=how.seed, **sizes)
 
     def members(self, experiment: Experiment, criteria: Sequence[str]) -> dict[str, Any]:
         """Score the members of one model on one calibration: from the cache, what is missing in one pass.
@@ -243,33 +245,26 @@ class Pipeline:
     def evaluate(self, experiment: Experiment, subject: Subject) -> dict[MetricName, Metric]:
         """Measure a model on every text and task of an experiment, but what was measured before a kill."""
         how, path = experiment.evaluation, self.unfinished(experiment)
-        names = [MetricName("perplexity", text, how.length) for text in how.texts]
-        names += [MetricName("accuracy", task) for task in how.tasks]
         saved = read_json(path) if path.is_file() else {}
-        for name in names:
-            if str(name) not in saved:
-                start = time.perf_counter()
-                metric = asdict(self.measure(name, how, subject.model, subject.tokenizer))
-                saved[str(name)] = {"metric": metric, "seconds": time.perf_counter() - start}
-                write_json(path, saved)
-        self.seconds["evaluate"] = sum(saved[str(name)]["seconds"] for name in names)
-        return metrics_from({str(name): saved[str(name)]["metric"] for name in names})
+        for measure, names in ((self.measure_text, how.texts), (self.measure_task, how.tasks)):
+            for name in names:
+                if name not in saved:
+                    start = time.perf_counter()
+                    metrics = measure(name, how, subject.model, subject.tokenizer)
+                    values = {str(one): asdict(metric) for one, metric in metrics.items()}
+                    saved[name] = {"metrics": values, "seconds": time.perf_counter() - start}
+                    write_json(path, saved)
+        parts = [saved[name] for name in (*how.texts, *how.tasks)]
+        self.seconds["evaluate"] = sum(part["seconds"] for part in parts)
+        return metrics_from({name: one for part in parts for name, one in part["metrics"].items()})
 
     def unfinished(self, experiment: Experiment) -> Path:
         """Name the file of the metrics of an unfinished experiment."""
         return self.cache(f"partial-{settings_key([experiment.key, model_hash(experiment.model)])}.json")
 
-    def measure(self, name: MetricName, how: Evaluation, model: Any, tokenizer: Any) -> Metric:
-        """Measure one metric of an evaluation, with the protocol that makes it comparable."""
-        dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-        dtype = f"int8 linear, else {dtype}" if is_quantised(model) else dtype
-        if name.kind == "accuracy":
-            with contextlib.redirect_stderr(io.StringIO()):  # lm-eval draws bars that can't be turned off
-                scores = zero_shot(model, tokenizer, (name.dataset,), how.limit, seed=None)
-            score = scores[name.dataset]
-            protocol = score.protocol | {"dtype": dtype}
-            return Metric(score.value, score.stderr, score.n, protocol, tuple(score.correct))
-        ids = self.text_ids(how, name.dataset, tokenizer)
+    def measure_text(self, text: str, how: Evaluation, model: Any, tokenizer: Any) -> dict[MetricName, Metric]:
+        """Measure the perplexity on a text, with the protocol that makes it comparable."""
+        ids = self.text_ids(how, text, tokenizer)
         result = perplexity_result(model, ids)
         protocol = {
             "metric": "perplexity",
@@ -278,16 +273,47 @@ class Pipeline:
             "stride": how.length,
             "bos": "text" if has_bos(tokenizer, how.bos) else "none",
             "tokenizer_hash": tokenizer_hash(tokenizer),
-            "dtype": dtype,
+            "dtype": _dtype(model),
         }
-        nll = tuple(round(float(nll), 6) for nll in result.nll)
-        return Metric(result.value, result.stderr, len(ids), protocol, nll)
+        if how.seed is not None:
+            protocol |= {"stride": "one window an article", "seed": how.seed}
+        metric = Metric(result.value, result.stderr, len(ids), protocol, _rounded(result.nll.tolist()))
+        return {MetricName("perplexity", text, how.length): metric}
+
+    def measure_task(self, task: str, how: Evaluation, model: Any, tokenizer: Any) -> dict[MetricName, Metric]:
+        """Measure the answers to a task: with accuracy and probabilities, unless the right ones alone."""
+        with contextlib.redirect_stderr(io.StringIO()):  # lm-eval draws bars that can't be turned off
+            score = zero_shot(
+                model, tokenizer, (task,), how.limit, seed=how.seed, right_answers_only=how.right_answers_only
+            )[task]
+        protocol = score.protocol | {"dtype": _dtype(model)}
+        metrics = {}
+        if not how.right_answers_only:
+            correct = tuple(score.correct)
+            metrics["accuracy"] = Metric(score.value, score.stderr, score.n, protocol, correct)
+        for kind in ("p_right", "bits_per_byte") if how.seed is not None else ():
+            if values := getattr(score, kind):
+                error = float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+                kept, mean = _rounded(values), float(np.mean(values))
+                metrics[kind] = Metric(mean, error, score.n, protocol | {"metric": kind}, kept)
+        return {MetricName(kind, task): metric for kind, metric in metrics.items()}
+
+
+def _dtype(model: Any) -> str:
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    return f"int8 linear, else {dtype}" if is_quantised(model) else dtype
+
+
+def _rounded(values: Sequence[float]) -> tuple[float, ...]:
+    return tuple(round(float(value), 6) for value in values)
 
 
 def recovery_key(experiment: Experiment) -> str:
     """Name the training of an experiment; what is measured of it, and after which step, does not matter."""
     settings, how = experiment.model_settings(), experiment.evaluation
     watched = [how.texts, how.windows, how.length, how.bos] if experiment.recovery.evaluate_at else None
+    if watched and how.seed is not None:
+        watched.append(how.seed)
     settings["recovery"]["at"] = None
     del settings["int8"]
     return settings_key([settings, watched, model_hash(experiment.model)])
