@@ -46,11 +46,12 @@ def text_ids(
     Source:  paper 4.1, reference `LLMPruner/datasets/ppl_dataset.py`. Differs: a window is never cut short.
     """
     _check_sizes(length=length, windows=windows)
+    first = _first_tokens(tokenizer, bos)
     if seed is not None:
-        return _one_a_document(name, tokenizer, length, windows, seed, bos, "windows")
+        return _one_a_document(name, tokenizer, length, windows, seed, first, "windows")
     corpus = read_corpus(name)
     text = corpus.separator.join(corpus.documents)
-    ids = _first_tokens(tokenizer, bos) + _tokenise(text, tokenizer)
+    ids = first + _tokenise(text, tokenizer)
     n = len(ids) // length
     if n == 0 or (windows or 0) > n:
         raise ValueError(
@@ -81,7 +82,8 @@ def calibration_ids(
         is drawn twice; BOS is an argument.
     """
     _check_sizes(length=length, samples=samples)
-    return _one_a_document(name, tokenizer, length, samples, seed, bos, "samples")
+    first = _first_tokens(tokenizer, bos)
+    return _one_a_document(name, tokenizer, length, samples, seed, first, "samples")
 
 
 def _one_a_document(
@@ -90,14 +92,16 @@ def _one_a_document(
     length: int,
     n: int | None,
     seed: int | None,
-    bos: bool,
+    first: list[int],
     what: str,
 ) -> torch.Tensor:
-    """Take a piece of each document that is long enough: `(n, length)` int64; n None: of all of them."""
+    """Take a piece of each document that is long enough: `(n, length)` int64; n None: of all of them.
+
+    Args:    first: tokens before each document.    what: the pieces, in the words of an error.
+    """
     documents = read_corpus(name).documents
     rng = np.random.default_rng(seed)
     order = range(len(documents)) if seed is None else rng.permutation(len(documents))
-    first = _first_tokens(tokenizer, bos)
     rows: list[list[int]] = []
     for i in order:
         ids = first + _tokenise(documents[i], tokenizer)

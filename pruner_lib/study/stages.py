@@ -262,7 +262,9 @@ class Pipeline:
         """Name the file of the metrics of an unfinished experiment."""
         return self.cache(f"partial-{settings_key([experiment.key, model_hash(experiment.model)])}.json")
 
-    def measure_text(self, text: str, how: Evaluation, model: Any, tokenizer: Any) -> dict[MetricName, Metric]:
+    def measure_text(
+        self, text: str, how: Evaluation, model: Any, tokenizer: Any
+    ) -> dict[MetricName, Metric]:
         """Measure the perplexity on a text, with the protocol that makes it comparable."""
         ids = self.text_ids(how, text, tokenizer)
         result = perplexity_result(model, ids)
@@ -280,7 +282,9 @@ class Pipeline:
         metric = Metric(result.value, result.stderr, len(ids), protocol, _rounded(result.nll.tolist()))
         return {MetricName("perplexity", text, how.length): metric}
 
-    def measure_task(self, task: str, how: Evaluation, model: Any, tokenizer: Any) -> dict[MetricName, Metric]:
+    def measure_task(
+        self, task: str, how: Evaluation, model: Any, tokenizer: Any
+    ) -> dict[MetricName, Metric]:
         """Measure the answers to a task: with accuracy and probabilities, unless the right ones alone."""
         with contextlib.redirect_stderr(io.StringIO()):  # lm-eval draws bars that can't be turned off
             score = zero_shot(
@@ -293,7 +297,9 @@ class Pipeline:
             metrics["accuracy"] = Metric(score.value, score.stderr, score.n, protocol, correct)
         for kind in ("p_right", "bits_per_byte") if how.seed is not None else ():
             if values := getattr(score, kind):
-                error = float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+                error = (
+                    float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+                )
                 kept, mean = _rounded(values), float(np.mean(values))
                 metrics[kind] = Metric(mean, error, score.n, protocol | {"metric": kind}, kept)
         return {MetricName(kind, task): metric for kind, metric in metrics.items()}

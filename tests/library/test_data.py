@@ -63,12 +63,22 @@ def test_windows_follow_each_other_without_overlap():
     assert torch.equal(text_ids("tiny", tiny_tokenizer(), length=50, windows=3), ids[:3])
 
 
-def test_seed_draws_windows_of_the_text():
-    ids = text_ids("tiny", tiny_tokenizer(), length=50)
-    drawn = [text_ids("tiny", tiny_tokenizer(), length=50, windows=5, seed=seed) for seed in (1, 1, 2)]
-    rows = {tuple(row) for row in ids.tolist()}
-    assert all(tuple(row) in rows for row in drawn[0].tolist())
+def test_windows_drawn_by_a_seed_come_from_different_documents(local):
+    texts = ["".join(f"{i:02d}{j:02d}" for j in range(20)) for i in range(10, 40)]
+    (local / "mine.txt").write_text("\n\n".join([*texts, "short"]))
+    drawn = [text_ids("mine", tiny_tokenizer(), length=9, windows=12, seed=seed) for seed in (1, 1, 2)]
     assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+    windows = [tiny_tokenizer().decode(row) for row in drawn[0]]
+    sources = [[text for text in texts if window in text] for window in windows]
+    assert [len(found) for found in sources] == [1] * 12, "each lies in one document"
+    assert len({found[0] for found in sources}) == 12, "and no two in the same"
+    starts = [found[0].startswith(window) for window, found in zip(windows, sources, strict=True)]
+    assert not all(starts), "and not all at its beginning"
+    whole = text_ids("mine", tiny_tokenizer(), length=9, seed=1)
+    assert len(whole) == 30, "all documents that are long enough"
+    assert torch.equal(whole[:12], drawn[0]), "a larger sample begins with the smaller one"
+    with pytest.raises(ValueError, match="'mine' has 30 documents of at least 9 tokens, wanted 31 windows"):
+        text_ids("mine", tiny_tokenizer(), length=9, windows=31, seed=1)
 
 
 def test_bos_stands_once_before_the_text_and_only_when_asked():

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, LlamaModel
 
+from pruner_lib import discover
 from pruner_lib.data.assets import cache_root
 from pruner_lib.models.load import NAMES, find_model, load_model, tiny_tokenizer
 
@@ -103,12 +104,14 @@ def test_local_data_directory_goes_first(checkpoint, monkeypatch):
 
 @pytest.mark.parametrize("name", ["smollm", "./no/folder", "/no/folder", "a/b/c", "folder/"])
 def test_unknown_model_names_the_known_ones(name):
-    with pytest.raises(ValueError, match=f"unknown model '{name}'.*smollm2-135m, tiny.*PRUNER_LIB_DATA"):
+    with pytest.raises(
+        ValueError, match=f"unknown model '{name}'.*smollm2-135m, smollm2-135m-mha, tiny.*PRUNER_LIB_DATA"
+    ):
         load_model(name)
 
 
 def test_known_names_are_listed():
-    assert NAMES == ("smollm2-135m", "tiny")
+    assert NAMES == ("smollm2-135m", "smollm2-135m-mha", "tiny")
 
 
 def test_hub_id_without_the_hub_fails_at_once():
@@ -212,3 +215,18 @@ def test_embedded_model_knows_english(smollm2):
     with torch.no_grad():
         best = model(ids).logits[0, -1].argmax()
     assert tokenizer.decode(best) == " Paris"
+
+
+def test_twin_with_own_heads_computes_the_same(smollm2):
+    model, tokenizer = smollm2
+    twin, own = load_model("smollm2-135m-mha")
+    heads = model.config.num_attention_heads
+    assert (model.config.num_key_value_heads, twin.config.num_key_value_heads) == (3, heads)
+    ids = torch.tensor([tokenizer("The moon is made of")["input_ids"]])
+    assert own("The moon is made of")["input_ids"] == ids[0].tolist()
+    with torch.no_grad():
+        assert torch.allclose(twin(ids).logits, model(ids).logits, atol=1e-4)
+    added = 2 * (heads - 3) * 64 * 576 * 30  # key and value rows of the copies, in 30 layers
+    assert twin.num_parameters() - model.num_parameters() == added
+    axes = discover(twin)
+    assert axes["layers.0.attention"].n_groups == heads

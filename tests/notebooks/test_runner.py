@@ -163,7 +163,7 @@ def test_bad_input_on_the_command_line_ends_with_exit_code_2(folder, monkeypatch
     notebook(folder, "00_good", WRITE, FINISH)
     monkeypatch.setattr("pruner_lib.study.notebooks.project_root", lambda: folder.parent)
     assert main(["--profile", "tyni"]) == 2
-    assert "there are full, paper, quick, tiny" in capsys.readouterr().err
+    assert "there are decide, paper, quick, tiny" in capsys.readouterr().err
     assert main(["--only", "07", "--profile", "tiny"]) == 2
     assert "there are 00_good" in capsys.readouterr().err
     with pytest.raises(SystemExit):

@@ -150,9 +150,19 @@ def test_setting_added_later_counts_only_where_it_is_not_at_its_default(monkeypa
     longer = replace(BASE, recovery=Recovery(cutoff=128))
     usual, key = replace(BASE, recovery=Recovery()), longer.key
     assert "cutoff" in usual.settings()["recovery"]
-    monkeypatch.setitem(settings.ADDED, "cutoff", 256)
+    monkeypatch.setitem(settings.ADDED["recovery"], "cutoff", 256)
     assert "cutoff" not in usual.settings()["recovery"] and experiment_from(usual.settings()) == usual
     assert longer.key == key != usual.key
+
+
+def test_sample_of_an_evaluation_counts_where_there_is_one():
+    first = Evaluation(tasks=["boolq"], limit=4)
+    assert (
+        not {"seed", "right_answers_only"} & replace(BASE, evaluation=first).settings()["evaluation"].keys()
+    )
+    drawn = replace(BASE, evaluation=replace(first, seed=0))
+    assert drawn.settings()["evaluation"]["seed"] == 0 and experiment_from(drawn.settings()) == drawn
+    assert drawn.key != replace(BASE, evaluation=first).key
 
 
 def test_committed_records_keep_their_keys():

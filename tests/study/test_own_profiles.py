@@ -24,7 +24,7 @@ def test_named_settings_are_changed_and_all_others_stay(own):
     changed = load_profile("quick")
     assert (changed.ratio, changed.evaluation.windows) == (0.4, 7)
     assert changed.evaluation.tasks == usual.evaluation.tasks and changed.recovery == usual.recovery
-    assert profile_names() == ["full", "paper", "quick", "tiny"]
+    assert profile_names() == ["decide", "paper", "quick", "tiny"]
 
 
 def test_new_profile_is_like_another_and_has_results_of_its_own(own):
@@ -44,7 +44,7 @@ def test_without_the_file_there_are_the_built_in_profiles_alone(own, monkeypatch
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("mine: {like: tyni}", "is like 'tyni', but there are full, paper"),
+        ("mine: {like: tyni}", "is like 'tyni', but there are decide, paper"),
         ("mine: {ratio: 0.5}", "profile 'mine' lacks"),
         ("tiny: {ration: 0.5}", "no setting ration"),
         ("tiny: 3", "profile 'tiny' .* is 3, but should hold settings"),

@@ -10,7 +10,7 @@ from pruner_lib.study.profiles import load_profile, profile_names
 
 
 def test_there_are_four_profiles_and_each_makes_experiments():
-    assert profile_names() == ["full", "paper", "quick", "tiny"]
+    assert profile_names() == ["decide", "paper", "quick", "tiny"]
     for name in profile_names():
         profile = load_profile(name)
         asked = [profile.dense(), profile.experiment(), profile.experiment(recovered=True)]
@@ -21,7 +21,7 @@ def test_there_are_four_profiles_and_each_makes_experiments():
 
 
 def test_unknown_profile_is_told_which_there_are():
-    with pytest.raises(ValueError, match="unknown profile 'quikc'; there are full, paper, quick, tiny"):
+    with pytest.raises(ValueError, match="unknown profile 'quikc'; there are decide, paper, quick, tiny"):
         load_profile("quikc")
 
 
@@ -42,7 +42,7 @@ def test_profile_with_a_hole_or_a_stranger_is_refused(tmp_path, monkeypatch):
         load_profile("tiny")
     with pytest.raises(ValueError, match="no setting ration; it has name, model"):
         load_profile("quick")
-    assert load_profile("full").name == "full"
+    assert load_profile("decide").name == "decide"
 
 
 def test_tiny_needs_no_download():

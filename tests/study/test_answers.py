@@ -1,0 +1,58 @@
+"""What a record keeps of questions: accuracy, probability of the right answer, bits a byte, by question."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from made_questions import row
+
+from pruner_lib import load_model
+from pruner_lib.evaluation.zero_shot import zero_shot
+from pruner_lib.study import Study, load_profile
+from pruner_lib.study.records import MetricName
+
+TINY = load_profile("tiny")
+DRAWN = replace(TINY.evaluation, texts=("tiny",), windows=6, tasks=("piqa",), limit=5, seed=0)
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    questions = tmp_path / "data" / "tasks" / "piqa.jsonl"
+    questions.parent.mkdir(parents=True)
+    questions.write_text("".join(json.dumps(row("piqa", number)) + "\n" for number in range(8)))
+    monkeypatch.setenv("PRUNER_LIB_DATA", str(tmp_path / "data"))
+    return Study("tiny", tmp_path / "results")
+
+
+def test_drawn_questions_give_probabilities_and_bits_as_the_library_does(study):
+    record = study.run(TINY.dense(evaluation=DRAWN))
+    score = zero_shot(*load_model("tiny"), ("piqa",), 5, seed=0)["piqa"]
+    for kind, values in {
+        "accuracy": score.correct,
+        "p_right": score.p_right,
+        "bits_per_byte": score.bits_per_byte,
+    }.items():
+        metric = record.metrics[MetricName(kind, "piqa")]
+        assert metric.values == pytest.approx(values, abs=1e-5) and metric.n == 5
+        assert metric.value == pytest.approx(np.mean(values)) and metric.protocol["seed"] == 0
+        assert metric.stderr == pytest.approx(np.std(values, ddof=1) / 5**0.5)
+    text = record.metrics[MetricName("perplexity", "tiny", 16)]
+    assert text.n == 6 and text.protocol["stride"] == "one window an article" and text.protocol["seed"] == 0
+
+
+def test_right_answers_alone_give_bits_and_nothing_else(study):
+    few = replace(DRAWN, texts=(), right_answers_only=True)
+    both = [study.run(TINY.dense(evaluation=one)) for one in (replace(DRAWN, texts=()), few)]
+    bits = MetricName("bits_per_byte", "piqa")
+    assert list(both[1].metrics) == [bits]
+    assert both[1].metrics[bits].values == pytest.approx(both[0].metrics[bits].values, abs=1e-4)
+
+
+def test_first_questions_keep_what_older_records_hold(study):
+    first = replace(DRAWN, texts=(), seed=None)
+    record = study.run(TINY.dense(evaluation=first))
+    assert list(record.metrics) == [MetricName("accuracy", "piqa")]
+    assert "seed" not in record.metrics[MetricName("accuracy", "piqa")].protocol
