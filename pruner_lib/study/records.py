@@ -12,7 +12,6 @@ import pandas as pd
 from pruner_lib.files import read_json, write_json
 from pruner_lib.study.settings import DATA_FREE, FORMAT, Experiment, build, experiment_from
 
-
 KINDS = ("perplexity", "accuracy", "p_right", "bits_per_byte")
 
 
