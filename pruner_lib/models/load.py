@@ -1,9 +1,9 @@
 """The models that are pruned: where a name, a folder or a hub id becomes a decoder and its tokenizer.
 
 `smollm2-135m` is the embedded default, made once from its GGUF file into a float32 safetensors folder, and
-`smollm2-135m-mha` its twin with a key and a value head for each query head; `tiny` is a random two-layer llama
-built here, for tests and the `tiny` profile. A name is looked up in the local data directory first (a folder
-of that name), then in the asset cache; else it is a folder or a hub id.
+`smollm2-135m-mha` its twin with a key and a value head for each query head; `tiny` is a random two-layer
+llama built here, for tests and the `tiny` profile. A name is looked up in the local data directory first (a
+folder of that name), then in the asset cache; else it is a folder or a hub id.
 
 A model lies on one device, or is spread by accelerate over several GPUs and CPU memory. Spread, it is
 evaluated as it is: what lies in CPU memory is brought to a GPU for its part of the forward pass; `in_place`
