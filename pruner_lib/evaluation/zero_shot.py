@@ -55,6 +55,16 @@ TASKS = {
     "openbookqa": Task("openbookqa/openbookqa", "acc_norm", "test", "oe_eval_tasks/openbookqa/test_rc_5shot"),
 }
 SEVEN_TASKS = tuple(TASKS)
+CHANCES = {  # share of right answers by guessing; a few questions of the two ARC tasks have 3 or 5 choices
+    "boolq": 0.5,
+    "piqa": 0.5,
+    "hellaswag": 0.25,
+    "winogrande": 0.5,
+    "arc_easy": 0.25,
+    "arc_challenge": 0.25,
+    "openbookqa": 0.25,
+}
+CHANCE = sum(CHANCES.values()) / len(CHANCES)  # of the mean of the seven
 UNCONDITIONAL = 1_000_000  # requests from this document number on repeat the choices without their question
 
 

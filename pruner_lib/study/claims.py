@@ -1,42 +1,49 @@
-"""The claims of the paper, and the verdict on each from the number that its notebook handed over.
+"""The claims of the paper, and the verdict on each from the numbers that its notebook handed over.
 
-The claims lie in `claims.yaml` and were listed before anything was measured: each has a number and the range
-where it must lie. The notebook that asks the question computes the number with its interval and writes it as
-an answer; the summary judges the answers of all notebooks. With the 95 % interval of our number:
+The claims lie in `claims.yaml`: each has numbers and the range where they must lie. The notebook that asks
+the question computes them with their intervals and writes them as an answer; the summary judges the answers of
+all notebooks together. A claim that needs several numbers (every text, every rival, both ends of the model) is
 
-    reproduced       the whole interval lies in the range
-    not reproduced   no part of it does
-    can't tell       otherwise: the sample is too small, or chance decides
+    reproduced       if all of them lie in the range (each by its own test: intersection-union)
+    not reproduced   if one of them lies outside (each test corrected for their number, Bonferroni)
+    can't tell       otherwise: the sample is too small, or has too few draws for what the claim says
 
-The paper's own number is computed from its tables (`results/paper/`) by the claim's formula. Nothing is
-measured here.
+Many claims are judged at once, so their tests are corrected together (Holm): the chance that any verdict of a
+summary is false is 5 %. The paper's own number is computed from its tables (`results/paper/`) by the claim's
+formula. Nothing is measured here.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import yaml
+from scipy.stats import t
 
+from pruner_lib.evaluation.zero_shot import CHANCE
 from pruner_lib.files import read_json, write_json
 from pruner_lib.study.paper import published
 from pruner_lib.study.records import MEAN, Record
-from pruner_lib.study.settings import build
 from pruner_lib.study.statistics import Interval
 
 REPRODUCED, NOT_REPRODUCED = "reproduced", "not reproduced"
 CANT_TELL, NOT_MEASURED = "can't tell at this sample size", "not measured"
 CLAIMS_FILE = Path(__file__).with_name("claims.yaml")
+LEVEL = 0.05  # chance of any false verdict in a summary
 FORMULAS: dict[str, Callable[..., float]] = {  # what is made of the paper's numbers
     "ratio": lambda one, other: one / other,
+    "ratio of ratios": lambda a, b, c, d: (a / b) / (c / d),
     "difference": lambda one, other: one - other,
     "ratio to lowest": lambda one, *others: one / min(others),
     "difference to highest": lambda one, *others: one - max(others),
+    "highest to lowest": lambda a, b, c, *others: max(a, b, c) / min(others),
+    "above chance": lambda one: one - CHANCE,
+    "kept above chance": lambda one, whole: (one - CHANCE) / (whole - CHANCE),
     "share recovered": lambda start, there, best: math.log(start / there) / math.log(start / best),
 }
 
@@ -45,10 +52,10 @@ FORMULAS: dict[str, Callable[..., float]] = {  # what is made of the paper's num
 class Claim:
     """One claim of the paper, and how it is judged; see `claims.yaml`.
 
-    Args:    holds: the range of the number in which the claim is true.
+    Args:    holds: the range of its numbers in which the claim is true.
              removed: lowest and highest share of all parameters gone for which the claim is made.
-             formula: one of `FORMULAS`; empty if the paper printed no numbers.
-             numbers: the paper's, each a (table, row, metric).
+             draws: how many a verdict needs.    formula: one of `FORMULAS`; empty if the paper printed no
+             numbers.    numbers: the paper's, each a (table, row, metric).
     """
 
     id: str
@@ -58,6 +65,7 @@ class Claim:
     measured: str
     holds: tuple[float, float]
     removed: tuple[float, float] = (0, 1)
+    draws: int = 1
     formula: str = ""
     numbers: tuple[tuple[str, str, str], ...] = ()
 
@@ -85,7 +93,7 @@ def _claim(holds: list[float | None], paper: dict | None = None, **values: objec
     ends = (-math.inf if low is None else low, math.inf if high is None else high)
     if paper:
         values |= paper | {"numbers": [tuple(place) for place in paper["numbers"]]}
-    return build(Claim, values | {"holds": ends})
+    return Claim(**values, holds=ends)
 
 
 def printed(table: str, row: str, metric: str) -> float:
@@ -101,56 +109,124 @@ def printed(table: str, row: str, metric: str) -> float:
     return value / 100 if metric.startswith(f"{MEAN.kind}/") else value
 
 
-def judge(low: float, high: float, holds: tuple[float, float]) -> str:
-    """Give the verdict on a number whose interval is [low, high], by the rule above.
+def p_values(number: Interval, holds: tuple[float, float]) -> tuple[float, float]:
+    """Test a number against a range, from its interval.
 
-    Raises:  ValueError: `low` is above `high`, or one of them is no number.
+    A border lies `margin` half-widths away from the estimate. With the interval's level 1 - a and Student's t
+    of d degrees of freedom (draws - 1; with one draw, items - 1)
+
+        p = 2 (1 - T(margin * T^-1(1 - a/2)))        so that p = a where the interval's end is the border
+
+    Returns: p of "it lies outside the range" (small: the claim holds), and p of "it lies inside" (small: it
+             does not). One of them is 1.
+    Raises:  ValueError: an end is no number, or the interval ends below its beginning.
     """
-    if not low <= high:
-        raise ValueError(f"the interval runs from {low} to {high}, but must not end below its beginning")
-    if holds[0] <= low and high <= holds[1]:
-        return REPRODUCED
-    return NOT_REPRODUCED if high < holds[0] or low > holds[1] else CANT_TELL
+    if not number.low <= number.high:
+        raise ValueError(
+            f"the interval runs from {number.low} to {number.high}, but must not end below its beginning"
+        )
+    degrees = max(1, (number.draws if number.draws > 1 else number.n) - 1)
+    edge = t.ppf((1 + number.level) / 2, degrees)
+
+    def p(border: float) -> float:
+        end = number.low if border < number.mean else number.high
+        reach, gap = abs(end - number.mean), abs(border - number.mean)
+        if math.isinf(gap) or not reach:
+            return 0.0 if gap else 1.0
+        return 2 * float(t.sf(edge * gap / reach, degrees))
+
+    low, high = holds
+    if low <= number.mean <= high:
+        exact = number.low == number.high  # a count has no error, on a border too
+        return 0.0 if exact else max(p(low), p(high)), 1.0
+    return 1.0, p(low if number.mean < low else high)
 
 
 @dataclass(frozen=True)
 class Verdict:
     """What became of a claim.
 
-    Args:    interval: of our number; None if it was not measured.
+    Args:    parts: our numbers by name; empty if it was not measured.
              note: what was compared, or what is missing.    records: keys of the records that speak.
     """
 
     claim: Claim
-    interval: Interval | None
+    parts: Mapping[str, Interval]
     note: str
     records: tuple[str, ...] = ()
 
     @property
+    def p(self) -> tuple[float, float]:
+        """P of "the claim does not hold" (small: reproduced), and p of "it holds" (small: not reproduced)."""
+        if not self.parts or min(part.draws for part in self.parts.values()) < self.claim.draws:
+            return 1.0, 1.0
+        each = [p_values(part, self.claim.holds) for part in self.parts.values()]
+        outside, inside = zip(*each, strict=True)
+        return max(outside), min(1.0, len(each) * min(inside))
+
+    @property
     def answer(self) -> str:
-        """The verdict in words: `REPRODUCED`, `NOT_REPRODUCED`, `CANT_TELL` or `NOT_MEASURED`."""
-        if self.interval is None:
+        """The verdict by itself, not corrected for the other claims."""
+        return self.judged(LEVEL)
+
+    def judged(self, level: float) -> str:
+        """Give the verdict in words: `REPRODUCED`, `NOT_REPRODUCED`, `CANT_TELL` or `NOT_MEASURED`."""
+        if not self.parts:
             return NOT_MEASURED
-        return judge(self.interval.low, self.interval.high, self.claim.holds)
+        against, inside = self.p
+        return REPRODUCED if against <= level else NOT_REPRODUCED if inside <= level else CANT_TELL
+
+    @property
+    def deciding(self) -> tuple[str, Interval]:
+        """The part that decides: the one that speaks most against the claim."""
+
+        def against(named: tuple[str, Interval]) -> tuple[float, float]:
+            outside, inside = p_values(named[1], self.claim.holds)
+            return outside, -inside
+
+        return max(self.parts.items(), key=against)
+
+    def needs(self, level: float) -> str:
+        """Say what would decide an open claim: how many times the sample, or that none would."""
+        draws = min((part.draws for part in self.parts.values()), default=0)
+        if self.judged(level) != CANT_TELL:
+            return ""
+        if draws < self.claim.draws:
+            return f"{self.claim.draws} draws, there {'is' if draws == 1 else 'are'} {draws}"
+        part = self.deciding[1]
+        gap = min(abs(border - part.mean) for border in self.claim.holds)
+        reach = max(part.mean - part.low, part.high - part.mean)
+        times = math.inf if not gap else (reach / gap) ** 2 * math.log(level) / math.log(LEVEL)
+        if not times < 100:
+            return "none: the number lies at the border"
+        n, what = (part.draws, "draws") if part.draws > 1 else (part.n, "windows and questions")
+        return f"about {float(f'{times * n:.2g}'):,.0f} {what}"
 
     def __str__(self) -> str:
-        ours = "" if self.interval is None else f" {self.interval.show(3)}"
-        return f"{self.claim.id}: {self.answer}{ours} ({self.note})"
+        ours = f" {self.deciding[1].show(3)}" if self.parts else ""
+        name = f"{self.deciding[0]}: " if len(self.parts) > 1 else ""
+        return f"{self.claim.id}: {self.answer}{ours} ({name}{self.note})"
 
 
 def write_answer(
-    folder: Path, claim_id: str, interval: Interval, note: str = "", records: Iterable[Record] = ()
+    folder: Path,
+    claim_id: str,
+    numbers: Interval | Mapping[str, Interval],
+    note: str = "",
+    records: Iterable[Record] = (),
 ) -> Verdict:
-    """Hand over the number of a claim, as `<folder>/claims/<id>.json`; an older answer is replaced.
+    """Hand over the numbers of a claim, as `<folder>/claims/<id>.json`; an older answer is replaced.
 
-    Args:    folder: of a profile's results.    note: what was compared.    records: those compared. Where a
-             pruned model among them lost a share for which the claim is not made, it counts as not measured.
-    Raises:  ValueError: there is no such claim (the message lists those there are).
+    Args:    folder: of a profile's results.    numbers: one, or several by name.    note: what was compared.
+             records: those compared. Where a pruned model among them lost a share for which the claim is not
+             made, it counts as not measured.
+    Raises:  ValueError: there is no such claim (the message lists those there are), or a number that is none.
     """
     by_id = {claim.id: claim for claim in claims()}
     if claim_id not in by_id:
         raise ValueError(f"there is no claim {claim_id!r}; there are {', '.join(by_id)}")
     claim = by_id[claim_id]
+    parts = {"": numbers} if isinstance(numbers, Interval) else dict(numbers)
     records = {record.key: record for record in records}
     pruned = [record for record in records.values() if record.experiment.stage != "dense"]
     low, high = claim.removed
@@ -158,10 +234,11 @@ def write_answer(
         note = (
             f"{others[0]:.1%} of the parameters were cut, but the claim is made for {low:.0%} to {high:.0%}"
         )
-        interval, records = None, {}
-    verdict = Verdict(claim, interval, note, tuple(sorted(records)))
-    content = {"claim": claim_id, "verdict": verdict.answer, "interval": interval and asdict(interval)}
-    write_json(answer_path(folder, claim_id), content | {"note": note, "records": verdict.records})
+        parts, records = {}, {}
+    verdict = Verdict(claim, parts, note, tuple(sorted(records)))
+    content = {"claim": claim_id, "verdict": verdict.answer, "note": note, "records": verdict.records}
+    numbers = {name: asdict(part) for name, part in parts.items()}
+    write_json(answer_path(folder, claim_id), content | {"numbers": numbers})
     return verdict
 
 
@@ -177,24 +254,41 @@ def read_answer(folder: Path, claim: Claim) -> Verdict:
     """
     path = answer_path(folder, claim.id)
     if not path.is_file():
-        return Verdict(claim, None, f"no answer; run {claim.notebook}")
+        return Verdict(claim, {}, f"no answer; run {claim.notebook}")
     answer = read_json(path)
-    numbers = answer["interval"]  # an infinite end is a string in the file
-    interval = numbers and Interval(**{name: float(number) for name, number in numbers.items()})
-    return Verdict(claim, interval, answer["note"], tuple(answer["records"]))
+    parts = {  # an infinite end is a string in the file
+        name: Interval(**{field: float(value) for field, value in part.items()})
+        for name, part in answer["numbers"].items()
+    }
+    return Verdict(claim, parts, answer["note"], tuple(answer["records"]))
 
 
 def verdicts(folder: Path) -> pd.DataFrame:
-    """Judge every claim by the answers below a profile's results: a row a claim, `paper` beside `ours`."""
-    return pd.DataFrame([_row(read_answer(folder, claim)) for claim in claims()])
+    """Judge every claim by the answers below a profile's results, all together at `LEVEL` (Holm).
+
+    Returns: a row a claim: `ours`, `low` and `high` of the number that decides (`part`), `paper` beside it,
+             the `verdict`, `p` of the test behind it, and what an open claim `needs`.
+    Source:  Holm, A Simple Sequentially Rejective Multiple Test Procedure (1979).
+    """
+    answers = [read_answer(folder, claim) for claim in claims()]
+    ranked = sorted((one for one in answers if one.parts), key=lambda one: min(one.p))
+    levels, level = {}, LEVEL / max(1, len(ranked))
+    for place, verdict in enumerate(ranked):
+        level = LEVEL / (len(ranked) - place)
+        levels[verdict.claim.id] = level
+        if min(verdict.p) > level:  # this one stays open, and all that are less clear
+            break
+    return pd.DataFrame([_row(one, levels.get(one.claim.id, level)) for one in answers])
 
 
-def _row(verdict: Verdict) -> dict[str, object]:
-    claim, ours = verdict.claim, verdict.interval
+def _row(verdict: Verdict, level: float) -> dict[str, object]:
+    claim = verdict.claim
+    part, ours = verdict.deciding if verdict.parts else ("", None)
     mean, low, high = (ours.mean, ours.low, ours.high) if ours else (np.nan,) * 3
     paper = np.nan if claim.paper is None else claim.paper
     row = {"claim": claim.id, "sentence": claim.sentence, "measured": claim.measured, "rule": claim.rule}
     row |= {"holds_from": claim.holds[0], "holds_to": claim.holds[1]}
-    row |= {"paper": paper, "ours": mean, "low": low, "high": high, "difference": mean - paper}
-    row |= {"verdict": verdict.answer, "note": verdict.note, "source": claim.source}
-    return row | {"notebook": claim.notebook, "records": " ".join(verdict.records)}
+    row |= {"paper": paper, "part": part, "ours": mean, "low": low, "high": high, "difference": mean - paper}
+    row |= {"verdict": verdict.judged(level), "p": min(verdict.p), "needs": verdict.needs(level)}
+    row |= {"note": verdict.note, "source": claim.source, "notebook": claim.notebook}
+    return row | {"records": " ".join(verdict.records)}
