@@ -1,8 +1,8 @@
 """The claims of the paper, and the verdict on each from the numbers that its notebook handed over.
 
 The claims lie in `claims.yaml`: each has numbers and the range where they must lie. The notebook that asks
-the question computes them with their intervals and writes them as an answer; the summary judges the answers of
-all notebooks together. A claim that needs several numbers (every text, every rival, both ends of the model) is
+the question computes them with their intervals and writes them as an answer; the summary judges the answers
+of all notebooks together. A claim that needs several numbers (every text, every rival, both ends) is
 
     reproduced       if all of them lie in the range (each by its own test: intersection-union)
     not reproduced   if one of them lies outside (each test corrected for their number, Bonferroni)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from pruner_lib.evaluation.zero_shot import CHANCE, CHANCES
 from pruner_lib.study.records import MEAN, Metric, MetricName, Record, records_frame, refuse_mixed_protocols
 from pruner_lib.study.settings import DATA_FREE
 from pruner_lib.study.statistics import Interval, corrected, mean_interval, paired_difference, paired_ratio
@@ -37,15 +38,16 @@ def draw_of(record: Record) -> tuple[int, int]:
 
 
 def metrics_of(records: Group, *, tasks: bool = True) -> list[MetricName]:
-    """List what was measured, in order: texts, then the mean of the tasks and, if wanted, each task."""
+    """List what was measured: texts, then of each kind of answers the mean and, if wanted, each task."""
     names = list(dict.fromkeys(name for record in records for name in record.metrics))
-    texts = [name for name in names if name.kind == "perplexity"]
-    answers = [name for name in names if name.kind == "accuracy"]
-    return texts + [MEAN] * bool(answers) + answers * tasks
+    ordered = [name for name in names if name.kind == "perplexity"]
+    for kind in dict.fromkeys(name.kind for name in names if name.kind != "perplexity"):
+        ordered += [MetricName(kind, "mean")] + [name for name in names if name.kind == kind] * tasks
+    return ordered
 
 
 def metric_names(group: Group, kind: str) -> list[MetricName]:
-    """List the metrics of a kind ("perplexity", "accuracy") that all records of a group hold."""
+    """List the metrics of a kind (one of `records.KINDS`) that all records of a group hold."""
     names = [name for name in group[0].metrics if name.kind == kind] if group else []
     return [name for name in names if all(name in record.metrics for record in group)]
 
@@ -55,21 +57,21 @@ def group_of(records: Group, metric: MetricName, stage: str = "") -> Group:
     held = {
         record.key: record
         for record in records
-        if (record.accuracy if metric == MEAN else metric in record.metrics)
+        if (metric_names([record], metric.kind) if metric.dataset == "mean" else metric in record.metrics)
         and (not stage or record.experiment.stage in (stage, "dense"))
     }
     group = tuple(sorted(held.values(), key=draw_of))
-    return group if metric != MEAN or metric_names(group, "accuracy") else ()
+    return group if metric.dataset != "mean" or metric_names(group, metric.kind) else ()
 
 
 def values_of(group: Group, metric: MetricName) -> np.ndarray | dict[MetricName, np.ndarray]:
-    """Give a metric's values: `(draws, windows)` NLL, `(draws, questions)` 0 or 1.
+    """Give a metric's values: `(draws, windows)` NLL, `(draws, questions)` 0 or 1, probabilities or bits.
 
-    Args:    metric: with `MEAN`, a mapping: task -> its answers.
+    Args:    metric: the mean of the tasks gives a mapping: task -> its answers.
     Raises:  ValueError: a record lacks the metric or its values (the message names both).
     """
-    if metric == MEAN:
-        tasks = metric_names(group, "accuracy")
+    if metric.dataset == "mean":
+        tasks = metric_names(group, metric.kind)
         if not tasks:
             keys = ", ".join(record.key for record in group)
             raise ValueError(f"records {keys} have no task in common; add tasks to their evaluation")
@@ -101,8 +103,25 @@ def ratio(
     return paired_ratio(*sides, level=level)
 
 
+def kept(a: Group, b: Group, metric: MetricName, *, level: float = 0.95) -> Interval:
+    """Estimate what a keeps of b's ability to answer, above guessing: (a - chance) / (b - chance), paired.
+
+    Who guesses has kept nothing; by a plain ratio, a coin keeps 0.86 of a model that is right in 42 %.
+
+    Args:    metric: an accuracy or the probability of the right answer, of a task or the mean of the tasks.
+    Raises:  as `ratio`.
+    """
+
+    def above(values: Any) -> Any:
+        if isinstance(values, Mapping):
+            return {task: answers - CHANCES[task.dataset] for task, answers in values.items()}
+        return values - CHANCES[metric.dataset]
+
+    return paired_ratio(*(above(side) for side in _paired_values(a, b, metric)), level=level)
+
+
 def difference(a: Group, b: Group, metric: MetricName, *, level: float = 0.95) -> Interval:
-    """Estimate a - b, paired: of accuracies in [-1, 1], of perplexities in nats a token (log a - log b).
+    """Estimate a - b, paired: of perplexities in nats a token (log a - log b), of answers in their unit.
 
     Raises:  as `ratio`.
     """
@@ -151,13 +170,14 @@ def describe(found: Interval, metric: MetricName, *groups: Group) -> str:
 def kept_frame(named: Named, paper: pd.DataFrame | None = None) -> pd.DataFrame:
     """Compare each way of pruning with the whole model, beside what the paper's keeps of its own.
 
-    ours = perplexity / dense perplexity, or accuracy / dense accuracy, paired and over draws
+    ours = perplexity / dense perplexity, bits a byte / dense bits a byte, and of accuracies and probabilities
+    (a - chance) / (dense - chance), see `kept`; all paired and over draws, of answers the mean of the tasks
 
     Both sides are relative to their dense model, because models and texts differ.
 
     Args:    named: the whole model's records among them, under "dense".
              paper: what is published: columns name, stage, metric, value, with rows of the name "dense".
-    Returns: a row for each name, stage and number: columns name, stage, metric ("perplexity", "accuracy"),
+    Returns: a row for each name, stage and number: columns name, stage, metric (one of `records.KINDS`),
              dataset ("mean": of all tasks), value (as measured), ours, low, high (95 % interval of ours),
              paper (NaN if there is none), difference (ours - paper), draws, n (windows or questions).
     Raises:  ValueError: the dense model was not measured likewise, or by another protocol.
@@ -165,13 +185,14 @@ def kept_frame(named: Named, paper: pd.DataFrame | None = None) -> pd.DataFrame:
     theirs, rows, dense = _relative(paper), [], named.get("dense", ())
     for name, records in named.items():
         for stage in dict.fromkeys(record.experiment.stage for record in records if name != "dense"):
-            for place, metric in enumerate(metrics_of(records)):
+            for place, metric in enumerate(metrics_of(records, tasks=False)):
                 group, whole = group_of(records, metric, stage), group_of(dense, metric)
                 if not group:
                     continue
                 if not whole:
                     raise ValueError(f"the dense model lacks {metric}; measure it like {name}")
-                share, value = ratio(group, whole[:1], metric), interval(group, metric).mean
+                relative = kept if metric.kind in ("accuracy", "p_right") else ratio
+                share, value = relative(group, whole[:1], metric), interval(group, metric).mean
                 printed = theirs.get((name, stage, paper_metric(metric, place)), math.nan)
                 numbers = (value, share.mean, share.low, share.high, printed, share.mean - printed)
                 rows.append((name, stage, metric.kind, metric.dataset, *numbers, len(group), share.n))
@@ -188,12 +209,14 @@ def paper_metric(metric: MetricName, place: int) -> str:
 
 
 def _relative(paper: pd.DataFrame | None) -> dict[tuple[str, str, str], float]:
-    """Divide published numbers by those of their dense model: (name, stage, metric) -> share."""
+    """Relate published numbers to those of their dense model: (name, stage, metric) -> share."""
     if paper is None:
         return {}
-    dense = paper[paper.name == "dense"].set_index("metric").value
-    rows = paper[paper.metric.isin(dense.index)].itertuples(index=False)
-    return {(row.name, row.stage, row.metric): row.value / dense[row.metric] for row in rows}
+    dense, shares = paper[paper.name == "dense"].set_index("metric").value, {}
+    for row in paper[paper.metric.isin(dense.index)].itertuples(index=False):
+        chance = CHANCE if row.metric == str(MEAN) else 0.0
+        shares[row.name, row.stage, row.metric] = (row.value - chance) / (dense[row.metric] - chance)
+    return shares
 
 
 def contrasts(
@@ -201,11 +224,11 @@ def contrasts(
 ) -> pd.DataFrame:
     """Compare ways of pruning in pairs: the same windows and questions and, draw by draw, the same samples.
 
-    difference = log perplexity (a) - log perplexity (b) in nats a token, or accuracy (a) - accuracy (b)
+    difference = log perplexity (a) - log perplexity (b) in nats a token, of answers that of their means
 
     Args:    level: at which the intervals of one column of pairs hold together (Bonferroni).
-    Returns: a row for each text, and one for the mean of the tasks if there are any: columns a, b, metric,
-             dataset, difference, low, high, draws, n, better ("a", "b", or "": the sample can't decide).
+    Returns: a row for each text, and one for each mean of the tasks: columns a, b, metric, dataset,
+             difference, low, high, draws, n, better ("a", "b", or "": the sample can't decide).
     """
     rows, each = [], corrected(level, len(pairs))
     for a, b in pairs:
@@ -213,7 +236,8 @@ def contrasts(
             one, other = group_of(named[a], metric, stage), group_of(named[b], metric, stage)
             if one and other:
                 gap = difference(one, other, metric, level=each)
-                better = {0: "", 1: "a", -1: "b"}[gap.sign if metric == MEAN else -gap.sign]
+                higher_is_better = metric.kind in ("accuracy", "p_right")
+                better = {0: "", 1: "a", -1: "b"}[gap.sign if higher_is_better else -gap.sign]
                 numbers = (gap.mean, gap.low, gap.high, gap.draws, gap.n, better)
                 rows.append((a, b, metric.kind, metric.dataset, *numbers))
     columns = "a b metric dataset difference low high draws n better"
@@ -226,16 +250,23 @@ def to_markdown(compared: pd.DataFrame) -> str:
     return "\n".join(lines) or "- There is nothing to compare."
 
 
+UNITS = {  # kind -> in words, unit, digits, scale
+    "perplexity": ("perplexity on {}", "nats a token", 3, 1),
+    "accuracy": ("accuracy, {}", "points", 1, 100),
+    "p_right": ("probability of the right answer, {}", "points", 1, 100),
+    "bits_per_byte": ("bits a byte of the right answer, {}", "bits", 3, 1),
+}
+
+
 def _sentence(row: Any) -> str:
-    perplexity = row.metric == "perplexity"
-    what, unit = ("perplexity on ", "nats a token") if perplexity else ("accuracy, ", "points")
-    digits, scale = (3, 1) if perplexity else (1, 100)
+    words, unit, digits, scale = UNITS[row.metric]
+    what = words.format(row.dataset)
     middle, low, high = (f"{x * scale:+.{digits}f}" for x in (row.difference, row.low, row.high))
     shown = f"{middle} [{low}, {high}] {unit}"
     if not row.better:
-        return f"{row.a} and {row.b} do not differ clearly by {what}{row.dataset} ({shown})."
+        return f"{row.a} and {row.b} do not differ clearly by {what} ({shown})."
     best, rest = (row.a, row.b) if row.better == "a" else (row.b, row.a)
-    return f"**{best} is better than {rest}** by {what}{row.dataset} ({row.a} - {row.b}: {shown})."
+    return f"**{best} is better than {rest}** by {what} ({row.a} - {row.b}: {shown})."
 
 
 def with_mean_accuracy(frame: pd.DataFrame) -> pd.DataFrame:

@@ -46,11 +46,16 @@ NAMED = {
 }
 
 
-def test_kept_is_a_multiple_of_the_dense_perplexity_and_a_share_of_its_accuracy():
+def test_kept_is_a_multiple_of_the_dense_perplexity_and_a_share_of_its_accuracy_above_chance():
     found = kept_frame(NAMED).set_index(["name", "dataset"])
     assert found.ours["element1", "tiny"] == pytest.approx(math.exp(0.3), rel=0.02)
     assert found.draws["element1", "tiny"] == 3 and found.n["element1", "tiny"] == WINDOWS
-    assert found.ours["l2", "mean"] == pytest.approx(0.5) and found.value["l2", "boolq"] == pytest.approx(0.4)
+    shares = {
+        "element1": (0.6 - 0.5) / (0.8 - 0.5),
+        "l2": (0.4 - 0.5) / (0.8 - 0.5),
+    }  # both tasks: 0.5 by chance
+    assert {name: found.ours[name, "mean"] for name in shares} == pytest.approx(shares)
+    assert found.value["l2", "mean"] == pytest.approx(0.4) and found.n["l2", "mean"] == 2 * QUESTIONS
     assert (found.low < found.ours).all() and (found.ours < found.high).all()
     assert "dense" not in found.index.get_level_values("name")
 
@@ -69,16 +74,35 @@ def test_paper_is_relative_to_its_own_dense_model_and_absent_rows_are_empty():
     found = kept_frame(NAMED, known).set_index(["name", "dataset"])
     assert found.paper["element1", "tiny"] == 1.5
     assert found.difference["element1", "tiny"] == found.ours["element1", "tiny"] - 1.5
-    assert math.isnan(found.paper["l2", "tiny"]) and math.isnan(found.paper["element1", "boolq"])
+    assert math.isnan(found.paper["l2", "tiny"]) and math.isnan(found.paper["element1", "mean"])
+    means = pd.DataFrame(
+        [("dense", "dense", 0.6325), ("element1", "pruned", 0.5669)], columns=["name", "stage", "value"]
+    ).assign(metric="accuracy/mean")
+    chance = (3 * 0.5 + 4 * 0.25) / 7
+    found = kept_frame(NAMED, means).set_index(["name", "dataset"])
+    assert found.paper["element1", "mean"] == pytest.approx((0.5669 - chance) / (0.6325 - chance))
 
 
 def test_share_of_nothing_is_no_number():
-    named = {"dense": [answer_record("dense", 0.0)], "l2": [answer_record("l2", 0.4)]}
+    named = {"dense": [answer_record("dense", 0.5)], "l2": [answer_record("l2", 0.4)]}
     found = kept_frame(named).set_index("dataset")
-    assert (
-        found.ours.isna().all() and np.isinf(found.low).all() and found.value["boolq"] == pytest.approx(0.4)
-    )
-    assert (found.n == [2 * QUESTIONS, QUESTIONS, QUESTIONS]).all()
+    assert found.ours.isna().all() and np.isinf(found.low).all() and found.value["mean"] == pytest.approx(0.4)
+
+
+def test_bits_and_probabilities_have_their_own_measure():
+    def record_of(method, kind, value):
+        name, values = MetricName(kind, "piqa"), np.linspace(value - 0.1, value + 0.1, QUESTIONS)
+        return Record(ONE.ask(TINY, method), {}, {name: Metric(value, 0.01, QUESTIONS, {}, tuple(values))})
+
+    for kind, share, better in (
+        ("p_right", (0.6 - 0.5) / (0.7 - 0.5), "a"),
+        ("bits_per_byte", 0.6 / 0.7, "b"),
+    ):
+        named = {"dense": [record_of("dense", kind, 0.7)], "l2": [record_of("l2", kind, 0.6)]}
+        row = kept_frame(named).iloc[0]
+        assert (row.metric, row.dataset) == (kind, "mean") and row.ours == pytest.approx(share)
+        gap = contrasts(named | {"worse": [record_of("random", kind, 0.5)]}, [("l2", "worse")]).iloc[0]
+        assert gap.difference == pytest.approx(0.1) and gap.better == better
 
 
 def test_missing_dense_measurement_is_an_error():
