@@ -120,6 +120,19 @@ def kept(a: Group, b: Group, metric: MetricName, *, level: float = 0.95) -> Inte
     return paired_ratio(*(above(side) for side in _paired_values(a, b, metric)), level=level)
 
 
+def on_every_text(
+    a: Group, b: Group, *, stages: tuple[str, str] = ("pruned", "pruned"), level: float = 0.95
+) -> dict[str, Interval]:
+    """Estimate perplexity of a / perplexity of b on every text that both hold, as the parts of a claim.
+
+    Args:    stages: of the two models, "pruned" or "recovered"; the dense model is of either.
+    Returns: text -> the ratio.
+    """
+    texts = [name for name in metrics_of(a) if name.kind == "perplexity" and name in metrics_of(b)]
+    sides = {text: (group_of(a, text, stages[0]), group_of(b, text, stages[1])) for text in texts}
+    return {text.dataset: ratio(*both, text, level=level) for text, both in sides.items() if all(both)}
+
+
 def difference(a: Group, b: Group, metric: MetricName, *, level: float = 0.95) -> Interval:
     """Estimate a - b, paired: of perplexities in nats a token (log a - log b), of answers in their unit.
 
