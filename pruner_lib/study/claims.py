@@ -26,7 +26,6 @@ import yaml
 from pruner_lib.files import read_json, write_json
 from pruner_lib.study.paper import published
 from pruner_lib.study.records import MEAN, Record
-from pruner_lib.study.settings import build
 from pruner_lib.study.statistics import Interval
 
 REPRODUCED, NOT_REPRODUCED = "reproduced", "not reproduced"
@@ -85,7 +84,7 @@ def _claim(holds: list[float | None], paper: dict | None = None, **values: objec
     ends = (-math.inf if low is None else low, math.inf if high is None else high)
     if paper:
         values |= paper | {"numbers": [tuple(place) for place in paper["numbers"]]}
-    return build(Claim, values | {"holds": ends})
+    return Claim(**values, holds=ends)
 
 
 def printed(table: str, row: str, metric: str) -> float:

@@ -26,12 +26,13 @@ from pruner_lib.study.results import manifest_path, results_dir
 
 WRITE = """
 from pathlib import Path
-from pruner_lib.study.results import finish, results_dir
-path = results_dir(profile) / "tables" / "made.csv"
+from pruner_lib.study.results import Results
+results = Results(profile)
+path = results.folder / "tables" / "made.csv"
 path.parent.mkdir(parents=True, exist_ok=True)
 path.write_text(f"{type(ratio).__name__},{ratio},{names}")
 """
-FINISH = "finish(NAME, profile, outputs=[path])"
+FINISH = "results.outputs.append(path)\nresults.finish(NAME)"
 
 
 @pytest.fixture

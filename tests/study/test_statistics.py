@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 
 from pruner_lib.study import statistics
 from pruner_lib.study.statistics import (
-    Difference,
     corrected,
     mean_interval,
     paired_difference,
@@ -85,10 +85,7 @@ def test_nothing_is_called_better_inside_the_noise_and_something_outside_it():
     a = generator.normal(size=100)
     same = paired_difference(a + generator.normal(0, 0.5, 100), a)
     higher = paired_difference(a + generator.normal(0.5, 0.5, 100), a)
-    assert same.sign == 0 and "do not differ clearly" in same.says("x", "y")
-    assert higher.sign == 1 and higher.says("x", "y").startswith("x is better than y")
-    assert higher.says("x", "y", lower_is_better=True).startswith("x is worse than y")
-    assert paired_difference(a, a + 1).sign == -1
+    assert (same.sign, higher.sign, paired_difference(a, a + 1).sign) == (0, 1, -1)
     wrong = [paired_difference(*np.random.default_rng(seed).normal(size=(2, 50))).sign for seed in range(300)]
     assert 0.01 <= np.mean(np.abs(wrong)) <= 0.09  # two equal methods differ in one study of twenty
 
@@ -160,11 +157,7 @@ def test_any_function_of_means_has_an_interval_that_holds_the_truth():
         return (means[0] - means[1]) / (means[0] - means[2])
 
     low, high = NEAR_95
-    assert (
-        low
-        <= covered(losses, 0.8, lambda *sides, seed: paired_statistic(won_back, *sides, seed=seed))
-        <= high
-    )
+    assert low <= covered(losses, 0.8, partial(paired_statistic, won_back)) <= high
     a, b, _ = losses(np.random.default_rng(0))
     assert paired_statistic(lambda means: means[0] - means[1], a, b).low == paired_difference(a, b).low
 
@@ -180,7 +173,6 @@ def test_dense_model_without_draws_is_compared_with_every_draw():
     found = paired_difference(values, dense)
     assert found.draws == 3 and found.mean == pytest.approx(0, abs=1e-12)
     assert found == paired_difference(values, np.tile(dense, (3, 1)))
-    assert isinstance(found, Difference)
 
 
 def test_ties_with_the_best_are_listed_and_the_others_are_not():
@@ -208,8 +200,7 @@ def test_interval_is_carried_through_an_increasing_function():
     perplexity = found.map(math.exp)
     assert perplexity.low == math.exp(found.low) and perplexity.high == math.exp(found.high)
     assert found.exp() == perplexity and (found.exp().map(math.log)).mean == pytest.approx(found.mean)
-    gap = paired_difference([1000.0, 900.0], [1.0, 2.0]).exp()
-    assert gap.mean == math.inf and not hasattr(gap, "sign")  # no difference any more
+    assert paired_difference([1000.0, 900.0], [1.0, 2.0]).exp().mean == math.inf
     assert str(perplexity).count("[") == 1 and perplexity.n == 50
 
 
