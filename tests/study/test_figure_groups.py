@@ -144,6 +144,6 @@ def names(ax):
 
 
 def test_case_without_its_edge_is_refused():
-    with pytest.raises(ValueError, match="case 'forward' has 0 edges with a rule"):
+    with pytest.raises(ValueError, match="case 'forward' needs exactly one edge"):
         plot_dependencies(CASES[CASES.rule != "Eq. 1"])
     assert np.isfinite(plot_dependencies(CASES).get_xlim()).all()

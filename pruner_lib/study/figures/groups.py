@@ -204,47 +204,44 @@ def plot_dependencies(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     cases = list(frame.groupby("case", sort=False))
     ax = new_axes(ax, 3.0 * len(cases), 3.5)
     for number, (case, part) in enumerate(cases):
-        asked = part[part.rule != ""]
-        if len(asked) != 1:
-            raise ValueError(f"case {case!r} has {len(asked)} edges with a rule; wanted the one it is about")
-        _draw_case(ax, 3.0 * number, case, part, asked.iloc[0])
-    ax.set_xlim(-0.95, 3.0 * len(cases) - 0.95)
-    ax.set_ylim(-1.85, 1.65)
-    ax.set_aspect("equal")
+        if (part.rule != "").sum() != 1:
+            raise ValueError(f"case {case!r} needs exactly one edge with a rule, the one it is about")
+        _draw_case(ax, 3.0 * number, case, part)
+    ax.set(xlim=(-0.95, 3.0 * len(cases) - 0.95), ylim=(-1.85, 1.65), aspect="equal")
     ax.axis("off")
     return ax
 
 
-def _draw_case(ax: Axes, x: float, case: str, part: pd.DataFrame, asked: pd.Series) -> None:
-    removed, other = (asked.target, asked.source) if asked.rule == "Eq. 2" else (asked.source, asked.target)
-    places = _side(part.source, x) | _side(part.target, x + 1.1)
+def _draw_case(ax: Axes, x: float, case: str, part: pd.DataFrame) -> None:
+    """Draw one case with its left end at `x`: the neurons, their edges, the title and what follows."""
+    edge = part[part.rule != ""].iloc[0]
+    backward, stays = edge.rule == "Eq. 2", edge.rule == "none"
+    gone, other = (edge.target, edge.source) if backward else (edge.source, edge.target)
+    places = {}
+    for left, column in ((x, part.source), (x + 1.1, part.target)):
+        names = column.unique()
+        step = 1.9 / max(2, len(names) - 1)
+        places |= {name: (left, step * ((len(names) - 1) / 2 - i)) for i, name in enumerate(names)}
     for row in part.itertuples():
         look = {"arrowstyle": "-|>", "shrinkA": 15, "shrinkB": 15, "mutation_scale": 12}
         look |= {"color": "black", "linewidth": 1.6} if row.rule else {"color": "#BDBDBD", "linewidth": 1}
         ax.annotate("", places[row.target], places[row.source], arrowprops=look, zorder=1)
     strong = KINDS["mlp"].color
-    stays = asked.rule == "none"
-    looks = {removed: (strong, strong, "white")}  # face, edge, ink
+    looks = {gone: (strong, strong, "white")}  # face, edge, ink
     looks[other] = ("white", "black", "black") if stays else ("#F7C6A3", strong, "black")
     for name, place in places.items():
-        face, edge, ink = looks.get(name, ("white", GREY, GREY))
-        ax.plot(*place, "o", markersize=32, markerfacecolor=face, markeredgecolor=edge, zorder=2)
+        face, rim, ink = looks.get(name, ("white", GREY, GREY))
+        ax.plot(*place, "o", markersize=32, markerfacecolor=face, markeredgecolor=rim, zorder=2)
         ax.text(*place, name, ha="center", va="center", color=ink, fontsize=9, zorder=3)
+    sign, ends = (
+        ("⁺", part[part.source == other].target) if backward else ("⁻", part[part.target == other].source)
+    )
+    rule = (
+        f"no equation:\n{gone} goes, {other} stays"
+        if stays
+        else f"{edge.rule}:\n{gone} goes, {other} must follow"
+    )
     ax.text(x + 0.55, 1.35, case, ha="center", va="bottom", fontsize=10, weight="bold")
-    ax.text(x + 0.55, -1.32, _verdict(part, asked, removed, other), ha="center", va="top", fontsize=10)
-
-
-def _side(column: pd.Series, x: float) -> dict[str, tuple[float, float]]:
-    """Neuron -> place; those of one side stand below each other, their middle at height 0."""
-    names = list(dict.fromkeys(column))
-    step = 1.9 / max(2, len(names) - 1)
-    return {name: (x, step * ((len(names) - 1) / 2 - i)) for i, name in enumerate(names)}
-
-
-def _verdict(part: pd.DataFrame, asked: pd.Series, removed: str, other: str) -> str:
-    into = part[part.target == asked.target].source.nunique()
-    out_of = part[part.source == asked.source].target.nunique()
-    degree = f"Deg⁺({other}) = {out_of}" if asked.rule == "Eq. 2" else f"Deg⁻({other}) = {into}"
-    if asked.rule == "none":
-        return f"{degree}, no equation:\n{removed} goes, {other} stays"
-    return f"{degree}, {asked.rule}:\n{removed} goes, {other} must follow"
+    ax.text(
+        x + 0.55, -1.32, f"Deg{sign}({other}) = {ends.nunique()}, {rule}", ha="center", va="top", fontsize=10
+    )
