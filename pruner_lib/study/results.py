@@ -10,10 +10,10 @@ results/<profile>/cache/      what saves time when a run goes on; may be deleted
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Sequence
 from datetime import datetime, timezone
@@ -33,6 +33,7 @@ from pruner_lib.study.profiles import load_profile
 PACKAGES = ("torch", "transformers", "peft", "lm_eval", "numpy", "scipy")
 RUN_ID = "PRUNER_LIB_RUN_ID"  # set by the runner, so that a manifest left by another run does not count
 PNG_DPI = 150
+ASSIGNED = re.compile(r"^(\w+) *(?::[^=\n]+)?=", re.MULTILINE)  # `name = value`, `name: type = value`
 INJECTED = "# Parameters"  # the first line of the cell that papermill inserts after the tagged one
 
 
@@ -160,21 +161,12 @@ def refuse_unknown_parameters(cells: Sequence[str] | None = None) -> None:
         cells = [cell for cell in shell.user_ns.get("In", ()) if cell] if shell else []
     for before, cell in zip(cells, cells[1:], strict=False):
         if cell.startswith(INJECTED):
-            known = _assigned(before)
-            if unknown := sorted(set(_assigned(cell)) - set(known)):
+            known, given = ASSIGNED.findall(before), ASSIGNED.findall(cell)
+            if unknown := sorted(set(given) - set(known)):
                 raise ValueError(
                     f"this notebook has no parameter {', '.join(unknown)}; it has {', '.join(known)}"
                 )
             return
-
-
-def _assigned(cell: str) -> list[str]:
-    """List the names that a cell of plain assignments gives a value, in order."""
-    names = []
-    for node in ast.parse(cell).body:
-        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        names += [target.id for target in targets if isinstance(target, ast.Name)]
-    return names
 
 
 def versions() -> dict[str, str]:

@@ -139,26 +139,6 @@ def paired_statistic(
     return _estimate(_strata(*sides, level=level), statistic, level, seed)
 
 
-def tied_with_best(
-    values: Mapping[str, Any], *, lower_is_better: bool = False, level: float = 0.95, seed: int = 0
-) -> list[str]:
-    """List the best of several methods and those that are not clearly worse.
-
-    Each is compared with the best, paired, at level 1 - (1 - level) / comparisons (Bonferroni), so that all
-    comparisons together hold at `level`.
-
-    Args:    values: method -> values as in `mean_interval`, all on the same items.
-    Raises:  ValueError: no methods, or items that differ.
-    """
-    if not values:
-        raise ValueError("there are no methods to compare")
-    means = {name: mean_interval(one, seed=seed).mean for name, one in values.items()}
-    best = (min if lower_is_better else max)(means, key=means.get)
-    each = corrected(level, len(values) - 1)
-    signs = {n: paired_difference(one, values[best], level=each, seed=seed).sign for n, one in values.items()}
-    return [best, *(name for name in values if name != best and not signs[name])]
-
-
 def corrected(level: float, comparisons: int) -> float:
     """Give the level of each of several comparisons that together hold at `level` (Bonferroni)."""
     return 1 - (1 - level) / max(1, comparisons)
@@ -204,12 +184,12 @@ def _estimate(strata: list[np.ndarray], statistic: Callable, level: float, seed:
     if min(stratum.shape[2] for stratum in strata) < 2:
         return Interval(estimate, -np.inf, np.inf, n, draws, level)
     moved = np.mean([_deviations(stratum, level, generator) for stratum in strata], axis=0)
-    found = statistic(middle + moved)  # (RESAMPLES,)
+    resampled = statistic(middle + moved)  # (RESAMPLES,)
     if draws > 1:
         error = statistic(means).std(ddof=1) / np.sqrt(draws)
         grid = t.ppf((np.arange(RESAMPLES) + 0.5) / RESAMPLES, draws - 1)
-        found = found + error * generator.permutation(grid)
-    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+        resampled = resampled + error * generator.permutation(grid)
+    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
     return Interval(estimate, float(low), float(high), n, draws, level)
 
 

@@ -25,12 +25,6 @@ CASES = pd.DataFrame(
 )
 
 
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
-
-
 @cache
 def drawn(family, **options):
     model = build(family)

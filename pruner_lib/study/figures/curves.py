@@ -25,6 +25,7 @@ from pruner_lib.study.figures.style import (
     need,
     new_axes,
     paper_marks,
+    reference_lines,
     styled,
     styles_of,
     summary,
@@ -98,7 +99,7 @@ def plot_curves(
     handles = legend_keys(
         marks, marker, curves=not direct and (lines or marks.label.nunique() > 1), lines=lines
     )
-    handles += _references(ax, reference or {}, styles_of(marks[series]) if series else {})
+    handles += reference_lines(ax.axhline, reference, styles_of(marks[series]) if series else {})
     handles += _diagonal(ax, marks, diagonal, xscale) if diagonal else []
     if seconds:
         _seconds_axis(ax, frame, x, seconds, places)
@@ -155,17 +156,6 @@ def _name_places(ax: Axes, marks: pd.DataFrame, places: list, named: bool, xscal
         ax.set_xticks(places, [f"{place:,g}" for place in places])
     elif xscale == "linear" and (marks["place"] % 1 == 0).all():
         ax.xaxis.get_major_locator().set_params(integer=True)
-
-
-def _references(ax: Axes, reference: Mapping[str, float], styles: dict) -> list[Line2D]:
-    """Draw the reference lines, and make their entries of the legend."""
-    handles = []
-    for name, number in reference.items():
-        own = styles[name] if name in styles and styles[name].color != GREY else None
-        look = {"color": own.color if own else GREY, "linestyle": "--"}
-        ax.axhline(number, linewidth=1, zorder=0, **look)
-        handles.append(Line2D([], [], label=f"{own.label}, dense model" if own else name, **look))
-    return handles
 
 
 def _diagonal(ax: Axes, marks: pd.DataFrame, name: str, xscale: str) -> list[Line2D]:

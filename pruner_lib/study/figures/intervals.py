@@ -11,10 +11,8 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 
 from pruner_lib.study.figures.style import (
-    GREY,
     MIN_BAND,
     finish_axes,
     finish_axis,
@@ -23,6 +21,7 @@ from pruner_lib.study.figures.style import (
     need,
     new_axes,
     paper_marks,
+    reference_lines,
     styled,
     styles_of,
     summary,
@@ -84,9 +83,7 @@ def plot_intervals(
             ax.plot(own, [y] * len(own), "|", color=part.color.iloc[0], alpha=0.5, markersize=12, zorder=1)
         _draw(ax, y, part, scale == "log", limits)
     handles = legend_keys(marks, marker, curves=bool(series))
-    for name, number in (reference or {}).items():
-        ax.axvline(number, color=GREY, linestyle="--", linewidth=1, zorder=0)
-        handles.append(Line2D([], [], color=GREY, linestyle="--", label=name))
+    handles += reference_lines(ax.axvline, reference)
     names = styles_of(marks[rows])
     ax.set_yticks(range(len(names)), [style.label for style in names.values()])
     ax.set(xlim=limits, ylim=(len(names) - 0.5, -0.5))

@@ -6,7 +6,7 @@ marks are ours; a hollow mark is the paper's and nothing else. Nothing is measur
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -192,6 +192,26 @@ def paper_marks(ax: Axes, x: Iterable[float], y: Iterable[float], part: pd.DataF
     """Draw the paper's values as hollow marks, in the look of a part of a frame of `styled`."""
     look = {"markersize": 9, "markerfacecolor": "none", "markeredgewidth": 1.2, "linewidth": 0.8, "zorder": 4}
     ax.plot(x, y, part.symbol.iloc[0], color=part.color.iloc[0], linestyle=line, **look)
+
+
+def reference_lines(
+    draw: Callable[..., object],
+    reference: Mapping[str, float] | None,
+    styles: Mapping[object, MethodStyle] | None = None,
+) -> list[Line2D]:
+    """Draw a dashed line at each number of `reference`, and make their entries of the legend.
+
+    Args:    draw: `ax.axhline` or `ax.axvline`.
+             styles: of the series; a line that is named as one of them is its dense model, in its colour.
+    """
+    handles = []
+    for name, number in (reference or {}).items():
+        own = (styles or {}).get(name)
+        own = own if own and own.color != GREY else None
+        look = {"color": own.color if own else GREY, "linestyle": "--"}
+        draw(number, linewidth=1, zorder=0, **look)
+        handles.append(Line2D([], [], label=f"{own.label}, dense model" if own else name, **look))
+    return handles
 
 
 def legend_keys(
