@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,7 @@ class Claim:
         return f"above {low:g}" if math.isfinite(low) else f"below {high:g}"
 
 
+@cache
 def claims() -> list[Claim]:
     """Read the claims, in the order of `claims.yaml`."""
     return [_claim(**row) for row in yaml.safe_load(CLAIMS_FILE.read_text(encoding="utf-8"))]

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from pruner_lib.evaluation.zero_shot import CHANCE, CHANCES
-from pruner_lib.study.records import MEAN, Metric, MetricName, Record, records_frame, refuse_mixed_protocols
+from pruner_lib.study.records import MEAN, MetricName, Record, records_frame, refuse_mixed_protocols
 from pruner_lib.study.settings import DATA_FREE
 from pruner_lib.study.statistics import Interval, corrected, mean_interval, paired_difference, paired_ratio
 
@@ -168,7 +168,7 @@ def _without_draws(group: Group) -> bool:
     return criteria <= set(DATA_FREE) - {"random"}
 
 
-def describe(found: Interval, metric: MetricName, *groups: Group) -> str:
+def describe(number: Interval, metric: MetricName, *groups: Group) -> str:
     """Say what a number was computed from: "element1, 20.0% cut; 10 windows of wiki, 3 draws".
 
     Args:    groups: that were compared; the dense model is not mentioned.
@@ -177,7 +177,7 @@ def describe(found: Interval, metric: MetricName, *groups: Group) -> str:
     sizes = [f"{np.mean([record.plan['sparsity'] for record in group]):.1%}" for group in cut]
     items = f"windows of {metric.dataset}" if metric.kind == "perplexity" else "questions"
     head = f"{cut[0][0].experiment.method}, {' and '.join(dict.fromkeys(sizes))} cut"
-    return f"{head}; {found.n} {items}, {found.draws} draw{'s' * (found.draws > 1)}"
+    return f"{head}; {number.n} {items}, {number.draws} draw{'s' * (number.draws > 1)}"
 
 
 def kept_frame(named: Named, paper: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -318,21 +318,19 @@ def beside_published(record: Record, paper: pd.DataFrame) -> pd.DataFrame:
     Returns: columns dataset, ours, stderr, published (shares in [0, 1]), difference, agrees, n, source; a row
              for each published number that the record has too.
     """
-    ours = {str(name): metric for name, metric in record.metrics.items() if name.kind == "accuracy"}
-    if {"accuracy/arc_easy", "accuracy/arc_challenge"} <= ours.keys():
-        easy, hard = ours["accuracy/arc_easy"], ours["accuracy/arc_challenge"]
-        error = math.hypot(easy.stderr, hard.stderr) / 2
-        ours["accuracy/arc"] = Metric((easy.value + hard.value) / 2, error, easy.n + hard.n)
-    rows = []
-    for row in paper[paper.metric.isin(ours)].itertuples():
-        one, there = ours[row.metric], row.value / 100
-        gap = one.value - there
-        agrees = abs(gap) <= TWO_SIDED_95 * one.stderr
-        rows.append(
-            (row.metric.partition("/")[2], one.value, one.stderr, there, gap, agrees, one.n, row.source)
-        )
+    tasks = (
+        records_frame([record]).query("metric == 'accuracy'").set_index("dataset")[["value", "stderr", "n"]]
+    )
+    arc = tasks[tasks.index.isin(["arc_easy", "arc_challenge"])]
+    if len(arc) == 2:
+        tasks.loc["arc"] = arc.value.mean(), math.hypot(*arc.stderr) / 2, arc.n.sum()
+    tasks = tasks.rename(columns={"value": "ours"}).astype({"n": int})
+    known = paper.assign(dataset=paper.metric.str.removeprefix("accuracy/"), published=paper.value / 100)
+    frame = known.merge(tasks, left_on="dataset", right_index=True).reset_index(drop=True)
+    frame["difference"] = frame.ours - frame.published
+    frame["agrees"] = frame.difference.abs() <= TWO_SIDED_95 * frame.stderr
     columns = ["dataset", "ours", "stderr", "published", "difference", "agrees", "n", "source"]
-    return pd.DataFrame(rows, columns=columns)
+    return frame[columns]
 
 
 def changes(before: Record, after: Record) -> pd.DataFrame:

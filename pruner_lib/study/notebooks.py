@@ -108,32 +108,7 @@ def notebook_parameters(path: Path) -> list[str]:
     return list(papermill.inspect_notebook(str(path)))
 
 
-def check_parameters(path: Path, parameters: Mapping[str, Any]) -> None:
-    """Refuse a parameter that the notebook does not have (papermill only warns).
-
-    Raises:  ValueError: names the unknown parameters and those of the notebook.
-    """
-    names = notebook_parameters(path)
-    if unknown := sorted(set(parameters) - set(names)):
-        raise ValueError(f"{path.name} has no parameter {', '.join(unknown)}; it has {', '.join(names)}")
-
-
 # --- running ----------------------------------------------------------------------------------------
-
-
-def run_notebook(
-    path: Path, profile: str = "quick", parameters: Mapping[str, Any] | None = None
-) -> NotebookRun:
-    """Run one notebook in a process of its own; the executed notebook goes to `results/<profile>/notebooks/`.
-
-    Args:    parameters: values for its tagged cell besides `profile`; plain scalars or flat lists.
-    Returns: the result. A failure inside the notebook is reported there, not raised.
-    Raises:  ValueError: unknown profile or parameter, no `parameters` tag. Nothing has run then.
-    """
-    load_profile(profile)
-    given = {name: list(v) if isinstance(v, tuple) else v for name, v in (parameters or {}).items()}
-    check_parameters(path, given | {"profile": profile})
-    return _run_together({path: given}, profile)[0]
 
 
 def run_study(
@@ -145,19 +120,21 @@ def run_study(
 ) -> list[NotebookRun]:
     """Run the notebooks of a study in the order of their names; a failure does not stop those that follow.
 
+    Each runs in a process of its own; the executed notebooks go to `results/<profile>/notebooks/`.
     Measurements of an earlier run are reused. Where all notebooks have been done before with the same
     parameters they run two at a time, and the last one, which reads the others' results, after them.
 
-    Args:    only: see `find_notebooks`.    parameters: each goes to the notebooks that have it.
-             place: the folder of the notebooks.
+    Args:    only: see `find_notebooks`.    place: the folder of the notebooks.
+             parameters: plain scalars or flat lists; each goes to the notebooks that have it.
     Raises:  ValueError: unknown profile or notebook, or a parameter that none of the notebooks has. Nothing
              has run then.
     """
     load_profile(profile)
     names = {path: notebook_parameters(path) for path in find_notebooks(only, place)}
-    if unknown := sorted(set(parameters or {}) - {name for each in names.values() for name in each}):
-        raise ValueError(f"no notebook has a parameter {', '.join(unknown)}")
-    given = {path: {n: v for n, v in (parameters or {}).items() if n in names[path]} for path in names}
+    parameters, known = parameters or {}, sorted({name for each in names.values() for name in each})
+    if unknown := sorted(set(parameters) - set(known)):
+        raise ValueError(f"no notebook has a parameter {', '.join(unknown)}; there are {', '.join(known)}")
+    given = {path: {name: v for name, v in parameters.items() if name in names[path]} for path in names}
     paths, runs = list(names), []
     step = AT_ONCE if all(was_done(path, profile, given[path]) for path in paths) else 1
     starts = [*range(0, len(paths) - 1, step), len(paths) - 1]

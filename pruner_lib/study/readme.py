@@ -110,9 +110,9 @@ def _single_numbers(stages: pd.DataFrame, counts: pd.DataFrame, methods: pd.Data
     exact = (counts.exact / 1e9).round(2) == counts.paper
     methods = methods.set_index("method").loc[["l2", "element1", "element2"]]
     methods = methods[["x dense: paper, LLaMA-7B", "x dense: ours"]].map("{:.2f}".format)
-    found = (f"{len(exact)} rows", f"{exact.sum()} of {len(exact)} exact")
+    counted = (f"{len(exact)} rows", f"{exact.sum()} of {len(exact)} exact")
     joined = [frame.agg(", ".join).tolist() for frame in (kept, methods)]
-    return [times.loc["pruned"].tolist(), times.loc["recovered"].tolist(), joined[0], found, joined[1]]
+    return [times.loc["pruned"].tolist(), times.loc["recovered"].tolist(), joined[0], counted, joined[1]]
 
 
 def coverage_table(root: Path) -> str:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import pandas as pd
+from pydantic import PlainValidator
 
 from pruner_lib.files import read_json, write_json
-from pruner_lib.study.settings import DATA_FREE, FORMAT, Experiment, build, experiment_from
+from pruner_lib.study.settings import DATA_FREE, FORMAT, Experiment, from_plain
 
 KINDS = ("perplexity", "accuracy", "p_right", "bits_per_byte")
 
@@ -36,14 +38,11 @@ class MetricName(NamedTuple):
 
         Raises:  ValueError: the text is no such name.
         """
-        kind, _, dataset = text.partition("/")
-        length = None
-        if kind == "perplexity":
-            dataset, _, digits = dataset.rpartition("@")
-            length = int(digits) if digits.isdigit() else None
-        if not dataset or kind not in KINDS or (kind == "perplexity") != bool(length):
-            raise ValueError(f"{text!r} names no metric; wanted 'perplexity/wiki@128' or 'accuracy/boolq'")
-        return cls(kind, dataset, length)
+        if match := re.fullmatch("perplexity/(.+)@([0-9]+)", text):
+            return cls("perplexity", match[1], int(match[2]))
+        if match := re.fullmatch(f"({'|'.join(KINDS[1:])})/(.+)", text):
+            return cls(match[1], match[2])
+        raise ValueError(f"{text!r} names no metric; wanted 'perplexity/wiki@128' or 'accuracy/boolq'")
 
 
 MEAN = MetricName("accuracy", "mean")  # every task counts alike, as in the paper's "Average"
@@ -80,7 +79,7 @@ class Record:
 
     experiment: Experiment
     plan: dict[str, Any]
-    metrics: dict[MetricName, Metric]
+    metrics: dict[Annotated[MetricName, PlainValidator(MetricName.parse)], Metric]
     history: tuple[dict[str, Any], ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
     peak_memory_mb: float | None = None
@@ -139,15 +138,11 @@ def read_record(path: Path) -> Record:
     """
     data = read_json(path)
     try:
-        form, key = data.pop("format"), data.pop("key")
-        metrics, made = metrics_from(data.pop("metrics")), experiment_from(data.pop("experiment"))
-        record = build(Record, data | {"metrics": metrics, "experiment": made, "reused": True})
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        record = replace(from_plain(Record, data), reused=True)
+    except ValueError as error:
         raise ValueError(f"{path} is no record ({error}); delete it and run again") from error
-    if form != FORMAT or key != path.stem or key != record.key:
-        raise ValueError(
-            f"{path} holds other settings than its name says (format {form}); delete it and run again"
-        )
+    if data.get("format") != FORMAT or data.get("key") != path.stem or record.key != path.stem:
+        raise ValueError(f"{path} holds other settings than its name says; delete it and run again")
     return record
 
 
@@ -209,14 +204,4 @@ def _row(record: Record, name: MetricName, metric: Metric) -> dict[str, Any]:
 
 def metrics_from(values: dict[str, Any]) -> dict[MetricName, Metric]:
     """Rebuild metrics from their JSON form."""
-    return {MetricName.parse(name): _metric_from(metric) for name, metric in values.items()}
-
-
-def _metric_from(values: dict[str, Any]) -> Metric:
-    stderr = values.get("stderr")
-    numbers = {
-        "value": float(values["value"]),
-        "stderr": None if stderr is None else float(stderr),
-        "values": tuple(float(item) for item in values.get("values", ())),
-    }
-    return build(Metric, values | numbers)
+    return {MetricName.parse(name): from_plain(Metric, metric) for name, metric in values.items()}

@@ -1,11 +1,12 @@
 """HTML pages of executed notebooks, by nbconvert; the summary is the front page, `index.html` of a profile.
 
-Pages hold their own style and need no network: what nbconvert would load from elsewhere (MathJax, widgets) is
-left out, and formulas are read as LaTeX. Nothing is measured here.
+All pages share `style.css` beside the front page and need no network: what nbconvert would load from
+elsewhere (MathJax, widgets) is left out, and formulas are read as LaTeX. Nothing is measured here.
 """
 
 from __future__ import annotations
 
+import re
 from html import escape
 from pathlib import Path
 from urllib.parse import quote
@@ -23,6 +24,7 @@ REMOTE = ("html_head_js", "html_head_js_mathjax", "html_head_js_mermaidjs", "jup
 TEMPLATE = "{% extends 'lab/index.html.j2' %}" + "".join(
     f"{{% block {name} %}}{{% endblock %}}" for name in REMOTE
 )
+STYLE = re.compile("<style[^>]*>(.*?)</style>\\s*", re.DOTALL)
 WIDGET = "application/vnd.jupyter.widget-view+json"  # progress bars, which a page can't move
 
 
@@ -46,23 +48,32 @@ def write_index(profile: str) -> Path:
     for name, path in executed.items():
         page = path.with_suffix(".html")
         if not page.is_file() or page.stat().st_mtime < path.stat().st_mtime:
-            write_text(page, notebook_page(_read(path), name))
+            write_text(page, notebook_page(_read(path), name, "../style.css")[0])
     rows = [_row(run, run.notebook in executed) for run in runs_frame(profile).itertuples()]
     head = f"<h1>LLM-Pruner, studied: profile {escape(profile)}</h1>"
     table = f"<table>{''.join(rows)}</table>" if rows else "<p>No notebook has run yet.</p>"
     front = new_notebook(cells=[new_markdown_cell(head), new_markdown_cell(table)])
     front.cells += _read(executed[SUMMARY]).cells if SUMMARY in executed else []
-    return write_text(folder / "index.html", notebook_page(front, f"LLM-Pruner, studied: {profile}"))
+    page, style = notebook_page(front, f"LLM-Pruner, studied: {profile}", "style.css")
+    write_text(folder / "style.css", style)
+    return write_text(folder / "index.html", page)
 
 
-def notebook_page(notebook: nbformat.NotebookNode, title: str) -> str:
-    """Make a whole HTML page of an executed notebook, without its progress bars."""
+def notebook_page(notebook: nbformat.NotebookNode, title: str, style: str) -> tuple[str, str]:
+    """Make a HTML page of an executed notebook, without its progress bars.
+
+    Args:    style: the path of the style sheet, from the page.
+    Returns: the page, and the style sheet, which is the same for all notebooks.
+    """
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [one for one in cell.outputs if WIDGET not in one.get("data", {})]
     notebook.metadata.pop("widgets", None)
     resources = {"metadata": {"name": title}}
-    return HTMLExporter(raw_template=TEMPLATE).from_notebook_node(notebook, resources)[0]
+    page, _ = HTMLExporter(raw_template=TEMPLATE).from_notebook_node(notebook, resources)
+    head, end, body = page.partition("</head>")
+    link = f'<link rel="stylesheet" href="{style}">\n'
+    return STYLE.sub("", head) + link + end + body, "\n".join(STYLE.findall(head))
 
 
 def _read(path: Path) -> nbformat.NotebookNode:

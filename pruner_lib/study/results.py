@@ -10,12 +10,12 @@ results/<profile>/cache/      what saves time when a run goes on; may be deleted
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import os
 import platform
+import re
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -33,6 +33,7 @@ from pruner_lib.study.profiles import load_profile
 PACKAGES = ("torch", "transformers", "peft", "lm_eval", "numpy", "scipy")
 RUN_ID = "PRUNER_LIB_RUN_ID"  # set by the runner, so that a manifest left by another run does not count
 PNG_DPI = 150
+ASSIGNED = re.compile(r"^(\w+) *(?::[^=\n]+)?=", re.MULTILINE)  # `name = value`, `name: type = value`
 INJECTED = "# Parameters"  # the first line of the cell that papermill inserts after the tagged one
 
 
@@ -57,25 +58,67 @@ def results_dir(profile: str, root: Path | str | None = None) -> Path:
     return (Path(root).resolve() if root else results_root()) / load_profile(profile).name
 
 
-def save_table(frame: pd.DataFrame, stem: str, directory: Path) -> Path:
-    """Write a table as `<directory>/tables/<stem>.csv`; return its path."""
-    return write_csv(directory / "tables" / f"{stem}.csv", frame)
+class Results:
+    """The folder of a profile's results; it remembers what was written, for the manifest of a notebook.
 
-
-def save_figure(figure: Figure, frame: pd.DataFrame, stem: str, directory: Path) -> list[Path]:
-    """Save a figure as SVG and PNG next to its numbers as CSV: `<directory>/figures/<stem>.*`.
-
-    Args:    frame: the numbers in the figure.    directory: a profile's results directory.
-    Returns: the paths of the CSV, the SVG and the PNG. The same figure gives the same bytes.
-    Raises:  ValueError: the frame is empty.
+    Args:    profile: its name.    root: the folder of all results; None: `results_root()`.
+    Raises:  ValueError: there is no such profile.
     """
-    if frame.empty:
-        raise ValueError(
-            f"figure {stem!r} has no numbers: its frame is empty; pass the frame that it was drawn from"
+
+    def __init__(self, profile: str, root: Path | str | None = None) -> None:
+        self.profile = load_profile(profile)
+        self.folder = results_dir(profile, root)
+        self.outputs: list[Path] = []  # files written so far
+
+    def save_table(self, frame: pd.DataFrame, stem: str) -> Path:
+        """Write a table as `tables/<stem>.csv`; return its path."""
+        self.outputs.append(write_csv(self.folder / "tables" / f"{stem}.csv", frame))
+        return self.outputs[-1]
+
+    def save_figure(self, figure: Figure, frame: pd.DataFrame, stem: str) -> list[Path]:
+        """Write a figure as SVG and PNG next to its numbers as CSV: `figures/<stem>.*`.
+
+        Returns: the paths of the CSV, the SVG and the PNG. The same figure gives the same bytes.
+        Raises:  ValueError: the frame is empty.
+        """
+        if frame.empty:
+            raise ValueError(f"figure {stem!r} has no numbers: pass the frame that it was drawn from")
+        place = self.folder / "figures"
+        images = save_image(figure, stem, place)
+        paths = [write_csv(place / f"{stem}.csv", frame), *images]
+        self.outputs += paths
+        return paths
+
+    def provenance(self) -> str:
+        """Say in one line what makes the numbers of this session: code, packages, profile and place.
+
+        Raises:  ValueError: papermill was given a parameter that the notebook does not have.
+        """
+        refuse_unknown_parameters()
+        packages = ", ".join(f"{name} {versions()[name]}" for name in PACKAGES[:2])
+        code = f"pruner_lib {__version__} ({git_revision() or 'no git'})"
+        place = os.path.relpath(self.folder, project_root() or Path.cwd())
+        profile = self.profile
+        return f"profile {profile.name} of {profile.model}; {code}; {packages}; results in {place}"
+
+    def finish(self, notebook: str) -> str:
+        """Write the manifest that marks a notebook as done, with every file that was written.
+
+        Args:    notebook: its file name without the ending, as "00_quickstart".
+        Returns: a sentence that says what was written, below the profile's results directory.
+        Raises:  ValueError: one of the files is not there or is empty.
+        """
+        name = self.profile.name
+        if missing := [path for path in self.outputs if not path.is_file() or not path.stat().st_size]:
+            names = ", ".join(map(str, missing))
+            raise ValueError(f"{notebook} says that it wrote {names}, but a file is missing or empty")
+        written = sorted(
+            {path.resolve().relative_to(self.folder.resolve()).as_posix() for path in self.outputs}
         )
-    place = directory / "figures"
-    images = save_image(figure, stem, place)
-    return [write_csv(place / f"{stem}.csv", frame), *images]
+        manifest = {"notebook": notebook, "profile": name, "status": "done", "run_id": os.environ.get(RUN_ID)}
+        manifest |= {"finished": now(), "git_revision": git_revision(), "versions": versions()}
+        write_json(manifest_path(notebook, name, self.folder.parent), manifest | {"outputs": written})
+        return f"{notebook} is done; in results/{name}: {', '.join(written) or 'nothing new'}"
 
 
 def save_image(figure: Figure, stem: str, place: Path) -> list[Path]:
@@ -105,46 +148,6 @@ def read_manifest(notebook: str, profile: str, root: Path | str | None = None) -
     return read_json(path) if path.is_file() else None
 
 
-def finish(notebook: str, profile: str, outputs: Iterable[Path] = (), root: Path | str | None = None) -> str:
-    """Write the manifest that marks a notebook as done.
-
-    Args:    notebook: its file name without the ending, as "00_quickstart".
-             outputs: every file that it wrote.    root: the folder of all results; None: `results_root()`.
-    Returns: a sentence that says what was written, below the profile's results directory.
-    Raises:  ValueError: one of the outputs is not there or is empty.
-    """
-    base, paths = results_dir(profile, root), [Path(path) for path in outputs]
-    if missing := [str(path) for path in paths if not path.is_file() or not path.stat().st_size]:
-        raise ValueError(
-            f"{notebook} says that it wrote {', '.join(missing)}, but there is no such file, or it is empty"
-        )
-    names = sorted({Path(os.path.relpath(path.resolve(), base.resolve())).as_posix() for path in paths})
-    manifest = {
-        "notebook": notebook,
-        "profile": profile,
-        "status": "done",
-        "run_id": os.environ.get(RUN_ID),
-        "finished": now(),
-        "git_revision": git_revision(),
-        "versions": versions(),
-        "outputs": names,
-    }
-    write_json(manifest_path(notebook, profile, root), manifest)
-    return f"{notebook} is done; in results/{profile}: {', '.join(names) or 'nothing new'}"
-
-
-def provenance(profile: str, root: Path | str | None = None) -> str:
-    """Say in one line what makes the numbers of this session: code, packages, profile and place.
-
-    Raises:  ValueError: papermill was given a parameter that the notebook does not have.
-    """
-    refuse_unknown_parameters()
-    packages = ", ".join(f"{name} {number}" for name, number in versions().items() if name in PACKAGES[:2])
-    place = os.path.relpath(results_dir(profile, root), project_root() or Path.cwd())
-    code = f"pruner_lib {__version__} ({git_revision() or 'no git'})"
-    return f"profile {profile} of {load_profile(profile).model}; {code}; {packages}; results in {place}"
-
-
 def refuse_unknown_parameters(cells: Sequence[str] | None = None) -> None:
     """Compare the cell that papermill inserted with the one before it.
 
@@ -158,21 +161,12 @@ def refuse_unknown_parameters(cells: Sequence[str] | None = None) -> None:
         cells = [cell for cell in shell.user_ns.get("In", ()) if cell] if shell else []
     for before, cell in zip(cells, cells[1:], strict=False):
         if cell.startswith(INJECTED):
-            known = _assigned(before)
-            if unknown := sorted(set(_assigned(cell)) - set(known)):
+            known, given = ASSIGNED.findall(before), ASSIGNED.findall(cell)
+            if unknown := sorted(set(given) - set(known)):
                 raise ValueError(
                     f"this notebook has no parameter {', '.join(unknown)}; it has {', '.join(known)}"
                 )
             return
-
-
-def _assigned(cell: str) -> list[str]:
-    """List the names that a cell of plain assignments gives a value, in order."""
-    names = []
-    for node in ast.parse(cell).body:
-        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        names += [target.id for target in targets if isinstance(target, ast.Name)]
-    return names
 
 
 def versions() -> dict[str, str]:

@@ -17,9 +17,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -28,19 +26,8 @@ from pruner_lib.files import read_json, write_json
 from pruner_lib.method.groups import Plan
 from pruner_lib.method.importance import aggregate
 from pruner_lib.study import claims
-from pruner_lib.study.profiles import load_profile
 from pruner_lib.study.records import Record, read_record, record_path, write_record
-from pruner_lib.study.results import (
-    finish,
-    git_revision,
-    model_hash,
-    now,
-    provenance,
-    results_dir,
-    save_figure,
-    save_table,
-    versions,
-)
+from pruner_lib.study.results import Results, git_revision, model_hash, now, versions
 from pruner_lib.study.settings import DATA_FREE, Experiment, settings_key
 from pruner_lib.study.stages import Loaded, Pipeline, recovery_key
 from pruner_lib.study.statistics import Interval
@@ -48,7 +35,7 @@ from pruner_lib.study.statistics import Interval
 _one_at_a_time = threading.RLock()  # torch's random state and the peak-memory counter are the process's
 
 
-class Study:
+class Study(Results):
     """A profile and its results folder: experiments run once, everything measured is kept.
 
     Args:    profile: its name.    results: the folder of all results; None: `results_root()`.
@@ -60,12 +47,10 @@ class Study:
     def __init__(
         self, profile: str = "quick", results: Path | str | None = None, *, client: Any = None
     ) -> None:
-        self.profile = load_profile(profile)
-        self.folder = results_dir(profile, results)
+        super().__init__(profile, results)
         self.client = client
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.pipeline = Pipeline(self.folder, self.profile.dtype, device)
-        self.outputs: list[Path] = []  # files written so far, for the manifest
 
     def run(self, experiment: Experiment, *, criteria: Sequence[str] = ()) -> Record:
         """Return the record of an experiment; measure it only if there is none.
@@ -170,26 +155,6 @@ class Study:
                 if not path.is_file():
                     write_json(path, make())
         return read_json(path)
-
-    def save_table(self, frame: pd.DataFrame, stem: str) -> Path:
-        """Write a table as `tables/<stem>.csv` and remember it for the manifest."""
-        path = save_table(frame, stem, self.folder)
-        self.outputs.append(path)
-        return path
-
-    def save_figure(self, figure: Figure, frame: pd.DataFrame, stem: str) -> list[Path]:
-        """Write a figure as SVG and PNG, and its numbers as CSV, to `figures/`; remember them."""
-        paths = save_figure(figure, frame, stem, self.folder)
-        self.outputs += paths
-        return paths
-
-    def provenance(self) -> str:
-        """Say in one line what makes the numbers of this session; see `results.provenance`."""
-        return provenance(self.profile.name, self.folder.parent)
-
-    def finish(self, notebook: str) -> str:
-        """Write the manifest of a notebook, with all files that this study wrote; see `results.finish`."""
-        return finish(notebook, self.profile.name, self.outputs, self.folder.parent)
 
     def answer(
         self, claim_id: str, interval: Interval, *, note: str = "", records: Sequence[Record] = ()

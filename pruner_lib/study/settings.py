@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, field, fields, is_dataclass, replace
+from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 from pydantic import AfterValidator, ConfigDict, Field, Strict, TypeAdapter, ValidationError
@@ -28,6 +29,7 @@ ADDED = {  # settings that later versions added -> their default, which keeps th
 }
 
 Kind = TypeVar("Kind")
+_adapter = cache(TypeAdapter)
 
 
 def _different(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -55,45 +57,45 @@ def settings(kind: type[Kind]) -> type[Kind]:
         try:
             check(self, *args, **values)
         except ValidationError as error:
-            raise ValueError(_sentence(kind, error)) from None
+            raise ValueError(_sentence(kind, error, kind.__name__)) from None
 
     made.__init__ = __init__
     return made
 
 
 def from_plain(kind: type[Kind], values: Mapping[str, Any], owner: str = "") -> Kind:
-    """Make settings, and settings within them, from plain data such as JSON or YAML give.
+    """Make a dataclass, and those within it, from plain data such as JSON or YAML give.
 
-    Raises:  ValueError: a setting is unknown, missing or not allowed; the message names it and its owner.
+    Raises:  ValueError: a field is unknown, missing or not allowed; the message names it and its owner.
     """
     try:
-        return TypeAdapter(kind).validate_json(json.dumps(values, default=str))
+        return _adapter(kind).validate_json(json.dumps(values, default=str))
     except ValidationError as error:
-        raise ValueError(_sentence(kind, error, owner)) from None
+        raise ValueError(_sentence(kind, error, owner or kind.__name__)) from None
 
 
-def _sentence(kind: type, error: ValidationError, owner: str = "") -> str:
-    """Say the last thing that is wrong: where, what came, and what is wanted."""
-    last, owner = error.errors()[-1], owner or kind.__name__
+def _sentence(kind: type, error: ValidationError, owner: str) -> str:
+    """Describe the last fault: where it is, what came, and what is wanted."""
+    last = error.errors()[-1]
     first, *rest = last["loc"] or ("",)
     first = fields(kind)[first].name if isinstance(first, int) else first  # an argument without its name
-    place = [first, *(str(part) for part in rest if str(part).isalnum() or str(part).isidentifier())]
-    name, what = ".".join(place), last["type"]
-    message = str(last["ctx"]["error"]) if what == "value_error" else last["msg"]
-    if what == "unexpected_keyword_argument":
-        return f"{owner} has no setting {name}; it has {', '.join(_known(kind, place))}"
-    if what == "missing":
-        return f"{owner} lacks {name}"
-    if not name or isinstance(last["input"], Mapping):  # what fits is each value, but not their combination
-        return f"{owner}: {name + ': ' if name else ''}{message}"
-    wanted = f"should{message.partition('should')[2]}" if "should" in message else message
-    return f"{owner}: {name} is {last['input']!r}, but {wanted}"
+    names = [first, *(str(part) for part in rest if str(part).isalnum() or str(part).isidentifier())]
+    place = ".".join(names)
+    message = str(last["ctx"]["error"]) if last["type"] == "value_error" else last["msg"]
+    if last["type"] == "unexpected_keyword_argument":
+        return f"{owner} has no setting {place}; it has {', '.join(_beside(kind, names))}"
+    if last["type"] == "missing":
+        return f"{owner} lacks {place}"
+    if not place or isinstance(last["input"], Mapping):  # what fits is each value, but not their combination
+        return f"{owner}: {place + ': ' if place else ''}{message}"
+    wanted = message[message.find("should") :] if "should" in message else message
+    return f"{owner}: {place} is {last['input']!r}, but {wanted}"
 
 
-def _known(kind: type, place: list[str]) -> list[str]:
-    """List the settings beside the last one of `place`."""
-    for part in place[:-1]:
-        hint = get_type_hints(kind)[part]
+def _beside(kind: type, names: list[str]) -> list[str]:
+    """List the settings beside the last one of `names`."""
+    for name in names[:-1]:
+        hint = get_type_hints(kind)[name]
         kind = next(one for one in (*get_args(hint), hint) if is_dataclass(one))
     return [one.name for one in fields(kind)]
 
@@ -188,11 +190,6 @@ class Experiment:
         return replace(self, ratio=0.0, recovery=None).canonical()
 
     @property
-    def pruned(self) -> Experiment:
-        """The same experiment without recovery."""
-        return replace(self, recovery=None)
-
-    @property
     def method(self) -> str:
         """The row of the paper's tables that this is: "dense", "channel" or the criterion."""
         return "dense" if self.ratio == 0 else "channel" if self.granularity == "channel" else self.criterion
@@ -229,27 +226,6 @@ class Experiment:
     def model_settings(self) -> dict[str, Any]:
         """The settings that make the model; how it is measured otherwise does not matter."""
         return {name: one for name, one in self.canonical().settings().items() if name != "evaluation"}
-
-
-def experiment_from(settings: Mapping[str, Any]) -> Experiment:
-    """Rebuild an experiment from its plain settings (the inverse of `settings()`).
-
-    Raises:  ValueError: a setting is unknown or not allowed.
-    """
-    return from_plain(Experiment, settings)
-
-
-def build(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
-    """Make a plain frozen dataclass of `kind` by name; lists become tuples, nothing else is changed.
-
-    Raises:  ValueError: a name is no field of `kind`; the message lists those there are.
-    """
-    known = [item.name for item in fields(kind)]
-    if unknown := sorted(set(values) - set(known)):
-        raise ValueError(f"{kind.__name__} has no setting {', '.join(unknown)}; it has {', '.join(known)}")
-    return kind(
-        **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    )
 
 
 def settings_key(settings: Any) -> str:

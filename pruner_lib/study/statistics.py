@@ -35,6 +35,11 @@ class Interval:
     draws: int = 1
     level: float = 0.95
 
+    @property
+    def sign(self) -> int:
+        """1 above 0, -1 below it, 0 if the interval holds 0: the sample can't decide."""
+        return int(self.low > 0) - int(self.high < 0)
+
     def map(self, function: Callable[[float], float]) -> Interval:
         """Give the interval of an increasing function of the number, as `math.exp` of a log-perplexity."""
         ends = {name: float(function(getattr(self, name))) for name in ("mean", "low", "high")}
@@ -42,8 +47,7 @@ class Interval:
 
     def exp(self) -> Interval:
         """Give the interval of the number whose logarithm this is: a perplexity, or a ratio of two."""
-        ends = (math.exp(end) if end < 700 else math.inf for end in (self.mean, self.low, self.high))
-        return Interval(*ends, self.n, self.draws, self.level)
+        return self.map(lambda end: math.exp(end) if end < 700 else math.inf)
 
     def show(self, digits: int = 2, scale: float = 1) -> str:
         """Write the number and its interval, as "12.34 [11.90, 12.80]"; without ends: "undetermined"."""
@@ -53,26 +57,6 @@ class Interval:
 
     def __str__(self) -> str:
         return self.show()
-
-
-@dataclass(frozen=True)
-class Difference(Interval):
-    """The mean of a - b over the same questions or windows, with its interval."""
-
-    @property
-    def sign(self) -> int:
-        """1 if a is above b, -1 if it is below, 0 if the interval holds 0: the sample can't decide."""
-        return int(self.low > 0) - int(self.high < 0)
-
-    def says(
-        self, a: str, b: str, *, lower_is_better: bool = False, digits: int = 3, scale: float = 1
-    ) -> str:
-        """Say in words which is better; inside the noise neither is."""
-        shown = self.show(digits, scale)
-        if not self.sign:
-            return f"{a} and {b} do not differ clearly ({a} - {b}: {shown})"
-        word = "better" if (self.sign > 0) != lower_is_better else "worse"
-        return f"{a} is {word} than {b} ({a} - {b}: {shown})"
 
 
 def mean_interval(values: Any, *, level: float = 0.95, seed: int = 0) -> Interval:
@@ -93,15 +77,14 @@ def mean_interval(values: Any, *, level: float = 0.95, seed: int = 0) -> Interva
     return _estimate(_strata(values, level=level), lambda means: means[0], level, seed)
 
 
-def paired_difference(a: Any, b: Any, *, level: float = 0.95, seed: int = 0) -> Difference:
+def paired_difference(a: Any, b: Any, *, level: float = 0.95, seed: int = 0) -> Interval:
     """Estimate how much higher a's mean is than b's, on the same items: what both find hard cancels.
 
     Args:    a, b: forms as in `mean_interval`, with the same items in the same order. Draw i of one is
              compared with draw i of the other; one without draws (the dense model) with every draw.
     Raises:  ValueError: a and b differ in tasks, items or draws (the message gives both shapes).
     """
-    found = _estimate(_strata(a, b, level=level), lambda means: means[0] - means[1], level, seed)
-    return Difference(**vars(found))
+    return paired_statistic(lambda means: means[0] - means[1], a, b, level=level, seed=seed)
 
 
 def paired_ratio(a: Any, b: Any, *, level: float = 0.95) -> Interval:
@@ -156,26 +139,6 @@ def paired_statistic(
     return _estimate(_strata(*sides, level=level), statistic, level, seed)
 
 
-def tied_with_best(
-    values: Mapping[str, Any], *, lower_is_better: bool = False, level: float = 0.95, seed: int = 0
-) -> list[str]:
-    """List the best of several methods and those that are not clearly worse.
-
-    Each is compared with the best, paired, at level 1 - (1 - level) / comparisons (Bonferroni), so that all
-    comparisons together hold at `level`.
-
-    Args:    values: method -> values as in `mean_interval`, all on the same items.
-    Raises:  ValueError: no methods, or items that differ.
-    """
-    if not values:
-        raise ValueError("there are no methods to compare")
-    means = {name: mean_interval(one, seed=seed).mean for name, one in values.items()}
-    best = (min if lower_is_better else max)(means, key=means.get)
-    each = corrected(level, len(values) - 1)
-    signs = {n: paired_difference(one, values[best], level=each, seed=seed).sign for n, one in values.items()}
-    return [best, *(name for name in values if name != best and not signs[name])]
-
-
 def corrected(level: float, comparisons: int) -> float:
     """Give the level of each of several comparisons that together hold at `level` (Bonferroni)."""
     return 1 - (1 - level) / max(1, comparisons)
@@ -221,12 +184,12 @@ def _estimate(strata: list[np.ndarray], statistic: Callable, level: float, seed:
     if min(stratum.shape[2] for stratum in strata) < 2:
         return Interval(estimate, -np.inf, np.inf, n, draws, level)
     moved = np.mean([_deviations(stratum, level, generator) for stratum in strata], axis=0)
-    found = statistic(middle + moved)  # (RESAMPLES,)
+    resampled = statistic(middle + moved)  # (RESAMPLES,)
     if draws > 1:
         error = statistic(means).std(ddof=1) / np.sqrt(draws)
         grid = t.ppf((np.arange(RESAMPLES) + 0.5) / RESAMPLES, draws - 1)
-        found = found + error * generator.permutation(grid)
-    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+        resampled = resampled + error * generator.permutation(grid)
+    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
     return Interval(estimate, float(low), float(high), n, draws, level)
 
 

@@ -15,10 +15,8 @@ import pytest
 
 from pruner_lib.study.notebooks import (
     _settings_key,
-    check_parameters,
     find_notebooks,
     main,
-    run_notebook,
     run_study,
     was_done,
 )
@@ -26,12 +24,13 @@ from pruner_lib.study.results import manifest_path, results_dir
 
 WRITE = """
 from pathlib import Path
-from pruner_lib.study.results import finish, results_dir
-path = results_dir(profile) / "tables" / "made.csv"
+from pruner_lib.study.results import Results
+results = Results(profile)
+path = results.folder / "tables" / "made.csv"
 path.parent.mkdir(parents=True, exist_ok=True)
 path.write_text(f"{type(ratio).__name__},{ratio},{names}")
 """
-FINISH = "finish(NAME, profile, outputs=[path])"
+FINISH = "results.outputs.append(path)\nresults.finish(NAME)"
 
 
 @pytest.fixture
@@ -65,7 +64,7 @@ def notebook(
 @pytest.mark.notebook
 def test_numbers_keep_their_type_and_a_killed_kernel_is_a_failure_even_over_an_older_success(folder):
     path = notebook(folder, "00_mortal", WRITE, FINISH)
-    run = run_notebook(path, "tiny", {"ratio": 0.5, "names": ("x", "y")})
+    [run] = run_study("tiny", parameters={"ratio": 0.5, "names": ["x", "y"]}, place=folder)
     assert run.done, run.error
     assert run.outputs == ("tables/made.csv",)
     assert (results_dir("tiny") / "tables" / "made.csv").read_text() == "float,0.5,['x', 'y']"
@@ -77,7 +76,7 @@ def test_numbers_keep_their_type_and_a_killed_kernel_is_a_failure_even_over_an_o
     executed = (results_dir("tiny") / "notebooks" / "00_mortal.ipynb").read_text()
     assert str(folder.parent) not in executed
     notebook(folder, "00_mortal", WRITE, "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", FINISH)
-    run = run_notebook(path, "tiny")
+    [run] = run_study("tiny", place=folder)
     assert not run.done and str(folder.parent) not in run.error
     assert json.loads(manifest_path("00_mortal", "tiny").read_text())["status"] == "failed"
 
@@ -144,19 +143,16 @@ def wait_until(condition, seconds: float = 120.0):
 
 
 def test_misspelt_parameter_is_an_error_before_anything_runs(folder):
-    path = notebook(folder, "00_good", WRITE, FINISH)
-    with pytest.raises(ValueError, match="no parameter ration; it has names, profile, ratio|ration"):
-        run_notebook(path, "tiny", {"ration": 0.5})
-    with pytest.raises(ValueError, match="ration"):
+    notebook(folder, "00_good", WRITE, FINISH)
+    with pytest.raises(ValueError, match="has a parameter ration; there are names, profile, ratio"):
         run_study("tiny", parameters={"ration": 0.5}, place=folder)
     assert not results_dir("tiny").exists()
-    check_parameters(path, {"ratio": 0.5})
 
 
 def test_notebook_without_the_parameters_tag_is_an_error(folder):
-    path = notebook(folder, "00_bare", "profile = 'tiny'", parameters=None)
+    notebook(folder, "00_bare", "profile = 'tiny'", parameters=None)
     with pytest.raises(ValueError, match="tagged 'parameters'"):
-        run_notebook(path, "tiny")
+        run_study("tiny", place=folder)
 
 
 def test_bad_input_on_the_command_line_ends_with_exit_code_2(folder, monkeypatch, capsys):

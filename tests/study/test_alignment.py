@@ -7,7 +7,7 @@ import torch
 from families import build, tokens
 
 from pruner_lib import discover, load_model, prune_, select
-from pruner_lib.study import Study, load_profile, probes
+from pruner_lib.study import load_profile, probes
 from pruner_lib.study.paper import Compared
 from pruner_lib.study.probes import at_zero, block_correlations, block_outputs, correlation
 from pruner_lib.study.records import MetricName
@@ -18,11 +18,6 @@ NAME = MetricName("perplexity", "tiny", 16)
 PAIR = {"groups": ONE.ask(TINY, "element1"), "alone": ONE.ask(TINY, "element1", dependency=False)}
 
 
-@pytest.fixture
-def study(tmp_path):
-    return Study("tiny", tmp_path)
-
-
 def test_correlation_knows_scale_shift_and_nothing():
     a = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
     assert correlation(a, 3 * a + 2) == pytest.approx(1) and correlation(a, -a) == pytest.approx(-1)
@@ -31,8 +26,8 @@ def test_correlation_knows_scale_shift_and_nothing():
     assert abs(correlation(noise, noise.flip(0))) < 0.05
 
 
-@pytest.mark.parametrize("family", ["llama-gqa", "gpt_neox", "gpt2", "bloom", "phi3", "glm"])
-def test_blocks_are_fed_and_heard_in_every_architecture(family):
+@pytest.mark.parametrize("family", ["llama-gqa", "gpt_neox", "gpt2"])  # parallel blocks, Conv1D
+def test_blocks_are_fed_and_heard(family):
     """Pruning layer 0 changes what it says; layer 1, given its old input, says what it said."""
     model, ids = build(family), tokens(2, 6)
     axes = {name: axis for name, axis in discover(model).items() if axis.layer is not None}

@@ -11,7 +11,7 @@ import pytest
 from pruner_lib.method import groups
 from pruner_lib.recovery.settings import RecoverySettings
 from pruner_lib.study import settings
-from pruner_lib.study.settings import Calibration, Evaluation, Experiment, Recovery, experiment_from
+from pruner_lib.study.settings import Calibration, Evaluation, Experiment, Recovery, from_plain
 
 BASE = Experiment("tiny", calibration=Calibration("tiny", 4, 16), evaluation=Evaluation(("tiny",), 4, 16))
 
@@ -43,9 +43,9 @@ def test_settings_survive_json():
     asked = replace(
         BASE, recovery=Recovery(corpus="tiny", target_modules=("q_proj", "v_proj"), evaluate_at=(4, 2))
     )
-    assert experiment_from(json.loads(json.dumps(asked.settings()))) == asked
+    assert from_plain(Experiment, json.loads(json.dumps(asked.settings()))) == asked
     with pytest.raises(ValueError, match="no setting ration; it has model"):
-        experiment_from({"model": "tiny", "ration": 0.5})
+        from_plain(Experiment, {"model": "tiny", "ration": 0.5})
 
 
 def test_every_way_to_prune_nothing_is_the_same_dense_experiment():
@@ -151,7 +151,7 @@ def test_setting_added_later_counts_only_where_it_is_not_at_its_default(monkeypa
     usual, key = replace(BASE, recovery=Recovery()), longer.key
     assert "cutoff" in usual.settings()["recovery"]
     monkeypatch.setitem(settings.ADDED["recovery"], "cutoff", 256)
-    assert "cutoff" not in usual.settings()["recovery"] and experiment_from(usual.settings()) == usual
+    assert "cutoff" not in usual.settings()["recovery"] and from_plain(Experiment, usual.settings()) == usual
     assert longer.key == key != usual.key
 
 
@@ -161,7 +161,7 @@ def test_sample_of_an_evaluation_counts_where_there_is_one():
         not {"seed", "right_answers_only"} & replace(BASE, evaluation=first).settings()["evaluation"].keys()
     )
     drawn = replace(BASE, evaluation=replace(first, seed=0))
-    assert drawn.settings()["evaluation"]["seed"] == 0 and experiment_from(drawn.settings()) == drawn
+    assert drawn.settings()["evaluation"]["seed"] == 0 and from_plain(Experiment, drawn.settings()) == drawn
     assert drawn.key != replace(BASE, evaluation=first).key
 
 
@@ -169,4 +169,4 @@ def test_committed_records_keep_their_keys():
     paths = sorted((Path(__file__).resolve().parents[2] / "results" / "quick" / "records").glob("*.json"))
     assert len(paths) > 100
     for path in paths:
-        assert experiment_from(json.loads(path.read_text())["experiment"]).key == path.stem
+        assert from_plain(Experiment, json.loads(path.read_text())["experiment"]).key == path.stem

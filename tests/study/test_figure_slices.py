@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from families import FAMILIES, build
+from families import build
 
 from pruner_lib import discover
 from pruner_lib.method.layout import set_parameter_
@@ -55,7 +55,7 @@ def test_fused_projection_has_several_runs_and_an_interleaved_one_has_one():
         assert runs(frame, fused, "attention") == expected
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["llama-gqa", "phi3", "gpt_neox", "gpt2", "bloom", "olmo2"])
 def test_no_entry_of_a_group_is_lost_and_none_is_added(family):
     model = build(family)
     axes = discover(model)
@@ -84,12 +84,11 @@ def test_axes_frame_counts_the_parameters_of_the_groups():
 def test_what_is_not_there_is_refused():
     model = build("llama-gqa")
     axes = discover(model)
-    with pytest.raises(ValueError, match="no axis was discovered in layer 3; the model has layers 0..2"):
+    with pytest.raises(ValueError, match="the model has layers 0..2, but layer 3"):
         slices_frame(model, axes, layer=3)
-    with pytest.raises(ValueError, match="no axis of the kind heads here; there are layers.0.attention"):
-        slices_frame(model, axes, groups={"heads": 1})
-    with pytest.raises(ValueError, match=r"layers.0.attention has the groups 0..1, but 2 was asked for"):
-        slices_frame(model, axes, groups={"attention": 2})
+    for kind, group in {"heads": 1, "attention": 2}.items():
+        with pytest.raises(ValueError, match=f"no group {group} of the kind {kind} here; .*attention 0..1"):
+            slices_frame(model, axes, groups={kind: group})
 
 
 def test_parameter_with_three_dims_is_refused_by_name():

@@ -6,19 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from legible import assert_legible
-from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex
 
 from pruner_lib.study.claims import CANT_TELL, NOT_MEASURED, NOT_REPRODUCED, REPRODUCED
 from pruner_lib.study.figures.verdicts import ANSWERS, plot_verdicts
 
 INF, NAN = np.inf, np.nan
-
-
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
 
 
 @pytest.fixture

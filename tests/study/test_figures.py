@@ -166,14 +166,8 @@ FIGURES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
-
-
 @pytest.mark.parametrize("name", FIGURES)
-def test_figure_draws_on_the_axes_it_is_given_labels_them_and_changes_nothing_else(name):
+def test_figure_can_be_read_is_drawn_where_it_shall_be_and_changes_nothing_else(name):
     plot, frame = FIGURES[name]
     before, copy = dict(mpl.rcParams), frame.copy()
     own, given = plot(frame), plt.subplots(layout="constrained")[1]
@@ -181,17 +175,7 @@ def test_figure_draws_on_the_axes_it_is_given_labels_them_and_changes_nothing_el
     assert dict(mpl.rcParams) == before
     pd.testing.assert_frame_equal(frame, copy)
     assert own.get_xlabel() or name == "overlap"
-
-
-@pytest.mark.parametrize("name", FIGURES)
-def test_nothing_written_overlaps_or_leaves_the_figure(name):
-    plot, frame = FIGURES[name]
-    assert_legible(plot(frame).figure)
-
-
-@pytest.mark.parametrize("name", FIGURES)
-def test_frame_that_can_not_be_drawn_is_refused(name):
-    plot, frame = FIGURES[name]
+    assert_legible(own.figure)
     with pytest.raises(ValueError, match="no rows"):
         plot(frame[:0])
     with pytest.raises(ValueError, match="lacks .*it has the columns other"):

@@ -11,15 +11,10 @@ from pruner_lib import load_model
 from pruner_lib.data.windows import instructions
 from pruner_lib.evaluation import meters
 from pruner_lib.recovery.instructions import IGNORED, encode
-from pruner_lib.study import Study, load_profile, probes
+from pruner_lib.study import load_profile, probes
 from pruner_lib.study.probes import forward_pass, held_out, losses_on, response_losses, timings
 
 TINY = load_profile("tiny")
-
-
-@pytest.fixture
-def study(tmp_path):
-    return Study("tiny", tmp_path)
 
 
 def test_held_out_instructions_are_seen_by_no_recovery():

@@ -9,14 +9,9 @@ import torch
 
 from pruner_lib import load_model
 from pruner_lib.data.windows import calibration_ids
-from pruner_lib.study import Study, load_profile, probes, stages
+from pruner_lib.study import load_profile, probes, stages
 
 ASKED = load_profile("tiny").experiment()
-
-
-@pytest.fixture
-def study(tmp_path):
-    return Study("tiny", tmp_path)
 
 
 def test_what_is_measured_on_the_calibration_samples_depends_on_them_alone():

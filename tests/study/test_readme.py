@@ -22,7 +22,7 @@ from pruner_lib.study.readme import (
     with_tables,
 )
 from pruner_lib.study.records import MetricName
-from pruner_lib.study.results import save_table
+from pruner_lib.study.results import Results
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -66,7 +66,7 @@ def test_every_claim_has_its_row_with_the_papers_number_and_ours(tmp_path):
     sides, folder = (draws(3.0), draws(3.4, criterion="vector")), tmp_path / "results" / "quick"
     number = ratio(*sides, MetricName("perplexity", "wiki", 128))
     write_answer(folder, "element beats vector", number, records=[*sides[0], *sides[1]])
-    save_table(verdicts(folder), "12_verdicts", folder)
+    Results("quick", tmp_path / "results").save_table(verdicts(folder), "12_verdicts")
     rows = [line for line in verdict_table(tmp_path).splitlines() if line.startswith("| ")][1:]
     assert len(rows) == len(claims())
     ours = f"{number.mean:.4g} [{number.low:.4g}, {number.high:.4g}]"
@@ -89,7 +89,7 @@ def test_single_numbers_are_those_of_their_tables(tmp_path):
         ).assign(**{"x dense: paper, LLaMA-7B": [46.0, 1.5, 1.6]}),
     }
     for stem, frame in tables.items():
-        save_table(frame, stem, tmp_path / "results" / "quick")
+        Results("quick", tmp_path / "results").save_table(frame, stem)
     rows = numbers_table(tmp_path).splitlines()[2:]
     assert len(rows) == 5 and "| 1.50 | 7.12 |" in rows[0] and "| 1.25 | 3.50 |" in rows[1]
     assert "| 90%, 95% | 50%, 60% |" in rows[2] and "| 2 rows | 1 of 2 exact |" in rows[3]

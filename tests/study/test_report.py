@@ -14,7 +14,8 @@ from pruner_lib.study.report import SUMMARY, WIDGET, notebook_page, runs_frame, 
 from pruner_lib.study.results import manifest_path, results_dir
 
 LOADED = re.compile(
-    r"""<(?:script|img|iframe)[^>]*\bsrc=["']?(?!data:)[^>]*>|<link\b[^>]*>|@import|url\(["']?http"""
+    r"""<(?:script|img|iframe)[^>]*\bsrc=["']?(?!data:)[^>]*>"""
+    r"""|<link\b(?! rel="stylesheet" href="[./]*style.css">)[^>]*>|@import|url\(["']?http"""
 )
 
 
@@ -46,7 +47,8 @@ def done(name: str, status: str = "done", heading: str = "# 07 A question?", **m
 
 
 def test_page_shows_text_code_and_outputs_without_bars_and_without_the_network():
-    text = notebook_page(executed(), "a <title>")
+    text, style = notebook_page(executed(), "a <title>", "../style.css")
+    assert 'href="../style.css"' in text and len(text) < 20_000 < len(style) and not LOADED.search(style)
     assert "A question?" in text and "$x^2$" in text and "#T_1 td" in text and "0/3" not in text
     assert "&lt;script&gt;printed" in text and "<script>printed" not in text
     assert "<title>a &lt;title&gt;</title>" in text and not LOADED.search(text)
@@ -60,7 +62,7 @@ def test_front_page_is_the_summary_with_links_to_all_notebooks(place):
     text = write_index("tiny").read_text()
     targets = set(re.findall(r'href="(notebooks/[^"]+)"', text))
     assert targets == {f"notebooks/{name}.html" for name in ("03_compare_methods", "04_dependency", SUMMARY)}
-    assert all((place / target).is_file() for target in targets)
+    assert all((place / target).is_file() for target in targets) and (place / "style.css").is_file()
     assert text.index("04_dependency") < text.index("What is left?") and "95 s" in text
     assert not LOADED.search(text)
     assert list(runs_frame("tiny").status) == ["done", "failed", "done"]

@@ -10,13 +10,12 @@ import pytest
 from pruner_lib.study import results
 from pruner_lib.study.figures import plot_curves
 from pruner_lib.study.results import (
-    finish,
+    Results,
     manifest_path,
     read_manifest,
+    refuse_unknown_parameters,
     results_dir,
     results_root,
-    save_figure,
-    save_table,
 )
 
 FRAME = pd.DataFrame({"step": [0, 1], "dataset": "wiki", "value": [40.0, 30.0]})
@@ -27,9 +26,9 @@ def plot_recovery(frame):
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
+def own(tmp_path, monkeypatch):
     monkeypatch.setenv("PRUNER_LIB_RESULTS", str(tmp_path))
-    return tmp_path / "tiny"
+    return Results("tiny")
 
 
 def test_results_lie_where_the_environment_says_else_in_the_project_else_here(tmp_path, monkeypatch):
@@ -46,52 +45,61 @@ def test_results_lie_where_the_environment_says_else_in_the_project_else_here(tm
         results_dir("../quick")
 
 
-def test_figure_is_saved_three_ways_and_twice_the_same(place):
-    paths = save_figure(plot_recovery(FRAME).figure, FRAME, "curve", place)
+def test_figure_is_saved_three_ways_and_twice_the_same(own):
+    paths = own.save_figure(plot_recovery(FRAME).figure, FRAME, "curve")
     assert [path.name for path in paths] == ["curve.csv", "curve.svg", "curve.png"]
     before = [path.read_bytes() for path in paths]
     assert b"perplexity" in before[1] and before[2].startswith(b"\x89PNG")
     pd.testing.assert_frame_equal(pd.read_csv(paths[0]), FRAME, check_dtype=False)
-    save_figure(plot_recovery(FRAME).figure, FRAME, "curve", place)
+    own.save_figure(plot_recovery(FRAME).figure, FRAME, "curve")
     assert [path.read_bytes() for path in paths] == before
     other = FRAME.assign(value=FRAME.value * 2)
-    save_figure(plot_recovery(other).figure, other, "curve", place)
+    own.save_figure(plot_recovery(other).figure, other, "curve")
     assert all(path.read_bytes() != old for path, old in zip(paths, before, strict=True))
 
 
-def test_figure_without_numbers_is_refused(place):
-    with pytest.raises(ValueError, match="frame is empty"):
-        save_figure(plot_recovery(FRAME).figure, FRAME[:0], "curve", place)
-    assert not place.exists()
+def test_figure_without_numbers_is_refused(own):
+    with pytest.raises(ValueError, match="'curve' has no numbers"):
+        own.save_figure(plot_recovery(FRAME).figure, FRAME[:0], "curve")
+    assert not own.folder.exists()
 
 
-def test_finish_names_what_was_written(place, monkeypatch):
+def test_finish_names_what_was_written(own, monkeypatch):
     monkeypatch.setenv(results.RUN_ID, "run-1")
-    written = [
-        save_table(FRAME, "numbers", place),
-        *save_figure(plot_recovery(FRAME).figure, FRAME, "curve", place),
-    ]
-    said = finish("00_test", "tiny", outputs=written)
-    manifest = read_manifest("00_test", "tiny")
+    own.save_table(FRAME, "numbers")
+    own.save_figure(plot_recovery(FRAME).figure, FRAME, "curve")
+    said, manifest = own.finish("00_test"), read_manifest("00_test", "tiny")
     assert manifest["outputs"] == [
         "figures/curve.csv",
         "figures/curve.png",
         "figures/curve.svg",
         "tables/numbers.csv",
     ]
-    assert manifest["run_id"] == "run-1" and "tables/numbers.csv" in said and str(place) not in said
-    assert str(place) not in json.dumps(manifest)
+    assert manifest["run_id"] == "run-1" and "tables/numbers.csv" in said
+    assert str(own.folder) not in said + json.dumps(manifest)
 
 
-def test_finish_refuses_what_is_not_there(place):
-    (place / "tables").mkdir(parents=True)
-    (place / "tables" / "empty.csv").touch()
+def test_finish_refuses_what_is_not_there(own):
+    (own.folder / "tables").mkdir(parents=True)
+    (own.folder / "tables" / "empty.csv").touch()
     for missing in ("missing.csv", "empty.csv"):
+        own.outputs = [own.folder / "tables" / missing]
         with pytest.raises(ValueError, match=f"says that it wrote .*{missing}"):
-            finish("00_test", "tiny", outputs=[place / "tables" / missing])
+            own.finish("00_test")
     assert not manifest_path("00_test", "tiny").exists() and read_manifest("00_test", "tiny") is None
 
 
-def test_provenance_names_code_packages_and_profile(place):
-    line = results.provenance("tiny")
+def test_provenance_names_code_packages_and_profile(own):
+    line = own.provenance()
     assert "profile tiny" in line and "torch" in line and "\n" not in line
+
+
+TAGGED = 'profile: str = "quick"  # which\nratio: float = 0.2\nplain = 1\n'
+
+
+def test_misspelt_parameter_that_papermill_injects_is_named_with_those_there_are():
+    refuse_unknown_parameters([TAGGED, '# Parameters\nprofile = "tiny"\nplain = 2\n', "import os"])
+    refuse_unknown_parameters([TAGGED, "import os"])
+    refuse_unknown_parameters()  # outside a notebook
+    with pytest.raises(ValueError, match="no parameter ration; it has profile, ratio, plain"):
+        refuse_unknown_parameters([TAGGED, "# Parameters\nration = 0.5\n"])

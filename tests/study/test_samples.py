@@ -7,17 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pruner_lib.evaluation.perplexity import PROMPTS, Sample
-from pruner_lib.study import Study, load_profile
+from pruner_lib.data.windows import text_ids
+from pruner_lib.evaluation.perplexity import PROMPTS, Sample, perplexity
+from pruner_lib.study import load_profile
 from pruner_lib.study.texts import SideBySide, samples_of
 
 TINY = load_profile("tiny")
-
-
-@pytest.fixture(autouse=True)
-def study(tmp_path):
-    torch.set_num_threads(1)
-    return Study("tiny", tmp_path)
 
 
 def test_texts_are_made_once_whatever_else_is_measured(study, monkeypatch):
@@ -40,17 +35,12 @@ def test_draws_and_seeds_are_texts_of_their_own(study):
     assert one[0].text != other[0].text
 
 
-def test_models_of_the_three_stages_say_different_things(study):
-    asked = [TINY.dense(), TINY.experiment(), TINY.experiment(recovered=True)]
-    texts = [samples_of(study, one, prompts=["the dog"], new_tokens=24)[0].text for one in asked]
-    assert len(set(texts)) == 3
-
-
-def test_model_of_an_experiment_is_the_one_that_its_record_measured(study):
-    from pruner_lib import perplexity
-    from pruner_lib.data.windows import text_ids
-
-    for asked in (TINY.dense(), TINY.experiment(), TINY.experiment(recovered=True)):
+@pytest.mark.slow
+def test_model_of_each_stage_writes_its_own_text_and_is_the_one_that_its_record_measured(study):
+    stages = (TINY.dense(), TINY.experiment(), TINY.experiment(recovered=True))
+    texts = {samples_of(study, one, prompts=["the dog"], new_tokens=24)[0].text for one in stages}
+    assert len(texts) == 3
+    for asked in stages:
         record = study.run(asked)
         model, tokenizer = study.model(asked)
         ids = text_ids("tiny", tokenizer, length=16, windows=4)

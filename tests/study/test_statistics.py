@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 
 from pruner_lib.study import statistics
 from pruner_lib.study.statistics import (
-    Difference,
     corrected,
     mean_interval,
     paired_difference,
     paired_ratio,
     paired_statistic,
-    tied_with_best,
 )
 
 STUDIES = 300
@@ -24,7 +23,7 @@ NEAR_95 = (0.915, 0.985)  # 300 studies: 0.95 +- 2.8 standard errors
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(statistics, "RESAMPLES", 1000)
+    monkeypatch.setattr(statistics, "RESAMPLES", 500)
 
 
 def covered(make, truth, estimate=mean_interval):
@@ -46,7 +45,8 @@ def crossed(generator, draws=3, items=40, between=1.0):
     )
 
 
-@pytest.mark.parametrize("items", [5, 30, 200])
+@pytest.mark.slow
+@pytest.mark.parametrize("items", [5, 100])
 def test_interval_of_a_mean_holds_the_truth_95_times_in_a_hundred(items):
     low, high = NEAR_95
     assert low <= covered(lambda g: (g.normal(3, 2, items),), 3) <= high
@@ -54,12 +54,14 @@ def test_interval_of_a_mean_holds_the_truth_95_times_in_a_hundred(items):
         assert low <= covered(lambda g: (g.random(items) < 0.6,), 0.6) <= high
 
 
-@pytest.mark.parametrize("between", [0.0, 0.1, 1.0])
+@pytest.mark.slow
+@pytest.mark.parametrize("between", [0.0, 1.0])
 def test_draws_are_part_of_the_uncertainty(between):
     low, high = NEAR_95
     assert low <= covered(lambda g: (crossed(g, between=between),), 0) <= high + 0.015  # a little too wide
 
 
+@pytest.mark.slow
 def test_draws_taken_for_questions_would_promise_too_much():
     pooled = covered(lambda g: (crossed(g).ravel(),), 0)
     first = covered(lambda g: (crossed(g)[0],), 0)
@@ -67,6 +69,7 @@ def test_draws_taken_for_questions_would_promise_too_much():
     assert mean_interval(crossed(np.random.default_rng(0))[0]).draws == 1
 
 
+@pytest.mark.slow
 def test_paired_difference_holds_the_truth_and_is_sharper_than_an_unpaired_one():
     def pair(generator):
         hard = generator.normal(0, 3, 60)
@@ -85,10 +88,7 @@ def test_nothing_is_called_better_inside_the_noise_and_something_outside_it():
     a = generator.normal(size=100)
     same = paired_difference(a + generator.normal(0, 0.5, 100), a)
     higher = paired_difference(a + generator.normal(0.5, 0.5, 100), a)
-    assert same.sign == 0 and "do not differ clearly" in same.says("x", "y")
-    assert higher.sign == 1 and higher.says("x", "y").startswith("x is better than y")
-    assert higher.says("x", "y", lower_is_better=True).startswith("x is worse than y")
-    assert paired_difference(a, a + 1).sign == -1
+    assert (same.sign, higher.sign, paired_difference(a, a + 1).sign) == (0, 1, -1)
     wrong = [paired_difference(*np.random.default_rng(seed).normal(size=(2, 50))).sign for seed in range(300)]
     assert 0.01 <= np.mean(np.abs(wrong)) <= 0.09  # two equal methods differ in one study of twenty
 
@@ -151,6 +151,7 @@ def test_share_of_an_unsure_number_holds_the_truth():
     assert low <= covered(pair, 2.0, share) <= high
 
 
+@pytest.mark.slow
 def test_any_function_of_means_has_an_interval_that_holds_the_truth():
     def losses(generator):
         hard = generator.normal(0, 1, 60)
@@ -160,11 +161,7 @@ def test_any_function_of_means_has_an_interval_that_holds_the_truth():
         return (means[0] - means[1]) / (means[0] - means[2])
 
     low, high = NEAR_95
-    assert (
-        low
-        <= covered(losses, 0.8, lambda *sides, seed: paired_statistic(won_back, *sides, seed=seed))
-        <= high
-    )
+    assert low <= covered(losses, 0.8, partial(paired_statistic, won_back)) <= high
     a, b, _ = losses(np.random.default_rng(0))
     assert paired_statistic(lambda means: means[0] - means[1], a, b).low == paired_difference(a, b).low
 
@@ -180,19 +177,9 @@ def test_dense_model_without_draws_is_compared_with_every_draw():
     found = paired_difference(values, dense)
     assert found.draws == 3 and found.mean == pytest.approx(0, abs=1e-12)
     assert found == paired_difference(values, np.tile(dense, (3, 1)))
-    assert isinstance(found, Difference)
 
 
-def test_ties_with_the_best_are_listed_and_the_others_are_not():
-    generator = np.random.default_rng(0)
-    base = generator.normal(size=200)
-    values = {
-        "good": base,
-        "as good": base + generator.normal(0, 0.1, 200),
-        "bad": base + generator.normal(1, 0.1, 200),
-    }
-    assert set(tied_with_best(values, lower_is_better=True)) == {"good", "as good"}
-    assert tied_with_best(values) == ["bad"]
+def test_level_of_each_comparison_rises_with_their_number():
     assert corrected(0.95, 5) == pytest.approx(0.99) and corrected(0.95, 0) == 0.95
 
 
@@ -208,8 +195,7 @@ def test_interval_is_carried_through_an_increasing_function():
     perplexity = found.map(math.exp)
     assert perplexity.low == math.exp(found.low) and perplexity.high == math.exp(found.high)
     assert found.exp() == perplexity and (found.exp().map(math.log)).mean == pytest.approx(found.mean)
-    gap = paired_difference([1000.0, 900.0], [1.0, 2.0]).exp()
-    assert gap.mean == math.inf and not hasattr(gap, "sign")  # no difference any more
+    assert paired_difference([1000.0, 900.0], [1.0, 2.0]).exp().mean == math.inf
     assert str(perplexity).count("[") == 1 and perplexity.n == 50
 
 

@@ -10,23 +10,23 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from pruner_lib.study.figures.style import (
     DIRECT_LABELS,
     GREY,
-    HOLLOW,
     MIN_BAND,
-    MethodStyle,
     finish_axes,
     finish_axis,
-    key,
     label_lines,
+    legend_keys,
     marks_frame,
     need,
     new_axes,
+    paper_marks,
+    reference_lines,
+    styled,
     styles_of,
     summary,
 )
@@ -78,41 +78,31 @@ def plot_curves(
     Raises:  ValueError: the frame can't be drawn (the message says what it lacks).
     """
     need(frame, seconds)
-    marks = marks_frame(frame, value, [x, series, line, marker])
-    ax = new_axes(ax)
+    columns = [name for name in dict.fromkeys((series, line, marker)) if name]
+    marks, ax = marks_frame(frame, value, [x, *columns]), new_axes(ax)
     named = not pd.api.types.is_numeric_dtype(marks[x])
     places = list(dict.fromkeys(marks[x])) if named else sorted(set(marks[x]))
     marks["place"] = marks[x].map(places.index) if named else marks[x].astype(float)
-    marks = _begun(marks, series, line) if joined else marks
-    looks = {name: styles_of(marks[name]) if name else {} for name in (series, line, marker)}
-    keys = [name for name in dict.fromkeys((series, line, marker)) if name]
-    ends = []
-    for cell, part in marks.groupby([*keys, "source"], sort=False):
-        look = _look(dict(zip(keys, cell[:-1], strict=True)), series, line, marker, looks)
-        if cell[-1] == "paper":
-            ring = {"markersize": 8, "markerfacecolor": "none", "markeredgewidth": 1.2, "linewidth": 0.8}
-            between = ":" if joined and not named else ""
-            ax.plot(
-                part["place"], part.value, look.marker, linestyle=between, color=look.color, **ring, zorder=4
-            )
-            continue
-        points = _points(part, scale == "log")
-        if joined and not named:
-            _curve(ax, part, points, look)
-            ends.append((*points[-1, :2], look.label, look.color))
+    marks = styled(_begun(marks, series, line) if joined else marks, series, line, marker)
+    lines, ends = joined and not named, []
+    for _, part in marks.groupby([*columns, "source"], sort=False):
+        if part.source.iloc[0] == "paper":
+            paper_marks(ax, part["place"], part.value, part, line=":" if lines else "")
+        elif lines:
+            ends.append(_curve(ax, part, scale == "log"))
         else:
-            errors = np.nan_to_num([points[:, 1] - points[:, 2], points[:, 3] - points[:, 1]]).clip(0)
-            ax.errorbar(points[:, 0], points[:, 1], errors, fmt=look.marker, color=look.color, capsize=3)
-    _frame_axes(ax, marks, places if named else [], xscale, reference or {}, looks[series], diagonal)
+            _error_bars(ax, part, scale == "log")
     finish_axis(ax, "x", xlabel, xscale)
     finish_axis(ax, "y", label, scale)
-    if xscale == "log" and len(places) <= FEW and not named:
-        ax.set_xticks(places, [f"{place:,g}" for place in places])
+    _name_places(ax, marks, places, named, xscale)
     direct = legend and 1 < len(ends) <= DIRECT_LABELS and not marker
+    handles = legend_keys(
+        marks, marker, curves=not direct and (lines or marks.label.nunique() > 1), lines=lines
+    )
+    handles += reference_lines(ax.axhline, reference, styles_of(marks[series]) if series else {})
+    handles += _diagonal(ax, marks, diagonal, xscale) if diagonal else []
     if seconds:
         _seconds_axis(ax, frame, x, seconds, places)
-    handles = _handles(marks, looks, (series, line, marker), reference or {}, direct, joined and not named)
-    handles += [Line2D([], [], color=GREY, linestyle="--", label=diagonal)] if diagonal else []
     ax = finish_axes(ax, title, handles if legend else [], inside=bool(ax.child_axes))
     if direct:
         label_lines(ax, ends)
@@ -129,15 +119,6 @@ def _begun(marks: pd.DataFrame, series: str | None, line: str | None) -> pd.Data
     return pd.concat([start, marks[~first]], ignore_index=True)
 
 
-def _look(at: dict, series: str | None, line: str | None, marker: str | None, looks: dict) -> MethodStyle:
-    """Put the look of a curve together from the styles of its series, line and marker."""
-    own = looks[series][at[series]] if series else MethodStyle("#0072B2", "o", "")
-    dash = looks[line][at[line]] if line else MethodStyle("", "", "")
-    names = dict.fromkeys(filter(None, (own.label, dash.label)))
-    shape = looks[marker][at[marker]].marker if marker else own.marker
-    return MethodStyle(own.color, shape, ", ".join(names), dash.line)
-
-
 def _points(part: pd.DataFrame, log: bool) -> np.ndarray:
     """Give place, middle, low and high `(places, 4)` of a curve, in the order of the places."""
     points = np.array([(at, *summary(rows, log)) for at, rows in part.groupby("place")], dtype=float)
@@ -147,31 +128,41 @@ def _points(part: pd.DataFrame, log: bool) -> np.ndarray:
     return points
 
 
-def _curve(ax: Axes, part: pd.DataFrame, points: np.ndarray, look: MethodStyle) -> None:
-    """Draw a curve with its band, and its draws where they are too few for one."""
-    at, middle, low, high = points.T
-    marked = {"marker": look.marker, "markersize": 5} if len(at) <= FEW or (at % 1 == 0).all() else {}
-    ax.plot(at, middle, look.line, color=look.color, linewidth=1.6, **marked)
+def _curve(ax: Axes, part: pd.DataFrame, log: bool) -> tuple[float, float, str, str]:
+    """Draw a curve with its band, and its draws where they are too few for one; return its end and name."""
+    at, middle, low, high = _points(part, log).T
+    look = part.iloc[0]
+    marked = {"marker": look.symbol, "markersize": 5} if len(at) <= FEW or (at % 1 == 0).all() else {}
+    ax.plot(at, middle, look.dash, color=look.color, linewidth=1.6, **marked)
     if np.isfinite([low, high]).any():
         ax.fill_between(at, low, high, color=look.color, alpha=0.15, linewidth=0)
     few = part.groupby("place").filter(lambda rows: 1 < len(rows) < MIN_BAND)
     ax.plot(few["place"], few.value, "_", color=look.color, alpha=0.6, markersize=9)
+    return at[-1], middle[-1], look.label, look.color
 
 
-def _frame_axes(ax, marks, names, xscale, reference, colors, diagonal) -> None:
-    """Draw the reference lines and the diagonal, and give the horizontal axis its ticks."""
-    for name, number in reference.items():
-        color = colors[name].color if name in colors else GREY
-        ax.axhline(number, color=color, linestyle="--", linewidth=1, zorder=0)
-    if diagonal:
-        both = marks[(marks["place"] > 0) & (marks.value > 0)] if xscale == "log" else marks
-        ends = [max(both["place"].min(), both.value.min()), min(both["place"].max(), both.value.max())]
-        ax.plot(ends, ends, "--", color=GREY, linewidth=1, zorder=0)
-    if names:
-        ax.set_xticks(range(len(names)), [str(name) for name in names])
-        ax.set_xlim(-0.6, len(names) - 0.4)
+def _error_bars(ax: Axes, part: pd.DataFrame, log: bool) -> None:
+    at, middle, low, high = _points(part, log).T
+    errors, look = np.nan_to_num([middle - low, high - middle]).clip(0), part.iloc[0]
+    ax.errorbar(at, middle, errors, fmt=look.symbol, color=look.color, capsize=3)
+
+
+def _name_places(ax: Axes, marks: pd.DataFrame, places: list, named: bool, xscale: str) -> None:
+    """Give the horizontal axis a tick for each name, for few places of a log axis, or for whole numbers."""
+    if named:
+        ax.set_xticks(range(len(places)), [str(place) for place in places])
+        ax.set_xlim(-0.6, len(places) - 0.4)
+    elif xscale == "log" and len(places) <= FEW:
+        ax.set_xticks(places, [f"{place:,g}" for place in places])
     elif xscale == "linear" and (marks["place"] % 1 == 0).all():
         ax.xaxis.get_major_locator().set_params(integer=True)
+
+
+def _diagonal(ax: Axes, marks: pd.DataFrame, name: str, xscale: str) -> list[Line2D]:
+    """Draw the line on which both numbers are equal, as far as there are marks; return it for the legend."""
+    both = marks[(marks["place"] > 0) & (marks.value > 0)] if xscale == "log" else marks
+    ends = [max(both["place"].min(), both.value.min()), min(both["place"].max(), both.value.max())]
+    return ax.plot(ends, ends, "--", color=GREY, linewidth=1, zorder=0, label=name)
 
 
 def _seconds_axis(ax: Axes, frame: pd.DataFrame, x: str, seconds: str, places: list[float]) -> None:
@@ -184,28 +175,3 @@ def _seconds_axis(ax: Axes, frame: pd.DataFrame, x: str, seconds: str, places: l
     if ax.get_xscale() == "log":
         upper.set_xticks([place * rate for place in places], [f"{place * rate:,.3g}" for place in places])
         upper.minorticks_off()
-
-
-def _handles(marks, looks, columns, reference, direct: bool, lines: bool) -> list[Artist]:
-    """List what the legend explains: curves without a name at their end, markers, the paper, references."""
-    series, line, marker = columns
-    handles: list[Artist] = []
-    ours = marks[marks.source != "paper"]
-    curves = [name for name in dict.fromkeys((series, line)) if name]
-    if curves and not direct:
-        for cell in ours[curves].drop_duplicates().itertuples(index=False):
-            look = _look(dict(zip(curves, cell, strict=True)), series, line, None, looks)
-            shape = "" if marker else look.marker
-            if look.label and (len(ours[curves].drop_duplicates()) > 1 or lines):
-                handles.append(
-                    key(MethodStyle(look.color, shape, look.label), line=look.line if lines else "")
-                )
-    if marker:
-        handles += [key(MethodStyle(GREY, style.marker, style.label)) for style in looks[marker].values()]
-    if (marks.source == "paper").any():
-        handles.append(key(HOLLOW, hollow=True))
-    for name in reference:
-        style = looks[series].get(name, MethodStyle(GREY, "", name))
-        label = f"{style.label}, dense model" if style.color != GREY else name
-        handles.append(Line2D([], [], color=style.color, linestyle="--", label=label))
-    return handles

@@ -31,12 +31,8 @@ def plot_heatmap(
     """
     need(frame, rows, columns, value)
     names = list(dict.fromkeys([*frame[rows], *frame[columns]]))
-    table = np.full((len(names), len(names)), np.nan)
-    for a, b, number in zip(frame[rows], frame[columns], frame[value], strict=True):
-        row, column = names.index(a), names.index(b)
-        table[row, column] = number
-        if np.isnan(table[column, row]):
-            table[column, row] = number
+    table = frame.pivot(index=rows, columns=columns, values=value)
+    table = table.combine_first(table.T).loc[names, names].to_numpy()
     size = 1.6 + 0.62 * len(names)
     ax = new_axes(ax, size + 1.2 * bar, size)
     low, high = limits

@@ -10,21 +10,19 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 
 from pruner_lib.study.figures.style import (
-    GREY,
-    HOLLOW,
     MIN_BAND,
-    MethodStyle,
     finish_axes,
     finish_axis,
-    key,
+    legend_keys,
     marks_frame,
     need,
     new_axes,
+    paper_marks,
+    reference_lines,
+    styled,
     styles_of,
     summary,
 )
@@ -67,46 +65,40 @@ def plot_intervals(
     Raises:  ValueError: the frame can't be drawn (the message says what it lacks).
     """
     need(frame, each)
-    marks = marks_frame(frame, value, [rows, series, marker])
-    marks = marks.drop_duplicates() if each else marks
     within = [column for column in dict.fromkeys((series, marker)) if column and column != rows]
-    names = list(dict.fromkeys(marks[rows]))
-    slots = {name: _slots(marks[marks[rows] == name], within) for name in names}
-    most = max(map(len, slots.values()))
-    ax = new_axes(ax, 6.4, 1.3 + len(names) * (0.2 + APART * most))
-    labels, colors = styles_of(names), styles_of(marks[series or rows])
-    shapes = styles_of(marks[marker]) if marker else colors
-    finite = marks[["value", "low", "high"]].to_numpy().ravel()
+    marks = styled(marks_frame(frame, value, [rows, *within]), series or rows, marker=marker)
+    marks = marks.drop_duplicates() if each else marks
+    heights, most = _heights(marks, rows, within)
+    ax = new_axes(ax, 6.4, 1.3 + marks[rows].nunique() * (0.2 + APART * most))
     others = [*(reference or {}).values(), *(frame[each] if each else [])]
+    finite = marks[["value", "low", "high"]].to_numpy().ravel()
     limits = _limits(np.array([*finite, *others], dtype=float), scale)
-    keys = [rows, *within]
-    for cell, part in marks.groupby([*keys, "source"], sort=False):
-        at = dict(zip([*keys, "source"], cell, strict=True))
-        here = slots[at[rows]]
-        slot = here.index(tuple(at[column] for column in within))
-        y = names.index(at[rows]) + (slot - (len(here) - 1) / 2) / (most + 1)
-        look = MethodStyle(colors[at[series or rows]].color, shapes[at[marker or series or rows]].marker, "")
-        if at["source"] == "paper":
-            ring = {"markersize": 9, "markerfacecolor": "none", "markeredgewidth": 1.2, "zorder": 4}
-            ax.plot(part.value, [y] * len(part), look.marker, color=look.color, **ring)
+    for cell, part in marks.groupby([rows, *within, "source"], sort=False):
+        y = heights[cell[:-1]]
+        if cell[-1] == "paper":
+            paper_marks(ax, part.value, [y] * len(part), part)
             continue
         if each:
-            own = frame[(frame[keys] == pd.Series(at)[keys]).all(axis=1)][each]
-            ax.plot(own, [y] * len(own), "|", color=look.color, alpha=0.5, markersize=12, zorder=1)
-        _draw(ax, y, part, look, scale == "log", limits)
-    for number in (reference or {}).values():
-        ax.axvline(number, color=GREY, linestyle="--", linewidth=1, zorder=0)
-    ax.set_xlim(limits)
-    ax.set_yticks(range(len(names)), [labels[name].label for name in names])
-    ax.set_ylim(len(names) - 0.5, -0.5)
+            own = frame[(frame[[rows, *within]] == list(cell[:-1])).all(axis=1)][each]
+            ax.plot(own, [y] * len(own), "|", color=part.color.iloc[0], alpha=0.5, markersize=12, zorder=1)
+        _draw(ax, y, part, scale == "log", limits)
+    handles = legend_keys(marks, marker, curves=bool(series))
+    handles += reference_lines(ax.axvline, reference)
+    names = styles_of(marks[rows])
+    ax.set_yticks(range(len(names)), [style.label for style in names.values()])
+    ax.set(xlim=limits, ylim=(len(names) - 0.5, -0.5))
     finish_axis(ax, "x", label, scale)
-    named = _handles(marks, colors if series else {}, shapes if marker else {}, reference or {})
-    return finish_axes(ax, title, named if legend else [])
+    return finish_axes(ax, title, handles if legend else [])
 
 
-def _slots(marks: pd.DataFrame, columns: list[str]) -> list[tuple]:
-    """List the heights that a row has, one for each combination of series and marker that is there."""
-    return list(dict.fromkeys(marks[columns].itertuples(index=False, name=None))) or [()]
+def _heights(marks: pd.DataFrame, rows: str, within: list[str]) -> tuple[dict[tuple, float], int]:
+    """Give each combination of row, series and marker its height, and the most that one row has."""
+    cells = marks[[rows, *within]].drop_duplicates()
+    slots = cells.groupby(rows, sort=False).cumcount()
+    number, sizes = cells.groupby(rows, sort=False).ngroup(), cells.groupby(rows)[rows].transform("size")
+    most = int(sizes.max())
+    heights = number + (slots - (sizes - 1) / 2) / (most + 1)
+    return dict(zip(cells.itertuples(index=False, name=None), heights, strict=True)), most
 
 
 def _limits(numbers: np.ndarray, scale: str) -> tuple[float, float]:
@@ -120,34 +112,18 @@ def _limits(numbers: np.ndarray, scale: str) -> tuple[float, float]:
     return (float(np.exp(low)), float(np.exp(high))) if scale == "log" else (float(low), float(high))
 
 
-def _draw(ax: Axes, y: float, part: pd.DataFrame, look: MethodStyle, log: bool, limits) -> None:
+def _draw(ax: Axes, y: float, part: pd.DataFrame, log: bool, limits: tuple[float, float]) -> None:
     """Draw our number at a height: its mark and its interval, cut off where the axis ends."""
+    color, symbol = part.color.iloc[0], part.symbol.iloc[0]
+    spans = list(part[["value", "low", "high"]].itertuples(index=False, name=None))
     if len(part) >= MIN_BAND:
-        ax.plot(part.value, [y] * len(part), "|", color=look.color, alpha=0.5, markersize=9)
+        ax.plot(part.value, [y] * len(part), "|", color=color, alpha=0.5, markersize=9)
         spans = [summary(part, log)]
-    else:
-        spans = list(part[["value", "low", "high"]].itertuples(index=False, name=None))
     for middle, low, high in spans:
-        ax.plot(
-            middle, y, look.marker, color=look.color, markersize=10 if look.marker == "*" else 7, zorder=3
-        )
+        ax.plot(middle, y, symbol, color=color, markersize=10 if symbol == "*" else 7, zorder=3)
         if np.isnan(low) or np.isnan(high):
             continue
         shown = np.clip([low, high], *limits)
-        ax.plot(shown, [y, y], color=look.color, linewidth=1.5, solid_capstyle="butt", zorder=2)
+        ax.plot(shown, [y, y], color=color, linewidth=1.5, solid_capstyle="butt", zorder=2)
         for end, cut, arrow in zip((low, high), shown, "<>", strict=True):
-            ax.plot(cut, y, "|" if end == cut else arrow, color=look.color, markersize=6, clip_on=False)
-
-
-def _handles(marks: pd.DataFrame, colors: dict, shapes: dict, reference: Mapping[str, float]) -> list[Artist]:
-    """List what the legend explains: colours, markers where there are several, the paper's marks."""
-    handles: list[Artist] = []
-    if colors:
-        plain = bool(shapes) and shapes is not colors  # the shape says something else
-        handles += [key(MethodStyle(s.color, "" if plain else s.marker, s.label)) for s in colors.values()]
-    if len(shapes) > 1 and shapes is not colors:
-        handles += [key(MethodStyle(GREY, style.marker, style.label)) for style in shapes.values()]
-    if (marks.source == "paper").any():
-        handles.append(key(HOLLOW, hollow=True))
-    handles += [Line2D([], [], color=GREY, linestyle="--", label=name) for name in reference]
-    return handles
+            ax.plot(cut, y, "|" if end == cut else arrow, color=color, markersize=6, clip_on=False)

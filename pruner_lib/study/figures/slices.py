@@ -6,10 +6,11 @@ projections and models that nobody has seen are listed too. Nothing is discovere
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 
 import pandas as pd
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from pruner_lib.method.decoder import decoder_layers
 from pruner_lib.method.groups import Axes, Axis, Member
@@ -67,7 +68,7 @@ def slices_frame(
             here = {"stage": stages[member.structure], **_place(member, shape), "axis": axis.name}
             here |= {"kind": axis.kind, "role": member.role, "dim": member.dim, "group": group}
             here |= {"n_groups": axis.n_groups, "chosen": group == chosen[axis]}
-            rows += [here | {"start": a, "stop": b} for a, b in _runs(member.indices[group].tolist())]
+            rows += [here | {"start": a, "stop": b} for a, b in _runs(member.indices[group])]
     order = {name: i for i, name in enumerate(dict.fromkeys(m.parameter for _, m in _in_order(shown)))}
     frame = pd.DataFrame(rows)
     return frame.iloc[frame.parameter.map(order).argsort(kind="stable")].reset_index(drop=True)
@@ -83,19 +84,14 @@ def _place(member: Member, shape: tuple[int, ...]) -> dict:
 def _chosen(axes: Axes, layer: int, groups: Mapping[str, int]) -> dict[Axis, int]:
     """The axes that are drawn -> the group that is highlighted."""
     here = [a for a in axes.values() if a.layer == layer or (a.layer is None and a.kind == "hidden")]
-    if not any(a.layer == layer for a in here):
-        raise ValueError(
-            f"no axis was discovered in layer {layer}; the model has layers 0..{axes.n_layers - 1}"
-        )
-    if unknown := sorted(set(groups) - {a.kind for a in here}):
-        raise ValueError(
-            f"no axis of the kind {', '.join(unknown)} here; there are {', '.join(a.name for a in here)}"
-        )
-    chosen = {a: groups.get(a.kind, a.n_groups // 3) for a in here}
-    for axis, group in chosen.items():
-        if not 0 <= group < axis.n_groups:
-            raise ValueError(f"{axis.name} has the groups 0..{axis.n_groups - 1}, but {group} was asked for")
-    return chosen
+    known = {a.kind: range(a.n_groups) for a in here}
+    if layer not in range(axes.n_layers):
+        raise ValueError(f"the model has layers 0..{axes.n_layers - 1}, but layer {layer} was named")
+    for kind, group in groups.items():
+        if group not in known.get(kind, ()):
+            there = ", ".join(f"{name} 0..{len(numbers) - 1}" for name, numbers in known.items())
+            raise ValueError(f"no group {group} of the kind {kind} here; there are {there}")
+    return {a: groups.get(a.kind, a.n_groups // 3) for a in here}
 
 
 def _in_order(shown: list[tuple[Axis, Member]]) -> list[tuple[Axis, Member]]:
@@ -123,13 +119,8 @@ def _stages(shown: list[tuple[Axis, Member]]) -> dict[str, int]:
     return stages
 
 
-def _runs(entries: Iterable[int]) -> Iterator[tuple[int, int]]:
+def _runs(entries: Tensor) -> list[tuple[int, int]]:
     """Split entries into runs without a gap: half-open (start, stop)."""
-    start = previous = None
-    for entry in sorted(entries):
-        if previous is None or entry != previous + 1:
-            if start is not None:
-                yield start, previous + 1
-            start = entry
-        previous = entry
-    yield start, previous + 1
+    entries = entries.sort().values
+    runs = entries.tensor_split(torch.where(entries.diff() > 1)[0] + 1)
+    return [(int(run[0]), int(run[-1]) + 1) for run in runs]

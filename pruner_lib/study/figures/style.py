@@ -6,7 +6,7 @@ marks are ours; a hollow mark is the paper's and nothing else. Nothing is measur
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,6 +98,8 @@ CONTRASTS = {  # what a difference and a straight line say, what was trained on,
     "floating point": MethodStyle(GREY, "o", "floating point"),
     "8 bits": MethodStyle(GREY, "s", "8 bits"),
 }
+PLAIN = MethodStyle("#0072B2", "o", "")  # of what has no name
+HOLLOW = MethodStyle(GREY, "o", "hollow: the paper")
 STYLE = {**DESIGNS, **CHOICES, **STAGES, **KINDS, **COSTS, **TEXTS, **CONTRASTS, **METHODS}
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#882255", "#000000")
 MARKERS, LINES = "osD^vPX", ("-", "--", ":", "-.")
@@ -164,6 +166,72 @@ def marks_frame(frame: pd.DataFrame, value: str, columns: Sequence[str | None]) 
     return kept[kept.value.notna()]
 
 
+def styled(
+    marks: pd.DataFrame, series: str | None, line: str | None = None, marker: str | None = None
+) -> pd.DataFrame:
+    """Add how each mark looks, by its cells in these columns (None: all alike).
+
+    Returns: the frame with the columns `color`, `dash` (of its line), `symbol`, and `label` (of its curve).
+    """
+    looks = []
+    for column in (series, line, marker):
+        styles = styles_of(marks[column]) if column else {}
+        looks.append([styles.get(name, PLAIN) for name in (marks[column] if column else marks.index)])
+    labels = [
+        ", ".join(dict.fromkeys(filter(None, (a.label, b.label)))) for a, b, _ in zip(*looks, strict=True)
+    ]
+    return marks.assign(
+        color=[look.color for look in looks[0]],
+        dash=[look.line for look in looks[1]],
+        symbol=[look.marker for look in looks[2 if marker else 0]],
+        label=labels,
+    )
+
+
+def paper_marks(ax: Axes, x: Iterable[float], y: Iterable[float], part: pd.DataFrame, line: str = "") -> None:
+    """Draw the paper's values as hollow marks, in the look of a part of a frame of `styled`."""
+    look = {"markersize": 9, "markerfacecolor": "none", "markeredgewidth": 1.2, "linewidth": 0.8, "zorder": 4}
+    ax.plot(x, y, part.symbol.iloc[0], color=part.color.iloc[0], linestyle=line, **look)
+
+
+def reference_lines(
+    draw: Callable[..., object],
+    reference: Mapping[str, float] | None,
+    styles: Mapping[object, MethodStyle] | None = None,
+) -> list[Line2D]:
+    """Draw a dashed line at each number of `reference`, and make their entries of the legend.
+
+    Args:    draw: `ax.axhline` or `ax.axvline`.
+             styles: of the series; a line that is named as one of them is its dense model, in its colour.
+    """
+    handles = []
+    for name, number in (reference or {}).items():
+        own = (styles or {}).get(name)
+        own = own if own and own.color != GREY else None
+        look = {"color": own.color if own else GREY, "linestyle": "--"}
+        draw(number, linewidth=1, zorder=0, **look)
+        handles.append(Line2D([], [], label=f"{own.label}, dense model" if own else name, **look))
+    return handles
+
+
+def legend_keys(
+    marks: pd.DataFrame, marker: str | None, *, curves: bool, lines: bool = False
+) -> list[Artist]:
+    """List what a legend explains: colours, shapes where there are several, and the paper's marks.
+
+    Args:    marks: of `styled`.    marker: the column that chose the shapes.
+             curves: the colours are explained too, if they have a name; as `lines` or as marks.
+    """
+    handles: list[Artist] = []
+    for look in marks.drop_duplicates(["color", "dash", "label"]).itertuples() if curves else ():
+        if look.label and (look.source != "paper" or not lines):
+            style = MethodStyle(look.color, "" if marker else look.symbol, look.label)
+            handles.append(key(style, line=look.dash if lines else ""))
+    shapes = styles_of(marks[marker]).values() if marker else ()
+    handles += [key(MethodStyle(GREY, style.marker, style.label)) for style in shapes if len(shapes) > 1]
+    return handles + [key(HOLLOW, hollow=True)] * bool((marks.source == "paper").any())
+
+
 def spread(values: Sequence[float], log: bool = True) -> tuple[float, float, float]:
     """Give the mean of some draws and the ends of a band of one standard deviation.
 
@@ -195,7 +263,7 @@ def finish_axis(ax: Axes, name: str, label: str, scale: str) -> None:
     axis = getattr(ax, f"{name}axis")
     if scale == "log":
         getattr(ax, f"set_{name}scale")("log")
-        log_ticks(axis, room=2e4)
+        _log_ticks(axis)
     if scale == "percent":
         axis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.4g} %"))
     axis.set_label_text(label)
@@ -204,18 +272,11 @@ def finish_axis(ax: Axes, name: str, label: str, scale: str) -> None:
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def log_ticks(axis: Axis, room: float, linear: int = 6) -> None:
-    """Give a logarithmic axis plain numbers at 1, 2 and 5 times powers of ten.
-
-    Args:    room: from this ratio of its ends on, powers of ten alone.
-             linear: about how many ticks an axis has that is too short for these.
-    """
+def _log_ticks(axis: Axis) -> None:
+    """Give a logarithmic axis plain numbers at 1, 2, 5 times powers of ten; a short one even steps."""
     low, high = axis.get_view_interval()
-    if high / low > 6:
-        ticks = LogLocator(subs=(1, 2, 5) if high / low < room else (1,), numticks=30)
-    else:
-        ticks = MaxNLocator(linear, steps=[1, 2, 5, 10])
-    axis.set_major_locator(ticks)
+    ticks = LogLocator(subs=(1, 2, 5) if high / low < 2e4 else (1,), numticks=30)
+    axis.set_major_locator(ticks if high / low > 6 else MaxNLocator(6, steps=[1, 2, 5, 10]))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(_plain_number))
 
@@ -254,9 +315,6 @@ def key(style: MethodStyle, *, line: str = "", hollow: bool = False) -> Line2D:
     if not style.marker and not line:
         look |= {"linestyle": "-", "linewidth": 6, "solid_capstyle": "butt"}
     return Line2D([], [], markersize=6, **look, **({"markerfacecolor": "none"} if hollow else {}))
-
-
-HOLLOW = MethodStyle(GREY, "o", "hollow: the paper")
 
 
 def finish_axes(ax: Axes, title: str, handles: Sequence[Artist], *, inside: bool = False) -> Axes:
