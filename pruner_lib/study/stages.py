@@ -285,24 +285,26 @@ class Pipeline:
     def measure_task(
         self, task: str, how: Evaluation, model: Any, tokenizer: Any
     ) -> dict[MetricName, Metric]:
-        """Measure the answers to a task: with accuracy and probabilities, unless the right ones alone."""
+        """Measure the answers to a task: accuracy and probabilities or, of the right ones alone, bits a byte."""
         with contextlib.redirect_stderr(io.StringIO()):  # lm-eval draws bars that can't be turned off
             score = zero_shot(
                 model, tokenizer, (task,), how.limit, seed=how.seed, right_answers_only=how.right_answers_only
             )[task]
         protocol = score.protocol | {"dtype": _dtype(model)}
-        metrics = {}
-        if not how.right_answers_only:
-            correct = tuple(score.correct)
-            metrics["accuracy"] = Metric(score.value, score.stderr, score.n, protocol, correct)
-        for kind in ("p_right", "bits_per_byte") if how.seed is not None else ():
-            if values := getattr(score, kind):
-                error = (
-                    float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
-                )
-                kept, mean = _rounded(values), float(np.mean(values))
-                metrics[kind] = Metric(mean, error, score.n, protocol | {"metric": kind}, kept)
-        return {MetricName(kind, task): metric for kind, metric in metrics.items()}
+        if how.right_answers_only:
+            return {MetricName("bits_per_byte", task): _mean(score.bits_per_byte, protocol, "bits_per_byte")}
+        correct = tuple(score.correct)
+        metrics = {
+            MetricName("accuracy", task): Metric(score.value, score.stderr, score.n, protocol, correct)
+        }
+        if how.seed is not None:
+            metrics[MetricName("p_right", task)] = _mean(score.p_right, protocol, "p_right")
+        return metrics
+
+
+def _mean(values: Sequence[float], protocol: dict[str, Any], metric: str) -> Metric:
+    error = float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+    return Metric(float(np.mean(values)), error, len(values), protocol | {"metric": metric}, _rounded(values))
 
 
 def _dtype(model: Any) -> str:

@@ -27,28 +27,23 @@ def study(tmp_path, monkeypatch):
     return Study("tiny", tmp_path / "results")
 
 
-def test_drawn_questions_give_probabilities_and_bits_as_the_library_does(study):
-    record = study.run(TINY.dense(evaluation=DRAWN))
+def test_drawn_questions_give_what_the_library_gives(study):
     score = zero_shot(*load_model("tiny"), ("piqa",), 5, seed=0)["piqa"]
-    for kind, values in {
-        "accuracy": score.correct,
-        "p_right": score.p_right,
-        "bits_per_byte": score.bits_per_byte,
-    }.items():
-        metric = record.metrics[MetricName(kind, "piqa")]
-        assert metric.values == pytest.approx(values, abs=1e-5) and metric.n == 5
+    whole = study.run(TINY.dense(evaluation=DRAWN)).metrics
+    right = study.run(TINY.dense(evaluation=replace(DRAWN, texts=(), right_answers_only=True))).metrics
+    text, accuracy, p_right, bits = (
+        MetricName("perplexity", "tiny", 16),
+        *(MetricName(kind, "piqa") for kind in ("accuracy", "p_right", "bits_per_byte")),
+    )
+    assert list(whole) == [text, accuracy, p_right] and list(right) == [bits]
+    wanted = {accuracy: score.correct, p_right: score.p_right, bits: score.bits_per_byte}
+    for name, values in wanted.items():
+        metric = (whole | right)[name]
+        assert metric.values == pytest.approx(values, abs=1e-4) and metric.n == 5
         assert metric.value == pytest.approx(np.mean(values)) and metric.protocol["seed"] == 0
         assert metric.stderr == pytest.approx(np.std(values, ddof=1) / 5**0.5)
-    text = record.metrics[MetricName("perplexity", "tiny", 16)]
-    assert text.n == 6 and text.protocol["stride"] == "one window an article" and text.protocol["seed"] == 0
-
-
-def test_right_answers_alone_give_bits_and_nothing_else(study):
-    few = replace(DRAWN, texts=(), right_answers_only=True)
-    both = [study.run(TINY.dense(evaluation=one)) for one in (replace(DRAWN, texts=()), few)]
-    bits = MetricName("bits_per_byte", "piqa")
-    assert list(both[1].metrics) == [bits]
-    assert both[1].metrics[bits].values == pytest.approx(both[0].metrics[bits].values, abs=1e-4)
+    assert whole[text].n == 6 and whole[text].protocol["seed"] == 0
+    assert whole[text].protocol["stride"] == "one window an article"
 
 
 def test_first_questions_keep_what_older_records_hold(study):
