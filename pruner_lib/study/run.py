@@ -28,7 +28,7 @@ from pruner_lib.method.importance import aggregate
 from pruner_lib.study import claims
 from pruner_lib.study.records import Record, read_record, record_path, write_record
 from pruner_lib.study.results import Results, git_revision, model_hash, now, versions
-from pruner_lib.study.settings import DATA_FREE, Experiment, settings_key
+from pruner_lib.study.settings import DATA_FREE, LAYER_CRITERIA, Experiment, settings_key
 from pruner_lib.study.stages import Loaded, Pipeline, recovery_key
 from pruner_lib.study.statistics import Interval
 
@@ -244,4 +244,4 @@ def _criteria_of(experiment: Experiment, experiments: list[Experiment]) -> tuple
         return ()
     place = experiment.model, experiment.calibration
     same = [one for one in experiments if one.ratio and (one.model, one.calibration) == place]
-    return tuple(sorted({one.criterion for one in same} - set(DATA_FREE)))
+    return tuple(sorted({one.criterion for one in same} - {*DATA_FREE, *LAYER_CRITERIA}))

@@ -21,7 +21,8 @@ from pruner_lib.method.groups import AGGREGATIONS, CRITERIA, GRANULARITIES, ORDE
 from pruner_lib.recovery.settings import RecoverySettings
 
 FORMAT = 1  # raised when a record of the same settings would hold other numbers; old records are made anew
-DATA_FREE = ("none", *groups.DATA_FREE)  # criteria that look at no calibration samples
+LAYER_CRITERIA = ("influence", "alternate")  # block influence, every second layer; see `method.depth`
+DATA_FREE = ("none", "alternate", *groups.DATA_FREE)  # criteria that look at no calibration samples
 ORDERED = ("prod", "max")  # aggregations for which the order matters
 ADDED = {  # settings that later versions added -> their default, which keeps the names of older records
     "recovery": {"gradient_checkpointing": False},
@@ -164,7 +165,7 @@ class Experiment:
     """
 
     model: Name
-    criterion: Literal[("none", *CRITERIA)] = "element1"
+    criterion: Literal[("none", *CRITERIA, *LAYER_CRITERIA)] = "element1"
     aggregation: Literal[AGGREGATIONS] = "sum"
     order: Literal[ORDERS] = "channel"
     scope: Literal[SCOPES] = "local"
@@ -183,6 +184,8 @@ class Experiment:
     def __post_init__(self) -> None:
         if self.ratio and self.criterion == "none":
             raise ValueError(f"criterion is 'none', but should be one of {', '.join(CRITERIA)}")
+        if self.criterion in LAYER_CRITERIA and self.granularity != "layer":
+            raise ValueError(f"criterion {self.criterion!r} ranks layers: granularity should be 'layer'")
 
     @property
     def dense(self) -> Experiment:

@@ -29,6 +29,7 @@ from pruner_lib.evaluation.int8 import is_quantised, quantise_
 from pruner_lib.evaluation.perplexity import perplexity, perplexity_result
 from pruner_lib.evaluation.zero_shot import zero_shot
 from pruner_lib.files import only_one, read_json, write_atomic, write_json, write_text
+from pruner_lib.method.depth import as_group_scores, block_influence, every_second
 from pruner_lib.method.discover import discover
 from pruner_lib.method.groups import Plan
 from pruner_lib.method.importance import aggregate, estimate_members
@@ -39,7 +40,14 @@ from pruner_lib.models.prune import prune_
 from pruner_lib.recovery.recover import recover
 from pruner_lib.study.records import Metric, MetricName, metrics_from
 from pruner_lib.study.results import model_hash, tokenizer_hash
-from pruner_lib.study.settings import DATA_FREE, Calibration, Evaluation, Experiment, settings_key
+from pruner_lib.study.settings import (
+    DATA_FREE,
+    LAYER_CRITERIA,
+    Calibration,
+    Evaluation,
+    Experiment,
+    settings_key,
+)
 
 KEEP_BYTES = 2 << 30  # a larger dense model is not copied: it is cut itself and loaded again
 
@@ -182,17 +190,25 @@ class Pipeline:
 
         Args:    criteria: others to estimate in the same pass, for experiments that follow.
         """
-        members = self.members(experiment, list(dict.fromkeys([experiment.criterion, *criteria])))[
-            experiment.criterion
-        ]
-        axes, aggregation = (
-            self.dense(experiment.model).axes,
-            experiment.aggregation if experiment.dependency else "none",
-        )
         names = ("ratio", "granularity", "scope", "protect_first", "protect_last", "target", "dependency")
+        scores = self._scores(experiment, criteria)
         with self.timed("select"):
-            scores = aggregate(axes, members, aggregation, order=experiment.order)
+            axes = self.dense(experiment.model).axes
             return select(axes, scores, **{name: getattr(experiment, name) for name in names})
+
+    def _scores(self, experiment: Experiment, criteria: Sequence[str]) -> dict[str, Tensor]:
+        """Score the groups of an experiment, in the form that `select` takes."""
+        dense = self.dense(experiment.model)
+        if experiment.criterion not in LAYER_CRITERIA:
+            wanted = list(dict.fromkeys([experiment.criterion, *criteria]))
+            members = self.members(experiment, wanted)[experiment.criterion]
+            aggregation = experiment.aggregation if experiment.dependency else "none"
+            return aggregate(dense.axes, members, aggregation, order=experiment.order)
+        if experiment.criterion == "alternate":
+            return as_group_scores(dense.axes, every_second(dense.axes.n_layers))
+        with self.timed("estimate"):
+            ids = self.calibration_ids(experiment.calibration, dense.tokenizer)
+            return as_group_scores(dense.axes, block_influence(dense.model, ids))
 
     def subject(self, experiment: Experiment, criteria: Sequence[str] = ()) -> Subject:
         """Make the model of an experiment; the dense one is that in memory, which must not be changed.
@@ -285,7 +301,7 @@ class Pipeline:
     def measure_task(
         self, task: str, how: Evaluation, model: Any, tokenizer: Any
     ) -> dict[MetricName, Metric]:
-        """Measure the answers to a task: accuracy and probabilities or, of the right ones alone, bits a byte."""
+        """Measure answers: accuracy and probabilities or, of the right ones alone, bits a byte."""
         with contextlib.redirect_stderr(io.StringIO()):  # lm-eval draws bars that can't be turned off
             score = zero_shot(
                 model, tokenizer, (task,), how.limit, seed=how.seed, right_answers_only=how.right_answers_only

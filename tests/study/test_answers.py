@@ -10,7 +10,9 @@ import pytest
 from made_questions import row
 
 from pruner_lib import load_model
+from pruner_lib.data.windows import calibration_ids
 from pruner_lib.evaluation.zero_shot import zero_shot
+from pruner_lib.method.depth import block_influence
 from pruner_lib.study import Study, load_profile
 from pruner_lib.study.records import MetricName
 
@@ -51,3 +53,17 @@ def test_first_questions_keep_what_older_records_hold(study):
     record = study.run(TINY.dense(evaluation=first))
     assert list(record.metrics) == [MetricName("accuracy", "piqa")]
     assert "seed" not in record.metrics[MetricName("accuracy", "piqa")].protocol
+
+
+def test_layers_go_by_influence_or_every_second_one(study):
+    few = replace(TINY.evaluation, texts=("tiny",), windows=2)
+    how = {"granularity": "layer", "ratio": 0.5, "evaluation": few}
+    found = {one: study.run(TINY.experiment(criterion=one, **how)) for one in ("influence", "alternate")}
+    model, tokenizer = load_model("tiny")
+    ids = calibration_ids("tiny", tokenizer, samples=4, length=16)
+    wanted = int(block_influence(model, ids).argmax())
+    assert found["influence"].plan["layers_kept"] == [wanted] and found["alternate"].plan["layers_kept"] == [
+        0
+    ]
+    with pytest.raises(ValueError, match="criterion 'influence' ranks layers: granularity should be 'layer'"):
+        TINY.experiment(criterion="influence")

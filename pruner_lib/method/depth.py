@@ -1,0 +1,68 @@
+"""Scores of whole decoder layers, for the granularity "layer" (the rivals of the paper's Table 8).
+
+The sum of a layer's group scores is what `select` ranks by default; it tends to drop neighbours in a row.
+Here are the two rules that others use: every second layer, and block influence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
+
+from pruner_lib.method.decoder import decoder_layers
+from pruner_lib.method.groups import Axis
+from pruner_lib.method.options import check_ids
+
+
+@torch.no_grad()
+def block_influence(model: nn.Module, calibration_ids: Tensor) -> Tensor:
+    """Score each decoder layer by how far it turns the residual stream, in one forward pass.
+
+        I_l = 1 - mean over tokens of cos(x_l, x_(l+1)),    x_l: input of layer l, (tokens, hidden)
+
+    Args:    calibration_ids: `(samples, tokens)` int64.
+    Returns: `(n_layers,)` float32; higher means keep.
+    Raises:  ValueError: ids that do not fit the model.
+    Source:  Men et al., ShortGPT: Layers in Large Language Models are More Redundant Than You Expect (2024),
+             equation 1.
+    """
+    check_ids(model, calibration_ids)
+    layers, scores = decoder_layers(model)[1], []
+
+    def look(_layer: nn.Module, args: tuple, kwargs: dict, output: Tensor | tuple) -> None:
+        before = args[0] if args else kwargs["hidden_states"]  # (samples, tokens, hidden)
+        after = output[0] if isinstance(output, tuple) else output
+        scores.append(1 - cosine_similarity(before.float(), after.float(), dim=-1).mean())
+
+    hooks = [layer.register_forward_hook(look, with_kwargs=True) for layer in layers]
+    training = model.training
+    try:
+        model.eval()(calibration_ids.to(next(model.parameters()).device), use_cache=False)
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    return torch.stack(scores).cpu()
+
+
+def every_second(n_layers: int) -> Tensor:
+    """Score layers so that every second one goes first: 1, 0, 1, 0, ... `(n_layers,)` float32.
+
+    Source: Sanh et al., DistilBERT (2019), section 3: the student takes one layer of two.
+    """
+    return (torch.arange(n_layers) % 2 == 0).float()
+
+
+def as_group_scores(axes: Mapping[str, Axis], scores: Tensor) -> dict[str, Tensor]:
+    """Spread scores of layers, `(n_layers,)`, over their groups, for `select(granularity="layer")`."""
+    spread, shares = {}, torch.zeros(len(scores))
+    for axis in axes.values():
+        if axis.layer is not None:
+            shares[axis.layer] += axis.n_groups
+    for name, axis in axes.items():
+        each = 0.0 if axis.layer is None else float(scores[axis.layer] / shares[axis.layer])
+        spread[name] = torch.full((axis.n_groups,), each)
+    return spread

@@ -1,0 +1,53 @@
+"""Scores of whole layers: what changes nothing goes first, and every second layer is every second one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from pruner_lib import discover, select
+from pruner_lib.method.depth import as_group_scores, block_influence, every_second
+
+IDS = torch.arange(24).view(2, 12)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=6, num_attention_heads=4
+    )
+    model = LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.mlp.down_proj.weight.mul_(20)
+        for silent in (model.model.layers[i] for i in (1, 4)):  # these pass on what they get
+            silent.self_attn.o_proj.weight.zero_()
+            silent.mlp.down_proj.weight.zero_()
+    return model
+
+
+def test_layer_that_changes_nothing_has_no_influence(model):
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    scores = block_influence(model, IDS)
+    assert scores.shape == (6,) and scores[[1, 4]].abs().max() < 1e-6 and scores[[0, 2, 3, 5]].min() > 1e-3
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    assert not any(layer._forward_hooks for layer in model.model.layers) and not model.training
+    with pytest.raises(ValueError, match="vocabulary has 64 entries"):
+        block_influence(model, IDS + 60)
+
+
+def test_influence_is_the_one_of_the_hidden_states(model):
+    with torch.no_grad():
+        states = model.model(IDS, output_hidden_states=True).hidden_states  # the last one is normalised
+    wanted = [1 - torch.cosine_similarity(states[i], states[i + 1], dim=-1).mean() for i in range(5)]
+    assert torch.allclose(block_influence(model, IDS)[:5], torch.stack(wanted), atol=1e-6)
+
+
+def test_layers_of_least_score_are_dropped(model):
+    axes = discover(model)
+    plan = select(axes, as_group_scores(axes, block_influence(model, IDS)), ratio=1 / 3, granularity="layer")
+    assert plan.keep["layers"].tolist() == [0, 2, 3, 5]
+    plan = select(axes, as_group_scores(axes, every_second(6)), ratio=0.5, granularity="layer")
+    assert plan.keep["layers"].tolist() == [0, 2, 4]
