@@ -6,8 +6,7 @@ Counting watches the operators that a forward pass runs: no architecture is name
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 
@@ -40,8 +39,6 @@ class Latency:
     median_s: float
     iqr_s: float  # distance between the quartiles: the spread that a single slow repeat can't move
     tokens_per_s: float  # at the median
-    tokens: int  # length of a sequence
-    batch: int  # sequences a pass
 
 
 class MacCounter(TorchDispatchMode):
@@ -122,13 +119,6 @@ def memory_mb(model: nn.Module, *, tables_mb: float = 0.0) -> float:
     return total / MIB + tables_mb
 
 
-@contextmanager
-def decomposed_attention() -> Iterator[None]:
-    """Run fused attention as the products and the softmax that it stands for, without gradients."""
-    with torch.inference_mode(False), sdpa_kernel(SDPBackend.MATH):
-        yield
-
-
 def macs(model: nn.Module, tokens: int = MACS_TOKENS) -> int:
     """Count the multiply-accumulate operations of one forward pass; `operator_macs` says what counts.
 
@@ -161,7 +151,9 @@ def macs(model: nn.Module, tokens: int = MACS_TOKENS) -> int:
 
 
 def _count(model: nn.Module, ids: Tensor, mask: Tensor | None) -> int:
-    with decomposed_attention(), evaluating(model), MacCounter() as counter:
+    # fused attention runs as the products and the softmax that it stands for
+    math = sdpa_kernel(SDPBackend.MATH)
+    with torch.inference_mode(False), math, evaluating(model), MacCounter() as counter:
         model(input_ids=ids, attention_mask=mask, use_cache=False)
     return counter.macs
 
@@ -187,8 +179,8 @@ def latency(
     special = prompt_for(model, 1)[0, :tokens]  # some models look for them
     ids[:, : len(special)] = special
     ids = ids.to(weight.device)
-    once = {"pass": lambda: model(input_ids=ids, use_cache=False)}
+    calls = {"pass": lambda: model(input_ids=ids, use_cache=False)}
     with evaluating(model):
-        seconds = in_turn(once, repeats, weight.device, warmup=warmup)["pass"]
+        seconds = in_turn(calls, repeats, weight.device, warmup=warmup)["pass"]
     low, median, high = quartiles(seconds)
-    return Latency(tuple(seconds), median, high - low, batch * tokens / median, tokens, batch)
+    return Latency(tuple(seconds), median, high - low, batch * tokens / median)

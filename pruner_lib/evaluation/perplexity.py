@@ -40,10 +40,19 @@ DISTINCT_N = 2  # length of the n-grams whose variety is counted
 class Perplexity:
     """Perplexity of a model on windows of text, with what paired statistics need."""
 
-    value: float  # exp of the mean NLL
-    stderr: float  # standard error of value over windows (delta method), nan for one window
     nll: np.ndarray  # (windows,) float64: mean negative log-likelihood of each window, nats a token
     n_tokens: int  # predicted positions: windows x (tokens - 1)
+
+    @property
+    def value(self) -> float:
+        """The exponential of the mean NLL."""
+        return math.exp(self.nll.mean())
+
+    @property
+    def stderr(self) -> float:
+        """Standard error of the value over windows (delta method); nan for one window."""
+        n = len(self.nll)
+        return self.value * self.nll.std(ddof=1) / math.sqrt(n) if n > 1 else math.nan
 
 
 @dataclass(frozen=True)
@@ -69,26 +78,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def vocabulary_size(model: nn.Module) -> int:
-    """Read how many token ids the model knows: the rows of its input embedding."""
-    return model.get_input_embeddings().weight.shape[0]
-
-
 def check_ids(ids: Tensor, vocabulary: int) -> None:
     """Check that a model can read token ids.
 
     Args:    ids: the user's input.    vocabulary: number of known token ids.
     Raises:  ValueError: not int64 of shape `(windows, tokens)`, tokens >= 2, or an id outside the vocabulary.
     """
-    if not isinstance(ids, Tensor) or ids.dtype != torch.int64:
-        kind = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
+    is_tensor = isinstance(ids, Tensor)
+    if not is_tensor or ids.dtype != torch.int64 or ids.dim() != 2 or not len(ids) or ids.shape[1] < 2:
+        came = f"{ids.dtype} of shape {tuple(ids.shape)}" if is_tensor else type(ids).__name__
         raise ValueError(
-            f"token ids came as {kind}, wanted torch.int64; convert: torch.as_tensor(ids).long()"
-        )
-    if ids.dim() != 2 or ids.shape[0] < 1 or ids.shape[1] < 2:
-        raise ValueError(
-            f"token ids came with shape {tuple(ids.shape)}, wanted (windows, tokens) with at least one "
-            "window of two tokens; cut the text with data.text_ids"
+            f"token ids came as {came}, wanted torch.int64 of shape (windows, tokens), two tokens or more in "
+            "each of one or more windows; cut the text with text_ids"
         )
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or high >= vocabulary:
@@ -138,25 +139,22 @@ def perplexity_result(
              memory for a single window.
     Source:  paper, section 4.1 (windows of 128 tokens are its code's default). No difference known.
     """
-    vocabulary = vocabulary_size(model)
+    vocabulary = model.get_input_embeddings().weight.shape[0]
     check_ids(ids, vocabulary)
     device = input_device(model)
     if batch_size is None:
         batch_size = automatic_batch(ids.shape[1], vocabulary, device.type)
     nll: list[Tensor] = []
-    with (
-        evaluating(model),
-        tqdm(total=len(ids), desc="perplexity", unit="window", disable=not progress) as bar,
-    ):
-        while len(nll) < len(ids):
-            left = ids[len(nll) :]
-            values, batch_size = in_fitting_batches(
-                lambda n, left=left: _batch_nll(model, left[:n].to(device)),
-                min(batch_size, len(left)),
-                "perplexity",
-            )
-            nll += values
-            bar.update(len(values))
+
+    def measure(size: int) -> None:
+        while len(nll) < len(ids):  # after a shortage of memory it goes on from here
+            batch = ids[len(nll) : len(nll) + size].to(device)
+            nll.extend(_batch_nll(model, batch))
+            bar.update(len(batch))
+
+    bar = tqdm(total=len(ids), desc="perplexity", unit="window", disable=not progress)
+    with evaluating(model), bar:
+        in_fitting_batches(measure, min(batch_size, len(ids)), "perplexity")
     values = torch.stack(nll).cpu().numpy()
     if not np.isfinite(values).all():
         bad = int(np.flatnonzero(~np.isfinite(values))[0])
@@ -164,13 +162,11 @@ def perplexity_result(
             f"window {bad} has a loss of {values[bad]}, wanted a finite number: the model gives NaN or "
             "infinite logits; check its weights, or evaluate in float32"
         )
-    value = math.exp(values.mean())
-    spread = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return Perplexity(value, value * spread, values, ids.shape[0] * (ids.shape[1] - 1))
+    return Perplexity(values, ids.shape[0] * (ids.shape[1] - 1))
 
 
 def _batch_nll(model: nn.Module, batch: Tensor) -> list[Tensor]:
-    """Run one forward pass; give the mean NLL of each window."""
+    """Compute the mean NLL of each window of a batch in one forward pass."""
     logits = model(input_ids=batch, use_cache=False).logits  # (batch, tokens, vocabulary)
     # a model spread over devices may give its logits on another one than it takes its ids on
     return [window_nll(window, row) for window, row in zip(logits, batch.to(logits.device), strict=True)]
@@ -221,9 +217,8 @@ def generate_samples(
              length counts new tokens, where the code's counts prompt and new tokens together.
     """
     settings = dict(max_new_tokens=max_new_tokens, do_sample=do_sample, num_return_sequences=draws)
-    settings["pad_token_id"] = (
-        tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    )
+    no_pad = tokenizer.pad_token_id is None
+    settings["pad_token_id"] = tokenizer.eos_token_id if no_pad else tokenizer.pad_token_id
     if do_sample:
         settings |= dict(top_k=top_k, top_p=top_p, temperature=temperature)
     ends = model.generation_config.eos_token_id
@@ -237,6 +232,7 @@ def generate_samples(
             for row in output[:, ids.shape[1] :].tolist():
                 new = _until(row, ends if isinstance(ends, list) else [ends])
                 text = tokenizer.decode(new, skip_special_tokens=True)
-                distinct = 1 - repetition_rate(new, DISTINCT_N)
-                samples.append(Sample(prompt, text, repetition_rate(new), distinct))
+                samples.append(
+                    Sample(prompt, text, repetition_rate(new), 1 - repetition_rate(new, DISTINCT_N))
+                )
     return samples

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from peft import PeftModel
+from transformers import set_seed
 
 from pruner_lib.files import read_json, write_json
 from pruner_lib.recovery.instructions import Row
@@ -32,6 +33,7 @@ class Run:
     folder: Path  # of recovery.json, the adapters and the checkpoint
     identity: dict[str, Any]  # all that decides the result, as plain data; compared before a run is resumed
     data: list[list[Row]]  # batches of encoded examples, one a step
+    points: Sequence[int] = ()  # steps at which the model is measured; 0 is before training
     kept: Sequence[int] = ()  # steps whose adapters are kept
     checkpoint: Path | None = None  # to resume from
     history: list[dict[str, Any]] = field(default_factory=list)  # of a finished run
@@ -92,9 +94,10 @@ class Run:
             write_json(self.folder / "recovery.json", {"identity": self.identity, "history": self.history})
 
     def _compare(self, saved: dict[str, Any]) -> None:
-        pairs = {name: (saved.get(name), self.identity.get(name)) for name in {**saved, **self.identity}}
         differing = [
-            f"{name}: {there!r} there, {now!r} now" for name, (there, now) in pairs.items() if there != now
+            f"{name}: {saved.get(name)!r} there, {self.identity.get(name)!r} now"
+            for name in {**saved, **self.identity}
+            if saved.get(name) != self.identity.get(name)
         ]
         if differing:
             raise ValueError(
@@ -125,9 +128,7 @@ def random_state(seed: int | None = None) -> Iterator[None]:
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         try:
             if seed is not None:
-                random.seed(seed)
-                np.random.seed(seed % 2**32)
-                torch.manual_seed(seed)
+                set_seed(seed)
             yield
         finally:
             random.setstate(kept[0])

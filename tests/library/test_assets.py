@@ -47,7 +47,7 @@ def publish(index: Path, monkeypatch: pytest.MonkeyPatch, text: str = "hello", s
         wheel.writestr("toy-1.0.dist-info/RECORD", "")
     content = path.read_bytes()
     sha256 = sha256 or hashlib.sha256(content).hexdigest()
-    asset = Asset("toy", "toy==1.0", sha256, "toy", ("wanted.txt",))
+    asset = Asset("toy==1.0", sha256, "toy", ("wanted.txt",))
     monkeypatch.setitem(assets.ASSETS, "toy", asset)
     return asset
 
@@ -189,7 +189,7 @@ def source_archive(path: Path, members: dict[str, tarfile.TarInfo]) -> Path:
 
 
 def test_source_archive_gives_only_the_wanted_file(tmp_path):
-    asset = Asset("toy", "toy==1.0", "", "toy-1.0/data", ("wanted.txt",), is_wheel=False)
+    asset = Asset("toy==1.0", "", "toy-1.0/data", ("wanted.txt",), is_wheel=False)
     members = {"toy-1.0/data/wanted.txt": tarfile.TarInfo(), "../escaped.txt": tarfile.TarInfo()}
     archive = source_archive(tmp_path / "toy.tar.gz", members)
     target = tmp_path / "in" / "target"
@@ -199,7 +199,7 @@ def test_source_archive_gives_only_the_wanted_file(tmp_path):
 
 
 def test_link_in_place_of_a_wanted_file_is_refused(tmp_path):
-    asset = Asset("toy", "toy==1.0", "", "toy-1.0/data", ("wanted.txt",), is_wheel=False)
+    asset = Asset("toy==1.0", "", "toy-1.0/data", ("wanted.txt",), is_wheel=False)
     link = tarfile.TarInfo()
     link.type, link.linkname = tarfile.SYMTYPE, "secret.txt"
     members = {"toy-1.0/data/secret.txt": tarfile.TarInfo(), "toy-1.0/data/wanted.txt": link}
@@ -209,7 +209,7 @@ def test_link_in_place_of_a_wanted_file_is_refused(tmp_path):
 
 
 def test_damaged_archive_is_an_error(tmp_path):
-    asset = Asset("toy", "toy==1.0", "", "toy", ("wanted.txt",))
+    asset = Asset("toy==1.0", "", "toy", ("wanted.txt",))
     (tmp_path / "toy.whl").write_bytes(b"not a zip file")
     with pytest.raises(RuntimeError, match="toy.whl is damaged"):
         extract(asset, tmp_path / "toy.whl", tmp_path / "target")
