@@ -14,14 +14,6 @@ IDS = torch.randint(4, 250, (3, 16), generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture
-def checkpoint(tmp_path):
-    """A folder with the tiny model and its tokenizer."""
-    for part in load_model("tiny"):
-        part.save_pretrained(tmp_path / "checkpoint")
-    return tmp_path / "checkpoint"
-
-
-@pytest.fixture
 def in_cpu_memory():
     """A model as accelerate leaves one whose weights wait in CPU memory for their turn."""
     model, _ = load_model("tiny")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
+from pruner_lib.evaluation import meters
 from pruner_lib.evaluation.meters import in_turn, quartiles, timed
 
 
@@ -19,10 +18,16 @@ def test_calls_take_turns_and_the_warm_up_is_not_counted():
     assert {name: len(found) for name, found in seconds.items()} == {"a": 3, "b": 3}
 
 
-def test_a_longer_call_takes_longer():
-    seconds = in_turn({"short": lambda: None, "long": lambda: time.sleep(0.02)}, 1, "cpu", warmup=0)
-    assert seconds["long"][0] >= 0.02 > seconds["short"][0]
-    assert timed(lambda: time.sleep(0.02), "cpu") >= 0.02
+def test_the_time_of_each_call_is_its_own(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(meters.time, "perf_counter", lambda: clock[0])
+
+    def wait(seconds: float) -> None:
+        clock[0] += seconds
+
+    calls = {"short": lambda: wait(1.0), "long": lambda: wait(3.0)}
+    assert in_turn(calls, 2, "cpu", before=lambda: wait(50.0)) == {"short": [1.0, 1.0], "long": [3.0, 3.0]}
+    assert timed(calls["long"], "cpu") == 3.0
 
 
 def test_quartiles_of_a_few_values():
