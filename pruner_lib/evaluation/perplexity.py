@@ -9,12 +9,12 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from pruner_lib.evaluation.meters import in_fitting_batches
 from pruner_lib.method.offload import input_device
@@ -32,6 +32,7 @@ PROMPTS = (
     "Review: I would gladly come again.\nMood:",
     "English: good morning\nFrench: bonjour\n\nEnglish: thank you\nFrench: merci\n\nEnglish: cheese\nFrench:",
 )
+SAMPLING = {"do_sample": True, "top_k": 50, "top_p": 0.95, "temperature": 1.0}  # as in the paper's code
 REPETITION_N = 4  # length of the n-grams whose repetition is counted
 DISTINCT_N = 2  # length of the n-grams whose variety is counted
 
@@ -125,15 +126,13 @@ def window_nll(logits: Tensor, ids: Tensor) -> Tensor:
     return torch.stack(losses).sum() / (len(ids) - 1)
 
 
-def perplexity_result(
-    model: nn.Module, ids: Tensor, *, batch_size: int | None = None, progress: bool = False
-) -> Perplexity:
+def perplexity_result(model: nn.Module, ids: Tensor, *, batch_size: int | None = None) -> Perplexity:
     """Measure the perplexity of a model on non-overlapping windows.
 
     PPL = exp(mean over windows and positions t >= 1 of -log p(x_t | x_0 .. x_{t-1})), inside each window.
 
     Args:    ids: `(windows, tokens)` int64.    batch_size: windows a pass, None: by device and memory. Where
-             memory runs out, it goes on with half of it, with a warning.    progress: show a bar.
+             memory runs out, it goes on with half of it, with a warning.
     Returns: Perplexity: the value, its standard error and the mean NLL of each window.
     Raises:  ValueError: ids of a wrong type, shape or range; logits that are NaN or infinite; too little
              memory for a single window.
@@ -148,12 +147,9 @@ def perplexity_result(
 
     def measure(size: int) -> None:
         while len(nll) < len(ids):  # after a shortage of memory it goes on from here
-            batch = ids[len(nll) : len(nll) + size].to(device)
-            nll.extend(_batch_nll(model, batch))
-            bar.update(len(batch))
+            nll.extend(_batch_nll(model, ids[len(nll) : len(nll) + size].to(device)))
 
-    bar = tqdm(total=len(ids), desc="perplexity", unit="window", disable=not progress)
-    with evaluating(model), bar:
+    with evaluating(model):
         in_fitting_batches(measure, min(batch_size, len(ids)), "perplexity")
     values = torch.stack(nll).cpu().numpy()
     if not np.isfinite(values).all():
@@ -172,11 +168,9 @@ def _batch_nll(model: nn.Module, batch: Tensor) -> list[Tensor]:
     return [window_nll(window, row) for window, row in zip(logits, batch.to(logits.device), strict=True)]
 
 
-def perplexity(
-    model: nn.Module, ids: Tensor, *, batch_size: int | None = None, progress: bool = False
-) -> float:
+def perplexity(model: nn.Module, ids: Tensor, *, batch_size: int | None = None) -> float:
     """Measure perplexity as one number; `perplexity_result` explains the arguments and keeps the windows."""
-    return perplexity_result(model, ids, batch_size=batch_size, progress=progress).value
+    return perplexity_result(model, ids, batch_size=batch_size).value
 
 
 def repetition_rate(tokens: Sequence[int], n: int = REPETITION_N) -> float:
@@ -200,27 +194,21 @@ def generate_samples(
     prompts: Sequence[str] = PROMPTS,
     *,
     max_new_tokens: int = 64,
-    do_sample: bool = True,
-    top_k: int = 50,
-    top_p: float = 0.95,
-    temperature: float = 1.0,
     seed: int = 0,
     draws: int = 1,
+    **sampling: Any,
 ) -> list[Sample]:
     """Continue each prompt from a seed of its own, so that its text does not depend on the other prompts.
 
-    Args:    prompts: texts.    max_new_tokens: at most so many follow.    do_sample: False is greedy.
-             top_k, top_p, temperature: of the sampling; unused when greedy.    seed: prompt i takes seed + i.
-             draws: texts for each prompt, which need sampling to differ.
+    Args:    prompts: texts.    max_new_tokens: at most so many follow.    seed: prompt i takes seed + i.
+             draws: texts for each prompt.    sampling: arguments of `model.generate` in place of SAMPLING.
     Returns: the samples in the order of the prompts, those of one prompt side by side.
     Source:  paper, appendix D; its code samples with the same three settings. Differs: own prompts; the
              length counts new tokens, where the code's counts prompt and new tokens together.
     """
-    settings = dict(max_new_tokens=max_new_tokens, do_sample=do_sample, num_return_sequences=draws)
-    no_pad = tokenizer.pad_token_id is None
-    settings["pad_token_id"] = tokenizer.eos_token_id if no_pad else tokenizer.pad_token_id
-    if do_sample:
-        settings |= dict(top_k=top_k, top_p=top_p, temperature=temperature)
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    settings = {"max_new_tokens": max_new_tokens, "num_return_sequences": draws, "pad_token_id": pad}
+    settings |= SAMPLING | sampling
     ends = model.generation_config.eos_token_id
     device, samples = input_device(model), []
     # the global generator stays as it was

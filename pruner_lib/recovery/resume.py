@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from peft import PeftModel
 from transformers import set_seed
+from transformers.trainer_utils import get_last_checkpoint
 
 from pruner_lib.files import read_json, write_json
 from pruner_lib.recovery.instructions import Row
@@ -35,7 +36,7 @@ class Run:
     data: list[list[Row]]  # batches of encoded examples, one a step
     points: Sequence[int] = ()  # steps at which the model is measured; 0 is before training
     kept: Sequence[int] = ()  # steps whose adapters are kept
-    checkpoint: Path | None = None  # to resume from
+    checkpoint: str | None = None  # to resume from
     history: list[dict[str, Any]] = field(default_factory=list)  # of a finished run
 
     @property
@@ -62,11 +63,14 @@ class Run:
         if results and resume:
             saved = read_json(state)
             self._compare(saved["identity"])
-            self.history = [{name: _number(value) for name, value in row.items()} for row in saved["history"]]
+            self.history = [  # JSON keeps infinities as text
+                {name: float(value) if isinstance(value, str) else value for name, value in row.items()}
+                for row in saved["history"]
+            ]
         for path in results:
             if not resume or (path in checkpoints and not _complete(path)):
                 shutil.rmtree(path, ignore_errors=True)
-        self.checkpoint = max((path for path in checkpoints if path.exists()), key=_step, default=None)
+        self.checkpoint = get_last_checkpoint(self.folder) if results else None
         self._save()
 
     def kept_path(self, step: int) -> Path:
@@ -106,10 +110,6 @@ class Run:
             )
 
 
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("checkpoint-"))
-
-
 def _complete(checkpoint: Path) -> bool:
     try:
         return bool(read_json(checkpoint / "trainer_state.json"))
@@ -133,7 +133,3 @@ def random_state(seed: int | None = None) -> Iterator[None]:
         finally:
             random.setstate(kept[0])
             np.random.set_state(kept[1])
-
-
-def _number(value: Any) -> Any:
-    return float(value) if isinstance(value, str) else value  # JSON keeps infinities as text

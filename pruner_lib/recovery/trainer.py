@@ -58,7 +58,7 @@ def train(
     if settings.gradient_checkpointing:
         adapted.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
     try:
-        trainer.train(resume_from_checkpoint=str(run.checkpoint) if run.checkpoint else None)
+        trainer.train(resume_from_checkpoint=run.checkpoint)
     finally:
         log.setLevel(level)
         recorder.bar.close()

@@ -209,15 +209,11 @@ def test_the_warm_up_is_not_timed(monkeypatch):
             self.calls += 1
             clock[0] += 100.0 if self.calls <= 2 else self.calls
 
-    timed = latency(Sleeping(), tokens=10, batch=3, repeats=5, warmup=2)
-    assert timed.seconds == (3.0, 4.0, 5.0, 6.0, 7.0)
-    assert (timed.median_s, timed.iqr_s, timed.tokens_per_s) == (5.0, 2.0, 6.0)
-    assert latency(Sleeping(), repeats=4, warmup=0).seconds[:2] == (100.0, 100.0)
+    assert latency(Sleeping(), tokens=10, batch=3, repeats=3, warmup=2) == [3.0, 4.0, 5.0]
+    assert latency(Sleeping(), repeats=2, warmup=0) == [100.0, 100.0]
 
 
 def test_latency_refuses_what_it_cannot_time():
     model = AutoModelForCausalLM.from_config(CONFIGS["llama"])
-    with pytest.raises(ValueError, match="at least 2"):
-        latency(model, repeats=1)
     with pytest.raises(ValueError, match="meta device"):
         latency(model.to("meta"))

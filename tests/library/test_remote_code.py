@@ -99,7 +99,7 @@ def test_cut_equals_mask(kind, model, axes):
 
 
 def test_its_operations_and_seconds_are_counted(model):
-    assert macs(model) > 0 and latency(model, tokens=8, repeats=2, warmup=0).median_s > 0
+    assert macs(model) > 0 and min(latency(model, tokens=8, repeats=2, warmup=0)) > 0
 
 
 def test_cut_model_learns_and_generates(uneven):

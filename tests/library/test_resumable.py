@@ -1,4 +1,4 @@
-"""The history of a recovery, the adapters kept on its way, and that a killed run ends as an uninterrupted one."""
+"""The history of a recovery, adapters kept on its way, and that a killed run ends as an uninterrupted one."""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ from pruner_lib.models.load import tiny_tokenizer
 from pruner_lib.models.modeling_pruned import make_saveable_
 
 UNEVEN = dict(ratio=0.4, scope="global", protect_first=1)
+ALIKE = ("llama-gqa", "mistral", "qwen2")  # as llama-mha here; other tests save the first and the last
 OURS = {"modeling_pruned.py", "layout.py"}
 CODE_NAMES = {path.name for path in CODE}
 
@@ -52,7 +53,7 @@ def check_loads(folder, model, tokenizer=None, ids=None, **trust):
         assert type(again).__name__ == type(model).__name__
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in ALIKE])
 def test_plain_saving_of_an_unevenly_pruned_model_loads_everywhere(family, tmp_path):
     model = uneven(family)
     assert model.pruning_layout

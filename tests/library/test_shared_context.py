@@ -28,7 +28,7 @@ QUESTIONS = [
     [("alone", " is one choice")],
     [("", "no context"), ("", "none here")],
 ]
-SHARING = ["llama-gqa", "llama-tied", "mistral", "gpt2", "gpt_neox", "qwen3", "phi3", "glm", "opt"]
+SHARING = ["llama-tied", "mistral", "gpt2", "gpt_neox", "phi3", "glm", "opt"]
 
 
 def model_of(family: str, **changes):
@@ -99,7 +99,7 @@ def test_greedy_continuations_are_recognised(strict):
     assert [greedy for _, greedy in found] == [True, False, False, True]
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 7, 50])
+@pytest.mark.parametrize("batch_size", [1, 7])
 def test_padding_and_batches_change_nothing(batch_size, strict):
     model = model_of("llama-gqa")
     assert furthest(answers(model, batch_size=batch_size), answers(model, kind=HFLM)) < 1e-4
@@ -195,7 +195,7 @@ def run_on(monkeypatch):
 
 
 @pytest.mark.parametrize("mistake", [leak, run_on])
-@pytest.mark.parametrize("family", ["llama-gqa", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize("family", ["llama-gqa", "gpt2"])
 def test_a_wrong_mask_or_position_is_noticed(family, mistake, monkeypatch):
     model = model_of(family)
     theirs = answers(model, kind=HFLM)
