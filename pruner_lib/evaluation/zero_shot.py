@@ -165,7 +165,7 @@ def zero_shot(
     Args:    tasks: names out of TASKS.    limit: so many questions of each split, None for all.
              seed: of the random sample that `limit` takes; a larger limit extends the sample. None takes the
              first questions, which are no sample: splits are ordered.    batch_size: rows a forward pass;
-             where memory runs out, all is asked again with half of it, with a warning.
+             where memory runs out, all questions are put again with half of it, with a warning.
              add_bos: put the BOS token first; the paper doesn't.    shared_context: score all choices of a
              question in one row, twice as fast and equal to 1e-4 nats in float32; where the model can't do
              that, and with False, each choice has a row, as in lm-eval.    right_answers_only: bits per byte

@@ -31,9 +31,9 @@ def test_failed_write_keeps_the_old_file_and_leaves_no_part(tmp_path):
 
     with pytest.raises(
         OSError, match="could not write .*a.json: No space left on device; nothing was changed"
-    ) as told:
+    ) as raised:
         write_atomic(path, full_disk)
-    assert told.value.errno == errno.ENOSPC
+    assert raised.value.errno == errno.ENOSPC
     assert read_json(path) == {"old": 1}
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
     write_json(path, {"new": 2})
