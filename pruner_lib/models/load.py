@@ -243,9 +243,12 @@ def find_device(name: str) -> str:
     """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    there = ("cpu", "meta", "cuda") if torch.cuda.is_available() else ("cpu", "meta")
-    if name.partition(":")[0] not in there:
-        raise ValueError(f"device came as {name!r}, wanted auto or one that is here: {', '.join(there)}")
+    try:
+        is_here = torch.device(name).type != "cuda" or torch.cuda.is_available()
+    except RuntimeError:  # no name of a device
+        is_here = False
+    if not is_here:
+        raise ValueError(f"device came as {name!r}, wanted auto, cpu or, where there is CUDA, cuda or cuda:1")
     return name
 
 

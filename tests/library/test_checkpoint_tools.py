@@ -107,7 +107,7 @@ for kind, (folder, ids) in torch.load("given.pt").items():
     model.save_pretrained(f"again-{kind}")
     if kind != "remote":
         model = f"pretrained={folder}" + (",trust_remote_code=True" if trust else "")
-        options = ["--batch_size", "8", "--device", "cpu", "--limit", "15", "--output_path", f"found-{kind}"]
+        options = ["--batch_size", "8", "--device", "cpu", "--limit", "15", "--output_path", f"scores-{kind}"]
         sys.argv = ["lm_eval", "--model", "hf", "--model_args", model, *options, "--tasks", sys.argv[-1]]
         cli_evaluate()
 """
@@ -140,7 +140,7 @@ def test_folder_loads_and_is_saved_again_where_pruner_lib_is_missing(elsewhere, 
 @pytest.mark.slow
 def test_lm_evals_command_line_gives_our_numbers(elsewhere, folder, kind, questions, monkeypatch):
     monkeypatch.setenv("PRUNER_LIB_DATA", str(questions.parent))
-    (report,) = (elsewhere / f"found-{kind}").rglob("results*.json")
+    (report,) = (elsewhere / f"scores-{kind}").rglob("results*.json")
     theirs = json.loads(report.read_text())["results"]
     ours = zero_shot(*load_model(folder), ["piqa", "arc_easy"], 15, seed=None)
     for task, score in ours.items():
@@ -154,10 +154,10 @@ def test_lm_evals_command_line_gives_our_numbers(elsewhere, folder, kind, questi
 def test_pipeline_writes_what_generate_writes(folder, kind):
     trust = {"trust_remote_code": True} if kind == "uneven" else {}
     write = pipeline("text-generation", model=str(folder), device="cpu", **trust)
-    (found,) = write("abc", max_new_tokens=6, do_sample=False, return_full_text=False)
+    (written,) = write("abc", max_new_tokens=6, do_sample=False, return_full_text=False)
     model, tokenizer = load_model(folder)
     made = model.generate(**tokenizer("abc", return_tensors="pt"), max_new_tokens=6, do_sample=False)
-    assert found["generated_text"] == tokenizer.decode(made[0, 3:], skip_special_tokens=True)
+    assert written["generated_text"] == tokenizer.decode(made[0, 3:], skip_special_tokens=True)
 
 
 def test_trainer_learns_and_its_checkpoint_loads(folder, kind, tmp_path):

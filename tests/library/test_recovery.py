@@ -57,13 +57,13 @@ def test_the_result_depends_neither_on_the_micro_batch_nor_on_recomputation(toke
     }
     trained = {}
     for name, way in ways.items():
-        model, settings = make(), {**QUICK, "dropout": 0.0, **way}
+        model, settings = make(), {**QUICK, "steps": 4, "dropout": 0.0, **way}
         recover(model, tokenizer, EXAMPLES, output_dir=tmp_path / name, **settings)
         trained[name] = torch.cat([weight.flatten() for weight in adapter(tmp_path / name).values()])
         assert not any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
     assert torch.allclose(trained["single"], trained["four"], atol=1e-4)
     assert torch.allclose(trained["recomputed"], trained["four"], atol=1e-5)
-    assert not torch.allclose(trained["faster"], trained["four"], atol=1e-2)
+    assert not torch.allclose(trained["faster"], trained["four"], atol=5e-3)
 
 
 def test_examples_are_computed_without_the_padding_of_longer_ones(tokenizer, tmp_path, monkeypatch):
