@@ -133,7 +133,7 @@ def test_what_is_wrong_is_reported(made_up):
     edges = own(made_up, "made", {"cut": "method.cut"})
     assert edges["data.names"] == {"models.load", "method.cut"} and edges["study.run"] == {"method.cut"}
     assert upward(edges) == ["method.cut imports models.load"]
-    assert circle(edges) >= {"method.cut", "models.load"} and circle(rooms(edges)) >= {"method", "models"}
+    assert "models.load" in circle(edges) and "models" in circle(rooms(edges))
     wrong = ["method.cut imports made.models.load.load", "method.cut imports transformers"]
     assert foreign(made_up, "made") == wrong
     tidy = {**edges, "method.cut": set(), "data.names": {"method.cut"}}
