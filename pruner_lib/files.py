@@ -99,7 +99,7 @@ def read_json(path: Path | str) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); delete it and run again") from error
+        raise ValueError(f"{path} is not valid JSON ({error}); mend or delete it, then run again") from error
 
 
 def plain(data: Any) -> Any:

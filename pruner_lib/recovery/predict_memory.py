@@ -7,8 +7,8 @@ Weights are frozen, so this is what the adapters need: their inputs, and all bet
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import product
 
 import torch
@@ -29,21 +29,14 @@ FLOAT32 = 4
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    """Predicted bytes of training at its peak.
+    """Predicted bytes of training at its peak."""
 
-    Attributes:
-        held: by the process now, with the weights (on a GPU: by tensors).
-        activations: kept for backward by one micro-batch.
-        logits: at the labels of one micro-batch, with their gradients.
-        optimizer: gradients of the adapter and the two moments of Adam.
-        temporary: gradients on their way through a layer; on a CPU also the holes that freed memory leaves
-            between tensors that stay, measured as up to a third of the activations.
-    """
-
-    held: int
-    activations: int
-    logits: int
-    optimizer: int
+    held: int  # by the process now, with the weights (on a GPU: by tensors)
+    activations: int  # kept for backward by one micro-batch
+    logits: int  # at the labels of one micro-batch, with their gradients
+    optimizer: int  # gradients of the adapter and the two moments of Adam
+    # gradients on their way through a layer; on a CPU also the holes that freed memory leaves between tensors
+    # that stay, measured as up to a third of the activations
     temporary: int
 
     @property
@@ -55,6 +48,16 @@ class TrainingMemory:
         return self.held + self.extra
 
 
+@dataclass
+class _Counted:
+    """Bytes that one example keeps for backward."""
+
+    layers: list[int]  # in each decoder layer
+    total: int = 0  # in and outside of the layers
+    entries: int = 0  # outputs of the layers: all that is kept of those that are computed again
+    widest: int = 0  # largest output of a module in a layer
+
+
 def predict_training_memory(
     adapted: PeftModel, settings: RecoverySettings, examples: Sequence[Row]
 ) -> TrainingMemory:
@@ -63,20 +66,21 @@ def predict_training_memory(
     Args:    examples: encoded; a micro-batch of those as long as the longest is assumed.
     Returns: bytes; `.total` is resident memory, on a GPU that of its tensors.
     """
-    longest = max(examples, key=lambda row: len(row["input_ids"]))
-    outside, layers, entries, widest = _count(adapted, longest)
+    counted = _count(adapted, max(examples, key=lambda row: len(row["input_ids"])))
     size = settings.micro_batch_size
     labels = sorted(sum(label != IGNORED for label in row["labels"]) for row in examples)[-size:]
     vocabulary = adapted.get_base_model().get_output_embeddings().weight.shape[0]
     trained = sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad)
     on_cpu = next(adapted.parameters()).device.type == "cpu"
-    kept = sum(entries) + max(layers) if settings.gradient_checkpointing else sum(layers)
+    kept = counted.total
+    if settings.gradient_checkpointing:
+        kept += counted.entries + max(counted.layers) - sum(counted.layers)
     return TrainingMemory(
         held=held_bytes(adapted),
-        activations=size * (outside + kept),
+        activations=size * kept,
         logits=3 * sum(labels) * vocabulary * FLOAT32,  # log-softmax, its gradient, that of the logits
         optimizer=3 * trained * FLOAT32,
-        temporary=3 * size * widest + (size * (outside + kept) // 3 if on_cpu else 0) + HOLES // 2,
+        temporary=3 * size * counted.widest + (size * kept // 3 if on_cpu else 0) + HOLES // 2,
     )
 
 
@@ -108,51 +112,38 @@ def _gb(size: int) -> str:
     return f"{size / 1e9:.2f} GB"
 
 
-def _count(adapted: PeftModel, example: Row) -> tuple[int, list[int], list[int], int]:
-    """Count what one example keeps, in bytes: outside of the layers, in each, at its entry; widest output."""
-    base = adapted.get_base_model()
-    layers = decoder_layers(base)[1]
-    weights = {StorageWeakRef(x.untyped_storage()) for x in [*adapted.parameters(), *adapted.buffers()]}
-    saved, entered = set(weights), set(weights)
-    counts, entries = [0] * (len(layers) + 1), [0] * len(layers)  # the last count: outside of the layers
-    place, widest = -1, 0
-
-    def fresh(x: object, seen: set[StorageWeakRef]) -> int:
-        if not isinstance(x, torch.Tensor) or (storage := StorageWeakRef(x.untyped_storage())) in seen:
-            return 0
-        seen.add(storage)
-        return x.untyped_storage().nbytes()
+def _count(adapted: PeftModel, example: Row) -> _Counted:
+    """Run one example forward and count what autograd would keep; nothing of it is kept."""
+    base, counted = adapted.get_base_model(), _Counted([])
+    seen = {StorageWeakRef(x.untyped_storage()) for x in [*adapted.parameters(), *adapted.buffers()]}
 
     def save(x: torch.Tensor) -> None:
-        counts[place] += fresh(x, saved)
+        storage = x.untyped_storage()
+        if StorageWeakRef(storage) not in seen:
+            seen.add(StorageWeakRef(storage))
+            counted.total += storage.nbytes()
 
-    def enter(number, module, args, kwargs):
-        nonlocal place
-        place = number
-        entries[number] = sum(fresh(x, entered) for x in tree_leaves((args, kwargs)))
+    def enter(layer, args):
+        counted.layers.append(-counted.total)
 
-    def leave(module, args, output):
-        nonlocal place
-        place = -1
+    def leave(layer, args, output):
+        counted.layers[-1] += counted.total
+        counted.entries += tree_leaves(output)[0].nbytes
 
     def look(module, args, output):
-        nonlocal widest
-        widest = max([widest, *(x.nbytes for x in tree_leaves(output) if isinstance(x, torch.Tensor))])
+        sizes = [x.nbytes for x in tree_leaves(output) if isinstance(x, torch.Tensor)]
+        counted.widest = max([counted.widest, *sizes])
 
-    handles = [module.register_forward_hook(look) for layer in layers for module in layer.modules()]
-    for number, layer in enumerate(layers):
-        handles.append(layer.register_forward_pre_hook(partial(enter, number), with_kwargs=True))
-        handles.append(layer.register_forward_hook(leave))
     device = next(base.parameters()).device
     batch = {name: x.to(device) for name, x in collate([example], pad=0).items()}
     batch["labels"][:, :-1] = IGNORED  # the logits are counted apart
     half = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")  # as Trainer does
-    training = adapted.training
-    try:
-        with random_state(), half, saved_tensors_hooks(save, lambda nothing: nothing):
-            response_loss(base, adapted.train(), **batch)
-    finally:
-        adapted.train(training)
-        for handle in handles:
-            handle.remove()
-    return counts[-1], counts[:-1], entries, widest
+    with ExitStack() as after, random_state(), half, saved_tensors_hooks(save, lambda nothing: nothing):
+        after.callback(adapted.train, adapted.training)
+        for layer in decoder_layers(base)[1]:
+            hooks = [module.register_forward_hook(look) for module in layer.modules()]
+            hooks += [layer.register_forward_pre_hook(enter), layer.register_forward_hook(leave)]
+            for hook in hooks:
+                after.callback(hook.remove)
+        response_loss(base, adapted.train(), **batch)
+    return counted

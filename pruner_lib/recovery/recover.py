@@ -85,12 +85,8 @@ def recover(
     encoded = encode(examples, tokenizer, cutoff=settings.cutoff)
     steps = settings.steps or math.ceil(settings.epochs * len(encoded) / settings.batch_size)
     data = batches(encoded, steps=steps, batch_size=settings.batch_size, seed=settings.seed)
-    points = _evaluation_points(evaluate, evaluate_at, steps)
-    kept = _kept_steps(keep_at, at, steps)
-    identity = settings.deciding() | {"steps": steps, "evaluated_steps": points}
-    identity |= {"examples": _hash_examples(data), "model": _hash_weights(model)}
-    identity |= {"kept_steps": kept} if kept else {}
-    run = Run(Path(output_dir), plain(identity), data, kept)
+    points, kept = _evaluated_steps(evaluate, evaluate_at, steps), _kept_steps(keep_at, at, steps)
+    run = Run(Path(output_dir), _identity(model, settings, data, points, kept), data, points, kept)
     run.open(resume)
     finished = run.finished
     with _put_back(model, after=merge), random_state(settings.seed):
@@ -98,7 +94,7 @@ def recover(
         if not finished:
             check_training_memory(adapted, settings, encoded)
             pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-            train(adapted, run, settings, points=points, evaluate=evaluate, save_steps=save_steps, pad=pad)
+            train(adapted, run, settings, evaluate=evaluate, save_steps=save_steps, pad=pad)
         adapter_path = run.adapter_path if at is None or at == steps else run.kept_path(at)
         if finished or adapter_path != run.adapter_path:
             adapted.load_adapter(str(adapter_path), "default", is_trainable=True)
@@ -123,7 +119,6 @@ def add_adapter(model: nn.Module, settings: RecoverySettings) -> PeftModel:
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=dropout,
-        bias="none",
         task_type="CAUSAL_LM",
         target_modules=target if isinstance(target, str) else list(target),
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
@@ -170,10 +165,8 @@ def _check_model(model: nn.Module) -> None:
         )
 
 
-def _evaluation_points(evaluate: Callable | None, evaluate_at: Sequence[int], steps: int) -> list[int]:
-    points = {int(step) for step in evaluate_at}
-    if outside := sorted(step for step in points if not 0 <= step <= steps):
-        raise ValueError(f"evaluate_at={outside}: steps from 0 to {steps}, the last, are possible.")
+def _evaluated_steps(evaluate: Callable | None, evaluate_at: Sequence[int], steps: int) -> list[int]:
+    points = _steps_within("evaluate_at", evaluate_at, 0, steps)
     if evaluate is None and points:
         raise ValueError(
             f"evaluate_at={sorted(points)} but evaluate=None; give a function that measures a model."
@@ -182,26 +175,38 @@ def _evaluation_points(evaluate: Callable | None, evaluate_at: Sequence[int], st
 
 
 def _kept_steps(keep_at: Sequence[int], at: int | None, steps: int) -> list[int]:
-    kept = {int(step) for step in keep_at}
-    if outside := sorted(step for step in kept if not 1 <= step <= steps):
-        raise ValueError(f"keep_at={outside}: steps from 1 to {steps}, the last, are possible.")
+    kept = _steps_within("keep_at", keep_at, 1, steps)
     if at is not None and at not in kept | {steps}:
         raise ValueError(f"at={at}: no adapter is kept there, only at {sorted(kept | {steps})}; see keep_at.")
     return sorted(kept - {steps})
 
 
-def _hash_examples(data: list[list[Row]]) -> str:
-    return hashlib.sha256(json.dumps(data).encode()).hexdigest()[:12]
+def _steps_within(option: str, given: Sequence[int], first: int, last: int) -> set[int]:
+    if outside := sorted(step for step in given if not first <= step <= last):
+        raise ValueError(f"{option}={outside}: steps from {first} to {last}, the last, are possible.")
+    return {int(step) for step in given}
 
 
-def _hash_weights(model: nn.Module) -> str:
-    """Hash names, shapes and 1000 evenly spaced numbers of each weight: prunings of a model differ."""
-    digest = hashlib.sha256()
+def _identity(
+    model: nn.Module,
+    settings: RecoverySettings,
+    data: list[list[Row]],
+    points: list[int],
+    kept: list[int],
+) -> dict[str, Any]:
+    """All that decides the result of a run, as plain data.
+
+    Of each weight the name, the shape and 1000 evenly spaced numbers are hashed: prunings of a model differ.
+    """
+    weights = hashlib.sha256()
     for name, weight in model.named_parameters():
         flat = weight.detach().reshape(-1)
         sample = flat[:: max(1, flat.numel() // 1000)].float().cpu().numpy()
-        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode() + sample.tobytes())
-    return digest.hexdigest()[:12]
+        weights.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode() + sample.tobytes())
+    examples = hashlib.sha256(json.dumps(data).encode())
+    identity = settings.deciding() | {"steps": len(data), "evaluated_steps": points}
+    identity |= {"examples": examples.hexdigest()[:12], "model": weights.hexdigest()[:12]}
+    return plain(identity | ({"kept_steps": kept} if kept else {}))
 
 
 @contextmanager

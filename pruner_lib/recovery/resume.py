@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 from peft import PeftModel
+from transformers import set_seed
+from transformers.trainer_utils import get_last_checkpoint
 
 from pruner_lib.files import read_json, write_json
 from pruner_lib.recovery.instructions import Row
@@ -32,8 +34,9 @@ class Run:
     folder: Path  # of recovery.json, the adapters and the checkpoint
     identity: dict[str, Any]  # all that decides the result, as plain data; compared before a run is resumed
     data: list[list[Row]]  # batches of encoded examples, one a step
+    points: Sequence[int] = ()  # steps at which the model is measured; 0 is before training
     kept: Sequence[int] = ()  # steps whose adapters are kept
-    checkpoint: Path | None = None  # to resume from
+    checkpoint: str | None = None  # to resume from
     history: list[dict[str, Any]] = field(default_factory=list)  # of a finished run
 
     @property
@@ -60,11 +63,14 @@ class Run:
         if results and resume:
             saved = read_json(state)
             self._compare(saved["identity"])
-            self.history = [{name: _number(value) for name, value in row.items()} for row in saved["history"]]
+            self.history = [  # JSON keeps infinities as text
+                {name: float(value) if isinstance(value, str) else value for name, value in row.items()}
+                for row in saved["history"]
+            ]
         for path in results:
             if not resume or (path in checkpoints and not _complete(path)):
                 shutil.rmtree(path, ignore_errors=True)
-        self.checkpoint = max((path for path in checkpoints if path.exists()), key=_step, default=None)
+        self.checkpoint = get_last_checkpoint(self.folder) if results else None
         self._save()
 
     def kept_path(self, step: int) -> Path:
@@ -92,19 +98,16 @@ class Run:
             write_json(self.folder / "recovery.json", {"identity": self.identity, "history": self.history})
 
     def _compare(self, saved: dict[str, Any]) -> None:
-        pairs = {name: (saved.get(name), self.identity.get(name)) for name in {**saved, **self.identity}}
         differing = [
-            f"{name}: {there!r} there, {now!r} now" for name, (there, now) in pairs.items() if there != now
+            f"{name}: {saved.get(name)!r} there, {self.identity.get(name)!r} now"
+            for name in {**saved, **self.identity}
+            if saved.get(name) != self.identity.get(name)
         ]
         if differing:
             raise ValueError(
                 f"{self.folder} holds a recovery with other arguments ({'; '.join(differing)}). "
                 "Give the same arguments, or another output_dir, or resume=False to throw it away."
             )
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 def _complete(checkpoint: Path) -> bool:
@@ -125,14 +128,8 @@ def random_state(seed: int | None = None) -> Iterator[None]:
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         try:
             if seed is not None:
-                random.seed(seed)
-                np.random.seed(seed % 2**32)
-                torch.manual_seed(seed)
+                set_seed(seed)
             yield
         finally:
             random.setstate(kept[0])
             np.random.set_state(kept[1])
-
-
-def _number(value: Any) -> Any:
-    return float(value) if isinstance(value, str) else value  # JSON keeps infinities as text

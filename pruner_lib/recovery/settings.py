@@ -32,15 +32,15 @@ class RecoverySettings:
     gradient_checkpointing: bool = False  # less memory, a forward pass more; the result is the same
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "micro_batch_size", "rank", "alpha", "cutoff", "learning_rate", "epochs"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)!r}: a number above 0 is needed.")
-        if self.steps is not None and not (self.steps >= 1 and self.steps == int(self.steps)):
-            raise ValueError(f"steps={self.steps!r}: a whole number above 0 is needed, or None.")
-        if self.warmup_steps < 0:
-            raise ValueError(f"warmup_steps={self.warmup_steps!r}: a number of steps is needed.")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout!r}: a share in [0, 1) is needed.")
+        positive = ("batch_size", "micro_batch_size", "rank", "alpha", "cutoff", "learning_rate", "epochs")
+        fits = {name: getattr(self, name) > 0 for name in positive}
+        fits["steps"] = self.steps is None or (self.steps >= 1 and self.steps == int(self.steps))
+        fits |= {"warmup_steps": self.warmup_steps >= 0, "dropout": 0 <= self.dropout < 1}
+        if wrong := [f"{name}={getattr(self, name)!r}" for name in fits if not fits[name]]:
+            raise ValueError(
+                f"{', '.join(wrong)}: sizes, epochs and rates are above 0, steps whole numbers (warmup_steps "
+                "may be 0), dropout a share in [0, 1)."
+            )
         if self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"batch_size={self.batch_size} is not a multiple of micro_batch_size={self.micro_batch_size}:"

@@ -30,7 +30,6 @@ def train(
     run: Run,
     settings: RecoverySettings,
     *,
-    points: list[int],
     evaluate: Callable[[nn.Module], Any] | None,
     save_steps: int,
     pad: int,
@@ -39,12 +38,12 @@ def train(
 
     Args:
         adapted: on a GPU it trains under autocast.
-        points: steps to call `evaluate` at; 0 is before training.
+        evaluate: called at the points of `run`.
         pad: token id for padding.
 
     Raises: ValueError: the loss is not finite, or `evaluate` returns a name that the history uses.
     """
-    recorder = _Recorder(run, points, evaluate)
+    recorder = _Recorder(run, evaluate)
     trainer = _ResponseTrainer(
         adapted,
         _arguments(run, settings, next(adapted.parameters()).device, save_steps),
@@ -55,11 +54,11 @@ def train(
     trainer.remove_callback(PrinterCallback)
     log = logging.getLogger("transformers.trainer_utils")
     level = log.level
-    log.setLevel(logging.ERROR)  # else it warns of checkpoints that are equally old; it goes by number
+    log.setLevel(logging.ERROR)  # else it warns of checkpoints that are equally old
     if settings.gradient_checkpointing:
         adapted.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
     try:
-        trainer.train(resume_from_checkpoint=str(run.checkpoint) if run.checkpoint else None)
+        trainer.train(resume_from_checkpoint=run.checkpoint)
     finally:
         log.setLevel(level)
         recorder.bar.close()
@@ -170,8 +169,8 @@ def response_loss(
 class _Recorder(TrainerCallback):
     """Keeps the history in Trainer's log: a row a step, with what `evaluate` returns at the points."""
 
-    def __init__(self, run: Run, points: list[int], evaluate: Callable | None) -> None:
-        self.run, self.points, self.evaluate = run, points, evaluate
+    def __init__(self, run: Run, evaluate: Callable | None) -> None:
+        self.run, self.evaluate = run, evaluate
         self.tokens = [0, *accumulate(sum(len(row["input_ids"]) for row in batch) for batch in run.data)]
         self.seconds = self.started = 0.0
         self.bar = tqdm(
@@ -182,7 +181,7 @@ class _Recorder(TrainerCallback):
         self.bar.update(state.global_step)
         if state.log_history:
             self.seconds = state.log_history[-1]["seconds"]
-        elif 0 in self.points:
+        elif 0 in self.run.points:
             self._record(state, None, model)
 
     def on_step_begin(self, args, state, control, **kwargs):
@@ -203,12 +202,12 @@ class _Recorder(TrainerCallback):
             self.run.keep(model, self.run.kept_path(state.global_step))
         self.bar.update()
         self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
-        control.should_save |= state.global_step in (*self.points, *self.run.kept)
+        control.should_save |= state.global_step in (*self.run.points, *self.run.kept)
 
     def _record(self, state: Any, loss: float | None, adapted: PeftModel) -> None:
         step = state.global_step
         row = {"step": step, "loss": loss, "seconds": self.seconds, "tokens": self.tokens[step]}
-        if step in self.points:
+        if step in self.run.points:
             adapted.eval()
             with random_state(), torch.no_grad():
                 measured = dict(self.evaluate(adapted.get_base_model()))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from pruner_lib.evaluation.meters import in_turn, quartiles
-from pruner_lib.evaluation.perplexity import automatic_batch, evaluating, perplexity_result, vocabulary_size
+from pruner_lib.evaluation.perplexity import automatic_batch, evaluating, perplexity_result
 from pruner_lib.models.load import load_model
 from tests.benchmarks.rows import DEVICE, Cases, run
 
@@ -34,7 +34,7 @@ def measure(model: str, *, window: int, windows: int, dtype: str, device: str, r
     Returns: a row: tokens a second of each at the median, and the share with its quartiles.
     """
     subject = load_model(model, device=device, dtype=getattr(torch, dtype))[0]
-    vocabulary = vocabulary_size(subject)
+    vocabulary = subject.get_input_embeddings().num_embeddings
     ids = torch.randint(vocabulary, (windows, window), generator=torch.Generator().manual_seed(0))
     batch = automatic_batch(window, vocabulary, torch.device(device).type)
 

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from pruner_lib.evaluation.meters import in_turn, quartiles
-from pruner_lib.evaluation.perplexity import evaluating, vocabulary_size
+from pruner_lib.evaluation.perplexity import evaluating
 from pruner_lib.method.decoder import decoder_layers
 from pruner_lib.method.discover import discover
 from pruner_lib.method.groups import Plan
@@ -48,7 +48,8 @@ def measure(model: str, *, prefill: int, new_tokens: int, device: str, rounds: i
     Returns: a row a model and phase ("prefill" or "decoding").
     """
     models = pruned_forms(load_model(model, device=device)[0])
-    generator, vocabulary = torch.Generator().manual_seed(0), vocabulary_size(models[DENSE])
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = models[DENSE].get_input_embeddings().num_embeddings
     prompt = torch.randint(vocabulary, (1, prefill), generator=generator).to(device)
     start = prompt[:, :PROMPT]
     writing = {

@@ -17,7 +17,7 @@ from tests.benchmarks.shapes import random_model
 ROOT = Path(__file__).resolve().parents[2]
 COMMITTED = ROOT / "results" / "bench"
 SMALL = {
-    scoring: {"size": "tiny,2x64", "samples": "2", "tokens": "8", "device": "cpu", "repeats": "2"},
+    scoring: {"size": "tiny", "samples": "2", "tokens": "8", "device": "cpu", "repeats": "2"},
     discovery: {"size": "tiny,2x64", "tool": "ours", "repeats": "2"},
     speed: {"model": "tiny", "prefill": "24", "new_tokens": "3", "device": "cpu", "rounds": "3"},
     evaluation: {"model": "tiny", "window": "128", "windows": "2", "device": "cpu", "rounds": "3"},
@@ -34,6 +34,7 @@ def measured(script) -> pd.DataFrame:
     return getattr(script, "derive", lambda frame: frame)(pd.DataFrame(found))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", SMALL, ids=lambda script: script.__name__.rpartition(".")[2])
 def test_new_rows_have_the_columns_of_the_committed_ones(script):
     name = script.__name__.rpartition(".")[2]
@@ -42,10 +43,10 @@ def test_new_rows_have_the_columns_of_the_committed_ones(script):
     assert set(measured(script)) == committed
 
 
+@pytest.mark.slow
 def test_scoring_compares_each_way_with_the_plain_pass():
     frame = measured(scoring)
-    assert list(frame["size"]) == ["tiny"] * 4 + ["2x64"] * 4
-    assert list(frame.way[:4]) == ["plain", "vector", "element1", "all criteria"]
+    assert list(frame.way) == ["plain", "vector", "element1", "all criteria"]
     assert (frame.time_to_plain[frame.way == "plain"] == 1).all() and (frame.n_times == 2).all()
     assert (frame.peak_mb >= frame.loaded_mb).all() and (frame.loaded_mb > frame.weights_mb).all()
 
@@ -77,6 +78,7 @@ def test_the_plain_pass_computes_all_gradients_and_keeps_them_only_where_they_fi
     assert seen == [0, len(parameters)]
 
 
+@pytest.mark.slow
 def test_speed_has_the_dense_model_and_six_pruned_ones_in_each_phase():
     frame = measured(speed)
     assert len(frame) == 2 * 7 and set(frame.phase) == {"prefill", "decoding"}
@@ -200,6 +202,7 @@ def test_the_page_is_that_of_the_committed_rows():
     )
 
 
+@pytest.mark.slow
 def test_the_figure_can_be_read():
     drawn = figure.plot_bench(figure.load_rows(COMMITTED))
     assert len(drawn.axes) == 6

@@ -12,6 +12,7 @@ def count(model) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+@pytest.mark.slow
 def test_sizes_are_what_their_names_say():
     assert count(meta_model("7")) == 6_738_415_616, "LLaMA-7B"
     for size in SHAPES:

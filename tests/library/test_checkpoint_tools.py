@@ -17,6 +17,7 @@ import torch
 import transformers
 from families import COMMON, FAMILIES, build, logits, random_scores, tokens
 from peft import LoraConfig, PeftModel, get_peft_model
+from remote_family import build_remote, prompts, remote_tokenizer
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, pipeline
 
@@ -42,38 +43,40 @@ def pruned(kind: str, **config):
     return prune_(model, select(axes, random_scores(axes), **KINDS[kind]))
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(scope="module", params=KINDS)
 def kind(request):
     return request.param
 
 
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A saved folder of each kind, and one of a model whose code lies beside its weights."""
+    made = tmp_path_factory.mktemp("folders")
+    models = {kind: pruned(kind) for kind in KINDS}
+    assert [model.pruning_layout is None for model in models.values()] == [True, False]
+    saved = {kind: save_model(model, tiny_tokenizer(), made / kind) for kind, model in models.items()}
+    remote = build_remote(made / "hub" / "interleaved")
+    axes = discover(remote)
+    prune_(remote, select(axes, random_scores(axes), **KINDS["uneven"]))
+    return saved | {"remote": save_model(remote, remote_tokenizer(), made / "remote")}
+
+
 @pytest.fixture
-def folder(kind, tmp_path):
-    model = pruned(kind)
-    assert (model.pruning_layout is None) == (kind == "plain")
-    return save_model(model, tiny_tokenizer(), tmp_path / "model")
+def folder(kind, folders):
+    return folders[kind]
 
 
 def load(folder, kind: str, **options):
     """As everybody does; a plain folder needs no trust."""
-    trust = {"trust_remote_code": True} if kind == "uneven" else {}
+    trust = {} if kind == "plain" else {"trust_remote_code": True}
     return AutoModelForCausalLM.from_pretrained(folder, **trust, **options).eval()
 
 
-@pytest.fixture
-def without_pruner_lib(tmp_path):
-    """Environment of a process in which our library can't be imported."""
-    block = tmp_path / "block"
-    block.mkdir()
-    (block / "pruner_lib.py").write_text("raise ImportError('not on this machine')")
-    return os.environ | {"PYTHONPATH": str(block), "HF_MODULES_CACHE": str(tmp_path / "modules")}
-
-
-@pytest.fixture
-def questions(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory):
     """Two tasks of 16 questions as a local data directory; all choices are equally long."""
-    made = tmp_path / "data" / "tasks"
-    made.mkdir(parents=True)
+    made = tmp_path_factory.mktemp("data") / "tasks"
+    made.mkdir()
     draw = random.Random(0)
     words = [["".join(draw.choices("abcdefghij ", k=7)) for _ in range(3)] for _ in range(16)]
     piqa = [{"goal": c, "sol1": a, "sol2": b, "label": i % 2} for i, (a, b, c) in enumerate(words)]
@@ -88,19 +91,56 @@ def questions(tmp_path, monkeypatch):
     ]
     for task, rows in {"piqa": piqa, "arc_easy": arc}.items():
         (made / f"{task}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
-    monkeypatch.setenv("PRUNER_LIB_DATA", str(tmp_path / "data"))
     return made
 
 
-def test_lm_evals_command_line_gives_our_numbers(folder, kind, questions, without_pruner_lib, tmp_path):
-    files = [write_definition(task, questions / f"{task}.jsonl", tmp_path) for task in ("piqa", "arc_easy")]
-    arguments = f"pretrained={folder}" + (",trust_remote_code=True" if kind == "uneven" else "")
-    command = [sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", arguments, "--limit", "15"]
-    command += ["--tasks", ",".join(map(str, files)), "--batch_size", "8", "--device", "cpu"]
-    command += ["--output_path", str(tmp_path / "found")]
-    done = subprocess.run(command, capture_output=True, text=True, env=without_pruner_lib, cwd=tmp_path)
+ELSEWHERE = """
+import sys, torch
+from lm_eval.__main__ import cli_evaluate
+from transformers import AutoModelForCausalLM
+
+sys.modules["pruner_lib"] = None
+for kind, (folder, ids) in torch.load("given.pt").items():
+    trust = {} if kind == "plain" else {"trust_remote_code": True}
+    model = AutoModelForCausalLM.from_pretrained(folder, **trust).eval()
+    torch.save(model(ids).logits.detach(), f"{kind}.pt")
+    model.save_pretrained(f"again-{kind}")
+    if kind != "remote":
+        model = f"pretrained={folder}" + (",trust_remote_code=True" if trust else "")
+        options = ["--batch_size", "8", "--device", "cpu", "--limit", "15", "--output_path", f"scores-{kind}"]
+        sys.argv = ["lm_eval", "--model", "hf", "--model_args", model, *options, "--tasks", sys.argv[-1]]
+        cli_evaluate()
+"""
+
+
+@pytest.fixture(scope="module")
+def elsewhere(folders, questions, tmp_path_factory):
+    """What a process without our library makes of the folders, in which lm-eval's command line runs, too."""
+    made = tmp_path_factory.mktemp("elsewhere")
+    files = [write_definition(task, questions / f"{task}.jsonl", made) for task in ("piqa", "arc_easy")]
+    given = {kind: (str(folder), tokens()) for kind, folder in folders.items()}
+    torch.save(given | {"remote": (str(folders["remote"]), prompts())}, made / "given.pt")
+    environment = os.environ | {"HF_MODULES_CACHE": str(made / "modules"), "PYTHONPATH": ""}
+    command = [sys.executable, "-c", ELSEWHERE, ",".join(map(str, files))]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=made)
     assert done.returncode == 0, done.stderr
-    (report,) = (tmp_path / "found").rglob("results*.json")
+    return made
+
+
+@pytest.mark.slow
+def test_folder_loads_and_is_saved_again_where_pruner_lib_is_missing(elsewhere, folders):
+    for kind, folder in folders.items():
+        model, ids = load(folder, kind), prompts() if kind == "remote" else tokens()
+        assert torch.equal(logits(model, ids), torch.load(elsewhere / f"{kind}.pt"))
+        again = load(elsewhere / f"again-{kind}", kind)
+        assert torch.equal(logits(again, ids), logits(model, ids))
+        assert [p.shape for p in again.parameters()] == [p.shape for p in model.parameters()]
+
+
+@pytest.mark.slow
+def test_lm_evals_command_line_gives_our_numbers(elsewhere, folder, kind, questions, monkeypatch):
+    monkeypatch.setenv("PRUNER_LIB_DATA", str(questions.parent))
+    (report,) = (elsewhere / f"scores-{kind}").rglob("results*.json")
     theirs = json.loads(report.read_text())["results"]
     ours = zero_shot(*load_model(folder), ["piqa", "arc_easy"], 15, seed=None)
     for task, score in ours.items():
@@ -111,31 +151,13 @@ def test_lm_evals_command_line_gives_our_numbers(folder, kind, questions, withou
     assert [s.correct for s in whole.values()] != [s.correct for s in ours.values()]
 
 
-def test_folder_loads_where_pruner_lib_is_missing(folder, kind, without_pruner_lib, tmp_path):
-    torch.save(logits(load_model(folder)[0], tokens()), tmp_path / "logits.pt")
-    trust = ", trust_remote_code=True" if kind == "uneven" else ""
-    code = (
-        "import torch\n"
-        "from transformers import AutoModelForCausalLM as A\n"
-        f"m = A.from_pretrained({str(folder)!r}{trust}).eval()\n"
-        f"assert torch.equal(m(torch.tensor({tokens().tolist()})).logits, torch.load('logits.pt'))\n"
-        "try:\n"
-        "    import pruner_lib\n"
-        "except ImportError:\n"
-        "    print('alone')\n"
-    )
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, env=without_pruner_lib, cwd=tmp_path)
-    assert done.returncode == 0 and done.stdout.strip() == "alone", done.stderr
-
-
 def test_pipeline_writes_what_generate_writes(folder, kind):
     trust = {"trust_remote_code": True} if kind == "uneven" else {}
     write = pipeline("text-generation", model=str(folder), device="cpu", **trust)
-    (found,) = write("abc", max_new_tokens=6, do_sample=False, return_full_text=False)
+    (written,) = write("abc", max_new_tokens=6, do_sample=False, return_full_text=False)
     model, tokenizer = load_model(folder)
     made = model.generate(**tokenizer("abc", return_tensors="pt"), max_new_tokens=6, do_sample=False)
-    assert found["generated_text"] == tokenizer.decode(made[0, 3:], skip_special_tokens=True)
+    assert written["generated_text"] == tokenizer.decode(made[0, 3:], skip_special_tokens=True)
 
 
 def test_trainer_learns_and_its_checkpoint_loads(folder, kind, tmp_path):
@@ -147,12 +169,14 @@ def test_trainer_learns_and_its_checkpoint_loads(folder, kind, tmp_path):
         tmp_path / "run", max_steps=4, save_steps=4, per_device_train_batch_size=8, learning_rate=1e-2,
         warmup_steps=0, use_cpu=True, report_to="none", disable_tqdm=True, seed=0,
     )  # fmt: skip
-    Trainer(model, settings, train_dataset=rows).train()
+    trainer = Trainer(model, settings, train_dataset=rows)
+    trainer.train()
+    trainer.save_model(tmp_path / "m")
     with torch.no_grad():
         after = model.eval()(tokens(8, 12), labels=tokens(8, 12)).loss
     assert after < before - 0.1
-    again = load(tmp_path / "run" / "checkpoint-4", kind)
-    assert torch.equal(logits(again, tokens()), logits(model, tokens()))
+    for folder in (tmp_path / "run" / "checkpoint-4", tmp_path / "m"):
+        assert torch.equal(logits(load(folder, kind), tokens()), logits(model, tokens()))
 
 
 def test_adapter_goes_on_top_and_into_the_weights(folder, kind, tmp_path):

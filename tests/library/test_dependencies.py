@@ -35,7 +35,7 @@ PARTS = {  # files -> the extras that they may use, beside the library's own dep
 }
 OPTIONAL = {"torch-pruning"}  # its benchmark runs where it is installed
 NOT_IMPORTED = {  # declared, but used by another package or as a program
-    "": {"gguf", "protobuf", "sentencepiece"},
+    "": {"gguf", "protobuf", "sentencepiece", "tqdm"},  # the last by recovery and evaluation alike
     "study": {"ipykernel", "ipywidgets", "jupyterlab"},
     "cluster": {"dask", "distributed"},  # through the client that a caller hands over
     "dev": {"nbstripout", "pre-commit", "pytest-xdist", "ruff", "setuptools"},
@@ -57,10 +57,9 @@ def imported(source: str, *, inside_functions: bool) -> set[str]:
     tree = ast.parse(source)
     nodes = list(ast.walk(tree))
     if not inside_functions:
-        inner = [
-            n for each in nodes if isinstance(each, (ast.FunctionDef, ast.Lambda)) for n in ast.walk(each)
-        ]
-        nodes = [node for node in nodes if node not in set(inner)]
+        functions = [each for each in nodes if isinstance(each, (ast.FunctionDef, ast.Lambda))]
+        inner = {node for each in functions for node in ast.walk(each)}
+        nodes = [node for node in nodes if node not in inner]
     found = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     found |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
     own = {"pruner_lib", "tests", *(path.stem for path in (ROOT / "tests").rglob("*.py"))}

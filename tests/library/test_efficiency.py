@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-import time
 
 import pytest
 import torch
@@ -16,6 +15,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from pruner_lib.evaluation import meters
 from pruner_lib.evaluation.efficiency import (
     MacCounter,
     count_parameters,
@@ -79,17 +79,17 @@ def test_table_3_is_reproduced(row):
     *shape, parameters, giga_macs, mib = TABLE_3[row]
     model = llama_7b(*shape)
     assert count_parameters(model) == parameters
-    assert macs(model) == closed_form(*shape)
-    assert round(macs(model) / 1e9, 2) == giga_macs
+    counted = macs(model)
+    assert counted == closed_form(*shape) and round(counted / 1e9, 2) == giga_macs
     assert memory_mb(model, tables_mb=32) == pytest.approx(mib, abs=0.05)
     assert memory_mb(model, tables_mb=32) > 2 * parameters / 2**20 + 31.9  # weights, tables, and rounding
 
 
 def test_counting_follows_the_number_of_tokens():
-    model = llama_7b(*TABLE_3["base"][:4])
-    attention = 32 * 32 * (2 * HEAD + 1)  # layers x heads x (scores, values, softmax), a pair of tokens
-    linear = (macs(model, 64) - attention * 64**2) // 64
-    assert macs(model, 128) == 128 * linear + attention * 128**2
+    model = AutoModelForCausalLM.from_config(CONFIGS["llama"])
+    attention = 2 * 4 * (2 * 8 + 1)  # layers x heads x (scores, values, softmax), a pair of tokens
+    linear = (macs(model, 16) - attention * 16**2) // 16
+    assert macs(model, 32) == 32 * linear + attention * 32**2
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -193,7 +193,10 @@ def test_memory_rounds_as_the_allocator_does(entries, mib):
     assert memory_mb(module, tables_mb=3) == pytest.approx(mib + 3, rel=1e-12)
 
 
-def test_the_warm_up_is_not_timed():
+def test_the_warm_up_is_not_timed(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(meters.time, "perf_counter", lambda: clock[0])
+
     class Sleeping(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -204,19 +207,13 @@ def test_the_warm_up_is_not_timed():
 
         def forward(self, input_ids, use_cache):
             self.calls += 1
-            time.sleep(0.5 if self.calls <= 2 else 0.02)
+            clock[0] += 100.0 if self.calls <= 2 else self.calls
 
-    timed = latency(Sleeping(), tokens=10, batch=3, repeats=4, warmup=2)
-    assert len(timed.seconds) == 4 and 0.02 <= timed.median_s < 0.5
-    assert timed.tokens_per_s == pytest.approx(30 / timed.median_s)
-    assert min(timed.seconds) <= timed.median_s <= max(timed.seconds)
-    assert 0 <= timed.iqr_s <= max(timed.seconds) - min(timed.seconds)
-    assert max(latency(Sleeping(), repeats=4, warmup=0).seconds) >= 0.5
+    assert latency(Sleeping(), tokens=10, batch=3, repeats=3, warmup=2) == [3.0, 4.0, 5.0]
+    assert latency(Sleeping(), repeats=2, warmup=0) == [100.0, 100.0]
 
 
 def test_latency_refuses_what_it_cannot_time():
     model = AutoModelForCausalLM.from_config(CONFIGS["llama"])
-    with pytest.raises(ValueError, match="at least 2"):
-        latency(model, repeats=1)
     with pytest.raises(ValueError, match="meta device"):
         latency(model.to("meta"))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,16 +25,36 @@ from pruner_lib.evaluation.zero_shot import (
 from pruner_lib.models.load import load_model
 
 
-@pytest.fixture
-def questions(tmp_path, monkeypatch) -> Path:
-    """Fill a local data directory with five questions a task."""
-    folder = tmp_path / "data" / "tasks"
-    folder.mkdir(parents=True)
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """A local data directory with five questions a task."""
+    folder = tmp_path_factory.mktemp("data") / "tasks"
+    folder.mkdir()
     for task in SEVEN_TASKS:
         rows = [json.dumps(row(task, number)) for number in range(5)]
         (folder / f"{task}.jsonl").write_text("\n".join(rows) + "\n")
-    monkeypatch.setenv("PRUNER_LIB_DATA", str(tmp_path / "data"))
     return folder
+
+
+@pytest.fixture
+def questions(made, tmp_path, monkeypatch) -> Path:
+    """A copy of these questions, which a test may change."""
+    folder = Path(shutil.copytree(made, tmp_path / "data" / "tasks"))
+    monkeypatch.setenv("PRUNER_LIB_DATA", str(folder.parent))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def subject(made):
+    return load_model("tiny")
+
+
+@pytest.fixture(scope="module")
+def whole(made, subject):
+    """The scores of all questions."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PRUNER_LIB_DATA", str(made.parent))
+        return zero_shot(subject[0].train(), subject[1])
 
 
 def fan_of(letter: str, strength: float):
@@ -57,11 +78,9 @@ def save_requests(path: Path, documents: list[dict], twins: bool = True) -> Path
     return path
 
 
-def test_all_seven_tasks_run_offline(questions):
-    model, tokenizer = load_model("tiny")
-    scores = zero_shot(model.train(), tokenizer)
-    assert tuple(scores) == SEVEN_TASKS and model.training
-    for task, score in scores.items():
+def test_all_seven_tasks_run_offline_and_the_mode_stays(whole, subject):
+    assert tuple(whole) == SEVEN_TASKS and subject[0].training
+    for task, score in whole.items():
         assert score.n == len(score.correct) == 5 and set(score.correct) <= {0, 1}
         assert score.value == pytest.approx(np.mean(score.correct))
         assert score.stderr == pytest.approx(np.std(score.correct, ddof=1) / np.sqrt(5))
@@ -70,10 +89,11 @@ def test_all_seven_tasks_run_offline(questions):
         assert score.protocol["limit"] is None and score.protocol["fewshot"] == 0
 
 
-@pytest.mark.parametrize("task", ["piqa", "hellaswag", "arc_easy", "arc_challenge", "openbookqa"])
-def test_a_model_that_knows_is_right_and_its_opposite_wrong(task, questions):
-    assert zero_shot(*fan_of("z", 9.0), [task])[task].correct == (1, 1, 1, 1, 1)
-    assert zero_shot(*fan_of("z", -9.0), [task])[task].correct == (0, 0, 0, 0, 0)
+def test_a_model_that_knows_is_right_and_its_opposite_wrong(questions):
+    tasks = ["piqa", "hellaswag", "arc_easy", "arc_challenge", "openbookqa"]
+    for strength, right in ((9.0, 1), (-9.0, 0)):
+        scores = zero_shot(*fan_of("z", strength), tasks)
+        assert {task: score.correct for task, score in scores.items()} == dict.fromkeys(tasks, (right,) * 5)
 
 
 def test_the_papers_metric_is_the_one_reported(questions):
@@ -85,27 +105,25 @@ def test_the_papers_metric_is_the_one_reported(questions):
     assert scores["piqa"].values["acc_norm"] == 1
 
 
-def test_a_limit_without_a_seed_takes_the_first_questions(questions):
-    subject = load_model("tiny")
-    whole = zero_shot(*subject, ["piqa", "boolq"])
+def test_a_limit_without_a_seed_takes_the_first_questions(questions, subject, whole):
     for n in (1, 3):
         part = zero_shot(*subject, ["piqa", "boolq"], n, seed=None)
-        assert [part[task].correct for task in part] == [whole[task].correct[:n] for task in whole]
+        assert {task: score.correct for task, score in part.items()} == {
+            task: whole[task].correct[:n] for task in part
+        }
         assert part["piqa"].protocol["limit"] == n and np.isnan(part["piqa"].stderr) == (n == 1)
         assert part["piqa"].protocol["questions"] != whole["piqa"].protocol["questions"]
     assert zero_shot(*subject, ["piqa"], 99)["piqa"].correct == whole["piqa"].correct
 
 
-def test_the_batch_size_changes_no_answer(questions):
-    subject = load_model("tiny")
-    one, many = (zero_shot(*subject, ["arc_easy"], batch_size=size)["arc_easy"] for size in (1, 7))
-    assert one.correct == many.correct and one.protocol == many.protocol
+def test_the_batch_size_changes_no_answer(questions, subject, whole):
+    one = zero_shot(*subject, ["arc_easy"], batch_size=1)["arc_easy"]
+    assert one.correct == whole["arc_easy"].correct and one.protocol == whole["arc_easy"].protocol
 
 
-def test_a_limit_draws_questions_by_a_seed(questions):
-    subject = load_model("tiny")
-    whole = zero_shot(*subject, ["piqa"])["piqa"]
-    drawn = {seed: zero_shot(*subject, ["piqa"], 2, seed=seed)["piqa"] for seed in range(4)}
+def test_a_limit_draws_questions_by_a_seed(questions, subject, whole):
+    whole = whole["piqa"]
+    drawn = {seed: zero_shot(*subject, ["piqa"], 2, seed=seed)["piqa"] for seed in range(3)}
     task = SimpleNamespace(eval_docs=range(5))
     for seed, score in drawn.items():
         picked = draw(task, 2, seed)
@@ -119,9 +137,10 @@ def test_a_limit_draws_questions_by_a_seed(questions):
 
 
 @pytest.mark.parametrize("right_answers_only", [False, True])
-def test_sharing_contexts_changes_no_score(questions, right_answers_only):
-    subject, only = load_model("tiny"), {"right_answers_only": right_answers_only}
-    ours, theirs = (zero_shot(*subject, shared_context=way, **only) for way in (True, False))
+def test_sharing_contexts_changes_no_score(right_answers_only, questions, subject, whole):
+    only = {"right_answers_only": right_answers_only}
+    ours = zero_shot(*subject, **only) if right_answers_only else whole
+    theirs = zero_shot(*subject, shared_context=False, **only)
     for task in SEVEN_TASKS:
         assert ours[task].correct == theirs[task].correct and ours[task].protocol == theirs[task].protocol
         assert ours[task].bits_per_byte == pytest.approx(theirs[task].bits_per_byte, abs=1e-4)
@@ -129,14 +148,15 @@ def test_sharing_contexts_changes_no_score(questions, right_answers_only):
         assert ours[task].values == theirs[task].values
 
 
-def test_right_answers_alone_have_the_same_bits_per_byte_and_nothing_else(questions):
-    model, tokenizer = load_model("tiny")
-    read = []
-    model.get_input_embeddings().register_forward_hook(lambda _m, ids, _out: read.append(ids[0].numel()))
-    whole = zero_shot(model, tokenizer)
-    every = sum(read)
-    alone = zero_shot(model, tokenizer, right_answers_only=True)
-    assert sum(read) - every < every
+def test_right_answers_alone_have_the_same_bits_per_byte_and_nothing_else(questions, subject, whole):
+    model, read = subject[0], []
+    embedding = model.get_input_embeddings()
+    hook = embedding.register_forward_hook(lambda _m, ids, _out: read.append(ids[0].numel()))
+    alone = zero_shot(*subject, ["arc_easy", "piqa"], right_answers_only=True)
+    some = sum(read)
+    zero_shot(*subject, ["arc_easy", "piqa"])
+    hook.remove()
+    assert 2 * some < sum(read)
     for task, score in alone.items():
         assert score.bits_per_byte == pytest.approx(whole[task].bits_per_byte, abs=1e-4)
         assert score.n == 5 and score.protocol == whole[task].protocol
@@ -164,11 +184,9 @@ def test_winograndes_right_answer_is_a_context(questions):
 
 @pytest.mark.parametrize("shared_context", [True, False])
 def test_questions_are_asked_again_in_smaller_batches_where_memory_runs_out(
-    questions, monkeypatch, shared_context
+    shared_context, questions, whole, monkeypatch
 ):
     model, tokenizer = load_model("tiny")
-    way = {"shared_context": shared_context}
-    whole = zero_shot(model, tokenizer, ["arc_easy", "piqa"], **way)
     forward, met = model.forward, []
 
     def limited(*args, **kwargs):
@@ -179,8 +197,10 @@ def test_questions_are_asked_again_in_smaller_batches_where_memory_runs_out(
 
     monkeypatch.setattr(model, "forward", limited)
     with pytest.warns(UserWarning, match="zero-shot ran out of memory; it goes on with batches of"):
-        again = zero_shot(model, tokenizer, ["arc_easy", "piqa"], batch_size=8, **way)
-    assert [score.correct for score in again.values()] == [score.correct for score in whole.values()]
+        again = zero_shot(model, tokenizer, ["arc_easy", "piqa"], shared_context=shared_context)
+    assert {task: score.correct for task, score in again.items()} == {
+        task: whole[task].correct for task in ("arc_easy", "piqa")
+    }
     assert [one for one in met if one > 3] == [8, 4] and max(met[-3:]) == 2
 
 
@@ -271,17 +291,17 @@ def test_broken_questions_are_named(questions):
         (["piqa"], 0, "limit came as 0"),
     ],
 )
-def test_bad_settings_are_named(tasks, limit, message, questions):
+def test_bad_settings_are_named(tasks, limit, message, subject):
     with pytest.raises(ValueError, match=message):
-        zero_shot(*load_model("tiny"), tasks, limit)
+        zero_shot(*subject, tasks, limit)
 
 
-def test_the_assets_arrow_files_give_the_same_scores_as_lines(questions, tmp_path, monkeypatch):
-    subject = load_model("tiny")
-    expected = zero_shot(*subject, ["hellaswag"])["hellaswag"]
+def test_the_assets_arrow_files_give_the_same_scores_as_lines(
+    questions, subject, whole, tmp_path, monkeypatch
+):
     rows = [json.loads(line) for line in (questions / "hellaswag.jsonl").read_text().splitlines()]
     (questions / "hellaswag.jsonl").unlink()
     Dataset.from_list(rows).save_to_disk(tmp_path / "asset" / TASKS["hellaswag"].folder)
     monkeypatch.setattr(module, "fetch", lambda name: tmp_path / "asset")
     assert find_data("hellaswag").suffix == ".arrow"
-    assert zero_shot(*subject, ["hellaswag"])["hellaswag"] == expected
+    assert zero_shot(*subject, ["hellaswag"])["hellaswag"] == whole["hellaswag"]

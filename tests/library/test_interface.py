@@ -17,11 +17,15 @@ SOURCE = Path(pruner_lib.__file__)
 HEAVY = ["torch", "numpy", "scipy", "transformers", "peft", "lm_eval", "datasets", "pandas", "matplotlib"]
 
 
-def loaded(code: str) -> set[str]:
-    """Run code in a fresh interpreter; give the heavy packages, and modules of ours, that it has loaded."""
-    code += "\nimport sys\nprint(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return {name for name in done.stdout.split() if name in HEAVY or name.startswith("pruner_lib")}
+IMPORTS = """
+import sys
+import pruner_lib
+print(*sys.modules)
+from pruner_lib import Axes, Plan, discover, estimate, select, mask_
+print(*sys.modules)
+from pruner_lib import load_model, prune_, save_model, calibration_ids, text_ids, perplexity
+print(*sys.modules)
+"""
 
 
 def for_editors() -> dict[str, str]:
@@ -30,22 +34,18 @@ def for_editors() -> dict[str, str]:
     return {alias.asname: node.module for node in block.body for alias in node.names}
 
 
-def test_importing_the_library_loads_nothing_else():
-    assert loaded("import pruner_lib") == {"pruner_lib"}
-    assert "torch" in loaded("from pruner_lib import discover")
-
-
-def test_the_method_is_used_without_transformers():
-    used = loaded("from pruner_lib import Axes, Plan, discover, estimate, select, mask_")
-    assert "transformers" not in used and {"torch", "pruner_lib.method.groups"} <= used
-
-
-def test_models_are_pruned_without_the_packages_of_recovery_and_evaluation():
-    used = loaded(
-        "from pruner_lib import load_model, prune_, save_model, calibration_ids, text_ids, perplexity"
+@pytest.mark.slow
+def test_what_is_imported_is_what_is_used():
+    """In a fresh process: the library alone, then the method without transformers, then models and data."""
+    done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, check=True)
+    alone, method, models = (
+        {name for name in line.split() if name in HEAVY or name.startswith("pruner_lib")}
+        for line in done.stdout.splitlines()
     )
-    assert "transformers" in used and not used & {"peft", "lm_eval", "datasets", "matplotlib"}
-    assert not [name for name in used if name.startswith(("pruner_lib.study", "pruner_lib.recovery"))]
+    assert alone == {"pruner_lib"}
+    assert "transformers" not in method and {"torch", "pruner_lib.method.groups"} <= method
+    assert "transformers" in models and not models & {"peft", "lm_eval", "datasets", "matplotlib"}
+    assert not [name for name in models if name.startswith(("pruner_lib.study", "pruner_lib.recovery"))]
 
 
 def test_editors_see_every_public_name_where_it_comes_from():

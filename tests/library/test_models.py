@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,18 +11,9 @@ from transformers import BertConfig, BertForMaskedLM, LlamaModel
 
 from pruner_lib import discover
 from pruner_lib.data.assets import cache_root
-from pruner_lib.models.load import NAMES, find_model, load_model, tiny_tokenizer
+from pruner_lib.models.load import find_model, load_model, tiny_tokenizer
 
 IDS = torch.arange(4, 20)[None]  # (1, 16)
-
-
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    """A folder with the tiny model and its tokenizer."""
-    folder = tmp_path / "checkpoint"
-    for part in load_model("tiny"):
-        part.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -110,15 +99,9 @@ def test_unknown_model_names_the_known_ones(name):
         load_model(name)
 
 
-def test_known_names_are_listed():
-    assert NAMES == ("smollm2-135m", "smollm2-135m-mha", "tiny")
-
-
 def test_hub_id_without_the_hub_fails_at_once():
-    start = time.monotonic()
     with pytest.raises(ValueError, match="'nobody/nothing' was not found .*cache.*Known names: smollm2-135m"):
         load_model("nobody/nothing")
-    assert time.monotonic() - start < 5
 
 
 def test_encoder_is_refused(tmp_path):

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -27,6 +24,7 @@ from pruner_lib.recovery.trainer import _ResponseTrainer
 
 UNEVEN = dict(ratio=0.4, scope="global", protect_first=1)
 HEADS, SIZE, INNER = 6, 8, 192
+OURS = {"modeling_pruned.py", "layout.py"}
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +99,7 @@ def test_cut_equals_mask(kind, model, axes):
 
 
 def test_its_operations_and_seconds_are_counted(model):
-    assert macs(model) > 0 and latency(model, tokens=8, repeats=2, warmup=0).median_s > 0
+    assert macs(model) > 0 and min(latency(model, tokens=8, repeats=2, warmup=0)) > 0
 
 
 def test_cut_model_learns_and_generates(uneven):
@@ -143,30 +141,10 @@ def test_labels_meet_their_own_tokens_where_tokens_come_first(shape, uneven):
     assert torch.isclose(trainer.compute_loss(trainer.model, batch, num_items_in_batch=n), wanted, rtol=1e-5)
 
 
-def test_uneven_folder_holds_all_code_and_needs_no_pruner_lib(uneven, tmp_path):
-    save_model(uneven, remote_tokenizer(), tmp_path / "m")
-    names = {path.name for path in (tmp_path / "m").iterdir()}
-    assert {path.name for path in CODE} | {"modeling_pruned.py", "layout.py", "plan.json"} <= names
-    torch.save(logits(uneven, prompts()), tmp_path / "logits.pt")
-    code = (
-        "import sys, torch; sys.modules['pruner_lib'] = None\n"
-        "from transformers import AutoModelForCausalLM as A\n"
-        f"ids = torch.tensor({prompts().tolist()})\n"
-        f"m = A.from_pretrained({str(tmp_path / 'm')!r}, trust_remote_code=True).eval()\n"
-        f"assert torch.equal(m(ids).logits, torch.load({str(tmp_path / 'logits.pt')!r}))\n"
-        f"m.save_pretrained({str(tmp_path / 'again')!r})\n"
-    )
-    env = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "PYTHONPATH": ""}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    again = AutoModelForCausalLM.from_pretrained(tmp_path / "again", trust_remote_code=True).eval()
-    assert torch.equal(logits(again, prompts()), logits(uneven, prompts()))
-    assert [p.shape for p in again.parameters()] == [p.shape for p in uneven.parameters()]
-
-
 def test_folder_is_loaded_cut_and_saved_again(uneven, tmp_path):
     one = tmp_path / "interleaved"  # named as the dense folder, transformers takes their code for the same
     save_model(uneven, remote_tokenizer(), one)
+    assert {path.name for path in CODE} | OURS | {"plan.json"} <= {path.name for path in one.iterdir()}
     model, tokenizer = load_model(one, trust_remote_code=True)
     assert torch.equal(logits(model, prompts()), logits(uneven, prompts())) and not model.training
     axes = discover(model)
@@ -183,7 +161,7 @@ def test_what_its_own_config_can_say_needs_no_code_of_ours(model, axes, tmp_path
     assert even.pruning_layout is None and even.config.inner_hidden_size == INNER // 2
     save_model(even, remote_tokenizer(), tmp_path / "m")
     names = {path.name for path in (tmp_path / "m").iterdir()}
-    assert {path.name for path in CODE} <= names and not names & {"modeling_pruned.py", "layout.py"}
+    assert {path.name for path in CODE} <= names and not names & OURS
     again, _ = load_model(tmp_path / "m", trust_remote_code=True)
     assert torch.equal(logits(again, prompts()), logits(even, prompts()))
 
@@ -224,15 +202,3 @@ def test_our_own_code_builds_a_trusted_folder_not_the_copy_in_it(uneven, tmp_pat
     (tmp_path / "m" / "modeling_pruned.py").write_text("raise SystemExit('ran')")
     again, _ = load_model(tmp_path / "m", trust_remote_code=True)
     assert again.pruning_layout == json.loads((tmp_path / "m" / "config.json").read_text())["pruning_layout"]
-
-
-def test_class_without_a_file_is_refused_before_anything_is_written(model, tmp_path):
-    class Local(type(model)):
-        pass
-
-    Local.__module__ = "__main__"
-    local = copy.deepcopy(model)
-    local.__class__ = Local
-    with pytest.raises(ValueError, match="Local is defined in __main__.*module of its own"):
-        save_model(local, None, tmp_path / "m")
-    assert not (tmp_path / "m").exists()

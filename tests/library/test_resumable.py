@@ -1,88 +1,202 @@
-"""Adapters of steps on the way are kept: each is that of the step, and a killed run keeps the same."""
+"""The history of a recovery, adapters kept on its way, and that a killed run ends as an uninterrupted one."""
 
 from __future__ import annotations
 
-import copy
+import json
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
-from test_recovery import EXAMPLES, QUICK, Stop, logits, make, one_thread, score, without_time
+from small_recovery import EXAMPLES, KEEP, QUICK, Stop, adapter, logits, make, same, score, without_time
 
+from pruner_lib.recovery import trainer as trainer_module
+from pruner_lib.recovery.recover import recover
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+KEPT = ("adapter-2", "adapter-4", "adapter")
+KILLED = """
+import os, signal, sys
+sys.path[:0] = sys.argv[2:]
+import torch
+from small_recovery import EXAMPLES, KEEP, make, score
 from pruner_lib.models.load import tiny_tokenizer
 from pruner_lib.recovery.recover import recover
 
-__all__ = ["one_thread"]
-KEEP = {"keep_at": [2, 4], **QUICK}
+torch.set_num_threads(1)
+calls = []
+def kill(model):
+    calls.append(1)
+    if len(calls) == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return score(model)
+recover(make(), tiny_tokenizer(), EXAMPLES, output_dir=sys.argv[1], evaluate=kill, **KEEP)
+"""
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return tiny_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def kept(tokenizer, tmp_path_factory):
-    """A run with two adapters on the way: its folder, and the logits at each step, seen in the loop."""
-    folder, seen = tmp_path_factory.mktemp("kept"), {}
+def whole(tokenizer, tmp_path_factory):
+    """An uninterrupted run: its folder, the logits at steps 0, 2, 4, 6 as seen in the loop, its result."""
+    folder, seen = tmp_path_factory.mktemp("whole"), []
 
     def watch(model):
-        seen[len(seen)] = copy.deepcopy(logits(model))
+        seen.append(logits(model).clone())
+        return score(model)
+
+    done = recover(make(), tokenizer, EXAMPLES, output_dir=folder, evaluate=watch, **KEEP)
+    return folder, dict(zip((0, 2, 4, 6), seen, strict=True)), done
+
+
+def check_same_run(folder: Path, result, whole) -> None:
+    for name in KEPT:
+        assert same(adapter(folder, name), adapter(whole[0], name)), name
+    assert without_time(result.history) == without_time(whole[2].history)
+    assert sorted(path.name for path in folder.iterdir()) == [*sorted(KEPT), "recovery.json"]
+
+
+# The history
+
+
+def test_the_history_has_a_row_a_step_and_measures_at_the_points(whole):
+    history = whole[2].history
+    assert [row["step"] for row in history] == list(range(7))
+    assert [row["step"] for row in history if "score" in row] == [0, 2, 4, 6]
+    assert history[0]["score"] == score(make())["score"] and history[0]["tokens"] == 0
+    assert history[6]["score"] == score(whole[2].model)["score"] != history[0]["score"]
+    for name in ("tokens", "seconds"):
+        values = [row[name] for row in history]
+        assert all(a < b for a, b in pairwise(values))
+
+
+def test_evaluation_changes_no_weight_and_no_second(tokenizer, tmp_path, whole, monkeypatch):
+    clock, passed = time.perf_counter, [0.0]
+    monkeypatch.setattr(trainer_module.time, "perf_counter", lambda: clock() + passed[0])
+
+    def slow(model):
+        passed[0] += 1e6
+        torch.manual_seed(99)
         return {}
 
-    done = recover(make(), tokenizer, EXAMPLES, output_dir=folder, evaluate=watch, evaluate_at=[2, 4], **KEEP)
-    return folder, {0: seen[0], 2: seen[1], 4: seen[2], 6: seen[3]}, done
+    done = recover(make(), tokenizer, EXAMPLES, output_dir=tmp_path, evaluate=slow, evaluate_at=[3], **QUICK)
+    assert same(adapter(tmp_path), adapter(whole[0]))
+    between = done.history[4]["seconds"] - done.history[2]["seconds"]
+    assert 0 < between < 1e6
 
 
-def test_model_at_a_step_is_the_one_that_training_had_there(tokenizer, kept):
-    folder, seen, done = kept
-    arguments = {"output_dir": folder, "evaluate": Stop(1), "evaluate_at": [2, 4], **KEEP}
+def test_an_evaluation_that_hides_the_history_is_refused(tokenizer, tmp_path):
+    arguments = {"output_dir": tmp_path, "evaluate": lambda model: {"loss": 1.0}, **QUICK}
+    with pytest.raises(ValueError, match="loss"):
+        recover(make(), tokenizer, EXAMPLES, **arguments)
+
+
+def test_an_infinite_result_is_read_back_as_a_number(tokenizer, tmp_path):
+    arguments = {"output_dir": tmp_path, "evaluate": lambda model: {"perplexity": float("inf")}, **QUICK}
+    arguments["steps"] = 1
+    first = recover(make(), tokenizer, EXAMPLES, **arguments)
+    assert recover(make(), tokenizer, EXAMPLES, **arguments).history == first.history
+    assert first.history[0]["perplexity"] == float("inf")
+
+
+# A run can be killed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [1, 2, 4])  # before the first step, after step 2, at the end
+def test_an_interrupted_run_ends_as_if_it_had_not_been(n, tokenizer, tmp_path, whole):
+    with pytest.raises(KeyboardInterrupt):
+        recover(make(), tokenizer, EXAMPLES, output_dir=tmp_path, evaluate=Stop(n), **KEEP)
+    assert not (tmp_path / "adapter").exists()
+    (tmp_path / "checkpoint-5").mkdir()  # half a checkpoint
+    (tmp_path / "adapter-4").mkdir(exist_ok=True)  # of a process that died before its checkpoint
+    again = recover(make(), tokenizer, EXAMPLES, output_dir=tmp_path, evaluate=score, **KEEP)
+    check_same_run(tmp_path, again, whole)
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_taken_over_by_another(tokenizer, tmp_path, whole):
+    tests = Path(__file__).parents[1]
+    command = [sys.executable, "-c", KILLED, tmp_path, tests / "support", tests.parent]
+    killed = subprocess.run(command, capture_output=True, timeout=300)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    (state,) = tmp_path.glob("checkpoint-*/trainer_state.json")
+    left = json.loads(state.read_text())["log_history"]
+    assert state.parent.name == "checkpoint-4" and len(left) == 5
+    again = recover(make(), tokenizer, EXAMPLES, output_dir=tmp_path, evaluate=score, **KEEP)
+    check_same_run(tmp_path, again, whole)
+    assert again.history[:5] == left and again.history[5]["seconds"] > left[4]["seconds"]
+
+
+def test_a_finished_run_is_not_run_again(tokenizer, whole):
+    folder, seen, done = whole
+    arguments = {"output_dir": folder, "evaluate": Stop(1), **KEEP}
+    again = recover(make(), tokenizer, EXAMPLES, **arguments)
+    assert again.history == done.history and torch.equal(logits(again.model), seen[6])
+
+
+def test_another_seed_gives_another_adapter(tokenizer, tmp_path, whole):
+    recover(make(), tokenizer, EXAMPLES, output_dir=tmp_path, seed=1, **QUICK)
+    assert not same(adapter(tmp_path), adapter(whole[0]))
+
+
+def test_a_run_with_other_arguments_is_not_resumed_but_thrown_away_on_request(tokenizer, tmp_path):
+    arguments = {"examples": EXAMPLES, "output_dir": tmp_path, "evaluate": score, "evaluate_at": [2], **QUICK}
+    with pytest.raises(KeyboardInterrupt):
+        recover(make(), tokenizer, **{**arguments, "evaluate": Stop(3)})
+    before = sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*"))
+    other = make()
+    other.model.layers[0].mlp.up_proj.weight.data[3, 5] += 1.0
+    changes = {
+        "seed": {"seed": 1},
+        "rank": {"rank": 4},
+        "learning_rate": {"learning_rate": 2e-2},
+        "steps": {"steps": 7},
+        "evaluated_steps": {"evaluate_at": [3]},
+        "examples": {"examples": EXAMPLES[1:]},
+        "model": {},
+    }
+    for name, change in changes.items():
+        with pytest.raises(ValueError, match=rf"\({name}: .* there, .* now\).*resume=False"):
+            recover(other if name == "model" else make(), tokenizer, **{**arguments, **change})
+    assert sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*")) == before
+    done = recover(other, tokenizer, **arguments, resume=False)
+    assert [row["step"] for row in done.history] == list(range(7))
+
+
+def test_a_folder_of_something_else_is_left_alone(tokenizer, tmp_path):
+    (tmp_path / "checkpoint-10").mkdir()
+    for resume in (True, False):
+        with pytest.raises(ValueError, match="something else made it"):
+            recover(make(), tokenizer, EXAMPLES, output_dir=tmp_path, resume=resume, **QUICK)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-10"]
+
+
+# Adapters on the way
+
+
+def test_model_at_a_step_is_the_one_that_training_had_there(tokenizer, whole):
+    folder, seen, done = whole
+    arguments = {"output_dir": folder, "evaluate": Stop(1), **KEEP}
     for step in (2, 4, 6):
-        found = recover(make(), tokenizer, EXAMPLES, at=step, **arguments)
-        assert torch.allclose(logits(found.model), seen[step], atol=1e-5)
-        assert without_time(found.history) == without_time(done.history)[: step + 1]
+        model_there = recover(make(), tokenizer, EXAMPLES, at=step, **arguments)
+        assert torch.allclose(logits(model_there.model), seen[step], atol=1e-5)
+        assert without_time(model_there.history) == without_time(done.history)[: step + 1]
     merged = recover(make(), tokenizer, EXAMPLES, at=2, merge=True, **arguments)
     assert torch.allclose(logits(merged.model), seen[2], atol=1e-4)
     assert not torch.allclose(seen[2], seen[6], atol=1e-3) and not torch.allclose(seen[2], seen[0], atol=1e-3)
 
 
-def test_kept_adapter_is_a_standard_one(kept):
-    folder, seen, _ = kept
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "adapter",
-        "adapter-2",
-        "adapter-4",
-        "recovery.json",
-    ]
+def test_kept_adapter_is_a_standard_one(whole):
+    folder, seen, _ = whole
     loaded = PeftModel.from_pretrained(make(), folder / "adapter-4").eval()
     assert torch.allclose(logits(loaded), seen[4], atol=1e-5)
 
 
-def test_step_that_a_fresh_run_passed_is_given_too(tokenizer, tmp_path, kept):
-    found = recover(make(), tokenizer, EXAMPLES, output_dir=tmp_path, at=2, **KEEP)
-    assert torch.allclose(logits(found.model), kept[1][2], atol=1e-5)
-    assert found.adapter_path == tmp_path / "adapter-2" and found.history[-1]["step"] == 2
-
-
-@pytest.mark.parametrize("n", [2, 3, 4])  # after step 2, after step 4, at the end
-def test_interrupted_run_keeps_the_same_adapters(tokenizer, tmp_path, kept, n):
-    arguments = {"output_dir": tmp_path, "evaluate_at": [2, 4], "save_steps": 3, **KEEP}
-    with pytest.raises(KeyboardInterrupt):
-        recover(make(), tokenizer, EXAMPLES, evaluate=Stop(n), **arguments)
-    (tmp_path / "adapter-4").mkdir(exist_ok=True)  # written by a process that died before its checkpoint
-    recover(make(), tokenizer, EXAMPLES, evaluate=score, **arguments)
-    for name in ("adapter-2", "adapter-4", "adapter"):
-        weights = [folder / name / "adapter_model.safetensors" for folder in (tmp_path, kept[0])]
-        assert weights[0].read_bytes() == weights[1].read_bytes(), name
-    assert not list(tmp_path.glob("checkpoint-*"))
-
-
-def test_step_that_is_not_kept_is_refused_before_training(tokenizer, tmp_path):
-    for change, message in [
-        ({"at": 3}, r"at=3: no adapter is kept there, only at \[2, 4, 6\]"),
-        ({"keep_at": [0]}, r"keep_at=\[0\]: steps from 1 to 6"),
-        ({"keep_at": [7]}, r"keep_at=\[7\]"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            recover(make(), tokenizer, EXAMPLES, output_dir=tmp_path / "out", **KEEP | change)
-    assert not (tmp_path / "out").exists()
+def test_step_that_a_fresh_run_passed_is_given_too(tokenizer, tmp_path, whole):
+    fresh = recover(make(), tokenizer, EXAMPLES, output_dir=tmp_path, at=2, keep_at=[2], **QUICK)
+    assert torch.allclose(logits(fresh.model), whole[1][2], atol=1e-5)
+    assert fresh.adapter_path == tmp_path / "adapter-2" and fresh.history[-1]["step"] == 2

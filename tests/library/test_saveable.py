@@ -10,9 +10,8 @@ import sys
 import pytest
 import torch
 from families import FAMILIES, build, logits, random_scores, tokens
-from peft import LoraConfig, get_peft_model
 from remote_family import CODE, build_remote, prompts, remote_tokenizer
-from transformers import AutoModelForCausalLM, LlamaForCausalLM, Trainer, TrainingArguments, modeling_utils
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, modeling_utils
 from transformers.utils.hub import PushToHubMixin
 
 from pruner_lib import discover, load_model, mask_, prune_, save_model, select
@@ -23,6 +22,7 @@ from pruner_lib.models.load import tiny_tokenizer
 from pruner_lib.models.modeling_pruned import make_saveable_
 
 UNEVEN = dict(ratio=0.4, scope="global", protect_first=1)
+ALIKE = ("llama-gqa", "mistral", "qwen2")  # as llama-mha here; other tests save the first and the last
 OURS = {"modeling_pruned.py", "layout.py"}
 CODE_NAMES = {path.name for path in CODE}
 
@@ -53,13 +53,15 @@ def check_loads(folder, model, tokenizer=None, ids=None, **trust):
         assert type(again).__name__ == type(model).__name__
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in ALIKE])
 def test_plain_saving_of_an_unevenly_pruned_model_loads_everywhere(family, tmp_path):
     model = uneven(family)
     assert model.pruning_layout
     model.save_pretrained(tmp_path / "m")
     assert names(tmp_path / "m") >= OURS
     check_loads(tmp_path / "m", model)
+    with pytest.raises((ValueError, RuntimeError)):  # the plain class has no such widths: nothing is drawn
+        type(model).dense_class.from_pretrained(tmp_path / "m", config=copy.deepcopy(model.config))
 
 
 def test_pruning_sets_the_class_and_keeps_its_name():
@@ -128,7 +130,7 @@ def test_a_model_with_code_of_its_own_takes_it_along(tmp_path):
 def test_a_remote_model_with_fewer_layers_takes_its_layout_along(tmp_path):
     """Its factor follows the number of layers; the layout keeps it as trained."""
     model = prune_(build_remote(tmp_path / "remote"), Plan({"layers": [0, 2]}, {"layers": 3}))
-    assert model.pruning_layout["attributes"]
+    assert model.pruning_layout["attributes"] and model.transformer.layers[1].alpha == pytest.approx(6**0.5)
     model.save_pretrained(tmp_path / "m")
     check_loads(tmp_path / "m", model, remote_tokenizer(), prompts(), trust_remote_code=True)
 
@@ -160,30 +162,6 @@ def test_the_class_builds_whole_models_too():
     model, whole = uneven(), build("llama-gqa")
     assert [p.shape for p in type(model)(whole.config).parameters()] == [p.shape for p in whole.parameters()]
     assert [p.shape for p in type(model)(model.config).parameters()] == [p.shape for p in model.parameters()]
-
-
-def test_trainer_writes_folders_that_load(tmp_path):
-    model = uneven(vocab_size=260)
-    data = [{"input_ids": row, "labels": row} for row in tokens(4, 8)]
-    options = dict(max_steps=2, save_steps=1, per_device_train_batch_size=2, report_to=[], use_cpu=True)
-    trainer = Trainer(model, TrainingArguments(str(tmp_path / "run"), **options), train_dataset=data)
-    before = logits(model.eval(), tokens())
-    trainer.train()
-    trainer.save_model(str(tmp_path / "m"))
-    assert not torch.equal(logits(model.eval(), tokens()), before)
-    for folder in (tmp_path / "m", tmp_path / "run" / "checkpoint-2"):
-        check_loads(folder, model)
-
-
-def test_an_adapter_is_merged_and_saved(tmp_path):
-    model = uneven()
-    torch.manual_seed(0)
-    config = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", init_lora_weights=False)
-    before = logits(model, tokens())
-    merged = get_peft_model(model, config).merge_and_unload()
-    assert not torch.equal(logits(merged, tokens()), before)
-    merged.save_pretrained(tmp_path / "m")
-    check_loads(tmp_path / "m", merged)
 
 
 @pytest.mark.parametrize("through", ["push_to_hub", "save_pretrained"])
@@ -218,8 +196,9 @@ def test_a_class_in_no_file_is_refused_before_anything_is_written(tmp_path):
     model = build("llama-gqa")
     model.__class__ = type("Local", (type(model),), {"__module__": "__main__"})
     prune_(model, plan_of(model, **UNEVEN))
-    with pytest.raises(ValueError, match="Local is defined in __main__.*module of its own"):
-        model.save_pretrained(tmp_path / "m")
+    for save in (model.save_pretrained, lambda folder: save_model(model, None, folder)):
+        with pytest.raises(ValueError, match="Local is defined in __main__.*module of its own"):
+            save(tmp_path / "m")
     assert not (tmp_path / "m").exists()
 
 

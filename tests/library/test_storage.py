@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
-import multiprocessing
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -31,9 +31,9 @@ def test_failed_write_keeps_the_old_file_and_leaves_no_part(tmp_path):
 
     with pytest.raises(
         OSError, match="could not write .*a.json: No space left on device; nothing was changed"
-    ) as told:
+    ) as raised:
         write_atomic(path, full_disk)
-    assert told.value.errno == errno.ENOSPC
+    assert raised.value.errno == errno.ENOSPC
     assert read_json(path) == {"old": 1}
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
     write_json(path, {"new": 2})
@@ -92,21 +92,19 @@ def test_csv_keeps_a_named_index_and_drops_a_bare_one(tmp_path):
     assert write_csv(tmp_path / "named.csv", frame.rename_axis("n")).read_text() == "n,a\n0,1\n1,2\n"
 
 
-def _hold(lock: str, log: str) -> None:
-    with only_one(lock):
-        for word in ("in", "out"):
-            with open(log, "a") as file:
-                file.write(word + "\n")
-            time.sleep(0.2)
+def test_one_at_a_time_holds_a_lock(tmp_path):
+    """Threads stand for processes: each opens the lock's file itself."""
+    words = []
 
+    def hold() -> None:
+        with only_one(tmp_path / "lock"):
+            words.append("in")
+            time.sleep(0.1)  # long enough for the other to come
+            words.append("out")
 
-def test_one_process_at_a_time_holds_a_lock(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    jobs = [
-        context.Process(target=_hold, args=(str(tmp_path / "l"), str(tmp_path / "log"))) for _ in range(2)
-    ]
+    jobs = [threading.Thread(target=hold) for _ in range(2)]
     for job in jobs:
         job.start()
     for job in jobs:
         job.join()
-    assert (tmp_path / "log").read_text().split() == ["in", "out", "in", "out"]
+    assert words == ["in", "out", "in", "out"]

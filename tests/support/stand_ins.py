@@ -62,8 +62,8 @@ def _texts(root: Path) -> None:
     (root / "wikitext2/wiki.test.raw").write_text(f" \n = Rivers = \n \n{lines}")
     (root / "ptb/ptb.valid.txt").write_text("\n".join(line.lower() for line in sentences(260, 2)))
     for seed, name in enumerate(("bookcorpus", "wiki", "c4"), 3):
-        told = sentences(600, seed)
-        (root / f"{name}.txt").write_text("\n\n".join(" ".join(told[i : i + 12]) for i in range(0, 600, 12)))
+        lines = sentences(600, seed)
+        (root / f"{name}.txt").write_text("\n\n".join(" ".join(lines[i : i + 12]) for i in range(0, 600, 12)))
     rows = [{"instruction": f"Repeat: {s}", "input": "", "output": s} for s in sentences(96, 9)]
     (root / "alpaca.json").write_text(json.dumps(rows))
     for task in ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa"):

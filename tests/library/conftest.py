@@ -1,0 +1,40 @@
+"""What the tests of the library share."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+import pytest
+import torch
+
+from pruner_lib.models.load import load_model, tiny_tokenizer
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_collections():
+    """Leave what was imported so far out of garbage collections, which evaluation asks for."""
+    gc.freeze()
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Two threads on so small a model wait for each other: 10 times slower on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return tiny_tokenizer()
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A folder with the tiny model and its tokenizer."""
+    folder = tmp_path / "checkpoint"
+    for part in load_model("tiny"):
+        part.save_pretrained(folder)
+    return folder

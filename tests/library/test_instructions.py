@@ -1,0 +1,64 @@
+"""What recovery learns from: prompts, labels on the responses alone, batches in a fixed order."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from small_recovery import EXAMPLES
+
+from pruner_lib.recovery.instructions import IGNORED, PROMPT, PROMPT_WITH_INPUT, batches, collate, encode
+
+
+def test_the_response_and_eos_are_labelled_and_the_prompt_is_not(tokenizer):
+    plain, noted = {**EXAMPLES[1]}, {**EXAMPLES[3]}
+    for example, form in ((plain, PROMPT), (noted, PROMPT_WITH_INPUT)):
+        (row,) = encode([example], tokenizer, cutoff=1000)
+        answer = [token for token in row["labels"] if token != IGNORED]
+        prompt = row["input_ids"][: -len(answer)]
+        assert answer[-1] == tokenizer.eos_token_id and tokenizer.decode(answer[:-1]) == example["output"]
+        assert tokenizer.decode(prompt, skip_special_tokens=True) == form.format(**example)
+        assert row["labels"][: len(prompt)] == [IGNORED] * len(prompt)
+
+
+def test_a_cut_response_gets_no_eos(tokenizer):
+    (whole,) = encode(EXAMPLES[3:4], tokenizer, cutoff=1000)
+    n = len(whole["input_ids"])
+    (fits,) = encode(EXAMPLES[3:4], tokenizer, cutoff=n)
+    (cut,) = encode(EXAMPLES[3:4], tokenizer, cutoff=n - 1)
+    assert fits == whole and fits["input_ids"][-1] == tokenizer.eos_token_id
+    assert cut["input_ids"] == whole["input_ids"][:-1] and cut["labels"] == whole["labels"][:-1]
+
+
+def test_an_example_without_room_for_its_response_is_left_out(tokenizer):
+    long = {"instruction": "word " * 300, "output": "yes"}
+    with pytest.warns(UserWarning, match="1 of 2 examples are left out"):
+        rows = encode([long, EXAMPLES[1]], tokenizer, cutoff=256)
+    assert rows == encode([EXAMPLES[1]], tokenizer, cutoff=256)
+    with pytest.raises(ValueError, match="raise the cutoff"):
+        encode([long], tokenizer, cutoff=256)
+
+
+@pytest.mark.parametrize("bad", [[], [{"instruction": "a"}], [{"instruction": "a", "output": None}]])
+def test_examples_without_text_are_refused(tokenizer, bad):
+    with pytest.raises(ValueError, match="instruction"):
+        encode(bad, tokenizer)
+
+
+def test_every_pass_shows_each_example_once_in_an_order_of_the_seed():
+    rows = [{"input_ids": [i] * (1 + i % 5), "labels": [i]} for i in range(12)]
+    order = batches(rows, steps=5, batch_size=4, seed=3)
+    shown = [row["labels"][0] for batch in order for row in batch]
+    assert sorted(shown[:12]) == list(range(12)) and len(order) == 5
+    assert all(len(a["input_ids"]) <= len(b["input_ids"]) for batch in order for a, b in pairwise(batch))
+    assert order == batches(rows, steps=5, batch_size=4, seed=3)
+    assert order != batches(rows, steps=5, batch_size=4, seed=4)
+
+
+def test_padding_is_masked_and_has_no_label():
+    batch = collate(
+        [{"input_ids": [5, 6, 7], "labels": [IGNORED, 6, 7]}, {"input_ids": [8], "labels": [8]}], pad=1
+    )
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 1, 1]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert batch["labels"].tolist() == [[IGNORED, 6, 7], [8, IGNORED, IGNORED]]
