@@ -17,12 +17,13 @@ import pandas as pd
 import yaml
 
 from pruner_lib.study.profiles import Profile
+from pruner_lib.study.records import MetricName
 from pruner_lib.study.results import project_root
 from pruner_lib.study.settings import Experiment
 
 COVERAGE_FILE = Path(__file__).with_name("coverage.yaml")
 COLUMNS = ("table", "row", "metric", "value", "unit", "source")
-TEXTS = {"wikitext2": "WikiText2", "ptb": "PTB"}
+TEXTS = {"wikitext2": "WikiText2", "ptb": "PTB"}  # stand beside our first text and our second one
 WHOLE = {  # name of a whole model for `load_model` -> (table, row) of what was published about it
     "smollm2-135m": (
         ("SmolLM2 card", "SmolLM2-135M-Instruct"),
@@ -203,6 +204,23 @@ def _row(printed: str) -> tuple[str, str] | None:
     first, _, name = printed.partition(" / ")
     stage = next((ours for theirs, ours in STAGES.items() if first.endswith(theirs)), None)
     return (ROWS[name], stage) if stage and name in ROWS else None
+
+
+def paper_metric(metric: MetricName, place: int) -> str:
+    """Name the paper's number that stands beside one of ours; `place` counts our texts."""
+    if metric.kind != "perplexity":
+        return str(metric)
+    text = metric.dataset if metric.dataset in TEXTS or place >= len(TEXTS) else [*TEXTS][place]
+    return str(MetricName("perplexity", text, 128))
+
+
+def relative_to_dense(paper: pd.DataFrame | None) -> dict[tuple[str, str, str], float]:
+    """Divide published numbers by those of their dense model: (name, stage, metric) -> share."""
+    if paper is None:
+        return {}
+    dense = paper[paper.name == "dense"].set_index("metric").value
+    rows = paper[paper.metric.isin(dense.index)].itertuples(index=False)
+    return {(row.name, row.stage, row.metric): row.value / dense[row.metric] for row in rows}
 
 
 def coverage_frame(folder: Path) -> pd.DataFrame:

@@ -13,9 +13,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from pruner_lib.study.figures.style import (
+from pruner_lib.study.figures.drawing import (
     DIRECT_LABELS,
-    GREY,
     MIN_BAND,
     finish_axes,
     finish_axis,
@@ -27,9 +26,9 @@ from pruner_lib.study.figures.style import (
     paper_marks,
     reference_lines,
     styled,
-    styles_of,
     summary,
 )
+from pruner_lib.study.figures.style import GREY, styles_of
 
 START = "dense"  # the series that begins all others
 FEW = 12  # up to so many places each have a mark, and on a log axis a tick
@@ -65,7 +64,7 @@ def plot_curves(
     ...             label="perplexity / perplexity before recovery", scale="log")
 
     Args:
-        frame: columns `value`, `x`, `series`, `line`, `marker`, `seconds`, and those of `style.marks_frame`:
+        frame: columns `value`, `x`, `series`, `line`, `marker`, `seconds`, and those of `marks_frame`:
             `low` and `high`, or `stderr`; `paper`, or `source`.
         x: column of numbers or of names.    xlabel, label: what the axes show, with its unit.
         series, line, marker: columns that choose the colour, the line style and the marker.
