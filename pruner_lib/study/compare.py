@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pruner_lib.evaluation.zero_shot import CHANCE, CHANCES
+from pruner_lib.evaluation.zero_shot import CHANCES
+from pruner_lib.study.paper import paper_metric, relative_to_dense
 from pruner_lib.study.records import MEAN, MetricName, Record, records_frame, refuse_mixed_protocols
 from pruner_lib.study.settings import DATA_FREE
 from pruner_lib.study.statistics import Interval, corrected, mean_interval, paired_difference, paired_ratio
 
 Group = Sequence[Record]
 Named = Mapping[Any, Group]
-TEXTS = ("wikitext2", "ptb")  # our first text stands beside the paper's WikiText2, the second beside PTB
 TWO_SIDED_95 = 1.96  # standard errors to either side that hold 95 % of a normal distribution
 
 
@@ -195,7 +195,7 @@ def kept_frame(named: Named, paper: pd.DataFrame | None = None) -> pd.DataFrame:
              paper (NaN if there is none), difference (ours - paper), draws, n (windows or questions).
     Raises:  ValueError: the dense model was not measured likewise, or by another protocol.
     """
-    theirs, rows, dense = _relative(paper), [], named.get("dense", ())
+    theirs, rows, dense = relative_to_dense(paper), [], named.get("dense", ())
     for name, records in named.items():
         for stage in dict.fromkeys(record.experiment.stage for record in records if name != "dense"):
             for place, metric in enumerate(metrics_of(records, tasks=False)):
@@ -211,25 +211,6 @@ def kept_frame(named: Named, paper: pd.DataFrame | None = None) -> pd.DataFrame:
                 rows.append((name, stage, metric.kind, metric.dataset, *numbers, len(group), share.n))
     columns = "name stage metric dataset value ours low high paper difference draws n"
     return pd.DataFrame(rows, columns=columns.split())
-
-
-def paper_metric(metric: MetricName, place: int) -> str:
-    """Name the paper's number that stands beside one of ours; `place` counts our texts."""
-    if metric.kind != "perplexity":
-        return str(metric)
-    text = metric.dataset if metric.dataset in TEXTS or place >= len(TEXTS) else TEXTS[place]
-    return str(MetricName("perplexity", text, 128))
-
-
-def _relative(paper: pd.DataFrame | None) -> dict[tuple[str, str, str], float]:
-    """Relate published numbers to those of their dense model: (name, stage, metric) -> share."""
-    if paper is None:
-        return {}
-    dense, shares = paper[paper.name == "dense"].set_index("metric").value, {}
-    for row in paper[paper.metric.isin(dense.index)].itertuples(index=False):
-        chance = CHANCE if row.metric == str(MEAN) else 0.0
-        shares[row.name, row.stage, row.metric] = (row.value - chance) / (dense[row.metric] - chance)
-    return shares
 
 
 def contrasts(

@@ -16,13 +16,15 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from pruner_lib.evaluation.zero_shot import CHANCE
 from pruner_lib.study.profiles import Profile
+from pruner_lib.study.records import MEAN, MetricName
 from pruner_lib.study.results import project_root
 from pruner_lib.study.settings import Experiment
 
 COVERAGE_FILE = Path(__file__).with_name("coverage.yaml")
 COLUMNS = ("table", "row", "metric", "value", "unit", "source")
-TEXTS = {"wikitext2": "WikiText2", "ptb": "PTB"}
+TEXTS = {"wikitext2": "WikiText2", "ptb": "PTB"}  # stand beside our first text and our second one
 WHOLE = {  # name of a whole model for `load_model` -> (table, row) of what was published about it
     "smollm2-135m": (
         ("SmolLM2 card", "SmolLM2-135M-Instruct"),
@@ -203,6 +205,28 @@ def _row(printed: str) -> tuple[str, str] | None:
     first, _, name = printed.partition(" / ")
     stage = next((ours for theirs, ours in STAGES.items() if first.endswith(theirs)), None)
     return (ROWS[name], stage) if stage and name in ROWS else None
+
+
+def paper_metric(metric: MetricName, place: int) -> str:
+    """Name the paper's number that stands beside one of ours; `place` counts our texts."""
+    if metric.kind != "perplexity":
+        return str(metric)
+    text = metric.dataset if metric.dataset in TEXTS or place >= len(TEXTS) else [*TEXTS][place]
+    return str(MetricName("perplexity", text, 128))
+
+
+def relative_to_dense(paper: pd.DataFrame | None) -> dict[tuple[str, str, str], float]:
+    """Relate published numbers to those of their dense model, as `compare.kept_frame` does with ours.
+
+    Returns: (name, stage, metric) -> perplexity / dense perplexity; mean accuracy above chance / that of dense.
+    """
+    if paper is None:
+        return {}
+    dense, shares = paper[paper.name == "dense"].set_index("metric").value, {}
+    for row in paper[paper.metric.isin(dense.index)].itertuples(index=False):
+        chance = CHANCE if row.metric == str(MEAN) else 0.0
+        shares[row.name, row.stage, row.metric] = (row.value - chance) / (dense[row.metric] - chance)
+    return shares
 
 
 def coverage_frame(folder: Path) -> pd.DataFrame:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from functools import cache
 
 import matplotlib as mpl
@@ -10,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from families import build
+from legible import assert_legible
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex
 
@@ -51,7 +51,7 @@ def test_every_strip_is_drawn_and_nothing_written_overlaps_or_leaves_the_figure(
     ax = plot_groups(frame)
     for kind in KINDS:
         assert len(strips(ax, kind)) == (frame.chosen & (frame.kind == kind)).sum() > 0
-    no_overlap(ax.figure)
+    assert_legible(ax.figure)
 
 
 def test_strips_are_to_scale():
@@ -83,25 +83,11 @@ def test_heads_are_parted_by_lines_also_within_a_group():
 
 
 def test_nothing_written_overlaps_in_the_dependency_cases():
-    no_overlap(plot_dependencies(CASES).figure)
+    assert_legible(plot_dependencies(CASES).figure)
     with pytest.raises(AssertionError, match="overlaps"):
         ax = plot_dependencies(CASES)
         ax.text(0.55, 1.4, "written over the title")
-        no_overlap(ax.figure)
-
-
-def no_overlap(figure):
-    figure.canvas.draw()
-    renderer = figure.canvas.get_renderer()
-    texts = [t for t in figure.findobj(mpl.text.Text) if t.get_text().strip() and t.axes and t.axes.texts]
-    texts = [t for t in texts if t in t.axes.texts or t in t.axes.legend_.get_texts()] if figure.axes else []
-    boxes = [(t.get_text(), mpl.text.Text.get_window_extent(t, renderer).padded(-1)) for t in texts]
-    assert len(boxes) > 4
-    for (one, a), (other, b) in itertools.combinations(boxes, 2):
-        assert not a.overlaps(b), f"{one!r} overlaps {other!r}"
-    for words, box in boxes:
-        inside = box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
-        assert inside, f"{words!r} leaves the figure"
+        assert_legible(ax.figure)
 
 
 @pytest.mark.parametrize("plot, frame", [(plot_groups, drawn("llama-gqa")), (plot_dependencies, CASES)])

@@ -14,16 +14,8 @@ from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_rgb
 
 from pruner_lib.study.figures import plot_curves, plot_heatmap, plot_intervals
-from pruner_lib.study.figures.style import (
-    GREY,
-    METHODS,
-    STAGES,
-    STYLE,
-    finish_axis,
-    label_lines,
-    spread,
-    styles_of,
-)
+from pruner_lib.study.figures.drawing import finish_axis, label_lines, spread
+from pruner_lib.study.figures.style import GREY, METHODS, STAGES, STYLE, styles_of
 from pruner_lib.study.settings import CRITERIA
 
 NAN, INF = float("nan"), float("inf")

@@ -45,7 +45,6 @@ def crossed(generator, draws=3, items=40, between=1.0):
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("items", [5, 100])
 def test_interval_of_a_mean_holds_the_truth_95_times_in_a_hundred(items):
     low, high = NEAR_95
@@ -54,14 +53,12 @@ def test_interval_of_a_mean_holds_the_truth_95_times_in_a_hundred(items):
         assert low <= covered(lambda g: (g.random(items) < 0.6,), 0.6) <= high
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("between", [0.0, 1.0])
 def test_draws_are_part_of_the_uncertainty(between):
     low, high = NEAR_95
     assert low <= covered(lambda g: (crossed(g, between=between),), 0) <= high + 0.015  # a little too wide
 
 
-@pytest.mark.slow
 def test_draws_taken_for_questions_would_promise_too_much():
     pooled = covered(lambda g: (crossed(g).ravel(),), 0)
     first = covered(lambda g: (crossed(g)[0],), 0)
@@ -69,7 +66,6 @@ def test_draws_taken_for_questions_would_promise_too_much():
     assert mean_interval(crossed(np.random.default_rng(0))[0]).draws == 1
 
 
-@pytest.mark.slow
 def test_paired_difference_holds_the_truth_and_is_sharper_than_an_unpaired_one():
     def pair(generator):
         hard = generator.normal(0, 3, 60)
@@ -151,7 +147,6 @@ def test_share_of_an_unsure_number_holds_the_truth():
     assert low <= covered(pair, 2.0, share) <= high
 
 
-@pytest.mark.slow
 def test_any_function_of_means_has_an_interval_that_holds_the_truth():
     def losses(generator):
         hard = generator.normal(0, 1, 60)

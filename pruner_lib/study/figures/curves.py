@@ -6,16 +6,15 @@ measures or saves, and no setting of matplotlib is changed. How names look is fi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from pruner_lib.study.figures.style import (
+from pruner_lib.study.figures.drawing import (
     DIRECT_LABELS,
-    GREY,
     MIN_BAND,
     finish_axes,
     finish_axis,
@@ -27,9 +26,9 @@ from pruner_lib.study.figures.style import (
     paper_marks,
     reference_lines,
     styled,
-    styles_of,
     summary,
 )
+from pruner_lib.study.figures.style import GREY, styles_of
 
 START = "dense"  # the series that begins all others
 FEW = 12  # up to so many places each have a mark, and on a log axis a tick
@@ -65,7 +64,7 @@ def plot_curves(
     ...             label="perplexity / perplexity before recovery", scale="log")
 
     Args:
-        frame: columns `value`, `x`, `series`, `line`, `marker`, `seconds`, and those of `style.marks_frame`:
+        frame: columns `value`, `x`, `series`, `line`, `marker`, `seconds`, and those of `marks_frame`:
             `low` and `high`, or `stderr`; `paper`, or `source`.
         x: column of numbers or of names.    xlabel, label: what the axes show, with its unit.
         series, line, marker: columns that choose the colour, the line style and the marker.
@@ -84,14 +83,8 @@ def plot_curves(
     places = list(dict.fromkeys(marks[x])) if named else sorted(set(marks[x]))
     marks["place"] = marks[x].map(places.index) if named else marks[x].astype(float)
     marks = styled(_begun(marks, series, line) if joined else marks, series, line, marker)
-    lines, ends = joined and not named, []
-    for _, part in marks.groupby([*columns, "source"], sort=False):
-        if part.source.iloc[0] == "paper":
-            paper_marks(ax, part["place"], part.value, part, line=":" if lines else "")
-        elif lines:
-            ends.append(_curve(ax, part, scale == "log"))
-        else:
-            _error_bars(ax, part, scale == "log")
+    lines = joined and not named
+    ends = _draw_marks(ax, marks.groupby([*columns, "source"], sort=False), lines, scale == "log")
     finish_axis(ax, "x", xlabel, xscale)
     finish_axis(ax, "y", label, scale)
     _name_places(ax, marks, places, named, xscale)
@@ -119,6 +112,21 @@ def _begun(marks: pd.DataFrame, series: str | None, line: str | None) -> pd.Data
     return pd.concat([start, marks[~first]], ignore_index=True)
 
 
+def _draw_marks(ax: Axes, parts: Iterable[tuple], lines: bool, log: bool) -> list[tuple]:
+    """Draw each part of the marks as the paper's, as a curve or as single marks; return the curves' ends."""
+    ends = []
+    for _, part in parts:
+        if part.source.iloc[0] == "paper":
+            paper_marks(ax, part["place"], part.value, part, line=":" if lines else "")
+        elif lines:
+            ends.append(_curve(ax, part, log))
+        else:
+            at, middle, low, high = _points(part, log).T
+            errors, look = np.nan_to_num([middle - low, high - middle]).clip(0), part.iloc[0]
+            ax.errorbar(at, middle, errors, fmt=look.symbol, color=look.color, capsize=3)
+    return ends
+
+
 def _points(part: pd.DataFrame, log: bool) -> np.ndarray:
     """Give place, middle, low and high `(places, 4)` of a curve, in the order of the places."""
     points = np.array([(at, *summary(rows, log)) for at, rows in part.groupby("place")], dtype=float)
@@ -139,12 +147,6 @@ def _curve(ax: Axes, part: pd.DataFrame, log: bool) -> tuple[float, float, str, 
     few = part.groupby("place").filter(lambda rows: 1 < len(rows) < MIN_BAND)
     ax.plot(few["place"], few.value, "_", color=look.color, alpha=0.6, markersize=9)
     return at[-1], middle[-1], look.label, look.color
-
-
-def _error_bars(ax: Axes, part: pd.DataFrame, log: bool) -> None:
-    at, middle, low, high = _points(part, log).T
-    errors, look = np.nan_to_num([middle - low, high - middle]).clip(0), part.iloc[0]
-    ax.errorbar(at, middle, errors, fmt=look.symbol, color=look.color, capsize=3)
 
 
 def _name_places(ax: Axes, marks: pd.DataFrame, places: list, named: bool, xscale: str) -> None:

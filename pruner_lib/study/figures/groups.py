@@ -13,7 +13,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch, Rectangle
 
-from pruner_lib.study.figures.style import GREY, KINDS, need, new_axes
+from pruner_lib.study.figures.drawing import need, new_axes
+from pruner_lib.study.figures.style import GREY, KINDS
 
 COLUMNS = (
     *("stage", "structure", "parameter", "rows", "columns", "kind", "role", "dim"),

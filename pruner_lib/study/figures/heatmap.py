@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from pruner_lib.study.figures.style import finish_axes, need, new_axes, styles_of
+from pruner_lib.study.figures.drawing import finish_axes, need, new_axes
+from pruner_lib.study.figures.style import styles_of
 
 
 def plot_heatmap(

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from pruner_lib.study.figures.style import (
+from pruner_lib.study.figures.drawing import (
     MIN_BAND,
     finish_axes,
     finish_axis,
@@ -23,9 +23,9 @@ from pruner_lib.study.figures.style import (
     paper_marks,
     reference_lines,
     styled,
-    styles_of,
     summary,
 )
+from pruner_lib.study.figures.style import styles_of
 
 APART = 0.2  # inches between marks of one row
 
@@ -54,7 +54,7 @@ def plot_intervals(
     ...                reference={"dense model": 1}, title="smollm2-135m, wiki, 20 % removed")
 
     Args:
-        frame: columns `value`, `rows`, `series`, `marker`, `each`, and those of `style.marks_frame`: `low`
+        frame: columns `value`, `rows`, `series`, `marker`, `each`, and those of `drawing.marks_frame`: `low`
             and `high`, or `stderr`; `paper`, or `source`.
         label: what is measured, with its unit.    rows: column of the names.
         series: column that chooses the colour; without it the row's name does.

@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from pruner_lib.study.claims import CANT_TELL, NOT_MEASURED, NOT_REPRODUCED, REPRODUCED
-from pruner_lib.study.figures.style import GREY, finish_axes, need, new_axes
+from pruner_lib.study.figures.drawing import finish_axes, need, new_axes
+from pruner_lib.study.figures.style import GREY
 
 ANSWERS = {  # verdict -> (colour, mark)
     REPRODUCED: ("#009E73", "o"),
