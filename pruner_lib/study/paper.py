@@ -218,7 +218,7 @@ def paper_metric(metric: MetricName, place: int) -> str:
 def relative_to_dense(paper: pd.DataFrame | None) -> dict[tuple[str, str, str], float]:
     """Relate published numbers to those of their dense model, as `compare.kept_frame` does with ours.
 
-    Returns: (name, stage, metric) -> perplexity / dense perplexity; mean accuracy above chance / that of dense.
+    Returns: (name, stage, metric) -> perplexity or mean accuracy above chance, divided by that of dense.
     """
     if paper is None:
         return {}
