@@ -9,7 +9,7 @@ Nothing is measured or drawn here.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -120,17 +120,28 @@ def kept(a: Group, b: Group, metric: MetricName, *, level: float = 0.95) -> Inte
     return paired_ratio(*(above(side) for side in _paired_values(a, b, metric)), level=level)
 
 
-def on_every_text(
-    a: Group, b: Group, *, stages: tuple[str, str] = ("pruned", "pruned"), level: float = 0.95
+def parts(
+    a: Group,
+    b: Group,
+    kind: str = "perplexity",
+    *,
+    stages: tuple[str, str] = ("pruned", "pruned"),
+    measure: Callable[[Group, Group, MetricName], Interval] | None = None,
 ) -> dict[str, Interval]:
-    """Estimate perplexity of a / perplexity of b on every text that both hold, as the parts of a claim.
+    """Compare a with b as a claim wants it: by perplexity on every text, or by the mean of the tasks.
 
-    Args:    stages: of the two models, "pruned" or "recovered"; the dense model is of either.
-    Returns: text -> the ratio.
+    Args:    kind: one of `records.KINDS`.    stages: of a and b, "pruned" or "recovered"; dense fits either.
+             measure: None: `ratio` of perplexities, what is `kept` of accuracies and probabilities, the
+             `difference` of bits.
+    Returns: text, or "mean" -> the number; without those that one of the two lacks.
     """
-    texts = [name for name in metrics_of(a) if name.kind == "perplexity" and name in metrics_of(b)]
-    sides = {text: (group_of(a, text, stages[0]), group_of(b, text, stages[1])) for text in texts}
-    return {text.dataset: ratio(*both, text, level=level) for text, both in sides.items() if all(both)}
+    usual = {"perplexity": ratio, "bits_per_byte": difference}.get(kind, kept)
+    found = {}
+    for metric in metrics_of(a, tasks=False):
+        sides = group_of(a, metric, stages[0]), group_of(b, metric, stages[1])
+        if metric.kind == kind and all(sides):
+            found[metric.dataset] = (measure or usual)(*sides, metric)
+    return found
 
 
 def difference(a: Group, b: Group, metric: MetricName, *, level: float = 0.95) -> Interval:
@@ -168,16 +179,18 @@ def _without_draws(group: Group) -> bool:
     return criteria <= set(DATA_FREE) - {"random"}
 
 
-def describe(number: Interval, metric: MetricName, *groups: Group) -> str:
-    """Say what a number was computed from: "element1, 20.0% cut; 10 windows of wiki, 3 draws".
+def describe(numbers: Mapping[str, Interval], *groups: Group) -> str:
+    """Say what the numbers of a claim were computed from: "element1, 20.0% cut; wiki 64, c4 64; 3 draws".
 
-    Args:    groups: that were compared; the dense model is not mentioned.
+    Args:    numbers: text, or "mean" -> a number of so many windows or questions.
+             groups: that were compared; the dense model is not mentioned.
     """
-    cut = [group for group in groups if group[0].experiment.stage != "dense"]
-    sizes = [f"{np.mean([record.plan['sparsity'] for record in group]):.1%}" for group in cut]
-    items = f"windows of {metric.dataset}" if metric.kind == "perplexity" else "questions"
-    head = f"{cut[0][0].experiment.method}, {' and '.join(dict.fromkeys(sizes))} cut"
-    return f"{head}; {number.n} {items}, {number.draws} draw{'s' * (number.draws > 1)}"
+    cut = [record for group in groups for record in group if record.experiment.stage != "dense"]
+    methods = " and ".join(dict.fromkeys(record.experiment.method for record in cut))
+    sizes = " and ".join(dict.fromkeys(f"{record.plan['sparsity']:.1%}" for record in cut))
+    items = ", ".join(f"{name} {number.n:,}" for name, number in numbers.items())
+    draws = min(number.draws for number in numbers.values())
+    return f"{methods}, {sizes} cut; {items}; {draws} draw{'s' * (draws > 1)}"
 
 
 def kept_frame(named: Named, paper: pd.DataFrame | None = None) -> pd.DataFrame:
