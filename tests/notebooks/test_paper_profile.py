@@ -65,10 +65,9 @@ def place(tmp_path_factory):
     (folder / "own.yaml").write_text(yaml.safe_dump({"paper": SMALL}))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PRUNER_LIB_DATA", str(stand_ins.build(folder / "data")))
-        patch.setenv("PRUNER_LIB_RESULTS", str(folder / "results"))
         patch.setenv("PRUNER_LIB_PROFILES", str(folder / "own.yaml"))
         patch.chdir(folder)
-        yield results_dir("paper")
+        yield folder
 
 
 def untrained(model, tokenizer, examples, *, at=None, **settings):
@@ -99,8 +98,10 @@ def test_small_profile_still_names_the_papers_models_and_texts():
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_runs_in_the_paper_profile(path, capsys, monkeypatch):
-    if path.stem not in IN_FULL:
+def test_notebook_runs_in_the_paper_profile(path, place, capsys, monkeypatch):
+    in_full = path.stem in IN_FULL
+    monkeypatch.setenv("PRUNER_LIB_RESULTS", str(place / ("measured" if in_full else "made up")))
+    if not in_full:
         monkeypatch.setattr(stages, "recover", untrained)
         monkeypatch.setattr(stages, "zero_shot", unanswered)
     execute(path, profile="paper")
@@ -109,7 +110,8 @@ def test_notebook_runs_in_the_paper_profile(path, capsys, monkeypatch):
 
 
 def test_every_model_of_the_paper_was_pruned_and_measured_as_its_tokenizer_allows(place):
-    pruned = [record for record in load_records(place) if record.experiment.stage == "pruned"]
+    records = load_records(results_dir("paper", place / "measured"))
+    pruned = [record for record in records if record.experiment.stage == "pruned"]
     assert {record.experiment.model for record in pruned} >= {LLAMA, LLAMA_13B, VICUNA, GLM}
     for record in pruned:
         assert 0 < record.plan["sparsity"] < 1 and all(m.value == m.value for m in record.metrics.values())
