@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ |= {
@@ -18,3 +19,9 @@ os.environ |= {
 
 def pytest_addoption(parser):
     parser.addoption("--write-tables", action="store_true", help="write results/architectures/ anew")
+
+
+def pytest_collection_finish():
+    """Spare the garbage collector what the imports made: `find_executable_batch_size` calls it every time."""
+    gc.collect()
+    gc.freeze()

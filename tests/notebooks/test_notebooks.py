@@ -12,12 +12,12 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from in_process import NOTEBOOKS, execute
 
 from pruner_lib.study.notebooks import run_study
 from pruner_lib.study.results import read_manifest, results_dir
 
-FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
-NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+FOLDER = NOTEBOOKS[0].parent
 LONGEST_CELL, MEDIAN_CELL, LONGEST_DEF, MOST_PARAMETERS = 25, 9, 15, 12  # lines, lines, lines, names
 PROSE = (6, 17)  # words for each line of code
 PARAMETER = re.compile(r"[a-z_]\w*: (str|int|float|bool|list\S*) = .+  # \S.*")
@@ -25,6 +25,7 @@ MAGIC = re.compile(r"^\s*(%|!|\?)|^\s*(pip|conda) install|get_ipython\(", re.MUL
 PLACE = re.compile(
     r"(?<![\w.:/*-])/(home|root|usr|tmp|mnt|work|Users|opt|var|data)/|\b[A-Z]:\\\\?[A-Za-z]|file://"
 )
+BOLD = 5  # words: names of paragraphs and terms are bold, sentences are not
 ENDINGS = ("What would change our mind", "differences", "Exercises", "Next")
 
 
@@ -120,6 +121,9 @@ def _prose(prose, code):
         yield f"{words / lines:.1f} words of prose a line of code"
     if text.lower().count("expect") < 3:
         yield "what we expect is said less than three times"
+    for bold in re.findall(r"\*\*(.+?)\*\*", "\n".join(prose[1:])):  # the first cell asks the question
+        if len(bold.split()) > BOLD:
+            yield f"bold prose, which results might contradict; compute it: {bold}"
     for ending in ENDINGS:
         if ending.lower() not in text.lower():
             yield f"nothing is said under '{ending}'"
@@ -154,7 +158,7 @@ def untag(book):
         cell.metadata.pop("tags", None)
 
 
-def execute(book):
+def numbered(book):
     next(c for c in book.cells if c.cell_type == "code").execution_count = 1
 
 
@@ -167,7 +171,7 @@ def old_format(book):
 FAULTS = {
     "no title": (change("markdown", "# 01", "01"), "no title"),
     "no claims": (change("markdown", "claim", "idea"), "no table of claims"),
-    "output left": (execute, "holds outputs"),
+    "output left": (numbered, "holds outputs"),
     "old format": (old_format, "not 4.5"),
     "other kernel": (lambda book: book.metadata.kernelspec.update(name="julia"), "not python3"),
     "no tag": (untag, "tagged parameters"),
@@ -197,6 +201,10 @@ FAULTS = {
     "much code": (lambda book: [add("\n".join(["x = 1"] * 8))(book) for _ in range(60)], "words of prose"),
     "never finished": (change("code", "finish(", "print("), "does not call finish"),
     "finished as another": (change("code", 'finish("01_', 'finish("07_'), "does not call finish"),
+    "finding in prose": (
+        change("markdown", "## Exercises", "**The first layers hurt the most.**\n\n## Exercises"),
+        "compute it",
+    ),
     "no exercises": (change("markdown", "## Exercises", "## Homework"), "Exercises"),
     "sure of itself": (change("markdown", "## What would change our mind", "## Doubts"), "change our mind"),
 }
@@ -212,53 +220,44 @@ def test_broken_notebook_is_found_out(fault, tmp_path):
     assert any(said in problem for problem in problems(path)), problems(path)
 
 
-@pytest.fixture
-def elsewhere(tmp_path, monkeypatch):
-    """A folder outside the project, in which we stand."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture(scope="session")
-def ran(tmp_path_factory):
-    """Run the whole study of the tiny profile once, from a folder outside the project: name -> its run."""
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """Hold the results of the profile tiny, to which all tests of this file add, and stand elsewhere."""
     folder = tmp_path_factory.mktemp("tiny")
     (folder / "elsewhere").mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PRUNER_LIB_RESULTS", str(folder / "results"))
         patch.chdir(folder / "elsewhere")
-        yield {run.notebook: run for run in run_study("tiny")}
+        yield results_dir("tiny")
 
 
 @pytest.mark.slow
 @pytest.mark.notebook
-@pytest.mark.parametrize("name", [path.stem for path in NOTEBOOKS])
-def test_notebook_runs_in_the_tiny_profile(ran, name):
-    assert ran[name].done, ran[name].error
-    manifest = read_manifest(name, "tiny")
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_runs_in_the_tiny_profile(path, tiny, capsys):
+    execute(path, profile="tiny")
+    manifest = read_manifest(path.stem, "tiny")
     assert manifest["status"] == "done" and manifest["outputs"]
     kinds = {output.partition(".")[2] for output in manifest["outputs"] if output.startswith("figures/")}
     assert {"svg", "png", "csv"} <= kinds, "a figure is an SVG and a PNG beside its CSV"
+    assert not list(Path.cwd().iterdir()), "something was written where we stood"
 
 
 @pytest.mark.slow
 @pytest.mark.notebook
-def test_study_writes_only_to_its_results(ran):
-    assert not list((results_dir("tiny").parents[1] / "elsewhere").iterdir())
-
-
-@pytest.mark.slow
-@pytest.mark.notebook
-def test_papermill_alone_reuses_the_records_and_refuses_a_misspelt_parameter(ran, elsewhere):
-    """As on the command line: `papermill 05_aggregation.ipynb /dev/null -p profile tiny`."""
-    before, path = states(results_dir("tiny") / "records"), FOLDER / "05_aggregation.ipynb"
+def test_papermill_alone_reuses_the_records_and_refuses_a_misspelt_parameter(tiny):
+    """As on the command line: `papermill 11_generation.ipynb /dev/null -p profile tiny`."""
+    path = FOLDER / "11_generation.ipynb"
     command = [sys.executable, "-m", "papermill", str(path), os.devnull, "-p", "profile", "tiny"]
+    if not (tiny / "samples").is_dir():
+        execute(path, profile="tiny")  # this test runs alone
+    before = states(tiny / "samples") | states(tiny / "records")
     good = subprocess.run(command, capture_output=True, text=True)
     assert good.returncode == 0, good.stderr[-2000:]
-    assert before and states(results_dir("tiny") / "records") == before, "something was measured again"
+    assert states(tiny / "samples") | states(tiny / "records") == before, "something was measured again"
     bad = subprocess.run([*command, "-p", "ration", "0.5"], capture_output=True, text=True)
     assert bad.returncode != 0 and "has no parameter ration; it has profile" in bad.stderr
-    assert not list(elsewhere.iterdir()), "something was written where we stood"
+    assert not list(Path.cwd().iterdir()), "something was written where we stood"
 
 
 def states(folder):

@@ -13,48 +13,39 @@ import nbformat
 import psutil
 import pytest
 
-from pruner_lib.study.notebooks import (
-    _settings_key,
-    find_notebooks,
-    main,
-    run_study,
-    was_done,
-)
+from pruner_lib.study import notebooks as runner
+from pruner_lib.study.notebooks import find_notebooks, main, run_study, was_done
 from pruner_lib.study.results import manifest_path, results_dir
 
+PARAMETERS = 'profile = "tiny"\nratio: float = 0.25  # share\nnames = ["a"]'
 WRITE = """
 from pathlib import Path
 from pruner_lib.study.results import Results
 results = Results(profile)
-path = results.folder / "tables" / "made.csv"
+path = results.folder / "tables" / "NAME.csv"
 path.parent.mkdir(parents=True, exist_ok=True)
+killed_before = path.is_file()
 path.write_text(f"{type(ratio).__name__},{ratio},{names}")
 """
-FINISH = "results.outputs.append(path)\nresults.finish(NAME)"
+FINISH = "results.outputs.append(path)\nresults.finish('NAME')"
+DIE_ONCE = "import os, signal\nif not killed_before:\n    os.kill(os.getpid(), signal.SIGKILL)"
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
+    """An empty project, whose notebooks lie in this folder."""
     monkeypatch.setenv("PRUNER_LIB_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setattr(runner, "project_root", lambda: tmp_path)
     (tmp_path / "notebooks").mkdir()
     return tmp_path / "notebooks"
 
 
-def notebook(
-    folder, name, *cells, parameters='profile = "tiny"\nratio: float = 0.25  # share\nnames = ["a"]'
-):
-    book = nbformat.v4.new_notebook(
-        metadata={
-            "kernelspec": {
-                "name": "python3",
-                "display_name": "Python 3",
-                "language": "python",
-            }
-        }
-    )
+def notebook(folder, name, *cells, parameters=PARAMETERS):
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    book = nbformat.v4.new_notebook(metadata={"kernelspec": kernel})
     if parameters:
         book.cells.append(nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}))
-    book.cells += [nbformat.v4.new_code_cell(cell.replace("NAME", repr(name))) for cell in cells]
+    book.cells += [nbformat.v4.new_code_cell(cell.replace("NAME", name)) for cell in cells]
     path = folder / f"{name}.ipynb"
     nbformat.write(book, path)
     return path
@@ -62,71 +53,75 @@ def notebook(
 
 @pytest.mark.slow
 @pytest.mark.notebook
-def test_numbers_keep_their_type_and_a_killed_kernel_is_a_failure_even_over_an_older_success(folder):
-    path = notebook(folder, "00_mortal", WRITE, FINISH)
-    [run] = run_study("tiny", parameters={"ratio": 0.5, "names": ["x", "y"]}, place=folder)
-    assert run.done, run.error
-    assert run.outputs == ("tables/made.csv",)
-    assert (results_dir("tiny") / "tables" / "made.csv").read_text() == "float,0.5,['x', 'y']"
-    manifest = json.loads(manifest_path("00_mortal", "tiny").read_text())
-    assert manifest["status"] == "done" and manifest["seconds"] == run.seconds
-    assert manifest["parameters"] == {"ratio": 0.5, "names": ["x", "y"], "profile": "tiny"}
-    assert was_done(path, "tiny", {"ratio": 0.5, "names": ["x", "y"]})
-    assert not was_done(path, "tiny", {"ratio": 0.25, "names": ["x", "y"]}), "another study"
-    executed = (results_dir("tiny") / "notebooks" / "00_mortal.ipynb").read_text()
-    assert str(folder.parent) not in executed
-    notebook(folder, "00_mortal", WRITE, "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", FINISH)
-    [run] = run_study("tiny", place=folder)
-    assert not run.done and str(folder.parent) not in run.error
-    assert json.loads(manifest_path("00_mortal", "tiny").read_text())["status"] == "failed"
+def test_study_done_before_runs_side_by_side_the_last_alone_and_values_keep_their_types(
+    folder, monkeypatch, capsys
+):
+    paths = [notebook(folder, name, WRITE, FINISH) for name in ("00_one", "01_two", "02_last")]
+    given = {"ratio": 0.5, "names": ["x", "y"]}
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "was_done", lambda *_: True)
+        runs = run_study("tiny", parameters=given)
+    lines = capsys.readouterr().out.splitlines()
+    order = [f"start {x.split()[1]}" if x[0] == "[" else f"end {x.split()[0]}" for x in lines]
+    side_by_side = ["start 00_one", "start 01_two", "end 00_one", "end 01_two"]
+    assert order == [*side_by_side, "start 02_last", "end 02_last"]
+    for path, run in zip(paths, runs, strict=True):
+        assert run.done and run.outputs == (f"tables/{path.stem}.csv",), run.error
+        assert (results_dir("tiny") / run.outputs[0]).read_text() == "float,0.5,['x', 'y']"
+        manifest = json.loads(manifest_path(path.stem, "tiny").read_text())
+        assert manifest["status"] == "done" and manifest["seconds"] == run.seconds
+        assert manifest["parameters"] == given | {"profile": "tiny"}
+        assert was_done(path, "tiny", given)
+        assert not was_done(path, "tiny", given | {"ratio": 0.25}), "another study"
+        executed = (results_dir("tiny") / "notebooks" / path.name).read_text()
+        assert str(folder.parent) not in executed
 
 
 @pytest.mark.slow
 @pytest.mark.notebook
-def test_study_goes_on_after_failures_ends_nonzero_and_writes_the_front_page(folder, monkeypatch, capsys):
+def test_study_goes_on_after_failures_and_a_killed_kernel_and_is_done_by_the_same_command(folder, capsys):
     notebook(folder, "00_bad", "raise RuntimeError('on purpose')")
     notebook(folder, "01_silent", WRITE)
     notebook(folder, "02_lossy", WRITE, FINISH, "path.unlink()")
-    notebook(folder, "03_good", WRITE, FINISH)
-    monkeypatch.setattr("pruner_lib.study.notebooks.project_root", lambda: folder.parent)
+    notebook(folder, "03_killed", WRITE, FINISH, DIE_ONCE)
     assert main(["--profile", "tiny", "--set", "ratio=0.75"]) == 1
     shown = capsys.readouterr()
-    assert "1 of 4 notebooks done" in shown.out and "3 FAILED" in shown.out and "last time" not in shown.out
+    assert "0 of 4 notebooks done" in shown.out and "4 FAILED" in shown.out and "last time" not in shown.out
     reasons = shown.err.split(" failed:\n")[1:]
-    for expected, reason in zip(
-        ("on purpose", "without results.finish", "tables/made.csv"), reasons, strict=True
-    ):
-        assert expected in reason
-    assert (results_dir("tiny") / "tables" / "made.csv").read_text().startswith("float,0.75")
-    page = results_dir("tiny") / "index.html"
-    assert str(page) in shown.out and 'href="notebooks/03_good.html"' in page.read_text()
-    assert main(["--profile", "tiny", "--only", "03"]) == 0
+    wanted = ("on purpose", "without results.finish", "tables/02_lossy.csv", "")
+    assert all(words in reason for words, reason in zip(wanted, reasons, strict=True))
+    assert str(folder.parent) not in shown.err
+    assert json.loads(manifest_path("03_killed", "tiny").read_text())["status"] == "failed"
+    assert main(["--profile", "tiny", "--only", "03", "--set", "ratio=0.75"]) == 0
     shown = capsys.readouterr().out
     assert "1 of 1 notebooks done" in shown and "last time" in shown
+    assert (results_dir("tiny") / "tables/03_killed.csv").read_text().startswith("float,0.75")
+    page = results_dir("tiny") / "index.html"
+    assert str(page) in shown and 'href="notebooks/03_killed.html"' in page.read_text()
 
 
 @pytest.mark.slow
 @pytest.mark.notebook
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_interrupt_ends_the_study_and_all_its_processes(folder, tmp_path, sent):
+def test_interrupt_ends_the_study_and_all_its_processes(folder, tmp_path):
     """The kernel writes its process id and sleeps; after the signal it is gone, and so is papermill."""
     note = tmp_path / "kernel.txt"
     ids = "{os.getpid()} {os.getppid()}"
     wait = f"import os, time\nopen({str(note)!r}, 'w').write(f'{ids}')\ntime.sleep(600)"
     notebook(folder, "00_long", wait, FINISH)
-    code = (
-        "import sys; from pathlib import Path; import pruner_lib.study.notebooks as runner; import signal; "
-    )
-    code += f"runner.project_root = lambda: Path({str(folder.parent)!r}); "
-    code += (
-        "signal.signal(signal.SIGTERM, signal.default_int_handler); sys.exit(runner.main(['--profile=tiny']))"
-    )
+    code = f"""
+import runpy, sys
+from pathlib import Path
+from pruner_lib.study import results
+results.project_root = lambda: Path({str(folder.parent)!r})
+sys.argv[1:] = ["--profile=tiny"]
+runpy.run_module("pruner_lib.study.notebooks", run_name="__main__")
+"""
     study = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
     try:
         wait_until(lambda: note.is_file() and len(note.read_text().split()) == 2)
         processes = [int(number) for number in note.read_text().split()]
-        study.send_signal(sent)
+        study.send_signal(signal.SIGTERM)
         assert "run the same command again" in study.communicate(timeout=120)[1] and study.returncode == 130
         wait_until(lambda: not any(psutil.pid_exists(number) for number in processes))
     finally:
@@ -145,19 +140,18 @@ def wait_until(condition, seconds: float = 120.0):
 def test_misspelt_parameter_is_an_error_before_anything_runs(folder):
     notebook(folder, "00_good", WRITE, FINISH)
     with pytest.raises(ValueError, match="has a parameter ration; there are names, profile, ratio"):
-        run_study("tiny", parameters={"ration": 0.5}, place=folder)
+        run_study("tiny", parameters={"ration": 0.5})
     assert not results_dir("tiny").exists()
 
 
 def test_notebook_without_the_parameters_tag_is_an_error(folder):
     notebook(folder, "00_bare", "profile = 'tiny'", parameters=None)
     with pytest.raises(ValueError, match="tagged 'parameters'"):
-        run_study("tiny", place=folder)
+        run_study("tiny")
 
 
-def test_bad_input_on_the_command_line_ends_with_exit_code_2(folder, monkeypatch, capsys):
+def test_bad_input_on_the_command_line_ends_with_exit_code_2(folder, capsys):
     notebook(folder, "00_good", WRITE, FINISH)
-    monkeypatch.setattr("pruner_lib.study.notebooks.project_root", lambda: folder.parent)
     assert main(["--profile", "tyni"]) == 2
     assert "there are decide, paper, quick, tiny" in capsys.readouterr().err
     assert main(["--only", "07", "--profile", "tiny"]) == 2
@@ -174,20 +168,3 @@ def test_notebooks_come_in_the_order_of_their_names_and_can_be_chosen(folder):
     assert [path.stem for path in find_notebooks(["00_a"], folder)] == ["00_a"]
     with pytest.raises(ValueError, match="begins with '9'; there are 00_a"):
         find_notebooks(["9"], folder)
-
-
-@pytest.mark.slow
-@pytest.mark.notebook
-def test_notebooks_that_were_all_done_run_side_by_side_and_the_last_after_them(folder, capsys):
-    names = ("00_one", "01_two", "02_last")
-    for name in names:
-        path = notebook(folder, name, WRITE, FINISH)
-        manifest_path(name, "tiny").parent.mkdir(parents=True, exist_ok=True)
-        before = {"status": "done", "seconds": 1.0, "asked": _settings_key("tiny", {})}
-        manifest_path(name, "tiny").write_text(json.dumps(before))
-        assert was_done(path, "tiny", {})
-    assert all(run.done for run in run_study("tiny", place=folder))
-    lines = capsys.readouterr().out.splitlines()
-    order = [f"start {x.split()[1]}" if x[0] == "[" else f"end {x.split()[0]}" for x in lines]
-    side_by_side = ["start 00_one", "start 01_two", "end 00_one", "end 01_two"]
-    assert order == [*side_by_side, "start 02_last", "end 02_last"]
