@@ -36,7 +36,7 @@ UNFINISHED = "unfinished"
 CACHES = ("__pycache__", ".pytest_cache", ".ruff_cache", ".ipynb_checkpoints", "build", "dist", "*.egg-info")
 PLACES = ("pruner_lib", "pruner_lib/*", "pruner_lib/study/figures", "tests", "tests/*", "notebooks")
 BENCHMARKS = ("scoring", "discovery", "speed", "evaluation")
-PROFILE_HELP = "tiny, quick, full or paper"
+PROFILE_HELP = "tiny, quick, decide or paper"
 SET_HELP = "parameter=value; repeatable"
 
 

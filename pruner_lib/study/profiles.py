@@ -1,6 +1,6 @@
 """Profiles: the settings of a whole study, from which every notebook makes its experiments.
 
-The profiles `tiny`, `quick`, `full` and `paper` lie in `profiles.yaml`. Profiles of your own: a YAML file,
+The profiles `tiny`, `quick`, `decide` and `paper` lie in `profiles.yaml`. Profiles of your own: a YAML file,
 named by `$PRUNER_LIB_PROFILES`, that changes profiles or adds some; what each name means: `Profile`.
 
     paper:                        # the built-in profile, but for what stands here
@@ -65,6 +65,7 @@ class Sweep:
     shares: Shares  # of all parameters removed, where granularities are compared: a small one, then half
     layer_ratio: Share  # of the groups of the one pruned layer
     layer_draws: Count  # of its calibration
+    draws: Count | None = None  # of the sweep by parameters; None: as many as in the profile
     group_draws: Count = 1  # of the sweep by groups
     answering: Names = ()  # methods whose halved model answers the questions too
     recovered: Names = ()  # methods whose halved model is recovered (`short_recovery`, from the first draw)
@@ -78,9 +79,10 @@ class MethodStudy:
 
     share: Share  # of all parameters removed
     methods: Names = ("random", "l2", "vector", "element1", "element2", "mixed", "channel")  # as in Table 1
-    recovered: Names = ("l2", "channel", "element1")  # those recovered too (`short_recovery`, first draw)
+    recovered: Names = ("l2", "channel", "element1")  # those recovered too (`short_recovery`)
     limit: Count | None = None  # questions a task; None: all
     answer_draws: Count = 1  # draws whose models answer them
+    recovery_draws: Count = 1  # draws whose models are recovered
     models: Names = ()  # further models, ...
     shares: Shares = ()  # ... the share that each loses, ...
     tables: Names = ()  # ... and the paper's table of each

@@ -26,6 +26,7 @@ from pruner_lib.files import read_json, write_json
 from pruner_lib.method.groups import Plan
 from pruner_lib.method.importance import aggregate
 from pruner_lib.study import claims
+from pruner_lib.study.compare import describe, parts
 from pruner_lib.study.records import Record, read_record, record_path, write_record
 from pruner_lib.study.results import Results, git_revision, model_hash, now, versions
 from pruner_lib.study.settings import DATA_FREE, LAYER_CRITERIA, Experiment, settings_key
@@ -157,12 +158,30 @@ class Study(Results):
         return read_json(path)
 
     def answer(
-        self, claim_id: str, interval: Interval, *, note: str = "", records: Sequence[Record] = ()
+        self,
+        claim_id: str,
+        numbers: Interval | Mapping[str, Interval],
+        *,
+        note: str = "",
+        records: Sequence[Record] = (),
     ) -> claims.Verdict:
-        """Hand over the interval by which a claim of the paper is judged; see `claims.write_answer`."""
-        verdict = claims.write_answer(self.folder, claim_id, interval, note, records)
+        """Hand over the numbers by which a claim of the paper is judged; see `claims.write_answer`."""
+        verdict = claims.write_answer(self.folder, claim_id, numbers, note, records)
         self.outputs.append(claims.answer_path(self.folder, claim_id))
         return verdict
+
+    def settle(
+        self, claim_id: str, a: Sequence[Record], b: Sequence[Record], kind: str = "perplexity", **how: Any
+    ) -> claims.Verdict | str:
+        """Compare two ways of pruning, and hand the numbers over as the answer to a claim.
+
+        Args:    kind, how: see `compare.parts`.
+        Returns: the verdict; where one of the two was not measured, a sentence that says so.
+        """
+        numbers = parts(a, b, kind, **how)
+        if not numbers:
+            return f"{claim_id}: not measured in this profile"
+        return self.answer(claim_id, numbers, note=describe(numbers, a, b), records=[*a, *b])
 
     def _existing(self, experiment: Experiment) -> Record | None:
         path = record_path(self.folder, experiment.key)
