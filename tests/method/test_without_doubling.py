@@ -13,6 +13,7 @@ from pruner_lib.models.load import tiny_tokenizer
 from tests.benchmarks.process import in_fresh_process
 from tests.benchmarks.shapes import random_model, weights_mb
 
+pytestmark = pytest.mark.slow
 SIZE = "20x640"  # 263 MiB in bfloat16, 185 of them in the layers
 SHARD = "40MB"
 
