@@ -14,8 +14,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from families import (
+    DIFFERENT,
+    FAMILIES,
+    MORE_FAMILIES,
+    build,
+    generates_alike_with_cache,
+    logits,
+    random_scores,
+    tokens,
+)
 from families import DRAWN as FAMILIES_DRAWN
-from families import FAMILIES, MORE_FAMILIES, build, generates_alike_with_cache, logits, random_scores, tokens
 from remote_family import build_remote, prompts, remote_tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
@@ -69,7 +78,16 @@ class Case:
     tokenizer: PreTrainedTokenizerBase
 
 
-@pytest.fixture(scope="module", params=DRAWN)
+def pytest_generate_tests(metafunc):
+    """What is cut is checked for every family, what follows from it for those that differ in kind; all of it
+    where the table is written."""
+    if "case" in metafunc.fixturenames:
+        every = metafunc.function in (test_axes_are_those_a_person_would_draw, test_cut_equals_mask)
+        every = every or metafunc.config.getoption("--write-tables")
+        metafunc.parametrize("case", DRAWN if every else [*DIFFERENT, REMOTE], indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
 def case(request, tmp_path_factory):
     """One family after the other: all tests of a family, then the next."""
     remote = request.param == REMOTE
@@ -135,7 +153,7 @@ def test_axes_are_those_a_person_would_draw(case, table):
     }
 
 
-def test_cut_equals_mask_and_removes_what_the_formula_says(case, table):
+def test_cut_equals_mask(case, table):
     dense, worst = logits(case.model, case.ids), 0.0
     together = _pruned(case.model, case.axes, 1, ratio=0.4, scope="global")
     for cut, plan in ((case.pruned, case.plan), together):

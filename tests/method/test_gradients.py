@@ -5,19 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from by_hand import GRADIENT, gradients, in_float64, member_scores
-from families import build, discovered, tokens
+from families import DIFFERENT, build, discovered, tokens
 from remote_family import build_remote, prompts
 
 from pruner_lib import discover
 from pruner_lib.method.gradients import batch_sizes, visit_gradients
 from pruner_lib.method.importance import estimate_members
 
-# those whose modules or dataflow differ in kind: tied, biases, norms of heads, capped logits, transposed and
-# fused matrices, position biases, parallel branches, one key and value head, experts, latent attention
-DIFFERENT = (
-    "llama-tied", "llama-biases", "qwen3", "gemma2", "gpt2", "gpt_neox", "bloom", "glm", "gpt_bigcode",
-    "falcon-new", "olmo2", "opt", "mixtral", "qwen2_moe", "deepseek_v3",
-)  # fmt: skip
 LAYERS = ("layers.0.attention", "layers.2.mlp", "hidden")
 
 

@@ -244,25 +244,11 @@ def test_group_parameters_count_what_a_cut_removes():
 SEVEN_BILLION = dict(
     hidden_size=4096, intermediate_size=11008, num_attention_heads=32, num_key_value_heads=32
 )
-SEVENTY_BILLION = dict(
-    hidden_size=8192, intermediate_size=28672, num_attention_heads=64, num_key_value_heads=8
-)
 
 
 def _without_weights(layers: int, **widths) -> LlamaForCausalLM:
     with torch.device("meta"):
         return LlamaForCausalLM(LlamaConfig(num_hidden_layers=layers, **widths))
-
-
-@pytest.mark.slow
-def test_seventy_billion_parameters_are_discovered_without_weights():
-    """7 billion are, with every published count, in `test_known_counts`."""
-    layers, widths, heads = 80, SEVENTY_BILLION, 8
-    axes = discover(_without_weights(layers, **widths))
-    assert len(axes) == 2 * layers + 1 and axes.n_layers == layers and not axes.notes
-    assert {a.n_groups for a in axes.of_kind("attention").values()} == {heads}
-    assert {a.n_groups for a in axes.of_kind("mlp").values()} == {widths["intermediate_size"]}
-    assert axes["hidden"].n_groups == widths["hidden_size"]
 
 
 def test_what_is_recorded_grows_with_the_layers_and_no_faster():

@@ -117,6 +117,12 @@ DRAWN = {
     "smollm3": {"attention": KV2, "mlp": (40, 1)},
 }
 CHANNEL_FAMILIES = ("llama-gqa", "llama-tied", "llama-biases", "qwen2")
+# those whose modules or dataflow differ in kind: tied, biases, norms of heads, capped logits, fused,
+# interleaved or transposed matrices, position biases, parallel branches, one key and value head, experts
+DIFFERENT = (
+    "llama-tied", "llama-biases", "qwen3", "gemma2", "phi3", "gpt_neox", "gpt2", "bloom", "glm", "olmo2",
+    "gpt_bigcode", "opt", "falcon-new", "mixtral", "qwen2_moe", "deepseek_v3",
+)  # fmt: skip
 GREEDY = dict(max_new_tokens=6, do_sample=False, pad_token_id=0, eos_token_id=None)
 
 
