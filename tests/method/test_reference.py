@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -25,15 +24,6 @@ from pruner_lib.method.importance import aggregate, estimate_members
 pytestmark = pytest.mark.slow
 KNOWN = json.loads((Path(__file__).parents[1] / "support" / "known_answers.json").read_text())
 FLIPS = 2  # MLP channels of a whole model whose order may follow the order of summation
-
-
-@pytest.fixture(scope="module", autouse=True)
-def all_cores():
-    """These tests run a real model; the others have tiny ones, for which one thread is quicker."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
