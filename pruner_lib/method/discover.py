@@ -11,8 +11,10 @@ them lose the same number.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,26 +23,18 @@ from scipy.sparse.csgraph import connected_components
 from torch import nn
 
 from pruner_lib.method.decoder import decoder_layers
-from pruner_lib.method.groups import KINDS, Axes, Axis, Member, split_experts, split_queries
+from pruner_lib.method.groups import KINDS, Axes, Axis, Member
 from pruner_lib.method.labels import Recording, unique_pairs
 from pruner_lib.method.norms import obstacle_in_norms
 from pruner_lib.method.operators import NO_RULE
 from pruner_lib.method.trace import trace
 
 
-@dataclass(frozen=True, eq=False)
-class Candidate:
-    """Components of the same form, which become an axis unless something is in the way.
+class Candidate(NamedTuple):
+    """Components of the same form, which become an axis unless something is in the way."""
 
-    Attributes:
-        axis: what they would be, without a name.
-        layer: number of the decoder layer that holds all members; None for the residual stream.
-        components: `(n_groups,)` component of each group.
-    """
-
-    axis: Axis
-    layer: int | None
-    components: np.ndarray
+    axis: Axis  # named by its layer and kind
+    components: np.ndarray  # `(n_groups,)` component of each group
 
 
 def discover(model: nn.Module, *, query_heads: bool = False) -> Axes:
@@ -68,18 +62,15 @@ def discover(model: nn.Module, *, query_heads: bool = False) -> Axes:
     notes = _unknown_operators(rec)
     free = _without_obstacles(model, candidates, _pinned(rec, components), notes)
     axes: dict[str, Axis] = {}
-    for candidate, name in _named(_feeding_stream(free, candidates, notes), path, rec.stacks):
-        axis = replace(candidate.axis, name=name)
-        owners = key_value_head[candidate.components]  # (n_groups,)
-        parts = [axis]
-        if _stacked(candidate, rec.stacks):
-            parts = split_experts(axis, model.get_parameter(axis.members[0].parameter).shape[0])
-        elif len(set(owners.tolist())) < axis.n_groups:
-            parts = split_queries(axis, owners)
+    for axis, groups in _named(_feeding_stream(free, candidates, notes), path, rec.stacks):
+        if _stacked(axis, rec.stacks):
+            parts = _split_experts(axis, model.get_parameter(axis.members[0].parameter).shape[0])
+        else:
+            parts = _split_queries(axis, key_value_head[groups])
         axes |= {part.name: part for part in parts}
         if axis.kind == "attention" and axis.n_groups == 1:
             notes.append(
-                f"{name}: all query heads share one key and value head, so there is only one group; "
+                f"{axis.name}: all query heads share one key and value head, so there is only one group; "
                 "discover(model, query_heads=True) finds them one by one"
             )
     per_layer = [sum(p.numel() for p in layer.parameters()) for layer in layers]
@@ -154,8 +145,9 @@ def _candidates(model: nn.Module, rec: Recording, components: np.ndarray, path: 
         shapes = [model.get_parameter(m.parameter).shape for m in members]
         size = sum(s.numel() // s[m.dim] * m.width for m, s in zip(members, shapes, strict=True))
         in_stack = any(m.parameter in rec.stacks for m in members)
-        axis = Axis("", kind, len(tables[0]), tuple(members), size, tuple(constants), in_stack=in_stack)
-        candidates.append(Candidate(axis, layer, group_components))
+        name = kind if layer is None else f"layers.{layer}.{kind}"
+        axis = Axis(name, kind, len(tables[0]), tuple(members), size, tuple(constants), in_stack=in_stack)
+        candidates.append(Candidate(axis, group_components))
     return candidates
 
 
@@ -224,7 +216,7 @@ def _without_obstacles(
     for candidate in candidates:
         reasons = [pinned[c] for c in candidate.components.tolist() if c in pinned]
         obstacle = reasons[0] if reasons else None
-        if candidate.layer is not None and not obstacle:
+        if candidate.axis.layer is not None and not obstacle:
             obstacle = obstacle_in_norms(model, candidate.axis.members)
         if not obstacle:
             free.append(candidate)
@@ -238,7 +230,7 @@ def _feeding_stream(
     free: Sequence[Candidate], candidates: Sequence[Candidate], notes: list[str]
 ) -> list[Candidate]:
     """Those that end in the residual stream, as heads do and MLP channels should; others become notes."""
-    stream = {(m.parameter, m.dim) for c in candidates if c.layer is None for m in c.axis.members}
+    stream = {(m.parameter, m.dim) for c in candidates if c.axis.layer is None for m in c.axis.members}
     feeding = []
     for candidate in free:
         consumers = [m for m in candidate.axis.members if m.role == "in"]
@@ -251,26 +243,57 @@ def _feeding_stream(
     return feeding
 
 
-def _named(candidates: Sequence[Candidate], path: str, stacks: set[str]) -> list[tuple[Candidate, str]]:
-    """Names in the order of the layers, the residual stream last: by the kind where that is unique in the
-    layer, else by the module."""
-    places: dict[tuple, list[Candidate]] = {}
-    for c in candidates:
-        places.setdefault((c.layer is None, c.layer or 0, KINDS.index(c.axis.kind)), []).append(c)
-    named = []
-    for _, together in sorted(places.items(), key=lambda item: item[0]):
-        for c in together:
-            name = c.axis.kind if c.layer is None else f"layers.{c.layer}.{c.axis.kind}"
-            if c.layer is None and len(together) > 1:
-                name = f"{name}.{c.axis.members[0].parameter}"
-            elif len(together) > 1 or _stacked(c, stacks):
-                name = f"layers.{c.layer}.{c.axis.module.removeprefix(f'{path}.{c.layer}.')}"
-            named.append((c, name))
+def _named(candidates: Sequence[Candidate], path: str, stacks: set[str]) -> list[Candidate]:
+    """Order by layer, the residual stream last; where a layer has several of a kind, name them by module."""
+    counts, named = Counter(axis.name for axis, _ in candidates), []
+    order = lambda c: (c.axis.layer is None, c.axis.layer or 0, KINDS.index(c.axis.kind))  # noqa: E731
+    for axis, components in sorted(candidates, key=order):
+        name = axis.name
+        if axis.layer is None and counts[name] > 1:
+            name = f"{name}.{axis.members[0].parameter}"
+        elif counts[name] > 1 or _stacked(axis, stacks):
+            name = f"layers.{axis.layer}.{axis.module.removeprefix(f'{path}.{axis.layer}.')}"
+        named.append(Candidate(replace(axis, name=name), components))
     return named
 
 
-def _stacked(candidate: Candidate, stacks: set[str]) -> bool:
+def _stacked(axis: Axis, stacks: set[str]) -> bool:
     """Has each of a layer's stacked experts groups of its own?"""
-    return candidate.layer is not None and all(
-        m.parameter in stacks and m.dim for m in candidate.axis.members
-    )
+    return axis.layer is not None and all(m.parameter in stacks and m.dim for m in axis.members)
+
+
+def _split_experts(axis: Axis, n_experts: int) -> list[Axis]:
+    """One axis for each matrix of a stack `(experts, ...)`."""
+    return [
+        replace(
+            axis,
+            name=f"{axis.name}.{e}",
+            members=tuple(replace(m, at=(0, e)) for m in axis.members),
+            group_parameters=axis.group_parameters // n_experts,
+            siblings=axis.name,
+        )
+        for e in range(n_experts)
+    ]
+
+
+def _split_queries(axis: Axis, owner: np.ndarray) -> list[Axis]:
+    """One axis for each key and value head, whose groups are its query heads; the axis as it is where every
+    group is all that its head has.
+
+    Args: owner: `(n_groups,)` which key and value head each group uses.
+    """
+    heads = list(dict.fromkeys(owner.tolist()))
+    if len(heads) == axis.n_groups:
+        return [axis]
+    rows = [np.flatnonzero(owner == head) for head in heads]
+    return [
+        replace(
+            axis,
+            name=f"{axis.name}.{i}",
+            n_groups=len(own),
+            members=tuple(replace(m, indices=m.indices[own]) for m in axis.members),
+            siblings=axis.name,
+            side_by_side=len(heads),
+        )
+        for i, own in enumerate(rows)
+    ]

@@ -113,9 +113,7 @@ class Pass:
             for x in floats:
                 x.requires_grad_()
         places = [i for i, x in enumerate(leaves) if isinstance(x, torch.Tensor) and x.requires_grad]
-        if (
-            len(places) > 1
-        ):  # one output may follow from another: a view separates what the model takes from each
+        if len(places) > 1:  # one may follow from another: a view separates what the model takes from each
             leaves = [x.view_as(x) if i in places else x for i, x in enumerate(leaves)]
             output = tree_unflatten(leaves, spec)
         arrive = self._receiver(module, places, *tree_flatten((args, kwargs)))
@@ -124,7 +122,7 @@ class Pass:
                 self.pending[name] += 1
         if len(places) > 1:
             register_multi_grad_hook([leaves[i] for i in places], arrive)
-        elif places:
+        elif places:  # the logits may be it, whose gradient the hook above would miss
             leaves[places[0]].register_hook(lambda grad: arrive([grad]))
         return output
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import takewhile
 from math import gcd
@@ -15,7 +15,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import torch
 
 from pruner_lib.method.display import axes_html, axes_text, axis_text, plan_html, plan_text
@@ -34,24 +33,17 @@ ADDITIVE = ("vector", "element2")  # sums over samples: micro-batches are scored
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Member:
-    """One dim of one parameter that the groups of an axis divide among themselves.
+    """One dim of one parameter that the groups of an axis divide among themselves."""
 
-    Attributes:
-        parameter: name in `model.named_parameters()`.
-        dim: the dim that is cut.
-        indices: `(n_groups, width)` int64; row k holds the entries along `dim` that belong to group k.
-        role: "out" where the entries produce the channel, "in" where they consume it (the contracted dim of a
-            matrix product).
-        structure: the paper's W_i that this member is part of; a weight and its bias are one structure.
-        at: (dim, index) where only one slice of the parameter is meant, as the matrix of one expert in a
-            stack.
-    """
-
-    parameter: str
-    dim: int
+    parameter: str  # name in `model.named_parameters()`
+    dim: int  # the dim that is cut
+    # `(n_groups, width)` int64; row k holds the entries along `dim` that belong to group k
     indices: torch.Tensor
+    # "out" where the entries produce the channel, "in" where they consume it (the contracted dim of a matrix
+    # product)
     role: str
-    structure: str
+    structure: str  # the paper's W_i that this member is part of; a weight and its bias are one structure
+    # (dim, index) where only one slice of the parameter is meant, as the matrix of one expert in a stack
     at: tuple[int, int] | None = None
 
     @property
@@ -65,32 +57,22 @@ class Member:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Axis:
-    """n interchangeable groups at one place of the model, numbered 0..n_groups-1.
+    """n interchangeable groups at one place of the model, numbered 0..n_groups-1."""
 
-    Attributes:
-        name: `layers.3.attention`, `layers.3.mlp` or `hidden`.
-        kind: one of `KINDS`.
-        n_groups: how many groups there are.
-        members: in the order in which the forward pass reaches them.
-        group_parameters: number of scalar parameters that go with one group.
-        constants: inputs that are no parameters but run along the groups, such as position biases per head:
-            `(module, argument, dim)`.
-        siblings: axes of the same name here must all keep equally many groups, because their weights are
-            stacked in one tensor (the experts of a layer) or lie side by side (the query heads of each key
-            and value head). Empty: the axis stands alone.
-        side_by_side: how many siblings share each dim.
-        in_stack: a member is a dim of stacked experts.
-    """
-
-    name: str
-    kind: str
-    n_groups: int
-    members: tuple[Member, ...]
-    group_parameters: int
+    name: str  # `layers.3.attention`, `layers.3.mlp` or `hidden`
+    kind: str  # one of `KINDS`
+    n_groups: int  # how many groups there are
+    members: tuple[Member, ...]  # in the order in which the forward pass reaches them
+    group_parameters: int  # number of scalar parameters that go with one group
+    # inputs that are no parameters but run along the groups, such as position biases per head: `(module,
+    # argument, dim)`
     constants: tuple[tuple[str, str, int], ...] = ()
+    # axes of the same name here must all keep equally many groups, because their weights are stacked in one
+    # tensor (the experts of a layer) or lie side by side (the query heads of each key and value head).
+    # Empty: the axis stands alone.
     siblings: str = ""
-    side_by_side: int = 1
-    in_stack: bool = False
+    side_by_side: int = 1  # how many siblings share each dim
+    in_stack: bool = False  # a member is a dim of stacked experts
 
     @cached_property
     def structures(self) -> tuple[str, ...]:
@@ -123,40 +105,6 @@ class Axis:
 
     def __repr__(self) -> str:
         return axis_text(self)
-
-
-def split_experts(axis: Axis, n_experts: int) -> list[Axis]:
-    """One axis for each matrix of a stack `(experts, ...)`."""
-    return [
-        replace(
-            axis,
-            name=f"{axis.name}.{e}",
-            members=tuple(replace(m, at=(0, e)) for m in axis.members),
-            group_parameters=axis.group_parameters // n_experts,
-            siblings=axis.name,
-        )
-        for e in range(n_experts)
-    ]
-
-
-def split_queries(axis: Axis, owner: np.ndarray) -> list[Axis]:
-    """One axis for each key and value head, whose groups are its query heads.
-
-    Args: owner: `(n_groups,)` which key and value head each query head uses.
-    """
-    heads = list(dict.fromkeys(owner.tolist()))
-    rows = {head: np.flatnonzero(owner == head) for head in heads}
-    return [
-        replace(
-            axis,
-            name=f"{axis.name}.{i}",
-            n_groups=len(rows[head]),
-            members=tuple(replace(m, indices=m.indices[rows[head]]) for m in axis.members),
-            siblings=axis.name,
-            side_by_side=len(heads),
-        )
-        for i, head in enumerate(heads)
-    ]
 
 
 class Axes(dict[str, Axis]):
@@ -194,21 +142,15 @@ class Axes(dict[str, Axis]):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Plan:
-    """Which groups stay: plain data, not to be changed, saved as JSON.
+    """Which groups stay: plain data, not to be changed, saved as JSON."""
 
-    Attributes:
-        keep: axis name -> sorted int64 group numbers. Where each structure was ranked alone
-            (`dependency=False`) the keys are `axis/structure`. For layer granularity the one key is
-            `layers`.
-        n_groups: the same keys -> number of groups before the cut.
-        settings: how the plan was chosen (ratio, granularity, scope, ...).
-        query_heads: the axes are those of `discover(model, query_heads=True)`.
-    """
-
+    # axis name -> sorted int64 group numbers. Where each structure was ranked alone (`dependency=False`) the
+    # keys are `axis/structure`. For layer granularity the one key is `layers`.
     keep: Mapping[str, torch.Tensor]
-    n_groups: Mapping[str, int]
+    n_groups: Mapping[str, int]  # the same keys -> number of groups before the cut
+    # how the plan was chosen (ratio, granularity, scope, ...)
     settings: Mapping[str, Any] = field(default_factory=dict)
-    query_heads: bool = False
+    query_heads: bool = False  # the axes are those of `discover(model, query_heads=True)`
 
     def __post_init__(self):
         if set(self.keep) != set(self.n_groups):

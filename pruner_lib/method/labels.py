@@ -28,35 +28,29 @@ class Labels:
 
 @dataclass
 class Recording:
-    """What one labelled forward pass records.
-
-    Attributes:
-        starts: first label of each (owner, dim), ascending; `owners` holds the pairs themselves.
-        equal: pairs of labels that can only be removed together.
-        shared: pairs of labels that tie several heads to one key and value head: equalities, unless query
-            heads are to be groups of their own.
-        spread: pairs (label, other) where one label is broadcast over several others: it goes with them
-            only if they all end up in one group.
-        products: labels that stand for one batch index of a product of two activations (an attention head).
-        roles: (parameter, dim) -> "in" or "out".
-        executed: (parameter, dim) in the order of execution; what runs again is listed again.
-        outputs: labels that reach the output of the model.
-        pinned: labels that can't be removed, with the reason.
-        stacks: parameters whose slices along dim 0 are separate matrices, picked while the model runs
-            (experts).
-    """
+    """What one labelled forward pass records."""
 
     owners: list[tuple[str, int, str]] = field(default_factory=list)
+    # first label of each (owner, dim), ascending; `owners` holds the pairs themselves
     starts: list[int] = field(default_factory=list)
     n_labels: int = 0
+    # pairs of labels that can only be removed together
     equal: list[np.ndarray] = field(default_factory=list)
+    # pairs of labels that tie several heads to one key and value head: equalities, unless query heads are to
+    # be groups of their own
     shared: list[np.ndarray] = field(default_factory=list)
+    # pairs (label, other) where one label is broadcast over several others: it goes with them only if they
+    # all end up in one group
     spread: list[np.ndarray] = field(default_factory=list)
+    # labels that stand for one batch index of a product of two activations (an attention head)
     products: list[np.ndarray] = field(default_factory=list)
-    roles: dict[tuple[str, int], str] = field(default_factory=dict)
+    roles: dict[tuple[str, int], str] = field(default_factory=dict)  # (parameter, dim) -> "in" or "out"
+    # (parameter, dim) in the order of execution; what runs again is listed again
     executed: list[tuple[str, int]] = field(default_factory=list)
-    outputs: list[np.ndarray] = field(default_factory=list)
+    outputs: list[np.ndarray] = field(default_factory=list)  # labels that reach the output of the model
+    # labels that can't be removed, with the reason
     pinned: list[tuple[np.ndarray, str]] = field(default_factory=list)
+    # parameters whose slices along dim 0 are separate matrices, picked while the model runs (experts)
     stacks: set[str] = field(default_factory=set)
 
     def pin(self, labels: Labels | None, reason: str) -> None:

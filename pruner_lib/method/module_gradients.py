@@ -25,26 +25,18 @@ Part = Callable[[int, int], torch.Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Use:
-    """One call of a module on a micro-batch.
-
-    Attributes:
-        key: name of the parameter in the module.
-        inputs: leaves of its positional and keyword arguments; `spec` puts them together.
-        grads: gradient of each of its outputs that has one, None for those that the model does not use.
-        outputs: which leaves of the output they are.
-        samples, tokens: shape of the micro-batch's ids.
-        batch: number of the micro-batch.
-    """
+    """One call of a module on a micro-batch."""
 
     module: nn.Module
-    key: str
-    inputs: Sequence[Any]
+    key: str  # name of the parameter in the module
+    inputs: Sequence[Any]  # leaves of its positional and keyword arguments; `spec` puts them together
     spec: TreeSpec
+    # gradient of each of its outputs that has one, None for those that the model does not use
     grads: Sequence[torch.Tensor | None]
-    outputs: Sequence[int]
-    samples: int
+    outputs: Sequence[int]  # which leaves of the output they are
+    samples: int  # shape of the micro-batch's ids
     tokens: int
-    batch: int
+    batch: int  # number of the micro-batch
 
 
 def rows_of(shape: Sequence[int], device: torch.device) -> int:

@@ -52,7 +52,7 @@ def check_ids(model: nn.Module, ids: torch.Tensor | None) -> None:
         )
 
 
-def check_select_options(
+def check_options(
     ratio, granularity, scope, protect_first, protect_last, ignore, target, dependency, multiple_of, uniform
 ) -> None:
     """Refuse options that are out of range or exclude each other."""
@@ -63,11 +63,8 @@ def check_select_options(
     check_choice("granularity", granularity, tuple(GRANULARITIES))
     check_choice("scope", scope, SCOPES)
     check_choice("target", target, TARGETS)
-    for name, value, least in (
-        ("protect_first", protect_first, 0),
-        ("protect_last", protect_last, 0),
-        ("multiple_of", multiple_of, 1),
-    ):
+    numbers = {"protect_first": (protect_first, 0), "protect_last": (protect_last, 0)}
+    for name, (value, least) in (numbers | {"multiple_of": (multiple_of, 1)}).items():
         if not isinstance(value, int) or value < least:
             raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
     if granularity == "channel" and protect_first + protect_last:
@@ -89,30 +86,10 @@ def check_names(axes: Mapping[str, Axis], patterns: Iterable[str]) -> None:
     if isinstance(patterns, str):
         raise ValueError(f"ignore must be a list of names or patterns of axes, got the text {patterns!r}")
     for pattern in patterns:
-        if not any(fits(name, [pattern]) for name in axes):
+        if not any(fnmatchcase(name, pattern) for name in axes):
             raise ValueError(
                 f"{pattern!r} fits none of the {len(axes)} axes: {', '.join(list(axes)[:4])} ..."
             )
-
-
-def check_scores(axis: Axis, scores: Mapping[str, torch.Tensor], dependency: bool) -> None:
-    if axis.name not in scores:
-        raise ValueError(
-            f"no scores for axis {axis.name}; scores cover {sorted(scores)[:4]}...: "
-            "run estimate on the same axes, or leave the axis whole by ignore"
-        )
-    got = torch.as_tensor(scores[axis.name])
-    shape = (axis.n_groups,) if dependency else (len(axis.structures), axis.n_groups)
-    if tuple(got.shape) != shape:
-        hint = "" if dependency else "; dependency=False needs estimate(..., aggregation='none')"
-        raise ValueError(f"scores of {axis.name} have shape {tuple(got.shape)}, but it needs {shape}{hint}")
-    if not torch.isfinite(got).all():
-        raise ValueError(f"scores of {axis.name} are not all finite; check the calibration loss")
-
-
-def fits(name: str, patterns: Sequence[str]) -> bool:
-    """Is a name one of these names, or does it match one of these patterns?"""
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def check_uniform(keep: Mapping[str, torch.Tensor]) -> None:

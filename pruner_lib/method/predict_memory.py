@@ -7,10 +7,11 @@ grows with the samples; the largest temporary and what the process holds already
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
+from itertools import product
 
 import torch
 from torch import nn
@@ -30,19 +31,12 @@ FLOAT32 = 4
 
 @dataclass(frozen=True)
 class Memory:
-    """Predicted bytes of a pass at its peak.
+    """Predicted bytes of a pass at its peak."""
 
-    Attributes:
-        held: by the process now, with the weights (on a GPU: by tensors).
-        activations: saved for backward, with the logits.
-        kept: inputs and output gradients of modules that wait for the last micro-batch.
-        temporary: the largest temporary: a piece of the loss, or a gradient being formed.
-    """
-
-    held: int
-    activations: int
-    kept: int
-    temporary: int
+    held: int  # by the process now, with the weights (on a GPU: by tensors)
+    activations: int  # saved for backward, with the logits
+    kept: int  # inputs and output gradients of modules that wait for the last micro-batch
+    temporary: int  # the largest temporary: a piece of the loss, or a gradient being formed
 
     @property
     def extra(self) -> int:
@@ -55,27 +49,14 @@ class Memory:
 
 @dataclass
 class _Counted:
-    """Bytes of one sample's forward pass; `layers` and `entries` have one number for each decoder layer."""
+    """Bytes of one sample's forward pass."""
 
-    layers: list[int]
-    entries: list[int]
-    outside: int = 0
-    logits: int = 0
-    inputs: int = 0  # of the modules whose gradient is formed, and their outputs
+    saved: list[int]  # for backward in each decoder layer; the last number is for what lies outside of them
+    entries: list[int]  # of the inputs of each decoder layer
+    logits: int = 0  # of the logits, where backward does not save them anyway
+    inputs: int = 0  # of the modules whose gradient is formed
     outputs: int = 0
-    widest: int = 0  # largest output of a module in a layer
-    seen: dict[str, set[StorageWeakRef]] = field(default_factory=dict)
-
-    def fresh(self, what: str, x: object) -> int:
-        """Bytes of a tensor's storage when it is seen for the first time; weights are seen before."""
-        if not isinstance(x, torch.Tensor):
-            return 0
-        storage = StorageWeakRef(x.untyped_storage())
-        seen = self.seen.setdefault(what, set(self.seen["weights"]))
-        if storage in seen:
-            return 0
-        seen.add(storage)
-        return x.untyped_storage().nbytes()
+    widest: int = 0  # the largest output of a module in a layer
 
 
 def predict_memory(
@@ -88,7 +69,7 @@ def predict_memory(
     *,
     parameters: set[str] | None = None,
 ) -> Memory:
-    """Predict the peak memory of `estimate_members` by running one sample forward.
+    """Predict the peak memory of `estimate_members` with calibration ids by running one sample forward.
 
     Args:
         model: with its weights.
@@ -96,13 +77,12 @@ def predict_memory(
     Returns: bytes; `.total` is resident memory, on a GPU that of its tensors.
     Raises: ValueError: the model has no weights.
     """
-    criteria = list(criteria)
     if _device(model).type == "meta":
         raise ValueError("a model on the meta device can't be run to count what it keeps; load its weights")
     names = {name for name, _ in model.named_parameters()} if parameters is None else parameters
     ids = torch.arange(tokens)[None] % model.get_input_embeddings().weight.shape[0]
-    counted = None if set(criteria) <= set(DATA_FREE) else _count(model, names, ids)
-    return _predict(model, names, counted, samples, tokens, criteria, micro_batch, checkpointing)
+    counted = _count(model, names, ids)
+    return _predict(model, names, counted, samples, tokens, set(criteria), micro_batch, checkpointing)
 
 
 def check_memory(
@@ -123,27 +103,23 @@ def check_memory(
         return
     samples, tokens = ids.shape
     counted = _count(model, parameters, ids[:1])
-    need = partial(_predict, model, parameters, counted, samples, tokens, list(criteria))
+    need = partial(_predict, model, parameters, counted, samples, tokens, set(criteria))
     full = need(micro_batch, checkpointing)
     if full.extra <= available:
         return
     size = micro_batch or samples
-    smaller = [size // 2**k for k in range(1, size.bit_length())]
-    settings = [(s, checkpointing) for s in smaller] + [(s, True) for s in (micro_batch, *smaller)]
-    tried = {setting: need(*setting).extra for setting in dict.fromkeys(settings)}
-    fitting = next((setting for setting, extra in tried.items() if extra <= available), None)
-    if fitting:
-        advice = f"try micro_batch={fitting[0]}, checkpointing={fitting[1]}: {_gb(tried[fitting])}"
-    else:
-        advice = (
-            f"with micro_batch=1, checkpointing=True it is {_gb(need(1, True).extra)}: take fewer or shorter "
-            "samples, or a machine with more memory"
-        )
+    sizes = [size // 2**k for k in range(size.bit_length())]  # down to 1
+    for recompute, smaller in product(sorted({checkpointing, True}), sizes):
+        needed = need(smaller, recompute)
+        if needed.extra <= available:
+            break
+    fits = needed.extra <= available
+    advice = "try" if fits else "take fewer or shorter samples, or a machine with more memory: even with"
     raise ValueError(
         f"scoring {samples} samples of {tokens} tokens needs {_gb(full.extra)} (activations "
         f"{_gb(full.activations)}, kept over micro-batches {_gb(full.kept)}, temporary "
         f"{_gb(full.temporary)}) beside the {_gb(full.held)} held now, and {_gb(available)} are available; "
-        f"{advice}"
+        f"{advice} micro_batch={smaller}, checkpointing={recompute} it is {_gb(needed.extra)}"
     )
 
 
@@ -155,38 +131,33 @@ def _device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def _predict(model, names, counted, samples, tokens, criteria, micro_batch, checkpointing) -> Memory:
-    second = any(c in SECOND_ORDER for c in criteria)
-    held = held_bytes(model)
-    if counted is None:
-        return Memory(held, 0, 0, _largest_gradient(model, names, False, magnitudes=True))
+def _predict(
+    model: nn.Module, names: set[str], counted: _Counted, samples: int, tokens: int, criteria: set[str],
+    micro_batch: int | None, checkpointing: bool,
+) -> Memory:  # fmt: skip
+    second = not criteria.isdisjoint(SECOND_ORDER)
     sizes = batch_sizes(samples, tokens, micro_batch, second)
-    waits = len(sizes) > 1 and not set(criteria) - set(DATA_FREE) <= set(ADDITIVE)
+    waits = len(sizes) > 1 and not criteria - set(DATA_FREE) <= set(ADDITIVE)
     largest, at_once = max(sizes), samples if waits else max(sizes)
-    if checkpointing:
-        activations = counted.outside + sum(counted.entries) + max(counted.layers)
-    else:
-        activations = counted.outside + sum(counted.layers)
+    *layers, outside = counted.saved
+    kept = sum(counted.entries) + max(layers) if checkpointing else sum(layers)
+    gradient = _largest_gradient(model, names, second, at_once * tokens)
     return Memory(
-        held=held,
-        activations=largest * (activations + counted.logits),
+        held=held_bytes(model),
+        activations=largest * (outside + kept + counted.logits),
         kept=samples * (counted.inputs + counted.outputs) if waits else 0,
-        temporary=max(
-            3 * FLOAT32 * PIECE,
-            _largest_gradient(model, names, second, at_once * tokens) + 3 * largest * counted.widest,
-        )
-        + HOLES // 2,
+        temporary=max(3 * FLOAT32 * PIECE, gradient + 3 * largest * counted.widest) + HOLES // 2,
     )
 
 
-def _largest_gradient(model, names, second: bool, n_tokens: int = 0, magnitudes: bool = False) -> int:
+def _largest_gradient(model: nn.Module, names: set[str], second: bool, n_tokens: int) -> int:
     """Bytes that the gradient of one parameter takes while it is formed and reduced."""
     sizes = [0]
     for prefix, module in model.named_modules():
         for key, p in module._parameters.items():
             if f"{prefix}.{key}".lstrip(".") not in names or p is None:
                 continue
-            sliced = magnitudes or in_slices(module)
+            sliced = in_slices(module)
             rows = rows_of(p.shape, p.device) if sliced else p.shape[0]
             one = FLOAT32 * rows * (p.numel() // p.shape[0])
             copies = (3 + second) * one + (0 if sliced else p.numel() * p.element_size())
@@ -195,53 +166,56 @@ def _largest_gradient(model, names, second: bool, n_tokens: int = 0, magnitudes:
     return max(sizes)
 
 
+class _FreshBytes:
+    """Counts the bytes of tensors that it has not seen; those of the model it has seen."""
+
+    def __init__(self, model: nn.Module):
+        tensors = [*model.parameters(), *model.buffers()]
+        self.seen = {StorageWeakRef(x.untyped_storage()) for x in tensors}
+
+    def __call__(self, *values: object) -> int:
+        total = 0
+        for x in tree_leaves(values):
+            if isinstance(x, torch.Tensor) and StorageWeakRef(x.untyped_storage()) not in self.seen:
+                self.seen.add(StorageWeakRef(x.untyped_storage()))
+                total += x.untyped_storage().nbytes()
+        return total
+
+
 def _count(model: nn.Module, names: set[str], ids: torch.Tensor) -> _Counted:
     """Run one sample, `(1, tokens)` ids, forward and count, without keeping anything."""
-    layers = decoder_layers(model)[1]
-    counted = _Counted([0] * len(layers), [0] * len(layers))
-    counted.seen["weights"] = {
-        StorageWeakRef(x.untyped_storage()) for x in [*model.parameters(), *model.buffers()]
-    }
-    within: list[int] = []  # number of the layer that is running
+    layers, pass_ = decoder_layers(model)[1], Pass(model, names, lambda name, uses: None)
+    saved, entered, used = (_FreshBytes(model) for _ in range(3))
+    counted = _Counted([0] * (len(layers) + 1), [0] * len(layers))
+    place = -1  # number of the layer that is running
 
     def save(x: torch.Tensor) -> None:
-        size = counted.fresh("saved", x)
-        if within:
-            counted.layers[within[-1]] += size
-        else:
-            counted.outside += size
+        counted.saved[place] += saved(x)
 
-    pass_ = Pass(model, names, lambda name, uses: None)
-    with frozen(model), pass_.hooked(), _counting(pass_, layers, counted, within):
-        with saved_tensors_hooks(save, lambda nothing: nothing):
-            logits = pass_.forward(ids.to(_device(model)))
-        counted.logits = counted.fresh("saved", logits)
-    return replace(counted, seen={})
+    def enter(number, module, args, kwargs) -> None:
+        nonlocal place
+        place = number
+        counted.entries[number] = entered(args, kwargs)
 
+    def leave(module, args, output) -> None:
+        nonlocal place
+        place = -1
 
-@contextmanager
-def _counting(pass_: Pass, layers, counted: _Counted, within: list[int]) -> Iterator[None]:
-    def enter(number, module, args, kwargs):
-        within.append(number)
-        counted.entries[number] = sum(counted.fresh("entries", x) for x in tree_leaves((args, kwargs)))
-
-    def leave(module, args, output):
-        within.pop()
-
-    def count(module, args, kwargs, output):
+    def look(module, args, kwargs, output) -> None:
         size = sum(x.nbytes for x in tree_leaves(output) if isinstance(x, torch.Tensor))
         if module in pass_.owners:
-            counted.inputs += sum(counted.fresh("inputs", x) for x in tree_leaves((args, kwargs)))
+            counted.inputs += used(args, kwargs)
             counted.outputs += size
-        if within:
-            counted.widest = max(counted.widest, size)
+        counted.widest = max(counted.widest, size if place >= 0 else 0)
 
-    handles = [m.register_forward_hook(count, with_kwargs=True) for m in pass_.model.modules()]
-    for number, layer in enumerate(layers):
-        handles.append(layer.register_forward_pre_hook(partial(enter, number), with_kwargs=True))
-        handles.append(layer.register_forward_hook(leave))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as stack, frozen(model), pass_.hooked():
+        hooks = [m.register_forward_hook(look, with_kwargs=True) for m in model.modules()]
+        for number, layer in enumerate(layers):
+            hooks.append(layer.register_forward_pre_hook(partial(enter, number), with_kwargs=True))
+            hooks.append(layer.register_forward_hook(leave))
+        for hook in hooks:
+            stack.callback(hook.remove)
+        with saved_tensors_hooks(save, lambda nothing: nothing):
+            logits = pass_.forward(ids.to(_device(model)))
+        counted.logits = saved(logits)
+    return counted

@@ -48,11 +48,8 @@ def drop_layers_(model: nn.Module, plan: Plan) -> nn.Module:
     numbered = [
         (name, attribute)
         for name, module in parts[0].items()
-        for attribute in vars(module)
-        if all(
-            vars(part[name]).get(attribute) == i and type(vars(part[name])[attribute]) is int
-            for i, part in enumerate(parts)
-        )
+        for attribute, value in vars(module).items()
+        if type(value) is int and [vars(part[name]).get(attribute) for part in parts] == list(range(n))
     ]
     for new, old in enumerate(keep):
         for name, attribute in numbered:
@@ -83,10 +80,10 @@ def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modu
     check_in_memory(model)
     if "layers" in plan.keep:
         return drop_layers_(model, plan)
-    axes = discover(model, query_heads=plan.query_heads) if axes is None else _axes_of(model, axes)
+    axes = _axes_of(model, plan, axes)
     keep = _keep_by_structure(axes, plan)
     kept = {name: len(next(iter(per.values()))) for name, per in keep.items()}
-    check_even(axes, kept)
+    _check_even(axes, kept)
     cuts = _cut_indices(model, axes, keep)
     factors = _norm_factors(model, axes, keep, cuts)
     rules = _size_rules(model, axes, kept)
@@ -111,9 +108,10 @@ def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modu
     return model
 
 
-def mask_(model: nn.Module, plan: Plan) -> nn.Module:
+def mask_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Module:
     """Set the weights of the groups that a plan does not keep to zero; shapes stay.
 
+    Args: axes: of the model as it is, if at hand, to save discovering them again.
     Raises: ValueError: the plan does not fit the model, or its weights are offloaded. The model is then
         unchanged.
     """
@@ -126,7 +124,7 @@ def mask_(model: nn.Module, plan: Plan) -> nn.Module:
                 for parameter in layers[i].parameters():
                     parameter.zero_()
             return model
-        axes = discover(model, query_heads=plan.query_heads)
+        axes = _axes_of(model, plan, axes)
         for name, per_structure in _keep_by_structure(axes, plan).items():
             for member in axes[name].members:
                 weight, dim = model.get_parameter(member.parameter), member.dim
@@ -137,7 +135,9 @@ def mask_(model: nn.Module, plan: Plan) -> nn.Module:
     return model
 
 
-def _axes_of(model: nn.Module, axes: Axes) -> Axes:
+def _axes_of(model: nn.Module, plan: Plan, axes: Axes | None) -> Axes:
+    if axes is None:
+        return discover(model, query_heads=plan.query_heads)
     total = sum(p.numel() for p in model.parameters())
     if axes.n_parameters != total:
         raise ValueError(
@@ -281,7 +281,7 @@ def _plain_config(
     return edits if builds(model, edits, shapes) else None
 
 
-def check_even(axes: Mapping[str, Axis], kept: Mapping[str, int]) -> None:
+def _check_even(axes: Mapping[str, Axis], kept: Mapping[str, int]) -> None:
     """Refuse a plan that would leave a stack ragged.
 
     Args: kept: axis name -> groups kept, for the axes that lose some.

@@ -1,5 +1,4 @@
-"""Choosing: scores in, plan out (paper section 3.2, the ranking after Eq. 5, and section 4.1's
-granularities).
+"""Choosing: scores in, plan out (paper section 3.2, the ranking after Eq. 5; granularities: section 4.1).
 
 How many groups of each axis go (a ratio of the groups, or of all parameters), and which. Pure functions of
 scores and sizes: no model is seen here and nothing is cut.
@@ -9,13 +8,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import torch
 
 from pruner_lib.method.groups import GRANULARITIES, Axes, Axis, Plan
-from pruner_lib.method.options import check_names, check_scores, check_select_options, check_uniform, fits
+from pruner_lib.method.options import check_names, check_options, check_uniform
 
 EXPERT_ROWS = 8  # channels of experts are kept in multiples of it: grouped products want 16-byte rows
 TOLERANCE = 0.005  # of all parameters: how near `target="parameters"` must come
@@ -23,27 +23,16 @@ TOLERANCE = 0.005  # of all parameters: how near `target="parameters"` must come
 
 @dataclass(frozen=True, eq=False)
 class Unit:
-    """What is ranked: the groups of an axis, or with `dependency=False` those of one of its structures.
+    """What is ranked: the groups of an axis, or with `dependency=False` those of one of its structures."""
 
-    Attributes:
-        key: in the plan.
-        scores: `(n_groups,)` float32.
-        parameters: that go with one of its groups.
-    """
-
-    key: str
+    key: str  # in the plan
     axis: Axis
-    scores: torch.Tensor
-    parameters: float
-
-    @property
-    def ranked(self) -> torch.Tensor:
-        """`(n_groups,)` group numbers, those that go first in front."""
-        return torch.argsort(self.scores, stable=True)
+    scores: torch.Tensor  # `(n_groups,)` float32
+    parameters: float  # that go with one of its groups
 
 
 Counts = dict[str, int]  # key of a unit -> number of groups that go
-RatioOf = Callable[[Axis], float]
+Ratios = Mapping[str, float]  # axis name -> share of its groups that goes
 
 
 def select(
@@ -85,39 +74,27 @@ def select(
     Source: section 3.2; rounding as in the reference code: C - int(C * (1 - ratio)) channels, whole groups
         only.
     """
-    settings = dict(
-        ratio=dict(ratio) if isinstance(ratio, Mapping) else ratio, granularity=granularity, scope=scope,
-        protect_first=protect_first, protect_last=protect_last, ignore=list(ignore), target=target,
-        dependency=dependency, multiple_of=multiple_of, uniform=uniform,
-    )  # fmt: skip
-    check_select_options(**settings)
+    settings = {name: value for name, value in locals().items() if name not in ("axes", "scores")}
+    check_options(**settings)
     check_names(axes, ignore)
+    settings |= {"ratio": dict(ratio) if isinstance(ratio, Mapping) else ratio, "ignore": list(ignore)}
+    layers = None
+    if protect_first or protect_last or granularity == "layer":
+        layers = _unprotected(_whole_model(axes).n_layers, protect_first, protect_last)
     if granularity == "layer":
-        return _select_layers(axes, scores, ratio, target, _unprotected(axes, settings), settings)
+        return _select_layers(axes, scores, ratio, target, layers, settings)
     chosen = {name: a for name, a in axes.items() if a.kind in GRANULARITIES[granularity]}
     if not chosen:
-        raise ValueError(
-            f"no axis of granularity {granularity!r} among {sorted({a.kind for a in axes.values()})}"
-        )
-    check_names(chosen, ratio if isinstance(ratio, Mapping) else ())
-    inner = _unprotected(axes, settings) if protect_first or protect_last else None
-    pruned = [
-        a
-        for a in chosen.values()
-        if (inner is None or a.layer in inner) and not fits(a.name, ignore) and _share(a, ratio) is not None
-    ]
-    units = {unit.key: unit for axis in pruned for unit in _units(axis, scores, dependency)}
-    if target == "groups":
-        remove = _removed(units.values(), lambda axis: _share(axis, ratio), scope, multiple_of)
-        _warn_of_none(units.values(), remove, ratio)
+        kinds = sorted({a.kind for a in axes.values()})
+        raise ValueError(f"no axis of granularity {granularity!r} among {kinds}")
+    ratios = _ratios(chosen, ratio, ignore, layers)
+    units = [unit for name in ratios for unit in _units(axes[name], scores, dependency)]
+    if target == "parameters":
+        removed = _removed_parameters(units, _whole_model(axes).n_parameters, ratio, scope, multiple_of)
     else:
-        total = _whole_model(axes).n_parameters
-        remove = _removed_parameters(units.values(), total, ratio, scope, multiple_of)
-    keep, n_groups = {}, {}
-    for name, axis in chosen.items():
-        for key in [name] if dependency else [f"{name}/{s}" for s in axis.structures]:
-            ranked = units[key].ranked if key in units else torch.arange(axis.n_groups)
-            keep[key], n_groups[key] = ranked[remove.get(key, 0) :].sort().values, axis.n_groups
+        removed = _removed(units, ratios, scope, multiple_of)
+        _warn_of_none(units, removed, ratios)
+    keep, n_groups = _kept(chosen.values(), units, removed, dependency)
     if uniform:
         check_uniform(keep)
     query_heads = any(a.kind == "attention" and a.siblings for a in axes.values())
@@ -133,22 +110,8 @@ def n_removed(axis: Axis, ratio: float) -> int:
     return min((channels - int(channels * (1 - ratio))) // axis.width, axis.n_groups - 1)
 
 
-def even_out(units: Collection[Unit], removed: Counts) -> Counts:
-    """Give siblings the same number of groups to remove: the mean of what each would lose, rounded."""
-    sets: dict[tuple[str, str], list[str]] = {}
-    for unit in units:
-        if unit.axis.siblings:
-            structure = unit.key.partition("/")[2]
-            sets.setdefault((unit.axis.siblings, structure), []).append(unit.key)
-    even = dict(removed)
-    for keys in sets.values():
-        even |= dict.fromkeys(keys, round(sum(removed[k] for k in keys) / len(keys)))
-    return even
-
-
 def _units(axis: Axis, scores: Mapping[str, torch.Tensor], dependency: bool) -> list[Unit]:
-    check_scores(axis, scores, dependency)
-    table = torch.as_tensor(scores[axis.name]).float()
+    table = _scores_of(axis, scores, dependency)
     if dependency:
         return [Unit(axis.name, axis, table, axis.group_parameters)]
     share = axis.group_parameters / len(axis.structures)
@@ -156,18 +119,44 @@ def _units(axis: Axis, scores: Mapping[str, torch.Tensor], dependency: bool) -> 
     return [Unit(f"{axis.name}/{structure}", axis, row, share) for structure, row in rows]
 
 
-def _removed(units: Collection[Unit], ratio_of: RatioOf, scope: str, multiple_of: int) -> Counts:
+def _kept(
+    axes: Iterable[Axis], units: Iterable[Unit], removed: Counts, dependency: bool
+) -> tuple[dict[str, torch.Tensor], Counts]:
+    """For each key of the plan, the groups that stay and how many there were."""
+    ranked = {unit.key: torch.argsort(unit.scores, stable=True) for unit in units}  # lowest first
+    keep, n_groups = {}, {}
+    for axis in axes:
+        for key in [axis.name] if dependency else [f"{axis.name}/{s}" for s in axis.structures]:
+            order = ranked.get(key, torch.arange(axis.n_groups))
+            keep[key], n_groups[key] = order[removed.get(key, 0) :].sort().values, axis.n_groups
+    return keep, n_groups
+
+
+def _ratios(axes: Mapping[str, Axis], ratio: float | Ratios, ignore: Iterable[str], layers: range | None):
+    """Axis name -> share of its groups that goes, for the axes that are not left whole."""
+    by_name = ratio if isinstance(ratio, Mapping) else {"*": ratio}
+    check_names(axes, by_name)
+    ratios = {}
+    for name, axis in axes.items():
+        shares = [share for pattern, share in by_name.items() if fnmatchcase(name, pattern)]
+        ignored = any(fnmatchcase(name, pattern) for pattern in ignore)
+        if shares and not ignored and (layers is None or axis.layer in layers):
+            ratios[name] = by_name.get(name, shares[0])
+    return ratios
+
+
+def _removed(units: Collection[Unit], ratios: Ratios, scope: str, multiple_of: int) -> Counts:
     """How many groups of each unit go, if each axis is to lose a ratio of its groups."""
     if scope == "local":
-        counts = {unit.key: n_removed(unit.axis, ratio_of(unit.axis)) for unit in units}
+        counts = {unit.key: n_removed(unit.axis, ratios[unit.axis.name]) for unit in units}
     else:
         lists: dict[str, list[Unit]] = {}
         for unit in units:
             lists.setdefault("joint" if scope == "joint" else unit.axis.kind, []).append(unit)
         counts = {}
         for together in lists.values():
-            counts |= _removed_from_one_list(together, ratio_of(together[0].axis), scope)
-        counts = even_out(units, counts)
+            counts |= _removed_from_one_list(together, ratios[together[0].axis.name], scope)
+        counts = _even_out(units, counts)
     return {unit.key: _rounded(unit.axis, counts[unit.key], multiple_of) for unit in units}
 
 
@@ -179,8 +168,20 @@ def _removed_from_one_list(units: Sequence[Unit], ratio: float, scope: str) -> C
     n = min((total - int(total * (1 - ratio))) // width, sum(len(c) for c in candidates))
     owner = torch.cat([torch.full((len(c),), i) for i, c in enumerate(candidates)])
     worst = torch.argsort(torch.cat(candidates), stable=True)[:n]
-    gone = torch.bincount(owner[worst], minlength=len(units))
-    return {unit.key: int(gone[i]) for i, unit in enumerate(units)}
+    gone = torch.bincount(owner[worst], minlength=len(units)).tolist()
+    return {unit.key: n for unit, n in zip(units, gone, strict=True)}
+
+
+def _even_out(units: Iterable[Unit], removed: Counts) -> Counts:
+    """Give siblings the same number of groups to remove: the mean of what each would lose, rounded."""
+    siblings: dict[tuple[str, str], list[str]] = {}
+    for unit in units:
+        if unit.axis.siblings:
+            siblings.setdefault((unit.axis.siblings, unit.key.partition("/")[2]), []).append(unit.key)
+    even = dict(removed)
+    for keys in siblings.values():
+        even |= dict.fromkeys(keys, round(sum(removed[k] for k in keys) / len(keys)))
+    return even
 
 
 def _rounded(axis: Axis, removed: int, multiple_of: int) -> int:
@@ -202,25 +203,25 @@ def _removed_parameters(
     Raises: ValueError: no count comes near the share.
     """
 
-    def counts(ratios: Mapping[str, float]) -> Counts:
-        return _removed(units, lambda axis: ratios[axis.kind], scope, multiple_of)
+    def counts(by_kind: Ratios) -> Counts:
+        return _removed(units, {u.axis.name: by_kind[u.axis.kind] for u in units}, scope, multiple_of)
 
-    def sparsity(ratios: Mapping[str, float]) -> float:
-        removed = counts(ratios)
+    def sparsity(by_kind: Ratios) -> float:
+        removed = counts(by_kind)
         return sum(removed[unit.key] * unit.parameters for unit in units) / total
 
     kinds = {unit.axis.kind for unit in units}
-    ratios = dict.fromkeys(kinds, _bisect(lambda r: sparsity(dict.fromkeys(kinds, r)), share))
+    by_kind = dict.fromkeys(kinds, _bisect(lambda r: sparsity(dict.fromkeys(kinds, r)), share))
     if "mlp" in kinds and scope != "joint":
         # heads come in large steps: let the MLP channels make up for the rest
-        ratios["mlp"] = _bisect(lambda r: sparsity(ratios | {"mlp": r}), share)
-    reached = sparsity(ratios)
+        by_kind["mlp"] = _bisect(lambda r: sparsity(by_kind | {"mlp": r}), share)
+    reached = sparsity(by_kind)
     if abs(reached - share) > TOLERANCE:
         raise ValueError(
             f"no plan removes {share:.1%} of the parameters to within {TOLERANCE:.1%}: the nearest removes "
             f"{reached:.1%}. Protect fewer layers, lower the ratio, or use target='groups'"
         )
-    return counts(ratios)
+    return counts(by_kind)
 
 
 def _bisect(rising: Callable[[float], float], goal: float) -> float:
@@ -232,27 +233,44 @@ def _bisect(rising: Callable[[float], float], goal: float) -> float:
     return min((low, high), key=lambda x: abs(rising(x) - goal))
 
 
-def _select_layers(axes, scores, ratio: float, target: str, inner: range, settings: dict) -> Plan:
+def _select_layers(axes: Axes, scores, ratio: float, target: str, layers: range, settings: dict) -> Plan:
     """Whole layers: a layer's score is the sum over its attention and MLP groups."""
-    n_layers = axes.n_layers
-    totals = torch.zeros(n_layers)
+    totals = torch.zeros(axes.n_layers)
     for axis in axes.values():
         if axis.layer is not None:
-            check_scores(axis, scores, dependency=True)
-            totals[axis.layer] += torch.as_tensor(scores[axis.name]).float().sum()
-    order = [i for i in torch.argsort(totals, stable=True).tolist() if i in inner]
+            totals[axis.layer] += _scores_of(axis, scores, dependency=True).sum()
+    order = [i for i in torch.argsort(totals, stable=True).tolist() if i in layers]
     if target == "groups":
         n = len(order) - int(len(order) * (1 - ratio))
     else:
         sizes = torch.tensor([0, *(axes.layer_parameters[i] for i in order)]).cumsum(0)
         n = int((sizes / axes.n_parameters - ratio).abs().argmin())
-    n = min(n, n_layers - 1)
+    n = min(n, axes.n_layers - 1)
     if ratio > 0 and n == 0:
-        warnings.warn(
-            f"ratio {ratio} of {len(order)} layers rounds to none: nothing is removed", stacklevel=3
+        message = f"ratio {ratio} of {len(order)} layers rounds to none: nothing is removed"
+        warnings.warn(message, stacklevel=3)
+    kept = [i for i in range(axes.n_layers) if i not in order[:n]]
+    return Plan({"layers": kept}, {"layers": axes.n_layers}, settings)
+
+
+def _unprotected(n_layers: int, first: int, last: int) -> range:
+    """The layers that may be pruned."""
+    if first + last >= n_layers:
+        raise ValueError(
+            f"protect_first + protect_last = {first + last} leaves none of {n_layers} layers to prune"
         )
-    kept = [i for i in range(n_layers) if i not in order[:n]]
-    return Plan({"layers": kept}, {"layers": n_layers}, settings)
+    return range(first, n_layers - last)
+
+
+def _warn_of_none(units: Collection[Unit], removed: Counts, ratios: Ratios) -> None:
+    """Warn of each kind that is to lose groups and loses none."""
+    hopes = {u.axis.kind: u.axis for u in reversed(list(units)) if ratios[u.axis.name] > 0}
+    for kind in sorted(hopes.keys() - {u.axis.kind for u in units if removed[u.key]}):
+        warnings.warn(
+            f"ratio {ratios[hopes[kind].name]} of {hopes[kind].n_groups} groups rounds to none for {kind}: "
+            "nothing is removed there",
+            stacklevel=3,
+        )
 
 
 def _whole_model(axes: Mapping[str, Axis]) -> Axes:
@@ -265,31 +283,18 @@ def _whole_model(axes: Mapping[str, Axis]) -> Axes:
     )
 
 
-def _unprotected(axes: Mapping[str, Axis], settings: Mapping) -> range:
-    """The layers that may be pruned."""
-    n_layers = _whole_model(axes).n_layers
-    protected = settings["protect_first"] + settings["protect_last"]
-    if protected >= n_layers:
+def _scores_of(axis: Axis, scores: Mapping[str, torch.Tensor], dependency: bool) -> torch.Tensor:
+    """The scores of an axis in float32; refuse those of another shape, and those that are not finite."""
+    if axis.name not in scores:
         raise ValueError(
-            f"protect_first + protect_last = {protected} leaves none of {n_layers} layers to prune"
+            f"no scores for axis {axis.name}; scores cover {sorted(scores)[:4]}...: "
+            "run estimate on the same axes, or leave the axis whole by ignore"
         )
-    return range(settings["protect_first"], n_layers - settings["protect_last"])
-
-
-def _share(axis: Axis, ratio: float | Mapping[str, float]) -> float | None:
-    """The ratio of one axis; None where it is left whole."""
-    if not isinstance(ratio, Mapping):
-        return ratio
-    fitting = [share for pattern, share in ratio.items() if fits(axis.name, [pattern])]
-    return ratio.get(axis.name, fitting[0] if fitting else None)
-
-
-def _warn_of_none(units: Collection[Unit], removed: Counts, ratio: float | Mapping[str, float]) -> None:
-    """Warn of each kind that is to lose groups and loses none."""
-    hopes = {u.axis.kind: u.axis for u in reversed(list(units)) if (_share(u.axis, ratio) or 0) > 0}
-    for kind in sorted(hopes.keys() - {u.axis.kind for u in units if removed[u.key]}):
-        warnings.warn(
-            f"ratio {_share(hopes[kind], ratio)} of {hopes[kind].n_groups} groups rounds to none for {kind}: "
-            "nothing is removed there",
-            stacklevel=3,
-        )
+    table = torch.as_tensor(scores[axis.name]).float()
+    shape = (axis.n_groups,) if dependency else (len(axis.structures), axis.n_groups)
+    if tuple(table.shape) != shape:
+        hint = "" if dependency else "; dependency=False needs estimate(..., aggregation='none')"
+        raise ValueError(f"scores of {axis.name} have shape {tuple(table.shape)}, but it needs {shape}{hint}")
+    if not table.isfinite().all():
+        raise ValueError(f"scores of {axis.name} are not all finite; check the calibration loss")
+    return table

@@ -8,6 +8,7 @@ line of code is for one architecture.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,21 +23,16 @@ from pruner_lib.method.trace import constants_in_forward
 
 @dataclass(frozen=True)
 class SizeRule:
-    """How a model's numbers follow the number of groups of one kind.
+    """How a model's numbers follow the number of groups of one kind."""
 
-    Attributes:
-        keys: config key -> its value for one group (`num_attention_heads`: 3 where a KV head has 3 query
-            heads).
-        fixed: config keys that must be written out, because they would otherwise follow from others
-            (`head_dim`).
-        attributes: module path -> {attribute: its value for one group}.
-        in_config: False where no config edit gives these sizes (the head size is tied to the hidden size, or
-            the width is written into the class): such a model can't be a plain checkpoint.
-    """
-
+    # config key -> its value for one group (`num_attention_heads`: 3 where a KV head has 3 query heads)
     keys: dict[str, int] = field(default_factory=dict)
+    # config keys that must be written out, because they would otherwise follow from others (`head_dim`)
     fixed: dict[str, int] = field(default_factory=dict)
+    # module path -> {attribute: its value for one group}
     attributes: dict[str, dict[str, int]] = field(default_factory=dict)
+    # False where no config edit gives these sizes (the head size is tied to the hidden size, or the width is
+    # written into the class): such a model can't be a plain checkpoint
     in_config: bool = True
 
 
@@ -177,13 +173,8 @@ def _candidates(config: dict, axis: Axis, n: int, probe_n: int) -> Iterator[tupl
     numbers = {k: v for k, v in config.items() if type(v) is int and v > 0}
     hidden = {k: v for k, v in numbers.items() if k in ("hidden_size", "n_embd", "d_model")}
     if axis.kind == "attention":
-        names = ("head", "group", "kv")
-        no = ("dim", "size", "rank")
-        heads = {
-            k: v
-            for k, v in numbers.items()
-            if any(x in k for x in names) and not any(x in k for x in no) and v % n == 0
-        }
+        heads = {k: v for k, v in numbers.items() if re.search("head|group|kv", k) and v % n == 0}
+        heads = {k: v for k, v in heads.items() if not re.search("dim|size|rank", k)}
         for key, value in heads.items() if axis.side_by_side > 1 else ():
             yield {key: value}, {}
             yield {key: value}, {"head_dim": axis.width}
@@ -194,11 +185,7 @@ def _candidates(config: dict, axis: Axis, n: int, probe_n: int) -> Iterator[tupl
         for key, value in numbers.items():
             if value == n and key not in hidden and "vocab" not in key:
                 yield {key: value}, {}
-        for key in (
-            k
-            for k, v in config.items()
-            if v is None and any(x in k for x in ("inner", "ffn", "intermediate"))
-        ):
+        for key in (k for k, v in config.items() if v is None and re.search("inner|ffn|intermediate", k)):
             yield {key: None}, {}
     else:
         yield hidden, {}

@@ -16,7 +16,6 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -171,7 +170,8 @@ def _read_into_memory() -> Iterator[None]:
     What threads read in parallel lies in pools of their own, which the system doesn't get back after a cut.
     """
     mapped, before = modeling_utils.safe_open, os.environ.get(ONE_BY_ONE)
-    modeling_utils.safe_open = partial(mapped, backend="pread")
+    # transformers >= 5.23 names a backend of its own, which would win over that of a `partial`
+    modeling_utils.safe_open = lambda *args, **how: mapped(*args, **how | {"backend": "pread"})
     os.environ[ONE_BY_ONE] = "1"
     try:
         yield

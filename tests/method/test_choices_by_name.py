@@ -6,14 +6,14 @@ import copy
 
 import pytest
 import torch
-from families import build, logits, random_scores, tokens
+from families import discovered, logits, random_scores, tokens
 
-from pruner_lib import discover, mask_, prune_, select
+from pruner_lib import mask_, prune_, select
 
 
 @pytest.fixture(scope="module")
 def axes():
-    return discover(build("llama-mha"))
+    return discovered("llama-mha")[1]
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_a_share_that_rounds_to_no_group_warns(axes, scores):
 
 
 def test_a_model_cut_by_names_is_the_masked_model(axes, scores):
-    model, ids = build("llama-mha"), tokens()
+    model, ids = discovered("llama-mha")[0], tokens()
     plan = select(axes, scores, ratio={"layers.1.*": 0.5, "layers.2.mlp": 0.3}, ignore=["layers.1.attention"])
     assert set(plan.cut) == {"layers.1.mlp", "layers.2.mlp"}
     cut, masked = prune_(copy.deepcopy(model), plan), mask_(copy.deepcopy(model), plan)

@@ -7,10 +7,10 @@ import copy
 import pytest
 import torch
 from by_hand import GRADIENT, loss
-from families import build, tokens
+from families import build, discovered, tokens
 
 from pruner_lib import discover, estimate, prune_, select
-from pruner_lib.method import module_gradients, saliency
+from pruner_lib.method import importance, module_gradients
 from pruner_lib.method.groups import ORDERS
 from pruner_lib.method.importance import aggregate, estimate_members
 
@@ -67,13 +67,13 @@ def test_magnitudes_are_read_a_slice_at_a_time(monkeypatch, dtype):
     axes = discover(model)
     whole = estimate_members(model, axes, criteria=["l1", "l2"])
     monkeypatch.setitem(module_gradients.SLICE, "cpu", 50)
-    seen, reduce = [], saliency.ChannelSums._add
+    seen, reduce = [], importance.ChannelSums._add
 
     def watched(self, criterion, name, row, values):
         seen.append(values.numel())
         reduce(self, criterion, name, row, values)
 
-    monkeypatch.setattr(saliency.ChannelSums, "_add", watched)
+    monkeypatch.setattr(importance.ChannelSums, "_add", watched)
     sliced = estimate_members(model, axes, criteria=["l1", "l2"])
     assert max(seen) <= 50
     for criterion, scores in sliced.items():
@@ -83,8 +83,7 @@ def test_magnitudes_are_read_a_slice_at_a_time(monkeypatch, dtype):
 
 def test_a_criterion_of_ones_own_is_reduced_like_the_others():
     """element1, and a signed one that needs the weight alone, as a user would write them."""
-    model, ids = build("llama-gqa"), tokens(3, 8)
-    axes = discover(model)
+    (model, axes), ids = discovered("llama-gqa"), tokens(3, 8)
 
     def mine(weight, grad):
         return (weight * grad).abs()
@@ -100,8 +99,7 @@ def test_a_criterion_of_ones_own_is_reduced_like_the_others():
 
 
 def test_a_criterion_of_ones_own_changes_neither_the_model_nor_the_other_criteria():
-    model, ids = build("llama-gqa"), tokens(3, 8)
-    axes = discover(model)
+    (model, axes), ids = discovered("llama-gqa"), tokens(3, 8)
     before = {name: p.clone() for name, p in model.named_parameters()}
 
     def destructive(weight, grad):
@@ -133,8 +131,7 @@ def test_a_criterion_that_returns_another_shape_is_refused(criterion, message):
 
 
 def test_random_follows_its_seed():
-    model = build("llama-mha")
-    axes = discover(model)
+    model, axes = discovered("llama-mha")
     first, again, other = (
         estimate(model, axes, criterion="random", seed=s)["layers.0.mlp"] for s in (3, 3, 4)
     )
@@ -142,7 +139,7 @@ def test_random_follows_its_seed():
 
 
 def test_aggregation_reduces_structures_before_channels():
-    axes = discover(build("llama-mha")).of_kind("attention")
+    axes = discovered("llama-mha")[1].of_kind("attention")
     members = {name: torch.rand(4, 6, 8) for name in axes}
     table = members["layers.0.attention"]
     scores = {
@@ -159,7 +156,7 @@ def test_aggregation_reduces_structures_before_channels():
 
 
 def test_other_order_sums_channels_before_structures():
-    axes = discover(build("llama-mha")).of_kind("attention", "mlp")
+    axes = discovered("llama-mha")[1].of_kind("attention", "mlp")
     members = {name: torch.rand(len(a.structures), a.n_groups, a.width) for name, a in axes.items()}
     sums = members["layers.0.attention"].sum(-1)  # (n_structures, n_groups)
     wanted = {"sum": sums.sum(0), "prod": sums.prod(0), "max": sums.amax(0), "last": sums[3], "none": sums}
@@ -187,7 +184,7 @@ def test_estimate_passes_the_order_on():
 
 
 def test_products_of_tiny_scores_do_not_vanish():
-    axes = discover(build("llama-mha")).of_kind("attention")
+    axes = discovered("llama-mha")[1].of_kind("attention")
     members = {name: torch.rand(4, 6, 8) * 1e-14 for name in axes}
     scores = aggregate(axes, members, "prod")
     assert all((s > 0).all() for s in scores.values())
@@ -232,8 +229,7 @@ def test_scores_of_other_dtypes_are_float32(dtype):
 
 
 def test_bad_input_is_named():
-    model = build("llama-mha")
-    axes = discover(model)
+    model, axes = discovered("llama-mha")
     cases = {
         "unknown criterion 'taylor'": dict(criterion="taylor"),
         "unknown aggregation 'median'": dict(criterion="l2", aggregation="median"),

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from pruner_lib import discover, prune_, select
 from pruner_lib.evaluation.efficiency import count_parameters, macs, memory_mb
 
+pytestmark = pytest.mark.slow
 LLAMA_7B = dict(
     vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32,
     num_attention_heads=32, num_key_value_heads=32,

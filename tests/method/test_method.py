@@ -13,7 +13,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 import pruner_lib
 
 LIBRARY = Path(pruner_lib.__file__).parent
-METHOD = sorted(path.stem for path in (LIBRARY / "method").glob("*.py"))
+METHOD = sorted((LIBRARY / "method").glob("*.py"))
 WORDS = {"mt5", "glm", "opt", "gpt", "chatglm"} | {n for n in CONFIG_MAPPING_NAMES if len(n) > 3}
 
 
@@ -34,9 +34,9 @@ def _names_an_architecture(source: str) -> set[str]:
     return {w for w in words if w.lower().replace("-", "_") in WORDS}
 
 
-@pytest.mark.parametrize("module", METHOD)
-def test_method_names_no_architecture(module):
-    assert not _names_an_architecture((LIBRARY / "method" / f"{module}.py").read_text())
+def test_method_names_no_architecture():
+    for path in METHOD:
+        assert not _names_an_architecture(path.read_text()), path.name
 
 
 def test_the_check_above_can_fail():

@@ -12,7 +12,8 @@ import torch
 from families import build, tokens
 from torch.nn.functional import cross_entropy
 
-from pruner_lib import discover, estimate, select
+from pruner_lib import discover, select
+from pruner_lib.method.importance import aggregate, estimate_members
 
 HEADS, HEAD_DIM, CHANNELS, HIDDEN = 6, 8, 40, 24
 CRITERIA = ("l1", "l2", "vector", "element1", "element2", "mixed")
@@ -79,13 +80,22 @@ def _expected(found, criterion: str, strategy: str) -> dict[str, torch.Tensor]:
     return scores | {"hidden": reduce(stream)}
 
 
-def _both(saliences, criterion: str, strategy: str):
+@pytest.fixture(scope="module")
+def ours(saliences):
+    """The model's axes, and our scores of their members by every criterion."""
+    axes = discover(saliences[0])
+    return axes, estimate_members(saliences[0], axes, IDS, criteria=CRITERIA)
+
+
+def _both(saliences, ours, criterion: str, strategy: str):
     """The model's axes with our scores, and the scores that the reference code would have."""
-    model, found = saliences
-    axes = discover(model)
+    axes, members = ours
     aggregation = "mean" if criterion in ("l1", "l2") else strategy
-    ours = estimate(model, axes, IDS, criterion=criterion, aggregation=aggregation)
-    return axes, ours, _expected(found, criterion, strategy)
+    return (
+        axes,
+        aggregate(axes, members[criterion], aggregation),
+        _expected(saliences[1], criterion, strategy),
+    )
 
 
 def _lowest(values: torch.Tensor, n: int) -> set[int]:
@@ -98,23 +108,23 @@ def _removed(plan) -> dict[str, set[int]]:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("criterion", CRITERIA)
-def test_kept_groups_of_every_criterion_and_strategy(saliences, criterion, strategy):
-    axes, ours, wanted = _both(saliences, criterion, strategy)
+def test_kept_groups_of_every_criterion_and_strategy(saliences, ours, criterion, strategy):
+    axes, scores, wanted = _both(saliences, ours, criterion, strategy)
     heads, channels = 6 * 8 - int(6 * 8 * 0.6), 40 - int(40 * 0.6)
-    local = _removed(select(axes, ours, ratio=0.4, protect_first=1))
+    local = _removed(select(axes, scores, ratio=0.4, protect_first=1))
     assert not local["layers.0.attention"] and not local["layers.0.mlp"]
     for i in INNER:
         assert local[f"layers.{i}.attention"] == _lowest(wanted[f"layers.{i}.attention"], heads // 8)
         assert local[f"layers.{i}.mlp"] == _lowest(wanted[f"layers.{i}.mlp"], channels)
-    stream = _removed(select(axes, ours, ratio=0.25, granularity="channel"))
+    stream = _removed(select(axes, scores, ratio=0.25, granularity="channel"))
     assert stream == {"hidden": _lowest(wanted["hidden"], HIDDEN - int(HIDDEN * 0.75))}
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("criterion", CRITERIA)
-def test_kept_groups_of_one_list_of_heads_and_channels(saliences, criterion, strategy):
-    axes, ours, wanted = _both(saliences, criterion, strategy)
-    got = _removed(select(axes, ours, ratio=0.4, scope="joint", protect_first=1))
+def test_kept_groups_of_one_list_of_heads_and_channels(saliences, ours, criterion, strategy):
+    axes, scores, wanted = _both(saliences, ours, criterion, strategy)
+    got = _removed(select(axes, scores, ratio=0.4, scope="joint", protect_first=1))
     names = [f"layers.{i}.{kind}" for i in INNER for kind in ("attention", "mlp")]
     units = torch.cat([wanted[name] for name in names])
     assert len(units) == 2 * (HEADS + CHANNELS)
@@ -128,9 +138,9 @@ def test_kept_groups_of_one_list_of_heads_and_channels(saliences, criterion, str
         assert got[name] == set(part.nonzero().flatten().tolist())
 
 
-def test_random_scores_are_ranked_as_given(saliences):
+def test_random_scores_are_ranked_as_given(ours):
     """random: one number a channel, summed over the channels of a head."""
-    axes = discover(saliences[0])
+    axes, _ = ours
     generator = torch.Generator().manual_seed(3)
     drawn = {n: torch.rand(a.n_groups * a.width, generator=generator) for n, a in axes.items()}
     given = {n: drawn[n].view(a.n_groups, a.width).sum(1) for n, a in axes.items()}
@@ -141,12 +151,11 @@ def test_random_scores_are_ranked_as_given(saliences):
         assert removed == _lowest(by_hand, (len(drawn[name]) - int(len(drawn[name]) * 0.5)) // width)
 
 
-def test_strategies_choose_differently(saliences):
+def test_strategies_choose_differently(ours):
     """The opposite: a wrong reduction would be seen."""
-    model, _ = saliences
-    axes = discover(model)
+    axes, members = ours
     plans = [
-        _removed(select(axes, estimate(model, axes, IDS, aggregation=a), ratio=0.4, scope=scope))
+        _removed(select(axes, aggregate(axes, members["element1"], a), ratio=0.4, scope=scope))
         for a in ("sum", "prod", "max")
         for scope in ("local", "joint")
     ]

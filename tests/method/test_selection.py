@@ -6,16 +6,16 @@ import math
 
 import pytest
 import torch
-from families import build, random_scores
+from families import discovered, random_scores
 
-from pruner_lib import discover, select
+from pruner_lib import select
 from pruner_lib.method.groups import Plan
 from pruner_lib.method.select import n_removed
 
 
 @pytest.fixture(scope="module")
 def axes():
-    return discover(build("llama-mha"))
+    return discovered("llama-mha")[1]
 
 
 @pytest.fixture(scope="module")

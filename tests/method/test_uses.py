@@ -1,4 +1,4 @@
-"""Samples are told apart by the shapes of what a module sees, or the module is named."""
+"""Samples are separated by the shapes of what a module sees, or the module is named."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def _assert_same(model, ids, **settings):
 
 
 @pytest.mark.parametrize("micro_batch", [None, 2])
-def test_routers_and_experts_on_flattened_tokens_are_told_apart(micro_batch):
+def test_routers_and_experts_on_flattened_tokens_are_separated(micro_batch):
     model = Toy()
     wanted = {n for n, _ in model.named_parameters()}
     assert set(_seen(model, _ids(3, 5))[0]) == wanted
@@ -118,7 +118,7 @@ def test_tokens_may_come_before_samples(shape):
 
 
 @pytest.mark.parametrize("shape", [(4, 8), (4, 7)])
-def test_a_module_whose_samples_cant_be_told_apart_is_named(shape):
+def test_a_module_whose_samples_cant_be_separated_is_named(shape):
     """One row of positions serves all samples; 8 positions could be taken for 4 samples of 2."""
     model = Toy(positions=True)
     with pytest.raises(ValueError, match=r"Embedding\(32, 6\) sees tensors of shape .* for 4 samples"):

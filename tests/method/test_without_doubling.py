@@ -13,6 +13,7 @@ from pruner_lib.models.load import tiny_tokenizer
 from tests.benchmarks.process import in_fresh_process
 from tests.benchmarks.shapes import random_model, weights_mb
 
+pytestmark = pytest.mark.slow
 SIZE = "20x640"  # 263 MiB in bfloat16, 185 of them in the layers
 SHARD = "40MB"
 
@@ -64,7 +65,7 @@ def test_load_cut_and_save_hold_one_copy(folder):
         "tests.method.test_without_doubling:live", {"folder": str(folder), "way": "ours"}
     )[0]
     assert seen["left"] < 0.8 * seen["weights"], "something worth cutting"
-    assert seen["load"] < 1.3 * seen["weights"]
+    assert 0.9 < seen["load"] / seen["weights"] < 1.3, "read into memory, not mapped"
     assert seen["cut"] < 1.15 * seen["weights"], "each old weight goes before the next is cut"
     assert seen["held"] < 1.15 * seen["left"], "afterwards only the smaller model is held"
     assert seen["save"] < 1.3 * seen["left"]
@@ -74,4 +75,5 @@ def test_files_that_stay_mapped_would_hold_more(folder):
     seen = in_fresh_process(
         "tests.method.test_without_doubling:live", {"folder": str(folder), "way": "mapped"}
     )[0]
+    assert seen["load"] < 0.9 * seen["weights"], "mapped, until the weights are used"
     assert seen["cut"] > 1.15 * seen["weights"] and seen["held"] > 1.15 * seen["left"]

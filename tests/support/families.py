@@ -1,14 +1,17 @@
-"""Small random decoders of the families that the study must cut right, and how to tell a wrong cut from a
-right one.
+"""Small random decoders of the families that the study must cut right, with weights that show a wrong cut.
 
 Norms are randomised and weights scaled up: at ones and near zero a wrong cut would pass.
 """
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import transformers
 from transformers import AutoModelForCausalLM
+
+from pruner_lib import Axes, discover
 
 VOCABULARY = 64
 COMMON = dict(
@@ -113,7 +116,14 @@ DRAWN = {
     | {f"mlp.experts.{e}": (32, 1) for e in range(4)},
     "smollm3": {"attention": KV2, "mlp": (40, 1)},
 }
-CHANNEL_FAMILIES = ("llama-mha", "llama-gqa", "llama-tied", "llama-biases", "mistral", "qwen2")
+CHANNEL_FAMILIES = ("llama-gqa", "llama-tied", "llama-biases", "qwen2")
+# those whose modules or dataflow differ in kind: tied, biases, norms of heads, capped logits, fused,
+# interleaved or transposed matrices, position biases, parallel branches, one key and value head, experts
+DIFFERENT = (
+    "llama-tied", "llama-biases", "qwen3", "gemma2", "phi3", "gpt_neox", "gpt2", "bloom", "glm", "olmo2",
+    "gpt_bigcode", "opt", "falcon-new", "mixtral", "qwen2_moe", "deepseek_v3",
+)  # fmt: skip
+GREEDY = dict(max_new_tokens=6, do_sample=False, pad_token_id=0, eos_token_id=None)
 
 
 def build(name: str, **changes) -> torch.nn.Module:
@@ -131,6 +141,13 @@ def build(name: str, **changes) -> torch.nn.Module:
     return model
 
 
+@cache
+def discovered(name: str) -> tuple[torch.nn.Module, Axes]:
+    """The model of a family and its axes, shared by all tests of a process: copy what you change."""
+    model = build(name)
+    return model, discover(model)
+
+
 def tokens(samples: int = 2, length: int = 9, seed: int = 1) -> torch.Tensor:
     return torch.randint(0, VOCABULARY, (samples, length), generator=torch.Generator().manual_seed(seed))
 
@@ -138,6 +155,12 @@ def tokens(samples: int = 2, length: int = 9, seed: int = 1) -> torch.Tensor:
 def logits(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         return model(ids).logits
+
+
+def generates_alike_with_cache(model: torch.nn.Module, ids: torch.Tensor) -> bool:
+    """Is greedy generation the same with and without the cache of keys and values?"""
+    with_cache, without = (model.generate(ids, use_cache=use, **GREEDY) for use in (True, False))
+    return torch.equal(with_cache, without)
 
 
 def random_scores(axes, seed: int = 0, dependency: bool = True) -> dict[str, torch.Tensor]:
