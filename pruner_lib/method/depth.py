@@ -49,11 +49,19 @@ def block_influence(model: nn.Module, calibration_ids: Tensor) -> Tensor:
 
 
 def every_second(n_layers: int) -> Tensor:
-    """Score layers so that every second one goes first: 1, 0, 1, 0, ... `(n_layers,)` float32.
+    """Score layers so that every second one goes first, and fewer of them spread evenly.
 
-    Source: Sanh et al., DistilBERT (2019), section 3: the student takes one layer of two.
+    The k-th of the layers 1, 3, 5, ... gets the binary fraction of k read backwards (0, 1/2, 1/4, 3/4, ...),
+    of which any number of the smallest are spread over [0, 1); the layers 0, 2, 4, ... the same, plus 1.
+
+    Returns: `(n_layers,)` float32; higher means keep.
+    Source:  Sanh et al., DistilBERT (2019), section 3: the student takes one layer of two.
     """
-    return (torch.arange(n_layers) % 2 == 0).float()
+    bits = max(1, (n_layers // 2).bit_length())
+    backwards = torch.tensor([int(f"{k:0{bits}b}"[::-1], 2) / 2**bits for k in range((n_layers + 1) // 2)])
+    scores = torch.empty(n_layers)
+    scores[1::2], scores[0::2] = backwards[: n_layers // 2], 1 + backwards
+    return scores
 
 
 def as_group_scores(axes: Mapping[str, Axis], scores: Tensor) -> dict[str, Tensor]:

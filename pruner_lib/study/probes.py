@@ -29,7 +29,7 @@ from pruner_lib.method.groups import Axis
 from pruner_lib.method.importance import estimate_members
 from pruner_lib.method.prune import mask_
 from pruner_lib.recovery.instructions import IGNORED, encode
-from pruner_lib.study.records import MetricName, Record, metrics_from
+from pruner_lib.study.records import Record, metrics_from
 from pruner_lib.study.results import model_hash
 from pruner_lib.study.run import Study
 from pruner_lib.study.settings import Experiment, Recovery
@@ -267,12 +267,12 @@ def at_zero(study: Study, record: Record) -> Record:
     Returns: the record with the perplexities of that model. It is on no disk, and not what `run` would give.
     """
     experiment, how = record.experiment, record.experiment.evaluation
-    names = [MetricName("perplexity", text, how.length) for text in how.texts]
 
     def measure() -> dict[str, Any]:
-        plan, own = study.plan(experiment), study.pipeline.own(experiment.model)
-        model = mask_(own.model, plan)
-        return {str(name): asdict(study.pipeline.measure(name, how, model, own.tokenizer)) for name in names}
+        own = study.pipeline.own(experiment.model)
+        subject = mask_(own.model, study.plan(experiment)), own.tokenizer
+        texts = [study.pipeline.measure_text(text, how, *subject) for text in how.texts]
+        return {str(name): asdict(metric) for text in texts for name, metric in text.items()}
 
     key = ["at zero", experiment.canonical().settings(), model_hash(experiment.model)]
     return replace(record, metrics=metrics_from(study.cached(key, measure)))

@@ -51,3 +51,12 @@ def test_layers_of_least_score_are_dropped(model):
     assert plan.keep["layers"].tolist() == [0, 2, 3, 5]
     plan = select(axes, as_group_scores(axes, every_second(6)), ratio=0.5, granularity="layer")
     assert plan.keep["layers"].tolist() == [0, 2, 4]
+
+
+def test_few_of_every_second_layer_are_spread_evenly():
+    order = every_second(30).argsort().tolist()
+    assert sorted(order[:15]) == list(range(1, 30, 2)), "each second one goes before any other"
+    for n in (2, 4, 8):
+        gone = sorted(order[:n])
+        gaps = [after - before for before, after in zip(gone, gone[1:], strict=False)]
+        assert min(gaps) >= 30 // n - 3 and max(gaps) <= 30 // n + 4, gone
