@@ -148,8 +148,8 @@ def test_number_that_was_not_printed_is_an_error_and_a_mean_is_computed():
 
 
 def answered(folder, claim, a, b):
-    number = ratio(a, b, WIKI)
-    return write_answer(folder, claim, number, describe(number, WIKI, a, b), [*a, *b]).answer
+    numbers = {"wiki": ratio(a, b, WIKI)}
+    return write_answer(folder, claim, numbers, describe(numbers, a, b), [*a, *b]).answer
 
 
 def test_true_effects_are_reproduced_false_ones_are_not_and_small_ones_stay_open(tmp_path):
@@ -174,7 +174,7 @@ def test_table_has_a_row_for_every_claim_and_the_last_answer_counts(tmp_path):
     wanted = ratio(usual, vector, WIKI)
     assert (row.ours, row.low, row.high) == (wanted.mean, wanted.low, wanted.high)
     assert row.verdict == REPRODUCED and row.difference == row.ours - row.paper
-    assert row.note == "element1, 20.0% cut; 64 windows of wiki, 3 draws"
+    assert row.note == "element1 and vector, 20.0% cut; wiki 64; 3 draws" and row.part == "wiki"
     assert set(row.records.split()) == {one.key for one in (*usual, *vector)}
     assert (verdicts(tmp_path).verdict == NOT_MEASURED).sum() == len(CLAIMS) - 1
 

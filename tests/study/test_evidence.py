@@ -8,12 +8,15 @@ from dataclasses import replace
 import pytest
 from made_records import RECOVERY, dense, draws, record, short
 
+from pruner_lib.study.claims import REPRODUCED, answer_path
 from pruner_lib.study.compare import (
     describe,
     difference,
     interval,
+    kept,
     metric_names,
     paired_draws,
+    parts,
     ratio,
     values_of,
 )
@@ -73,11 +76,34 @@ def test_formats_are_compared_where_that_is_allowed():
 
 
 def test_note_says_what_was_compared():
-    groups = draws(), [dense()]
-    assert describe(ratio(*groups, WIKI), WIKI, *groups) == "element1, 20.0% cut; 64 windows of wiki, 3 draws"
-    more = draws(sparsity=0.21)[:1]
-    kept = ratio(more, draws()[:1], MEAN)
-    assert describe(kept, MEAN, more, draws()[:1]) == "element1, 21.0% and 20.0% cut; 120 questions, 1 draw"
+    numbers = parts(draws(), [dense()])
+    assert describe(numbers, draws(), [dense()]) == "element1, 20.0% cut; wiki 64; 3 draws"
+    more, less = draws(sparsity=0.21, criterion="vector")[:1], draws()[:1]
+    answers = parts(more, less, "accuracy")
+    assert describe(answers, more, less) == "vector and element1, 21.0% and 20.0% cut; mean 120; 1 draw"
+
+
+def test_parts_of_a_claim_are_every_text_or_the_mean_of_the_tasks():
+    both = short(texts=("wiki", "c4"))
+    one, other = draws(3.4, evaluation=both), draws(3.0, evaluation=both)
+    assert parts(one, other) == {text.dataset: ratio(one, other, text) for text in (WIKI, C4)}
+    assert list(parts(one, draws(3.0))) == ["wiki"], "a text that one of the two lacks says nothing"
+    assert parts(one, other, "accuracy") == {"mean": kept(one, other, MEAN)}
+    assert parts(one, other, "accuracy", measure=difference) == {"mean": difference(one, other, MEAN)}
+    assert parts(one, other, "bits_per_byte") == {} == parts([], other)
+    healed = draws(3.1, recovery=RECOVERY)
+    assert parts([*one, *healed], one, stages=("recovered", "pruned")) == {"wiki": ratio(healed, one, WIKI)}
+
+
+def test_study_settles_a_claim_or_says_that_it_was_not_measured(study):
+    one, other = draws(3.0), draws(3.4, criterion="vector")
+    verdict = study.settle("element beats vector", one, other)
+    assert verdict.parts == parts(one, other) and verdict.answer == REPRODUCED
+    assert study.outputs == [answer_path(study.folder, "element beats vector")]
+    assert study.settle("sum answers", one, other, "bits_per_byte") == (
+        "sum answers: not measured in this profile"
+    )
+    assert not answer_path(study.folder, "sum answers").exists()
 
 
 def test_what_was_measured_otherwise_is_refused():
