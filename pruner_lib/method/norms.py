@@ -1,8 +1,10 @@
 """Norms that run over all groups of an axis at once, as over all heads (paper section 3.1 has no such case).
 
 The root mean square over n of N channels is larger than over all N with the others at zero by sqrt(N / n).
-A factor on the norm's weight corrects that, so that cutting still equals masking. Whether and by how much is
-measured on a copy of the module, with values of our own; for a norm that also subtracts a mean there is none.
+A factor f = sqrt(N / n) on the norm's weight corrects that, and f^2 on its epsilon, so that cutting still
+equals masking:  w x / sqrt(S / N + eps) = f w x / sqrt(S / n + f^2 eps),  S: sum of the squares that stay.
+Whether and by how much is measured on a copy of the module, with values of our own; for a norm that also
+subtracts a mean there is none.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from torch import nn
 from pruner_lib.method.groups import Member
 from pruner_lib.method.layout import set_leaf_sizes_, set_parameter_
 
-TOLERANCE = 1e-3  # relative; a norm's epsilon stays as it was, and its share of the mean square changes
+TOLERANCE = 1e-3  # relative; of a factor that is measured with the norm's own epsilon
 
 
 def obstacle_in_norms(model: nn.Module, members: Sequence[Member]) -> str | None:
@@ -69,6 +71,15 @@ def norm_factor(module: nn.Module, kept: torch.Tensor) -> float | None:
         cut.weight.mul_(factor)
         fits = torch.allclose(cut(x[:, kept]), target, rtol=TOLERANCE, atol=TOLERANCE)
     return factor if fits else None
+
+
+def scaled_eps(module: nn.Module, factor: float) -> dict[str, float]:
+    """Attribute -> value of the epsilon of a norm whose weight takes a factor."""
+    return {
+        name: value * factor**2
+        for name, value in vars(module).items()
+        if isinstance(value, float) and "eps" in name
+    }
 
 
 def _with_values(module: nn.Module) -> nn.Module:

@@ -7,7 +7,7 @@ grows with the samples; the largest temporary and what the process holds already
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -166,7 +166,7 @@ def _largest_gradient(model: nn.Module, names: set[str], second: bool, n_tokens:
     return max(sizes)
 
 
-class _FreshBytes:
+class FreshBytes:
     """Counts the bytes of tensors that it has not seen; those of the model it has seen."""
 
     def __init__(self, model: nn.Module):
@@ -184,13 +184,45 @@ class _FreshBytes:
 
 def _count(model: nn.Module, names: set[str], ids: torch.Tensor) -> _Counted:
     """Run one sample, `(1, tokens)` ids, forward and count, without keeping anything."""
-    layers, pass_ = decoder_layers(model)[1], Pass(model, names, lambda name, uses: None)
-    saved, entered, used = (_FreshBytes(model) for _ in range(3))
-    counted = _Counted([0] * (len(layers) + 1), [0] * len(layers))
-    place = -1  # number of the layer that is running
+    pass_, used, counted = Pass(model, names, lambda name, uses: None), FreshBytes(model), _Counted([], [])
+
+    def look(module, args, kwargs, output) -> None:
+        if module in pass_.owners:
+            counted.inputs += used(args, kwargs)
+            counted.outputs += sum(x.nbytes for x in tree_leaves(output) if isinstance(x, torch.Tensor))
+
+    with frozen(model), pass_.hooked():
+        forward = count_forward(model, lambda: pass_.forward(ids.to(_device(model))), look)
+    counted.saved, counted.entries, counted.widest = forward.saved, forward.entries, forward.widest
+    counted.logits = forward.fresh(forward.result)
+    return counted
+
+
+@dataclass
+class Forward:
+    """Bytes that a forward pass keeps for backward."""
+
+    saved: list[int]  # in each decoder layer; the last number is for what lies outside of them
+    entries: list[int]  # of the inputs of each decoder layer
+    fresh: FreshBytes  # has seen what was saved
+    widest: int = 0  # the largest output of a module in a layer
+    result: object = None  # of the pass
+
+
+def count_forward(
+    model: nn.Module, run: Callable[[], object], look: Callable[..., None] = lambda *_: None
+) -> Forward:
+    """Run a forward pass and count what autograd would keep, while nothing is kept.
+
+    Args:    run: the pass, with the model.    look: a forward hook (module, args, kwargs, output) for each
+             module.
+    """
+    layers = decoder_layers(model)[1]
+    counted = Forward([0] * (len(layers) + 1), [0] * len(layers), FreshBytes(model))
+    entered, place = FreshBytes(model), -1  # number of the layer that is running
 
     def save(x: torch.Tensor) -> None:
-        counted.saved[place] += saved(x)
+        counted.saved[place] += counted.fresh(x)
 
     def enter(number, module, args, kwargs) -> None:
         nonlocal place
@@ -201,21 +233,18 @@ def _count(model: nn.Module, names: set[str], ids: torch.Tensor) -> _Counted:
         nonlocal place
         place = -1
 
-    def look(module, args, kwargs, output) -> None:
+    def watch(module, args, kwargs, output) -> None:
         size = sum(x.nbytes for x in tree_leaves(output) if isinstance(x, torch.Tensor))
-        if module in pass_.owners:
-            counted.inputs += used(args, kwargs)
-            counted.outputs += size
         counted.widest = max(counted.widest, size if place >= 0 else 0)
+        look(module, args, kwargs, output)
 
-    with ExitStack() as stack, frozen(model), pass_.hooked():
-        hooks = [m.register_forward_hook(look, with_kwargs=True) for m in model.modules()]
+    with ExitStack() as stack:
+        hooks = [m.register_forward_hook(watch, with_kwargs=True) for m in model.modules()]
         for number, layer in enumerate(layers):
             hooks.append(layer.register_forward_pre_hook(partial(enter, number), with_kwargs=True))
             hooks.append(layer.register_forward_hook(leave))
         for hook in hooks:
             stack.callback(hook.remove)
         with saved_tensors_hooks(save, lambda nothing: nothing):
-            logits = pass_.forward(ids.to(_device(model)))
-        counted.logits = saved(logits)
+            counted.result = run()
     return counted

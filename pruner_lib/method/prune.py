@@ -19,7 +19,7 @@ from pruner_lib.method.decoder import decoder_layers
 from pruner_lib.method.discover import discover
 from pruner_lib.method.groups import Axes, Axis, Member, Plan
 from pruner_lib.method.layout import apply_layout_, empty_layout, merge_layouts, set_layout, set_parameter_
-from pruner_lib.method.norms import norm_factor, norm_members
+from pruner_lib.method.norms import norm_factor, norm_members, scaled_eps
 from pruner_lib.method.offload import check_in_memory
 from pruner_lib.method.size_rules import (
     SizeRule,
@@ -49,7 +49,8 @@ def drop_layers_(model: nn.Module, plan: Plan) -> nn.Module:
         (name, attribute)
         for name, module in parts[0].items()
         for attribute, value in vars(module).items()
-        if type(value) is int and [vars(part[name]).get(attribute) for part in parts] == list(range(n))
+        if type(value) is int
+        and [vars(part[name]).get(attribute) if name in part else None for part in parts] == list(range(n))
     ]
     for new, old in enumerate(keep):
         for name, attribute in numbered:
@@ -88,7 +89,10 @@ def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modu
     factors = _norm_factors(model, axes, keep, cuts)
     rules = _size_rules(model, axes, kept)
     layout = _layout(model, axes, keep, cuts, rules)
-    plain = _plain_config(model, axes, kept, layout, rules)
+    plain = _plain_config(model, axes, kept, layout, rules) if not factors else None
+    for parameter, factor in factors.items():
+        norm = parameter.rpartition(".")[0]
+        layout["attributes"].setdefault(norm, {}).update(scaled_eps(model.get_submodule(norm), factor))
     with torch.no_grad():
         for parameter, by_dim in cuts.items():
             weight = model.get_parameter(parameter).detach()

@@ -7,18 +7,14 @@ Weights are frozen, so this is what the adapters need: their inputs, and all bet
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import product
 
 import torch
 from peft import PeftModel
-from torch.autograd.graph import saved_tensors_hooks
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._pytree import tree_leaves
 
-from pruner_lib.method.decoder import decoder_layers
 from pruner_lib.method.memory import HOLES, available_bytes, held_bytes
+from pruner_lib.method.predict_memory import Forward, count_forward
 from pruner_lib.recovery.instructions import IGNORED, Row, collate
 from pruner_lib.recovery.resume import random_state
 from pruner_lib.recovery.settings import RecoverySettings
@@ -48,16 +44,6 @@ class TrainingMemory:
         return self.held + self.extra
 
 
-@dataclass
-class _Counted:
-    """Bytes that one example keeps for backward."""
-
-    layers: list[int]  # in each decoder layer
-    total: int = 0  # in and outside of the layers
-    entries: int = 0  # outputs of the layers: all that is kept of those that are computed again
-    widest: int = 0  # largest output of a module in a layer
-
-
 def predict_training_memory(
     adapted: PeftModel, settings: RecoverySettings, examples: Sequence[Row]
 ) -> TrainingMemory:
@@ -72,9 +58,11 @@ def predict_training_memory(
     vocabulary = adapted.get_base_model().get_output_embeddings().weight.shape[0]
     trained = sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad)
     on_cpu = next(adapted.parameters()).device.type == "cpu"
-    kept = counted.total
-    if settings.gradient_checkpointing:
-        kept += counted.entries + max(counted.layers) - sum(counted.layers)
+    *layers, outside = counted.saved
+    again = (
+        settings.gradient_checkpointing
+    )  # the layers are computed again: all but one keep their inputs alone
+    kept = outside + (sum(counted.entries) + max(layers) if again else sum(layers))
     return TrainingMemory(
         held=held_bytes(adapted),
         activations=size * kept,
@@ -112,38 +100,15 @@ def _gb(size: int) -> str:
     return f"{size / 1e9:.2f} GB"
 
 
-def _count(adapted: PeftModel, example: Row) -> _Counted:
-    """Run one example forward and count what autograd would keep; nothing of it is kept."""
-    base, counted = adapted.get_base_model(), _Counted([])
-    seen = {StorageWeakRef(x.untyped_storage()) for x in [*adapted.parameters(), *adapted.buffers()]}
-
-    def save(x: torch.Tensor) -> None:
-        storage = x.untyped_storage()
-        if StorageWeakRef(storage) not in seen:
-            seen.add(StorageWeakRef(storage))
-            counted.total += storage.nbytes()
-
-    def enter(layer, args):
-        counted.layers.append(-counted.total)
-
-    def leave(layer, args, output):
-        counted.layers[-1] += counted.total
-        counted.entries += tree_leaves(output)[0].nbytes
-
-    def look(module, args, output):
-        sizes = [x.nbytes for x in tree_leaves(output) if isinstance(x, torch.Tensor)]
-        counted.widest = max([counted.widest, *sizes])
-
-    device = next(base.parameters()).device
+def _count(adapted: PeftModel, example: Row) -> Forward:
+    """Count what one example keeps, in bytes."""
+    device = next(adapted.parameters()).device
     batch = {name: x.to(device) for name, x in collate([example], pad=0).items()}
     batch["labels"][:, :-1] = IGNORED  # the logits are counted apart
     half = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")  # as Trainer does
-    with ExitStack() as after, random_state(), half, saved_tensors_hooks(save, lambda nothing: nothing):
-        after.callback(adapted.train, adapted.training)
-        for layer in decoder_layers(base)[1]:
-            hooks = [module.register_forward_hook(look) for module in layer.modules()]
-            hooks += [layer.register_forward_pre_hook(enter), layer.register_forward_hook(leave)]
-            for hook in hooks:
-                after.callback(hook.remove)
-        response_loss(base, adapted.train(), **batch)
-    return counted
+    training, base = adapted.training, adapted.get_base_model()
+    try:
+        with random_state(), half:
+            return count_forward(adapted, lambda: response_loss(base, adapted.train(), **batch))
+    finally:
+        adapted.train(training)

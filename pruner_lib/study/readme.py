@@ -1,53 +1,36 @@
-"""The tables of README.md and results/README.md that come from results: verdicts, single numbers, coverage.
+"""The tables of README.md and results/README.md that come from results: verdicts and coverage.
 
     python -m pruner_lib.study.readme
 
-It writes what stands between the marks `<!-- NAME -->` and `<!-- end of NAME -->` anew, from the results of
-the profile `quick`.
+It writes what stands between the marks `<!-- NAME -->` and `<!-- end of NAME -->` anew: the verdicts of the
+profile `decide` or, while that is not measured, of `quick`.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from pruner_lib.files import write_text
+from pruner_lib.study.claims import CANT_TELL, NOT_MEASURED, NOT_REPRODUCED, REPRODUCED
 from pruner_lib.study.paper import coverage_frame
 from pruner_lib.study.results import project_root
 
-PROFILE = "quick"
-TABLES = f"results/{PROFILE}/tables"
-VERDICTS = f"{TABLES}/12_verdicts.csv"
-NOT_YET = "Not there yet: `python tasks.py study` makes it."
-NUMBERS = (  # notebook, and a single number of its result table
-    (
-        "00_quickstart",
-        "A fifth of the parameters can go without retraining (Table 1, Element¹): perplexity, times dense",
-    ),
-    ("00_quickstart", "A short LoRA training brings part of it back: perplexity, times dense"),
-    ("00_quickstart", "Mean zero-shot accuracy kept: pruned, recovered"),
-    (
-        "01_discover_groups",
-        "Groups are found automatically (Figures 2 and 6): LLaMA-7B's parameters in Table 3, recounted",
-    ),
-    (
-        "02_estimate_importance",
-        "The Taylor criteria say what a group is worth (Eq. 3 to 5): perplexity, times dense, without a "
-        "quarter of the inner groups by L2, Element¹, Element²",
-    ),
-)
+PROFILE = "quick"  # whose files the coverage names
+VERDICTS = [f"results/{profile}/tables/12_verdicts.csv" for profile in ("decide", PROFILE)]
+ORDER = (NOT_REPRODUCED, CANT_TELL, REPRODUCED)
 
 
 def updated(text: str, root: Path) -> str:
-    """Write the tables of the README anew from the results below `root`.
+    """Write the verdicts in the README anew from the results below `root`.
 
     Raises:  ValueError: a mark is missing.
     """
-    return with_tables(text, {"verdicts": verdict_table(root), "numbers": numbers_table(root)})
+    return with_tables(text, {"verdicts": verdict_table(root)})
 
 
 def with_tables(text: str, tables: Mapping[str, str]) -> str:
@@ -66,19 +49,33 @@ def with_tables(text: str, tables: Mapping[str, str]) -> str:
 
 
 def verdict_table(root: Path) -> str:
-    """Write the verdicts as Markdown: claim, rule, paper, ours with its interval, verdict, notebook."""
-    if not (root / VERDICTS).is_file():
-        return NOT_YET
-    head = "| the paper's claim | holds | paper | ours | verdict | notebook |\n|---|---|---|---|---|---|"
-    rows = [_verdict(row) for row in pd.read_csv(root / VERDICTS).itertuples()]
-    return "\n".join([head, *rows, "", f"File: [{Path(VERDICTS).name}]({VERDICTS})"])
+    """Write the verdicts as Markdown, what was not reproduced first; claims not measured share a line."""
+    file = next((name for name in VERDICTS if (root / name).is_file()), None)
+    if file is None:
+        return "Not there yet: `python tasks.py study` makes it."
+    table = pd.read_csv(root / file, keep_default_na=False, na_values=["", "nan"])
+    measured = table[table.verdict.isin(ORDER)].sort_values(
+        "verdict", key=lambda v: v.map(ORDER.index), kind="stable"
+    )
+    counts = ", ".join(f"{sum(measured.verdict == verdict)} {verdict}" for verdict in ORDER)
+    lines = [f"Of {len(table)} claims, in the profile `{file.split('/')[1]}`: {counts}.", ""]
+    lines += [
+        "| the paper's claim | holds | paper | ours | verdict | notebook |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [_verdict(row) for row in measured.itertuples()]
+    if rest := table.claim[table.verdict == NOT_MEASURED].tolist():
+        lines += ["", f"Not measured in this profile: {', '.join(rest)}."]
+    return "\n".join([*lines, "", f"File, with the test behind each verdict: [{Path(file).name}]({file})"])
 
 
 def _verdict(row: Any) -> str:
-    ours = f"{_number(row.ours)} [{_number(row.low)}, {_number(row.high)}]" if row.ours == row.ours else "-"
+    ours = f"{_number(row.ours)} [{_number(row.low)}, {_number(row.high)}]"
+    ours += f" ({row.part})" if isinstance(row.part, str) else ""
     paper = _number(row.paper) if row.paper == row.paper else "not printed"
-    claim = f"{row.sentence.rstrip('.')}: {row.measured}"
-    return f"| {claim} | {row.rule} | {paper} | {ours} | {row.verdict} | {_notebook(row.notebook)} |"
+    needs = f"; needs {row.needs}" if isinstance(row.needs, str) else ""
+    verdict = f"{row.verdict.removesuffix(' at this sample size')}{needs}"
+    return f"| {row.sentence} | {row.rule} | {paper} | {ours} | {verdict} | {_notebook(row.notebook)} |"
 
 
 def _number(value: float) -> str:
@@ -87,32 +84,6 @@ def _number(value: float) -> str:
 
 def _notebook(name: str, folder: str = "notebooks") -> str:
     return f"[{name[:2]}]({folder}/{name}.ipynb)"
-
-
-def numbers_table(root: Path) -> str:
-    """Write single numbers of one model as Markdown: what they are, the paper's, ours, notebook, file."""
-    paths = {notebook: f"{TABLES}/{notebook[:2]}_result.csv" for notebook, _ in NUMBERS}
-    if not all((root / path).is_file() for path in paths.values()):
-        return NOT_YET
-    numbers = _single_numbers(*(pd.read_csv(root / path) for path in paths.values()))
-    lines = [f"| single numbers | paper | ours (`{PROFILE}`) | notebook | file |\n|---|---|---|---|---|"]
-    for (notebook, what), (paper, ours) in zip(NUMBERS, numbers, strict=True):
-        file = f"[{Path(paths[notebook]).name}]({paths[notebook]})"
-        lines.append(f"| {what} | {paper} | {ours} | {_notebook(notebook)} | {file} |")
-    return "\n".join(lines)
-
-
-def _single_numbers(stages: pd.DataFrame, counts: pd.DataFrame, methods: pd.DataFrame) -> list[Sequence[str]]:
-    """Give the paper's number and ours for each of `NUMBERS`, from the result tables of 00, 01 and 02."""
-    stages = stages.set_index(["metric", "stage"])[["paper", "ours"]]
-    times = stages.loc["perplexity"].map("{:.2f}".format)
-    kept = stages.loc["accuracy"].loc[["pruned", "recovered"]].map("{:.0%}".format)
-    exact = (counts.exact / 1e9).round(2) == counts.paper
-    methods = methods.set_index("method").loc[["l2", "element1", "element2"]]
-    methods = methods[["x dense: paper, LLaMA-7B", "x dense: ours"]].map("{:.2f}".format)
-    counted = (f"{len(exact)} rows", f"{exact.sum()} of {len(exact)} exact")
-    joined = [frame.agg(", ".join).tolist() for frame in (kept, methods)]
-    return [times.loc["pruned"].tolist(), times.loc["recovered"].tolist(), joined[0], counted, joined[1]]
 
 
 def coverage_table(root: Path) -> str:

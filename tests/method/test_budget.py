@@ -80,7 +80,6 @@ def test_activations_are_what_autograd_keeps():
     assert predict_memory(model, 10, 32, ["vector", "element2"], micro_batch=5).kept == 0
     recomputed = predict_memory(model, 10, 32, ALL, checkpointing=True)
     assert recomputed.activations < ten.activations / 2
-    assert predict_memory(model, 1, 2, ["l1"]).activations == 0
 
 
 def test_counting_needs_no_memory_and_leaves_the_model_alone():

@@ -227,7 +227,8 @@ def test_accuracy_on_the_way_is_a_share_of_the_dense_one(recovery_09):
     frame = recovery_09.accuracy_frame(dense(accuracy=0.8), stops)
     assert frame.samples.tolist() == [0, 80, 160, 2.59e6]
     assert frame.ours[:3].is_monotonic_increasing and (frame.low <= frame.ours)[:3].all()
-    wanted = [56.69 / 63.25, (59.68 + 59.31) / 2 / 63.25, 59.23 / 63.25, 62.36 / 63.25]
+    chance = 100 * (3 * 0.5 + 4 * 0.25) / 7
+    wanted = [(share - chance) / (63.25 - chance) for share in (56.69, (59.68 + 59.31) / 2, 59.23, 62.36)]
     assert frame.paper.tolist() == pytest.approx(wanted)
     assert math.isnan(frame.ours[3]) and frame.n.tolist() == [60 * len(TASKS)] * 3 + [0]
     untested = after(10, 3.0, evaluation=short(tasks=()))

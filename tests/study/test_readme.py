@@ -6,39 +6,29 @@ import re
 import subprocess
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from made_records import draws
 
 from pruner_lib.study.claims import claims, verdicts, write_answer
 from pruner_lib.study.compare import ratio
-from pruner_lib.study.readme import (
-    TABLES,
-    VERDICTS,
-    coverage_table,
-    numbers_table,
-    updated,
-    verdict_table,
-    with_tables,
-)
+from pruner_lib.study.readme import VERDICTS, coverage_table, updated, verdict_table, with_tables
 from pruner_lib.study.records import MetricName
 from pruner_lib.study.results import Results
+from pruner_lib.study.statistics import Interval
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RESULTS = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
 MARKED = (
-    "a\n<!-- verdicts -->\nold\n<!-- end of verdicts -->\nb\n"
-    "<!-- numbers --><!-- end of numbers --><!-- benchmark --><!-- end of benchmark -->\nc\n"
+    "a\n<!-- verdicts -->\nold\n<!-- end of verdicts -->\nb\n<!-- benchmark --><!-- end of benchmark -->\nc\n"
 )
-FILES = (VERDICTS, *(f"{TABLES}/{stem}.csv" for stem in ("00_result", "01_result", "02_result")))
 
 
 @pytest.fixture
 def published(tmp_path):
     """Give a folder with the results as they are in git: a study since may have written others."""
-    (tmp_path / TABLES).mkdir(parents=True)
-    for name in FILES:
+    for name in VERDICTS:
+        (tmp_path / name).parent.mkdir(parents=True)
         command = ["git", "-C", str(ROOT), "show", f":{name}"]
         shown = subprocess.run(command, capture_output=True, text=True)
         if shown.returncode == 0:
@@ -58,44 +48,33 @@ def test_text_around_the_tables_stays_and_old_tables_go(tmp_path):
     assert "\nb\n" in new and new.endswith("-->\nc\n") and updated(new, tmp_path) == new
     beside = with_tables(new, {"benchmark": "none"})
     assert beside == new.replace("<!-- benchmark -->", "<!-- benchmark -->\nnone\n")
-    with pytest.raises(ValueError, match="<!-- numbers -->"):
-        updated("<!-- verdicts --><!-- end of verdicts -->", tmp_path)
+    with pytest.raises(ValueError, match="<!-- verdicts -->"):
+        updated("<!-- verdict --><!-- end of verdict -->", tmp_path)
 
 
-def test_every_claim_has_its_row_with_the_papers_number_and_ours(tmp_path):
+def test_measured_claims_have_rows_and_what_was_not_reproduced_comes_first(tmp_path):
     sides, folder = (draws(3.0), draws(3.4, criterion="vector")), tmp_path / "results" / "quick"
     number = ratio(*sides, MetricName("perplexity", "wiki", 128))
-    write_answer(folder, "element beats vector", number, records=[*sides[0], *sides[1]])
+    records = [*sides[0], *sides[1]]
+    write_answer(folder, "element beats vector", {"wiki": number}, records=records)
+    write_answer(folder, "random beats L2", Interval(2.0, 1.9, 2.1, 64, 20))
+    write_answer(folder, "vector beats L2", Interval(0.9, 0.5, 1.3, 64, 20))
     Results("quick", tmp_path / "results").save_table(verdicts(folder), "12_verdicts")
-    rows = [line for line in verdict_table(tmp_path).splitlines() if line.startswith("| ")][1:]
-    assert len(rows) == len(claims())
-    ours = f"{number.mean:.4g} [{number.low:.4g}, {number.high:.4g}]"
-    wanted = f"| 0.8568 | {ours} | reproduced | [03](notebooks/03_compare_methods.ipynb)"
-    assert sum(wanted in row for row in rows) == 1
-    assert sum("| - | not measured |" in row for row in rows) == len(claims()) - 1
-
-
-def test_single_numbers_are_those_of_their_tables(tmp_path):
-    assert numbers_table(tmp_path).startswith("Not there yet")
-    tables = {
-        "00_result": pd.DataFrame(
-            [("accuracy", "pruned", 0.5, 0.9), ("accuracy", "recovered", 0.6, 0.95)]
-            + [("perplexity", "pruned", 7.125, 1.5), ("perplexity", "recovered", 3.5, 1.25)],
-            columns=["metric", "stage", "ours", "paper"],
-        ),
-        "01_result": pd.DataFrame({"exact": [5_422_977_024, 5_000_000_000], "paper": [5.42, 5.42]}),
-        "02_result": pd.DataFrame(
-            {"method": ["l2", "element1", "element2"], "x dense: ours": [18.0, 2.0, 1.75]}
-        ).assign(**{"x dense: paper, LLaMA-7B": [46.0, 1.5, 1.6]}),
-    }
-    for stem, frame in tables.items():
-        Results("quick", tmp_path / "results").save_table(frame, stem)
-    rows = numbers_table(tmp_path).splitlines()[2:]
-    assert len(rows) == 5 and "| 1.50 | 7.12 |" in rows[0] and "| 1.25 | 3.50 |" in rows[1]
-    assert "| 90%, 95% | 50%, 60% |" in rows[2] and "| 2 rows | 1 of 2 exact |" in rows[3]
-    assert (
-        "| 46.00, 1.50, 1.60 | 18.00, 2.00, 1.75 |" in rows[4] and "02_estimate_importance.ipynb" in rows[4]
+    table = verdict_table(tmp_path)
+    assert table.startswith(
+        f"Of {len(claims())} claims, in the profile `quick`: 1 not reproduced, 1 can't tell"
     )
+    rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
+    assert [row.split(" | ")[4] for row in rows] == [
+        "not reproduced",
+        "can't tell; needs about 360 draws",
+        "reproduced",
+    ]
+    ours = f"{number.mean:.4g} [{number.low:.4g}, {number.high:.4g}] (wiki)"
+    assert f"| 0.8568 | {ours} | reproduced | [03](notebooks/03_compare_methods.ipynb)" in rows[2]
+    assert "Not measured in this profile: keeps abilities, " in table
+    Results("decide", tmp_path / "results").save_table(verdicts(folder)[:3], "12_verdicts")
+    assert "Of 3 claims, in the profile `decide`" in verdict_table(tmp_path)
 
 
 def test_every_table_and_figure_of_the_paper_has_a_row():

@@ -59,7 +59,7 @@ def marks_frame(frame: pd.DataFrame, value: str, columns: Sequence[str | None]) 
     around = frame["stderr"].astype(float) if "stderr" in frame else np.nan
     kept["low"] = frame["low"].astype(float) if "low" in frame else kept.value - around
     kept["high"] = frame["high"].astype(float) if "high" in frame else kept.value + around
-    known = kept.low.notna() & kept.high.notna()
+    known = kept[["value", "low", "high"]].notna().all(axis=1)
     if known.any() and not kept[known].value.between(kept[known].low, kept[known].high).any():
         raise ValueError(
             f"no interval from low to high holds its {value}: they are of another column; name that one, or "
