@@ -89,8 +89,10 @@ def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modu
     factors = _norm_factors(model, axes, keep, cuts)
     rules = _size_rules(model, axes, kept)
     layout = _layout(model, axes, keep, cuts, rules)
-    plain = _plain_config(model, axes, kept, layout, rules) if not factors else None
-    for parameter, factor in factors.items():
+    plain = _plain_config(model, axes, kept, layout, rules)
+    for parameter, factor in (
+        factors.items() if plain is None else ()
+    ):  # a plain config has one epsilon for all
         norm = parameter.rpartition(".")[0]
         layout["attributes"].setdefault(norm, {}).update(scaled_eps(model.get_submodule(norm), factor))
     with torch.no_grad():

@@ -58,7 +58,7 @@ def folders(tmp_path_factory):
     remote = build_remote(made / "hub" / "interleaved")
     axes = discover(remote)
     prune_(remote, select(axes, random_scores(axes), **KINDS["uneven"]))
-    return saved | {"remote": save_model(remote, remote_tokenizer(), made / "remote")}
+    return saved | {"remote": save_model(remote, remote_tokenizer(), made / "interleaved-pruned")}
 
 
 @pytest.fixture
