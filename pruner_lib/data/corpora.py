@@ -17,13 +17,17 @@ import gzip
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from pruner_lib.data.assets import fetch, hub_lookup, local_path
 
 WORDS = tuple("the a red old small river dog tree stone sees likes under near and".split())  # noqa: SIM905
-PARQUET = "refs/convert/parquet"  # the hub's own copy of a data set whose loading script is no longer run
+PARQUET = {  # the hub's own copy of a data set whose script is no longer run; it has files, no configurations
+    "revision": "refs/convert/parquet",
+    "data_files": {"validation": "penn_treebank/validation/*.parquet"},
+}
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ def _ptb() -> Corpus:
     local = "ptb/ptb.valid.txt"
     if path := local_path(local):
         return Corpus(tuple(line.strip() for line in _lines(path)), "\n\n")
-    rows = _hub_rows("ptb-text-only/ptb_text_only", "penn_treebank", "validation", local, PARQUET)
+    rows = _hub_rows("ptb-text-only/ptb_text_only", None, "validation", local, **PARQUET)
     return Corpus(tuple(row["sentence"] for row in rows), "\n\n")
 
 
@@ -156,10 +160,11 @@ def _tiny_instructions() -> list[dict[str, str]]:
 INSTRUCTIONS = {"instructlab": _instructlab, "alpaca": _alpaca, "tiny": _tiny_instructions}
 
 
-def _hub_rows(
-    repository: str, config: str | None, split: str, local: str, revision: str | None = None
-) -> list[dict]:
-    """Read one split of a data set on the hub; `local` names the file that can take its place."""
+def _hub_rows(repository: str, config: str | None, split: str, local: str, **where: Any) -> list[dict]:
+    """Read one split of a data set on the hub.
+
+    Args:    local: the file that can take its place.    where: revision and files, see `load_dataset`.
+    """
     what = f"data set {repository!r}"
     advice = f"Put the file {local} into a folder and point PRUNER_LIB_DATA at it."
     try:
@@ -167,7 +172,7 @@ def _hub_rows(
     except ImportError as error:
         raise ValueError(f"{what} needs `pip install pruner-lib[eval]` ({error}). {advice}") from error
     with hub_lookup(what, advice, datasets.config):
-        return list(datasets.load_dataset(repository, config, split=split, revision=revision))
+        return list(datasets.load_dataset(repository, config, split=split, **where))
 
 
 def _json_lines(path: Path) -> list[dict]:

@@ -7,6 +7,8 @@ import time
 import warnings
 from pathlib import Path
 
+import datasets
+import pandas as pd
 import pytest
 import torch
 from transformers import AutoTokenizer
@@ -231,3 +233,20 @@ def test_unknown_and_unreachable_instructions_are_refused(local):
     with pytest.raises(ValueError, match="yahma/alpaca-cleaned.*was not found.*alpaca.json"):
         instructions("alpaca")
     assert list(INSTRUCTIONS) == ["instructlab", "alpaca", "tiny"]
+
+
+def test_penn_treebank_is_read_by_its_files_as_the_hub_lays_them_out(tmp_path, monkeypatch):
+    for split in ("train", "validation"):
+        folder = tmp_path / "penn_treebank" / split
+        folder.mkdir(parents=True)
+        pd.DataFrame({"sentence": [f" {split} one ", "two"]}).to_parquet(folder / "0000.parquet")
+    load = datasets.load_dataset
+
+    def from_folder(repository, config, revision, **where):
+        assert (repository, revision) == ("ptb-text-only/ptb_text_only", "refs/convert/parquet")
+        return load(str(tmp_path), config, **where)
+
+    monkeypatch.setattr(datasets, "load_dataset", from_folder)
+    assert read_corpus("ptb").documents == ("validation one", "two")
+    with pytest.raises(ValueError, match="BuilderConfig 'penn_treebank' not found"):
+        load(str(tmp_path), "penn_treebank", split="validation")
