@@ -239,7 +239,7 @@ def test_penn_treebank_is_read_by_its_files_as_the_hub_lays_them_out(tmp_path, m
     for split in ("train", "validation"):
         folder = tmp_path / "penn_treebank" / split
         folder.mkdir(parents=True)
-        pd.DataFrame({"sentence": [f" {split} one ", "two"]}).to_parquet(folder / "0000.parquet")
+        pd.DataFrame({"sentence": [f"{split} one", "two"]}).to_parquet(folder / "0000.parquet")
     load = datasets.load_dataset
 
     def from_folder(repository, config, revision, **where):
