@@ -55,8 +55,9 @@ class Claim:
 
     Args:    holds: the range of its numbers in which the claim is true.
              removed: lowest and highest share of all parameters gone for which the claim is made.
-             draws: how many a verdict needs.    formula: one of `FORMULAS`; empty if the paper printed no
-             numbers.    numbers: the paper's, each a (table, row, metric).
+             draws: how many a verdict needs.    scale: "log" for ratios, else "linear".
+             formula: one of `FORMULAS`; empty if the paper printed no numbers.
+             numbers: the paper's, each a (table, row, metric).
     """
 
     id: str
@@ -67,6 +68,7 @@ class Claim:
     holds: tuple[float, float]
     removed: tuple[float, float] = (0, 1)
     draws: int = 1
+    scale: str = "linear"
     formula: str = ""
     numbers: tuple[tuple[str, str, str], ...] = ()
 
@@ -111,7 +113,7 @@ def printed(table: str, row: str, metric: str) -> float:
     return value / 100 if metric.startswith(f"{MEAN.kind}/") else value
 
 
-def p_values(number: Interval, holds: tuple[float, float]) -> tuple[float, float]:
+def p_values(number: Interval, holds: tuple[float, float], scale: str = "linear") -> tuple[float, float]:
     """Test a number against a range, from its interval.
 
     A border lies `margin` half-widths away from the estimate. With the interval's level 1 - a and Student's t
@@ -119,6 +121,7 @@ def p_values(number: Interval, holds: tuple[float, float]) -> tuple[float, float
 
         p = 2 (1 - T(margin * T^-1(1 - a/2)))        so that p = a where the interval's end is the border
 
+    Args:    scale: "log" where the number is a ratio, whose interval is that of its logarithm.
     Returns: p of "it lies outside the range" (small: the claim holds), and p of "it lies inside" (small: it
              does not). One of them is 1.
     Raises:  ValueError: an end is no number, or the interval ends below its beginning.
@@ -127,21 +130,36 @@ def p_values(number: Interval, holds: tuple[float, float]) -> tuple[float, float
         raise ValueError(
             f"the interval runs from {number.low} to {number.high}, but must not end below its beginning"
         )
-    degrees = max(1, (number.draws if number.draws > 1 else number.n) - 1)
-    edge = t.ppf((1 + number.level) / 2, degrees)
-
-    def p(border: float) -> float:
-        end = number.low if border < number.mean else number.high
-        reach, gap = abs(end - number.mean), abs(border - number.mean)
-        if math.isinf(gap) or not reach:
-            return 0.0 if gap else 1.0
-        return 2 * float(t.sf(edge * gap / reach, degrees))
-
+    if math.isnan(number.mean):
+        return 1.0, 1.0
+    edge = _edge(number)
+    margins = {border: _margin(number, border, scale) for border in holds}
+    p = {border: 2 * float(t.sf(edge * margin, _degrees(number))) for border, margin in margins.items()}
     low, high = holds
     if low <= number.mean <= high:
         exact = number.low == number.high  # a count has no error, on a border too
-        return 0.0 if exact else max(p(low), p(high)), 1.0
-    return 1.0, p(low if number.mean < low else high)
+        return 0.0 if exact else max(p[low], p[high]), 1.0
+    return 1.0, p[low if number.mean < low else high]
+
+
+def _margin(number: Interval, border: float, scale: str) -> float:
+    """Give the distance of a border from a number, in half-widths of its interval on that side."""
+    points = np.array([border, number.mean, number.low if border < number.mean else number.high])
+    if scale == "log" and (points > 0).all():
+        points = np.log(points)
+    border, middle, end = points
+    if np.isinf(border) or middle == end:
+        return math.inf if border != middle else 0.0
+    return float(abs(border - middle) / abs(end - middle))
+
+
+def _degrees(number: Interval) -> int:
+    return max(1, (number.draws if number.draws > 1 else number.n) - 1)
+
+
+def _edge(number: Interval) -> float:
+    """Give Student's t at the ends of an interval."""
+    return float(t.ppf((1 + number.level) / 2, _degrees(number)))
 
 
 @dataclass(frozen=True)
@@ -162,7 +180,7 @@ class Verdict:
         """P of "the claim does not hold" (small: reproduced), and p of "it holds" (small: not reproduced)."""
         if not self.parts or min(part.draws for part in self.parts.values()) < self.claim.draws:
             return 1.0, 1.0
-        each = [p_values(part, self.claim.holds) for part in self.parts.values()]
+        each = [p_values(part, self.claim.holds, self.claim.scale) for part in self.parts.values()]
         outside, inside = zip(*each, strict=True)
         return max(outside), min(1.0, len(each) * min(inside))
 
@@ -183,26 +201,31 @@ class Verdict:
         """The part that decides: the one that speaks most against the claim."""
 
         def against(named: tuple[str, Interval]) -> tuple[float, float]:
-            outside, inside = p_values(named[1], self.claim.holds)
+            outside, inside = p_values(named[1], self.claim.holds, self.claim.scale)
             return outside, -inside
 
         return max(self.parts.items(), key=against)
 
     def needs(self, level: float) -> str:
-        """Say what would decide an open claim: how many times the sample, or that none would."""
-        draws = min((part.draws for part in self.parts.values()), default=0)
+        """Say what would decide an open claim: how many draws (or items, with one draw), or that none would.
+
+        The spread of draws (items) is taken to stay: the margin grows with the root of their number.
+        """
         if self.judged(level) != CANT_TELL:
             return ""
+        draws = min(part.draws for part in self.parts.values())
         if draws < self.claim.draws:
             return f"{self.claim.draws} draws, there {'is' if draws == 1 else 'are'} {draws}"
         part = self.deciding[1]
-        gap = min(abs(border - part.mean) for border in self.claim.holds)
-        reach = max(part.mean - part.low, part.high - part.mean)
-        times = math.inf if not gap else (reach / gap) ** 2 * math.log(level) / math.log(LEVEL)
-        if not times < 100:
-            return "none: the number lies at the border"
-        n, what = (part.draws, "draws") if part.draws > 1 else (part.n, "windows and questions")
-        return f"about {float(f'{times * n:.2g}'):,.0f} {what}"
+        if math.isinf(part.low) or math.isinf(part.high):
+            return "a larger sample: this interval has no end"
+        n, what = (part.draws, "draws") if part.draws > 1 else (part.n, "windows or questions")
+        margin = min(_margin(part, border, self.claim.scale) for border in self.claim.holds)
+        for times in (1.1**power for power in range(50)):  # up to a hundred times as many
+            more = math.ceil(n * times) + 1
+            if 2 * t.sf(margin * _edge(part) * math.sqrt(more / n), more - 1) <= level:
+                return f"about {more:,} {what}"
+        return f"more than {100 * n:,} {what}: the number lies at the border"
 
     def __str__(self) -> str:
         ours = f" {self.deciding[1].show(3)}" if self.parts else ""
@@ -259,7 +282,9 @@ def read_answer(folder: Path, claim: Claim) -> Verdict:
         return Verdict(claim, {}, f"no answer; run {claim.notebook}")
     answer = read_json(path)
     parts = {  # an infinite end is a string in the file
-        name: Interval(**{field: float(value) for field, value in part.items()})
+        name: Interval(
+            **{one: float(value) if isinstance(value, str) else value for one, value in part.items()}
+        )
         for name, part in answer["numbers"].items()
     }
     return Verdict(claim, parts, answer["note"], tuple(answer["records"]))

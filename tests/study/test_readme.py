@@ -67,7 +67,7 @@ def test_measured_claims_have_rows_and_what_was_not_reproduced_comes_first(tmp_p
     rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
     assert [row.split(" | ")[4] for row in rows] == [
         "not reproduced",
-        "can't tell; needs about 360 draws",
+        "can't tell; needs about 218 draws",
         "reproduced",
     ]
     ours = f"{number.mean:.4g} [{number.low:.4g}, {number.high:.4g}] (wiki)"
