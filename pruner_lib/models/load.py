@@ -31,6 +31,7 @@ from transformers import (
     AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -39,6 +40,7 @@ from transformers import (
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from pruner_lib.data.assets import ASSETS, build_folder, cache_root, fetch, hub_lookup, local_path
 from pruner_lib.files import read_json
@@ -158,7 +160,15 @@ def _load(
     if missing := sorted(report["missing_keys"]):
         some = ", ".join(missing[:3])
         raise ValueError(f"{source} lacks {len(missing)} weights of {type(model).__name__}, such as {some}")
-    return model, AutoTokenizer.from_pretrained(source, trust_remote_code=trusted)
+    return model, _load_tokenizer(source, trusted)
+
+
+def _load_tokenizer(source: str, trusted: bool) -> PreTrainedTokenizerBase:
+    """Load a tokenizer; the first conversions of LLaMA name a class that never was, and no special token."""
+    if get_tokenizer_config(source).get("tokenizer_class") != "LLaMATokenizer":
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=trusted)
+    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": True}
+    return LlamaTokenizer.from_pretrained(source, **special)
 
 
 @contextmanager

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+import stand_ins
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertForMaskedLM, LlamaModel
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, LlamaModel
 
 from pruner_lib import discover
 from pruner_lib.data.assets import cache_root
@@ -213,3 +214,15 @@ def test_twin_with_own_heads_computes_the_same(smollm2):
     assert twin.num_parameters() - model.num_parameters() == added
     axes = discover(twin)
     assert axes["layers.0.attention"].n_groups == heads
+
+
+def test_tokenizer_of_the_first_llama_conversions_is_read_as_a_healthy_one(tmp_path):
+    texts = []
+    for name in ("healthy", "unhealthy"):
+        stand_ins._llama_style(tmp_path / name, seed=0, first_conversion=name == "unhealthy")
+        _, tokenizer = load_model(tmp_path / name)
+        texts.append([tokenizer(text)["input_ids"] for text in ("the red dog", " A river.\n", "123 ?")])
+        assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id) == (1, 2, 0)
+    assert texts[0] == texts[1] and texts[0][0][0] == 1
+    with pytest.raises(RecursionError):
+        AutoTokenizer.from_pretrained(tmp_path / "unhealthy")

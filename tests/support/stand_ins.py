@@ -41,7 +41,7 @@ SIZES = {  # one hidden channel is less than a hundredth of all parameters, so t
 def build(root: Path) -> Path:
     """Fill a folder; give it."""
     _texts(root)
-    _llama_style(root / LLAMA, seed=0)
+    _llama_style(root / LLAMA, seed=0, first_conversion=True)
     _llama_style(root / LLAMA_13B, seed=1)
     _llama_style(root / VICUNA, seed=2, shards=True)
     _glm(root / GLM)
@@ -96,8 +96,12 @@ def _save(folder: Path, config, tokenizer, seed: int, shards: bool = False) -> N
     (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
 
 
-def _llama_style(folder: Path, seed: int, shards: bool = False) -> None:
-    """Save a llama with a sentencepiece tokenizer; Vicuna keeps its weights in two pickled shards."""
+def _llama_style(folder: Path, seed: int, shards: bool = False, first_conversion: bool = False) -> None:
+    """Save a llama with a sentencepiece tokenizer; Vicuna keeps its weights in two pickled shards.
+
+    Args:    first_conversion: the tokenizer's files as decapoda-research wrote them: a class that never was,
+             and empty special tokens.
+    """
     folder.mkdir(parents=True)
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([*sentences(200, 20), "0123456789 !?:"]),
@@ -107,6 +111,9 @@ def _llama_style(folder: Path, seed: int, shards: bool = False) -> None:
     (folder / "tokenizer.vocab").unlink()
     settings = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "add_eos_token": False}
     settings |= {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    if first_conversion:
+        settings = {"tokenizer_class": "LLaMATokenizer", "bos_token": "", "eos_token": "", "unk_token": ""}
+        (folder / "special_tokens_map.json").write_text("{}")
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     known = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
     config = LlamaConfig(**SIZES, vocab_size=len(known), bos_token_id=1, eos_token_id=2)
