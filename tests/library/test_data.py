@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 import warnings
 from pathlib import Path
 
@@ -173,11 +172,9 @@ def test_local_text_goes_before_the_asset(local):
 
 
 @pytest.mark.parametrize("name", ["wikitext2", "ptb"])
-def test_text_of_the_hub_without_the_hub_fails_at_once(name, local):
-    start = time.monotonic()
+def test_text_of_the_hub_without_the_hub_is_named_with_what_to_do(name, local):
     with pytest.raises(ValueError, match=f"was not found .*{name}/.*PRUNER_LIB_DATA"):
         read_corpus(name)
-    assert time.monotonic() - start < 10
 
 
 def test_unknown_and_empty_texts_are_refused(local):
