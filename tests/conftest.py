@@ -22,6 +22,6 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_finish():
-    """Spare the garbage collector what the imports made: `find_executable_batch_size` calls it every time."""
+    """Leave what the imports made out of all garbage collections, which would walk it each time."""
     gc.collect()
     gc.freeze()

@@ -7,6 +7,7 @@ Here are the two rules that others use: every second layer, and block influence.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +15,10 @@ from torch.nn.functional import cosine_similarity
 
 from pruner_lib.method.decoder import decoder_layers
 from pruner_lib.method.groups import Axis
+from pruner_lib.method.offload import frozen
 from pruner_lib.method.options import check_ids
 
 
-@torch.no_grad()
 def block_influence(model: nn.Module, calibration_ids: Tensor) -> Tensor:
     """Score each decoder layer by how far it turns the residual stream, in one forward pass.
 
@@ -37,14 +38,10 @@ def block_influence(model: nn.Module, calibration_ids: Tensor) -> Tensor:
         after = output[0] if isinstance(output, tuple) else output
         scores.append(1 - cosine_similarity(before.float(), after.float(), dim=-1).mean())
 
-    hooks = [layer.register_forward_hook(look, with_kwargs=True) for layer in layers]
-    training = model.training
-    try:
-        model.eval()(calibration_ids.to(next(model.parameters()).device), use_cache=False)
-    finally:
-        model.train(training)
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as stack, frozen(model), torch.no_grad():
+        for layer in layers:
+            stack.callback(layer.register_forward_hook(look, with_kwargs=True).remove)
+        model(calibration_ids.to(next(model.parameters()).device), use_cache=False)
     return torch.stack(scores).cpu()
 
 

@@ -47,16 +47,41 @@ class Memory:
         return self.held + self.extra
 
 
+class FreshBytes:
+    """Counts the bytes of tensors that it has not seen; those of the model it has seen."""
+
+    def __init__(self, model: nn.Module):
+        tensors = [*model.parameters(), *model.buffers()]
+        self.seen = {StorageWeakRef(x.untyped_storage()) for x in tensors}
+
+    def __call__(self, *values: object) -> int:
+        total = 0
+        for x in tree_leaves(values):
+            if isinstance(x, torch.Tensor) and StorageWeakRef(x.untyped_storage()) not in self.seen:
+                self.seen.add(StorageWeakRef(x.untyped_storage()))
+                total += x.untyped_storage().nbytes()
+        return total
+
+
+@dataclass
+class Forward:
+    """Bytes that a forward pass keeps for backward."""
+
+    saved: list[int]  # in each decoder layer; the last number is for what lies outside of them
+    entries: list[int]  # of the inputs of each decoder layer
+    fresh: FreshBytes  # has seen what was saved
+    widest: int = 0  # the largest output of a module in a layer
+    result: object = None  # of the pass
+
+
 @dataclass
 class _Counted:
     """Bytes of one sample's forward pass."""
 
-    saved: list[int]  # for backward in each decoder layer; the last number is for what lies outside of them
-    entries: list[int]  # of the inputs of each decoder layer
-    logits: int = 0  # of the logits, where backward does not save them anyway
-    inputs: int = 0  # of the modules whose gradient is formed
-    outputs: int = 0
-    widest: int = 0  # the largest output of a module in a layer
+    forward: Forward
+    logits: int  # of the logits, where backward does not save them anyway
+    inputs: int  # of the modules whose gradient is formed
+    outputs: int
 
 
 def predict_memory(
@@ -139,14 +164,14 @@ def _predict(
     sizes = batch_sizes(samples, tokens, micro_batch, second)
     waits = len(sizes) > 1 and not criteria - set(DATA_FREE) <= set(ADDITIVE)
     largest, at_once = max(sizes), samples if waits else max(sizes)
-    *layers, outside = counted.saved
-    kept = sum(counted.entries) + max(layers) if checkpointing else sum(layers)
+    *layers, outside = counted.forward.saved
+    kept = sum(counted.forward.entries) + max(layers) if checkpointing else sum(layers)
     gradient = _largest_gradient(model, names, second, at_once * tokens)
     return Memory(
         held=held_bytes(model),
         activations=largest * (outside + kept + counted.logits),
         kept=samples * (counted.inputs + counted.outputs) if waits else 0,
-        temporary=max(3 * FLOAT32 * PIECE, gradient + 3 * largest * counted.widest) + HOLES // 2,
+        temporary=max(3 * FLOAT32 * PIECE, gradient + 3 * largest * counted.forward.widest) + HOLES // 2,
     )
 
 
@@ -166,47 +191,20 @@ def _largest_gradient(model: nn.Module, names: set[str], second: bool, n_tokens:
     return max(sizes)
 
 
-class FreshBytes:
-    """Counts the bytes of tensors that it has not seen; those of the model it has seen."""
-
-    def __init__(self, model: nn.Module):
-        tensors = [*model.parameters(), *model.buffers()]
-        self.seen = {StorageWeakRef(x.untyped_storage()) for x in tensors}
-
-    def __call__(self, *values: object) -> int:
-        total = 0
-        for x in tree_leaves(values):
-            if isinstance(x, torch.Tensor) and StorageWeakRef(x.untyped_storage()) not in self.seen:
-                self.seen.add(StorageWeakRef(x.untyped_storage()))
-                total += x.untyped_storage().nbytes()
-        return total
-
-
 def _count(model: nn.Module, names: set[str], ids: torch.Tensor) -> _Counted:
     """Run one sample, `(1, tokens)` ids, forward and count, without keeping anything."""
-    pass_, used, counted = Pass(model, names, lambda name, uses: None), FreshBytes(model), _Counted([], [])
+    pass_, used = Pass(model, names, lambda name, uses: None), FreshBytes(model)
+    inputs = outputs = 0
 
     def look(module, args, kwargs, output) -> None:
+        nonlocal inputs, outputs
         if module in pass_.owners:
-            counted.inputs += used(args, kwargs)
-            counted.outputs += sum(x.nbytes for x in tree_leaves(output) if isinstance(x, torch.Tensor))
+            inputs += used(args, kwargs)
+            outputs += sum(x.nbytes for x in tree_leaves(output) if isinstance(x, torch.Tensor))
 
     with frozen(model), pass_.hooked():
         forward = count_forward(model, lambda: pass_.forward(ids.to(_device(model))), look)
-    counted.saved, counted.entries, counted.widest = forward.saved, forward.entries, forward.widest
-    counted.logits = forward.fresh(forward.result)
-    return counted
-
-
-@dataclass
-class Forward:
-    """Bytes that a forward pass keeps for backward."""
-
-    saved: list[int]  # in each decoder layer; the last number is for what lies outside of them
-    entries: list[int]  # of the inputs of each decoder layer
-    fresh: FreshBytes  # has seen what was saved
-    widest: int = 0  # the largest output of a module in a layer
-    result: object = None  # of the pass
+    return _Counted(forward, forward.fresh(forward.result), inputs, outputs)
 
 
 def count_forward(

@@ -281,12 +281,10 @@ def read_answer(folder: Path, claim: Claim) -> Verdict:
     if not path.is_file():
         return Verdict(claim, {}, f"no answer; run {claim.notebook}")
     answer = read_json(path)
-    parts = {  # an infinite end is a string in the file
-        name: Interval(
-            **{one: float(value) if isinstance(value, str) else value for one, value in part.items()}
-        )
-        for name, part in answer["numbers"].items()
-    }
+    parts = {}
+    for name, part in answer["numbers"].items():  # an infinite end is a string in the file
+        ends = {one: float(value) for one, value in part.items() if isinstance(value, str)}
+        parts[name] = Interval(**part | ends)
     return Verdict(claim, parts, answer["note"], tuple(answer["records"]))
 
 

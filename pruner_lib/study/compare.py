@@ -24,6 +24,7 @@ from pruner_lib.study.statistics import Interval, corrected, mean_interval, pair
 
 Group = Sequence[Record]
 Named = Mapping[Any, Group]
+SHARES = ("accuracy", "p_right")  # kinds that count above chance, and of which more is better
 TWO_SIDED_95 = 1.96  # standard errors to either side that hold 95 % of a normal distribution
 
 
@@ -144,6 +145,17 @@ def parts(
     return found
 
 
+def named_parts(
+    pairs: Mapping[str, tuple[Group, Group]], kind: str = "perplexity", **how: Any
+) -> dict[str, Interval]:
+    """Compare several pairs as one claim wants them, see `parts`: "name of the pair, text" -> the number."""
+    return {
+        f"{name}, {what}": number
+        for name, pair in pairs.items()
+        for what, number in parts(*pair, kind, **how).items()
+    }
+
+
 def difference(a: Group, b: Group, metric: MetricName, *, level: float = 0.95) -> Interval:
     """Estimate a - b, paired: of perplexities in nats a token (log a - log b), of answers in their unit.
 
@@ -217,7 +229,7 @@ def kept_frame(named: Named, paper: pd.DataFrame | None = None) -> pd.DataFrame:
                     continue
                 if not whole:
                     raise ValueError(f"the dense model lacks {metric}; measure it like {name}")
-                relative = kept if metric.kind in ("accuracy", "p_right") else ratio
+                relative = kept if metric.kind in SHARES else ratio
                 share, value = relative(group, whole[:1], metric), interval(group, metric).mean
                 printed = theirs.get((name, stage, paper_metric(metric, place)), math.nan)
                 numbers = (value, share.mean, share.low, share.high, printed, share.mean - printed)
@@ -243,8 +255,7 @@ def contrasts(
             one, other = group_of(named[a], metric, stage), group_of(named[b], metric, stage)
             if one and other:
                 gap = difference(one, other, metric, level=each)
-                higher_is_better = metric.kind in ("accuracy", "p_right")
-                better = {0: "", 1: "a", -1: "b"}[gap.sign if higher_is_better else -gap.sign]
+                better = {0: "", 1: "a", -1: "b"}[gap.sign if metric.kind in SHARES else -gap.sign]
                 numbers = (gap.mean, gap.low, gap.high, gap.draws, gap.n, better)
                 rows.append((a, b, metric.kind, metric.dataset, *numbers))
     columns = "a b metric dataset difference low high draws n better"

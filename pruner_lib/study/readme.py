@@ -54,16 +54,14 @@ def verdict_table(root: Path) -> str:
     if file is None:
         return "Not there yet: `python tasks.py study` makes it."
     table = pd.read_csv(root / file, keep_default_na=False, na_values=["", "nan"])
-    measured = table[table.verdict.isin(ORDER)].sort_values(
-        "verdict", key=lambda v: v.map(ORDER.index), kind="stable"
-    )
-    counts = ", ".join(f"{sum(measured.verdict == verdict)} {verdict}" for verdict in ORDER)
+    groups = {verdict: table[table.verdict == verdict] for verdict in ORDER}
+    counts = ", ".join(f"{len(rows)} {verdict}" for verdict, rows in groups.items())
     lines = [f"Of {len(table)} claims, in the profile `{file.split('/')[1]}`: {counts}.", ""]
     lines += [
         "| the paper's claim | holds | paper | ours | verdict | notebook |",
         "|---|---|---|---|---|---|",
     ]
-    lines += [_verdict(row) for row in measured.itertuples()]
+    lines += [_verdict(row) for rows in groups.values() for row in rows.itertuples()]
     if rest := table.claim[table.verdict == NOT_MEASURED].tolist():
         lines += ["", f"Not measured in this profile: {', '.join(rest)}."]
     return "\n".join([*lines, "", f"File, with the test behind each verdict: [{Path(file).name}]({file})"])

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 from pathlib import Path
 
 import pytest
 import torch
 
 from pruner_lib.models.load import load_model, tiny_tokenizer
-
-
-@pytest.fixture(scope="module", autouse=True)
-def short_collections():
-    """Leave what was imported so far out of garbage collections, which evaluation asks for."""
-    gc.freeze()
 
 
 @pytest.fixture(scope="module")
