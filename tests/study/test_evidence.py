@@ -15,6 +15,7 @@ from pruner_lib.study.compare import (
     interval,
     kept,
     metric_names,
+    named_parts,
     paired_draws,
     parts,
     ratio,
@@ -91,6 +92,9 @@ def test_parts_of_a_claim_are_every_text_or_the_mean_of_the_tasks():
     assert parts(one, other, "accuracy") == {"mean": kept(one, other, MEAN)}
     assert parts(one, other, "accuracy", measure=difference) == {"mean": difference(one, other, MEAN)}
     assert parts(one, other, "bits_per_byte") == {} == parts([], other)
+    both_ways = named_parts({"there": (one, other), "back": (other, one)})
+    assert list(both_ways) == ["there, wiki", "there, c4", "back, wiki", "back, c4"]
+    assert both_ways["back, c4"] == ratio(other, one, C4)
     healed = draws(3.1, recovery=RECOVERY)
     assert parts([*one, *healed], one, stages=("recovered", "pruned")) == {"wiki": ratio(healed, one, WIKI)}
 
