@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, lru_cache, partial
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -193,23 +193,24 @@ def zero_shot(
     if limit is not None and (not isinstance(limit, int) or limit < 1):
         raise ValueError(f"limit came as {limit!r}, wanted a number of questions from 1, or None for all")
     protocol = {"lm_eval": version("lm_eval"), "fewshot": 0, "limit": limit, "add_bos": add_bos}
+    if limit is not None and seed is not None:
+        protocol |= {"seed": seed}
     way = {"add_bos_token": add_bos, "shared_context": shared_context}
-    with tempfile.TemporaryDirectory(prefix="pruner_lib-") as folder, quiet(), evaluating(model):
-        loaded = {task: load_task(task, find_data(task), Path(folder)) for task in tasks}
-        questions: dict[str, Any] = {"limit": limit}
-        if limit is not None and seed is not None:
-            protocol |= {"seed": seed}
-            questions = {"samples": {task: draw(loaded[task], limit, seed) for task in tasks}}
-        ask = partial(_ask, model, tokenizer, loaded, questions, right_answers_only, way)
+    with quiet(), evaluating(model):
+        drawn = {task: drawn_questions(task, find_data(task), limit, seed) for task in tasks}
+        loaded = {task: one for task, (one, _) in drawn.items()}
+        ask = partial(_ask, model, tokenizer, loaded, right_answers_only, way)
         answers = in_fitting_batches(ask, batch_size, "zero-shot")
-        return {task: _score(task, loaded[task], answers, protocol, right_answers_only) for task in tasks}
+        return {
+            task: _score(task, one, numbers, answers, protocol, right_answers_only)
+            for task, (one, numbers) in drawn.items()
+        }
 
 
 def _ask(
     model: nn.Module,
     tokenizer: Any,
     loaded: dict[str, Any],
-    questions: dict[str, Any],
     right_answers_only: bool,
     way: dict[str, bool],
     batch_size: int,
@@ -225,7 +226,35 @@ def _ask(
     settings = way | {"backend": "causal", "batch_size": batch_size, "wanted": is_wanted}
     subject = ChoicesLM(pretrained=model, tokenizer=tokenizer, **settings)
     # the standard error of a mean needs no bootstrap, but lm-eval gives none at 0 iterations
-    return evaluate(subject, {"tasks": loaded}, **questions, bootstrap_iters=1)
+    return evaluate(subject, {"tasks": loaded}, bootstrap_iters=1)
+
+
+def drawn_questions(
+    task: str, data: Path | None, limit: int | None, seed: int | None
+) -> tuple[Any, list[int]]:
+    """Load a task that holds the drawn questions alone; once a process, for many models answer the same.
+
+    Returns: lm-eval's task, and the numbers of its questions in the split.
+    """
+    changed = data.stat().st_mtime_ns if data is not None else 0
+    return _drawn_questions(task, data, changed, limit, seed)
+
+
+@lru_cache(maxsize=64)
+def _drawn_questions(
+    task: str, data: Path | None, changed: int, limit: int | None, seed: int | None
+) -> tuple[Any, list[int]]:
+    loaded = load_task(task, data, Path(tempfile.mkdtemp(dir=_scratch().name)))
+    rows = loaded.dataset[TASKS[task].split]
+    numbers = list(range(len(rows)))[:limit] if limit is None or seed is None else draw(loaded, limit, seed)
+    loaded.dataset[TASKS[task].split] = rows.select(numbers)
+    return loaded, numbers
+
+
+@cache
+def _scratch() -> tempfile.TemporaryDirectory:
+    """Hold the files of loaded tasks until the process ends."""
+    return tempfile.TemporaryDirectory(prefix="pruner_lib-")
 
 
 def draw(task: Any, limit: int, seed: int) -> list[int]:
@@ -259,7 +288,12 @@ def load_task(task: str, data: Path | None, folder: Path) -> Any:
 
 
 def _score(
-    task: str, loaded: Any, answers: dict[str, Any], protocol: dict[str, Any], right_answers_only: bool
+    task: str,
+    loaded: Any,
+    numbers: list[int],
+    answers: dict[str, Any],
+    protocol: dict[str, Any],
+    right_answers_only: bool,
 ) -> TaskScore:
     spec = TASKS[task]
     samples = sorted(answers["samples"][task], key=lambda sample: sample["doc_id"])
@@ -267,7 +301,7 @@ def _score(
     protocol = protocol | {"metric": spec.metric, "split": spec.split, "questions": _hash(prompts)}
     protocol |= {"task_version": answers["versions"][task]}
     if "seed" in protocol:
-        protocol |= {"doc_ids": _hash(repr([sample["doc_id"] for sample in samples]))}
+        protocol |= {"doc_ids": _hash(repr(numbers))}
     right = [right_answer(loaded, sample["doc"]) for sample in samples]
     logs = [[log for log, _ in sample["filtered_resps"]] for sample in samples]  # question -> choice
     bits = tuple(

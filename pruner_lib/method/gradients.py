@@ -130,12 +130,13 @@ class Pass:
         """Return what to call with the gradients of a call's outputs; it holds the inputs until then."""
         tensors = [i for i, x in enumerate(inputs) if isinstance(x, torch.Tensor)]
         spark = torch.zeros((), requires_grad=True)
-        kept = [_Kept.apply(spark, *(inputs[i].detach() for i in tensors)).grad_fn]
+        kept = [_Kept.apply(spark, *(inputs[i].detach() for i in tensors))]
         others = {i: x for i, x in enumerate(inputs) if i not in tensors}
         shape = self.shape
 
         def arrive(grads) -> None:
-            by_place = others | dict(zip(tensors, kept.pop().saved_tensors, strict=True))
+            holder = kept.pop()  # before torch 2.13, what is saved dies with the output and not with grad_fn
+            by_place = others | dict(zip(tensors, holder.grad_fn.saved_tensors, strict=True))
             grads = [g if g is None else g.detach() for g in grads]
             inputs = [by_place[i] for i in range(len(by_place))]
             for key, name in self.owners[module].items():

@@ -29,7 +29,7 @@ class TrainingMemory:
 
     held: int  # by the process now, with the weights (on a GPU: by tensors)
     activations: int  # kept for backward by one micro-batch
-    logits: int  # at the labels of one micro-batch, with their gradients
+    logits: int  # at the labels of one micro-batch, with their gradients; recomputed: beyond a layer's
     optimizer: int  # gradients of the adapter and the two moments of Adam
     # gradients on their way through a layer; on a CPU also the holes that freed memory leaves between tensors
     # that stay, measured as up to a third of the activations
@@ -59,14 +59,15 @@ def predict_training_memory(
     trained = sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad)
     on_cpu = next(adapted.parameters()).device.type == "cpu"
     *layers, outside = counted.saved
-    again = (
-        settings.gradient_checkpointing
-    )  # the layers are computed again: all but one keep their inputs alone
-    kept = outside + (sum(counted.entries) + max(layers) if again else sum(layers))
+    kept = outside + sum(layers)
+    logits = 3 * sum(labels) * vocabulary * FLOAT32  # log-softmax, its gradient, that of the logits
+    if settings.gradient_checkpointing:  # all layers but one keep their inputs alone; the logits go before it
+        kept = outside + sum(counted.entries) + max(layers)
+        logits = max(0, logits - size * max(layers))
     return TrainingMemory(
         held=held_bytes(adapted),
         activations=size * kept,
-        logits=3 * sum(labels) * vocabulary * FLOAT32,  # log-softmax, its gradient, that of the logits
+        logits=logits,
         optimizer=3 * trained * FLOAT32,
         temporary=3 * size * counted.widest + (size * kept // 3 if on_cpu else 0) + HOLES // 2,
     )

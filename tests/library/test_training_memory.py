@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
+from itertools import accumulate
 
 import pytest
 from small_recovery import EXAMPLES, QUICK, adapter, make
+from torch.profiler import ProfilerActivity, profile
+from transformers import AutoModelForCausalLM, LlamaConfig
 
+from pruner_lib.method.memory import HOLES
+from pruner_lib.models.load import tiny_tokenizer
 from pruner_lib.recovery import predict_memory as module
 from pruner_lib.recovery.instructions import encode
 from pruner_lib.recovery.predict_memory import predict_training_memory
@@ -17,42 +19,33 @@ from pruner_lib.recovery.recover import add_adapter, recover
 from pruner_lib.recovery.settings import RecoverySettings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-TRAIN = """
-import json, sys, tempfile, torch
-from transformers import AutoModelForCausalLM, LlamaConfig
-from pruner_lib.evaluation.meters import meter
-from pruner_lib.models.load import tiny_tokenizer
-from pruner_lib.recovery.instructions import encode
-from pruner_lib.recovery.predict_memory import predict_training_memory
-from pruner_lib.recovery.recover import add_adapter, recover
-from pruner_lib.recovery.settings import RecoverySettings
 
-torch.set_num_threads(1)
-tokenizer = tiny_tokenizer()
-config = LlamaConfig(hidden_size=384, intermediate_size=1024, num_hidden_layers=8, num_attention_heads=6,
-                     vocab_size=8000)
-model = AutoModelForCausalLM.from_config(config).eval()
-examples = [{"instruction": "a", "output": "one two three " * 100}] * 4
-rows = encode(examples, tokenizer, cutoff=250)
-for way in ({"gradient_checkpointing": True}, {}):  # the smaller one first: less is left behind
-    settings = dict(steps=1, batch_size=4, warmup_steps=0, cutoff=250, **way)
-    adapted = add_adapter(model, RecoverySettings(**settings))
-    predicted = predict_training_memory(adapted, RecoverySettings(**settings), rows)
-    model = adapted.unload()
-    _, peak = meter("cpu")
-    recover(model, tokenizer, examples, output_dir=tempfile.mkdtemp(), **settings).model.unload()
-    print(json.dumps([predicted.total / 2**20, peak()]))
-"""
+
+def bytes_at_peak(run) -> int:
+    """Count the bytes of all tensors that live at the same time, beside those there before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+        run()
+    changes = [one for one in watched.profiler.kineto_results.events() if one.name() == "[memory]"]
+    changes.sort(key=lambda one: one.start_ns())
+    return max(accumulate(one.nbytes() for one in changes))
 
 
 @pytest.mark.slow
-def test_prediction_is_within_25_percent_of_the_peak():
-    command = [sys.executable, "-c", TRAIN]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
-    assert done.returncode == 0, done.stderr
-    (less, less_peak), (whole, peak) = (json.loads(line) for line in done.stdout.splitlines())
-    assert less == pytest.approx(less_peak, rel=0.25) and whole == pytest.approx(peak, rel=0.25)
-    assert less < 0.9 * whole
+@pytest.mark.parametrize(("checkpointing", "error"), [(False, 0.15), (True, 0.6)])
+def test_prediction_is_near_the_tensors_at_the_peak(tmp_path, checkpointing, error):
+    tokenizer = tiny_tokenizer()
+    shape = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 8, "num_attention_heads": 6}
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**shape, vocab_size=8000)).eval()
+    examples = [{"instruction": "a", "output": "one two three " * 100}] * 4
+    settings = {"steps": 1, "batch_size": 4, "warmup_steps": 0, "cutoff": 250}
+    settings |= {"gradient_checkpointing": checkpointing}
+    adapted = add_adapter(model, RecoverySettings(**settings))
+    rows = encode(examples, tokenizer, cutoff=250)
+    predicted = predict_training_memory(adapted, RecoverySettings(**settings), rows)
+    model = adapted.unload()
+    peak = bytes_at_peak(lambda: recover(model, tokenizer, examples, output_dir=tmp_path, **settings))
+    holes = predicted.activations // 3 + HOLES // 2  # between tensors; the allocator's, different each time
+    assert predicted.extra - holes == pytest.approx(peak, rel=error) and peak < predicted.extra
 
 
 def test_less_is_kept_of_smaller_micro_batches_and_with_recomputation(tokenizer):
