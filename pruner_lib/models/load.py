@@ -67,7 +67,8 @@ def load_model(
     """Load a decoder in evaluation mode, and its tokenizer.
 
     Args:
-        name_or_path: one of `NAMES`, a folder with a checkpoint (ours too), or a hub id.
+        name_or_path: one of `NAMES`, a folder with a checkpoint (ours too), or a hub id, with a revision if
+            it should stay the same: "owner/name@5f0b02c".
         dtype: of the weights.
         device: where the model is put, such as "cpu" or "cuda:0"; "auto" takes CUDA when there is one.
         device_map: spreads a checkpoint over devices and CPU memory instead: "auto", or module -> device, as
@@ -89,8 +90,9 @@ def load_model(
     placed = {"": device} if device_map is None and device.startswith("cuda") else device_map
     how = {"dtype": dtype, "device_map": placed, "trusted": trust_remote_code}
     if folder is None:
+        hub_id, _, revision = name.partition("@")
         with hub_lookup(f"model {name!r}", f"Known names: {', '.join(NAMES)}; or give a folder."):
-            model, tokenizer = _load(name, pruned=False, **how)
+            model, tokenizer = _load(hub_id, pruned=False, revision=revision or "main", **how)
     else:
         try:
             model, tokenizer = _load(str(folder), pruned=_is_pruned(folder, trust_remote_code), **how)
@@ -114,7 +116,7 @@ def find_model(name: str) -> Path | None:
         raise ValueError(
             f"{folder} is no checkpoint: it has no config.json; wanted a folder that save_pretrained wrote"
         )
-    if folder is None and not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
+    if folder is None and not re.fullmatch(r"\w[\w.-]*/[\w.-]+(@[\w./-]+)?", name):
         raise ValueError(
             f"unknown model {name!r}: it is no known name ({', '.join(NAMES)}), no folder here or in "
             "PRUNER_LIB_DATA, and no hub id (owner/name); check the spelling"
@@ -145,30 +147,36 @@ def _is_pruned(folder: Path, trusted: bool) -> bool:
 
 
 def _load(
-    source: str, *, dtype: torch.dtype, device_map: str | dict | None, pruned: bool, trusted: bool
+    source: str,
+    *,
+    dtype: torch.dtype,
+    device_map: str | dict | None,
+    pruned: bool,
+    trusted: bool,
+    revision: str = "main",
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a checkpoint; an unevenly pruned one by our own code, never by the copy in its folder."""
-    config = AutoConfig.from_pretrained(source, trust_remote_code=trusted)
+    config = AutoConfig.from_pretrained(source, trust_remote_code=trusted, revision=revision)
     build = PrunedModelForCausalLM if pruned else AutoModelForCausalLM
     if not (trusted and AUTO_CLASS in (getattr(config, "auto_map", None) or {})):
         dense = _decoder_class(source, config)
         # an untrusted folder only says which class of transformers it is
         build = pruned_class(dense) if pruned and not trusted else build
-    how = {"dtype": dtype, "device_map": device_map, "trust_remote_code": trusted}
+    how = {"dtype": dtype, "device_map": device_map, "trust_remote_code": trusted, "revision": revision}
     with _read_into_memory():
         model, report = build.from_pretrained(source, config=config, output_loading_info=True, **how)
     if missing := sorted(report["missing_keys"]):
         some = ", ".join(missing[:3])
         raise ValueError(f"{source} lacks {len(missing)} weights of {type(model).__name__}, such as {some}")
-    return model, _load_tokenizer(source, trusted)
+    return model, _load_tokenizer(source, trusted, revision)
 
 
-def _load_tokenizer(source: str, trusted: bool) -> PreTrainedTokenizerBase:
+def _load_tokenizer(source: str, trusted: bool, revision: str) -> PreTrainedTokenizerBase:
     """Load a tokenizer; the first conversions of LLaMA name a class that never was, and no special token."""
-    if get_tokenizer_config(source).get("tokenizer_class") != "LLaMATokenizer":
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=trusted)
+    if get_tokenizer_config(source, revision=revision).get("tokenizer_class") != "LLaMATokenizer":
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=trusted, revision=revision)
     special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": True}
-    return LlamaTokenizer.from_pretrained(source, **special)
+    return LlamaTokenizer.from_pretrained(source, revision=revision, **special)
 
 
 @contextmanager

@@ -70,7 +70,8 @@ def recover(
         output_dir: gets recovery.json, adapter/ and, until the end, checkpoints.
         evaluate: model (eval mode, adapter active) -> numbers; called at steps 0, `evaluate_at` and the last.
         keep_at: steps whose adapters are kept too.
-        at: return the model as it was after this step, one of `keep_at`; None: after the last.
+        at: return the model as it was after this step, one of `keep_at`, and train no further now; a later
+            call goes on from there. None: after the last.
         resume: False throws away what an earlier run left in `output_dir`.
         save_steps: optimizer steps between checkpoints; each evaluation makes one, too.
         merge: add the adapter to the weights of `model` and return that, its `requires_grad` as before.
@@ -88,18 +89,19 @@ def recover(
     points, kept = _evaluated_steps(evaluate, evaluate_at, steps), _kept_steps(keep_at, at, steps)
     run = Run(Path(output_dir), _identity(model, settings, data, points, kept), data, points, kept)
     run.open(resume)
-    finished = run.finished
+    last = at or steps
+    done = run.finished or run.has(last)
     with _put_back(model, after=merge), random_state(settings.seed):
         adapted = add_adapter(model, settings)
-        if not finished:
+        if not done:
             check_training_memory(adapted, settings, encoded)
             pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-            train(adapted, run, settings, evaluate=evaluate, save_steps=save_steps, pad=pad)
-        adapter_path = run.adapter_path if at is None or at == steps else run.kept_path(at)
-        if finished or adapter_path != run.adapter_path:
+            train(adapted, run, settings, evaluate=evaluate, save_steps=save_steps, pad=pad, until=last)
+        adapter_path = run.adapter_path if last == steps else run.kept_path(last)
+        if done or adapter_path != run.adapter_path:
             adapted.load_adapter(str(adapter_path), "default", is_trainable=True)
         result = adapted.merge_and_unload() if merge else adapted
-    history = [row for row in run.history if at is None or row["step"] <= at]
+    history = [row for row in run.history if row["step"] <= last]
     return Recovered(result.eval(), history, adapter_path)
 
 

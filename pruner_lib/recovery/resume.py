@@ -37,7 +37,7 @@ class Run:
     points: Sequence[int] = ()  # steps at which the model is measured; 0 is before training
     kept: Sequence[int] = ()  # steps whose adapters are kept
     checkpoint: str | None = None  # to resume from
-    history: list[dict[str, Any]] = field(default_factory=list)  # of a finished run
+    history: list[dict[str, Any]] = field(default_factory=list)  # of a finished or paused run
 
     @property
     def adapter_path(self) -> Path:
@@ -73,6 +73,10 @@ class Run:
         self.checkpoint = get_last_checkpoint(self.folder) if results else None
         self._save()
 
+    def has(self, step: int) -> bool:
+        """Say whether the adapter of a step is there, and the history up to it."""
+        return self.kept_path(step).exists() and any(row["step"] == step for row in self.history)
+
     def kept_path(self, step: int) -> Path:
         """Return the folder of the adapter of a step."""
         return self.folder / f"adapter-{step}"
@@ -85,10 +89,14 @@ class Run:
             shutil.rmtree(place, ignore_errors=True)  # of a process killed before its checkpoint
             part.rename(place)
 
-    def finish(self, adapted: PeftModel, history: list[dict[str, Any]]) -> None:
-        """Save the history, then the adapter, which marks the run as finished; drop the checkpoint."""
+    def pause(self, history: list[dict[str, Any]]) -> None:
+        """Save the history so far; the last checkpoint stays."""
         self.history = history
         self._save()
+
+    def finish(self, adapted: PeftModel, history: list[dict[str, Any]]) -> None:
+        """Save the history, then the adapter, which marks the run as finished; drop the checkpoint."""
+        self.pause(history)
         self.keep(adapted, self.adapter_path)
         for path in self.folder.glob("checkpoint-*"):
             shutil.rmtree(path, ignore_errors=True)

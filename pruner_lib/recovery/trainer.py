@@ -33,6 +33,7 @@ def train(
     evaluate: Callable[[nn.Module], Any] | None,
     save_steps: int,
     pad: int,
+    until: int,
 ) -> None:
     """Train what requires a gradient on the batches of `run`, resuming from its checkpoint if it has one.
 
@@ -40,10 +41,11 @@ def train(
         adapted: on a GPU it trains under autocast.
         evaluate: called at the points of `run`.
         pad: token id for padding.
+        until: the last step; before that of `run`, the run pauses there.
 
     Raises: ValueError: the loss is not finite, or `evaluate` returns a name that the history uses.
     """
-    recorder = _Recorder(run, evaluate)
+    recorder = _Recorder(run, evaluate, until)
     trainer = _ResponseTrainer(
         adapted,
         _arguments(run, settings, next(adapted.parameters()).device, save_steps),
@@ -66,7 +68,10 @@ def train(
             adapted.get_base_model().gradient_checkpointing_disable()
         for name in ("forward", "_original_forward"):  # where accelerate puts autocast
             vars(adapted).pop(name, None)
-    run.finish(adapted, trainer.state.log_history)
+    if trainer.state.global_step < len(run.data):
+        run.pause(trainer.state.log_history)
+    else:
+        run.finish(adapted, trainer.state.log_history)
     trainer.accelerator.wait_for_everyone()  # the first process writes the adapter
 
 
@@ -169,12 +174,12 @@ def response_loss(
 class _Recorder(TrainerCallback):
     """Keeps the history in Trainer's log: a row a step, with what `evaluate` returns at the points."""
 
-    def __init__(self, run: Run, evaluate: Callable | None) -> None:
-        self.run, self.evaluate = run, evaluate
+    def __init__(self, run: Run, evaluate: Callable | None, until: int) -> None:
+        self.run, self.evaluate, self.until = run, evaluate, until
         self.tokens = [0, *accumulate(sum(len(row["input_ids"]) for row in batch) for batch in run.data)]
         self.seconds = self.started = 0.0
         self.bar = tqdm(
-            total=len(run.data), desc="recover", unit="step", mininterval=1.0, disable=not first_process()
+            total=until, desc="recover", unit="step", mininterval=1.0, disable=not first_process()
         )
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
@@ -203,6 +208,7 @@ class _Recorder(TrainerCallback):
         self.bar.update()
         self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
         control.should_save |= state.global_step in (*self.run.points, *self.run.kept)
+        control.should_training_stop |= state.global_step == self.until
 
     def _record(self, state: Any, loss: float | None, adapted: PeftModel) -> None:
         step = state.global_step

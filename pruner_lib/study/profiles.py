@@ -70,6 +70,8 @@ class Sweep:
     answering: Names = ()  # methods whose halved model answers the questions too
     recovered: Names = ()  # methods whose halved model is recovered (`short_recovery`, from the first draw)
     models: Names = ()  # swept besides the profile's own
+    half_protected: Annotated[tuple[Number, ...], Strict(False), Field(max_length=2)] = ()
+    # first and last layers left whole where half is cut (the paper: 3 and 1); empty: the profile's own
     native_model: str = ""  # of about half the size and never pruned (the paper's Table 9); empty: none
 
 

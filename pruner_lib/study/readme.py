@@ -30,7 +30,7 @@ def updated(text: str, root: Path) -> str:
 
     Raises:  ValueError: a mark is missing.
     """
-    return with_tables(text, {"verdicts": verdict_table(root)})
+    return with_tables(text, {"not reproduced": not_reproduced(root), "verdicts": verdict_table(root)})
 
 
 def with_tables(text: str, tables: Mapping[str, str]) -> str:
@@ -48,12 +48,32 @@ def with_tables(text: str, tables: Mapping[str, str]) -> str:
     return text
 
 
+def _verdicts(root: Path) -> tuple[str, pd.DataFrame]:
+    """Read the verdicts there are: the file's name below `root` ("" if there is none), and its table."""
+    file = next((name for name in VERDICTS if (root / name).is_file()), "")
+    if not file:
+        return file, pd.DataFrame()
+    return file, pd.read_csv(root / file, keep_default_na=False, na_values=["", "nan"])
+
+
+def not_reproduced(root: Path) -> str:
+    """Say in words what was not reproduced, with the numbers, as Markdown."""
+    file, table = _verdicts(root)
+    if not file:
+        return "Nothing was measured yet."
+    rows = table[table.verdict == NOT_REPRODUCED]
+    lines = [
+        f"- *{row.sentence}* Wanted: {row.rule}; ours: {_ours(row)}; the paper: {_paper(row)}."
+        for row in rows.itertuples()
+    ]
+    return "\n".join(lines) or "No claim was refuted."
+
+
 def verdict_table(root: Path) -> str:
     """Write the verdicts as Markdown, what was not reproduced first; claims not measured share a line."""
-    file = next((name for name in VERDICTS if (root / name).is_file()), None)
-    if file is None:
+    file, table = _verdicts(root)
+    if not file:
         return "Not there yet: `python tasks.py study` makes it."
-    table = pd.read_csv(root / file, keep_default_na=False, na_values=["", "nan"])
     groups = {verdict: table[table.verdict == verdict] for verdict in ORDER}
     counts = ", ".join(f"{len(rows)} {verdict}" for verdict, rows in groups.items())
     lines = [f"Of {len(table)} claims, in the profile `{file.split('/')[1]}`: {counts}.", ""]
@@ -68,12 +88,19 @@ def verdict_table(root: Path) -> str:
 
 
 def _verdict(row: Any) -> str:
-    ours = f"{_number(row.ours)} [{_number(row.low)}, {_number(row.high)}]"
-    ours += f" ({row.part})" if isinstance(row.part, str) else ""
-    paper = _number(row.paper) if row.paper == row.paper else "not printed"
     needs = f"; needs {row.needs}" if isinstance(row.needs, str) else ""
     verdict = f"{row.verdict.removesuffix(' at this sample size')}{needs}"
-    return f"| {row.sentence} | {row.rule} | {paper} | {ours} | {verdict} | {_notebook(row.notebook)} |"
+    cells = (row.sentence, row.rule, _paper(row), _ours(row), verdict, _notebook(row.notebook))
+    return f"| {' | '.join(cells)} |"
+
+
+def _ours(row: Any) -> str:
+    part = f" ({row.part})" if isinstance(row.part, str) else ""
+    return f"{_number(row.ours)} [{_number(row.low)}, {_number(row.high)}]{part}"
+
+
+def _paper(row: Any) -> str:
+    return _number(row.paper) if row.paper == row.paper else "not printed"
 
 
 def _number(value: float) -> str:

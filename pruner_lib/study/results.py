@@ -23,6 +23,8 @@ from typing import Any
 
 import matplotlib as mpl
 import pandas as pd
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from IPython import get_ipython
 from matplotlib.figure import Figure
 
@@ -200,6 +202,16 @@ def model_hash(name: str) -> str | None:
                 file.seek(place)
                 digest.update(file.read(1 << 20))
     return digest.hexdigest()[:12]
+
+
+def model_revision(name: str) -> str | None:
+    """Name the commit of a model that came from the hub, as the hub's cache knows it; None of any other."""
+    hub_id, _, revision = name.partition("@")
+    try:
+        path = try_to_load_from_cache(hub_id, "config.json", revision=revision or "main")
+    except HFValidationError:  # a folder, or one of our names
+        return None
+    return Path(path).parent.name if isinstance(path, str) else None
 
 
 def git_revision() -> str | None:

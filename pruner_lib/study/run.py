@@ -28,7 +28,7 @@ from pruner_lib.method.importance import aggregate
 from pruner_lib.study import claims
 from pruner_lib.study.compare import describe, parts
 from pruner_lib.study.records import Record, read_record, record_path, write_record
-from pruner_lib.study.results import Results, git_revision, model_hash, now, versions
+from pruner_lib.study.results import Results, git_revision, model_hash, model_revision, now, versions
 from pruner_lib.study.settings import DATA_FREE, LAYER_CRITERIA, Experiment, settings_key
 from pruner_lib.study.stages import Loaded, Pipeline, recovery_key
 from pruner_lib.study.statistics import Interval
@@ -211,7 +211,11 @@ class Study(Results):
             subject.history,
             {name: round(seconds, 3) for name, seconds in self.pipeline.seconds.items()},
             meters.peak_mb(),
-            self._machine | {"model_hash": model_hash(experiment.model)},
+            self._machine
+            | {
+                "model_hash": model_hash(experiment.model),  # of a folder
+                "model_revision": model_revision(experiment.model),  # on the hub
+            },
             versions(),
             self._revision,
             now(),

@@ -7,12 +7,14 @@ import json
 import pytest
 import stand_ins
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, LlamaModel
 
 from pruner_lib import discover
 from pruner_lib.data.assets import cache_root
 from pruner_lib.models.load import find_model, load_model, tiny_tokenizer
+from pruner_lib.study.results import model_revision
 
 IDS = torch.arange(4, 20)[None]  # (1, 16)
 
@@ -103,6 +105,25 @@ def test_unknown_model_names_the_known_ones(name):
 def test_hub_id_without_the_hub_fails_at_once():
     with pytest.raises(ValueError, match="'nobody/nothing' was not found .*cache.*Known names: smollm2-135m"):
         load_model("nobody/nothing")
+
+
+def test_hub_id_takes_the_revision_that_is_named(checkpoint, tmp_path, monkeypatch):
+    """Two revisions of a model in the hub's own cache, which is what there is without a network."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    old, new = "a" * 40, "b" * 40
+    place = tmp_path / "hub/models--some--model"
+    for number, commit in enumerate((old, new)):
+        model, tokenizer = load_model("tiny", seed=number)
+        for part in (model, tokenizer):
+            part.save_pretrained(place / "snapshots" / commit)
+    (place / "refs").mkdir()
+    (place / "refs/main").write_text(new)
+    latest, _ = load_model("some/model")
+    pinned, _ = load_model(f"some/model@{old}")
+    assert torch.equal(latest(IDS).logits, load_model("tiny", seed=1)[0](IDS).logits)
+    assert torch.equal(pinned(IDS).logits, load_model("tiny", seed=0)[0](IDS).logits)
+    assert [model_revision(name) for name in ("some/model", f"some/model@{old}")] == [new, old]
+    assert [model_revision(name) for name in ("tiny", str(checkpoint), "other/model")] == [None] * 3
 
 
 def test_encoder_is_refused(tmp_path):

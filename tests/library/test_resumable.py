@@ -196,7 +196,18 @@ def test_kept_adapter_is_a_standard_one(whole):
     assert torch.allclose(logits(loaded), seen[4], atol=1e-5)
 
 
-def test_step_that_a_fresh_run_passed_is_given_too(tokenizer, tmp_path, whole):
-    fresh = recover(make(), tokenizer, EXAMPLES, output_dir=tmp_path, at=2, keep_at=[2], **QUICK)
-    assert torch.allclose(logits(fresh.model), whole[1][2], atol=1e-5)
+def test_a_run_pauses_at_a_step_and_goes_on_from_there(tokenizer, tmp_path, whole, monkeypatch):
+    _, seen, done = whole
+    arguments = {"output_dir": tmp_path, "keep_at": [2, 4], **QUICK}
+    fresh = recover(make(), tokenizer, EXAMPLES, at=2, **arguments)
+    assert torch.allclose(logits(fresh.model), seen[2], atol=1e-5)
     assert fresh.adapter_path == tmp_path / "adapter-2" and fresh.history[-1]["step"] == 2
+    assert not (tmp_path / "adapter").exists() and not (tmp_path / "adapter-4").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr("pruner_lib.recovery.recover.train", None)  # what is there is not trained again
+        again = recover(make(), tokenizer, EXAMPLES, at=2, **arguments)
+        assert torch.allclose(logits(again.model), seen[2], atol=1e-5)
+    last = recover(make(), tokenizer, EXAMPLES, **arguments)
+    assert torch.allclose(logits(last.model), seen[6], atol=1e-5)
+    losses = [row["loss"] for row in done.history[1:]]
+    assert [row["loss"] for row in last.history] == pytest.approx(losses)

@@ -45,7 +45,7 @@ SMALL = {
         "probes": 6, "probe_samples": 2,
     },
     "recovery": SHORT | {"samples": 16, "keep_at": [1, 2]},
-    "short_recovery": SHORT,
+    "short_recovery": SHORT | {"keep_at": [1], "at": 1},
     "recovery_study": {
         "keep_at": [1, 2], "answer_at": [2], "samples": [8, 16], "draws": 1, "module_samples": 8, "few": 4,
         "watch": [1], "held_out": 8, "batch_size": 4, "warmup_steps": 1,
@@ -54,7 +54,10 @@ SMALL = {
         "methods": ["random", "l2", "element1", "channel"], "recovered": ["element1"],
         "limit": 4, "answer_draws": 1,
     },
-    "sweep": {"layer_draws": 1, "group_draws": 1, "answering": ["element1"], "recovered": ["element1"]},
+    "sweep": {
+        "layer_draws": 1, "group_draws": 1, "answering": ["element1"], "recovered": ["element1"],
+        "half_protected": [1, 0],
+    },
 }  # fmt: skip
 
 
@@ -107,6 +110,14 @@ def test_notebook_runs_in_the_paper_profile(path, place, capsys, monkeypatch):
     execute(path, profile="paper")
     manifest = read_manifest(path.stem, "paper")
     assert manifest["status"] == "done" and manifest["outputs"]
+
+
+def test_half_is_cut_between_the_layers_that_the_paper_protects_then(place):
+    made = [record.experiment for record in load_records(results_dir("paper", place / "made up"))]
+    halved = [one for one in made if one.ratio > 0.4 and one.target == "parameters" and one.model == LLAMA]
+    ends = {one.granularity: (one.protect_first, one.protect_last) for one in halved if one.criterion == "l2"}
+    assert ends == {"block": (1, 0)}
+    assert {one.protect_first for one in halved if one.granularity == "channel"} <= {0}
 
 
 def test_every_model_of_the_paper_was_pruned_and_measured_as_its_tokenizer_allows(place):

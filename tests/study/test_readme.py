@@ -11,7 +11,14 @@ from made_records import draws
 
 from pruner_lib.study.claims import claims, verdicts, write_answer
 from pruner_lib.study.compare import ratio
-from pruner_lib.study.readme import VERDICTS, coverage_table, updated, verdict_table, with_tables
+from pruner_lib.study.readme import (
+    VERDICTS,
+    coverage_table,
+    not_reproduced,
+    updated,
+    verdict_table,
+    with_tables,
+)
 from pruner_lib.study.records import MetricName
 from pruner_lib.study.results import Results
 from pruner_lib.study.statistics import Interval
@@ -21,6 +28,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 RESULTS = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
 MARKED = (
     "a\n<!-- verdicts -->\nold\n<!-- end of verdicts -->\nb\n<!-- benchmark --><!-- end of benchmark -->\nc\n"
+    "<!-- not reproduced --><!-- end of not reproduced -->"
 )
 
 
@@ -45,10 +53,11 @@ def test_tables_of_the_readmes_are_those_of_the_published_results(published):
 def test_text_around_the_tables_stays_and_old_tables_go(tmp_path):
     new = updated(MARKED, tmp_path)
     assert new.startswith("a\n<!-- verdicts -->\nNot there yet") and "old" not in new
-    assert "\nb\n" in new and new.endswith("-->\nc\n") and updated(new, tmp_path) == new
+    assert "\nb\n" in new and "-->\nc\n" in new and updated(new, tmp_path) == new
+    assert "\nNothing was measured yet.\n" in new
     beside = with_tables(new, {"benchmark": "none"})
     assert beside == new.replace("<!-- benchmark -->", "<!-- benchmark -->\nnone\n")
-    with pytest.raises(ValueError, match="<!-- verdicts -->"):
+    with pytest.raises(ValueError, match="<!-- not reproduced -->"):
         updated("<!-- verdict --><!-- end of verdict -->", tmp_path)
 
 
@@ -73,6 +82,9 @@ def test_measured_claims_have_rows_and_what_was_not_reproduced_comes_first(tmp_p
     ours = f"{number.mean:.4g} [{number.low:.4g}, {number.high:.4g}] (wiki)"
     assert f"| 0.8568 | {ours} | reproduced | [03](notebooks/03_compare_methods.ipynb)" in rows[2]
     assert "Not measured in this profile: keeps abilities, " in table
+    (said,) = not_reproduced(tmp_path).splitlines()
+    assert said.startswith("- *Groups chosen at random do less harm than")
+    assert "Wanted: below 1; ours: 2 [1.9, 2.1]; the paper: 0.04723." in said
     Results("decide", tmp_path / "results").save_table(verdicts(folder)[:3], "12_verdicts")
     assert "Of 3 claims, in the profile `decide`" in verdict_table(tmp_path)
 
