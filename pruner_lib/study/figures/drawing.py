@@ -50,9 +50,12 @@ def marks_frame(frame: pd.DataFrame, value: str, columns: Sequence[str | None]) 
              `source` ("paper": the row is the paper's).
     Returns: `columns`, `value`, `low`, `high` (NaN: none), `source` ("ours" or "paper"), and no row without
         a value.
-    Raises:  ValueError: the frame can't be drawn, or `low` and `high` are of another column.
+    Raises:  ValueError: the frame can't be drawn or mixes metrics, or `low` and `high` are of another column.
     """
     need(frame, value, *columns)
+    kinds = set(frame.metric.str.partition("/")[0]) if "metric" in frame and "metric" not in columns else ()
+    if len(kinds) > 1:
+        raise ValueError(f"the frame mixes {', '.join(sorted(kinds))}: keep one of them, or name metric")
     kept = frame[list(dict.fromkeys(name for name in columns if name))].copy()
     kept["source"] = frame["source"].fillna("ours") if "source" in frame else "ours"
     kept["value"] = frame[value].astype(float)
