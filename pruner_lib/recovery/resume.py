@@ -3,7 +3,7 @@
 The folder holds recovery.json (arguments; the history once the run has finished), adapter-<step>/ for steps
 whose adapters are kept, checkpoint-<step>/, and at the end adapter/ in its place. The history of an open run
 is the log in the checkpoint's trainer_state.json, which Trainer writes last: a checkpoint without it is
-incomplete and is dropped.
+incomplete and is dropped, as one is whose files were truncated.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import warnings
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError, safe_open
 from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -50,6 +53,8 @@ class Run:
     def open(self, resume: bool) -> None:
         """Look for an earlier run, and drop its incomplete checkpoints; without `resume`, all of it.
 
+        All of it goes, with a warning, where an adapter of a finished or paused run is damaged.
+
         Raises: ValueError: the earlier run had other arguments (the message names them), or is no recovery.
         """
         state = self.folder / "recovery.json"
@@ -67,8 +72,12 @@ class Run:
                 {name: float(value) if isinstance(value, str) else value for name, value in row.items()}
                 for row in saved["history"]
             ]
+        adapters = [path for path in results if path not in checkpoints and path.suffix != ".part"]
+        if damaged := [path for path in adapters if self.history and not _complete(path)]:
+            warnings.warn(f"{damaged[0]} is damaged: the recovery is run again", stacklevel=3)
+            resume, self.history = False, []
         for path in results:
-            if not resume or (path in checkpoints and not _complete(path)):
+            if not resume or (path in checkpoints and not _complete(path, "trainer_state.json")):
                 shutil.rmtree(path, ignore_errors=True)
         self.checkpoint = get_last_checkpoint(self.folder) if results else None
         self._save()
@@ -118,10 +127,13 @@ class Run:
             )
 
 
-def _complete(checkpoint: Path) -> bool:
+def _complete(folder: Path, *needed: str) -> bool:
+    """Look whether an adapter or checkpoint is there to its end, by the heads and tails of its files."""
     try:
-        return bool(read_json(checkpoint / "trainer_state.json"))
-    except (OSError, ValueError):
+        with safe_open(folder / "adapter_model.safetensors", "pt"):
+            states = [path for path in folder.iterdir() if path.suffix in (".pt", ".pth", ".bin")]
+            return all(map(zipfile.is_zipfile, states)) and all(read_json(folder / name) for name in needed)
+    except (OSError, ValueError, SafetensorError):
         return False
 
 

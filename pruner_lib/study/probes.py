@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pruner_lib.data.corpora import local_text
 from pruner_lib.data.windows import instructions
 from pruner_lib.evaluation.efficiency import weight_bytes
 from pruner_lib.evaluation.meters import in_turn, meter, timed
@@ -29,8 +30,8 @@ from pruner_lib.method.groups import Axis
 from pruner_lib.method.importance import estimate_members
 from pruner_lib.method.prune import mask_
 from pruner_lib.recovery.instructions import IGNORED, encode
+from pruner_lib.study.cache import files_hash, inputs_hash
 from pruner_lib.study.records import Record, metrics_from
-from pruner_lib.study.results import model_hash
 from pruner_lib.study.run import Study
 from pruner_lib.study.settings import Experiment, Recovery
 from pruner_lib.study.stages import KEEP_BYTES, Loaded
@@ -44,7 +45,7 @@ PASSES = {  # name -> criteria of one pass; None: a plain forward and backward p
 
 def model_key(experiment: Experiment) -> list:
     """What makes an experiment's model, for `Study.cached`; how it is measured otherwise does not matter."""
-    return [experiment.model_settings(), model_hash(experiment.model)]
+    return [experiment.model_settings(), inputs_hash(experiment, evaluated=False)]
 
 
 def pass_costs(study: Study, experiment: Experiment, *, repeats: int = 2) -> pd.DataFrame:
@@ -72,7 +73,8 @@ def pass_costs(study: Study, experiment: Experiment, *, repeats: int = 2) -> pd.
 
 def calibration_key(experiment: Experiment) -> list:
     """What makes the model and the calibration samples of an experiment, for `Study.cached`."""
-    return [experiment.model, model_hash(experiment.model), asdict(experiment.calibration)]
+    how = experiment.calibration
+    return [experiment.model, files_hash(experiment.model, [local_text(how.corpus)]), asdict(how)]
 
 
 def calibrated(study: Study, experiment: Experiment) -> tuple[Loaded, Tensor]:
@@ -274,5 +276,5 @@ def at_zero(study: Study, record: Record) -> Record:
         texts = [study.pipeline.measure_text(text, how, *subject) for text in how.texts]
         return {str(name): asdict(metric) for text in texts for name, metric in text.items()}
 
-    key = ["at zero", experiment.canonical().settings(), model_hash(experiment.model)]
+    key = ["at zero", experiment.canonical().settings(), inputs_hash(experiment)]
     return replace(record, metrics=metrics_from(study.cached(key, measure)))

@@ -11,8 +11,8 @@ from typing import Annotated, Any, NamedTuple
 import pandas as pd
 from pydantic import PlainValidator
 
-from pruner_lib.files import read_json, write_json
-from pruner_lib.study.settings import DATA_FREE, FORMAT, Experiment, from_plain
+from pruner_lib.files import plain, read_json, write_json
+from pruner_lib.study.settings import DATA_FREE, FORMAT, Experiment, from_plain, settings_key
 
 KINDS = ("perplexity", "accuracy", "p_right", "bits_per_byte")
 
@@ -128,21 +128,27 @@ def write_record(record: Record, directory: Path) -> Path:
     data = asdict(replace(record, experiment=record.experiment.canonical()))
     del data["reused"]
     data["metrics"] = {str(name): metric for name, metric in data["metrics"].items()}
-    return write_json(record_path(directory, record.key), {"format": FORMAT, "key": record.key} | data)
+    data = plain({"format": FORMAT, "key": record.key} | data)
+    return write_json(record_path(directory, record.key), data | {"digest": settings_key(data)})
 
 
 def read_record(path: Path) -> Record:
     """Read a record from disk.
 
-    Raises:  ValueError: the file is damaged or of another format; the message names it and says what to do.
+    Raises:  ValueError: the file is damaged, was edited or is of another format; the message names it and
+             says what to do.
     """
     data = read_json(path)
     try:
         record = replace(from_plain(Record, data), reused=True)
+        written = data.pop("digest", None)  # none in records of earlier versions
+        edited = written is not None and written != settings_key(data)
     except ValueError as error:
         raise ValueError(f"{path} is no record ({error}); delete it and run again") from error
     if data.get("format") != FORMAT or data.get("key") != path.stem or record.key != path.stem:
         raise ValueError(f"{path} holds other settings than its name says; delete it and run again")
+    if edited:
+        raise ValueError(f"{path} was changed after it was written; restore it, or delete it and run again")
     return record
 
 

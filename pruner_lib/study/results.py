@@ -188,22 +188,6 @@ def tokenizer_hash(tokenizer: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def model_hash(name: str) -> str | None:
-    """Name the contents of a model folder by a hash of both ends of each file; None if it is no folder."""
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        return None
-    digest = hashlib.sha256()
-    for path in sorted(path for path in folder.iterdir() if path.is_file()):
-        with open(path, "rb") as file:
-            size = file.seek(0, 2)
-            digest.update(f"{path.name} {size}".encode())
-            for place in (0, max(0, size - (1 << 20))):
-                file.seek(place)
-                digest.update(file.read(1 << 20))
-    return digest.hexdigest()[:12]
-
-
 def model_revision(name: str) -> str | None:
     """Name the commit of a model that came from the hub, as the hub's cache knows it; None of any other."""
     hub_id, _, revision = name.partition("@")

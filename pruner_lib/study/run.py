@@ -26,11 +26,12 @@ from pruner_lib.files import read_json, write_json
 from pruner_lib.method.groups import Plan
 from pruner_lib.method.importance import aggregate
 from pruner_lib.study import claims
+from pruner_lib.study.cache import inputs_hash, recovery_key
 from pruner_lib.study.compare import describe, parts
 from pruner_lib.study.records import Record, read_record, record_path, write_record
-from pruner_lib.study.results import Results, git_revision, model_hash, model_revision, now, versions
+from pruner_lib.study.results import Results, git_revision, model_revision, now, versions
 from pruner_lib.study.settings import DATA_FREE, LAYER_CRITERIA, Experiment, settings_key
-from pruner_lib.study.stages import Loaded, Pipeline, recovery_key
+from pruner_lib.study.stages import Loaded, Pipeline
 from pruner_lib.study.statistics import Interval
 
 _one_at_a_time = threading.RLock()  # torch's random state and the peak-memory counter are the process's
@@ -188,7 +189,8 @@ class Study(Results):
         if not path.is_file():
             return None
         record = read_record(path)
-        return record if record.machine.get("model_hash") == model_hash(experiment.model) else None
+        inputs = record.machine.get("inputs_hash", record.machine.get("model_hash"))  # its earlier name
+        return record if inputs == inputs_hash(experiment) else None
 
     @contextmanager
     def _alone(self, experiment: Experiment) -> Iterator[None]:
@@ -201,6 +203,7 @@ class Study(Results):
     def _measure(self, experiment: Experiment, criteria: Sequence[str]) -> Record:
         meters.reset_peak()
         self.pipeline.seconds.clear()
+        inputs = inputs_hash(experiment)  # before they are read: what changes meanwhile does not fit
         subject = self.pipeline.subject(experiment, criteria)
         metrics = self.pipeline.evaluate(experiment, subject)
         self.pipeline.forget_large()
@@ -213,7 +216,7 @@ class Study(Results):
             meters.peak_mb(),
             self._machine
             | {
-                "model_hash": model_hash(experiment.model),  # of a folder
+                "inputs_hash": inputs,  # of files of the user's own
                 "model_revision": model_revision(experiment.model),  # on the hub
             },
             versions(),

@@ -20,15 +20,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pruner_lib.data.corpora import local_text
 from pruner_lib.data.windows import calibration_ids, corpus_hash, has_bos, instructions, text_ids
 from pruner_lib.evaluation.efficiency import count_parameters, weight_bytes
 from pruner_lib.evaluation.int8 import is_quantised, quantise_
 from pruner_lib.evaluation.perplexity import perplexity, perplexity_result
 from pruner_lib.evaluation.zero_shot import zero_shot
-from pruner_lib.files import only_one, read_json, write_atomic, write_json, write_text
+from pruner_lib.files import content_hash, only_one, read_json, write_json, write_text
 from pruner_lib.method.depth import as_group_scores, block_influence, every_second
 from pruner_lib.method.discover import discover
 from pruner_lib.method.groups import Plan
@@ -38,8 +38,16 @@ from pruner_lib.method.select import select
 from pruner_lib.models.load import load_model
 from pruner_lib.models.prune import prune_
 from pruner_lib.recovery.recover import recover
+from pruner_lib.study.cache import (
+    inputs_hash,
+    members_key,
+    model_hash,
+    read_scores,
+    recovery_key,
+    write_scores,
+)
 from pruner_lib.study.records import Metric, MetricName, metrics_from
-from pruner_lib.study.results import model_hash, tokenizer_hash
+from pruner_lib.study.results import tokenizer_hash
 from pruner_lib.study.settings import (
     DATA_FREE,
     LAYER_CRITERIA,
@@ -103,7 +111,8 @@ class Pipeline:
         self.folder, self.dtype, self.device = folder, dtype, device
         self.seconds: dict[str, float] = {}
         self._dense: dict[tuple[str, str | None], Loaded] = {}  # at most one
-        self._text_ids = lru_cache(maxsize=8)(text_ids)  # to tokenise takes as long as to measure few windows
+        # to tokenise takes as long as to measure few windows; `_` is the content of a file of the user's own
+        self._text_ids = lru_cache(maxsize=8)(lambda name, _, *given, **how: text_ids(name, *given, **how))
 
     def cache(self, name: str) -> Path:
         """Name the file of a cache entry."""
@@ -159,7 +168,8 @@ class Pipeline:
     def text_ids(self, how: Evaluation, text: str, tokenizer: Any) -> Tensor:
         """Cut a text into the windows of an evaluation: `(windows, length)` int64."""
         sizes = {"length": how.length, "windows": how.windows, "bos": has_bos(tokenizer, how.bos)}
-        return self._text_ids(text, tokenizer, seed=how.seed, **sizes)
+        path = local_text(text)
+        return self._text_ids(text, path and content_hash(path), tokenizer, seed=how.seed, **sizes)
 
     def members(self, experiment: Experiment, criteria: Sequence[str]) -> dict[str, Any]:
         """Score the members of one model on one calibration: from the cache, what is missing in one pass.
@@ -168,10 +178,11 @@ class Pipeline:
         Returns: criterion -> axis name -> `(n_structures, n_groups, channels)` float32.
         """
         paths = {
-            name: self.cache(f"members-{_members_key(experiment, name)}.safetensors") for name in criteria
+            name: self.cache(f"members-{members_key(experiment, name)}.safetensors") for name in criteria
         }
-        with self.lock(f"members-{_members_key(experiment, 'pass')}"):
-            if missing := [name for name, path in paths.items() if not path.is_file()]:
+        with self.lock(f"members-{members_key(experiment, 'pass')}"):
+            found = {name: read_scores(path) for name, path in paths.items()}
+            if missing := [name for name, members in found.items() if members is None]:
                 dense, ids = self.dense(experiment.model), None
                 with self.timed("estimate"):
                     if set(missing) - set(DATA_FREE):
@@ -181,9 +192,9 @@ class Pipeline:
                     )
                     trim_heap()
                 for name, members in scores.items():
-                    whole = {axis: tensor.contiguous() for axis, tensor in members.items()}
-                    write_atomic(paths[name], lambda path, whole=whole: save_file(whole, str(path)))
-        return {name: load_file(str(path)) for name, path in paths.items()}
+                    write_scores(paths[name], members)
+                    found[name] = read_scores(paths[name])
+        return found
 
     def plan(self, experiment: Experiment, criteria: Sequence[str] = ()) -> Plan:
         """Choose which groups stay.
@@ -276,7 +287,7 @@ class Pipeline:
 
     def unfinished(self, experiment: Experiment) -> Path:
         """Name the file of the metrics of an unfinished experiment."""
-        return self.cache(f"partial-{settings_key([experiment.key, model_hash(experiment.model)])}.json")
+        return self.cache(f"partial-{settings_key([experiment.key, inputs_hash(experiment)])}.json")
 
     def measure_text(
         self, text: str, how: Evaluation, model: Any, tokenizer: Any
@@ -330,20 +341,3 @@ def _dtype(model: Any) -> str:
 
 def _rounded(values: Sequence[float]) -> tuple[float, ...]:
     return tuple(round(float(value), 6) for value in values)
-
-
-def recovery_key(experiment: Experiment) -> str:
-    """Name the training of an experiment; what is measured of it, and after which step, does not matter."""
-    settings, how = experiment.model_settings(), experiment.evaluation
-    watched = [how.texts, how.windows, how.length, how.bos] if experiment.recovery.evaluate_at else None
-    if watched and how.seed is not None:
-        watched.append(how.seed)
-    settings["recovery"]["at"] = None
-    del settings["int8"]
-    return settings_key([settings, watched, model_hash(experiment.model)])
-
-
-def _members_key(experiment: Experiment, criterion: str) -> str:
-    calibration = None if criterion in DATA_FREE else asdict(experiment.calibration)
-    seed = experiment.seed if criterion == "random" else 0
-    return settings_key([experiment.model, model_hash(experiment.model), criterion, calibration, seed])

@@ -18,10 +18,9 @@ import pandas as pd
 import yaml
 
 from pruner_lib.evaluation.perplexity import PROMPTS, Sample, generate_samples
-from pruner_lib.study.results import model_hash
+from pruner_lib.study.cache import inputs_hash, recovery_key
 from pruner_lib.study.run import Study
 from pruner_lib.study.settings import Experiment
-from pruner_lib.study.stages import recovery_key
 from pruner_lib.study.statistics import Interval, mean_interval, paired_difference
 
 ROW = "border-top: 1px solid rgba(128, 128, 128, 0.4)"
@@ -100,7 +99,7 @@ def samples_of(
     if experiment.recovery:
         made = [recovery_key(experiment), experiment.recovery.at, experiment.int8]
     sizes = [length, draws, seed] if (draws, seed) != (1, 0) else [length]
-    key = [made, model_hash(experiment.model), texts, *sizes]
+    key = [made, inputs_hash(experiment, evaluated=False), texts, *sizes]
     return [Sample(**one) for one in study.cached(key, make, folder="samples")["samples"]]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import tarfile
 import threading
@@ -59,6 +60,12 @@ def without_pip(index, monkeypatch) -> Path:
     return index
 
 
+def overwrite(path: Path, text: str) -> None:
+    """Change a file, at another time than it was written."""
+    path.write_text(text)
+    os.utime(path, ns=(0, 0))
+
+
 def visible(cache: Path) -> list[str]:
     """Everything in the cache but the empty lock files."""
     return sorted(path.relative_to(cache).as_posix() for path in cache.rglob("*") if path.suffix != ".lock")
@@ -71,7 +78,7 @@ def test_fetch_keeps_the_wanted_files_and_drops_the_archive(index, monkeypatch, 
     assert visible(tmp_path / "cache") == [
         "assets",
         "assets/toy",
-        "assets/toy/manifest.json",
+        "assets/toy/sha256.json",
         "assets/toy/wanted.txt",
     ]
     assert "toy-1.0-py3-none-any.whl" in capfd.readouterr().out  # pip shows what it does
@@ -81,7 +88,7 @@ def test_absent_archive_is_an_error_that_says_what_and_where(index, monkeypatch,
     publish(index, monkeypatch)
     (index / "toy-1.0-py3-none-any.whl").unlink()
     with pytest.raises(
-        ValueError, match="(?s)not in .*toy==1.0.*No matching distribution.*PRUNER_LIB_CACHE"
+        ValueError, match="(?s)not there.*toy==1.0.*No matching distribution.*PRUNER_LIB_CACHE"
     ) as raised:
         fetch("toy")
     assert str(tmp_path / "cache" / "assets" / "toy") in str(raised.value)
@@ -95,7 +102,7 @@ def test_wrong_hash_is_an_error_and_leaves_nothing(index, monkeypatch, tmp_path)
     assert visible(tmp_path / "cache") == ["assets"]
 
 
-@pytest.mark.parametrize("damage", ["truncated", "missing", "manifest"])
+@pytest.mark.parametrize("damage", ["truncated", "missing", "overwritten", "manifest"])
 def test_damaged_folder_is_fetched_again(without_pip, monkeypatch, damage):
     publish(without_pip, monkeypatch)
     folder = fetch("toy")
@@ -103,8 +110,31 @@ def test_damaged_folder_is_fetched_again(without_pip, monkeypatch, damage):
         (folder / "wanted.txt").write_text("he")
     elif damage == "missing":
         (folder / "wanted.txt").unlink()
+    elif damage == "overwritten":
+        overwrite(folder / "wanted.txt", "jello")
     else:
-        (folder / "manifest.json").write_text("{")
+        (folder / "sha256.json").write_text("{")
+    assert (fetch("toy") / "wanted.txt").read_text() == "hello"
+
+
+def test_damaged_folder_is_called_damaged_where_it_cannot_be_fetched(index, monkeypatch):
+    publish(index, monkeypatch)
+    overwrite(fetch("toy") / "wanted.txt", "jello")
+    (index / "toy-1.0-py3-none-any.whl").unlink()
+    with pytest.raises(ValueError, match="(?s)'toy' in .* is damaged or out of date.*toy==1.0"):
+        fetch("toy")
+
+
+def test_folder_of_an_earlier_version_is_taken_by_its_sizes_once(without_pip, monkeypatch):
+    asset = publish(without_pip, monkeypatch)
+    folder = fetch("toy")
+    (folder / "sha256.json").unlink()
+    manifest = {"source": f"{asset.sha256} wanted.txt", "files": {"wanted.txt": 5}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with monkeypatch.context() as patch:
+        patch.setattr(assets, "download", lambda *_: pytest.fail("downloaded"))
+        assert fetch("toy") == folder and (folder / "sha256.json").exists()
+    overwrite(folder / "wanted.txt", "jello")  # of the same size, so the old manifest would have taken it
     assert (fetch("toy") / "wanted.txt").read_text() == "hello"
 
 

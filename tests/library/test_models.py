@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from functools import partial
 
 import pytest
 import stand_ins
@@ -13,6 +15,7 @@ from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, LlamaModel
 
 from pruner_lib import discover
 from pruner_lib.data.assets import cache_root
+from pruner_lib.models import load
 from pruner_lib.models.load import find_model, load_model, tiny_tokenizer
 from pruner_lib.study.results import model_revision
 
@@ -235,6 +238,15 @@ def test_twin_with_own_heads_computes_the_same(smollm2):
     assert twin.num_parameters() - model.num_parameters() == added
     axes = discover(twin)
     assert axes["layers.0.attention"].n_groups == heads
+
+
+def test_twin_is_made_of_the_embedded_model_and_not_of_the_users_own(checkpoint, tmp_path, monkeypatch):
+    (tmp_path / "smollm2-135m").mkdir()  # the user's own, and no checkpoint
+    monkeypatch.setenv("PRUNER_LIB_DATA", str(tmp_path))
+    monkeypatch.setenv("PRUNER_LIB_CACHE", str(tmp_path / "cache"))
+    copy = partial(shutil.copytree, checkpoint, dirs_exist_ok=True)
+    monkeypatch.setattr(load, "_dequantise", copy)
+    assert load_model("smollm2-135m-mha")[0].config.num_key_value_heads == 4
 
 
 def test_tokenizer_of_the_first_llama_conversions_is_read_as_a_healthy_one(tmp_path):

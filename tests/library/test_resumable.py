@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -173,6 +175,26 @@ def test_a_folder_of_something_else_is_left_alone(tokenizer, tmp_path):
         with pytest.raises(ValueError, match="something else made it"):
             recover(make(), tokenizer, EXAMPLES, output_dir=tmp_path, resume=resume, **QUICK)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-10"]
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt", "scheduler.pt"])
+def test_a_truncated_checkpoint_is_not_resumed_from(name, tokenizer, tmp_path, whole):
+    with pytest.raises(KeyboardInterrupt):
+        recover(make(), tokenizer, EXAMPLES, output_dir=tmp_path, evaluate=Stop(4), **KEEP)
+    for path in tmp_path.glob(f"checkpoint-*/{name}"):
+        os.truncate(path, path.stat().st_size - 100)
+    again = recover(make(), tokenizer, EXAMPLES, output_dir=tmp_path, evaluate=score, **KEEP)
+    check_same_run(tmp_path, again, whole)
+
+
+@pytest.mark.parametrize("name", ["adapter", "adapter-2"])
+def test_a_damaged_adapter_is_trained_again_with_a_warning(name, tokenizer, tmp_path, whole):
+    shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
+    path = tmp_path / name / "adapter_model.safetensors"
+    os.truncate(path, path.stat().st_size - 100)
+    with pytest.warns(UserWarning, match=f"{name} is damaged: the recovery is run again"):
+        again = recover(make(), tokenizer, EXAMPLES, output_dir=tmp_path, evaluate=score, **KEEP)
+    check_same_run(tmp_path, again, whole)
 
 
 # Adapters on the way

@@ -61,6 +61,28 @@ def test_damaged_or_renamed_record_is_refused(tmp_path):
         read_record(path)
 
 
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda data: data["metrics"]["perplexity/tiny@16"].update(value=3.14),
+        lambda data: data["metrics"]["accuracy/boolq"]["protocol"].update(limit=5),
+        lambda data: data["metrics"].clear(),
+        lambda data: data["machine"].update(inputs_hash="0" * 12),
+    ],
+    ids=["value", "protocol", "metrics", "inputs"],
+)
+def test_record_that_was_edited_is_refused_by_name(tmp_path, edit):
+    path = write_record(record(), tmp_path)
+    data = json.loads(path.read_text())
+    edit(data)
+    path.write_text(json.dumps(data))
+    with pytest.raises(ValueError, match=f"{BASE.key}.json was changed after it was written.*run again"):
+        load_records(tmp_path)
+    del data["digest"]  # as records of earlier versions are
+    path.write_text(json.dumps(data))
+    assert len(load_records(tmp_path)) == 1
+
+
 def test_frame_has_a_row_for_each_metric_of_each_record():
     frame = records_frame([record(), record(BASE.dense, 10.0), record()])
     assert len(frame) == 4  # two records, the repeated one once

@@ -19,6 +19,7 @@ from pruner_lib import load_model
 from pruner_lib.data import windows
 from pruner_lib.evaluation.int8 import is_quantised
 from pruner_lib.study import Calibration, Recovery, Study, load_profile, results, stages
+from pruner_lib.study.cache import model_hash
 from pruner_lib.study.records import MetricName, records_frame
 from pruner_lib.study.run import run_experiment
 from pruner_lib.study.statistics import Interval
@@ -323,6 +324,73 @@ def test_changed_model_folder_is_measured_again(study, tmp_path):
     model.save_pretrained(folder)
     second = study.run(asked(model=str(folder)))
     assert not second.reused and second.key == first.key and second.perplexity != first.perplexity
+
+
+QUESTION = {"goal": "to sit", "sol1": "a chair", "sol2": "a cloud", "label": 0}
+OTHER = {  # what an experiment on `story`, calibrated on `tiny`, may read -> other content of it
+    "story.txt": "A model that was pruned until it fitted into a watch. " * 20,
+    "tiny.txt": "A model that was pruned until it fitted into a watch.\n\n" * 9,  # before the built-in text
+    "tiny.jsonl": json.dumps({"instruction": "Count.", "output": "1 2 3"}) + "\n",  # and instructions
+    "tasks/piqa.jsonl": json.dumps(QUESTION | {"label": 1}) + "\n",
+}
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_changed_data_of_the_users_own_are_read_again(study, place, name):
+    path = place.parent / "data" / name
+    tasks = ("piqa",) if path.stem == "piqa" else ()
+    if tasks:
+        path.parent.mkdir()
+        path.write_text(json.dumps(QUESTION) + "\n")
+    recovery = replace(RECOVERY, samples=1, evaluate_at=()) if name == "tiny.jsonl" else None
+    evaluation = replace(TINY.evaluation, texts=("story",), tasks=tasks)
+    wanted = replace(asked(recovery=recovery), evaluation=evaluation)
+    first = study.run(wanted)
+    assert study.run(wanted).reused
+    path.write_text(OTHER[name])
+    second = study.run(wanted)
+    assert not second.reused and second.metrics != first.metrics and study.run(wanted).reused
+
+
+def test_data_that_an_experiment_does_not_read_do_not_matter(study, place):
+    dense = study.run(asked().dense)
+    folder = place.parent / "data"
+    for name in ("bookcorpus.txt", "tiny.json", "tasks/piqa.jsonl", "other.txt"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("[]")
+    assert study.run(asked().dense).reused and "inputs_hash" in dense.machine
+
+
+def test_folder_counts_as_a_model_only_where_it_would_be_loaded(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("tiny", "smollm2-135m", "mine", "data/smollm2-135m-mha"):
+        (tmp_path / name).mkdir()
+    assert model_hash("tiny") is None and model_hash("smollm2-135m") is None  # built-in ones
+    assert model_hash("mine") is not None
+    assert model_hash("smollm2-135m-mha") is not None  # one of that name in the local data directory
+
+
+def test_middle_of_a_large_file_counts(tmp_path):
+    (tmp_path / "mine").mkdir()
+    path, content = tmp_path / "mine" / "model.safetensors", bytearray(3 << 20)
+    path.write_bytes(content)
+    before = model_hash(str(path.parent))
+    content[len(content) // 2] = 1
+    path.write_bytes(content)
+    os.utime(path, ns=(0, 0))
+    assert model_hash(str(path.parent)) != before
+
+
+@pytest.mark.parametrize("damage", ["truncated", "overwritten"])
+def test_damaged_scores_are_set_aside_and_made_again(study, damage):
+    scores = study.scores(asked(), ["element1"])["element1"]
+    (path,) = (study.folder / "cache").glob("members-*.safetensors")
+    content = path.read_bytes()
+    path.write_bytes(content[:-8] if damage == "truncated" else content[:-8] + bytes(8))
+    with pytest.warns(UserWarning, match=f"{path.name} is damaged .*{path.name}.damaged now and made again"):
+        again = study.scores(asked(), ["element1"])["element1"]
+    assert path.read_bytes() == content and path.with_name(f"{path.name}.damaged").exists()
+    assert all(torch.equal(again[name], scores[name]) for name in scores)
 
 
 def test_frame_of_a_study_compares_only_what_was_measured_alike(study):
