@@ -27,7 +27,7 @@ from torch import nn
 
 from pruner_lib.data.assets import fetch, local_path
 from pruner_lib.evaluation.meters import in_fitting_batches
-from pruner_lib.evaluation.perplexity import evaluating
+from pruner_lib.method.offload import evaluating
 
 
 @dataclass(frozen=True)

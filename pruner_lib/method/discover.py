@@ -25,6 +25,7 @@ from pruner_lib.method.decoder import decoder_layers
 from pruner_lib.method.groups import KINDS, Axes, Axis, Member
 from pruner_lib.method.labels import Recording, unique_pairs
 from pruner_lib.method.norms import obstacle_in_norms
+from pruner_lib.method.offload import without_weights
 from pruner_lib.method.operators import NO_RULE
 from pruner_lib.method.trace import trace
 
@@ -51,6 +52,7 @@ def discover(model: nn.Module, *, query_heads: bool = False) -> Axes:
     Source: paper section 3.1, Eq. 1 and 2. Differs: the reference walks autograd nodes and needs a
         hand-edited model class; here the dependencies follow from index labels.
     """
+    model = without_weights(model)
     path, layers = decoder_layers(model)
     rec = trace(model, layers)
     whole = components_of(rec, query_heads=False)

@@ -8,6 +8,7 @@ anywhere and may be cut.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -71,6 +72,35 @@ def plain_forward(model: nn.Module) -> Iterator[None]:
             module.forward = forward
 
 
+def without_weights(model: nn.Module) -> nn.Module:
+    """A copy of a model to run on shapes alone: parameters and buffers on the meta device, nothing offloaded.
+
+    A model may change while it runs (tables of positions move to the device of the input); the copy does.
+    """
+    memo = {id(tensor): _on_meta(tensor) for tensor in [*model.parameters(), *model.buffers()]}
+    memo |= {id(hook): None for m in model.modules() if (hook := getattr(m, "_hf_hook", None)) is not None}
+    with plain_forward(model):
+        return copy.deepcopy(model, memo)
+
+
+def _on_meta(tensor: torch.Tensor) -> torch.Tensor:
+    empty = torch.empty_like(tensor, device="meta")
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model in evaluation mode without gradients, then restore the mode of every module."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
 @contextmanager
 def holding(model: nn.Module, replacements: dict[torch.Tensor, torch.Tensor]) -> Iterator[None]:
     """Let the modules hold other parameters and buffers while the block runs.
@@ -97,13 +127,12 @@ def holding(model: nn.Module, replacements: dict[torch.Tensor, torch.Tensor]) ->
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, no parameter gradients; both restored afterwards."""
-    training, flags = model.training, {p: p.requires_grad for p in model.parameters()}
-    model.eval().requires_grad_(False)
+    flags = {p: p.requires_grad for p in model.parameters()}
+    model.requires_grad_(False)
     try:
-        with torch.enable_grad():
+        with evaluating(model), torch.enable_grad():
             yield
     finally:
-        model.train(training)
         for parameter, flag in flags.items():
             parameter.requires_grad_(flag)
 

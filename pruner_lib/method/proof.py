@@ -6,7 +6,6 @@ blocks of its own (codegen), kept heads can change places and the model still ru
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 
 import numpy as np
@@ -17,17 +16,6 @@ from pruner_lib.method.components import components_of, entries_of
 from pruner_lib.method.decoder import decoder_layers
 from pruner_lib.method.groups import Axes, Plan
 from pruner_lib.method.trace import trace
-
-
-def without_weights(model: nn.Module) -> nn.Module:
-    """A copy whose parameters and buffers lie on the meta device; the weights are not copied."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, {id(t): _on_meta(t) for t in tensors})
-
-
-def _on_meta(tensor: torch.Tensor) -> torch.Tensor:
-    empty = torch.empty_like(tensor, device="meta")
-    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
 def check_cut(

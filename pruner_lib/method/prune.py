@@ -20,8 +20,8 @@ from pruner_lib.method.discover import discover
 from pruner_lib.method.groups import Axes, Axis, Member, Plan
 from pruner_lib.method.layout import apply_layout_, empty_layout, merge_layouts, set_layout, set_parameter_
 from pruner_lib.method.norms import norm_factor, norm_members, scaled_eps
-from pruner_lib.method.offload import check_in_memory
-from pruner_lib.method.proof import check_cut, without_weights
+from pruner_lib.method.offload import check_in_memory, without_weights
+from pruner_lib.method.proof import check_cut
 from pruner_lib.method.size_rules import (
     SizeRule,
     build_twin,
