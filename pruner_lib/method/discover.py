@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from pruner_lib.method.components import components_of, entries_of, pairs_in
-from pruner_lib.method.decoder import decoder_layers
+from pruner_lib.method.decoder import check_plain, decoder_layers
 from pruner_lib.method.groups import KINDS, Axes, Axis, Member
 from pruner_lib.method.labels import Recording, unique_pairs
 from pruner_lib.method.norms import obstacle_in_norms
@@ -48,10 +48,12 @@ def discover(model: nn.Module, *, query_heads: bool = False) -> Axes:
             and value heads with all their query heads.
     Returns: axis name -> `Axis`, in the order of the layers, the residual stream (`hidden`) last. `.notes`
         says what was left out and why.
-    Raises: ValueError: the model is no decoder, or does not run on the meta device.
+    Raises: ValueError: the model is no decoder, no plain one (see `check_plain`), or does not run on the meta
+        device.
     Source: paper section 3.1, Eq. 1 and 2. Differs: the reference walks autograd nodes and needs a
         hand-edited model class; here the dependencies follow from index labels.
     """
+    check_plain(model)
     model = without_weights(model)
     path, layers = decoder_layers(model)
     rec = trace(model, layers)

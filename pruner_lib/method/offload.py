@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from pruner_lib.method.decoder import decoder_layers
+from pruner_lib.method.decoder import check_plain, decoder_layers
 
 
 def offloaded(model: nn.Module) -> list[str]:
@@ -47,10 +47,11 @@ def _hooks(module: nn.Module) -> list:
 
 
 def check_in_memory(model: nn.Module) -> None:
-    """Refuse a model whose weights are not in its modules.
+    """Refuse a model whose weights are not in its modules, as they are in a plain one.
 
-    Raises:  ValueError: some are offloaded; the message names one and says what to do.
+    Raises:  ValueError: see `check_plain`, or some are offloaded; the message names one and says what to do.
     """
+    check_plain(model)
     if names := offloaded(model):
         raise ValueError(
             f"{len(names)} weights, such as {names[0]}, are offloaded to CPU memory or disk and not in the "

@@ -4,8 +4,7 @@
 sets the same groups to zero. Both give the same function of the input: the theorem that the tests hold on
 every architecture. Nothing is chosen here; see `select`.
 
-Whole decoder layers can go as well (the granularity that the paper compares with in its Table 8): those that
-stay are renumbered, and the config gets their number.
+Whole decoder layers can go as well; that cut is in `depth`.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import torch
 from torch import nn
 
 from pruner_lib.method.decoder import decoder_layers
+from pruner_lib.method.depth import drop_layers_
 from pruner_lib.method.discover import discover
 from pruner_lib.method.groups import Axes, Axis, Member, Plan
 from pruner_lib.method.layout import apply_layout_, empty_layout, merge_layouts, set_layout, set_parameter_
@@ -28,50 +28,8 @@ from pruner_lib.method.size_rules import (
     builds,
     find_size_rule,
     in_like_modules,
-    layer_edits,
-    other_floats,
     shapes_of,
 )
-
-
-def drop_layers_(model: nn.Module, plan: Plan) -> nn.Module:
-    """Keep some decoder layers, renumber them, and shorten what the config lists by layer."""
-    path, layers = decoder_layers(model)
-    n, keep = len(layers), plan.keep["layers"].tolist()
-    plan.check_count("layers", n)
-    if getattr(model, "pruning_layout", None):
-        raise ValueError(
-            "drop layers before cutting widths unevenly: the layout names layers by their number"
-        )
-    edits = layer_edits(model, path, keep, n)
-    trained = other_floats(model, build_twin(model, edits))
-    trial = without_weights(model)
-    _keep_layers_(trial, keep, edits)
-    check_cut(trial, plan)
-    _keep_layers_(model, keep, edits)
-    set_layout(model, {**empty_layout(), "attributes": trained} if trained else None)
-    model.pruned_by = [*getattr(model, "pruned_by", ()), plan]
-    return model
-
-
-def _keep_layers_(model: nn.Module, keep: list[int], edits: dict) -> None:
-    path, layers = decoder_layers(model)
-    parts = [dict(layer.named_modules()) for layer in layers]
-    numbered = [
-        (name, attribute)
-        for name, module in parts[0].items()
-        for attribute, value in vars(module).items()
-        if type(value) is int
-        and [vars(part[name]).get(attribute) if name in part else None for part in parts]
-        == list(range(len(parts)))
-    ]
-    for new, old in enumerate(keep):
-        for name, attribute in numbered:
-            setattr(parts[old][name], attribute, new)
-    parent, _, child = path.rpartition(".")
-    setattr(model.get_submodule(parent), child, nn.ModuleList(layers[i] for i in keep))
-    for key, value in edits.items():
-        setattr(model.config, key, value)
 
 
 def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Module:
