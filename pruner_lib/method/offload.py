@@ -77,8 +77,10 @@ def without_weights(model: nn.Module) -> nn.Module:
     """A copy of a model to run on shapes alone: parameters and buffers on the meta device, nothing offloaded.
 
     A model may change while it runs (tables of positions move to the device of the input); the copy does.
+    Activations that it holds can't be copied and go to the meta device too.
     """
-    memo = {id(tensor): _on_meta(tensor) for tensor in [*model.parameters(), *model.buffers()]}
+    held = [t for m in model.modules() for t in vars(m).values() if getattr(t, "grad_fn", None) is not None]
+    memo = {id(t): _on_meta(t) for t in [*model.parameters(), *model.buffers(), *held]}
     memo |= {id(hook): None for m in model.modules() if (hook := getattr(m, "_hf_hook", None)) is not None}
     with plain_forward(model):
         return copy.deepcopy(model, memo)

@@ -148,6 +148,10 @@ def _hooked(model):
     model.model.norm.register_forward_hook(lambda module, inputs, output: output * 1)
 
 
+def _activation_held(model):
+    model.model.kept = model.model.embed_tokens(torch.arange(3))
+
+
 LONG = dict(
     max_position_embeddings=64,
     hidden_size=48,
@@ -157,7 +161,7 @@ LONG = dict(
     },
 )  # fmt: skip
 KINDS = [_one_rotary, _head_with_two_names, _one_norm, _one_layer_twice, _one_weight, _one_linear]
-KINDS += [_frequencies_of_length, _partly_in_training, _hooked]
+KINDS += [_activation_held, _frequencies_of_length, _partly_in_training, _hooked]
 
 
 def _state(model) -> list:
