@@ -17,8 +17,8 @@ from torch.utils.flop_counter import flop_registry
 
 from pruner_lib.evaluation.int8 import Int8Linear
 from pruner_lib.evaluation.meters import in_turn
-from pruner_lib.evaluation.perplexity import evaluating
 from pruner_lib.method.decoder import prompt_for
+from pruner_lib.method.offload import evaluating
 
 MACS_TOKENS = 64  # the paper's input: one sequence of 64 tokens
 MIB = 2**20

@@ -6,8 +6,7 @@ Measures a model as it is. It loads nothing (`models` and `data` do) and asks no
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pruner_lib.evaluation.meters import in_fitting_batches
-from pruner_lib.method.offload import input_device
+from pruner_lib.method.offload import evaluating, input_device
 
 CPU_BATCH_TOKENS = 512  # more than this per forward pass no longer speeds a CPU up
 GPU_BATCH_TOKENS = 8192
@@ -64,19 +63,6 @@ class Sample:
     text: str  # without the prompt
     repetition_rate: float  # share of the 4-grams of tokens that occurred before in the text, in [0, 1]
     distinct: float  # share of different 2-grams among all 2-grams of tokens, in [0, 1]
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model in evaluation mode without gradients, then restore the mode of every module."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def check_ids(ids: Tensor, vocabulary: int) -> None:

@@ -28,7 +28,7 @@ from torch import nn
 from pruner_lib.data.assets import fetch
 from pruner_lib.data.corpora import local_questions
 from pruner_lib.evaluation.meters import in_fitting_batches
-from pruner_lib.evaluation.perplexity import evaluating
+from pruner_lib.method.offload import evaluating
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,51 @@
-"""What the method needs of a decoder as a whole: its layers, and the prompt that it is run on."""
+"""What the method needs of a decoder as a whole: that it is plain, its layers, and a prompt to run it on."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
+
+
+def check_plain(model: nn.Module) -> None:
+    """Refuse a model whose weights are not ordinary floating-point tensors in modules of its own.
+
+    Raises: ValueError: it was made or is used in inference mode, is compiled, carries an adapter, or is
+        quantised; the message says what to give instead.
+    """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"a model is wanted, got {type(model).__name__}; load_model gives one")
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    small = [name for name, t in tensors if t.ndim == 2 and _is_code(t.dtype)]
+    modules = list(model.modules())
+    checks = (
+        (
+            torch.is_inference_mode_enabled() or any(t.is_inference() for _, t in tensors),
+            "is used or was made under torch.inference_mode(), where weights can't be changed; "
+            "use torch.no_grad() instead",
+        ),
+        (
+            any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in modules),
+            "is compiled; give the model that torch.compile was given (model._orig_mod) and compile it last",
+        ),
+        (
+            hasattr(model, "get_base_model") or any("base_layer" in m._modules for m in modules),
+            "carries an adapter; give the plain model that merge_and_unload() or recover(..., merge=True) "
+            "returns, with the adapter in its weights, or unload(), without it",
+        ),
+        (
+            bool(small) or getattr(model, "is_quantized", False),
+            f"is quantised ({', '.join(small[:1] or ['model.is_quantized'])}); give the model in floating "
+            "point, and quantise it when it is pruned and saved",
+        ),
+    )
+    for wrong, what in checks:
+        if wrong:
+            raise ValueError(f"{type(model).__name__} {what}")
+
+
+def _is_code(dtype: torch.dtype) -> bool:
+    """Numbers that stand for weights: of 8 bits, or several packed into 32."""
+    return (dtype.itemsize == 1 and dtype != torch.bool) or dtype == torch.int32
 
 
 def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:

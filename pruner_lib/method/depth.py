@@ -1,7 +1,8 @@
-"""Scores of whole decoder layers, for the granularity "layer" (the rivals of the paper's Table 8).
+"""Whole decoder layers, the granularity "layer" (the rivals of the paper's Table 8): scores, and the cut.
 
 The sum of a layer's group scores is what `select` ranks by default; it tends to drop neighbours in a row.
-Here are the two rules that others use: every second layer, and block influence.
+Here are the two rules that others use: every second layer, and block influence. `prune_` hands a plan of
+layers over to `drop_layers_`.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from pruner_lib.method.decoder import decoder_layers
-from pruner_lib.method.groups import Axis
-from pruner_lib.method.offload import frozen
+from pruner_lib.method.groups import Axis, Plan
+from pruner_lib.method.layout import empty_layout, set_layout
+from pruner_lib.method.offload import frozen, without_weights
 from pruner_lib.method.options import check_ids
+from pruner_lib.method.proof import check_cut
+from pruner_lib.method.size_rules import build_twin, layer_edits, other_floats
 
 
 def block_influence(model: nn.Module, calibration_ids: Tensor) -> Tensor:
@@ -71,3 +75,43 @@ def as_group_scores(axes: Mapping[str, Axis], scores: Tensor) -> dict[str, Tenso
         each = 0.0 if axis.layer is None else float(scores[axis.layer] / shares[axis.layer])
         spread[name] = torch.full((axis.n_groups,), each)
     return spread
+
+
+def drop_layers_(model: nn.Module, plan: Plan) -> nn.Module:
+    """Keep some decoder layers, renumber them, and shorten what the config lists by layer."""
+    path, layers = decoder_layers(model)
+    n, keep = len(layers), plan.keep["layers"].tolist()
+    plan.check_count("layers", n)
+    if getattr(model, "pruning_layout", None):
+        raise ValueError(
+            "drop layers before cutting widths unevenly: the layout names layers by their number"
+        )
+    edits = layer_edits(model, path, keep, n)
+    trained = other_floats(model, build_twin(model, edits))
+    trial = without_weights(model)
+    _keep_layers_(trial, keep, edits)
+    check_cut(trial, plan)
+    _keep_layers_(model, keep, edits)
+    set_layout(model, {**empty_layout(), "attributes": trained} if trained else None)
+    model.pruned_by = [*getattr(model, "pruned_by", ()), plan]
+    return model
+
+
+def _keep_layers_(model: nn.Module, keep: list[int], edits: dict) -> None:
+    path, layers = decoder_layers(model)
+    parts = [dict(layer.named_modules()) for layer in layers]
+    numbered = [
+        (name, attribute)
+        for name, module in parts[0].items()
+        for attribute, value in vars(module).items()
+        if type(value) is int
+        and [vars(part[name]).get(attribute) if name in part else None for part in parts]
+        == list(range(len(parts)))
+    ]
+    for new, old in enumerate(keep):
+        for name, attribute in numbered:
+            setattr(parts[old][name], attribute, new)
+    parent, _, child = path.rpartition(".")
+    setattr(model.get_submodule(parent), child, nn.ModuleList(layers[i] for i in keep))
+    for key, value in edits.items():
+        setattr(model.config, key, value)

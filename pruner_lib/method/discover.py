@@ -18,14 +18,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 from torch import nn
 
-from pruner_lib.method.decoder import decoder_layers
+from pruner_lib.method.components import components_of, entries_of, pairs_in
+from pruner_lib.method.decoder import check_plain, decoder_layers
 from pruner_lib.method.groups import KINDS, Axes, Axis, Member
 from pruner_lib.method.labels import Recording, unique_pairs
 from pruner_lib.method.norms import obstacle_in_norms
+from pruner_lib.method.offload import without_weights
 from pruner_lib.method.operators import NO_RULE
 from pruner_lib.method.trace import trace
 
@@ -48,14 +48,17 @@ def discover(model: nn.Module, *, query_heads: bool = False) -> Axes:
             and value heads with all their query heads.
     Returns: axis name -> `Axis`, in the order of the layers, the residual stream (`hidden`) last. `.notes`
         says what was left out and why.
-    Raises: ValueError: the model is no decoder, or does not run on the meta device.
+    Raises: ValueError: the model is no decoder, no plain one (see `check_plain`), or does not run on the meta
+        device.
     Source: paper section 3.1, Eq. 1 and 2. Differs: the reference walks autograd nodes and needs a
         hand-edited model class; here the dependencies follow from index labels.
     """
+    check_plain(model)
+    model = without_weights(model)
     path, layers = decoder_layers(model)
     rec = trace(model, layers)
-    whole = _components(rec, [*rec.equal, *rec.shared])
-    components = _components(rec, rec.equal) if query_heads else whole
+    whole = components_of(rec, query_heads=False)
+    components = components_of(rec, query_heads=True) if query_heads else whole
     key_value_head = np.zeros(components.max() + 1, np.int64)  # component -> the one that it is part of
     key_value_head[components] = whole
     candidates = _candidates(model, rec, components, path)
@@ -78,36 +81,13 @@ def discover(model: nn.Module, *, query_heads: bool = False) -> Axes:
     return Axes(axes, n_parameters=total, layer_parameters=per_layer, notes=notes)
 
 
-def _components(rec: Recording, equal: Sequence[np.ndarray]) -> np.ndarray:
-    """`(n_labels,)` component number of each label: first the equalities, then broadcasts that stay inside
-    one component."""
-    components = _connect(_pairs(equal), rec.n_labels)
-    spread = _pairs(rec.spread)
-    if not len(spread):
-        return components
-    met = unique_pairs(np.stack([spread[:, 0], components[spread[:, 1]]], 1))  # (label, component)
-    labels, first, counts = np.unique(met[:, 0], return_index=True, return_counts=True)
-    alone = counts == 1
-    joined = np.stack([components[labels[alone]], met[first[alone], 1]], 1)
-    return _connect(joined, components.max() + 1)[components]
-
-
-def _connect(pairs: np.ndarray, n: int) -> np.ndarray:
-    graph = coo_matrix((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
-    return connected_components(graph, directed=False)[1]
-
-
-def _pairs(parts: Sequence[np.ndarray]) -> np.ndarray:
-    return np.concatenate([*parts, np.zeros((0, 2), np.int64)])
-
-
 def _pinned(rec: Recording, components: np.ndarray) -> dict[int, str]:
     """Components that can't be cut -> why. What a pinned label was broadcast over is pinned with it."""
     reasons: dict[int, str] = {}
     for labels, reason in rec.pinned:
         for component in np.unique(components[labels]).tolist():
             reasons.setdefault(component, reason)
-    pairs = unique_pairs(components[_pairs(rec.spread)])
+    pairs = unique_pairs(components[pairs_in(rec.spread)])
     for label, other in pairs[np.isin(pairs[:, 0], list(reasons))].tolist():
         reasons.setdefault(other, reasons[label])
     return reasons
@@ -115,8 +95,7 @@ def _pinned(rec: Recording, components: np.ndarray) -> dict[int, str]:
 
 def _candidates(model: nn.Module, rec: Recording, components: np.ndarray, path: str) -> list[Candidate]:
     """All components that produce and consume channels and do not reach the output, by their form."""
-    ends = [*rec.starts[1:], rec.n_labels]
-    entries = {o: components[s:e] for o, s, e in zip(rec.owners, rec.starts, ends, strict=True) if o[0]}
+    entries = entries_of(rec, components)
     in_order = list(dict.fromkeys(reversed(rec.executed)))[::-1]  # by the last time that each is executed
     used = [(name, dim, "parameter") for name, dim in in_order]
     used += [owner for owner in entries if owner[2] == "constant"]
@@ -126,7 +105,7 @@ def _candidates(model: nn.Module, rec: Recording, components: np.ndarray, path: 
         form_of_entry = forms[entries[owner]]
         for form in np.unique(form_of_entry).tolist():
             by_form.setdefault(form, []).append((owner, np.flatnonzero(form_of_entry == form)))
-    heads, outputs = (_marked(components, labels) for labels in (rec.products, rec.outputs))
+    heads, outputs = _heads(rec, components), _outputs(rec, components)
     candidates = []
     for places in by_form.values():
         tables, group_components = _index_tables(places, entries)
@@ -146,7 +125,17 @@ def _candidates(model: nn.Module, rec: Recording, components: np.ndarray, path: 
         size = sum(s.numel() // s[m.dim] * m.width for m, s in zip(members, shapes, strict=True))
         in_stack = any(m.parameter in rec.stacks for m in members)
         name = kind if layer is None else f"layers.{layer}.{kind}"
-        axis = Axis(name, kind, len(tables[0]), tuple(members), size, tuple(constants), in_stack=in_stack)
+        n_heads = heads.get(group_components[0], 1)
+        axis = Axis(
+            name,
+            kind,
+            len(tables[0]),
+            tuple(members),
+            size,
+            tuple(constants),
+            in_stack=in_stack,
+            heads=n_heads,
+        )
         candidates.append(Candidate(axis, group_components))
     return candidates
 
@@ -183,9 +172,18 @@ def _forms(entries: Sequence[np.ndarray], n_components: int) -> np.ndarray:
     return forms
 
 
-def _marked(components: np.ndarray, labels: Sequence[np.ndarray]) -> set[int]:
-    flat = np.concatenate([*labels, np.zeros(0, np.int64)])
-    return set(np.unique(components[flat[flat >= 0]]).tolist())
+def _heads(rec: Recording, components: np.ndarray) -> dict[int, int]:
+    """Component -> attention heads in it: the batch indices of one product of two activations."""
+    heads: dict[int, int] = {}
+    for labels in rec.products:
+        for component, n in Counter(components[labels].tolist()).items():
+            heads[component] = max(n, heads.get(component, 0))
+    return heads
+
+
+def _outputs(rec: Recording, components: np.ndarray) -> set[int]:
+    labels = np.concatenate(rec.outputs)
+    return set(components[labels[labels >= 0]].tolist())
 
 
 def _structure(parameter: str) -> str:

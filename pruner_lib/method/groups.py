@@ -73,6 +73,7 @@ class Axis:
     siblings: str = ""
     side_by_side: int = 1  # how many siblings share each dim
     in_stack: bool = False  # a member is a dim of stacked experts
+    heads: int = 1  # attention heads of a group: with grouped-query attention all that share its KV head
 
     @cached_property
     def structures(self) -> tuple[str, ...]:
@@ -88,7 +89,8 @@ class Axis:
     @property
     def width(self) -> int:
         """Channels of one group (head_dim for an attention head, 1 for an MLP channel)."""
-        return gcd(*(m.width for m in self.members))
+        consumed = [m.width for m in self.members if m.role == "in"][-1]
+        return gcd(consumed // self.heads, *(m.width for m in self.members))
 
     @property
     def layer(self) -> int | None:

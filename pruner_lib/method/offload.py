@@ -8,6 +8,7 @@ anywhere and may be cut.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from pruner_lib.method.decoder import decoder_layers
+from pruner_lib.method.decoder import check_plain, decoder_layers
 
 
 def offloaded(model: nn.Module) -> list[str]:
@@ -46,10 +47,11 @@ def _hooks(module: nn.Module) -> list:
 
 
 def check_in_memory(model: nn.Module) -> None:
-    """Refuse a model whose weights are not in its modules.
+    """Refuse a model whose weights are not in its modules, as they are in a plain one.
 
-    Raises:  ValueError: some are offloaded; the message names one and says what to do.
+    Raises:  ValueError: see `check_plain`, or some are offloaded; the message names one and says what to do.
     """
+    check_plain(model)
     if names := offloaded(model):
         raise ValueError(
             f"{len(names)} weights, such as {names[0]}, are offloaded to CPU memory or disk and not in the "
@@ -69,6 +71,37 @@ def plain_forward(model: nn.Module) -> Iterator[None]:
     finally:
         for module, forward in wrapped.items():
             module.forward = forward
+
+
+def without_weights(model: nn.Module) -> nn.Module:
+    """A copy of a model to run on shapes alone: parameters and buffers on the meta device, nothing offloaded.
+
+    A model may change while it runs (tables of positions move to the device of the input); the copy does.
+    Activations that it holds can't be copied and go to the meta device too.
+    """
+    held = [t for m in model.modules() for t in vars(m).values() if getattr(t, "grad_fn", None) is not None]
+    memo = {id(t): _on_meta(t) for t in [*model.parameters(), *model.buffers(), *held]}
+    memo |= {id(hook): None for m in model.modules() if (hook := getattr(m, "_hf_hook", None)) is not None}
+    with plain_forward(model):
+        return copy.deepcopy(model, memo)
+
+
+def _on_meta(tensor: torch.Tensor) -> torch.Tensor:
+    empty = torch.empty_like(tensor, device="meta")
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model in evaluation mode without gradients, then restore the mode of every module."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 @contextmanager
@@ -97,13 +130,12 @@ def holding(model: nn.Module, replacements: dict[torch.Tensor, torch.Tensor]) ->
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, no parameter gradients; both restored afterwards."""
-    training, flags = model.training, {p: p.requires_grad for p in model.parameters()}
-    model.eval().requires_grad_(False)
+    flags = {p: p.requires_grad for p in model.parameters()}
+    model.requires_grad_(False)
     try:
-        with torch.enable_grad():
+        with evaluating(model), torch.enable_grad():
             yield
     finally:
-        model.train(training)
         for parameter, flag in flags.items():
             parameter.requires_grad_(flag)
 

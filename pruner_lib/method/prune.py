@@ -4,8 +4,7 @@
 sets the same groups to zero. Both give the same function of the input: the theorem that the tests hold on
 every architecture. Nothing is chosen here; see `select`.
 
-Whole decoder layers can go as well (the granularity that the paper compares with in its Table 8): those that
-stay are renumbered, and the config gets their number.
+Whole decoder layers can go as well; that cut is in `depth`.
 """
 
 from __future__ import annotations
@@ -16,53 +15,21 @@ import torch
 from torch import nn
 
 from pruner_lib.method.decoder import decoder_layers
+from pruner_lib.method.depth import drop_layers_
 from pruner_lib.method.discover import discover
 from pruner_lib.method.groups import Axes, Axis, Member, Plan
 from pruner_lib.method.layout import apply_layout_, empty_layout, merge_layouts, set_layout, set_parameter_
 from pruner_lib.method.norms import norm_factor, norm_members, scaled_eps
-from pruner_lib.method.offload import check_in_memory
+from pruner_lib.method.offload import check_in_memory, without_weights
+from pruner_lib.method.proof import check_cut
 from pruner_lib.method.size_rules import (
     SizeRule,
     build_twin,
     builds,
     find_size_rule,
     in_like_modules,
-    layer_edits,
-    other_floats,
     shapes_of,
 )
-
-
-def drop_layers_(model: nn.Module, plan: Plan) -> nn.Module:
-    """Keep some decoder layers, renumber them, and shorten what the config lists by layer."""
-    path, layers = decoder_layers(model)
-    n, keep = len(layers), plan.keep["layers"].tolist()
-    plan.check_count("layers", n)
-    if getattr(model, "pruning_layout", None):
-        raise ValueError(
-            "drop layers before cutting widths unevenly: the layout names layers by their number"
-        )
-    edits = layer_edits(model, path, keep, n)
-    twin = build_twin(model, edits)
-    parts = [dict(layer.named_modules()) for layer in layers]
-    numbered = [
-        (name, attribute)
-        for name, module in parts[0].items()
-        for attribute, value in vars(module).items()
-        if type(value) is int
-        and [vars(part[name]).get(attribute) if name in part else None for part in parts] == list(range(n))
-    ]
-    for new, old in enumerate(keep):
-        for name, attribute in numbered:
-            setattr(parts[old][name], attribute, new)
-    parent, _, child = path.rpartition(".")
-    setattr(model.get_submodule(parent), child, nn.ModuleList(layers[i] for i in keep))
-    for key, value in edits.items():
-        setattr(model.config, key, value)
-    trained = other_floats(model, twin)
-    set_layout(model, {**empty_layout(), "attributes": trained} if trained else None)
-    model.pruned_by = [*getattr(model, "pruned_by", ()), plan]
-    return model
 
 
 def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Module:
@@ -75,8 +42,8 @@ def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modu
     Returns: the same model. `model.pruning_layout` is None if its config alone now says all (a plain
         checkpoint), else the widths that its config can't say. `model.pruned_by` lists the plans carried
         out so far.
-    Raises: ValueError: the plan does not fit the model, or its weights are offloaded. The model is then
-        unchanged.
+    Raises: ValueError: the plan does not fit the model, the model would no longer run or mix its groups (see
+        `proof`), or its weights are offloaded. The model is then unchanged.
     """
     check_in_memory(model)
     if "layers" in plan.keep:
@@ -89,12 +56,16 @@ def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modu
     factors = _norm_factors(model, axes, keep, cuts)
     rules = _size_rules(model, axes, kept)
     layout = _layout(model, axes, keep, cuts, rules)
-    plain = _plain_config(model, axes, kept, layout, rules)
-    for parameter, factor in (
-        factors.items() if plain is None else ()
-    ):  # a plain config has one epsilon for all
+    for parameter, factor in factors.items():
         norm = parameter.rpartition(".")[0]
         layout["attributes"].setdefault(norm, {}).update(scaled_eps(model.get_submodule(norm), factor))
+    scaled = any(factor != 1 for factor in factors.values())  # a plain config has one epsilon for all norms
+    plain = None if scaled else _plain_config(model, axes, kept, layout, rules)
+    layout["config"] = {} if plain else layout["config"]
+    merged = merge_layouts(getattr(model, "pruning_layout", None), layout)
+    trial = without_weights(model)
+    _set_widths_(trial, merged, plain)
+    check_cut(trial, plan, axes, keep, cuts)
     with torch.no_grad():
         for parameter, by_dim in cuts.items():
             weight = model.get_parameter(parameter).detach()
@@ -103,15 +74,16 @@ def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modu
             weight = weight * factors[parameter] if parameter in factors else weight
             set_parameter_(model, parameter, weight.contiguous())
             del weight
-    merged = merge_layouts(
-        getattr(model, "pruning_layout", None), {**layout, "config": {} if plain else layout["config"]}
-    )
-    apply_layout_(model, merged)
-    for key, value in (plain or {}).items():
-        setattr(model.config, key, value)
+    _set_widths_(model, merged, plain)
     set_layout(model, None if plain is not None else merged)
     model.pruned_by = [*getattr(model, "pruned_by", ()), plan]
     return model
+
+
+def _set_widths_(model: nn.Module, layout: dict, plain: dict | None) -> None:
+    apply_layout_(model, layout)
+    for key, value in (plain or {}).items():
+        setattr(model.config, key, value)
 
 
 def mask_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Module:

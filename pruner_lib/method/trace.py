@@ -10,8 +10,6 @@ This module only collects. `discover` turns what was collected into groups.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
@@ -19,11 +17,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pruner_lib.method.decoder import prompt_for
 from pruner_lib.method.labels import Recording, labels_of, set_labels
-from pruner_lib.method.offload import holding, plain_forward
 from pruner_lib.method.operators import LOOKUPS, labels_for, tensors_in
 
 aten = torch.ops.aten
 N_TOKENS = 3
+PLAIN = {"_attn_implementation": "eager", "_experts_implementation": "batched_mm"}  # of a config
 
 
 class LabelMode(TorchDispatchMode):
@@ -78,27 +76,20 @@ def trace(model: nn.Module, layers: nn.ModuleList) -> Recording:
     """Run `model` on labels and return what was recorded.
 
     Args:
-        model: a decoder on any device; its weights are neither read nor copied.
+        model: a decoder on the meta device, as from `without_weights`; keeps the trace's hooks and settings.
         layers: its decoder layers, at whose entry unlabelled inputs (position biases) get labels.
     Raises: ValueError: the model does not run on the meta device.
     """
     rec = Recording()
-    on_meta = {p: torch.empty_like(p, device="meta") for p in model.parameters()}
     for name, parameter in model.named_parameters():
-        set_labels(on_meta[parameter], rec.label(parameter, name, "parameter"))
+        set_labels(parameter, rec.label(parameter, name, "parameter"))
     paths = {module: name for name, module in model.named_modules()}
-    hooks = [
+    for layer in layers:
         layer.register_forward_pre_hook(
             lambda m, a, k: _label_constants(rec, paths[m], a, k), with_kwargs=True
         )
-        for layer in layers
-    ]
-    try:
-        with plain_products(model), torch.no_grad(), KeepIndices(), LabelMode(rec):
-            out = _forward_on_meta(model, on_meta)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with torch.no_grad(), KeepIndices(), LabelMode(rec):
+        out = _forward_on_meta(model)
     logits = out[0] if isinstance(out, tuple) else out.logits
     labels = labels_of(logits)
     if labels is None:
@@ -131,14 +122,17 @@ def _is_number(x: torch.Tensor) -> bool:
 def constants_in_forward(model: nn.Module) -> list[float]:
     """The constant factors of a forward pass, in order, for a model on the meta device."""
     mode = ConstantMode()
-    with plain_products(model), torch.no_grad(), mode:
-        _forward_on_meta(model, {})
+    with torch.no_grad(), mode:
+        _forward_on_meta(model)
     return mode.factors
 
 
-def _forward_on_meta(model: nn.Module, parameters: dict[torch.Tensor, torch.Tensor]):
-    """Run the model with these parameters in place of its own, and its buffers on the meta device."""
-    on_meta = parameters | {b: torch.empty_like(b, device="meta") for b in model.buffers()}
+def _forward_on_meta(model: nn.Module):
+    """Run a few tokens in evaluation mode, attention and experts by plain matrix products."""
+    model.eval()
+    for key, plain in PLAIN.items():
+        if getattr(getattr(model, "config", None), key, None) is not None:
+            setattr(model.config, key, plain)
     ids = torch.zeros(1, N_TOKENS, dtype=torch.long, device="meta")
     mask = torch.zeros(1, 1, N_TOKENS, N_TOKENS, device="meta")
     attempts = (
@@ -148,34 +142,14 @@ def _forward_on_meta(model: nn.Module, parameters: dict[torch.Tensor, torch.Tens
     )
     errors = []
     for arguments in attempts:
-        training = model.training
         try:
-            model.eval()
-            with plain_forward(model), holding(model, on_meta):
-                return model(**arguments, use_cache=False)
+            return model(**arguments, use_cache=False)
         except Exception as error:  # noqa: BLE001  the model's own code may raise anything
             errors.append(f"{type(error).__name__}: {error}")
-        finally:
-            model.train(training)
     raise ValueError(
         f"{type(model).__name__} does not run on the meta device with {N_TOKENS} tokens, so its groups can't "
         "be traced: " + " | ".join(dict.fromkeys(errors))
     )
-
-
-@contextmanager
-def plain_products(model: nn.Module):
-    """Let attention and experts be computed by plain matrix products while the block runs."""
-    config = getattr(model, "config", None)
-    plain = {"_attn_implementation": "eager", "_experts_implementation": "batched_mm"}
-    before = {key: value for key in plain if (value := getattr(config, key, None)) is not None}
-    for key in before:
-        setattr(config, key, plain[key])
-    try:
-        yield
-    finally:
-        for key, value in before.items():
-            setattr(config, key, value)
 
 
 def _label_constants(rec: Recording, path: str, args: tuple, kwargs: dict) -> None:

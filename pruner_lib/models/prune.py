@@ -25,8 +25,8 @@ def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modu
     Returns: the same model. `model.pruning_layout` is None if its config alone now says all (a plain
         checkpoint), else the widths that its config can't say; then its class is a subclass, of the same
         name, of the one that it had. `model.pruned_by` lists the plans carried out so far.
-    Raises: ValueError: the plan does not fit the model, or its weights are offloaded. The model is then
-        unchanged.
+    Raises: ValueError: the plan does not fit the model, the model would no longer run or mix its groups, or
+        it is not plain (see `check_plain`) or offloaded. The model is then unchanged.
     """
     pruned = prune.prune_(model, plan, axes=axes)
     return make_saveable_(pruned) if isinstance(pruned, PreTrainedModel) else pruned

@@ -10,9 +10,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruner_lib.files import write_folder
+from pruner_lib.method.decoder import check_plain
 from pruner_lib.models.modeling_pruned import AUTO_CLASS, is_foreign, make_saveable_, source_files
 
 
@@ -32,16 +34,13 @@ def save_model(
     Returns: the folder. It loads with `load_model(path)` and with
         `AutoModelForCausalLM.from_pretrained(path)`; unevenly pruned models need `trust_remote_code=True`
         in the latter, and models that came with code of their own in both.
-    Raises: ValueError: the folder holds something else, no such size, a model with an adapter, or one whose
-        class is in no file that could go along.    OSError: the disk is full; what was there is untouched.
+    Raises: ValueError: the folder holds something else, no such size, a model that is not plain (see
+        `check_plain`), that its config does not describe, or whose class is in no file that could go along.
+        OSError: the disk is full. What was there is untouched.
     """
-    if not isinstance(model, PreTrainedModel) or any(
-        ".base_layer." in name for name, _ in model.named_parameters()
-    ):
-        raise ValueError(
-            f"{type(model).__name__} carries an adapter or is no model of transformers; save a plain model, "
-            "as merge_and_unload() and recover(..., merge=True) return it, or the adapter by save_pretrained"
-        )
+    check_plain(model)
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(f"{type(model).__name__} is no model of transformers; save its weights by yourself")
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path} is a file; give a folder")
@@ -50,6 +49,7 @@ def save_model(
             f"{path} is not empty and holds no model; give a new folder, so that nothing is overwritten"
         )
     _register_code(make_saveable_(model))
+    _check_builds(model)
 
     def write(folder: Path) -> None:
         model.save_pretrained(folder, max_shard_size=max_shard_size)
@@ -59,6 +59,36 @@ def save_model(
             (folder / "plan.json").write_text(json.dumps(plans[-1] | {"earlier": plans[:-1]}))
 
     return write_folder(path, write)
+
+
+def _check_builds(model: PreTrainedModel) -> None:
+    """Build what the config will say, without weights: names, shapes and ties must be those of the model."""
+    try:
+        config = type(model.config).from_dict(json.loads(model.config.to_json_string()))
+        with torch.device("meta"):
+            found = _contents(type(model)(config))
+    except Exception as error:  # whatever a class raises for a config that it can't build
+        raise ValueError(
+            f"{type(model).__name__} can't be built from its config, so nothing was saved; mend that: {error}"
+        ) from error
+    wanted = _contents(model)
+    for name in sorted(wanted | found):
+        if (came := wanted.get(name, "nothing")) != (built := found.get(name, "nothing")):
+            raise ValueError(
+                f"{name} is {came} in this {type(model).__name__}, but its config would build {built}, so "
+                "nothing was saved; change widths with prune_, put back modules that were replaced, and let "
+                "the config say which weights are tied"
+            )
+
+
+def _contents(model: PreTrainedModel) -> dict[str, str]:
+    """Name -> the shape of its tensor, or the first name of a tensor that has several."""
+    tensors, first = model.state_dict(keep_vars=True), {}
+    names = {name: first.setdefault(id(tensor), name) for name, tensor in tensors.items()}
+    return {
+        name: f"of shape {tuple(tensor.shape)}" if names[name] == name else f"tied to {names[name]}"
+        for name, tensor in tensors.items()
+    }
 
 
 def _register_code(model: PreTrainedModel) -> None:

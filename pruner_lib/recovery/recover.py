@@ -23,6 +23,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from pruner_lib.files import plain
+from pruner_lib.method.decoder import check_plain
 from pruner_lib.method.discover import discover
 from pruner_lib.recovery.instructions import Row, batches, encode
 from pruner_lib.recovery.predict_memory import check_training_memory
@@ -78,8 +79,8 @@ def recover(
         settings: fields of `RecoverySettings`: steps, epochs, batch_size, learning_rate, rank, seed, ...
 
     Raises:
-        ValueError: settings out of range, no usable example, a model that carries an adapter, too little
-            memory, a run with other arguments in `output_dir`, or a loss that is not finite.
+        ValueError: settings out of range, no usable example, a model that is not plain (see `check_plain`),
+            too little memory, a run with other arguments in `output_dir`, or a loss that is not finite.
     """
     settings = RecoverySettings(**settings)
     _check_model(model)
@@ -155,11 +156,7 @@ def linear_modules(model: nn.Module, *, without: str) -> list[str]:
 
 
 def _check_model(model: nn.Module) -> None:
-    if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
-        raise ValueError(
-            "The model carries an adapter already; give a plain model: `recovered.model.unload()` takes the "
-            "adapter out, `recover(..., merge=True)` adds it to the weights."
-        )
+    check_plain(model)
     head = getattr(model, "get_output_embeddings", lambda: None)()
     if head is None:
         raise ValueError(

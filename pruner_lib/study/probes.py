@@ -24,10 +24,10 @@ from pruner_lib.data.corpora import local_text
 from pruner_lib.data.windows import instructions
 from pruner_lib.evaluation.efficiency import weight_bytes
 from pruner_lib.evaluation.meters import in_turn, meter, timed
-from pruner_lib.evaluation.perplexity import evaluating
 from pruner_lib.method.decoder import decoder_layers
 from pruner_lib.method.groups import Axis
 from pruner_lib.method.importance import estimate_members
+from pruner_lib.method.offload import evaluating
 from pruner_lib.method.prune import mask_
 from pruner_lib.recovery.instructions import IGNORED, encode
 from pruner_lib.study.cache import files_hash, inputs_hash

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from pruner_lib.evaluation.meters import in_turn, quartiles
-from pruner_lib.evaluation.perplexity import automatic_batch, evaluating, perplexity_result
+from pruner_lib.evaluation.perplexity import automatic_batch, perplexity_result
+from pruner_lib.method.offload import evaluating
 from pruner_lib.models.load import load_model
 from tests.benchmarks.rows import DEVICE, Cases, run
 

@@ -20,11 +20,11 @@ import torch
 from torch import nn
 
 from pruner_lib.evaluation.meters import in_turn, quartiles
-from pruner_lib.evaluation.perplexity import evaluating
 from pruner_lib.method.decoder import decoder_layers
 from pruner_lib.method.discover import discover
 from pruner_lib.method.groups import Plan
 from pruner_lib.method.importance import estimate
+from pruner_lib.method.offload import evaluating
 from pruner_lib.method.select import select
 from pruner_lib.models.load import load_model
 from pruner_lib.models.prune import prune_

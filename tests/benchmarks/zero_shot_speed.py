@@ -21,9 +21,9 @@ import pandas as pd
 from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 
-from pruner_lib.evaluation.perplexity import evaluating
 from pruner_lib.evaluation.shared_context import ChoicesLM
 from pruner_lib.evaluation.zero_shot import SEVEN_TASKS, TASKS, draw, find_data, load_task, quiet
+from pruner_lib.method.offload import evaluating
 from pruner_lib.models.load import load_model
 
 WAYS = {"lm_eval": HFLM, "shared_context": ChoicesLM}

@@ -166,6 +166,43 @@ def test_full_disk_leaves_the_old_checkpoint_whole(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
 
 
+def _wider_by_hand(model):
+    mlp = model.model.layers[1].mlp
+    mlp.gate_proj, mlp.up_proj = torch.nn.Linear(24, 50), torch.nn.Linear(24, 50)
+    mlp.down_proj = torch.nn.Linear(50, 24)
+
+
+def _another_module(model):
+    model.model.layers[1].mlp = torch.nn.Sequential(model.model.layers[1].mlp)
+
+
+def _another_config(model):
+    model.config.num_hidden_layers = 2
+
+
+def _config_that_builds_nothing(model):
+    model.config.num_attention_heads = 7
+
+
+def _tied_by_hand(model):
+    model.lm_head.weight = model.model.embed_tokens.weight
+
+
+DESCRIBED_OTHERWISE = [_wider_by_hand, _another_module, _another_config, _config_that_builds_nothing]
+
+
+@pytest.mark.parametrize("change", [*DESCRIBED_OTHERWISE, _tied_by_hand])
+def test_a_model_that_its_config_does_not_describe_is_not_saved(change, tmp_path):
+    model = build("llama-gqa")
+    save_model(model, None, tmp_path / "m")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "m").iterdir()}
+    change(model)
+    with pytest.raises(ValueError, match="nothing was saved"):
+        save_model(model, None, tmp_path / "m")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "m").iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
 @pytest.mark.parametrize("family", ["llama-gqa", "gemma3_text", "deepseek_v3", "bloom"])
 def test_model_with_fewer_layers_is_saved_and_loaded(family, tmp_path):
     """The first layer of deepseek_v3 is of another make, which its config counts from the front."""

@@ -13,13 +13,13 @@ from pruner_lib.evaluation.perplexity import (
     _until,
     automatic_batch,
     chunk_rows,
-    evaluating,
     generate_samples,
     perplexity,
     perplexity_result,
     repetition_rate,
     window_nll,
 )
+from pruner_lib.method.offload import evaluating
 from pruner_lib.models.load import load_model
 
 VOCABULARY = 61

@@ -8,7 +8,10 @@ import pytest
 import torch
 from families import (
     CHANNEL_FAMILIES,
+    COMMON,
     FAMILIES,
+    NO_HEAD_DIM,
+    OLD_GPT,
     build,
     discovered,
     logits,
@@ -51,6 +54,68 @@ def test_cut_equals_mask(family, name):
     assert (logits(cut, ids) - logits(masked, ids)).abs().max() < 1e-4
     assert (logits(model, ids) - logits(masked, ids)).abs().max() > 1e-2  # the mask does something
     assert sum(p.numel() for p in cut.parameters()) < sum(p.numel() for p in model.parameters())
+
+
+SHARED_HEADS = {  # an even number of query heads for each KV head
+    "phi3": {"num_attention_heads": 4, "hidden_size": 16},
+    "falcon-new": {"num_attention_heads": 4, "hidden_size": 16},
+    "olmo2": {"num_attention_heads": 8, "hidden_size": 32},
+}
+
+
+@pytest.mark.parametrize("name", ["every layer", "inner layer"])
+@pytest.mark.parametrize("family", SHARED_HEADS)
+def test_cut_equals_mask_where_heads_share_keys_and_values(family, name):
+    """olmo2 has a norm over all heads, whose epsilon is another after the cut."""
+    model = build(family, **SHARED_HEADS[family])
+    plan = _plan(model, **PLANS[name])
+    assert discover(model)["layers.1.attention"].width == 4
+    cut, masked = (change(copy.deepcopy(model), plan) for change in (prune_, mask_))
+    assert (logits(cut, tokens()) - logits(masked, tokens())).abs().max() < 1e-4
+
+
+BREAKING = {  # attention sinks; heads in four blocks; a norm without weights
+    "gpt_oss": ("GptOssConfig", COMMON | {"num_local_experts": 4}, "block", "does not run"),
+    "codegen": ("CodeGenConfig", OLD_GPT | {"n_embd": 32, "n_head": 8, "rotary_dim": 4}, "block", "mix the"),
+    "olmo": ("OlmoConfig", NO_HEAD_DIM, "channel", "does not run"),
+}
+
+
+def _breaking(family: str, monkeypatch) -> torch.nn.Module:
+    monkeypatch.setitem(FAMILIES, family, BREAKING[family][:2])
+    return build(family)
+
+
+@pytest.mark.parametrize("family", BREAKING)
+def test_a_plan_that_breaks_the_model_is_refused_and_nothing_is_changed(family, monkeypatch):
+    model = _breaking(family, monkeypatch)
+    before, config, wanted = (
+        copy.deepcopy(model.state_dict()),
+        model.config.to_dict(),
+        logits(model, tokens()),
+    )
+    plan = _plan(model, ratio=0.5, granularity=BREAKING[family][2])
+    with pytest.raises(ValueError, match=BREAKING[family][3]) as refusal:
+        prune_(model, plan)
+    assert list(plan.cut)[0] in str(refusal.value)
+    after = model.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[k], v) for k, v in after.items())
+    assert model.config.to_dict() == config and torch.equal(logits(model, tokens()), wanted)
+
+
+def test_heads_in_blocks_can_be_cut_where_every_block_keeps_as_many(monkeypatch):
+    model = _breaking("codegen", monkeypatch)
+    plan = Plan({"layers.1.attention": [0, 3, 4, 7]}, {"layers.1.attention": 8})
+    cut, masked = (change(copy.deepcopy(model), plan) for change in (prune_, mask_))
+    assert (logits(cut, tokens()) - logits(masked, tokens())).abs().max() < 1e-4
+
+
+def test_layers_that_the_model_reads_by_number_are_kept():
+    model = build("llama-gqa")
+    model.model.register_forward_pre_hook(lambda module, _: setattr(module, "third", module.layers[2].mlp))
+    with pytest.raises(ValueError, match="what the plan cuts .layers. would leave a model that does not run"):
+        prune_(model, Plan({"layers": [0, 1]}, {"layers": 3}))
+    assert len(model.model.layers) == model.config.num_hidden_layers == 3
 
 
 @pytest.mark.parametrize("family", ["llama-tied", "gpt2", "bloom", "phi3"])

@@ -77,7 +77,7 @@ MORE_FAMILIES = {
     ),
     "smollm3": ("SmolLM3Config", NO_HEAD_DIM),
 }  # fmt: skip
-KV2, KV6, ONE = (2, 4), (6, 4), (1, 8)
+KV2, KV6, ONE = (2, 4), (6, 4), (1, 4)
 WIDE2 = (2, 8)
 # family -> what a person would draw in layer 1: {axis: (groups, channels of a group)}, in three layers
 DRAWN = {
