@@ -60,6 +60,7 @@ def test_without_the_file_there_are_the_built_in_profiles_alone(own, monkeypatch
         ("mine: {like: tiny, draws: 2.5}", "draws is 2.5, but should be a valid integer"),
         ("mine: {like: tiny, draws: yes}", "draws is True, but should be a valid integer"),
         ("mine: {like: tiny, model: ''}", "model is '', but should have at least 1 character"),
+        ("mine: {like: tiny, model: <svg onload=x>}", "model is '<svg onload=x>', but should match"),
         ("mine: {like: tiny, sweep: {shares: x}}", "sweep.shares is 'x', but should be a valid array"),
         ("mine: {like: tiny, sweep: [1]}", r"sweep is \[1\], but should be an object"),
         ("mine: {like: tiny, calibration_study: {samples: [0]}}", "calibration_study.samples.0 is 0, but"),
