@@ -47,7 +47,6 @@ from pruner_lib.study.settings import settings_key
 
 TAIL = 4000  # characters of a failed notebook's messages that are kept
 STOP_S = 4  # seconds that the processes of a stopped notebook have to end by themselves
-SCALARS = (bool, int, float, str, type(None))
 AT_ONCE = 2  # notebooks that run side by side where nothing is left to measure
 PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
 
@@ -261,7 +260,8 @@ def _setting(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     with contextlib.suppress(yaml.YAMLError):
         read = yaml.safe_load(value)
-        plain = all(type(one) in SCALARS for one in (read if isinstance(read, list) else [read]))
+        values = read if isinstance(read, list) else [read]
+        plain = all(isinstance(one, (int, float, str, type(None))) for one in values)
         if equals and name.isidentifier() and plain:
             return name, read
     raise argparse.ArgumentTypeError(
@@ -270,10 +270,7 @@ def _setting(text: str) -> tuple[str, Any]:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run from the command line.
-
-    Returns: the exit code: 0 all done, 1 a notebook failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM.
-    """
+    """Run, and give the exit code: 0 all done, 1 a notebook failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM."""
     parser = argparse.ArgumentParser(prog="python -m pruner_lib.study.notebooks", description=__doc__)
     add = parser.add_argument
     add("--profile", default="quick")
