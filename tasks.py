@@ -10,6 +10,7 @@ import inspect
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -133,11 +134,16 @@ VERBS = {verb.__name__: verb for verb in (setup, lab, study, notebook, test, lin
 
 
 def _run(command: list) -> int:
-    """Run a command in the project's root, on this terminal; give its exit code, 128 + n for signal n."""
+    """Run a command in the project's root, on this terminal; give its exit code, 128 + n for signal n.
+
+    A SIGTERM is passed on to it.
+    """
     with subprocess.Popen([str(word) for word in command], cwd=str(ROOT)) as child:
+        before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
         while True:
             try:
                 code = child.wait()
+                signal.signal(signal.SIGTERM, before)
                 return code if code >= 0 else 128 - code
             except KeyboardInterrupt:
                 continue  # the child got the same Ctrl-C and ends in its own way

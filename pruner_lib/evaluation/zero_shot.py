@@ -182,8 +182,8 @@ def zero_shot(
              that, and with False, each choice has a row, as in lm-eval.    right_answers_only: bits per byte
              of the right answers and nothing else, in less time.
     Returns: task -> TaskScore, in the order of `tasks`.
-    Raises:  ValueError: an unknown task; a limit below 1; no data in data directory, asset or hub; too little
-             memory for a single row.
+    Raises:  ValueError: an unknown task; a limit below 1; no data in data directory, asset or hub; logits
+             that are NaN or infinite; too little memory for a single row.
     Source:  paper, section 4.1; the metric of each task as inferred from Table 1. Differs: a newer lm-eval.
     """
     unknown = [task for task in tasks if task not in TASKS]
@@ -309,6 +309,12 @@ def _score(
         -log[i] / math.log(2) / len(sample["arguments"][i][1].encode())
         for i, log, sample in zip(right, logs, samples, strict=True)
     )
+    scored = bits if right_answers_only else [log for choices in logs for log in choices]
+    if not np.isfinite(scored).all():
+        raise ValueError(
+            f"{task} has log-likelihoods that are not finite: the model gives NaN or infinite logits; check "
+            "its weights, or evaluate in float32"
+        )
     if right_answers_only:
         return TaskScore(task, spec.metric, math.nan, math.nan, len(samples), (), (), bits, {}, protocol)
     row = answers["results"][task]  # "acc,none": lm-eval's name of no filter

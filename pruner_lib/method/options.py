@@ -59,14 +59,16 @@ def check_options(
     by_name = isinstance(ratio, Mapping)
     for value in ratio.values() if by_name else [ratio]:
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < 1:
-            raise ValueError(f"ratio must be in [0, 1), got {value!r}; 0.25 removes a quarter")
+            raise ValueError(
+                f"ratio must be an int or a float in [0, 1), got {value!r}; 0.25 removes a quarter"
+            )
     check_choice("granularity", granularity, tuple(GRANULARITIES))
     check_choice("scope", scope, SCOPES)
     check_choice("target", target, TARGETS)
     numbers = {"protect_first": (protect_first, 0), "protect_last": (protect_last, 0)}
     for name, (value, least) in (numbers | {"multiple_of": (multiple_of, 1)}).items():
         if not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+            raise ValueError(f"{name} must be an int of at least {least}, got {value!r}")
     if granularity == "channel" and protect_first + protect_last:
         raise ValueError(
             "channel granularity cuts the residual stream of every layer: protect_first and protect_last "

@@ -52,6 +52,7 @@ from pruner_lib.models.twins import with_own_heads
 EMBEDDED, TWIN = "smollm2-135m", "smollm2-135m-mha"
 NAMES = (EMBEDDED, TWIN, "tiny")  # what `load_model` knows, apart from folders and hub ids
 ONE_BY_ONE = "HF_DEACTIVATE_ASYNC_LOAD"  # makes transformers read without threads
+OLD_MASKS = re.compile(r"\.(attn|attention)\.(masked_bias|bias|causal_mask)$")  # no weights, but once saved
 TINY_SPECIAL = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 
 
@@ -76,8 +77,8 @@ def load_model(
         seed: of the weights of `tiny`; the other models have none to draw.
         trust_remote_code: run code that lies beside the weights, where the model is no part of transformers.
 
-    Raises: ValueError: unknown name, not found, no decoder with a language-model head, missing weights, no
-        such device, or code of its own that is not trusted.
+    Raises: ValueError: unknown name, not found, no decoder with a language-model head, weights missing or
+        without a place, no such device, or code of its own that is not trusted.
     """
     name = str(name_or_path)
     device = find_device(device)
@@ -96,7 +97,8 @@ def load_model(
     else:
         try:
             model, tokenizer = _load(str(folder), pruned=_is_pruned(folder, trust_remote_code), **how)
-        except (OSError, RuntimeError, SafetensorError) as error:  # missing, damaged, or of other shapes
+        # missing, damaged, of other shapes, or settings of another kind than transformers reads
+        except (OSError, RuntimeError, SafetensorError, TypeError, AttributeError) as error:
             raise ValueError(f"{folder} is no whole checkpoint with its tokenizer: {error}") from error
     return (model.to(device) if placed is None else model).eval(), tokenizer
 
@@ -169,6 +171,8 @@ def _load(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a checkpoint; an unevenly pruned one by our own code, never by the copy in its folder."""
     config = AutoConfig.from_pretrained(source, trust_remote_code=trusted, revision=revision)
+    if not trusted:
+        config._attn_implementation = None  # the name of a kernel would fetch code from the hub
     build = PrunedModelForCausalLM if pruned else AutoModelForCausalLM
     if not (trusted and AUTO_CLASS in (getattr(config, "auto_map", None) or {})):
         dense = _decoder_class(source, config)
@@ -177,9 +181,11 @@ def _load(
     how = {"dtype": dtype, "device_map": device_map, "trust_remote_code": trusted, "revision": revision}
     with _read_into_memory():
         model, report = build.from_pretrained(source, config=config, output_loading_info=True, **how)
-    if missing := sorted(report["missing_keys"]):
-        some = ", ".join(missing[:3])
-        raise ValueError(f"{source} lacks {len(missing)} weights of {type(model).__name__}, such as {some}")
+    spare = {name for name in report["unexpected_keys"] if not OLD_MASKS.search(name)}
+    for names, fault in ((report["missing_keys"], "lacks"), (spare, "has no place in its config.json for")):
+        if names:
+            weights = f"weights of {type(model).__name__}, such as {', '.join(sorted(names)[:3])}"
+            raise ValueError(f"{source} {fault} {len(names)} {weights}")
     return model, _load_tokenizer(source, trusted, revision)
 
 

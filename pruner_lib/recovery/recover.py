@@ -89,11 +89,11 @@ def recover(
     data = batches(encoded, steps=steps, batch_size=settings.batch_size, seed=settings.seed)
     points, kept = _evaluated_steps(evaluate, evaluate_at, steps), _kept_steps(keep_at, at, steps)
     run = Run(Path(output_dir), _identity(model, settings, data, points, kept), data, points, kept)
-    run.open(resume)
     last = at or steps
-    done = run.finished or run.has(last)
     with _put_back(model, after=merge), random_state(settings.seed):
         adapted = add_adapter(model, settings)
+        run.open(resume)
+        done = run.finished or run.has(last)
         if not done:
             check_training_memory(adapted, settings, encoded)
             pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
@@ -109,11 +109,19 @@ def recover(
 def add_adapter(model: nn.Module, settings: RecoverySettings) -> PeftModel:
     """Put LoRA layers into `model`, in place; as B = 0 they change nothing yet. The output layer gets none.
 
-    Raises: ValueError: no module is named like `target_modules`.
+    Raises: ValueError: one of `target_modules` ends the name of no linear layer but the output layer.
     """
     target = settings.target_modules
-    if isinstance(target, str) and target in WITHOUT:
+    if target in WITHOUT:
         target = linear_modules(model, without=WITHOUT[target])
+    elif target != "all-linear":
+        target, names = [target] if isinstance(target, str) else list(target), linear_names(model)
+        unknown = [one for one in target if not any(f".{name}".endswith(f".{one}") for name in names)]
+        if unknown or not target:
+            ends = ", ".join(sorted({name.rpartition(".")[2] for name in names}))
+            raise ValueError(
+                f"target_modules={target}: {unknown} name no linear layer, wanted some of {ends}"
+            )
     dropout = settings.dropout
     if dropout and any(parameter.ndim == 3 for parameter in model.parameters()):
         warnings.warn("stacked experts: peft trains them without dropout only, so it is 0 here", stacklevel=2)
@@ -123,7 +131,7 @@ def add_adapter(model: nn.Module, settings: RecoverySettings) -> PeftModel:
         lora_alpha=settings.alpha,
         lora_dropout=dropout,
         task_type="CAUSAL_LM",
-        target_modules=target if isinstance(target, str) else list(target),
+        target_modules=target,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
     with warnings.catch_warnings():
@@ -133,6 +141,12 @@ def add_adapter(model: nn.Module, settings: RecoverySettings) -> PeftModel:
     if not isinstance(used.target_modules, str):
         used.target_modules = sorted(used.target_modules)  # a set, whose order changes from run to run
     return adapted
+
+
+def linear_names(model: nn.Module) -> set[str]:
+    """Name the linear layers but the output layer."""
+    head = model.get_output_embeddings()
+    return {n for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not head}
 
 
 def linear_modules(model: nn.Module, *, without: str) -> list[str]:
@@ -145,8 +159,7 @@ def linear_modules(model: nn.Module, *, without: str) -> list[str]:
     Source:  paper, Table 12. Differs: that leaves the modules out by their names in LLaMA.
     """
     left_out = {name for axis in discover(model).of_kind(without).values() for name in axis.structures}
-    head = model.get_output_embeddings()
-    linear = {n for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not head}
+    linear = linear_names(model)
     if not left_out & linear or linear <= left_out:
         raise ValueError(
             f"{type(model).__name__} has {len(left_out & linear)} of {len(linear)} linear layers in groups "

@@ -28,6 +28,7 @@ from typing import Any
 
 import nbformat
 import papermill
+import psutil
 import yaml
 
 from pruner_lib.files import write_json, write_text
@@ -45,6 +46,7 @@ from pruner_lib.study.results import (
 from pruner_lib.study.settings import settings_key
 
 TAIL = 4000  # characters of a failed notebook's messages that are kept
+STOP_S = 4  # seconds that the processes of a stopped notebook have to end by themselves
 AT_ONCE = 2  # notebooks that run side by side where nothing is left to measure
 PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
 
@@ -194,7 +196,7 @@ def _run_together(given: Mapping[Path, dict[str, Any]], profile: str) -> list[No
 def _papermill(
     path: Path, scratch: Path, parameters: dict[str, Any], environment: dict[str, str], progress: bool
 ) -> Iterator[subprocess.Popen]:
-    """Start papermill on a notebook; at the end of the block it and its kernel are gone."""
+    """Start papermill on a notebook; at the end of the block it and all that it started are gone."""
     command = [sys.executable, "-m", "papermill", str(path.resolve()), str(scratch / path.name)]
     command += ["--parameters_yaml", yaml.safe_dump(parameters), "--kernel", "python3"]
     streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
@@ -206,8 +208,11 @@ def _papermill(
             yield process
         finally:
             if process.poll() is None:
-                with contextlib.suppress(ProcessLookupError, AttributeError):  # Windows has no killpg
-                    os.killpg(process.pid, signal.SIGTERM)
+                mine = psutil.Process(process.pid).children(recursive=True)
+                process.terminate()  # papermill ends its kernel
+                for left in psutil.wait_procs([psutil.Process(process.pid), *mine], STOP_S)[1]:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        left.kill()
                 process.wait()
 
 
@@ -253,20 +258,26 @@ def _without_places(text: str) -> str:
 def _setting(text: str) -> tuple[str, Any]:
     """Read `name=value` as YAML does: numbers stay numbers, `true` and lists are read too."""
     name, equals, value = text.partition("=")
-    if not equals or not name.isidentifier():
-        raise argparse.ArgumentTypeError(f"{text!r} is no setting; write name=value, as ratio=0.5")
-    return name, yaml.safe_load(value)
+    with contextlib.suppress(yaml.YAMLError):
+        read = yaml.safe_load(value)
+        values = read if isinstance(read, list) else [read]
+        plain = all(isinstance(one, (int, float, str, type(None))) for one in values)
+        if equals and name.isidentifier() and plain:
+            return name, read
+    raise argparse.ArgumentTypeError(
+        f"{text!r} is no setting; write name=value, as ratio=0.5 or models=[tiny]"
+    )
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run from the command line; give the exit code: 0 all done, 1 a notebook failed, 2 bad input."""
+    """Run, and give the exit code: 0 all done, 1 a notebook failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM."""
     parser = argparse.ArgumentParser(prog="python -m pruner_lib.study.notebooks", description=__doc__)
     add = parser.add_argument
     add("--profile", default="quick")
     add("--only", action="append", default=[], help="names or their beginnings, with commas: 00,01")
     add("--set", type=_setting, action="extend", nargs="+", default=[], metavar="NAME=VALUE")
     options = parser.parse_args(words)
-    only = [name.strip() for name in ",".join(options.only).split(",") if name.strip()]
+    only = [name.strip() for names in options.only for name in names.split(",")]
     try:
         runs = run_study(options.profile, only, dict(options.set))
         failed = [run for run in runs if not run.done]
@@ -279,12 +290,12 @@ def main(words: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:
         print("stopped; run the same command again to go on", file=sys.stderr)
-        return 130
+        return getattr(stop, "code", 130)
     return int(bool(failed))
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the notebooks too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the notebooks too
     sys.exit(main())

@@ -232,6 +232,6 @@ def _read(path: Path) -> Mapping[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"the profiles {str(path)!r} can't be read: {reason}; see {VARIABLE}") from error
-    if not isinstance(profiles, Mapping) or not all(isinstance(name, str) for name in profiles):
+    if not isinstance(profiles, Mapping):
         raise ValueError(f"{path} should hold names of profiles, each with its settings; see {VARIABLE}")
-    return profiles
+    return {str(name): one for name, one in profiles.items()}

@@ -14,6 +14,7 @@ from urllib.parse import quote
 import nbformat
 import pandas as pd
 from nbconvert import HTMLExporter
+from nbconvert.preprocessors.sanitize import SanitizeHTML
 from nbformat.v4 import new_markdown_cell, new_notebook
 
 from pruner_lib.files import read_json, write_text
@@ -25,6 +26,13 @@ TEMPLATE = "{% extends 'lab/index.html.j2' %}" + "".join(
     f"{{% block {name} %}}{{% endblock %}}" for name in REMOTE
 )
 STYLE = re.compile("<style[^>]*>(.*?)</style>\\s*", re.DOTALL)
+TAGS = ["a", "b", "br", "code", "div", "em", "h1", "h2", "h3", "i", "li", "ol", "p", "pre", "span", "strong"]
+TAGS += ["ul", "style", "table", "thead", "tbody", "tr", "th", "td"]
+LOOKS = ["border-collapse", "border-top", "color", "font-weight", "opacity", "overflow-wrap", "padding"]
+LOOKS += ["padding-top", "table-layout", "text-align", "vertical-align", "white-space", "width"]
+ATTRIBUTES = ["class", "colspan", "href", "id", "rowspan", "style"]
+# any other markup in a name or a text is shown as it is written
+SAFE = SanitizeHTML(tags=TAGS, attributes=ATTRIBUTES, styles=LOOKS)
 WIDGET = "application/vnd.jupyter.widget-view+json"  # progress bars, which a page can't move
 
 
@@ -60,7 +68,7 @@ def write_index(profile: str) -> Path:
 
 
 def notebook_page(notebook: nbformat.NotebookNode, title: str, style: str) -> tuple[str, str]:
-    """Make a HTML page of an executed notebook, without its progress bars.
+    """Make a HTML page of an executed notebook, without its progress bars; names and texts stay text.
 
     Args:    style: the path of the style sheet, from the page.
     Returns: the page, and the style sheet, which is the same for all notebooks.
@@ -70,7 +78,8 @@ def notebook_page(notebook: nbformat.NotebookNode, title: str, style: str) -> tu
             cell.outputs = [one for one in cell.outputs if WIDGET not in one.get("data", {})]
     notebook.metadata.pop("widgets", None)
     resources = {"metadata": {"name": title}}
-    page, _ = HTMLExporter(raw_template=TEMPLATE).from_notebook_node(notebook, resources)
+    safe = {"sanitize_html": True, "filters": {"clean_html": SAFE.sanitize_html_tags}}
+    page, _ = HTMLExporter(raw_template=TEMPLATE, **safe).from_notebook_node(notebook, resources)
     head, end, body = page.partition("</head>")
     link = f'<link rel="stylesheet" href="{style}">\n'
     return STYLE.sub("", head) + link + end + body, "\n".join(STYLE.findall(head))

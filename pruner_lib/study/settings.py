@@ -44,7 +44,7 @@ Number = Annotated[int, Field(ge=0)]
 Length = Annotated[int, Field(ge=2)]  # tokens; the first one is never predicted
 Share = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
-Name = Annotated[str, Field(min_length=1)]
+Name = Annotated[str, Field(min_length=1, pattern="^[^<>]*$")]  # shown in tables that escape nothing
 Names = Annotated[tuple[Name, ...], Strict(False), AfterValidator(_different)]  # a list will do
 Steps = Annotated[tuple[Number, ...], Strict(False), AfterValidator(lambda steps: tuple(sorted(steps)))]
 

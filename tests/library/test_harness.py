@@ -296,6 +296,16 @@ def test_bad_settings_are_named(tasks, limit, message, subject):
         zero_shot(*subject, tasks, limit)
 
 
+@pytest.mark.parametrize("right_answers_only", [False, True])
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+@pytest.mark.filterwarnings("ignore:.*questions are scored choice by choice")
+def test_a_broken_model_is_an_error_and_no_accuracy(poison, right_answers_only, questions):
+    model, tokenizer = load_model("tiny")
+    model.model.norm.weight.data[0] = poison
+    with pytest.raises(ValueError, match="piqa has log-likelihoods that are not finite"):
+        zero_shot(model, tokenizer, ["piqa"], right_answers_only=right_answers_only)
+
+
 def test_the_assets_arrow_files_give_the_same_scores_as_lines(
     questions, subject, whole, tmp_path, monkeypatch
 ):

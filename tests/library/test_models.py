@@ -15,11 +15,16 @@ from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, LlamaModel
 
 from pruner_lib import discover
 from pruner_lib.data.assets import cache_root
+from pruner_lib.method.layout import empty_layout
 from pruner_lib.models import load
 from pruner_lib.models.load import find_model, load_model, tiny_tokenizer
 from pruner_lib.study.results import model_revision
 
 IDS = torch.arange(4, 20)[None]  # (1, 16)
+
+
+def change(path, **settings):
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
 
 
 @pytest.fixture(scope="session")
@@ -155,13 +160,32 @@ def test_missing_weight_is_an_error_not_a_random_one(checkpoint):
         load_model(checkpoint)
 
 
-@pytest.mark.parametrize("damage", ["no config", "no JSON", "no weights", "half the weights", "other shapes"])
+def test_weight_without_a_place_is_an_error_not_left_out(checkpoint):
+    change(checkpoint / "config.json", num_hidden_layers=1)
+    with pytest.raises(
+        ValueError, match="no place in its config.json for 9 weights.*layers.1.input_layernorm"
+    ):
+        load_model(checkpoint)
+
+
+def test_buffers_that_older_versions_saved_are_left_out(checkpoint):
+    path, layer = checkpoint / "model.safetensors", "model.layers.0.self_attn"
+    extra = {f"{layer}.rotary_emb.inv_freq": torch.ones(8), "model.layers.0.attn.masked_bias": torch.ones(1)}
+    save_file(load_file(path) | extra, path, metadata={"format": "pt"})
+    assert torch.equal(load_model(checkpoint)[0](IDS).logits, load_model("tiny")[0](IDS).logits)
+
+
+@pytest.mark.parametrize(
+    "damage", ["no config", "no JSON", "no weights", "half the weights", "other shapes", "auto_map"]
+)
 def test_broken_checkpoint_is_an_error_that_names_the_folder(checkpoint, damage):
     config, weights = checkpoint / "config.json", checkpoint / "model.safetensors"
     if damage == "no config":
         config.unlink()
     elif damage == "no JSON":
         config.write_text("{")
+    elif damage == "auto_map":
+        change(config, auto_map=3)
     elif damage == "no weights":
         weights.unlink()
     elif damage == "half the weights":
@@ -172,20 +196,28 @@ def test_broken_checkpoint_is_an_error_that_names_the_folder(checkpoint, damage)
         load_model(checkpoint)
 
 
-@pytest.mark.parametrize("layout", [None, {"shapes": {}, "attributes": {}, "config": {}, "inputs": {}}])
-def test_code_in_a_folder_is_never_run(checkpoint, layout):
+@pytest.mark.parametrize("layout", ["none at all", None, {}, "", empty_layout()])
+def test_code_in_a_folder_is_never_run(layout, checkpoint):
+    """Named as model, config, tokenizer, generation or attention: refused, or as without it."""
     mark = checkpoint / "ran"
     code = f"import transformers\nopen({str(mark)!r}, 'w').close()\n"
     code += "class Pruned(transformers.LlamaForCausalLM):\n    pass\n"
-    (checkpoint / "modeling_pruned.py").write_text(code)
-    config = json.loads((checkpoint / "config.json").read_text())
-    config["auto_map"] = {"AutoModelForCausalLM": "modeling_pruned.Pruned"}
-    if layout:
-        config["pruning_layout"] = layout
-    (checkpoint / "config.json").write_text(json.dumps(config))
-    model, _ = load_model(checkpoint)
+    (checkpoint / "custom_generate").mkdir()
+    for name in ("modeling_pruned.py", "custom_generate/generate.py"):
+        (checkpoint / name).write_text(code)
+    names = dict.fromkeys(("AutoConfig", "AutoModelForCausalLM"), "modeling_pruned.Pruned")
+    given = {} if layout == "none at all" else {"pruning_layout": layout}
+    change(checkpoint / "config.json", auto_map=names, _attn_implementation="some/kernel", **given)
+    tokenizer = ["modeling_pruned.Pruned"] * 2
+    change(checkpoint / "tokenizer_config.json", auto_map={"AutoTokenizer": tokenizer})
+    if layout in ("none at all", empty_layout()):
+        model, _ = load_model(checkpoint)
+        model.generate(IDS, max_new_tokens=1)
+        assert torch.equal(model(IDS).logits, load_model("tiny")[0](IDS).logits)
+    else:
+        with pytest.raises(ValueError, match="config.json is damaged: pruning_layout must be"):
+            load_model(checkpoint)
     assert not mark.exists()
-    assert torch.equal(model(IDS).logits, load_model("tiny")[0](IDS).logits)
 
 
 def test_embedded_model_is_plain_float32_safetensors(smollm2):

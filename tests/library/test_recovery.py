@@ -221,6 +221,13 @@ def test_an_error_leaves_the_plain_model(moment, tokenizer, tmp_path):
         ({"keep_at": [2, 4], "at": 3}, r"at=3: no adapter is kept there, only at \[2, 4, 6\]"),
         ({"keep_at": [0, 7]}, r"keep_at=\[0, 7\]: steps from 1 to 6"),
         ({"cutoff": 20}, "raise the cutoff"),
+        (
+            {"target_modules": ["q_proj", "nope"]},
+            r"\['nope'\] name no linear layer, wanted some of down_proj, ",
+        ),
+        ({"target_modules": ["q_proj", "lm_head"]}, r"\['lm_head'\] name no linear layer"),
+        ({"target_modules": []}, r"\[\] name no linear layer"),
+        ({"target_modules": "("}, r"\['\('\] name no linear layer"),
     ],
 )
 def test_bad_arguments_are_named_and_nothing_is_written(change, message, tokenizer, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -158,6 +159,17 @@ def test_exit_code_of_the_child_is_passed_on(clone):
         tasks._python("-c", "raise SystemExit(5)")
     assert stopped.value.code == 5
     tasks._python("-c", "pass")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_sigterm_reaches_the_child(clone):
+    wait = [sys.executable, "-I", "-S", "-c", "print('up', flush=True); import time; time.sleep(60)"]
+    code = f"import tasks\nraise SystemExit(tasks._run({wait!r}))"
+    with subprocess.Popen([sys.executable, "-c", code], cwd=clone, stdout=subprocess.PIPE, text=True) as verb:
+        assert verb.stdout.readline() == "up\n"
+        verb.terminate()
+        assert verb.stdout.read() == ""  # the child has closed it
+        assert verb.wait() == 143
 
 
 def test_clean_keeps_results_and_by_default_the_environment(clone):

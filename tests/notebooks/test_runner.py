@@ -104,10 +104,11 @@ def test_study_goes_on_after_failures_and_a_killed_kernel_and_is_done_by_the_sam
 @pytest.mark.notebook
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_interrupt_ends_the_study_and_all_its_processes(folder, tmp_path):
-    """The kernel writes its process id and sleeps; after the signal it is gone, and so is papermill."""
+    """The kernel starts a process; after the signal both are gone, and so is papermill."""
     note = tmp_path / "kernel.txt"
-    ids = "{os.getpid()} {os.getppid()}"
-    wait = f"import os, time\nopen({str(note)!r}, 'w').write(f'{ids}')\ntime.sleep(600)"
+    ids = "{os.getpid()} {os.getppid()} {child.pid}"
+    wait = "import os, subprocess, time\nchild = subprocess.Popen(['sleep', '600'])\n"
+    wait += f"open({str(note)!r}, 'w').write(f'{ids}')\ntime.sleep(600)"
     notebook(folder, "00_long", wait, FINISH)
     code = f"""
 import runpy, sys
@@ -119,10 +120,10 @@ runpy.run_module("pruner_lib.study.notebooks", run_name="__main__")
 """
     study = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
     try:
-        wait_until(lambda: note.is_file() and len(note.read_text().split()) == 2)
+        wait_until(lambda: note.is_file() and len(note.read_text().split()) == 3)
         processes = [int(number) for number in note.read_text().split()]
         study.send_signal(signal.SIGTERM)
-        assert "run the same command again" in study.communicate(timeout=120)[1] and study.returncode == 130
+        assert "run the same command again" in study.communicate(timeout=120)[1] and study.returncode == 143
         wait_until(lambda: not any(psutil.pid_exists(number) for number in processes))
     finally:
         study.kill()
@@ -156,8 +157,13 @@ def test_bad_input_on_the_command_line_ends_with_exit_code_2(folder, capsys):
     assert "there are decide, paper, quick, tiny" in capsys.readouterr().err
     assert main(["--only", "07", "--profile", "tiny"]) == 2
     assert "there are 00_good" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main(["--set", "ratio"])
+    assert main(["--only", "", "--profile", "tiny"]) == 2
+    assert "begins with ''; there are 00_good" in capsys.readouterr().err
+    for setting in ("ratio", "ratio=[1,", "ratio={a: 1}", "ratio=[[1]]", "ratio=!!python/name:os.system"):
+        with pytest.raises(SystemExit):
+            main(["--set", setting])
+        assert f"{setting!r} is no setting; write name=value" in capsys.readouterr().err
+    assert not results_dir("tiny").exists()
 
 
 def test_notebooks_come_in_the_order_of_their_names_and_can_be_chosen(folder):

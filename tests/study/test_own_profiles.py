@@ -48,6 +48,7 @@ def test_without_the_file_there_are_the_built_in_profiles_alone(own, monkeypatch
         ("mine: {ratio: 0.5}", "profile 'mine' lacks"),
         ("tiny: {ration: 0.5}", "no setting ration"),
         ("tiny: 3", "profile 'tiny' .* is 3, but should hold settings"),
+        ("3: {like: tiny}", "name is '3', but should match pattern"),
         ("- tiny", "should hold names of profiles"),
         ("../tiny: {like: tiny}", r"'../tiny': .*name is '../tiny', but should match"),
         ("a: [", "can't be read"),
@@ -60,6 +61,7 @@ def test_without_the_file_there_are_the_built_in_profiles_alone(own, monkeypatch
         ("mine: {like: tiny, draws: 2.5}", "draws is 2.5, but should be a valid integer"),
         ("mine: {like: tiny, draws: yes}", "draws is True, but should be a valid integer"),
         ("mine: {like: tiny, model: ''}", "model is '', but should have at least 1 character"),
+        ("mine: {like: tiny, model: <svg onload=x>}", "model is '<svg onload=x>', but should match"),
         ("mine: {like: tiny, sweep: {shares: x}}", "sweep.shares is 'x', but should be a valid array"),
         ("mine: {like: tiny, sweep: [1]}", r"sweep is \[1\], but should be an object"),
         ("mine: {like: tiny, calibration_study: {samples: [0]}}", "calibration_study.samples.0 is 0, but"),
@@ -84,7 +86,7 @@ def test_missing_file_is_told(monkeypatch, tmp_path):
 
 
 def test_bad_profile_of_the_users_leaves_the_others_usable(own):
-    own("mine: {like: tiny, draws: -1}\nother: {like: tiny, draws: 4}\n")
+    own("mine: {like: tiny, draws: -1}\n3: 4\nother: {like: tiny, draws: 4}\n")
     assert load_profile("tiny").draws == 3 and load_profile("other").draws == 4
     with pytest.raises(ValueError, match="draws is -1") as caught:
         load_profile("mine")

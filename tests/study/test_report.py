@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+from html.parser import HTMLParser
 
 import nbformat
+import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
@@ -53,6 +55,28 @@ def test_page_shows_text_code_and_outputs_without_bars_and_without_the_network()
     assert "&lt;script&gt;printed" in text and "<script>printed" not in text
     assert "<title>a &lt;title&gt;</title>" in text and not LOADED.search(text)
     assert LOADED.search('<script src="https://cdn/mathjax.js">') and LOADED.search('<link href="x.css">')
+
+
+def test_names_and_texts_in_outputs_are_never_live_tags():
+    evil = '<img src=x onerror=alert(1)><svg onload=alert(2)><a href="javascript:alert(3)">x</a>'
+    styled = pd.DataFrame({evil: [evil]}, index=[evil]).style.set_caption(evil).format(str)
+    data = {
+        "text/html": styled.to_html() + '<p style="color: red">',
+        "text/markdown": f"**{evil}** [x](javascript:alert(4))\n\n{evil}",
+    }
+    data |= {"image/svg+xml": evil, "application/javascript": "alert(5)", "text/plain": evil}
+    book = new_notebook(cells=[new_code_cell(evil)])
+    book.cells[0].outputs = [new_output("display_data", data={kind: one}) for kind, one in data.items()]
+    book.cells[0].outputs += [new_output("stream", text=evil), new_output("error", traceback=[evil])]
+    found = []
+    reader = HTMLParser()
+    reader.handle_starttag = lambda tag, attributes: found.append((tag, dict(attributes)))
+    reader.feed(notebook_page(book, evil, "style.css")[0])
+    tags, names = {tag for tag, _ in found}, {name for _, attributes in found for name in attributes}
+    assert not tags & {"svg", "script"} and not any(name.startswith("on") for name in names)
+    links = [one.get("href") or one.get("src") or "" for _, one in found]
+    assert not any(link.startswith(("javascript:", "x")) for link in links)
+    assert {"table", "th", "td"} <= tags and {"class", "style"} <= names
 
 
 def test_front_page_is_the_summary_with_links_to_all_notebooks(place):
