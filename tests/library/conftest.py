@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from pruner_lib.models.load import load_model, tiny_tokenizer
 
@@ -31,3 +32,12 @@ def checkpoint(tmp_path: Path) -> Path:
     for part in load_model("tiny"):
         part.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def forget_code_of_folders():
+    """Take what a test's trusted folders registered out of transformers: the next may have other classes."""
+    yield
+    known = AutoModelForCausalLM._model_mapping._extra_content
+    for config in [one for one in known if one.__module__.startswith("transformers_modules")]:
+        del known[config]
