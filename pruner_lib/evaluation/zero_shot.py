@@ -28,6 +28,7 @@ from torch import nn
 from pruner_lib.data.assets import fetch
 from pruner_lib.data.corpora import local_questions
 from pruner_lib.evaluation.meters import in_fitting_batches
+from pruner_lib.files import content_hash
 from pruner_lib.method.offload import evaluating
 
 
@@ -237,13 +238,12 @@ def drawn_questions(
 
     Returns: lm-eval's task, and the numbers of its questions in the split.
     """
-    changed = data.stat().st_mtime_ns if data is not None else 0
-    return _drawn_questions(task, data, changed, limit, seed)
+    return _drawn_questions(task, data, data and content_hash(data), limit, seed)
 
 
 @lru_cache(maxsize=64)
 def _drawn_questions(
-    task: str, data: Path | None, changed: int, limit: int | None, seed: int | None
+    task: str, data: Path | None, content: str | None, limit: int | None, seed: int | None
 ) -> tuple[Any, list[int]]:
     loaded = load_task(task, data, Path(tempfile.mkdtemp(dir=_scratch().name)))
     rows = loaded.dataset[TASKS[task].split]
