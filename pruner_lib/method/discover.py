@@ -11,6 +11,7 @@ them lose the same number.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -62,10 +63,9 @@ def discover(model: nn.Module, *, query_heads: bool = False) -> Axes:
     key_value_head = np.zeros(components.max() + 1, np.int64)  # component -> the one that it is part of
     key_value_head[components] = whole
     candidates = _candidates(model, rec, components, path)
-    notes = _unknown_operators(rec)
-    free = _without_obstacles(model, candidates, _pinned(rec, components), notes)
+    free, notes = _without_obstacles(model, rec, candidates, components)
     axes: dict[str, Axis] = {}
-    for axis, groups in _named(_feeding_stream(free, candidates, notes), path, rec.stacks):
+    for axis, groups in _named(free, path, rec.stacks):
         if _stacked(axis, rec.stacks):
             parts = _split_experts(axis, model.get_parameter(axis.members[0].parameter).shape[0])
         else:
@@ -81,18 +81,6 @@ def discover(model: nn.Module, *, query_heads: bool = False) -> Axes:
     return Axes(axes, n_parameters=total, layer_parameters=per_layer, notes=notes)
 
 
-def _pinned(rec: Recording, components: np.ndarray) -> dict[int, str]:
-    """Components that can't be cut -> why. What a pinned label was broadcast over is pinned with it."""
-    reasons: dict[int, str] = {}
-    for labels, reason in rec.pinned:
-        for component in np.unique(components[labels]).tolist():
-            reasons.setdefault(component, reason)
-    pairs = unique_pairs(components[pairs_in(rec.spread)])
-    for label, other in pairs[np.isin(pairs[:, 0], list(reasons))].tolist():
-        reasons.setdefault(other, reasons[label])
-    return reasons
-
-
 def _candidates(model: nn.Module, rec: Recording, components: np.ndarray, path: str) -> list[Candidate]:
     """All components that produce and consume channels and do not reach the output, by their form."""
     entries = entries_of(rec, components)
@@ -105,38 +93,31 @@ def _candidates(model: nn.Module, rec: Recording, components: np.ndarray, path: 
         form_of_entry = forms[entries[owner]]
         for form in np.unique(form_of_entry).tolist():
             by_form.setdefault(form, []).append((owner, np.flatnonzero(form_of_entry == form)))
-    heads, outputs = _heads(rec, components), _outputs(rec, components)
+    heads = _heads(rec, components)
+    reached = np.concatenate(rec.outputs)
+    outputs = set(components[reached[reached >= 0]].tolist())
     candidates = []
     for places in by_form.values():
-        tables, group_components = _index_tables(places, entries)
-        members, constants = [], []
+        tables, groups = _index_tables(places, entries)
+        members, constants, size = [], [], 0
         for ((owner, dim, source), _), table in zip(places, tables, strict=True):
             if source == "parameter":
-                role = rec.roles[owner, dim]
-                members.append(Member(owner, dim, torch.from_numpy(table), role, _structure(owner)))
+                structure = re.sub(r"\.(weight|bias)$", "", owner)
+                members.append(Member(owner, dim, torch.from_numpy(table), rec.roles[owner, dim], structure))
+                parameter = model.get_parameter(owner)
+                size += parameter.numel() // parameter.shape[dim] * table.shape[1]
             elif table.shape[1] == 1 and len(table) > 1:
                 constants.append((*owner.split(":"), dim))
-        if group_components[0] in outputs or {m.role for m in members} != {"in", "out"}:
+        if groups[0] in outputs or {m.role for m in members} != {"in", "out"}:
             continue
-        layers = {_layer_of(m.parameter, path) for m in members}
+        layers = {re.match(rf"{re.escape(path)}\.(\d+)\.|", m.parameter)[1] for m in members}
         layer = layers.pop() if len(layers) == 1 else None
-        kind = "hidden" if layer is None else "attention" if group_components[0] in heads else "mlp"
-        shapes = [model.get_parameter(m.parameter).shape for m in members]
-        size = sum(s.numel() // s[m.dim] * m.width for m, s in zip(members, shapes, strict=True))
-        in_stack = any(m.parameter in rec.stacks for m in members)
+        kind = "hidden" if layer is None else "attention" if groups[0] in heads else "mlp"
         name = kind if layer is None else f"layers.{layer}.{kind}"
-        n_heads = heads.get(group_components[0], 1)
-        axis = Axis(
-            name,
-            kind,
-            len(tables[0]),
-            tuple(members),
-            size,
-            tuple(constants),
-            in_stack=in_stack,
-            heads=n_heads,
-        )
-        candidates.append(Candidate(axis, group_components))
+        axis = Axis(name, kind, len(groups), tuple(members), size, tuple(constants))
+        in_stack = any(m.parameter in rec.stacks for m in members)
+        axis = replace(axis, in_stack=in_stack, heads=heads.get(groups[0], 1))
+        candidates.append(Candidate(axis, groups))
     return candidates
 
 
@@ -174,71 +155,43 @@ def _forms(entries: Sequence[np.ndarray], n_components: int) -> np.ndarray:
 
 def _heads(rec: Recording, components: np.ndarray) -> dict[int, int]:
     """Component -> attention heads in it: the batch indices of one product of two activations."""
-    heads: dict[int, int] = {}
+    heads: Counter[int] = Counter()
     for labels in rec.products:
-        for component, n in Counter(components[labels].tolist()).items():
-            heads[component] = max(n, heads.get(component, 0))
+        heads |= Counter(components[labels].tolist())  # the larger count of each
     return heads
 
 
-def _outputs(rec: Recording, components: np.ndarray) -> set[int]:
-    labels = np.concatenate(rec.outputs)
-    return set(components[labels[labels >= 0]].tolist())
+def _without_obstacles(
+    model: nn.Module, rec: Recording, candidates: Sequence[Candidate], components: np.ndarray
+) -> tuple[list[Candidate], list[str]]:
+    """Those that can be cut, and a note for each of the others: what is in the way.
 
-
-def _structure(parameter: str) -> str:
-    module, _, name = parameter.rpartition(".")
-    return module if name in ("weight", "bias") else parameter
-
-
-def _layer_of(parameter: str, path: str) -> int | None:
-    if not parameter.startswith(path + "."):
-        return None
-    return int(parameter[len(path) + 1 :].split(".")[0])
-
-
-def _unknown_operators(rec: Recording) -> list[str]:
-    """One note for each operator without a rule and each parameter that it meets."""
-    notes = set()
+    MLP channels must end in the residual stream, as heads do.
+    """
+    reasons: dict[int, str] = {}  # component that can't be cut -> why
+    notes = set()  # of each operator without a rule and each parameter that it meets
     for labels, reason in rec.pinned:
+        reasons |= dict.fromkeys(np.unique(components[labels]).tolist(), reason) | reasons
         owners = {rec.owner_of(label) for label in labels.tolist()} if reason.startswith(NO_RULE) else ()
         notes |= {f"{owner}: left whole, {reason}" for owner, _, kind in owners if kind == "parameter"}
-    return sorted(notes)
-
-
-def _without_obstacles(
-    model: nn.Module, candidates: Sequence[Candidate], pinned: Mapping[int, str], notes: list[str]
-) -> list[Candidate]:
-    """Those that can be cut; the others become notes."""
-    free = []
-    for candidate in candidates:
-        reasons = [pinned[c] for c in candidate.components.tolist() if c in pinned]
-        obstacle = reasons[0] if reasons else None
-        if candidate.axis.layer is not None and not obstacle:
-            obstacle = obstacle_in_norms(model, candidate.axis.members)
+    pairs = unique_pairs(components[pairs_in(rec.spread)])
+    for label, other in pairs[np.isin(pairs[:, 0], list(reasons))].tolist():  # broadcast over others
+        reasons.setdefault(other, reasons[label])
+    stream = {(m.parameter, m.dim) for c in candidates for m in c.axis.members if c.axis.layer is None}
+    free, notes = [], sorted(notes)
+    for axis, groups in candidates:
+        obstacle = next((reasons[c] for c in groups.tolist() if c in reasons), None)
+        if axis.layer is not None and not obstacle:
+            obstacle = obstacle_in_norms(model, axis.members)
+        consumers = [m for m in axis.members if m.role == "in"]
+        if axis.kind == "mlp" and not obstacle:
+            others = ((m.parameter, dim) for m in consumers for dim in range(3) if dim != m.dim)
+            obstacle = "inner channels that feed no residual stream" if stream.isdisjoint(others) else None
         if not obstacle:
-            free.append(candidate)
+            free.append(Candidate(axis, groups))
         elif not obstacle.startswith(NO_RULE):  # those are in the notes already
-            first, n = candidate.axis.members[0].parameter, candidate.axis.n_groups
-            notes.append(f"{first}: {n} groups left whole, {obstacle}")
-    return free
-
-
-def _feeding_stream(
-    free: Sequence[Candidate], candidates: Sequence[Candidate], notes: list[str]
-) -> list[Candidate]:
-    """Those that end in the residual stream, as heads do and MLP channels should; others become notes."""
-    stream = {(m.parameter, m.dim) for c in candidates if c.axis.layer is None for m in c.axis.members}
-    feeding = []
-    for candidate in free:
-        consumers = [m for m in candidate.axis.members if m.role == "in"]
-        others = ((m.parameter, dim) for m in consumers for dim in range(3) if dim != m.dim)
-        if candidate.axis.kind == "mlp" and stream.isdisjoint(others):
-            first, n = candidate.axis.members[0].parameter, candidate.axis.n_groups
-            notes.append(f"{first}: {n} inner channels that feed no residual stream; left whole")
-        else:
-            feeding.append(candidate)
-    return feeding
+            notes.append(f"{axis.members[0].parameter}: {axis.n_groups} groups left whole, {obstacle}")
+    return free, notes
 
 
 def _named(candidates: Sequence[Candidate], path: str, stacks: set[str]) -> list[Candidate]:
@@ -262,16 +215,13 @@ def _stacked(axis: Axis, stacks: set[str]) -> bool:
 
 def _split_experts(axis: Axis, n_experts: int) -> list[Axis]:
     """One axis for each matrix of a stack `(experts, ...)`."""
-    return [
-        replace(
-            axis,
-            name=f"{axis.name}.{e}",
-            members=tuple(replace(m, at=(0, e)) for m in axis.members),
-            group_parameters=axis.group_parameters // n_experts,
-            siblings=axis.name,
-        )
-        for e in range(n_experts)
-    ]
+    size, siblings = axis.group_parameters // n_experts, axis.name
+    parts = []
+    for e in range(n_experts):
+        members = tuple(replace(m, at=(0, e)) for m in axis.members)
+        part = replace(axis, name=f"{axis.name}.{e}", members=members, group_parameters=size)
+        parts.append(replace(part, siblings=siblings))
+    return parts
 
 
 def _split_queries(axis: Axis, owner: np.ndarray) -> list[Axis]:
@@ -283,15 +233,10 @@ def _split_queries(axis: Axis, owner: np.ndarray) -> list[Axis]:
     heads = list(dict.fromkeys(owner.tolist()))
     if len(heads) == axis.n_groups:
         return [axis]
-    rows = [np.flatnonzero(owner == head) for head in heads]
-    return [
-        replace(
-            axis,
-            name=f"{axis.name}.{i}",
-            n_groups=len(own),
-            members=tuple(replace(m, indices=m.indices[own]) for m in axis.members),
-            siblings=axis.name,
-            side_by_side=len(heads),
-        )
-        for i, own in enumerate(rows)
-    ]
+    parts = []
+    for i, head in enumerate(heads):
+        own = np.flatnonzero(owner == head)
+        members = tuple(replace(m, indices=m.indices[own]) for m in axis.members)
+        part = replace(axis, name=f"{axis.name}.{i}", n_groups=len(own), members=members)
+        parts.append(replace(part, siblings=axis.name, side_by_side=len(heads)))
+    return parts

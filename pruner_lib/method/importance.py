@@ -17,6 +17,7 @@ from pruner_lib.method.gradients import visit_gradients
 from pruner_lib.method.groups import (
     ADDITIVE,
     AGGREGATIONS,
+    CRITERIA,
     DATA_FREE,
     ORDERS,
     SECOND_ORDER,
@@ -26,7 +27,7 @@ from pruner_lib.method.groups import (
 from pruner_lib.method.memory import HeapTrimmer
 from pruner_lib.method.module_gradients import rows_of
 from pruner_lib.method.offload import check_in_memory
-from pruner_lib.method.options import check_choice, check_criteria, check_ids
+from pruner_lib.method.options import check_choice, check_ids
 from pruner_lib.method.predict_memory import check_memory
 
 Criterion = str | Callable[[Tensor, Tensor], Tensor]
@@ -103,7 +104,11 @@ def estimate_members(
         and with grouped-query attention query rows are credited to their own key and value head.
     """
     criteria = list(dict.fromkeys(criteria))
-    check_criteria(criteria, micro_batch)
+    for criterion in criteria:
+        if not callable(criterion):
+            check_choice("criterion", criterion, CRITERIA)
+    if micro_batch is not None and (not isinstance(micro_batch, int) or micro_batch < 1):
+        raise ValueError(f"micro_batch must be a number of samples, at least 1, or None, got {micro_batch!r}")
     check_in_memory(model)
     parameters = dict(model.named_parameters())
     sums = ChannelSums(axes, parameters)
@@ -158,21 +163,18 @@ def aggregate(
         table = members[name].double()  # (n_structures, n_groups, channels)
         if order == "group":
             table = table.sum(-1, keepdim=True)
-        scores[name] = _over_structures(table, axis, aggregation).sum(-1)
+        if aggregation == "last":
+            table = table[axis.structures.index(axis.last)]
+        elif aggregation != "none":
+            reduce = {"sum": table.sum, "mean": table.mean, "prod": table.prod, "max": table.amax}
+            table = reduce[aggregation](0)
+        scores[name] = table.sum(-1)
     if aggregation == "prod":  # products of many tiny scores would vanish in float32
         for kinds in (("attention", "mlp"), ("hidden",)):  # a common factor for what may be ranked together
             together = [name for name, axis in axes.items() if axis.kind in kinds]
             largest = max((scores[name].max().item() for name in together), default=0.0) or 1.0
             scores |= {name: scores[name] / largest for name in together}
     return {name: s.float() for name, s in scores.items()}
-
-
-def _over_structures(table: Tensor, axis: Axis, aggregation: str) -> Tensor:
-    """`(n_structures, n_groups, channels)` -> `(n_groups, channels)`; with "none" as it came."""
-    if aggregation == "last":
-        return table[axis.structures.index(axis.last)]
-    reduce = {"sum": table.sum, "mean": table.mean, "prod": table.prod, "max": table.amax}
-    return reduce[aggregation](0) if aggregation in reduce else table
 
 
 def saliencies(
@@ -214,8 +216,7 @@ class ChannelSums:
     """Running sums of the saliencies along the dims that axes cut, filled slice by slice."""
 
     def __init__(self, axes: Mapping[str, Axis], parameters: Mapping[str, Tensor]):
-        self.axes = axes
-        self.parameters = {name: p.detach() for name, p in parameters.items()}
+        self.axes, self.parameters = axes, parameters
         self.kept_dims: dict[str, set[tuple[int, ...]]] = {}  # parameter -> dims not summed over
         self.sums: dict[tuple[Criterion, str, tuple[int, ...]], Tensor] = {}
         for axis in axes.values():
@@ -227,7 +228,7 @@ class ChannelSums:
         trimmer = HeapTrimmer()
         for name in self.kept_dims if criteria else ():
             trimmer.check()
-            w = self.parameters[name]
+            w = self.parameters[name].detach()
             step = rows_of(w.shape, w.device)
             for row, part in zip(range(0, w.shape[0], step), w.split(step), strict=True):
                 magnitude = part.to(torch.promote_types(w.dtype, torch.float32)).abs()
@@ -238,7 +239,7 @@ class ChannelSums:
         self, name: str, row: int, g: Tensor, a: Tensor | None, criteria: Collection[Criterion]
     ) -> None:
         """Add a slice of the gradient, from `row` on; `g` and `a` are used up."""
-        w = self.parameters[name][row : row + len(g)].to(g.dtype)
+        w = self.parameters[name].detach()[row : row + len(g)].to(g.dtype)
         for criterion, saliency in saliencies(w, g, a, criteria):
             self._add(criterion, name, row, saliency)
 
@@ -265,10 +266,11 @@ class ChannelSums:
                 if m.at:
                     channels = channels.select(_dims(m).index(m.at[0]), m.at[1])
                 tables[m.structure] = tables[m.structure] + channels[m.indices]  # (n_groups, width)
-            if criterion == "vector":
-                tables = {structure: table.abs() for structure, table in tables.items()}
             # (n_groups, width) -> (n_groups, width / channels, channels) -> (n_groups, channels)
-            common = [t.unflatten(1, (-1, axis.width)).sum(1) for t in tables.values()]
+            common = [
+                (table.abs() if criterion == "vector" else table).unflatten(1, (-1, axis.width)).sum(1)
+                for table in tables.values()
+            ]
             scores[name] = torch.stack(common).float()
         return scores
 

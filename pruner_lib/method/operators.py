@@ -9,6 +9,7 @@ See `trace` for the forward pass that calls these rules, `labels` for what a pro
 from __future__ import annotations
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from pruner_lib.method.labels import (
     Labels,
@@ -34,8 +35,7 @@ SOFTMAXES = _operators("_softmax _log_softmax cumsum cumprod")  # along a dim; t
 REDUCTIONS = _operators("sum mean amax amin var linalg_vector_norm var_mean prod")
 SELECTIONS = _operators("topk sort argmax any all")  # which entry won, not what it holds
 LOOKUPS = _operators("index index_select gather")
-WRITES = _operators("copy_")
-MOVES = _operators("_unsafe_view cat stack repeat flip roll constant_pad_nd split_with_sizes")
+MOVES = _operators("_unsafe_view repeat flip roll constant_pad_nd split_with_sizes")
 COPIES = _operators("_to_copy clone lift_fresh contiguous native_dropout triu tril copy")
 COPIES |= _operators("empty_like zeros_like ones_like full_like")
 FACTORIES = _operators("new_empty new_zeros new_ones new_full new_empty_strided")
@@ -55,23 +55,24 @@ def labels_for(rec: Recording, func, args: tuple, kwargs: dict, out) -> list[Lab
         return [_elementwise(rec, [args[0], *args[2:4]], first)]
     if op in COPIES:
         return [labels_of(args[0])]
-    if op in WRITES:
+    if op is aten.copy_:
         return [_write(args[0], labels_of(args[1]))]
     if op in LOOKUPS:
         return [_look_up(rec, op, args, first)]
+    if op in (aten.cat, aten.stack):
+        return [_join(op, args[0], args[1] if len(args) > 1 else kwargs.get("dim", 0))]
     if op in MOVES or func.is_view:
         return _move(func, args, kwargs, out)
     if op in SOFTMAXES:
         labels = labels_of(args[0])
-        kept = _drop_unless_constant(labels, [args[1]], keepdim=None)
-        if kept is None:
+        if _drop_unless_constant(labels, [args[1]], keepdim=True) is None:
             rec.pin(labels, f"{op} runs along its channels")
-        return [kept]
+            labels = None
+        return [labels]
     if op in REDUCTIONS:
         dims = args[1] if len(args) > 1 and isinstance(args[1], (list, int)) else kwargs.get("dim")
-        dims = [dims] if isinstance(dims, int) else dims
-        keepdim = first.ndim == args[0].ndim
-        return [_drop_unless_constant(labels_of(args[0]), dims or range(args[0].ndim), keepdim)]
+        dims = [dims] if isinstance(dims, int) else dims or range(args[0].ndim)
+        return [_drop_unless_constant(labels_of(args[0]), dims, first.ndim == args[0].ndim)]
     if op in FACTORIES:
         return [None]
     if op in SELECTIONS or not (first.is_floating_point() or first.is_complex()):
@@ -101,13 +102,10 @@ def _pin_all(rec: Recording, op, operands: list, outputs: list) -> list[Labels]:
 def _write(target: torch.Tensor, labels: Labels | None) -> Labels | None:
     """Copy labels into a tensor that is filled part by part: into that part of its base's labels."""
     base = target if target._base is None else target._base
-    before = labels_of(base)
-    if before is None:
-        table = torch.full(base.shape, -1)
-    else:
-        table = before.tensors[0].clone(memory_format=torch.contiguous_format)
     if not base.is_contiguous():
         raise ValueError(f"labels can't be written into a tensor of strides {base.stride()}")
+    before = labels_of(base)
+    table = torch.full(base.shape, -1) if before is None else before.tensors[0].clone().contiguous()
     part = table.as_strided(target.shape, target.stride(), target.storage_offset())
     part.copy_(torch.tensor(-1) if labels is None else labels.tensors[0])
     set_labels(base, Labels((table,)))
@@ -174,56 +172,41 @@ def _elementwise(rec: Recording, operands: list, out: torch.Tensor) -> Labels | 
     return Labels((result.expand(out.shape),))
 
 
+def _join(op, parts: list, dim: int) -> Labels:
+    """Labels of a concatenation, -1 for the parts without any."""
+    labels = [labels_of(part) for part in parts]
+    labelled = [x for x in labels if x is not None]
+    tables = []
+    for i in range(max(len(x.tensors) for x in labelled)):
+        own = (None if x is None else x.tensors[min(i, len(x.tensors) - 1)] for x in labels)
+        pairs = zip(parts, own, strict=True)
+        tables.append(op([torch.full(p.shape, -1) if x is None else x for p, x in pairs], dim))
+    return Labels(tuple(tables), labelled[0].source)
+
+
 def _move(func, args: tuple, kwargs: dict, out) -> list[Labels | None]:
     """Execute an operator that only moves entries on the label tensors of its input."""
-    op = func.overloadpacket
-    if op in (aten.cat, aten.stack):
-        parts, dim = args[0], args[1] if len(args) > 1 else kwargs.get("dim", 0)
-        labels = [labels_of(p) for p in parts]
-        labelled = [x for x in labels if x is not None]
-        join = torch.cat if op is aten.cat else torch.stack
-        tables = []
-        for i in range(max(len(x.tensors) for x in labelled)):
-            tables.append(
-                join(
-                    [
-                        torch.full(p.shape, -1) if x is None else x.tensors[min(i, len(x.tensors) - 1)]
-                        for p, x in zip(parts, labels, strict=True)
-                    ],
-                    dim,
-                )
-            )
-        return [Labels(tuple(tables), labelled[0].source)]
     labels = labels_of(args[0])
     if labels is None:
         return [None]
-    if op in (aten.view, aten._unsafe_view):
+    if func.overloadpacket in (aten.view, aten._unsafe_view):
         return [labels.map(lambda t: t.reshape(args[1]))]
     moved = [func(t, *args[1:], **kwargs) for t in labels.tensors]
-    if isinstance(out, (tuple, list)):
-        return [Labels(tuple(parts), labels.source) for parts in zip(*moved, strict=True)]
-    return [Labels(tuple(moved), labels.source)]
+    parts = zip(*moved, strict=True) if isinstance(out, (tuple, list)) else [moved]
+    return [Labels(tuple(tables), labels.source) for tables in parts]
 
 
-def _drop_unless_constant(labels: Labels, dims, keepdim: bool | None) -> Labels | None:
+def _drop_unless_constant(labels: Labels, dims, keepdim: bool) -> Labels | None:
     """Reductions forget which entry they came from, unless all that are reduced carry the same label."""
-    dims = [d % labels.tensors[0].ndim for d in dims]
-    if labels.source != "activation" or not all(constant_along(labels.tensors[0], d) for d in dims):
-        return None
-    if keepdim is None:  # softmax: the shape stays
-        return labels
     table = labels.tensors[0]
-    for dim in sorted(dims, reverse=True):
+    dims = sorted((d % table.ndim for d in dims), reverse=True)
+    if labels.source != "activation" or not all(constant_along(table, d) for d in dims):
+        return None
+    for dim in dims:
         table = table.narrow(dim, 0, 1) if keepdim else table.select(dim, 0)
     return Labels((table,))
 
 
 def tensors_in(values) -> list[torch.Tensor]:
     """All tensors in a list of arguments, those in nested lists included."""
-    tensors = []
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            tensors.append(value)
-        elif isinstance(value, (list, tuple)):
-            tensors += tensors_in(value)
-    return tensors
+    return [value for value in tree_leaves(values) if isinstance(value, torch.Tensor)]

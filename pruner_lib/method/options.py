@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import nn
 
-from pruner_lib.method.groups import CRITERIA, GRANULARITIES, SCOPES, TARGETS, Axis
+from pruner_lib.method.groups import GRANULARITIES, SCOPES, TARGETS, Axes, Axis
 
 
 def check_choice(option: str, value: object, choices: Sequence[str]) -> None:
@@ -17,70 +18,63 @@ def check_choice(option: str, value: object, choices: Sequence[str]) -> None:
         raise ValueError(f"unknown {option} {value!r}; choose one of {', '.join(choices)}")
 
 
-def check_criteria(criteria: Sequence, micro_batch: object) -> None:
-    """Refuse criteria that are neither one of `CRITERIA` nor a function, and impossible micro-batches."""
-    for criterion in criteria:
-        if not callable(criterion) and criterion not in CRITERIA:
-            raise ValueError(
-                f"unknown criterion {criterion!r}; choose one of {', '.join(CRITERIA)}, or give a function "
-                "(weight, grad) -> saliency"
-            )
-    if micro_batch is not None and (not isinstance(micro_batch, int) or micro_batch < 1):
-        raise ValueError(f"micro_batch must be a number of samples, at least 1, or None, got {micro_batch!r}")
-
-
-def check_ids(model: nn.Module, ids: torch.Tensor | None) -> None:
+def check_ids(model: nn.Module, ids: torch.Tensor, what: str = "calibration ids") -> None:
     """Refuse token ids that the model can't have seen.
 
     Raises: ValueError: wrong type or shape, or ids outside the vocabulary.
     """
-    if ids is None:
-        raise ValueError(
-            "this criterion needs calibration ids of shape (samples, tokens); random, l1 and l2 need none"
-        )
     is_tensor = isinstance(ids, torch.Tensor)
     if not is_tensor or ids.dtype != torch.int64 or ids.ndim != 2 or ids.shape[0] < 1 or ids.shape[1] < 2:
         got = f"{ids.dtype} {tuple(ids.shape)}" if is_tensor else type(ids).__name__
         raise ValueError(
-            f"calibration ids must be int64 of shape (samples, tokens) with at least 2 tokens, got {got}"
+            f"this needs {what}: int64 of shape (samples, tokens) with at least 2 tokens, got {got}"
         )
     vocabulary = model.get_input_embeddings().weight.shape[0]
     if ids.min() < 0 or ids.max() >= vocabulary:
         raise ValueError(
-            f"calibration ids run from {ids.min().item()} to {ids.max().item()}, but the model's vocabulary "
+            f"{what} run from {ids.min().item()} to {ids.max().item()}, but the model's vocabulary "
             f"has {vocabulary} entries: were they made with another tokenizer?"
         )
 
 
-def check_options(
-    ratio, granularity, scope, protect_first, protect_last, ignore, target, dependency, multiple_of, uniform
-) -> None:
-    """Refuse options that are out of range or exclude each other."""
-    by_name = isinstance(ratio, Mapping)
+def check_options(axes: Mapping[str, Axis], options: Mapping[str, Any]) -> None:
+    """Refuse options of `select` that are out of range, exclude each other or do not fit the axes."""
+    ratio = options["ratio"]
+    by_name, by_layer = isinstance(ratio, Mapping), options["granularity"] == "layer"
     for value in ratio.values() if by_name else [ratio]:
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < 1:
             raise ValueError(
                 f"ratio must be an int or a float in [0, 1), got {value!r}; 0.25 removes a quarter"
             )
-    check_choice("granularity", granularity, tuple(GRANULARITIES))
-    check_choice("scope", scope, SCOPES)
-    check_choice("target", target, TARGETS)
-    numbers = {"protect_first": (protect_first, 0), "protect_last": (protect_last, 0)}
-    for name, (value, least) in (numbers | {"multiple_of": (multiple_of, 1)}).items():
-        if not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} must be an int of at least {least}, got {value!r}")
-    if granularity == "channel" and protect_first + protect_last:
+    for name, choices in (("granularity", tuple(GRANULARITIES)), ("scope", SCOPES), ("target", TARGETS)):
+        check_choice(name, options[name], choices)
+    for name, least in (("protect_first", 0), ("protect_last", 0), ("multiple_of", 1)):
+        if not isinstance(options[name], int) or options[name] < least:
+            raise ValueError(f"{name} must be an int of at least {least}, got {options[name]!r}")
+    protected = options["protect_first"] + options["protect_last"]
+    if options["granularity"] == "channel" and protected:
         raise ValueError(
             "channel granularity cuts the residual stream of every layer: protect_first and protect_last "
             "must be 0"
         )
-    if by_name and (scope != "local" or target != "groups"):
-        raise ValueError("ratios by axis need scope='local' and target='groups': each axis loses its own")
-    if granularity == "layer" and (not dependency or by_name or ignore):
+    if by_layer and (not options["dependency"] or by_name or options["ignore"]):
         raise ValueError(
             "granularity='layer' ranks whole layers: it takes one number as ratio, no ignore (use "
             "protect_first and protect_last) and no dependency=False (use granularity='block')"
         )
+    if by_name and (options["scope"] != "local" or options["target"] != "groups"):
+        raise ValueError("ratios by axis need scope='local' and target='groups': each axis loses its own")
+    if (protected or options["target"] == "parameters" or by_layer) and not isinstance(axes, Axes):
+        raise ValueError(
+            "protect_first, protect_last, target='parameters' and granularity='layer' need the whole model, "
+            "which a plain dict of axes lacks: pass what discover returned, or axes.of_kind(...), and leave "
+            "axes whole by ignore=[...]"
+        )
+    if protected and protected >= axes.n_layers:
+        raise ValueError(
+            f"protect_first + protect_last = {protected} leaves none of {axes.n_layers} layers to prune"
+        )
+    check_names(axes, options["ignore"])
 
 
 def check_names(axes: Mapping[str, Axis], patterns: Iterable[str]) -> None:
@@ -92,6 +86,23 @@ def check_names(axes: Mapping[str, Axis], patterns: Iterable[str]) -> None:
             raise ValueError(
                 f"{pattern!r} fits none of the {len(axes)} axes: {', '.join(list(axes)[:4])} ..."
             )
+
+
+def check_scores(axis: Axis, scores: Mapping[str, torch.Tensor], dependency: bool) -> torch.Tensor:
+    """Give the scores of an axis in float32; refuse those of another shape, and those that are not finite."""
+    if axis.name not in scores:
+        raise ValueError(
+            f"no scores for axis {axis.name}; scores cover {sorted(scores)[:4]}...: "
+            "run estimate on the same axes, or leave the axis whole by ignore"
+        )
+    table = torch.as_tensor(scores[axis.name]).float()
+    shape = (axis.n_groups,) if dependency else (len(axis.structures), axis.n_groups)
+    if tuple(table.shape) != shape:
+        hint = "" if dependency else "; dependency=False needs estimate(..., aggregation='none')"
+        raise ValueError(f"scores of {axis.name} have shape {tuple(table.shape)}, but it needs {shape}{hint}")
+    if not table.isfinite().all():
+        raise ValueError(f"scores of {axis.name} are not all finite; check the calibration loss")
+    return table
 
 
 def check_uniform(keep: Mapping[str, torch.Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""What a scoring pass will take, before it starts (a question of machines; nothing in the paper).
+"""What a pass will take, before it starts (a question of machines; nothing in the paper).
 
 One sample runs forward and everything that autograd wants to keep for backward is counted and dropped, so
 that the count itself takes next to nothing and is the same code for every architecture. What is counted
@@ -7,7 +7,7 @@ grows with the samples; the largest temporary and what the process holds already
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +27,7 @@ from pruner_lib.method.module_gradients import in_slices, product_dtype, rows_of
 from pruner_lib.method.offload import frozen
 
 FLOAT32 = 4
+PARTS = ("activations", "kept", "logits", "optimizer", "temporary")  # of what a pass takes
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,15 @@ class Memory:
     """Predicted bytes of a pass at its peak."""
 
     held: int  # by the process now, with the weights (on a GPU: by tensors)
-    activations: int  # saved for backward, with the logits
-    kept: int  # inputs and output gradients of modules that wait for the last micro-batch
-    temporary: int  # the largest temporary: a piece of the loss, or a gradient being formed
+    activations: int  # kept for backward by one micro-batch; of scoring with the logits
+    temporary: int  # the largest: a piece of the loss, or gradients on their way
+    kept: int = 0  # scoring: inputs and output gradients of modules that wait for the last micro-batch
+    logits: int = 0  # training: at the labels of one micro-batch, with their gradients
+    optimizer: int = 0  # training: gradients of the adapter and the two moments of Adam
 
     @property
     def extra(self) -> int:
-        return self.activations + self.kept + self.temporary
+        return sum(getattr(self, name) for name in PARTS)
 
     @property
     def total(self) -> int:
@@ -65,23 +68,19 @@ class FreshBytes:
 
 @dataclass
 class Forward:
-    """Bytes that a forward pass keeps for backward."""
+    """Bytes that a forward pass of one sample keeps for backward."""
 
     saved: list[int]  # in each decoder layer; the last number is for what lies outside of them
     entries: list[int]  # of the inputs of each decoder layer
-    fresh: FreshBytes  # has seen what was saved
     widest: int = 0  # the largest output of a module in a layer
-    result: object = None  # of the pass
+    inputs: int = 0  # of the modules whose gradient is formed
+    outputs: int = 0
+    result: int = 0  # of the pass, where backward does not save it anyway
 
-
-@dataclass
-class _Counted:
-    """Bytes of one sample's forward pass."""
-
-    forward: Forward
-    logits: int  # of the logits, where backward does not save them anyway
-    inputs: int  # of the modules whose gradient is formed
-    outputs: int
+    def kept(self, recomputed: bool) -> int:
+        """Bytes at the peak; recomputed, all layers but one keep their inputs alone."""
+        *layers, outside = self.saved
+        return outside + (sum(self.entries) + max(layers) if recomputed else sum(layers))
 
 
 def predict_memory(
@@ -102,12 +101,11 @@ def predict_memory(
     Returns: bytes; `.total` is resident memory, on a GPU that of its tensors.
     Raises: ValueError: the model has no weights.
     """
-    if _device(model).type == "meta":
+    if next(model.parameters()).is_meta:
         raise ValueError("a model on the meta device can't be run to count what it keeps; load its weights")
     names = {name for name, _ in model.named_parameters()} if parameters is None else parameters
     ids = torch.arange(tokens)[None] % model.get_input_embeddings().weight.shape[0]
-    counted = _count(model, names, ids)
-    return _predict(model, names, counted, samples, tokens, set(criteria), micro_batch, checkpointing)
+    return _predictor(model, names, ids, samples, criteria)(micro_batch, checkpointing)
 
 
 def check_memory(
@@ -119,60 +117,81 @@ def check_memory(
     *,
     parameters: set[str],
 ) -> None:
-    """Refuse a pass over `ids`, `(samples, tokens)`, that would not fit.
-
-    Raises: ValueError: with what is needed, what is available, and a setting to try.
-    """
-    available = available_bytes(_device(model))
+    """Refuse a pass over `ids`, `(samples, tokens)`, that would not fit; see `check_fits`."""
+    available = available_bytes(next(model.parameters()).device)
     if available is None:
         return
     samples, tokens = ids.shape
-    counted = _count(model, parameters, ids[:1])
-    need = partial(_predict, model, parameters, counted, samples, tokens, set(criteria))
-    full = need(micro_batch, checkpointing)
-    if full.extra <= available:
-        return
     size = micro_batch or samples
-    sizes = [size // 2**k for k in range(size.bit_length())]  # down to 1
-    for recompute, smaller in product(sorted({checkpointing, True}), sizes):
-        needed = need(smaller, recompute)
-        if needed.extra <= available:
+    check_fits(
+        f"scoring {samples} samples of {tokens} tokens",
+        available,
+        _predictor(model, parameters, ids, samples, criteria),
+        [size // 2**k for k in range(size.bit_length())],  # down to 1
+        checkpointing,
+        names=("micro_batch", "checkpointing"),
+        otherwise="take fewer or shorter samples, or a machine with more memory: even with",
+    )
+
+
+def check_fits(
+    what: str,
+    available: int,
+    predict: Callable[[int, bool], Memory],
+    sizes: Sequence[int],
+    recomputed: bool,
+    *,
+    names: tuple[str, str],
+    otherwise: str,
+) -> None:
+    """Refuse a pass that takes more than the available bytes.
+
+    Args:
+        predict: of a size of micro-batches, and whether layers are recomputed.
+        sizes: to try, largest first; the first one, and `recomputed`, are what is asked for.
+        names: of both settings.    otherwise: the advice where nothing fits.
+    Raises: ValueError: with what is needed, what is available, and a setting to try.
+    """
+    asked = predict(sizes[0], recomputed)
+    if asked.extra <= available:
+        return
+    for again, size in product(sorted({recomputed, True}), sizes):
+        needed = predict(size, again).extra
+        if needed <= available:
             break
-    fits = needed.extra <= available
-    advice = "try" if fits else "take fewer or shorter samples, or a machine with more memory: even with"
+    gb = {name: f"{getattr(asked, name) / 1e9:.2f} GB" for name in ("extra", "held", *PARTS)}
+    parts = ", ".join(f"{name} {gb[name]}" for name in PARTS if getattr(asked, name))
+    advice = "try" if needed <= available else otherwise
     raise ValueError(
-        f"scoring {samples} samples of {tokens} tokens needs {_gb(full.extra)} (activations "
-        f"{_gb(full.activations)}, kept over micro-batches {_gb(full.kept)}, temporary "
-        f"{_gb(full.temporary)}) beside the {_gb(full.held)} held now, and {_gb(available)} are available; "
-        f"{advice} micro_batch={smaller}, checkpointing={recompute} it is {_gb(needed.extra)}"
+        f"{what} needs {gb['extra']} ({parts}) beside the {gb['held']} held now, and {available / 1e9:.2f} "
+        f"GB are available; {advice} {names[0]}={size}, {names[1]}={again}, {needed / 1e9:.2f} GB"
     )
 
 
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.2f} GB"
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
-
-
-def _predict(
-    model: nn.Module, names: set[str], counted: _Counted, samples: int, tokens: int, criteria: set[str],
-    micro_batch: int | None, checkpointing: bool,
-) -> Memory:  # fmt: skip
+def _predictor(
+    model: nn.Module, names: set[str], ids: torch.Tensor, samples: int, criteria: Iterable[str]
+) -> Callable[[int | None, bool], Memory]:
+    """Count one sample, and return what predicts the memory of a micro-batch size, recomputed or not."""
+    criteria = set(criteria)
     second = not criteria.isdisjoint(SECOND_ORDER)
-    sizes = batch_sizes(samples, tokens, micro_batch, second)
-    waits = len(sizes) > 1 and not criteria - set(DATA_FREE) <= set(ADDITIVE)
-    largest, at_once = max(sizes), samples if waits else max(sizes)
-    *layers, outside = counted.forward.saved
-    kept = sum(counted.forward.entries) + max(layers) if checkpointing else sum(layers)
-    gradient = _largest_gradient(model, names, second, at_once * tokens)
-    return Memory(
-        held=held_bytes(model),
-        activations=largest * (outside + kept + counted.logits),
-        kept=samples * (counted.inputs + counted.outputs) if waits else 0,
-        temporary=max(3 * FLOAT32 * PIECE, gradient + 3 * largest * counted.forward.widest) + HOLES // 2,
-    )
+    pass_, device = Pass(model, names, lambda name, uses: None), next(model.parameters()).device
+    with frozen(model), pass_.hooked():
+        counted = count_forward(model, lambda: pass_.forward(ids[:1].to(device)), pass_.owners)
+
+    def predict(micro_batch: int | None, checkpointing: bool) -> Memory:
+        sizes = batch_sizes(samples, ids.shape[1], micro_batch, second)
+        waits = len(sizes) > 1 and not criteria - set(DATA_FREE) <= set(ADDITIVE)
+        largest = max(sizes)
+        n_tokens = (samples if waits else largest) * ids.shape[1]
+        gradient = _largest_gradient(model, names, second, n_tokens) + 3 * largest * counted.widest
+        return Memory(
+            held=held_bytes(model),
+            activations=largest * (counted.kept(checkpointing) + counted.result),
+            kept=samples * (counted.inputs + counted.outputs) if waits else 0,
+            temporary=max(3 * FLOAT32 * PIECE, gradient) + HOLES // 2,
+        )
+
+    return predict
 
 
 def _largest_gradient(model: nn.Module, names: set[str], second: bool, n_tokens: int) -> int:
@@ -191,36 +210,20 @@ def _largest_gradient(model: nn.Module, names: set[str], second: bool, n_tokens:
     return max(sizes)
 
 
-def _count(model: nn.Module, names: set[str], ids: torch.Tensor) -> _Counted:
-    """Run one sample, `(1, tokens)` ids, forward and count, without keeping anything."""
-    pass_, used = Pass(model, names, lambda name, uses: None), FreshBytes(model)
-    inputs = outputs = 0
-
-    def look(module, args, kwargs, output) -> None:
-        nonlocal inputs, outputs
-        if module in pass_.owners:
-            inputs += used(args, kwargs)
-            outputs += sum(x.nbytes for x in tree_leaves(output) if isinstance(x, torch.Tensor))
-
-    with frozen(model), pass_.hooked():
-        forward = count_forward(model, lambda: pass_.forward(ids.to(_device(model))), look)
-    return _Counted(forward, forward.fresh(forward.result), inputs, outputs)
-
-
 def count_forward(
-    model: nn.Module, run: Callable[[], object], look: Callable[..., None] = lambda *_: None
+    model: nn.Module, run: Callable[[], object], watched: Collection[nn.Module] = ()
 ) -> Forward:
     """Run a forward pass and count what autograd would keep, while nothing is kept.
 
-    Args:    run: the pass, with the model.    look: a forward hook (module, args, kwargs, output) for each
-             module.
+    Args:    run: the pass, with the model.    watched: modules whose inputs and outputs are counted.
     """
     layers = decoder_layers(model)[1]
-    counted = Forward([0] * (len(layers) + 1), [0] * len(layers), FreshBytes(model))
-    entered, place = FreshBytes(model), -1  # number of the layer that is running
+    counted = Forward([0] * (len(layers) + 1), [0] * len(layers))
+    fresh, entered, used = (FreshBytes(model) for _ in range(3))
+    place = -1  # number of the layer that is running
 
     def save(x: torch.Tensor) -> None:
-        counted.saved[place] += counted.fresh(x)
+        counted.saved[place] += fresh(x)
 
     def enter(number, module, args, kwargs) -> None:
         nonlocal place
@@ -231,18 +234,21 @@ def count_forward(
         nonlocal place
         place = -1
 
-    def watch(module, args, kwargs, output) -> None:
+    def look(module, args, kwargs, output) -> None:
         size = sum(x.nbytes for x in tree_leaves(output) if isinstance(x, torch.Tensor))
         counted.widest = max(counted.widest, size if place >= 0 else 0)
-        look(module, args, kwargs, output)
+        if module in watched:
+            counted.inputs += used(args, kwargs)
+            counted.outputs += size
 
     with ExitStack() as stack:
-        hooks = [m.register_forward_hook(watch, with_kwargs=True) for m in model.modules()]
+        hooks = [m.register_forward_hook(look, with_kwargs=True) for m in model.modules()]
         for number, layer in enumerate(layers):
             hooks.append(layer.register_forward_pre_hook(partial(enter, number), with_kwargs=True))
             hooks.append(layer.register_forward_hook(leave))
         for hook in hooks:
             stack.callback(hook.remove)
         with saved_tensors_hooks(save, lambda nothing: nothing):
-            counted.result = run()
+            result = run()
+    counted.result = fresh(result)
     return counted

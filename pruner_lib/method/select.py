@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 import torch
 
 from pruner_lib.method.groups import GRANULARITIES, Axes, Axis, Plan
-from pruner_lib.method.options import check_names, check_options, check_uniform
+from pruner_lib.method.options import check_names, check_options, check_scores, check_uniform
 
 EXPERT_ROWS = 8  # channels of experts are kept in multiples of it: grouped products want 16-byte rows
 TOLERANCE = 0.005  # of all parameters: how near `target="parameters"` must come
@@ -75,12 +75,11 @@ def select(
         only.
     """
     settings = {name: value for name, value in locals().items() if name not in ("axes", "scores")}
-    check_options(**settings)
-    check_names(axes, ignore)
+    check_options(axes, settings)
     settings |= {"ratio": dict(ratio) if isinstance(ratio, Mapping) else ratio, "ignore": list(ignore)}
     layers = None
     if protect_first or protect_last or granularity == "layer":
-        layers = _unprotected(_whole_model(axes).n_layers, protect_first, protect_last)
+        layers = range(protect_first, axes.n_layers - protect_last)
     if granularity == "layer":
         return _select_layers(axes, scores, ratio, target, layers, settings)
     chosen = {name: a for name, a in axes.items() if a.kind in GRANULARITIES[granularity]}
@@ -90,11 +89,16 @@ def select(
     ratios = _ratios(chosen, ratio, ignore, layers)
     units = [unit for name in ratios for unit in _units(axes[name], scores, dependency)]
     if target == "parameters":
-        removed = _removed_parameters(units, _whole_model(axes).n_parameters, ratio, scope, multiple_of)
+        removed = _removed_parameters(units, axes.n_parameters, ratio, scope, multiple_of)
     else:
         removed = _removed(units, ratios, scope, multiple_of)
         _warn_of_none(units, removed, ratios)
-    keep, n_groups = _kept(chosen.values(), units, removed, dependency)
+    n_groups = {key: a.n_groups for a in chosen.values() for key in _keys(a, dependency)}
+    ranked = {unit.key: torch.argsort(unit.scores, stable=True) for unit in units}  # lowest first
+    keep = {
+        key: ranked[key][removed[key] :].sort().values if key in ranked else torch.arange(n)
+        for key, n in n_groups.items()
+    }
     if uniform:
         check_uniform(keep)
     query_heads = any(a.kind == "attention" and a.siblings for a in axes.values())
@@ -110,26 +114,15 @@ def n_removed(axis: Axis, ratio: float) -> int:
     return min((channels - int(channels * (1 - ratio))) // axis.width, axis.n_groups - 1)
 
 
+def _keys(axis: Axis, dependency: bool) -> list[str]:
+    return [axis.name] if dependency else [f"{axis.name}/{s}" for s in axis.structures]
+
+
 def _units(axis: Axis, scores: Mapping[str, torch.Tensor], dependency: bool) -> list[Unit]:
-    table = _scores_of(axis, scores, dependency)
-    if dependency:
-        return [Unit(axis.name, axis, table, axis.group_parameters)]
-    share = axis.group_parameters / len(axis.structures)
-    rows = zip(axis.structures, table, strict=True)
-    return [Unit(f"{axis.name}/{structure}", axis, row, share) for structure, row in rows]
-
-
-def _kept(
-    axes: Iterable[Axis], units: Iterable[Unit], removed: Counts, dependency: bool
-) -> tuple[dict[str, torch.Tensor], Counts]:
-    """For each key of the plan, the groups that stay and how many there were."""
-    ranked = {unit.key: torch.argsort(unit.scores, stable=True) for unit in units}  # lowest first
-    keep, n_groups = {}, {}
-    for axis in axes:
-        for key in [axis.name] if dependency else [f"{axis.name}/{s}" for s in axis.structures]:
-            order = ranked.get(key, torch.arange(axis.n_groups))
-            keep[key], n_groups[key] = order[removed.get(key, 0) :].sort().values, axis.n_groups
-    return keep, n_groups
+    keys = _keys(axis, dependency)
+    table = check_scores(axis, scores, dependency).view(len(keys), -1)
+    share = axis.group_parameters / len(keys)
+    return [Unit(key, axis, row, share) for key, row in zip(keys, table, strict=True)]
 
 
 def _ratios(axes: Mapping[str, Axis], ratio: float | Ratios, ignore: Iterable[str], layers: range | None):
@@ -150,11 +143,9 @@ def _removed(units: Collection[Unit], ratios: Ratios, scope: str, multiple_of: i
     if scope == "local":
         counts = {unit.key: n_removed(unit.axis, ratios[unit.axis.name]) for unit in units}
     else:
-        lists: dict[str, list[Unit]] = {}
-        for unit in units:
-            lists.setdefault("joint" if scope == "joint" else unit.axis.kind, []).append(unit)
         counts = {}
-        for together in lists.values():
+        for kind in ("joint",) if scope == "joint" else {unit.axis.kind: None for unit in units}:
+            together = [unit for unit in units if kind in ("joint", unit.axis.kind)]
             counts |= _removed_from_one_list(together, ratios[together[0].axis.name], scope)
         counts = _even_out(units, counts)
     return {unit.key: _rounded(unit.axis, counts[unit.key], multiple_of) for unit in units}
@@ -238,7 +229,7 @@ def _select_layers(axes: Axes, scores, ratio: float, target: str, layers: range,
     totals = torch.zeros(axes.n_layers)
     for axis in axes.values():
         if axis.layer is not None:
-            totals[axis.layer] += _scores_of(axis, scores, dependency=True).sum()
+            totals[axis.layer] += check_scores(axis, scores, dependency=True).sum()
     order = [i for i in torch.argsort(totals, stable=True).tolist() if i in layers]
     if target == "groups":
         n = len(order) - int(len(order) * (1 - ratio))
@@ -253,15 +244,6 @@ def _select_layers(axes: Axes, scores, ratio: float, target: str, layers: range,
     return Plan({"layers": kept}, {"layers": axes.n_layers}, settings)
 
 
-def _unprotected(n_layers: int, first: int, last: int) -> range:
-    """The layers that may be pruned."""
-    if first + last >= n_layers:
-        raise ValueError(
-            f"protect_first + protect_last = {first + last} leaves none of {n_layers} layers to prune"
-        )
-    return range(first, n_layers - last)
-
-
 def _warn_of_none(units: Collection[Unit], removed: Counts, ratios: Ratios) -> None:
     """Warn of each kind that is to lose groups and loses none."""
     hopes = {u.axis.kind: u.axis for u in reversed(list(units)) if ratios[u.axis.name] > 0}
@@ -271,30 +253,3 @@ def _warn_of_none(units: Collection[Unit], removed: Counts, ratios: Ratios) -> N
             "nothing is removed there",
             stacklevel=3,
         )
-
-
-def _whole_model(axes: Mapping[str, Axis]) -> Axes:
-    if isinstance(axes, Axes):
-        return axes
-    raise ValueError(
-        "protect_first, protect_last, target='parameters' and granularity='layer' need the layers and "
-        "parameters of the whole model, which a plain dict of axes lacks: pass what discover returned, or "
-        "axes.of_kind(...), and leave axes whole by ignore=[...]"
-    )
-
-
-def _scores_of(axis: Axis, scores: Mapping[str, torch.Tensor], dependency: bool) -> torch.Tensor:
-    """The scores of an axis in float32; refuse those of another shape, and those that are not finite."""
-    if axis.name not in scores:
-        raise ValueError(
-            f"no scores for axis {axis.name}; scores cover {sorted(scores)[:4]}...: "
-            "run estimate on the same axes, or leave the axis whole by ignore"
-        )
-    table = torch.as_tensor(scores[axis.name]).float()
-    shape = (axis.n_groups,) if dependency else (len(axis.structures), axis.n_groups)
-    if tuple(table.shape) != shape:
-        hint = "" if dependency else "; dependency=False needs estimate(..., aggregation='none')"
-        raise ValueError(f"scores of {axis.name} have shape {tuple(table.shape)}, but it needs {shape}{hint}")
-    if not table.isfinite().all():
-        raise ValueError(f"scores of {axis.name} are not all finite; check the calibration loss")
-    return table

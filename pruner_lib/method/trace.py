@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from pruner_lib.method.decoder import prompt_for
 from pruner_lib.method.labels import Recording, labels_of, set_labels
@@ -33,8 +34,7 @@ class LabelMode(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        tensors = tensors_in([*args, *kwargs.values()])
-        labelled = any(labels_of(x) is not None for x in tensors)
+        labelled = any(labels_of(x) is not None for x in tensors_in([args, kwargs]))
         args, kwargs = _on_one_device(func, args, kwargs)
         out = func(*args, **kwargs)
         if labelled:
@@ -56,20 +56,18 @@ class KeepIndices(TorchFunctionMode):
 
 
 def _on_one_device(func, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    if func.overloadpacket not in LOOKUPS and any(x.is_meta for x in tensors_in([*args, *kwargs.values()])):
-        return _to_meta(args), {k: _to_meta([v])[0] for k, v in kwargs.items()}
-    return args, kwargs
-
-
-def _to_meta(values):
     """Move tensors that the model creates on the CPU (masks, positions) to the weights' meta device."""
-    if isinstance(values, (list, tuple)):
-        return type(values)(_to_meta(v) for v in values)
-    if isinstance(values, torch.Tensor) and values.device.type == "cpu" and values.ndim:
-        moved = torch.empty_strided(values.shape, values.stride(), dtype=values.dtype, device="meta")
-        set_labels(moved, labels_of(values))
-        return moved
-    return values
+    if func.overloadpacket in LOOKUPS or not any(x.is_meta for x in tensors_in([args, kwargs])):
+        return args, kwargs
+    return tree_map_only(torch.Tensor, _to_meta, (args, kwargs))
+
+
+def _to_meta(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.device.type != "cpu" or not tensor.ndim:
+        return tensor
+    moved = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+    set_labels(moved, labels_of(tensor))
+    return moved
 
 
 def trace(model: nn.Module, layers: nn.ModuleList) -> Recording:
@@ -109,14 +107,11 @@ class ConstantMode(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.overloadpacket in (aten.mul, aten.div):
-            values = (x.item() if isinstance(x, torch.Tensor) and _is_number(x) else x for x in args)
-            self.factors += [float(v) for v in values if isinstance(v, (int, float))]
+            for x in args:
+                if isinstance(x, (int, float)) or (not x.ndim and x.device.type == "cpu"):
+                    self.factors.append(float(x))
         args, kwargs = _on_one_device(func, args, kwargs or {})
         return func(*args, **kwargs)
-
-
-def _is_number(x: torch.Tensor) -> bool:
-    return x.ndim == 0 and x.device.type == "cpu"
 
 
 def constants_in_forward(model: nn.Module) -> list[float]:
