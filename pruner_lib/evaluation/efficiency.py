@@ -6,7 +6,6 @@ Counting watches the operators that a forward pass runs: no architecture is name
 from __future__ import annotations
 
 import re
-from contextlib import suppress
 from itertools import chain
 
 import torch
@@ -123,28 +122,24 @@ def macs(model: nn.Module, tokens: int = MACS_TOKENS) -> int:
     """
     weight = model.get_input_embeddings().weight
     ids = prompt_for(model, tokens)[:, :tokens].to(weight.device)
-    if weight.device.type != "meta":
-        return _count(model, ids, None)
-    # To build a mask a model looks at values, so it gets one; some models take None only.
-    mask = torch.zeros(1, 1, tokens, tokens, dtype=weight.dtype, device="meta")
-    failures = (RuntimeError, ValueError, TypeError, AttributeError)
-    with suppress(*failures):
-        return _count(model, ids, mask)
-    try:
-        return _count(model, ids, None)
-    except failures as error:
-        raise ValueError(
-            f"{type(model).__name__} can't be counted on the meta device ({error}), wanted a pass "
-            "that looks at no values; load the model with its weights and count again"
-        ) from error
-
-
-def _count(model: nn.Module, ids: Tensor, mask: Tensor | None) -> int:
-    # fused attention runs as the products and the softmax that it stands for
-    math = sdpa_kernel(SDPBackend.MATH)
-    with torch.inference_mode(False), math, evaluating(model), MacCounter() as counter:
-        model(input_ids=ids, attention_mask=mask, use_cache=False)
-    return counter.macs
+    masks = [None]
+    if weight.is_meta:  # to build a mask a model looks at values, so it gets one; some models take None only
+        masks = [torch.zeros(1, 1, tokens, tokens, dtype=weight.dtype, device="meta"), None]
+    for mask in masks:
+        try:
+            # fused attention runs as the products and the softmax that it stands for
+            math = sdpa_kernel(SDPBackend.MATH)
+            with torch.inference_mode(False), math, evaluating(model), MacCounter() as counter:
+                model(input_ids=ids, attention_mask=mask, use_cache=False)
+            return counter.macs
+        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+            if not weight.is_meta:
+                raise
+            reason = error
+    raise ValueError(
+        f"{type(model).__name__} can't be counted on the meta device ({reason}), wanted a pass "
+        "that looks at no values; load the model with its weights and count again"
+    )
 
 
 def latency(

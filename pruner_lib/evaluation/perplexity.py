@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pruner_lib.evaluation.meters import in_fitting_batches
 from pruner_lib.method.offload import evaluating, input_device
+from pruner_lib.method.options import check_ids
 
 CPU_BATCH_TOKENS = 512  # more than this per forward pass no longer speeds a CPU up
 GPU_BATCH_TOKENS = 8192
@@ -65,27 +66,6 @@ class Sample:
     distinct: float  # share of different 2-grams among all 2-grams of tokens, in [0, 1]
 
 
-def check_ids(ids: Tensor, vocabulary: int) -> None:
-    """Check that a model can read token ids.
-
-    Args:    ids: the user's input.    vocabulary: number of known token ids.
-    Raises:  ValueError: not int64 of shape `(windows, tokens)`, tokens >= 2, or an id outside the vocabulary.
-    """
-    is_tensor = isinstance(ids, Tensor)
-    if not is_tensor or ids.dtype != torch.int64 or ids.dim() != 2 or not len(ids) or ids.shape[1] < 2:
-        came = f"{ids.dtype} of shape {tuple(ids.shape)}" if is_tensor else type(ids).__name__
-        raise ValueError(
-            f"token ids came as {came}, wanted torch.int64 of shape (windows, tokens), two tokens or more in "
-            "each of one or more windows; cut the text with text_ids"
-        )
-    low, high = int(ids.min()), int(ids.max())
-    if low < 0 or high >= vocabulary:
-        raise ValueError(
-            f"token ids lie in {low}..{high}, wanted 0..{vocabulary - 1} (the model's vocabulary); "
-            "tokenise the text with this model's own tokenizer"
-        )
-
-
 def automatic_batch(tokens: int, vocabulary: int, device: str) -> int:
     """Choose how many windows of `tokens` tokens share a forward pass: enough work, bounded logits."""
     wanted = CPU_BATCH_TOKENS if device == "cpu" else GPU_BATCH_TOKENS
@@ -124,16 +104,18 @@ def perplexity_result(model: nn.Module, ids: Tensor, *, batch_size: int | None =
              memory for a single window.
     Source:  paper, section 4.1 (windows of 128 tokens are its code's default). No difference known.
     """
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    check_ids(ids, vocabulary)
-    device = input_device(model)
-    if batch_size is None:
-        batch_size = automatic_batch(ids.shape[1], vocabulary, device.type)
+    check_ids(model, ids, "token ids")
+    device, vocabulary = input_device(model), model.get_input_embeddings().weight.shape[0]
+    batch_size = batch_size or automatic_batch(ids.shape[1], vocabulary, device.type)
     nll: list[Tensor] = []
 
     def measure(size: int) -> None:
         while len(nll) < len(ids):  # after a shortage of memory it goes on from here
-            nll.extend(_batch_nll(model, ids[len(nll) : len(nll) + size].to(device)))
+            batch = ids[len(nll) : len(nll) + size].to(device)
+            logits = model(input_ids=batch, use_cache=False).logits  # (batch, tokens, vocabulary)
+            # a model spread over devices may give its logits on another one than it takes its ids on
+            pairs = zip(logits, batch.to(logits.device), strict=True)
+            nll.extend([window_nll(window, row) for window, row in pairs])
 
     with evaluating(model):
         in_fitting_batches(measure, min(batch_size, len(ids)), "perplexity")
@@ -145,13 +127,6 @@ def perplexity_result(model: nn.Module, ids: Tensor, *, batch_size: int | None =
             "infinite logits; check its weights, or evaluate in float32"
         )
     return Perplexity(values, ids.shape[0] * (ids.shape[1] - 1))
-
-
-def _batch_nll(model: nn.Module, batch: Tensor) -> list[Tensor]:
-    """Compute the mean NLL of each window of a batch in one forward pass."""
-    logits = model(input_ids=batch, use_cache=False).logits  # (batch, tokens, vocabulary)
-    # a model spread over devices may give its logits on another one than it takes its ids on
-    return [window_nll(window, row) for window, row in zip(logits, batch.to(logits.device), strict=True)]
 
 
 def perplexity(model: nn.Module, ids: Tensor, *, batch_size: int | None = None) -> float:
@@ -206,7 +181,6 @@ def generate_samples(
             for row in output[:, ids.shape[1] :].tolist():
                 new = _until(row, ends if isinstance(ends, list) else [ends])
                 text = tokenizer.decode(new, skip_special_tokens=True)
-                samples.append(
-                    Sample(prompt, text, repetition_rate(new), 1 - repetition_rate(new, DISTINCT_N))
-                )
+                rates = repetition_rate(new), 1 - repetition_rate(new, DISTINCT_N)
+                samples.append(Sample(prompt, text, *rates))
     return samples

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, lru_cache, partial
+from functools import lru_cache, partial
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -39,6 +39,7 @@ class Task:
     definition: str  # below lm_eval/tasks, without .yaml
     metric: str  # "acc", or "acc_norm": log-likelihoods divided by the lengths of the choices
     folder: str  # in the asset; holds a .arrow file with the hub's columns or a .gz file of scored requests
+    chance: float  # share of right answers by guessing; a few questions of ARC have 3 or 5 choices
 
     @property
     def split(self) -> str:
@@ -46,24 +47,16 @@ class Task:
 
 
 TASKS = {
-    "boolq": Task("super_glue/boolq/default", "acc", "oe_eval_tasks/boolq/rc_0shot"),
-    "piqa": Task("piqa/piqa", "acc", "hf_datasets/piqa/plain_text/validation"),
-    "hellaswag": Task("hellaswag/hellaswag", "acc_norm", "hf_datasets/hellaswag/none/validation"),
-    "winogrande": Task("winogrande/default", "acc", "hf_datasets/winogrande/winogrande_xl/validation"),
-    "arc_easy": Task("arc/arc_easy", "acc", "oe_eval_tasks/arc_easy/test_rc_5shot"),
-    "arc_challenge": Task("arc/arc_challenge", "acc_norm", "oe_eval_tasks/arc_challenge/test_rc_5shot"),
-    "openbookqa": Task("openbookqa/openbookqa", "acc_norm", "oe_eval_tasks/openbookqa/test_rc_5shot"),
+    "boolq": Task("super_glue/boolq/default", "acc", "oe_eval_tasks/boolq/rc_0shot", 0.5),
+    "piqa": Task("piqa/piqa", "acc", "hf_datasets/piqa/plain_text/validation", 0.5),
+    "hellaswag": Task("hellaswag/hellaswag", "acc_norm", "hf_datasets/hellaswag/none/validation", 0.25),
+    "winogrande": Task("winogrande/default", "acc", "hf_datasets/winogrande/winogrande_xl/validation", 0.5),
+    "arc_easy": Task("arc/arc_easy", "acc", "oe_eval_tasks/arc_easy/test_rc_5shot", 0.25),
+    "arc_challenge": Task("arc/arc_challenge", "acc_norm", "oe_eval_tasks/arc_challenge/test_rc_5shot", 0.25),
+    "openbookqa": Task("openbookqa/openbookqa", "acc_norm", "oe_eval_tasks/openbookqa/test_rc_5shot", 0.25),
 }
 SEVEN_TASKS = tuple(TASKS)
-CHANCES = {  # share of right answers by guessing; a few questions of the two ARC tasks have 3 or 5 choices
-    "boolq": 0.5,
-    "piqa": 0.5,
-    "hellaswag": 0.25,
-    "winogrande": 0.5,
-    "arc_easy": 0.25,
-    "arc_challenge": 0.25,
-    "openbookqa": 0.25,
-}
+CHANCES = {name: task.chance for name, task in TASKS.items()}
 CHANCE = sum(CHANCES.values()) / len(CHANCES)  # of the mean of the seven
 UNCONDITIONAL = 1_000_000  # requests from this document number on repeat the choices without their question
 
@@ -121,15 +114,14 @@ def _row(task: str, document: dict[str, Any]) -> dict[str, Any]:
 
 def find_data(task: str) -> Path | None:
     """Find a task's questions: `tasks/<task>.jsonl` in the data directory, the asset, or nowhere (None)."""
-    local = local_questions(task)
-    if local is not None:
+    if local := local_questions(task):
         return local
     try:
-        folder = fetch("tasks") / TASKS[task].folder
+        files = sorted((fetch("tasks") / TASKS[task].folder).glob("*"))
     except ValueError as error:  # no network; the hub's own cache may still hold the data
         logging.getLogger(__name__).warning("%s: falling back to the Hugging Face hub (%s)", task, error)
         return None
-    return next((path for path in sorted(folder.glob("*")) if path.suffix in (".arrow", ".gz")), None)
+    return next((path for path in files if path.suffix in (".arrow", ".gz")), None)
 
 
 def write_definition(task: str, data: Path | None, folder: Path) -> Path:
@@ -203,20 +195,13 @@ def zero_shot(
         loaded = {task: one for task, (one, _) in drawn.items()}
         ask = partial(_ask, model, tokenizer, loaded, right_answers_only, way)
         answers = in_fitting_batches(ask, batch_size, "zero-shot")
-        return {
-            task: _score(task, one, numbers, answers, protocol, right_answers_only)
-            for task, (one, numbers) in drawn.items()
-        }
+    return {task: _score(task, *drawn[task], answers, protocol, right_answers_only) for task in tasks}
 
 
 def _ask(
-    model: nn.Module,
-    tokenizer: Any,
-    loaded: dict[str, Any],
-    right_answers_only: bool,
-    way: dict[str, bool],
+    model: nn.Module, tokenizer: Any, loaded: dict[str, Any], right_answers_only: bool, way: dict[str, bool],
     batch_size: int,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Let lm-eval score the choices of all questions: its own results."""
     from lm_eval.evaluator import evaluate
 
@@ -245,17 +230,13 @@ def drawn_questions(
 def _drawn_questions(
     task: str, data: Path | None, content: str | None, limit: int | None, seed: int | None
 ) -> tuple[Any, list[int]]:
-    loaded = load_task(task, data, Path(tempfile.mkdtemp(dir=_scratch().name)))
+    scratch = tempfile.TemporaryDirectory(prefix="pruner_lib-")
+    loaded = load_task(task, data, Path(scratch.name))
+    loaded.scratch = scratch  # its files are there as long as the task is
     rows = loaded.dataset[TASKS[task].split]
     numbers = list(range(len(rows)))[:limit] if limit is None or seed is None else draw(loaded, limit, seed)
     loaded.dataset[TASKS[task].split] = rows.select(numbers)
     return loaded, numbers
-
-
-@cache
-def _scratch() -> tempfile.TemporaryDirectory:
-    """Hold the files of loaded tasks until the process ends."""
-    return tempfile.TemporaryDirectory(prefix="pruner_lib-")
 
 
 def draw(task: Any, limit: int, seed: int) -> list[int]:
@@ -289,17 +270,13 @@ def load_task(task: str, data: Path | None, folder: Path) -> Any:
 
 
 def _score(
-    task: str,
-    loaded: Any,
-    numbers: list[int],
-    answers: dict[str, Any],
-    protocol: dict[str, Any],
+    task: str, loaded: Any, numbers: list[int], answers: dict[str, Any], protocol: dict[str, Any],
     right_answers_only: bool,
-) -> TaskScore:
-    spec = TASKS[task]
+) -> TaskScore:  # fmt: skip
+    metric, split = TASKS[task].metric, TASKS[task].split
     samples = sorted(answers["samples"][task], key=lambda sample: sample["doc_id"])
     prompts = "".join(sample["prompt_hash"] + sample["target_hash"] for sample in samples)
-    protocol = protocol | {"metric": spec.metric, "split": spec.split, "questions": _hash(prompts)}
+    protocol = protocol | {"metric": metric, "split": split, "questions": _hash(prompts)}
     protocol |= {"task_version": answers["versions"][task]}
     if "seed" in protocol:
         protocol |= {"doc_ids": _hash(repr(numbers))}
@@ -309,21 +286,20 @@ def _score(
         -log[i] / math.log(2) / len(sample["arguments"][i][1].encode())
         for i, log, sample in zip(right, logs, samples, strict=True)
     )
-    scored = bits if right_answers_only else [log for choices in logs for log in choices]
-    if not np.isfinite(scored).all():
+    if not np.isfinite(bits if right_answers_only else np.concatenate(logs)).all():
         raise ValueError(
             f"{task} has log-likelihoods that are not finite: the model gives NaN or infinite logits; check "
             "its weights, or evaluate in float32"
         )
-    if right_answers_only:
-        return TaskScore(task, spec.metric, math.nan, math.nan, len(samples), (), (), bits, {}, protocol)
-    row = answers["results"][task]  # "acc,none": lm-eval's name of no filter
-    named = {name.removesuffix(",none"): row[name] for name in row if name.endswith(",none")}
-    values = {name: math.nan if value == "N/A" else float(value) for name, value in named.items()}
-    correct = tuple(int(sample[spec.metric]) for sample in samples)
-    p_right = tuple(float(softmax(log)[i]) for i, log in zip(right, logs, strict=True))
-    value, error, n = values[spec.metric], values[f"{spec.metric}_stderr"], len(samples)
-    return TaskScore(task, spec.metric, value, error, n, correct, p_right, bits, values, protocol)
+    correct, p_right, values = (), (), {}
+    if not right_answers_only:
+        row = answers["results"][task]  # "acc,none": lm-eval's name of no filter
+        named = {name.removesuffix(",none"): row[name] for name in row if name.endswith(",none")}
+        values = {name: math.nan if value == "N/A" else float(value) for name, value in named.items()}
+        correct = tuple(int(sample[metric]) for sample in samples)
+        p_right = tuple(float(softmax(log)[i]) for i, log in zip(right, logs, strict=True))
+    value, error = (values.get(name, math.nan) for name in (metric, f"{metric}_stderr"))
+    return TaskScore(task, metric, value, error, len(samples), correct, p_right, bits, values, protocol)
 
 
 def _hash(text: str) -> str:

@@ -100,18 +100,12 @@ def drop_layers_(model: nn.Module, plan: Plan) -> nn.Module:
 def _keep_layers_(model: nn.Module, keep: list[int], edits: dict) -> None:
     path, layers = decoder_layers(model)
     parts = [dict(layer.named_modules()) for layer in layers]
-    numbered = [
-        (name, attribute)
-        for name, module in parts[0].items()
-        for attribute, value in vars(module).items()
-        if type(value) is int
-        and [vars(part[name]).get(attribute) if name in part else None for part in parts]
-        == list(range(len(parts)))
-    ]
-    for new, old in enumerate(keep):
-        for name, attribute in numbered:
-            setattr(parts[old][name], attribute, new)
-    parent, _, child = path.rpartition(".")
-    setattr(model.get_submodule(parent), child, nn.ModuleList(layers[i] for i in keep))
+    for name, module in parts[0].items():
+        for attribute, value in vars(module).items():
+            numbers = [vars(part[name]).get(attribute) if name in part else None for part in parts]
+            if type(value) is int and numbers == list(range(len(parts))):  # the layer's own number
+                for new, old in enumerate(keep):
+                    setattr(parts[old][name], attribute, new)
+    model.set_submodule(path, nn.ModuleList(layers[i] for i in keep))
     for key, value in edits.items():
         setattr(model.config, key, value)

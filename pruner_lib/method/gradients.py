@@ -9,10 +9,6 @@ pass.
 Micro-batches: what is additive over samples is shown after each of them. For the rest, |g * w|, the
 gradient of the whole batch is needed first: inputs and output gradients of the modules are then kept until
 the last micro-batch; they are much smaller than the gradients.
-
-The loss and its gradient are computed in float32 for a piece of the tokens at a time and take the place of
-the logits, so that beside the logits themselves, in the model's dtype, nothing of their size exists. Hooks
-watch which modules were called on what, and collect the gradients that arrive at their outputs.
 """
 
 from __future__ import annotations
@@ -22,7 +18,6 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from functools import partial
 
 import torch
 from torch import nn
@@ -62,8 +57,7 @@ class Pass:
         names = {id(p): name for name, p in model.named_parameters() if name in parameters}
         self.owners: dict[nn.Module, dict[str, str]] = {}  # module -> its key -> name in the model
         for module in model.modules():
-            own = {key: names[id(p)] for key, p in module._parameters.items() if id(p) in names}
-            if own:
+            if own := {key: names[id(p)] for key, p in module._parameters.items() if id(p) in names}:
                 self.owners[module] = own
         self.pending: dict[str, int] = defaultdict(int)
         self.uses: dict[str, list[Use]] = defaultdict(list)
@@ -71,6 +65,7 @@ class Pass:
         self.finishing = self.in_backward = False
         self.local = False  # True while a module is called again for its own parameters
         self.shape = (1, 1, 0)  # samples, tokens and number of the micro-batch
+        self.trimmer = HeapTrimmer()
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
@@ -78,8 +73,7 @@ class Pass:
         handles = [m.register_forward_hook(self._open) for m in embeddings]
         handles += [m.register_forward_hook(self._watch, with_kwargs=True) for m in self.owners]
         with suppress(ValueError):  # there may be no layers
-            check = partial(_check_heap, HeapTrimmer())
-            handles += [m.register_forward_hook(check) for m in decoder_layers(self.model)[1]]
+            handles += [m.register_forward_hook(self._trim) for m in decoder_layers(self.model)[1]]
         try:
             yield
         finally:
@@ -90,7 +84,11 @@ class Pass:
         """Run the model on a micro-batch; `(samples, tokens, vocabulary)`."""
         self.shape = (*ids.shape, number)
         self.pending.clear()
-        return self.model(input_ids=ids, use_cache=False, **_positions(self.model, ids)).logits
+        how = {}
+        if "position_ids" in inspect.signature(self.model.forward).parameters:
+            # for every sample: a row shared by all would mix their gradients
+            how["position_ids"] = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        return self.model(input_ids=ids, use_cache=False, **how).logits
 
     def backward(self, logits: torch.Tensor, gradient: torch.Tensor, *, finish: bool) -> None:
         self.finishing, self.in_backward = finish, True
@@ -158,21 +156,12 @@ class Pass:
         finally:
             self.local = False
 
-
-def _check_heap(trimmer: HeapTrimmer, layer: nn.Module, inputs: tuple, output) -> None:
-    """Forward hook of a layer: trim the heap after it, in forward and in backward."""
-    trimmer.check()
-    for x in tree_leaves(output):
-        if isinstance(x, torch.Tensor) and x.requires_grad:
-            x.register_hook(lambda grad: trimmer.check())
-
-
-def _positions(model: nn.Module, ids: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Position ids of every sample, where the model takes them: a row shared by all would mix their
-    gradients."""
-    if "position_ids" not in inspect.signature(model.forward).parameters:
-        return {}
-    return {"position_ids": torch.arange(ids.shape[1], device=ids.device).expand_as(ids)}
+    def _trim(self, layer: nn.Module, inputs: tuple, output) -> None:
+        """Trim the heap after a layer, in forward and in backward."""
+        self.trimmer.check()
+        for x in tree_leaves(output):
+            if isinstance(x, torch.Tensor) and x.requires_grad:
+                x.register_hook(lambda grad: self.trimmer.check())
 
 
 PIECE = 2**20  # logits of a piece
@@ -183,6 +172,7 @@ def loss_and_gradient_(logits: torch.Tensor, ids: torch.Tensor) -> tuple[float, 
 
     L = sum over tokens t of -log p(ids[t + 1])    dL / dz_t = softmax(z_t) - onehot(ids[t + 1])
 
+    In float32 for a piece of the tokens at a time, so that beside the logits nothing of their size exists.
     The sum and not the mean: in float16 the gradient of the mean would vanish.
 
     Args:
@@ -229,15 +219,13 @@ def visit_gradients(
     L_n is the mean loss of sample n alone.
 
     Args:
-        ids: `(samples, tokens)` int64.
-        parameters: names of the parameters to visit.
+        ids: `(samples, tokens)` int64.    parameters: names of those to visit.
         visit: called as `visit(name, row, g, a)` with slices `g` of `dL/dW` and `a` of `A`, from that row of
             the weight on, float32 (float64 of a float64 model); `a` is None unless `per_sample`. Both may be
             overwritten, neither may be kept.
-        micro_batch: samples of one forward pass, None: all.
+        micro_batch, checkpointing: see `estimate`.
         additive: show the gradients of each micro-batch by themselves; their sum is the gradient. Without,
             each entry is shown once.
-        checkpointing: compute each decoder layer once more in backward instead of keeping its activations.
     Returns: the loss.
     Raises: ValueError: the loss is not finite, or a parameter's samples can't be separated.
     Source: paper Eq. 3 to 5; reference code `hf_prune.py`, which divides the sum of Eq. 5 by N as here.

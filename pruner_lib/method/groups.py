@@ -37,14 +37,10 @@ class Member:
 
     parameter: str  # name in `model.named_parameters()`
     dim: int  # the dim that is cut
-    # `(n_groups, width)` int64; row k holds the entries along `dim` that belong to group k
-    indices: torch.Tensor
-    # "out" where the entries produce the channel, "in" where they consume it (the contracted dim of a matrix
-    # product)
-    role: str
+    indices: torch.Tensor  # `(n_groups, width)` int64; row k: the entries along `dim` that belong to group k
+    role: str  # "out" where the entries produce the channel, "in" where they consume it
     structure: str  # the paper's W_i that this member is part of; a weight and its bias are one structure
-    # (dim, index) where only one slice of the parameter is meant, as the matrix of one expert in a stack
-    at: tuple[int, int] | None = None
+    at: tuple[int, int] | None = None  # (dim, index) where only one slice is meant, as one expert of a stack
 
     @property
     def width(self) -> int:
@@ -61,15 +57,13 @@ class Axis:
 
     name: str  # `layers.3.attention`, `layers.3.mlp` or `hidden`
     kind: str  # one of `KINDS`
-    n_groups: int  # how many groups there are
+    n_groups: int
     members: tuple[Member, ...]  # in the order in which the forward pass reaches them
     group_parameters: int  # number of scalar parameters that go with one group
-    # inputs that are no parameters but run along the groups, such as position biases per head: `(module,
-    # argument, dim)`
+    # inputs that run along the groups, such as position biases per head: `(module, argument, dim)`
     constants: tuple[tuple[str, str, int], ...] = ()
     # axes of the same name here must all keep equally many groups, because their weights are stacked in one
-    # tensor (the experts of a layer) or lie side by side (the query heads of each key and value head).
-    # Empty: the axis stands alone.
+    # tensor (the experts of a layer) or lie side by side (the query heads of each key and value head)
     siblings: str = ""
     side_by_side: int = 1  # how many siblings share each dim
     in_stack: bool = False  # a member is a dim of stacked experts
@@ -110,7 +104,7 @@ class Axis:
 
 
 class Axes(dict[str, Axis]):
-    """All axes that `discover` returns, by name, with what is needed to count layers and parameters.
+    """All axes that `discover` returns, by name, as part of the whole model.
 
     Attributes:
         n_parameters: scalar parameters of the whole model, each counted once.
@@ -131,9 +125,8 @@ class Axes(dict[str, Axis]):
     def of_kind(self, *kinds: str) -> Axes:
         """The axes of some kinds, still as part of the whole model."""
         chosen = {name: axis for name, axis in self.items() if axis.kind in kinds}
-        return Axes(
-            chosen, n_parameters=self.n_parameters, layer_parameters=self.layer_parameters, notes=self.notes
-        )
+        whole = {name: getattr(self, name) for name in ("n_parameters", "layer_parameters", "notes")}
+        return Axes(chosen, **whole)
 
     def __repr__(self) -> str:
         return axes_text(self)
@@ -150,8 +143,7 @@ class Plan:
     # keys are `axis/structure`. For layer granularity the one key is `layers`.
     keep: Mapping[str, torch.Tensor]
     n_groups: Mapping[str, int]  # the same keys -> number of groups before the cut
-    # how the plan was chosen (ratio, granularity, scope, ...)
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)  # how the plan was chosen (ratio, scope, ...)
     query_heads: bool = False  # the axes are those of `discover(model, query_heads=True)`
 
     def __post_init__(self):
@@ -161,10 +153,8 @@ class Plan:
             )
         keep = {name: torch.as_tensor(kept, dtype=torch.int64).clone() for name, kept in self.keep.items()}
         for name, kept in keep.items():
-            n = self.n_groups[name]
-            if not (
-                kept.ndim == 1 and len(kept) and (kept.diff() > 0).all() and kept[0] >= 0 and kept[-1] < n
-            ):
+            n, is_list = self.n_groups[name], kept.ndim == 1 and len(kept) > 0
+            if not (is_list and (kept.diff() > 0).all() and kept[0] >= 0 and kept[-1] < n):
                 raise ValueError(
                     f"plan for {name}: kept groups must be a sorted list of at least one number in "
                     f"0..{n - 1} without repeats, got {kept.tolist()[:8]}"
@@ -210,12 +200,10 @@ class Plan:
         Raises: ValueError: the text is no plan.
         """
         text = str(source)
-        if not text.lstrip().startswith("{"):
-            text = Path(source).read_text()
+        text = text if text.lstrip().startswith("{") else Path(source).read_text()
         try:
-            data = json.loads(text)
-            settings, query_heads = data.get("settings", {}), data.get("query_heads", False)
-            return cls(data["keep"], data["n_groups"], settings, query_heads)
+            data = {"settings": {}, "query_heads": False} | json.loads(text)
+            return cls(data["keep"], data["n_groups"], data["settings"], data["query_heads"])
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(
                 f"not a plan ({error}); a plan has the keys keep, n_groups, settings and query_heads"

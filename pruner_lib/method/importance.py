@@ -1,9 +1,7 @@
 """Estimation: one number for each group (paper section 3.2, Eq. 3 to 5).
 
-A saliency is a signed number for each entry of a weight. Order of reduction, as in the reference code: within
-a channel of each structure, over the structures (aggregation), then over the channels of a group;
-`order="group"` swaps the last two. Weights and gradients come in slices of rows (see `gradients`), whose sums
-are kept in float64. Nothing is ranked here.
+A saliency is a signed number for each entry of a weight. Weights and gradients come in slices of rows (see
+`gradients`), whose sums are kept in float64. Nothing is ranked here.
 """
 
 from __future__ import annotations
@@ -53,14 +51,11 @@ def estimate(
         calibration_ids: `(samples, tokens)` int64; the paper uses 10 samples. Not needed for random, l1 and
             l2.
         criterion: one of `CRITERIA`, or a function of your own, `criterion(weight, grad) -> saliency`: all
-            three of one shape, grad the gradient of the batch loss. It is called on slices of whole rows, so
-            each entry's saliency may follow from its own weight and gradient alone (or its row's). The
+            three of one shape, grad the gradient of the batch loss. It is called on slices of whole rows. The
             saliencies are summed over a channel, with their signs, and aggregated like the others.
         aggregation: over the structures of a group: "sum" (the paper's default), "mean", "prod", "max" or
             "last" (o_proj and down_proj); "none" keeps them apart, for `select(..., dependency=False)`.
-        order: what is reduced first: "channel" aggregates each channel of a group and then sums the
-            channels (the code's order), "group" sums the channels of each structure and then aggregates;
-            see `aggregate`.
+        order: whether a group's channels are summed after that, "channel" as in the code, or before, "group".
         seed: of the criterion "random".
         micro_batch: samples of one forward pass, None: all at once; the scores do not depend on it.
         checkpointing: compute each decoder layer twice instead of keeping its activations; a third more time
@@ -91,16 +86,13 @@ def estimate_members(
 ) -> dict[Criterion, dict[str, Tensor]]:
     """Score every channel of every structure by several criteria in one pass over the calibration batch.
 
-    Per channel c of a structure W, with s = g * w (g: gradient of the batch loss, A: mean squared sample
-    gradient):
+    Each sums over the channel what `saliencies` gives; vector takes the absolute value of the sum.
+        l1: sum |w|    l2: sum w^2
 
-        l1: sum |w|    l2: sum w^2    vector: |sum s|    element1: sum |s|    element2: sum w A w    mixed:
-            sum |s - w A w / 2|
-
+    Args:    see `estimate`.
     Returns: criterion -> axis name -> `(n_structures, n_groups, channels)` float32, on the CPU.
-    Raises: ValueError: unknown criterion, no calibration ids where they are needed, ids outside the
-        vocabulary, or more memory needed than is available.
-    Source: paper Eq. 3 to 5; reference file `hf_llama_pruner.py`. Differs: a bias counts with its weight,
+    Raises:  ValueError: as `estimate`.
+    Source:  paper Eq. 3 to 5; reference file `hf_llama_pruner.py`. Differs: a bias counts with its weight,
         and with grouped-query attention query rows are credited to their own key and value head.
     """
     criteria = list(dict.fromkeys(criteria))
@@ -146,15 +138,13 @@ def aggregate(
     of s_mc)
 
     with A one of sum, mean, prod, max and last over the structures m. For sum, mean and last, and where a
-    group is one channel (an MLP), both orders are the same. The mean ranks as the sum does, unless heads and
-    MLP channels are ranked in one list (`select(..., scope="joint")`): they have different numbers of
-    structures.
+    group is one channel (an MLP), both are the same. The mean ranks as the sum, but for `scope="joint"`:
+    heads and MLP channels have different numbers of structures.
 
     Args: members: axis name -> `(n_structures, n_groups, channels)`, one criterion of `estimate_members`.
     Returns: axis name -> `(n_groups,)` float32; `(n_structures, n_groups)` with aggregation "none".
     Raises: ValueError: unknown aggregation or order.
-    Source: paper section 3.2 (i) to (iv). The paper does not say which reduction comes first; "channel" is
-        the code's.
+    Source: paper section 3.2 (i) to (iv), which does not say what comes first; "channel" is the code's.
     """
     check_choice("aggregation", aggregation, (*AGGREGATIONS, "none"))
     check_choice("order", order, ORDERS)

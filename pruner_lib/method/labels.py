@@ -16,8 +16,7 @@ import torch
 
 @dataclass(frozen=True, eq=False)
 class Labels:
-    """Labels of one tensor: one label tensor for an activation, one for each dim of a parameter or
-    constant."""
+    """Labels of one tensor: one table for an activation, one for each dim of a parameter or constant."""
 
     tensors: tuple[torch.Tensor, ...]
     source: str = "activation"  # "activation", "parameter" or "constant"
@@ -30,14 +29,11 @@ class Labels:
 class Recording:
     """What one labelled forward pass records."""
 
-    owners: list[tuple[str, int, str]] = field(default_factory=list)
-    # first label of each (owner, dim), ascending; `owners` holds the pairs themselves
-    starts: list[int] = field(default_factory=list)
+    owners: list[tuple[str, int, str]] = field(default_factory=list)  # (name, dim, source)
+    starts: list[int] = field(default_factory=list)  # first label of each owner, ascending
     n_labels: int = 0
-    # pairs of labels that can only be removed together
-    equal: list[np.ndarray] = field(default_factory=list)
-    # pairs of labels that tie several heads to one key and value head: equalities, unless query heads are to
-    # be groups of their own
+    equal: list[np.ndarray] = field(default_factory=list)  # pairs of labels that go together
+    # pairs that tie several heads to one key and value head: equalities, unless query heads are to be groups
     shared: list[np.ndarray] = field(default_factory=list)
     # pairs (label, other) where one label is broadcast over several others: it goes with them only if they
     # all end up in one group
@@ -45,11 +41,9 @@ class Recording:
     # labels that stand for one batch index of a product of two activations (an attention head)
     products: list[np.ndarray] = field(default_factory=list)
     roles: dict[tuple[str, int], str] = field(default_factory=dict)  # (parameter, dim) -> "in" or "out"
-    # (parameter, dim) in the order of execution; what runs again is listed again
-    executed: list[tuple[str, int]] = field(default_factory=list)
+    executed: list[tuple[str, int]] = field(default_factory=list)  # in order; what runs again is listed again
     outputs: list[np.ndarray] = field(default_factory=list)  # labels that reach the output of the model
-    # labels that can't be removed, with the reason
-    pinned: list[tuple[np.ndarray, str]] = field(default_factory=list)
+    pinned: list[tuple[np.ndarray, str]] = field(default_factory=list)  # what can't be removed, and why
     # parameters whose slices along dim 0 are separate matrices, picked while the model runs (experts)
     stacks: set[str] = field(default_factory=set)
 
@@ -70,9 +64,8 @@ class Recording:
         """Give every entry along every dim of a parameter or constant a label of its own."""
         tables = []
         for dim, size in enumerate(tensor.shape):
-            view = [1] * tensor.ndim
-            view[dim] = size
-            tables.append(self.new_labels(size, (owner, dim, source)).view(view).expand(tensor.shape))
+            labels = self.new_labels(size, (owner, dim, source))
+            tables.append(labels.view(-1, *[1] * (tensor.ndim - dim - 1)).expand(tensor.shape))
         return Labels(tuple(tables), source)
 
     def owner_of(self, label: int) -> tuple[str, int, str]:
@@ -86,8 +79,7 @@ class Recording:
             self.equal.append(pairs)
 
     def set_role(self, labels: torch.Tensor, role: str, *, only_if_new: bool = False) -> None:
-        """Record that the parameter and dim of these labels are executed, and whether they consume or produce
-        channels."""
+        """Record that the parameter and dim of these labels are executed, as "in" or "out"."""
         if not labels.numel():
             return
         first = int(labels[(0,) * labels.ndim])  # no reshape: an expanded table would be written out
@@ -167,9 +159,8 @@ def multiply(
             rec.set_role(table, "out")
             return Labels((table[:, :1, :].expand(shape),))
         return None
-    a, b = (
-        None if x is None or x.source == "constant" or bool((x.tensors[0] < 0).all()) else x for x in (a, b)
-    )
+    empty = [x is None or x.source == "constant" or bool((x.tensors[0] < 0).all()) for x in (a, b)]
+    a, b = (None if nothing else x for x, nothing in zip((a, b), empty, strict=True))
     if a is not None and b is not None:
         return _attend(rec, a.tensors[0], b.tensors[0], shape)
     if b is not None and constant_along(b.tensors[0], 1):

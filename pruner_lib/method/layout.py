@@ -85,8 +85,8 @@ def check_layout(layout: object) -> None:
                 raise ValueError(f"pruning_layout, {part} of {name!r}: {str(entry)[:80]!r} is no such entry")
 
 
-def _are_sizes(entry: object) -> bool:
-    return isinstance(entry, list) and all(type(n) is int and n > 0 for n in entry)
+def _are_sizes(entry: object, least: int = 1) -> bool:
+    return isinstance(entry, list) and all(type(n) is int and n >= least for n in entry)
 
 
 def _are_numbers(entry: object) -> bool:
@@ -99,9 +99,8 @@ def _are_inputs(entry: object) -> bool:
     return isinstance(entry, dict) and all(
         isinstance(cut, dict)
         and cut.keys() == {"dim", "total", "keep"}
-        and type(cut["dim"]) is int
-        and type(cut["total"]) is int
-        and _are_sizes([n + 1 if type(n) is int else n for n in cut["keep"]])
+        and _are_sizes([cut["dim"], cut["total"]], 0)
+        and _are_sizes(cut["keep"], 0)
         for cut in entry.values()
     )
 
@@ -109,17 +108,15 @@ def _are_inputs(entry: object) -> bool:
 def merge_layouts(old: dict | None, new: dict) -> dict:
     """The layout after a further cut; selections of inputs compose."""
     merged = copy.deepcopy(old or empty_layout())
-    for part, entries in new.items():
-        for path, entry in entries.items():
-            if part == "shapes":
-                merged[part][path] = entry
-                continue
-            mine = merged[part].setdefault(path, {})
-            for name, value in entry.items():
-                if part == "inputs" and name in mine:
-                    before = mine[name]
-                    value = {**before, "keep": [before["keep"][k] for k in value["keep"]]}
-                mine[name] = value
+    for path, cuts in new["inputs"].items():
+        for name, cut in cuts.items():
+            if before := merged["inputs"].setdefault(path, {}).get(name):
+                cut = {**before, "keep": [before["keep"][k] for k in cut["keep"]]}
+            merged["inputs"][path][name] = cut
+    merged["shapes"].update(new["shapes"])
+    for part in ("attributes", "config"):
+        for path, entry in new[part].items():
+            merged[part].setdefault(path, {}).update(entry)
     return merged
 
 

@@ -101,9 +101,9 @@ def _part(use: Use, inputs: Sequence, grads: Sequence) -> Part:
         x = x.reshape(-1, x.shape[-1]).to(d)  # (tokens, in)
         return lambda start, stop: (d[:, start:stop].T @ x).to(dtype)
     padding = -1 if use.module.padding_idx is None else use.module.padding_idx
+    ids = x.reshape(-1)
 
     def embedded(start: int, stop: int) -> torch.Tensor:
-        ids = x.reshape(-1)
         here = ((ids >= start) & (ids < stop) & (ids != padding)).nonzero()[:, 0]
         rows = d.new_zeros(stop - start, d.shape[-1], dtype=dtype)
         return rows.index_add_(0, ids[here] - start, d[here].to(dtype))
@@ -128,17 +128,14 @@ def _called_again(use: Use, inputs: Sequence, grads: Sequence) -> torch.Tensor:
         return torch.autograd.grad(outputs, own, grads, materialize_grads=True, allow_unused=True)[0]
 
 
-def in_slices(module: nn.Module) -> bool:
-    """Can the gradient of some rows of the module's weight be formed alone?"""
-    return _is_linear(module) or _is_embedding(module)
-
-
 def _is_linear(module: nn.Module) -> bool:
     return type(module).forward is nn.Linear.forward
 
 
-def _is_embedding(module: nn.Module) -> bool:
-    return type(module).forward is nn.Embedding.forward and not module.scale_grad_by_freq
+def in_slices(module: nn.Module) -> bool:
+    """Can the gradient of some rows of the module's weight be formed alone?"""
+    is_embedding = type(module).forward is nn.Embedding.forward
+    return _is_linear(module) or (is_embedding and not module.scale_grad_by_freq)
 
 
 def _by_sample(use: Use) -> list[tuple[list, list]]:

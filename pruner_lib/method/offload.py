@@ -60,19 +60,6 @@ def check_in_memory(model: nn.Module) -> None:
         )
 
 
-@contextmanager
-def plain_forward(model: nn.Module) -> Iterator[None]:
-    """Let every module run its own forward pass, without what accelerate put around it to move tensors."""
-    wrapped = {m: m.forward for m in model.modules() if "_old_forward" in vars(m) and "forward" in vars(m)}
-    for module in wrapped:
-        module.forward = module._old_forward
-    try:
-        yield
-    finally:
-        for module, forward in wrapped.items():
-            module.forward = forward
-
-
 def without_weights(model: nn.Module) -> nn.Module:
     """A copy of a model to run on shapes alone: parameters and buffers on the meta device, nothing offloaded.
 
@@ -80,15 +67,20 @@ def without_weights(model: nn.Module) -> nn.Module:
     Activations that it holds can't be copied and go to the meta device too.
     """
     held = [t for m in model.modules() for t in vars(m).values() if getattr(t, "grad_fn", None) is not None]
-    memo = {id(t): _on_meta(t) for t in [*model.parameters(), *model.buffers(), *held]}
+    memo = {id(t): torch.empty_like(t, device="meta") for t in [*model.buffers(), *held]}
+    for parameter in model.parameters():
+        empty = torch.empty_like(parameter, device="meta")
+        memo[id(parameter)] = nn.Parameter(empty, parameter.requires_grad)
     memo |= {id(hook): None for m in model.modules() if (hook := getattr(m, "_hf_hook", None)) is not None}
-    with plain_forward(model):
+    # modules run their own forward pass, without what accelerate put around it to move tensors
+    wrapped = {m: m.forward for m in model.modules() if "_old_forward" in vars(m) and "forward" in vars(m)}
+    for module in wrapped:
+        module.forward = module._old_forward
+    try:
         return copy.deepcopy(model, memo)
-
-
-def _on_meta(tensor: torch.Tensor) -> torch.Tensor:
-    empty = torch.empty_like(tensor, device="meta")
-    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+    finally:
+        for module, forward in wrapped.items():
+            module.forward = forward
 
 
 @contextmanager

@@ -86,6 +86,7 @@ def _set_widths_(model: nn.Module, layout: dict, plain: dict | None) -> None:
         setattr(model.config, key, value)
 
 
+@torch.no_grad()
 def mask_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Module:
     """Set the weights of the groups that a plan does not keep to zero; shapes stay.
 
@@ -94,22 +95,21 @@ def mask_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modul
         unchanged.
     """
     check_in_memory(model)
-    with torch.no_grad():
-        if "layers" in plan.keep:
-            _, layers = decoder_layers(model)
-            plan.check_count("layers", len(layers))
-            for i in sorted(set(range(len(layers))) - set(plan.keep["layers"].tolist())):
-                for parameter in layers[i].parameters():
-                    parameter.zero_()
-            return model
-        axes = _axes_of(model, plan, axes)
-        for name, per_structure in _keep_by_structure(axes, plan).items():
-            for member in axes[name].members:
-                weight, dim = model.get_parameter(member.parameter), member.dim
-                if member.at:
-                    weight, dim = weight.select(*member.at), dim - (member.at[0] < dim)
-                gone = _gone(axes[name], member, per_structure[member.structure])
-                weight.index_fill_(dim, gone.to(weight.device), 0)
+    if "layers" in plan.keep:
+        _, layers = decoder_layers(model)
+        plan.check_count("layers", len(layers))
+        for i in set(range(len(layers))) - set(plan.keep["layers"].tolist()):
+            for parameter in layers[i].parameters():
+                parameter.zero_()
+        return model
+    axes = _axes_of(model, plan, axes)
+    for name, per_structure in _keep_by_structure(axes, plan).items():
+        for member in axes[name].members:
+            weight, dim = model.get_parameter(member.parameter), member.dim
+            if member.at:
+                weight, dim = weight.select(*member.at), dim - (member.at[0] < dim)
+            gone = _gone(axes[name], member, per_structure[member.structure])
+            weight.index_fill_(dim, gone.to(weight.device), 0)
     return model
 
 
@@ -165,20 +165,19 @@ def _gone(axis: Axis, member: Member, kept: torch.Tensor) -> torch.Tensor:
 def _cut_indices(model: nn.Module, axes: Axes, keep: dict) -> dict[str, dict[int, torch.Tensor]]:
     """Parameter -> dim -> sorted entries that stay: `(n,)`, or `(slices, n)` where each slice along dim 0
     keeps its own."""
-    stays: dict[tuple[str, int], torch.Tensor] = {}
+    stays: dict[str, dict[int, torch.Tensor]] = {}  # masks
     for name, per_structure in keep.items():
         for member in axes[name].members:
             shape = model.get_parameter(member.parameter).shape
-            rows = (shape[0],) if member.at else ()
-            key = member.parameter, member.dim
-            mask = stays.setdefault(key, torch.ones(*rows, shape[member.dim], dtype=torch.bool))
+            whole = torch.ones(*shape[:1] if member.at else (), shape[member.dim], dtype=torch.bool)
+            mask = stays.setdefault(member.parameter, {}).setdefault(member.dim, whole)
             gone = _gone(axes[name], member, per_structure[member.structure])
             (mask[member.at[1]] if member.at else mask)[gone] = False
-    cuts: dict[str, dict[int, torch.Tensor]] = {}
-    for (parameter, dim), mask in stays.items():
-        index = mask.nonzero()[:, -1]  # slice after slice where the mask has slices
-        cuts.setdefault(parameter, {})[dim] = index.view(len(mask), -1) if mask.ndim == 2 else index
-    return cuts
+    return {
+        # slice after slice where the mask has slices
+        parameter: {dim: mask.nonzero()[:, -1].view(*mask.shape[:-1], -1) for dim, mask in by_dim.items()}
+        for parameter, by_dim in stays.items()
+    }
 
 
 def _take(weight: torch.Tensor, dim: int, index: torch.Tensor) -> torch.Tensor:
@@ -234,8 +233,7 @@ def _layout(model: nn.Module, axes: Axes, keep: dict, cuts: dict, rules: dict[st
                 f"{name} can't be cut: {axis.constants[0][:2]} enters the layers with one slice a channel"
             )
         if axis.layer is not None:
-            overrides = layout["config"].setdefault(f"{path}.{axis.layer}", {})
-            overrides |= {key: per_group * n for key, per_group in rule.keys.items()} | rule.fixed
+            layout["config"].setdefault(f"{path}.{axis.layer}", {}).update(rule.config(n))
         for module, argument, dim in axis.constants:
             cut = {"dim": dim, "total": axis.n_groups, "keep": kept.tolist()}
             layout["inputs"].setdefault(module, {})[argument] = cut
@@ -250,8 +248,7 @@ def _plain_config(
         return None
     edits: dict[str, int] = {}
     for name, rule in rules.items():
-        n = kept.get(name, axes[name].n_groups)
-        own = {key: per_group * n for key, per_group in rule.keys.items()} | rule.fixed
+        own = rule.config(kept.get(name, axes[name].n_groups))
         if not rule.in_config or any(edits.get(key, value) != value for key, value in own.items()):
             return None
         edits |= own

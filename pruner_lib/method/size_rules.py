@@ -35,6 +35,10 @@ class SizeRule:
     # written into the class): such a model can't be a plain checkpoint
     in_config: bool = True
 
+    def config(self, n: int) -> dict[str, int]:
+        """Config keys -> their values for `n` groups."""
+        return {key: per_group * n for key, per_group in self.keys.items()} | self.fixed
+
 
 def build_twin(model: nn.Module, edits: dict) -> nn.Module:
     """Build the model's class on the meta device from its config with some keys edited.
@@ -58,13 +62,9 @@ def in_like_modules(axes: Mapping[str, Axis]) -> list[list[Axis]]:
     """Axes that follow the same rule: those in modules of the same name, whatever their layer."""
     alike: dict[tuple, list[Axis]] = {}
     for axis in axes.values():
-        parts = tuple(_without_number(m.parameter, axis.layer) for m in axis.members)
+        parts = tuple(m.parameter.replace(f".{axis.layer}.", ".*.", 1) for m in axis.members)
         alike.setdefault((axis.kind, axis.side_by_side, parts), []).append(axis)
     return list(alike.values())
-
-
-def _without_number(parameter: str, layer: int | None) -> str:
-    return parameter if layer is None else parameter.replace(f".{layer}.", ".*.", 1)
 
 
 def find_size_rule(
@@ -79,14 +79,12 @@ def find_size_rule(
     Raises: ValueError: an attribute changes with the number of groups, but not in proportion.
     """
     first = axes[0]
-    n = _groups_in(dense, model, first)
-    if n < 2:
-        return SizeRule(in_config=False)
-    probe_n = 2 if n > 2 else 1
+    cut = first.members[0]
+    entries = dense.get_parameter(cut.parameter).shape[cut.dim] - _rest(model, first, cut)
+    n = entries // cut.width // first.side_by_side
+    probe_n, tied = min(2, n - 1), None
     kind = [a for a in all_axes.values() if a.kind == first.kind]
-    config = model.config.to_dict()
-    tied = None
-    for keys, fixed in _candidates(config, first, n, probe_n):
+    for keys, fixed in _candidates(model.config.to_dict(), first, n, probe_n) if n > 1 else ():
         edits = {k: v * probe_n // n if v else probe_n for k, v in keys.items()}
         try:
             probe = build_twin(model, edits | fixed)
@@ -95,19 +93,17 @@ def find_size_rule(
         shapes = shapes_of(probe)
         if not all(_fits(shapes, model, axis, probe_n) for axis in axes):
             continue
-        exact = _other_dims_agree(dense, probe, kind)
-        if not exact and tied is None:
-            tied = probe
-        if exact:
+        if _other_dims_agree(dense, probe, kind):
             per_group = {k: (v or n) // n for k, v in keys.items()}
-            in_config = first.kind != "hidden" or _same_scales(dense, probe)
+            attributes = _attributes(dense, probe, axes, n, probe_n, ())
             return SizeRule(
-                per_group, fixed, _attributes(dense, probe, axes, n, probe_n, ()), in_config=in_config
+                per_group, fixed, attributes, first.kind != "hidden" or _same_scales(dense, probe)
             )
-    if tied is not None:
-        heads = () if first.kind != "hidden" else [a for a in all_axes.values() if a.kind == "attention"]
-        return SizeRule(attributes=_attributes(dense, tied, axes, n, probe_n, heads), in_config=False)
-    return SizeRule(in_config=False)
+        tied = tied or probe
+    if tied is None:
+        return SizeRule(in_config=False)
+    heads = () if first.kind != "hidden" else [a for a in all_axes.values() if a.kind == "attention"]
+    return SizeRule(attributes=_attributes(dense, tied, axes, n, probe_n, heads), in_config=False)
 
 
 def layer_edits(model: nn.Module, path: str, keep: list[int], n: int) -> dict:
@@ -119,13 +115,12 @@ def layer_edits(model: nn.Module, path: str, keep: list[int], n: int) -> dict:
     config = model.config.to_dict()
     edits: dict = {k: len(keep) for k, v in config.items() if v == n and type(v) is int and "layer" in k}
     edits |= {k: [v[i] for i in keep] for k, v in config.items() if isinstance(v, list) and len(v) == n}
+    renumbered = {f"{path}.{old}": f"{path}.{new}" for new, old in enumerate(keep)}
     shapes = {}
     for name, shape in shapes_of(model).items():
-        number, _, rest = name.removeprefix(path + ".").partition(".")
-        if not name.startswith(path + "."):
-            shapes[name] = shape
-        elif int(number) in keep:
-            shapes[f"{path}.{keep.index(int(number))}.{rest}"] = shape
+        layer = re.match(rf"{re.escape(path)}\.\d+(?=\.)|", name)[0]
+        if not layer or layer in renumbered:
+            shapes[renumbered.get(layer, "") + name.removeprefix(layer)] = shape
     fronts = [
         {k: sum(i < v for i in keep)}
         for k, v in config.items()
@@ -153,12 +148,6 @@ def builds(model: nn.Module, edits: dict, shapes: dict) -> bool:
 
 def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(p.shape) for name, p in model.named_parameters()}
-
-
-def _groups_in(twin: nn.Module, model: nn.Module, axis: Axis) -> int:
-    member = axis.members[0]
-    size = twin.get_parameter(member.parameter).shape[member.dim] - _rest(model, axis, member)
-    return size // member.width // axis.side_by_side
 
 
 def _rest(model: nn.Module, axis: Axis, member: Member) -> int:
@@ -207,13 +196,11 @@ def _fits(shapes: dict, model: nn.Module, axis: Axis, probe_n: int) -> bool:
 def _other_dims_agree(dense: nn.Module, probe: nn.Module, axes: list[Axis]) -> bool:
     """Did nothing but the dims of these axes change?"""
     cut = {(m.parameter, m.dim) for axis in axes for m in axis.members}
-    before, after = shapes_of(dense), shapes_of(probe)
-    return before.keys() == after.keys() and all(
-        before[name][d] == after[name][d]
-        for name in before
-        for d in range(len(before[name]))
-        if (name, d) not in cut
+    before, after = (
+        {(name, d): n for name, shape in shapes_of(twin).items() for d, n in enumerate(shape)}
+        for twin in (dense, probe)
     )
+    return before.keys() == after.keys() and all(n == after[d] for d, n in before.items() if d not in cut)
 
 
 def _same_scales(dense: nn.Module, probe: nn.Module) -> bool:
@@ -244,22 +231,19 @@ def _attributes(
     """
     per_group: dict[str, dict[str, int]] = {}
     twins = dict(probe.named_modules())
-    others = [axis.module for axis in apart_from]
+    others = tuple(f"{axis.module}." for axis in apart_from)
     for around in {"" if axis.kind == "hidden" else axis.module for axis in axes}:
         for path, module in dense.get_submodule(around).named_modules(prefix=around):
-            if any(path == other or path.startswith(other + ".") for other in others):
-                continue
             for name, value in vars(module).items():
-                if module._parameters and name in LEAF_SIZES:  # a leaf repeats the shape of its own weight
-                    continue
+                if f"{path}.".startswith(others) or (module._parameters and name in LEAF_SIZES):
+                    continue  # a leaf repeats the shape of its own weight
                 other = vars(twins[path]).get(name)
                 if type(value) is not int or type(other) is not int or value == other:
                     continue
                 if value * probe_n != other * n:
                     raise ValueError(
-                        f"{path}.{name} is {value} for {n} groups of {axes[0].name} but {other} for "
-                        f"{probe_n}: it does not follow in proportion, so its value after "
-                        "the cut can't be derived"
+                        f"{path}.{name} is {value} for {n} groups of {axes[0].name}, {other} for {probe_n}: "
+                        "not in proportion, so its value after the cut can't be derived"
                     )
                 per_group.setdefault(path, {})[name] = value // n
     return per_group

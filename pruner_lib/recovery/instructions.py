@@ -24,8 +24,6 @@ PROMPT_WITH_INPUT = (
     "Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
 )
-
-
 Row = dict[str, list[int]]  # input_ids and labels of one example, equally long
 
 

@@ -83,11 +83,14 @@ def recover(
             too little memory, a run with other arguments in `output_dir`, or a loss that is not finite.
     """
     settings = RecoverySettings(**settings)
-    _check_model(model)
+    check_plain(model)
+    if getattr(model, "get_output_embeddings", lambda: None)() is None:
+        name = type(model).__name__
+        raise ValueError(f"{name} has no output embeddings; give a decoder that predicts tokens.")
     encoded = encode(examples, tokenizer, cutoff=settings.cutoff)
     steps = settings.steps or math.ceil(settings.epochs * len(encoded) / settings.batch_size)
     data = batches(encoded, steps=steps, batch_size=settings.batch_size, seed=settings.seed)
-    points, kept = _evaluated_steps(evaluate, evaluate_at, steps), _kept_steps(keep_at, at, steps)
+    points, kept = _checked_steps(evaluate, evaluate_at, keep_at, at, steps)
     run = Run(Path(output_dir), _identity(model, settings, data, points, kept), data, points, kept)
     last = at or steps
     with _put_back(model, after=merge), random_state(settings.seed):
@@ -98,12 +101,11 @@ def recover(
             check_training_memory(adapted, settings, encoded)
             pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
             train(adapted, run, settings, evaluate=evaluate, save_steps=save_steps, pad=pad, until=last)
-        adapter_path = run.adapter_path if last == steps else run.kept_path(last)
-        if done or adapter_path != run.adapter_path:
-            adapted.load_adapter(str(adapter_path), "default", is_trainable=True)
+        path = run.adapter_path if last == steps else run.kept_path(last)
+        if done or last != steps:
+            adapted.load_adapter(str(path), "default", is_trainable=True)
         result = adapted.merge_and_unload() if merge else adapted
-    history = [row for row in run.history if row["step"] <= last]
-    return Recovered(result.eval(), history, adapter_path)
+    return Recovered(result.eval(), [row for row in run.history if row["step"] <= last], path)
 
 
 def add_adapter(model: nn.Module, settings: RecoverySettings) -> PeftModel:
@@ -111,17 +113,6 @@ def add_adapter(model: nn.Module, settings: RecoverySettings) -> PeftModel:
 
     Raises: ValueError: one of `target_modules` ends the name of no linear layer but the output layer.
     """
-    target = settings.target_modules
-    if target in WITHOUT:
-        target = linear_modules(model, without=WITHOUT[target])
-    elif target != "all-linear":
-        target, names = [target] if isinstance(target, str) else list(target), linear_names(model)
-        unknown = [one for one in target if not any(f".{name}".endswith(f".{one}") for name in names)]
-        if unknown or not target:
-            ends = ", ".join(sorted({name.rpartition(".")[2] for name in names}))
-            raise ValueError(
-                f"target_modules={target}: {unknown} name no linear layer, wanted some of {ends}"
-            )
     dropout = settings.dropout
     if dropout and any(parameter.ndim == 3 for parameter in model.parameters()):
         warnings.warn("stacked experts: peft trains them without dropout only, so it is 0 here", stacklevel=2)
@@ -131,7 +122,7 @@ def add_adapter(model: nn.Module, settings: RecoverySettings) -> PeftModel:
         lora_alpha=settings.alpha,
         lora_dropout=dropout,
         task_type="CAUSAL_LM",
-        target_modules=target,
+        target_modules=_targets(model, settings.target_modules),
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
     with warnings.catch_warnings():
@@ -141,6 +132,20 @@ def add_adapter(model: nn.Module, settings: RecoverySettings) -> PeftModel:
     if not isinstance(used.target_modules, str):
         used.target_modules = sorted(used.target_modules)  # a set, whose order changes from run to run
     return adapted
+
+
+def _targets(model: nn.Module, wanted: str | tuple[str, ...]) -> str | list[str]:
+    """Turn the setting `target_modules` into what peft takes."""
+    if wanted == "all-linear":
+        return wanted
+    if wanted in WITHOUT:
+        return linear_modules(model, without=WITHOUT[wanted])
+    wanted, names = [wanted] if isinstance(wanted, str) else list(wanted), linear_names(model)
+    unknown = [one for one in wanted if not any(f".{name}".endswith(f".{one}") for name in names)]
+    if unknown or not wanted:
+        ends = ", ".join(sorted({name.rpartition(".")[2] for name in names}))
+        raise ValueError(f"target_modules={wanted}: {unknown} name no linear layer, wanted some of {ends}")
+    return wanted
 
 
 def linear_names(model: nn.Module) -> set[str]:
@@ -158,45 +163,32 @@ def linear_modules(model: nn.Module, *, without: str) -> list[str]:
     Raises:  ValueError: no group of that kind, or no other linear layer.
     Source:  paper, Table 12. Differs: that leaves the modules out by their names in LLaMA.
     """
-    left_out = {name for axis in discover(model).of_kind(without).values() for name in axis.structures}
     linear = linear_names(model)
-    if not left_out & linear or linear <= left_out:
+    left_out = {s for axis in discover(model).of_kind(without).values() for s in axis.structures} & linear
+    if not left_out or left_out == linear:
         raise ValueError(
-            f"{type(model).__name__} has {len(left_out & linear)} of {len(linear)} linear layers in groups "
+            f"{type(model).__name__} has {len(left_out)} of {len(linear)} linear layers in groups "
             f"of kind {without!r}; there should be some, but not all."
         )
     return sorted(linear - left_out)
 
 
-def _check_model(model: nn.Module) -> None:
-    check_plain(model)
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    if head is None:
+def _checked_steps(
+    evaluate: Callable | None, evaluate_at: Sequence[int], keep_at: Sequence[int], at: int | None, last: int
+) -> tuple[list[int], list[int]]:
+    """Give the steps at which the model is measured, and those before the last whose adapters are kept."""
+    for option, given, first in (("evaluate_at", evaluate_at, 0), ("keep_at", keep_at, 1)):
+        if outside := sorted(step for step in given if not first <= step <= last):
+            raise ValueError(f"{option}={outside}: steps from {first} to {last}, the last, are possible.")
+    if evaluate is None and len(evaluate_at):
         raise ValueError(
-            f"{type(model).__name__} has no output embeddings; give a decoder that predicts tokens."
+            f"evaluate_at={sorted(evaluate_at)} but evaluate=None; give a function that measures a model."
         )
-
-
-def _evaluated_steps(evaluate: Callable | None, evaluate_at: Sequence[int], steps: int) -> list[int]:
-    points = _steps_within("evaluate_at", evaluate_at, 0, steps)
-    if evaluate is None and points:
-        raise ValueError(
-            f"evaluate_at={sorted(points)} but evaluate=None; give a function that measures a model."
-        )
-    return sorted(points | {0, steps}) if evaluate is not None else []
-
-
-def _kept_steps(keep_at: Sequence[int], at: int | None, steps: int) -> list[int]:
-    kept = _steps_within("keep_at", keep_at, 1, steps)
-    if at is not None and at not in kept | {steps}:
-        raise ValueError(f"at={at}: no adapter is kept there, only at {sorted(kept | {steps})}; see keep_at.")
-    return sorted(kept - {steps})
-
-
-def _steps_within(option: str, given: Sequence[int], first: int, last: int) -> set[int]:
-    if outside := sorted(step for step in given if not first <= step <= last):
-        raise ValueError(f"{option}={outside}: steps from {first} to {last}, the last, are possible.")
-    return {int(step) for step in given}
+    kept = sorted({int(step) for step in keep_at} | {last})
+    if at is not None and at not in kept:
+        raise ValueError(f"at={at}: no adapter is kept there, only at {kept}; see keep_at.")
+    points = [] if evaluate is None else sorted({0, last, *map(int, evaluate_at)})
+    return points, kept[:-1]
 
 
 def _identity(

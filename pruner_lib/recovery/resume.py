@@ -115,11 +115,8 @@ class Run:
             write_json(self.folder / "recovery.json", {"identity": self.identity, "history": self.history})
 
     def _compare(self, saved: dict[str, Any]) -> None:
-        differing = [
-            f"{name}: {saved.get(name)!r} there, {self.identity.get(name)!r} now"
-            for name in {**saved, **self.identity}
-            if saved.get(name) != self.identity.get(name)
-        ]
+        pairs = {name: (saved.get(name), self.identity.get(name)) for name in {**saved, **self.identity}}
+        differing = [f"{name}: {a!r} there, {b!r} now" for name, (a, b) in pairs.items() if a != b]
         if differing:
             raise ValueError(
                 f"{self.folder} holds a recovery with other arguments ({'; '.join(differing)}). "

@@ -122,13 +122,13 @@ def test_automatic_batches_bound_the_logits(device, vocabulary):
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
-        ([[1, 2]], "came as list"),
+        ([[1, 2]], "got list"),
         (torch.ones(2, 4), "torch.float32"),
-        (torch.ones(4, dtype=torch.int64), r"shape \(4,\)"),
-        (torch.ones(2, 1, dtype=torch.int64), r"shape \(2, 1\)"),
-        (torch.ones(0, 4, dtype=torch.int64), r"shape \(0, 4\)"),
-        (torch.full((2, 4), VOCABULARY), rf"61..61, wanted 0..{VOCABULARY - 1}"),
-        (torch.full((2, 4), -1), "-1..-1"),
+        (torch.ones(4, dtype=torch.int64), r"torch.int64 \(4,\)"),
+        (torch.ones(2, 1, dtype=torch.int64), r"torch.int64 \(2, 1\)"),
+        (torch.ones(0, 4, dtype=torch.int64), r"torch.int64 \(0, 4\)"),
+        (torch.full((2, 4), VOCABULARY), rf"61 to 61, but .* has {VOCABULARY} entries"),
+        (torch.full((2, 4), -1), "-1 to -1"),
     ],
 )
 def test_bad_ids_are_named(ids, message):
