@@ -32,15 +32,13 @@ def text_ids(
 
     Args:
         name: one of `corpora.CORPORA`, or a NAME.txt of the local data directory.
-        length: tokens a window.
-        windows: how many; None takes all.
+        length: tokens a window.    windows: how many; None takes all.
         seed: None joins all documents and cuts from the beginning, without overlap; a remainder is dropped.
             A number draws the documents, and from each that is long enough one window at a random place;
             more windows of the same seed begin with the fewer ones.
         bos: puts one beginning-of-sequence token before the whole text, as the paper's code does for LLaMA
             (with a seed: before each document); where the tokenizer has none, texts begin without it, with a
             warning.
-
     Returns: `(windows, length)` int64.
     Raises:  ValueError: unknown text, a size below one, or fewer windows in the text than wanted.
     Source:  paper 4.1, reference `LLMPruner/datasets/ppl_dataset.py`. Differs: a window is never cut short.
@@ -53,7 +51,7 @@ def text_ids(
     text = corpus.separator.join(corpus.documents)
     ids = first + _tokenise(text, tokenizer)
     n = len(ids) // length
-    if n == 0 or (windows or 0) > n:
+    if n < (windows or 1):
         raise ValueError(
             f"text {name!r} has {n} windows of {length} tokens, wanted {windows or 'one or more'}"
         )
@@ -73,9 +71,7 @@ def calibration_ids(
 
     Args:
         seed: None takes the first documents, each from its start; a number draws documents and crops.
-        bos: puts a beginning-of-sequence token before each document; it counts as a token. Where the
-            tokenizer has none, the documents begin without it, with one warning.
-
+        bos: as in `text_ids`, before each document; it counts as a token.
     Returns: `(samples, length)` int64.
     Raises:  ValueError: unknown text, a size below one, or too few documents of that length.
     Source:  paper 4.1, reference `LLMPruner/datasets/example_samples.py`. Differs: no document
@@ -87,23 +83,14 @@ def calibration_ids(
 
 
 def _one_a_document(
-    name: str,
-    tokenizer: PreTrainedTokenizerBase,
-    length: int,
-    n: int | None,
-    seed: int | None,
-    first: list[int],
-    what: str,
-) -> torch.Tensor:
-    """Take a piece of each document that is long enough: `(n, length)` int64; n None: of all of them.
-
-    Args:    first: tokens before each document.    what: the pieces, in the words of an error.
-    """
+    name: str, tokenizer: PreTrainedTokenizerBase, length: int, n: int | None, seed: int | None,
+    first: list[int], what: str,
+) -> torch.Tensor:  # fmt: skip
+    """Take a piece of each document that is long enough: `(n, length)` int64; n None: of all of them."""
     documents = read_corpus(name).documents
     rng = np.random.default_rng(seed)
-    order = range(len(documents)) if seed is None else rng.permutation(len(documents))
     rows: list[list[int]] = []
-    for i in order:
+    for i in range(len(documents)) if seed is None else rng.permutation(len(documents)):
         ids = first + _tokenise(documents[i], tokenizer)
         if len(ids) < length:
             continue
@@ -111,7 +98,7 @@ def _one_a_document(
         rows.append(ids[start : start + length])
         if len(rows) == n:
             break
-    if not rows or len(rows) < (n or 0):
+    if len(rows) < (n or 1):
         raise ValueError(
             f"text {name!r} has {len(rows)} documents of at least {length} tokens, wanted {n or 'some'} "
             f"{what}; take fewer or shorter {what}, or another text"
@@ -131,7 +118,6 @@ def instructions(name: str, *, samples: int | None = None, seed: int = 0) -> lis
     Args:
         name: one of `corpora.INSTRUCTIONS`, or a NAME.json or NAME.jsonl of the local data directory.
         samples: how many, drawn at random without repetition; None takes all, in their order.
-
     Returns: dictionaries with the keys `instruction`, `input` (may be empty) and `output`.
     Raises:  ValueError: unknown name, malformed rows, or fewer than wanted.
     """
@@ -150,12 +136,13 @@ def has_bos(tokenizer: PreTrainedTokenizerBase, bos: bool) -> bool:
 
 
 def _first_tokens(tokenizer: PreTrainedTokenizerBase, bos: bool) -> list[int]:
-    if bos and not has_bos(tokenizer, bos):
+    if has_bos(tokenizer, bos):
+        return [tokenizer.bos_token_id]
+    if bos:
         name = type(tokenizer).__name__
-        warnings.warn(
-            f"bos=True, but this {name} has no beginning-of-sequence token: texts begin without", stacklevel=3
-        )
-    return [tokenizer.bos_token_id] if has_bos(tokenizer, bos) else []
+        message = f"bos=True, but this {name} has no beginning-of-sequence token: texts begin without"
+        warnings.warn(message, stacklevel=3)
+    return []
 
 
 def _tokenise(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:

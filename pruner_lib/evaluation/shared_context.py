@@ -17,6 +17,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from os.path import commonprefix
 from typing import Any
 
@@ -106,27 +107,22 @@ def score(model: nn.Module, rows: Sequence[Row], device: torch.device) -> list[l
         hidden = inputs[0]  # (rows, tokens, hidden)
         return (hidden.flatten(0, 1)[kept.to(hidden.device)][None], *inputs[1:])
 
-    hook = model.get_output_embeddings().register_forward_pre_hook(select)
-    try:
+    with model.get_output_embeddings().register_forward_pre_hook(select):
         logits = model(
             input_ids=padded("tokens", 0),
             attention_mask=block_mask(padded("branches", PADDING), model.dtype),
             position_ids=padded("positions", 0),
             use_cache=False,
         ).logits[0]  # (kept, vocabulary)
-    finally:
-        hook.remove()
     logits = logits.float()
     which, targets = which.to(logits.device), targets.to(logits.device)
     logs = (logits[which, targets] - logits.logsumexp(-1)[which]).tolist()
     greedy = (logits.argmax(-1)[which] == targets).tolist()
     values = iter(zip(logs, greedy, strict=True))
-
-    def answer(target: list[int]) -> Answer:
-        mine = [next(values) for _ in target]
-        return math.fsum(log for log, _ in mine), all(hit for _, hit in mine)
-
-    return [[answer(target) for target in row.targets] for row in rows]
+    answers = [[list(islice(values, len(target))) for target in row.targets] for row in rows]
+    return [
+        [(math.fsum(log for log, _ in one), all(hit for _, hit in one)) for one in row] for row in answers
+    ]
 
 
 class ChoicesLM(HFLM):

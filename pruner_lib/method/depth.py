@@ -44,7 +44,7 @@ def block_influence(model: nn.Module, calibration_ids: Tensor) -> Tensor:
 
     with ExitStack() as stack, frozen(model), torch.no_grad():
         for layer in layers:
-            stack.callback(layer.register_forward_hook(look, with_kwargs=True).remove)
+            stack.enter_context(layer.register_forward_hook(look, with_kwargs=True))
         model(calibration_ids.to(next(model.parameters()).device), use_cache=False)
     return torch.stack(scores).cpu()
 

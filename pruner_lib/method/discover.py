@@ -21,10 +21,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from pruner_lib.method.components import components_of, entries_of, pairs_in
 from pruner_lib.method.decoder import check_plain, decoder_layers
 from pruner_lib.method.groups import KINDS, Axes, Axis, Member
-from pruner_lib.method.labels import Recording, unique_pairs
+from pruner_lib.method.labels import Recording, pairs_in, unique_pairs
 from pruner_lib.method.norms import obstacle_in_norms
 from pruner_lib.method.offload import without_weights
 from pruner_lib.method.operators import NO_RULE
@@ -58,8 +57,8 @@ def discover(model: nn.Module, *, query_heads: bool = False) -> Axes:
     model = without_weights(model)
     path, layers = decoder_layers(model)
     rec = trace(model, layers)
-    whole = components_of(rec, query_heads=False)
-    components = components_of(rec, query_heads=True) if query_heads else whole
+    whole = rec.components(query_heads=False)
+    components = rec.components(query_heads=True) if query_heads else whole
     key_value_head = np.zeros(components.max() + 1, np.int64)  # component -> the one that it is part of
     key_value_head[components] = whole
     candidates = _candidates(model, rec, components, path)
@@ -83,7 +82,7 @@ def discover(model: nn.Module, *, query_heads: bool = False) -> Axes:
 
 def _candidates(model: nn.Module, rec: Recording, components: np.ndarray, path: str) -> list[Candidate]:
     """All components that produce and consume channels and do not reach the output, by their form."""
-    entries = entries_of(rec, components)
+    entries = rec.entries(components)
     in_order = list(dict.fromkeys(reversed(rec.executed)))[::-1]  # by the last time that each is executed
     used = [(name, dim, "parameter") for name, dim in in_order]
     used += [owner for owner in entries if owner[2] == "constant"]

@@ -17,7 +17,7 @@ import inspect
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 
 import torch
 from torch import nn
@@ -69,16 +69,16 @@ class Pass:
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
-        embeddings = (m for m in self.model.modules() if isinstance(m, nn.Embedding))
-        handles = [m.register_forward_hook(self._open) for m in embeddings]
-        handles += [m.register_forward_hook(self._watch, with_kwargs=True) for m in self.owners]
-        with suppress(ValueError):  # there may be no layers
-            handles += [m.register_forward_hook(self._trim) for m in decoder_layers(self.model)[1]]
-        try:
+        with ExitStack() as stack:
+            for module in self.model.modules():
+                if isinstance(module, nn.Embedding):
+                    stack.enter_context(module.register_forward_hook(self._open))
+            for module in self.owners:
+                stack.enter_context(module.register_forward_hook(self._watch, with_kwargs=True))
+            with suppress(ValueError):  # there may be no layers
+                for layer in decoder_layers(self.model)[1]:
+                    stack.enter_context(layer.register_forward_hook(self._trim))
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def forward(self, ids: torch.Tensor, number: int = 0) -> torch.Tensor:
         """Run the model on a micro-batch; `(samples, tokens, vocabulary)`."""

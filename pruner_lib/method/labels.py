@@ -8,10 +8,13 @@ product do to labels, and the record of which labels depend on each other. Which
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +74,24 @@ class Recording:
     def owner_of(self, label: int) -> tuple[str, int, str]:
         return self.owners[int(np.searchsorted(self.starts, label, side="right")) - 1]
 
+    def components(self, *, query_heads: bool) -> np.ndarray:
+        """`(n_labels,)` connected component of each label, which are the groups: first the equalities, then
+        broadcasts that stay inside one component."""
+        equal = self.equal if query_heads else [*self.equal, *self.shared]
+        components = _connect(pairs_in(equal), self.n_labels)
+        spread = pairs_in(self.spread)
+        met = unique_pairs(np.stack([spread[:, 0], components[spread[:, 1]]], 1))  # (label, component)
+        labels, first, counts = np.unique(met[:, 0], return_index=True, return_counts=True)
+        alone = counts == 1
+        joined = np.stack([components[labels[alone]], met[first[alone], 1]], 1)
+        return _connect(joined, components.max() + 1)[components]
+
+    def entries(self, components: np.ndarray) -> dict[tuple[str, int, str], np.ndarray]:
+        """(name, dim, source) of each parameter and constant -> `(size,)` the component of each entry."""
+        ends = [*self.starts[1:], self.n_labels]
+        owned = zip(self.owners, self.starts, ends, strict=True)
+        return {owner: components[start:end] for owner, start, end in owned if owner[0]}
+
     def tie(self, a: torch.Tensor, b: torch.Tensor) -> None:
         """Record `a[i] = b[i]` for labels of the same shape, ignoring unlabelled entries."""
         pairs = np.stack([a.reshape(-1).numpy(), b.reshape(-1).numpy()], 1)
@@ -105,6 +126,15 @@ def collapse(*tables: torch.Tensor) -> tuple[torch.Tensor, ...]:
         if all(t.shape[dim] == 1 or t.stride(dim) == 0 for t in tables):
             tables = tuple(t.narrow(dim, 0, 1) for t in tables)
     return tables
+
+
+def _connect(pairs: np.ndarray, n: int) -> np.ndarray:
+    graph = coo_matrix((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
+    return connected_components(graph, directed=False)[1]
+
+
+def pairs_in(parts: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate([*parts, np.zeros((0, 2), np.int64)])
 
 
 def unique_pairs(pairs: np.ndarray) -> np.ndarray:

@@ -60,8 +60,7 @@ def norm_factor(module: nn.Module, kept: torch.Tensor) -> float | None:
             set_parameter_(cut, name, parameter.detach()[kept])
     set_leaf_sizes_(cut)
     x = torch.randn(8, size, generator=torch.Generator().manual_seed(0)) * 3
-    masked = torch.zeros_like(x)
-    masked[:, kept] = x[:, kept]
+    masked = torch.zeros_like(x).index_copy(1, kept, x[:, kept])
     with torch.no_grad():
         target = whole(masked)[:, kept]  # (8, n_kept)
         output = cut(x[:, kept])
@@ -75,11 +74,8 @@ def norm_factor(module: nn.Module, kept: torch.Tensor) -> float | None:
 
 def scaled_eps(module: nn.Module, factor: float) -> dict[str, float]:
     """Attribute -> value of the epsilon of a norm whose weight takes a factor."""
-    return {
-        name: value * factor**2
-        for name, value in vars(module).items()
-        if isinstance(value, float) and "eps" in name
-    }
+    floats = {name: value for name, value in vars(module).items() if isinstance(value, float)}
+    return {name: value * factor**2 for name, value in floats.items() if "eps" in name}
 
 
 def _with_values(module: nn.Module) -> nn.Module:

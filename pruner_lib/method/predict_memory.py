@@ -50,20 +50,17 @@ class Memory:
         return self.held + self.extra
 
 
-class FreshBytes:
-    """Counts the bytes of tensors that it has not seen; those of the model it has seen."""
+def _fresh_bytes(model: nn.Module) -> Callable[..., int]:
+    """Return what counts the bytes of tensors that it has not seen; those of the model it has seen."""
+    seen = {StorageWeakRef(x.untyped_storage()) for x in [*model.parameters(), *model.buffers()]}
 
-    def __init__(self, model: nn.Module):
-        tensors = [*model.parameters(), *model.buffers()]
-        self.seen = {StorageWeakRef(x.untyped_storage()) for x in tensors}
+    def count(*values: object) -> int:
+        storages = (x.untyped_storage() for x in tree_leaves(values) if isinstance(x, torch.Tensor))
+        fresh = {ref: s.nbytes() for s in storages if (ref := StorageWeakRef(s)) not in seen}
+        seen.update(fresh)
+        return sum(fresh.values())
 
-    def __call__(self, *values: object) -> int:
-        total = 0
-        for x in tree_leaves(values):
-            if isinstance(x, torch.Tensor) and StorageWeakRef(x.untyped_storage()) not in self.seen:
-                self.seen.add(StorageWeakRef(x.untyped_storage()))
-                total += x.untyped_storage().nbytes()
-        return total
+    return count
 
 
 @dataclass
@@ -219,7 +216,7 @@ def count_forward(
     """
     layers = decoder_layers(model)[1]
     counted = Forward([0] * (len(layers) + 1), [0] * len(layers))
-    fresh, entered, used = (FreshBytes(model) for _ in range(3))
+    fresh, entered, used = (_fresh_bytes(model) for _ in range(3))
     place = -1  # number of the layer that is running
 
     def save(x: torch.Tensor) -> None:
@@ -242,12 +239,12 @@ def count_forward(
             counted.outputs += size
 
     with ExitStack() as stack:
-        hooks = [m.register_forward_hook(look, with_kwargs=True) for m in model.modules()]
+        for module in model.modules():
+            stack.enter_context(module.register_forward_hook(look, with_kwargs=True))
         for number, layer in enumerate(layers):
-            hooks.append(layer.register_forward_pre_hook(partial(enter, number), with_kwargs=True))
-            hooks.append(layer.register_forward_hook(leave))
-        for hook in hooks:
-            stack.callback(hook.remove)
+            hook = partial(enter, number)
+            stack.enter_context(layer.register_forward_pre_hook(hook, with_kwargs=True))
+            stack.enter_context(layer.register_forward_hook(leave))
         with saved_tensors_hooks(save, lambda nothing: nothing):
             result = run()
     counted.result = fresh(result)

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from pruner_lib.method.components import components_of, entries_of
 from pruner_lib.method.decoder import decoder_layers
 from pruner_lib.method.groups import Axes, Plan
 from pruner_lib.method.trace import trace
@@ -44,7 +43,7 @@ def check_cut(
         raise ValueError(f"{what} would leave a model that does not run; nothing was cut: {error}") from error
     if not keep:
         return
-    entries = entries_of(rec, components_of(rec, query_heads=plan.query_heads))
+    entries = rec.entries(rec.components(query_heads=plan.query_heads))
     for name, per_structure in keep.items():
         tables = []
         for member in axes[name].members:

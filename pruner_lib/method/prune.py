@@ -2,9 +2,7 @@
 
 `prune_` removes the groups and makes the modules, the layers' configs and the model's config agree; `mask_`
 sets the same groups to zero. Both give the same function of the input: the theorem that the tests hold on
-every architecture. Nothing is chosen here; see `select`.
-
-Whole decoder layers can go as well; that cut is in `depth`.
+every architecture. Nothing is chosen here; see `select`. The cut of whole decoder layers is in `depth`.
 """
 
 from __future__ import annotations
@@ -22,14 +20,7 @@ from pruner_lib.method.layout import apply_layout_, empty_layout, merge_layouts,
 from pruner_lib.method.norms import norm_factor, norm_members, scaled_eps
 from pruner_lib.method.offload import check_in_memory, without_weights
 from pruner_lib.method.proof import check_cut
-from pruner_lib.method.size_rules import (
-    SizeRule,
-    build_twin,
-    builds,
-    find_size_rule,
-    in_like_modules,
-    shapes_of,
-)
+from pruner_lib.method.size_rules import SizeRule, builds, find_size_rules, shapes_of
 
 
 def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Module:
@@ -54,7 +45,7 @@ def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modu
     _check_even(axes, kept)
     cuts = _cut_indices(model, axes, keep)
     factors = _norm_factors(model, axes, keep, cuts)
-    rules = _size_rules(model, axes, kept)
+    rules = find_size_rules(model, axes, kept)
     layout = _layout(model, axes, keep, cuts, rules)
     for parameter, factor in factors.items():
         norm = parameter.rpartition(".")[0]
@@ -137,14 +128,13 @@ def _keep_by_structure(axes: Axes, plan: Plan) -> dict[str, dict[str, torch.Tens
             )
         axis = axes[name]
         plan.check_count(key, axis.n_groups)
-        if len(kept) == axis.n_groups:
-            continue
         if structure and structure not in axis.structures:
             raise ValueError(
                 f"the plan ranks {structure} alone, but {name} consists of {', '.join(axis.structures)}"
             )
-        for s in [structure] if structure else axis.structures:
-            keep.setdefault(name, {})[s] = kept
+        if len(kept) < axis.n_groups:
+            own = [structure] if structure else axis.structures
+            keep.setdefault(name, {}).update(dict.fromkeys(own, kept))
     for name, per in keep.items():
         counts = {len(kept) for kept in per.values()}
         if set(per) != set(axes[name].structures) or len(counts) > 1:
@@ -193,24 +183,11 @@ def _norm_factors(model: nn.Module, axes: Axes, keep: dict, cuts: dict) -> dict[
     factors = {}
     for name in (n for n in keep if axes[n].layer is not None):
         for member in norm_members(model, axes[name].members, axes[name].side_by_side):
-            if member.parameter in factors:  # already, for a sibling axis
-                continue
             factor = norm_factor(model.get_submodule(member.structure), cuts[member.parameter][member.dim])
             if factor is None:
                 raise ValueError(f"{member.structure} is a norm over all groups of {name} and can't be cut")
             factors[member.parameter] = factor
     return factors
-
-
-def _size_rules(model: nn.Module, axes: Axes, kept: dict[str, int]) -> dict[str, SizeRule]:
-    """What follows the number of groups, for every axis that is cut and those in like modules."""
-    rules = {}
-    dense = build_twin(model, {})
-    for alike in in_like_modules(axes):
-        if any(axis.name in kept for axis in alike):
-            rule = find_size_rule(model, alike, axes, dense)
-            rules |= {axis.name: rule for axis in alike}
-    return rules
 
 
 def _layout(model: nn.Module, axes: Axes, keep: dict, cuts: dict, rules: dict[str, SizeRule]) -> dict:
@@ -257,10 +234,9 @@ def _plain_config(
 
 
 def _check_even(axes: Mapping[str, Axis], kept: Mapping[str, int]) -> None:
-    """Refuse a plan that would leave a stack ragged.
+    """Refuse a plan after which siblings keep different numbers of groups.
 
     Args: kept: axis name -> groups kept, for the axes that lose some.
-    Raises: ValueError: siblings keep different numbers of groups.
     """
     for siblings in {axes[name].siblings for name in kept} - {""}:
         counts = {n: kept.get(n, a.n_groups) for n, a in axes.items() if a.siblings == siblings}

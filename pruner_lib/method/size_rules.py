@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,24 +58,28 @@ def _edited(config: Any, edits: dict) -> Any:
     return config
 
 
-def in_like_modules(axes: Mapping[str, Axis]) -> list[list[Axis]]:
-    """Axes that follow the same rule: those in modules of the same name, whatever their layer."""
+def find_size_rules(model: nn.Module, axes: Mapping[str, Axis], cut: Collection[str]) -> dict[str, SizeRule]:
+    """Find out what follows the number of groups, for every axis that is cut.
+
+    Axes in modules of the same name follow the same rule, whatever their layer.
+    """
     alike: dict[tuple, list[Axis]] = {}
     for axis in axes.values():
         parts = tuple(m.parameter.replace(f".{axis.layer}.", ".*.", 1) for m in axis.members)
         alike.setdefault((axis.kind, axis.side_by_side, parts), []).append(axis)
-    return list(alike.values())
+    rules, dense = {}, build_twin(model, {})
+    for group in alike.values():
+        if any(axis.name in cut for axis in group):
+            rules |= dict.fromkeys((axis.name for axis in group), _find_size_rule(model, group, axes, dense))
+    return rules
 
 
-def find_size_rule(
+def _find_size_rule(
     model: nn.Module, axes: list[Axis], all_axes: Mapping[str, Axis], dense: nn.Module
 ) -> SizeRule:
-    """Find out what follows the number of groups of axes in like modules, by building a probe with fewer.
+    """Build a probe with fewer groups in like modules, and compare it with `dense`, the unedited twin.
 
-    Args:
-        model: with the config that its class was built from.
-        all_axes: of the model; other axes of the kind may follow the same config key.
-        dense: its twin with nothing edited.
+    Args: all_axes: of the model; other axes of the kind may follow the same config key.
     Raises: ValueError: an attribute changes with the number of groups, but not in proportion.
     """
     first = axes[0]

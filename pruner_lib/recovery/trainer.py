@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
@@ -139,17 +139,12 @@ class _ResponseTrainer(Trainer):
 
 
 def response_loss(
-    base: nn.Module,
-    model: nn.Module,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    labels: torch.Tensor,
-) -> torch.Tensor:
+    base: nn.Module, model: nn.Module, input_ids: Tensor, attention_mask: Tensor, labels: Tensor
+) -> Tensor:
     """Sum the loss over the labels of a micro-batch, with logits at the labels alone.
 
     Args:
-        base: the decoder that holds the output layer.
-        model: what is called: `base` or a wrapper of it.
+        base: the decoder that holds the output layer.    model: what is called: `base` or a wrapper of it.
         input_ids, attention_mask, labels: `(batch, tokens)`, padded on the right.
     """
     if input_ids.shape[0] == input_ids.shape[1]:  # a masked token more, so that batch and tokens differ
@@ -163,11 +158,8 @@ def response_loss(
             return args[0][labelled][None], *args[1:]  # (1, labels, hidden)
         return args[0].transpose(0, 1)[labelled][:, None], *args[1:]  # tokens first: (labels, 1, hidden)
 
-    hook = base.get_output_embeddings().register_forward_pre_hook(keep_labelled)
-    try:
+    with base.get_output_embeddings().register_forward_pre_hook(keep_labelled):
         logits = model(input_ids, attention_mask=attention_mask, use_cache=False).logits
-    finally:
-        hook.remove()
     return functional.cross_entropy(logits[0].float(), targets[labelled], reduction="sum")
 
 
@@ -178,9 +170,8 @@ class _Recorder(TrainerCallback):
         self.run, self.evaluate, self.until = run, evaluate, until
         self.tokens = [0, *accumulate(sum(len(row["input_ids"]) for row in batch) for batch in run.data)]
         self.seconds = self.started = 0.0
-        self.bar = tqdm(
-            total=until, desc="recover", unit="step", mininterval=1.0, disable=not first_process()
-        )
+        hidden = not first_process()
+        self.bar = tqdm(total=until, desc="recover", unit="step", mininterval=1.0, disable=hidden)
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self.bar.update(state.global_step)
