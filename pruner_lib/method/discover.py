@@ -3,10 +3,8 @@
 Connected components of the recorded equalities are the groups; components with equally many entries in the
 same places form an axis. Nothing is scored or cut here.
 
-Some axes must keep equally many groups, because their weights make up one tensor. The experts of a layer are
-stacked in one parameter; the query heads of each key and value head lie side by side in another. Every
-expert, and every key and value head, has groups of its own, but the tensors stay rectangular only if all of
-them lose the same number.
+Every expert of a layer, and with `query_heads` every key and value head, has an axis of its own, but their
+weights make up one tensor, which stays rectangular only if all these siblings keep the same number.
 """
 
 from __future__ import annotations
@@ -15,7 +13,6 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,12 +26,9 @@ from pruner_lib.method.offload import without_weights
 from pruner_lib.method.operators import NO_RULE
 from pruner_lib.method.trace import trace
 
-
-class Candidate(NamedTuple):
-    """Components of the same form, which become an axis unless something is in the way."""
-
-    axis: Axis  # named by its layer and kind
-    components: np.ndarray  # `(n_groups,)` component of each group
+# components of the same form, which become an axis unless something is in the way: the axis, named by its
+# layer and kind, and `(n_groups,)` the component of each group
+Candidate = tuple[Axis, np.ndarray]
 
 
 def discover(model: nn.Module, *, query_heads: bool = False) -> Axes:
@@ -116,7 +110,7 @@ def _candidates(model: nn.Module, rec: Recording, components: np.ndarray, path: 
         axis = Axis(name, kind, len(groups), tuple(members), size, tuple(constants))
         in_stack = any(m.parameter in rec.stacks for m in members)
         axis = replace(axis, in_stack=in_stack, heads=heads.get(groups[0], 1))
-        candidates.append(Candidate(axis, groups))
+        candidates.append((axis, groups))
     return candidates
 
 
@@ -176,7 +170,7 @@ def _without_obstacles(
     pairs = unique_pairs(components[pairs_in(rec.spread)])
     for label, other in pairs[np.isin(pairs[:, 0], list(reasons))].tolist():  # broadcast over others
         reasons.setdefault(other, reasons[label])
-    stream = {(m.parameter, m.dim) for c in candidates for m in c.axis.members if c.axis.layer is None}
+    stream = {(m.parameter, m.dim) for axis, _ in candidates for m in axis.members if axis.layer is None}
     free, notes = [], sorted(notes)
     for axis, groups in candidates:
         obstacle = next((reasons[c] for c in groups.tolist() if c in reasons), None)
@@ -187,7 +181,7 @@ def _without_obstacles(
             others = ((m.parameter, dim) for m in consumers for dim in range(3) if dim != m.dim)
             obstacle = "inner channels that feed no residual stream" if stream.isdisjoint(others) else None
         if not obstacle:
-            free.append(Candidate(axis, groups))
+            free.append((axis, groups))
         elif not obstacle.startswith(NO_RULE):  # those are in the notes already
             notes.append(f"{axis.members[0].parameter}: {axis.n_groups} groups left whole, {obstacle}")
     return free, notes
@@ -196,14 +190,14 @@ def _without_obstacles(
 def _named(candidates: Sequence[Candidate], path: str, stacks: set[str]) -> list[Candidate]:
     """Order by layer, the residual stream last; where a layer has several of a kind, name them by module."""
     counts, named = Counter(axis.name for axis, _ in candidates), []
-    order = lambda c: (c.axis.layer is None, c.axis.layer or 0, KINDS.index(c.axis.kind))  # noqa: E731
-    for axis, components in sorted(candidates, key=order):
+    ordered = sorted(candidates, key=lambda c: (c[0].layer is None, c[0].layer or 0, KINDS.index(c[0].kind)))
+    for axis, groups in ordered:
         name = axis.name
         if axis.layer is None and counts[name] > 1:
             name = f"{name}.{axis.members[0].parameter}"
         elif counts[name] > 1 or _stacked(axis, stacks):
             name = f"layers.{axis.layer}.{axis.module.removeprefix(f'{path}.{axis.layer}.')}"
-        named.append(Candidate(replace(axis, name=name), components))
+        named.append((replace(axis, name=name), groups))
     return named
 
 

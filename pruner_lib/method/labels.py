@@ -1,9 +1,8 @@
 """Index labels and what ties them: the algebra under dependency discovery (paper section 3.1, Eq. 1 and 2).
 
 Every entry along every dim of every parameter has an integer label; an activation carries a label tensor of
-its own shape (-1: holds nothing of a parameter). Here is what an element-wise operation and a matrix
-product do to labels, and the record of which labels depend on each other. Which operator does what is in
-`operators`.
+its own shape (-1: holds nothing of a parameter). Here is what an element-wise operation and a matrix product
+do to labels, and the record of which labels depend on each other.
 """
 
 from __future__ import annotations

@@ -34,12 +34,10 @@ class HeapTrimmer:
 def held_bytes(model: nn.Module) -> int:
     """Bytes that the process holds; weights of a mapped file, which come with their first use, included."""
     device = next(model.parameters()).device
-    weights = sum(
-        {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in model.parameters()}.values()
-    )
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
-    resident = resident_bytes()
+    storages = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in model.parameters()}
+    resident, weights = resident_bytes(), sum(storages.values())
     return resident if resident > weights else resident + weights
 
 

@@ -1,9 +1,9 @@
 """Calls of a module, and the gradient of its parameters from them (paper section 3.2).
 
-A module's gradient follows from what went into it and from the gradient that arrived at its output; the
-gradient of one sample from its part of both. It is formed in slices of rows (entries of dim 0), so that no
-float32 copy of a large weight exists. Modules that are neither linear nor an embedding are called again on
-their inputs, and give one slice. `gradients` decides when a parameter has all its calls.
+A module's gradient follows from what went into it and from the gradient that arrived at its output; that of
+one sample from its part of both. It is formed in slices of rows (entries of dim 0), so that no float32 copy
+of a large weight exists. Modules that are neither linear nor an embedding are called again on their inputs,
+and give one slice.
 """
 
 from __future__ import annotations
@@ -31,8 +31,7 @@ class Use:
     key: str  # name of the parameter in the module
     inputs: Sequence[Any]  # leaves of its positional and keyword arguments; `spec` puts them together
     spec: TreeSpec
-    # gradient of each of its outputs that has one, None for those that the model does not use
-    grads: Sequence[torch.Tensor | None]
+    grads: Sequence[torch.Tensor | None]  # of each output that has one, None where the model does not use it
     outputs: Sequence[int]  # which leaves of the output they are
     samples: int  # shape of the micro-batch's ids
     tokens: int

@@ -52,7 +52,12 @@ def norm_factor(module: nn.Module, kept: torch.Tensor) -> float | None:
 
     Args: kept: sorted entries that stay.    Returns: None if no factor does.
     """
-    whole = _with_values(module)
+    # on the CPU in float32, with weights that are neither all equal nor zero
+    whole = copy.deepcopy(module).to_empty(device="cpu").float()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in whole.parameters():
+            parameter.copy_(torch.rand(parameter.shape, generator=generator) + 0.5)
     size = whole.weight.numel()
     cut = copy.deepcopy(whole)
     for name, parameter in whole._parameters.items():
@@ -76,13 +81,3 @@ def scaled_eps(module: nn.Module, factor: float) -> dict[str, float]:
     """Attribute -> value of the epsilon of a norm whose weight takes a factor."""
     floats = {name: value for name, value in vars(module).items() if isinstance(value, float)}
     return {name: value * factor**2 for name, value in floats.items() if "eps" in name}
-
-
-def _with_values(module: nn.Module) -> nn.Module:
-    """A copy on the CPU in float32 with weights that are neither all equal nor zero."""
-    twin = copy.deepcopy(module).to_empty(device="cpu").float()
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in twin.parameters():
-            parameter.copy_(torch.rand(parameter.shape, generator=generator) + 0.5)
-    return twin

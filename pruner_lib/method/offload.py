@@ -1,9 +1,8 @@
-"""How a model runs for a while: without accelerate's hooks, on other tensors, frozen, recomputing its layers.
+"""How a model runs for a while: on other tensors, frozen, recomputing its layers; and where its weights are.
 
 A model that is scored or cut needs its weights in its modules. accelerate can keep weights outside, in CPU
-memory or on a disk, and bring each in for its part of the forward pass only; meanwhile the module holds a
-parameter on the meta device. A model that was built on the meta device is another case: it has no weights
-anywhere and may be cut.
+memory or on a disk; meanwhile the module holds a parameter on the meta device. A model that was built on the
+meta device is another case: it has no weights anywhere and may be cut.
 """
 
 from __future__ import annotations
@@ -98,14 +97,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def holding(model: nn.Module, replacements: dict[torch.Tensor, torch.Tensor]) -> Iterator[None]:
-    """Let the modules hold other parameters and buffers while the block runs.
+    """Let the modules hold other parameters and buffers while the block runs; then the very same as before.
 
     Each module is changed once, under however many names it is registered (`torch.func.functional_call`
-    swaps such a module twice, and leaves the replacements behind). Afterwards every module holds the very
-    tensors that it held before.
+    swaps such a module twice, and leaves the replacements behind).
 
-    Args:
-        replacements: parameter or buffer -> the tensor that takes its place; others stay.
+    Args: replacements: parameter or buffer -> the tensor that takes its place; others stay.
     """
     stores = [store for module in model.modules() for store in (module._parameters, module._buffers)]
     before = [dict(store) for store in stores]

@@ -1,9 +1,8 @@
 """What every operator does to labels: one rule for a kind of operator, none for an architecture.
 
 Operators that move data are executed on the labels, those that combine two labelled tensors record what
-depends on what, reductions forget. What an operator without a rule touches is pinned: it can't be cut, and
-discovery says so by the operator's name.
-See `trace` for the forward pass that calls these rules, `labels` for what a product or a sum ties together.
+depends on what (see `labels`), reductions forget. What an operator without a rule touches is pinned: it can't
+be cut, and discovery says so by the operator's name.
 """
 
 from __future__ import annotations

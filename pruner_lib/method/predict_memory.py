@@ -7,7 +7,7 @@ grows with the samples; the largest temporary and what the process holds already
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -180,7 +180,7 @@ def _predictor(
         waits = len(sizes) > 1 and not criteria - set(DATA_FREE) <= set(ADDITIVE)
         largest = max(sizes)
         n_tokens = (samples if waits else largest) * ids.shape[1]
-        gradient = _largest_gradient(model, names, second, n_tokens) + 3 * largest * counted.widest
+        gradient = _largest_gradient(pass_.owners, second, n_tokens) + 3 * largest * counted.widest
         return Memory(
             held=held_bytes(model),
             activations=largest * (counted.kept(checkpointing) + counted.result),
@@ -191,14 +191,15 @@ def _predictor(
     return predict
 
 
-def _largest_gradient(model: nn.Module, names: set[str], second: bool, n_tokens: int) -> int:
-    """Bytes that the gradient of one parameter takes while it is formed and reduced."""
+def _largest_gradient(owners: Mapping[nn.Module, Iterable[str]], second: bool, n_tokens: int) -> int:
+    """Bytes that the gradient of one parameter takes while it is formed and reduced.
+
+    Args: owners: module -> names in it of the parameters that are scored.
+    """
     sizes = [0]
-    for prefix, module in model.named_modules():
-        for key, p in module._parameters.items():
-            if f"{prefix}.{key}".lstrip(".") not in names or p is None:
-                continue
-            sliced = in_slices(module)
+    for module, keys in owners.items():
+        sliced = in_slices(module)
+        for p in (module._parameters[key] for key in keys):
             rows = rows_of(p.shape, p.device) if sliced else p.shape[0]
             one = FLOAT32 * rows * (p.numel() // p.shape[0])
             copies = (3 + second) * one + (0 if sliced else p.numel() * p.element_size())

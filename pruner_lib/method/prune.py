@@ -61,7 +61,12 @@ def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modu
         for parameter, by_dim in cuts.items():
             weight = model.get_parameter(parameter).detach()
             for dim, index in by_dim.items():
-                weight = _take(weight, dim, index.to(weight.device))
+                index = index.to(weight.device)
+                if index.ndim == 1:
+                    weight = weight.index_select(dim, index)
+                else:  # each slice along dim 0 its own: (slices, 1, ..., entries, 1, ...)
+                    shape = [len(index), *[1] * (dim - 1), -1, *[1] * (weight.ndim - dim - 1)]
+                    weight = torch.take_along_dim(weight, index.view(shape), dim)
             weight = weight * factors[parameter] if parameter in factors else weight
             set_parameter_(model, parameter, weight.contiguous())
             del weight
@@ -168,14 +173,6 @@ def _cut_indices(model: nn.Module, axes: Axes, keep: dict) -> dict[str, dict[int
         parameter: {dim: mask.nonzero()[:, -1].view(*mask.shape[:-1], -1) for dim, mask in by_dim.items()}
         for parameter, by_dim in stays.items()
     }
-
-
-def _take(weight: torch.Tensor, dim: int, index: torch.Tensor) -> torch.Tensor:
-    if index.ndim == 1:
-        return weight.index_select(dim, index)
-    shape = [index.shape[0]] + [1] * (weight.ndim - 1)
-    shape[dim] = index.shape[1]
-    return torch.take_along_dim(weight, index.view(shape), dim)
 
 
 def _norm_factors(model: nn.Module, axes: Axes, keep: dict, cuts: dict) -> dict[str, float]:

@@ -18,7 +18,6 @@ from torch import nn
 
 from pruner_lib.method.groups import Axis, Member
 from pruner_lib.method.layout import LEAF_SIZES
-from pruner_lib.method.trace import constants_in_forward
 
 
 @dataclass(frozen=True)
@@ -100,9 +99,11 @@ def _find_size_rule(
         if _other_dims_agree(dense, probe, kind):
             per_group = {k: (v or n) // n for k, v in keys.items()}
             attributes = _attributes(dense, probe, axes, n, probe_n, ())
-            return SizeRule(
-                per_group, fixed, attributes, first.kind != "hidden" or _same_scales(dense, probe)
+            # a factor that follows the width, as that of an embedding scaled by its root, was trained otherwise
+            in_config = first.kind != "hidden" or (
+                not other_floats(dense, probe) and constants_in_forward(dense) == constants_in_forward(probe)
             )
+            return SizeRule(per_group, fixed, attributes, in_config)
         tied = tied or probe
     if tied is None:
         return SizeRule(in_config=False)
@@ -205,14 +206,6 @@ def _other_dims_agree(dense: nn.Module, probe: nn.Module, axes: list[Axis]) -> b
         for twin in (dense, probe)
     )
     return before.keys() == after.keys() and all(n == after[d] for d, n in before.items() if d not in cut)
-
-
-def _same_scales(dense: nn.Module, probe: nn.Module) -> bool:
-    """Do no factors of the forward pass follow the width, as an embedding scaled by its root?
-
-    Where some do, a config of the smaller width would build a model of another scale than the trained one.
-    """
-    return not other_floats(dense, probe) and constants_in_forward(dense) == constants_in_forward(probe)
 
 
 def other_floats(model: nn.Module, twin: nn.Module) -> dict[str, dict[str, float]]:

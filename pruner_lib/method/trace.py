@@ -1,11 +1,8 @@
 """Dependency tracing: run the model once on index labels (paper section 3.1, "discovery stage").
 
 One forward pass on the meta device (batch 1, 3 tokens, eager attention) runs under a dispatch mode that
-carries labels through every operator. Operators that move data are executed on the labels too; operators
-that combine two labelled tensors record what depends on what. No rule is for one architecture; an operator
-without a rule pins what it touches, by name.
-
-This module only collects. `discover` turns what was collected into groups.
+carries labels through every operator by the rules of `operators`. This module only collects; `discover` turns
+what was collected into groups.
 """
 
 from __future__ import annotations

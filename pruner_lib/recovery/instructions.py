@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from os.path import commonprefix
 from typing import Any
 
 import numpy as np
@@ -106,7 +107,5 @@ def _token_ids(texts: list[str], tokenizer: Any) -> list[list[int]]:
 
 def _labelled(prompt: list[int], whole: list[int], eos: int, cutoff: int) -> Row:
     ids = (whole + [eos])[:cutoff]
-    n_prompt = 0
-    while n_prompt < min(len(prompt), len(ids)) and prompt[n_prompt] == ids[n_prompt]:
-        n_prompt += 1
+    n_prompt = len(commonprefix([prompt, ids]))
     return {"input_ids": ids, "labels": [IGNORED] * n_prompt + ids[n_prompt:]}
