@@ -18,6 +18,7 @@ from torch import nn
 
 from pruner_lib.method.groups import Axis, Member
 from pruner_lib.method.layout import LEAF_SIZES
+from pruner_lib.method.trace import constants_in_forward
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def _find_size_rule(
         if _other_dims_agree(dense, probe, kind):
             per_group = {k: (v or n) // n for k, v in keys.items()}
             attributes = _attributes(dense, probe, axes, n, probe_n, ())
-            # a factor that follows the width, as that of an embedding scaled by its root, was trained otherwise
+            # a factor that follows the width, as that of a scaled embedding, was trained otherwise
             in_config = first.kind != "hidden" or (
                 not other_floats(dense, probe) and constants_in_forward(dense) == constants_in_forward(probe)
             )
