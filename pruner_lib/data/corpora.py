@@ -1,4 +1,4 @@
-"""Where texts and instructions come from: a name becomes documents or rows.
+"""Where texts, instructions and questions come from: a name becomes documents or rows.
 
 A name is looked up in the local data directory `$PRUNER_LIB_DATA`, then in the asset cache, then on the
 Hugging Face hub. Nothing is tokenised here. Layout of a local data directory, every entry optional:
@@ -29,6 +29,9 @@ PARQUET = {  # the hub's own copy of a data set whose script is no longer run; i
     "revision": "refs/convert/parquet",
     "data_files": {"validation": "penn_treebank/validation/*.parquet"},
 }
+
+
+UNCONDITIONAL = 1_000_000  # requests from this document number on repeat the choices without their question
 
 
 @dataclass(frozen=True)
@@ -172,6 +175,37 @@ def _tiny_instructions() -> list[dict[str, str]]:
 
 # the sets that `instructions` knows by name
 INSTRUCTIONS = {"instructlab": _instructlab, "alpaca": _alpaca, "tiny": _tiny_instructions}
+
+
+def read_requests(task: str, path: Path) -> list[dict[str, Any]]:
+    """Turn scored requests (one line a choice, prompts ready-made) back into rows with the hub's columns.
+
+    BoolQ needs this too: `google/boolq` lacks the passages' titles, SuperGLUE and the requests have them.
+
+    Args:    task: boolq, arc_easy, arc_challenge or openbookqa.    path: `requests.jsonl.gz`.
+    Returns: one row a question, in the order of the split.
+    """
+    documents = {}
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        for request in map(json.loads, lines):
+            if request["doc_id"] < UNCONDITIONAL:
+                documents.setdefault(request["doc_id"], request["doc"])
+    return [_question(task, documents[number]) for number in sorted(documents)]
+
+
+def _question(task: str, document: dict[str, Any]) -> dict[str, Any]:
+    prompt, choices = document["query"].removesuffix("\nAnswer:"), document["choices"]
+    if task == "boolq":
+        passage, question = prompt.rsplit("\nQuestion: ", 1)
+        label = int(choices[document["gold"]] == "yes")
+        return {"passage": passage, "question": question.removesuffix("?"), "label": label}
+    letters = [chr(ord("A") + number) for number in range(len(choices))]
+    return {
+        "id": document["id"],
+        "question_stem" if task == "openbookqa" else "question": prompt.removeprefix("Question: "),
+        "choices": {"text": choices, "label": letters},
+        "answerKey": letters[document["gold"]],
+    }
 
 
 def _hub_rows(repository: str, config: str | None, split: str, local: str, **where: Any) -> list[dict]:

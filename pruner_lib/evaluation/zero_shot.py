@@ -6,13 +6,12 @@ there is some, questions are drawn, and the paper's metric is picked; `shared_co
 
 from __future__ import annotations
 
-import gzip
 import json
 import logging
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from hashlib import sha256
@@ -26,7 +25,7 @@ from scipy.special import softmax
 from torch import nn
 
 from pruner_lib.data.assets import fetch
-from pruner_lib.data.corpora import local_questions
+from pruner_lib.data.corpora import local_questions, read_requests
 from pruner_lib.evaluation.meters import in_fitting_batches
 from pruner_lib.files import content_hash
 from pruner_lib.method.offload import evaluating
@@ -58,7 +57,6 @@ TASKS = {
 SEVEN_TASKS = tuple(TASKS)
 CHANCES = {name: task.chance for name, task in TASKS.items()}
 CHANCE = sum(CHANCES.values()) / len(CHANCES)  # of the mean of the seven
-UNCONDITIONAL = 1_000_000  # requests from this document number on repeat the choices without their question
 
 
 @dataclass(frozen=True)
@@ -79,37 +77,6 @@ class TaskScore:
     bits_per_byte: tuple[float, ...]  # -log2 p(right answer | question) / its UTF-8 bytes, blank included
     values: dict[str, float]  # every metric of the task with its standard error, by lm-eval's names
     protocol: dict[str, Any]  # versions, metric, split, hash of the questions, limit, fewshot, add_bos
-
-
-def read_requests(task: str, path: Path) -> list[dict[str, Any]]:
-    """Turn scored requests (one line a choice, prompts ready-made) back into rows with the hub's columns.
-
-    BoolQ needs this too: `google/boolq` lacks the passages' titles, SuperGLUE and the requests have them.
-
-    Args:    task: boolq, arc_easy, arc_challenge or openbookqa.    path: `requests.jsonl.gz`.
-    Returns: one row a question, in the order of the split.
-    """
-    documents = {}
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        for request in map(json.loads, lines):
-            if request["doc_id"] < UNCONDITIONAL:
-                documents.setdefault(request["doc_id"], request["doc"])
-    return [_row(task, documents[number]) for number in sorted(documents)]
-
-
-def _row(task: str, document: dict[str, Any]) -> dict[str, Any]:
-    prompt, choices = document["query"].removesuffix("\nAnswer:"), document["choices"]
-    if task == "boolq":
-        passage, question = prompt.rsplit("\nQuestion: ", 1)
-        label = int(choices[document["gold"]] == "yes")
-        return {"passage": passage, "question": question.removesuffix("?"), "label": label}
-    letters = [chr(ord("A") + number) for number in range(len(choices))]
-    return {
-        "id": document["id"],
-        "question_stem" if task == "openbookqa" else "question": prompt.removeprefix("Question: "),
-        "choices": {"text": choices, "label": letters},
-        "answerKey": letters[document["gold"]],
-    }
 
 
 def find_data(task: str) -> Path | None:
@@ -191,7 +158,8 @@ def zero_shot(
         protocol |= {"seed": seed}
     way = {"add_bos_token": add_bos, "shared_context": shared_context}
     with quiet(), evaluating(model):
-        drawn = {task: drawn_questions(task, find_data(task), limit, seed) for task in tasks}
+        files = {task: find_data(task) for task in tasks}
+        drawn = {t: drawn_questions(t, f, f and content_hash(f), limit, seed) for t, f in files.items()}
         loaded = {task: one for task, (one, _) in drawn.items()}
         ask = partial(_ask, model, tokenizer, loaded, right_answers_only, way)
         answers = in_fitting_batches(ask, batch_size, "zero-shot")
@@ -216,20 +184,15 @@ def _ask(
     return evaluate(subject, {"tasks": loaded}, bootstrap_iters=1)
 
 
+@lru_cache(maxsize=64)
 def drawn_questions(
-    task: str, data: Path | None, limit: int | None, seed: int | None
+    task: str, data: Path | None, content: str | None, limit: int | None, seed: int | None
 ) -> tuple[Any, list[int]]:
     """Load a task that holds the drawn questions alone; once a process, for many models answer the same.
 
+    Args:    content: the hash of `data`, by which it is known again.
     Returns: lm-eval's task, and the numbers of its questions in the split.
     """
-    return _drawn_questions(task, data, data and content_hash(data), limit, seed)
-
-
-@lru_cache(maxsize=64)
-def _drawn_questions(
-    task: str, data: Path | None, content: str | None, limit: int | None, seed: int | None
-) -> tuple[Any, list[int]]:
     scratch = tempfile.TemporaryDirectory(prefix="pruner_lib-")
     loaded = load_task(task, data, Path(scratch.name))
     loaded.scratch = scratch  # its files are there as long as the task is
@@ -278,8 +241,7 @@ def _score(
     prompts = "".join(sample["prompt_hash"] + sample["target_hash"] for sample in samples)
     protocol = protocol | {"metric": metric, "split": split, "questions": _hash(prompts)}
     protocol |= {"task_version": answers["versions"][task]}
-    if "seed" in protocol:
-        protocol |= {"doc_ids": _hash(repr(numbers))}
+    protocol |= {"doc_ids": _hash(repr(numbers))} if "seed" in protocol else {}
     right = [right_answer(loaded, sample["doc"]) for sample in samples]
     logs = [[log for log, _ in sample["filtered_resps"]] for sample in samples]  # question -> choice
     bits = tuple(
@@ -311,13 +273,11 @@ def quiet() -> Iterator[None]:
     """Silence lm-eval's notes and the data sets' progress bars; the bar over the questions stays."""
     from datasets.utils import logging as bars
 
-    logger, shown = logging.getLogger("lm_eval"), bars.is_progress_bar_enabled()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    bars.disable_progress_bar()
-    try:
+    logger = logging.getLogger("lm_eval")
+    with ExitStack() as stack:
+        stack.callback(logger.setLevel, logger.level)
+        logger.setLevel(logging.ERROR)
+        if bars.is_progress_bar_enabled():
+            stack.callback(bars.enable_progress_bar)
+        bars.disable_progress_bar()
         yield
-    finally:
-        logger.setLevel(level)
-        if shown:
-            bars.enable_progress_bar()

@@ -96,16 +96,15 @@ def recover(
     with _put_back(model, after=merge), random_state(settings.seed):
         adapted = add_adapter(model, settings)
         run.open(resume)
-        done = run.finished or run.has(last)
+        done = run.has(last)
         if not done:
             check_training_memory(adapted, settings, encoded)
             pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
             train(adapted, run, settings, evaluate=evaluate, save_steps=save_steps, pad=pad, until=last)
-        path = run.adapter_path if last == steps else run.kept_path(last)
         if done or last != steps:
-            adapted.load_adapter(str(path), "default", is_trainable=True)
+            adapted.load_adapter(str(run.place(last)), "default", is_trainable=True)
         result = adapted.merge_and_unload() if merge else adapted
-    return Recovered(result.eval(), [row for row in run.history if row["step"] <= last], path)
+    return Recovered(result.eval(), [row for row in run.history if row["step"] <= last], run.place(last))
 
 
 def add_adapter(model: nn.Module, settings: RecoverySettings) -> PeftModel:

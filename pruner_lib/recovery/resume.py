@@ -42,13 +42,9 @@ class Run:
     checkpoint: str | None = None  # to resume from
     history: list[dict[str, Any]] = field(default_factory=list)  # of a finished or paused run
 
-    @property
-    def adapter_path(self) -> Path:
-        return self.folder / "adapter"
-
-    @property
-    def finished(self) -> bool:
-        return self.adapter_path.exists()
+    def place(self, step: int) -> Path:
+        """Name the folder of the adapter of a step: adapter/ of the last, which marks the run as finished."""
+        return self.folder / ("adapter" if step == len(self.data) else f"adapter-{step}")
 
     def open(self, resume: bool) -> None:
         """Look for an earlier run, and drop its incomplete checkpoints; without `resume`, all of it.
@@ -83,20 +79,17 @@ class Run:
         self._save()
 
     def has(self, step: int) -> bool:
-        """Say whether the adapter of a step is there, and the history up to it."""
-        return self.kept_path(step).exists() and any(row["step"] == step for row in self.history)
+        """Say whether the run has finished, or the adapter of a step is there and the history up to it."""
+        there = self.place(step).exists() and any(row["step"] == step for row in self.history)
+        return there or self.place(len(self.data)).exists()
 
-    def kept_path(self, step: int) -> Path:
-        """Return the folder of the adapter of a step."""
-        return self.folder / f"adapter-{step}"
-
-    def keep(self, adapted: PeftModel, place: Path) -> None:
-        """Save the adapter to `place`, whole or not at all."""
+    def keep(self, adapted: PeftModel, step: int) -> None:
+        """Save the adapter of a step, whole or not at all."""
         if first_process():
             part = self.folder / "adapter.part"
             adapted.save_pretrained(part, save_embedding_layers=False)  # "auto" asks the hub
-            shutil.rmtree(place, ignore_errors=True)  # of a process killed before its checkpoint
-            part.rename(place)
+            shutil.rmtree(self.place(step), ignore_errors=True)  # of a process killed before its checkpoint
+            part.rename(self.place(step))
 
     def pause(self, history: list[dict[str, Any]]) -> None:
         """Save the history so far; the last checkpoint stays."""
@@ -104,9 +97,9 @@ class Run:
         self._save()
 
     def finish(self, adapted: PeftModel, history: list[dict[str, Any]]) -> None:
-        """Save the history, then the adapter, which marks the run as finished; drop the checkpoint."""
+        """Save the history, then the last adapter; drop the checkpoint."""
         self.pause(history)
-        self.keep(adapted, self.adapter_path)
+        self.keep(adapted, len(self.data))
         for path in self.folder.glob("checkpoint-*"):
             shutil.rmtree(path, ignore_errors=True)
 

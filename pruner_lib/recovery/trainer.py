@@ -195,7 +195,7 @@ class _Recorder(TrainerCallback):
             )
         self._record(state, logs["loss"], model)
         if state.global_step in self.run.kept:
-            self.run.keep(model, self.run.kept_path(state.global_step))
+            self.run.keep(model, state.global_step)
         self.bar.update()
         self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
         control.should_save |= state.global_step in (*self.run.points, *self.run.kept)

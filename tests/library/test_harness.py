@@ -12,13 +12,13 @@ import torch
 from datasets import Dataset
 from made_questions import row
 
+from pruner_lib.data.corpora import UNCONDITIONAL, read_requests
 from pruner_lib.evaluation import zero_shot as module
 from pruner_lib.evaluation.zero_shot import (
     SEVEN_TASKS,
     TASKS,
     draw,
     find_data,
-    read_requests,
     write_definition,
     zero_shot,
 )
@@ -71,7 +71,7 @@ def save_requests(path: Path, documents: list[dict], twins: bool = True) -> Path
     """Write requests as the archive holds them: a line a choice, then the same without the question."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with gzip.open(path, "wt") as file:
-        for start in (0, module.UNCONDITIONAL) if twins else (0,):
+        for start in (0, UNCONDITIONAL) if twins else (0,):
             for number, document in enumerate(documents):
                 for _ in document["choices"]:
                     file.write(json.dumps({"doc_id": start + number, "doc": document}) + "\n")
