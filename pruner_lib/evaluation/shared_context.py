@@ -29,6 +29,7 @@ from tqdm.auto import tqdm
 
 Encoded = tuple[tuple[str, str], list[int], list[int]]  # texts, ids of the context, ids of the continuation
 Document = tuple[str, int]  # task and number of a question
+Wanted = Callable[[Any], bool]
 Answer = tuple[float, bool]  # log-likelihood of a continuation in nats, whether it is the greedy one
 
 TOLERANCE = 1e-3  # nats: how far a choice's log-likelihood may lie from lm-eval's own
@@ -80,9 +81,8 @@ def block_mask(branches: Tensor, dtype: torch.dtype) -> Tensor:
     """
     same = branches[:, :, None] == branches[:, None, :]
     sees = (same | (branches == 0)[:, None, :]).tril()
-    return torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill(
-        ~sees, torch.finfo(dtype).min
-    )[:, None]
+    mask = torch.zeros(sees.shape, dtype=dtype, device=sees.device)
+    return mask.masked_fill(~sees, torch.finfo(dtype).min)[:, None]
 
 
 @torch.no_grad()
@@ -133,13 +133,7 @@ class ChoicesLM(HFLM):
              settings: of HFLM. Its `batch_size` counts rows.
     """
 
-    def __init__(
-        self,
-        *,
-        shared_context: bool = True,
-        wanted: Callable[[Any], bool] = lambda request: True,
-        **settings: Any,
-    ) -> None:
+    def __init__(self, *, shared_context: bool = True, wanted: Wanted = lambda _: True, **settings: Any):
         super().__init__(**settings)
         self.shared_context, self.wanted = shared_context, wanted
         self._documents: list[Document] = []  # of the requests that are being scored

@@ -91,13 +91,6 @@ class Recording:
         owned = zip(self.owners, self.starts, ends, strict=True)
         return {owner: components[start:end] for owner, start, end in owned if owner[0]}
 
-    def tie(self, a: torch.Tensor, b: torch.Tensor) -> None:
-        """Record `a[i] = b[i]` for labels of the same shape, ignoring unlabelled entries."""
-        pairs = np.stack([a.reshape(-1).numpy(), b.reshape(-1).numpy()], 1)
-        pairs = pairs[(pairs >= 0).all(1) & (pairs[:, 0] != pairs[:, 1])]
-        if len(pairs):
-            self.equal.append(pairs)
-
     def set_role(self, labels: torch.Tensor, role: str, *, only_if_new: bool = False) -> None:
         """Record that the parameter and dim of these labels are executed, as "in" or "out"."""
         if not labels.numel():
@@ -146,6 +139,12 @@ def unique_pairs(pairs: np.ndarray) -> np.ndarray:
     return np.stack([keys // base, keys % base], 1)
 
 
+def _met(a: torch.Tensor, b: torch.Tensor) -> np.ndarray:
+    """`(n, 2)` pairs of different labels that meet entry by entry in tables of the same shape."""
+    pairs = np.stack([a.reshape(-1).numpy(), b.reshape(-1).numpy()], 1)
+    return pairs[(pairs >= 0).all(1) & (pairs[:, 0] != pairs[:, 1])]
+
+
 def combine(rec: Recording, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Record what an element-wise operation ties together, and return the labels of its result.
 
@@ -154,8 +153,7 @@ def combine(rec: Recording, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """
     shape = torch.broadcast_shapes(a.shape, b.shape)
     a, b = collapse(a, b)
-    flat = np.stack([a.reshape(-1).numpy(), b.reshape(-1).numpy()], 1)  # (entries, 2)
-    flat = flat[(flat >= 0).all(1) & (flat[:, 0] != flat[:, 1])]
+    flat = _met(a, b)
     spreads_a = spreads_b = False
     if len(flat) > 1 and not (np.diff(flat, axis=0) > 0).all():
         flat = unique_pairs(flat)
@@ -164,8 +162,7 @@ def combine(rec: Recording, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         spreads_a, spreads_b = wide_a.any(), wide_b.any()
         rec.spread += [flat[wide_a], flat[wide_b][:, ::-1]]
         flat = flat[~wide_a & ~wide_b]
-    if len(flat):
-        rec.equal.append(flat)
+    rec.equal.append(flat)
     first, second = (b, a) if spreads_a and not spreads_b else (a, b)
     return torch.where(first >= 0, first, second).expand(shape)
 
@@ -183,7 +180,7 @@ def multiply(
         for table in consumed:
             rec.set_role(table, "in")
             if a is not None:
-                rec.tie(*collapse(a.tensors[0], table[:, :, :1].transpose(1, 2)))
+                rec.equal.append(_met(*collapse(a.tensors[0], table[:, :, :1].transpose(1, 2))))
         for table in produced:
             rec.set_role(table, "out")
             return Labels((table[:, :1, :].expand(shape),))
