@@ -38,6 +38,7 @@ class ChatGLMConfig(PreTrainedConfig):
     model_type = "chatglm"
     attribute_map = {"num_hidden_layers": "num_layers", "max_position_embeddings": "max_sequence_length"}
     keys_to_ignore_at_inference = ["past_key_values"]
+    _auto_class = "AutoConfig"  # saved with this file beside it, for who has transformers alone
 
     vocab_size: int = 130528
     hidden_size: int = 4096
@@ -69,6 +70,11 @@ class ChatGLMConfig(PreTrainedConfig):
                 "versions, or one that is quantised or tuned by a prefix, are other architectures"
             )
         super().__post_init__(**kwargs)
+
+    @staticmethod
+    def describes(settings: dict) -> bool:
+        """Are these the settings of a ChatGLM-6B, and not of a later version?"""
+        return settings.get("model_type") == "chatglm" and not any(key in settings for key in LATER_KEYS)
 
 
 
@@ -297,6 +303,7 @@ def _check_forms(attention_mask: Tensor | None, position_ids: Tensor | None, pas
 class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
     """The decoder with its output layer."""
 
+    _auto_class = "AutoModelForCausalLM"
     _tied_weights_keys = {"lm_head.weight": "transformer.word_embeddings.weight"}
 
     def __init__(self, config: ChatGLMConfig):
@@ -350,3 +357,16 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
             "use_cache": kwargs.get("use_cache"),
             "logits_to_keep": kwargs.get("logits_to_keep") or 0,
         }
+
+
+def tie_equal_(model: ChatGLMForConditionalGeneration) -> ChatGLMForConditionalGeneration:
+    """Share one matrix between embedding and output layer where they are equal, as the hub's own code does.
+
+    The checkpoint holds it twice, and its config does not say that it is one: 6.17 billion parameters, not 6.71.
+    """
+    embedding, output = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    here = embedding.device == output.device and embedding.device.type != "meta"
+    if here and embedding.shape == output.shape and torch.equal(embedding, output):
+        model.config.tie_word_embeddings = True
+        model.tie_weights()
+    return model

@@ -26,6 +26,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
 
     vocab_files_names = {"vocab_file": "ice_text.model"}
     model_input_names = ["input_ids", "attention_mask"]
+    _auto_class = "AutoTokenizer"  # saved with this file beside it, for who has transformers alone
 
     def __init__(
         self,

@@ -46,6 +46,8 @@ from pruner_lib.data.assets import ASSETS, build_folder, cache_root, fetch, hub_
 from pruner_lib.files import read_json
 from pruner_lib.method.layout import check_layout
 from pruner_lib.method.offload import offloaded
+from pruner_lib.models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration, tie_equal_
+from pruner_lib.models.chatglm_tokenizer import ChatGLMTokenizer
 from pruner_lib.models.modeling_pruned import AUTO_CLASS, PrunedModelForCausalLM, pruned_class
 from pruner_lib.models.twins import with_own_heads
 
@@ -146,7 +148,8 @@ def _is_pruned(folder: Path, trusted: bool) -> bool:
     path = folder / "config.json"
     settings = read_json(path)
     unknown = "auto_map" in settings and settings.get("model_type") not in CONFIG_MAPPING
-    if not trusted and (unknown or "dense_class" in settings):
+    ours = ChatGLMConfig.describes(settings)
+    if not trusted and not ours and (unknown or "dense_class" in settings):
         files = ", ".join(sorted(p.name for p in folder.glob("*.py")))
         raise ValueError(
             f"{folder} holds a model of type {settings.get('model_type')!r} with code of its own ({files}), "
@@ -169,12 +172,23 @@ def _load(
     trusted: bool,
     revision: str = "main",
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a checkpoint; an unevenly pruned one by our own code, never by the copy in its folder."""
-    config = AutoConfig.from_pretrained(source, trust_remote_code=trusted, revision=revision)
+    """Load a checkpoint; an unevenly pruned one by our own code, never by the copy in its folder.
+
+    So is ChatGLM-6B, whose code on the hub no longer runs.
+    """
+    ours = ChatGLMConfig.describes(PreTrainedConfig.get_config_dict(source, revision=revision)[0])
+    trusted = trusted and not ours
+    if ours:
+        config = ChatGLMConfig.from_pretrained(source, revision=revision)
+        vars(config).pop("auto_map", None)  # names the hub's own code
+    else:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trusted, revision=revision)
     if not trusted:
         config._attn_implementation = None  # the name of a kernel would fetch code from the hub
     build = PrunedModelForCausalLM if pruned else AutoModelForCausalLM
-    if not (trusted and AUTO_CLASS in (getattr(config, "auto_map", None) or {})):
+    if ours:
+        build = pruned_class(ChatGLMForConditionalGeneration) if pruned else ChatGLMForConditionalGeneration
+    elif not (trusted and AUTO_CLASS in (getattr(config, "auto_map", None) or {})):
         dense = _decoder_class(source, config)
         # an untrusted folder only says which class of transformers it is
         build = pruned_class(dense) if pruned and not trusted else build
@@ -186,6 +200,8 @@ def _load(
         if names:
             weights = f"weights of {type(model).__name__}, such as {', '.join(sorted(names)[:3])}"
             raise ValueError(f"{source} {fault} {len(names)} {weights}")
+    if ours:
+        return tie_equal_(model), ChatGLMTokenizer.from_pretrained(source, revision=revision)
     return model, _load_tokenizer(source, trusted, revision)
 
 
