@@ -155,7 +155,10 @@ def _first_tokens(tokenizer: PreTrainedTokenizerBase, bos: bool) -> list[int]:
         warnings.warn(
             f"bos=True, but this {name} has no beginning-of-sequence token: texts begin without", stacklevel=3
         )
-    return [tokenizer.bos_token_id] if has_bos(tokenizer, bos) else []
+    if not has_bos(tokenizer, bos):
+        return []
+    # where <sop> stands behind a prompt, text follows an empty prompt
+    return getattr(tokenizer, "prompt_end_ids", [tokenizer.bos_token_id])
 
 
 def _tokenise(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:

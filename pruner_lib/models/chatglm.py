@@ -243,10 +243,12 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
 
         A row without a gap to fill in is plain text: it is read after "[gMASK] <sop>", put before it here.
 
-        Args:    attention_mask: `(batch, past + tokens)`, 0 for padding; or `(batch, 1, tokens, past +
-                 tokens)` bool, True where a token may not see another. None: no padding.
+        Args:    attention_mask: `(batch, past + tokens)`, 0 for padding, None for no padding; or what may not
+                 be seen, `(batch, 1, tokens, past + tokens)`: True, as the hub's tokenizer gives it, or below
+                 zero, as elsewhere in transformers.
                  position_ids: `(batch, 2, tokens)`; None: they follow from the special tokens.
-        Raises:  ValueError: masks or positions of another form; tokens after a cache without positions.
+        Raises:  ValueError: masks or positions of another form; tokens after a cache without positions; <sop>
+                 without [gMASK] or [MASK].
         """
         use_cache = self.config.use_cache if use_cache is None else use_cache
         if use_cache and past_key_values is None:
@@ -255,15 +257,16 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         n = input_ids.shape[1]
         _check_forms(attention_mask, position_ids, past)
         is_square = attention_mask is not None and attention_mask.ndim == 4
-        if attention_mask is None or is_square:
-            padding = input_ids.new_ones(len(input_ids), past + n)
+        padding = input_ids.new_ones(len(input_ids), past + n)
+        if is_square:
+            hidden = attention_mask if attention_mask.dtype == torch.bool else attention_mask < 0
         else:
-            padding = attention_mask
-        if position_ids is None:
-            if not is_square:
+            padding = padding if attention_mask is None else attention_mask
+            if position_ids is None:
                 input_ids, padding = self._opened(input_ids, padding)
+            hidden = hidden_from(input_ids, padding, past, self.config)
+        if position_ids is None:
             position_ids = two_positions(input_ids, padding, self.config)
-        hidden = attention_mask if is_square else hidden_from(input_ids, padding, past, self.config)
         x = self.word_embeddings(input_ids)  # (batch, tokens, hidden)
         for layer in self.layers:
             x = layer(x, hidden, position_ids, past_key_values=past_key_values)
@@ -285,12 +288,10 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
 
 
 def _check_forms(attention_mask: Tensor | None, position_ids: Tensor | None, past: int) -> None:
-    shape = None if attention_mask is None else tuple(attention_mask.shape)
-    is_square = shape is not None and len(shape) == 4 and attention_mask.dtype == torch.bool
-    if shape is not None and len(shape) != 2 and not is_square:
+    if attention_mask is not None and attention_mask.ndim not in (2, 4):
         raise ValueError(
-            f"attention_mask came as {attention_mask.dtype} of shape {shape}, wanted (batch, tokens) with 0 "
-            "for padding, or bool (batch, 1, tokens, tokens) with True where a token may not look"
+            f"attention_mask came with shape {tuple(attention_mask.shape)}, wanted (batch, tokens) with 0 for "
+            "padding, or (batch, 1, tokens, tokens)"
         )
     if position_ids is not None and (position_ids.ndim != 3 or position_ids.shape[1] != 2):
         raise ValueError(
@@ -322,15 +323,18 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
         past_key_values: DynamicCache | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         **kwargs,
     ) -> CausalLMOutputWithPast:
-        """Predict the next tokens; arguments as in `ChatGLMModel.forward`, `labels` as in transformers."""
-        out = self.transformer(input_ids, attention_mask, position_ids, past_key_values, use_cache)
+        """Predict the next tokens; arguments as in `ChatGLMModel.forward`, `labels` as in transformers.
+
+        `position_ids` is not named here: whoever finds the name would count positions of one dimension.
+        """
+        positions = kwargs.pop("position_ids", None)
+        out = self.transformer(input_ids, attention_mask, positions, past_key_values, use_cache)
         logits = self.lm_head(out.last_hidden_state[:, -logits_to_keep:])  # (batch, tokens, vocabulary)
         loss = None
         if labels is not None:
@@ -348,7 +352,8 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
             )
         n = next_sequence_length or input_ids.shape[1]
         padding = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        _check_forms(padding, None, 0)
+        if padding.ndim != 2:
+            raise ValueError(f"attention_mask came with shape {tuple(padding.shape)}, wanted (batch, tokens)")
         return {
             "input_ids": input_ids[:, -n:],
             "attention_mask": padding,
