@@ -156,7 +156,7 @@ class ChoicesLM(HFLM):
         return [next(answers) if self.wanted(request) else (-math.inf, False) for request in requests]
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Tokenise as lm-eval does, unless special tokens end a prompt: then the continuation follows those."""
+        """Tokenise as lm-eval does; where special tokens end a prompt, the continuation follows those."""
         if not hasattr(self.tokenizer, "prompt_end_ids"):
             return super()._encode_pair(context, continuation)
         ids = [self.tok_encode(text, add_special_tokens=False) for text in (context, continuation)]

@@ -77,7 +77,6 @@ class ChatGLMConfig(PreTrainedConfig):
         return settings.get("model_type") == "chatglm" and not any(key in settings for key in LATER_KEYS)
 
 
-
 def two_positions(input_ids: Tensor, attention_mask: Tensor, config: ChatGLMConfig) -> Tensor:
     """Place each token in the prompt and in what is filled in.
 
@@ -279,8 +278,8 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             return input_ids, padding
         if (plain & (input_ids == self.config.bos_token_id).any(-1, keepdim=True)).any():
             raise ValueError(
-                "a row has <sop>, but no [gMASK] or [MASK] for the place that is filled in; prompts come from "
-                "the tokenizer, and plain text has no special tokens"
+                "a row has <sop>, but no [gMASK] or [MASK] for the place that is filled in; take the ids that "
+                "the tokenizer gives, and no special tokens in plain text"
             )
         opening = input_ids.new_tensor([[self.config.gmask_token_id, self.config.bos_token_id]])
         opening = torch.where(plain, opening, self.config.pad_token_id or 0)
@@ -290,8 +289,8 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
 def _check_forms(attention_mask: Tensor | None, position_ids: Tensor | None, past: int) -> None:
     if attention_mask is not None and attention_mask.ndim not in (2, 4):
         raise ValueError(
-            f"attention_mask came with shape {tuple(attention_mask.shape)}, wanted (batch, tokens) with 0 for "
-            "padding, or (batch, 1, tokens, tokens)"
+            f"attention_mask came with shape {tuple(attention_mask.shape)}, wanted (batch, tokens) or "
+            "(batch, 1, tokens, tokens)"
         )
     if position_ids is not None and (position_ids.ndim != 3 or position_ids.shape[1] != 2):
         raise ValueError(
@@ -367,7 +366,7 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
 def tie_equal_(model: ChatGLMForConditionalGeneration) -> ChatGLMForConditionalGeneration:
     """Share one matrix between embedding and output layer where they are equal, as the hub's own code does.
 
-    The checkpoint holds it twice, and its config does not say that it is one: 6.17 billion parameters, not 6.71.
+    The checkpoint holds it twice, and its config says nothing: 6.17 billion parameters, not 6.71.
     """
     embedding, output = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     here = embedding.device == output.device and embedding.device.type != "meta"

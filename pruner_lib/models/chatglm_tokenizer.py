@@ -1,8 +1,8 @@
-"""The tokenizer of ChatGLM-6B: sentencepiece, with signs of its own for white space, and a gap behind a prompt.
+"""The tokenizer of ChatGLM-6B: sentencepiece, with tokens for white space, and a gap behind a prompt.
 
-Reads `ice_text.model` and `tokenizer_config.json` of THUDM/chatglm-6b as they are now. "How?" becomes the ids of
-"▁How ? [gMASK] <sop>": what follows <sop> fills the gap. Batches are padded on the left. This file travels
-beside the weights of a saved model, so it needs transformers and sentencepiece alone.
+Reads `ice_text.model` and `tokenizer_config.json` of THUDM/chatglm-6b as they are now. "How?" becomes the
+ids of "▁How ? [gMASK] <sop>": what follows <sop> fills the gap. Batches are padded on the left. This file
+travels beside the weights of a saved model, so it needs transformers and sentencepiece alone.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 import transformers
@@ -193,8 +194,14 @@ def _load(
         # an untrusted folder only says which class of transformers it is
         build = pruned_class(dense) if pruned and not trusted else build
     how = {"dtype": dtype, "device_map": device_map, "trust_remote_code": trusted, "revision": revision}
-    with _read_into_memory():
-        model, report = build.from_pretrained(source, config=config, output_loading_info=True, **how)
+    try:
+        with _read_into_memory():
+            model, report = build.from_pretrained(source, config=config, output_loading_info=True, **how)
+    except UnpicklingError as error:
+        raise ValueError(
+            f"a .bin file of {source} is damaged or holds more than numbers, none of which was run; take a "
+            "revision in safetensors, or convert the files to safetensors where you trust them"
+        ) from error
     spare = {name for name in report["unexpected_keys"] if not OLD_MASKS.search(name)}
     for names, fault in ((report["missing_keys"], "lacks"), (spare, "has no place in its config.json for")):
         if names:

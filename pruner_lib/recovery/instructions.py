@@ -33,7 +33,7 @@ def encode(examples: Sequence[Mapping[str, str]], tokenizer: Any, *, cutoff: int
     """Turn examples into token ids, with labels on the response alone.
 
     The prompt's tokens are those that stay the same without the response. EOS ends what is not cut off. Where
-    the tokenizer ends a prompt with special tokens (ChatGLM's "[gMASK] <sop>"), the response stands behind them.
+    special tokens end a prompt (ChatGLM's "[gMASK] <sop>"), the response stands behind them.
 
     Args:
         examples: dicts with `instruction`, `output` and, if there is one, `input`.

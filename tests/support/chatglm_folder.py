@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import sentencepiece
 import torch
-from stand_ins import sentences
 
 from pruner_lib.models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
 
+TEXT = ("The old dog sees a red river near the small tree.", "A stone and a dog, a river and the tree.") * 40
 SPECIAL = ("[MASK]", "[gMASK]", "[sMASK]", "<unused_0>", "<sop>", "<eop>", "<ENC>", "<dBLOCK>")
 BLANKS = ("<n>", "<|tab|>", *(f"<|blank_{n}|>" for n in range(2, 81)))
 IDS = {"mask_token_id": 4, "gmask_token_id": 5, "bos_token_id": 8, "eos_token_id": 9, "pad_token_id": 3}
@@ -40,12 +41,12 @@ def prompts(samples: int = 2, length: int = 12, seed: int = 1) -> torch.Tensor:
     return ids
 
 
-def train_tokenizer(folder: Path, extra: list[str] = ()) -> None:
+def train_tokenizer(folder: Path, text: Sequence[str] = TEXT, special: Sequence[str] = SPECIAL) -> None:
     """Write `ice_text.model` and `tokenizer_config.json`, with the special pieces of the hub's."""
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([*sentences(200, 20), "0123456789 !?:", *extra]),
+        sentence_iterator=iter([*text, "0123456789 !?:"]),
         model_prefix=str(folder / "ice_text"), vocab_size=480, hard_vocab_limit=False, byte_fallback=True,
-        character_coverage=1.0, unk_id=0, bos_id=1, eos_id=2, pad_id=3, control_symbols=list(SPECIAL),
+        character_coverage=1.0, unk_id=0, bos_id=1, eos_id=2, pad_id=3, control_symbols=list(special),
         user_defined_symbols=list(BLANKS), minloglevel=2,
     )  # fmt: skip
     (folder / "ice_text.vocab").unlink()
@@ -59,22 +60,22 @@ def train_tokenizer(folder: Path, extra: list[str] = ()) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
-def write_hub_folder(folder: Path, *, tied: bool = True, pickled: bool = True, **changes) -> None:
+def write_hub_folder(folder: Path, text: Sequence[str] = TEXT, *, tied: bool = True, **changes) -> None:
     """Write the files of the hub: two shards of half-precision pickles, a config that names remote code.
 
-    Args:    tied: the output layer repeats the embedding, as on the hub.    changes: sizes of the config.
+    Args:    text: what the tokenizer is trained on.    tied: the output layer repeats the embedding, as it
+             does on the hub.    changes: sizes of the config.
     """
     folder.mkdir(parents=True, exist_ok=True)
     model = random_chatglm(**changes)
     state = {name: tensor.half() for name, tensor in model.state_dict().items()}
     if tied:
         state["lm_head.weight"] = state["transformer.word_embeddings.weight"].clone()
-    if pickled:
-        files = {name: f"pytorch_model-0000{1 + i % 2}-of-00002.bin" for i, name in enumerate(state)}
-        for file in set(files.values()):
-            torch.save({name: state[name] for name in state if files[name] == file}, folder / file)
-        index = {"metadata": {"total_size": 0}, "weight_map": files}
-        (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    files = {name: f"pytorch_model-0000{1 + i % 2}-of-00002.bin" for i, name in enumerate(state)}
+    for file in set(files.values()):
+        torch.save({name: state[name] for name in state if files[name] == file}, folder / file)
+    index = {"metadata": {"total_size": 0}, "weight_map": files}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
     code = "modeling_chatglm.ChatGLMForConditionalGeneration"
     settings = SIZES | IDS | changes | {
         "_name_or_path": "THUDM/chatglm-6b", "architectures": ["ChatGLMModel"], "model_type": "chatglm",
@@ -88,4 +89,4 @@ def write_hub_folder(folder: Path, *, tied: bool = True, pickled: bool = True, *
     (folder / "config.json").write_text(json.dumps(settings))
     for name in ("configuration_chatglm", "modeling_chatglm", "tokenization_chatglm"):
         (folder / f"{name}.py").write_text("raise RuntimeError('code of the folder was run')\n")
-    train_tokenizer(folder)
+    train_tokenizer(folder, text)
