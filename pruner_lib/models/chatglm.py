@@ -201,6 +201,7 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
     config_class = ChatGLMConfig
     base_model_prefix = "transformer"
     supports_gradient_checkpointing = True
+    _input_embed_layer = "word_embeddings"
     _no_split_modules = ["ChatGLMBlock"]
     _skip_keys_device_placement = ["past_key_values"]
     _keep_in_fp32_modules_strict = ["rotary_emb"]
@@ -222,12 +223,6 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         self.layers = nn.ModuleList(ChatGLMBlock(config, i) for i in range(config.num_layers))
         self.final_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.word_embeddings
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.word_embeddings = value
 
     def forward(
         self,
@@ -278,8 +273,8 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             return input_ids, padding
         if (plain & (input_ids == self.config.bos_token_id).any(-1, keepdim=True)).any():
             raise ValueError(
-                "a row has <sop>, but no [gMASK] or [MASK] for the place that is filled in; take the ids that "
-                "the tokenizer gives, and no special tokens in plain text"
+                "a row has <sop>, but no [gMASK] or [MASK] for the place that is filled in; take the ids "
+                "that the tokenizer gives, and no special tokens in plain text"
             )
         opening = input_ids.new_tensor([[self.config.gmask_token_id, self.config.bos_token_id]])
         opening = torch.where(plain, opening, self.config.pad_token_id or 0)
@@ -311,12 +306,6 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
         self.transformer = ChatGLMModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.lm_head
-
-    def set_output_embeddings(self, value: nn.Module) -> None:
-        self.lm_head = value
 
     def forward(
         self,
