@@ -136,8 +136,8 @@ def has_bos(tokenizer: PreTrainedTokenizerBase, bos: bool) -> bool:
 
 
 def _first_tokens(tokenizer: PreTrainedTokenizerBase, bos: bool) -> list[int]:
-    if has_bos(tokenizer, bos):
-        return [tokenizer.bos_token_id]
+    if has_bos(tokenizer, bos):  # where <sop> stands behind a prompt, text follows an empty prompt
+        return getattr(tokenizer, "prompt_end_ids", [tokenizer.bos_token_id])
     if bos:
         name = type(tokenizer).__name__
         message = f"bos=True, but this {name} has no beginning-of-sequence token: texts begin without"

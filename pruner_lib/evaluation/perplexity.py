@@ -176,7 +176,8 @@ def generate_samples(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), evaluating(model):
         for number, prompt in enumerate(prompts):
             torch.manual_seed(seed + number)
-            ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"].to(device)
+            ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+            ids = torch.tensor([ids + getattr(tokenizer, "prompt_end_ids", [])], device=device)
             output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **settings)
             for row in output[:, ids.shape[1] :].tolist():
                 new = _until(row, ends if isinstance(ends, list) else [ends])

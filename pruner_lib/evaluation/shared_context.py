@@ -145,6 +145,13 @@ class ChoicesLM(HFLM):
         self._documents = []
         return [next(answers) if self.wanted(request) else (-math.inf, False) for request in requests]
 
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Tokenise as lm-eval does; where special tokens end a prompt, the continuation follows those."""
+        if not hasattr(self.tokenizer, "prompt_end_ids"):
+            return super()._encode_pair(context, continuation)
+        ids = [self.tok_encode(text, add_special_tokens=False) for text in (context, continuation)]
+        return ids[0] + self.tokenizer.prompt_end_ids, ids[1]
+
     def _loglikelihood_tokens(
         self, requests: list[Encoded], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[Answer]:

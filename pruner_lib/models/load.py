@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 import transformers
@@ -46,6 +47,8 @@ from pruner_lib.data.assets import ASSETS, build_folder, cache_root, fetch, hub_
 from pruner_lib.files import read_json
 from pruner_lib.method.layout import check_layout
 from pruner_lib.method.offload import offloaded
+from pruner_lib.models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration, tie_equal_
+from pruner_lib.models.chatglm_tokenizer import ChatGLMTokenizer
 from pruner_lib.models.modeling_pruned import AUTO_CLASS, PrunedModelForCausalLM, pruned_class
 from pruner_lib.models.twins import with_own_heads
 
@@ -146,7 +149,8 @@ def _is_pruned(folder: Path, trusted: bool) -> bool:
     path = folder / "config.json"
     settings = read_json(path)
     unknown = "auto_map" in settings and settings.get("model_type") not in CONFIG_MAPPING
-    if not trusted and (unknown or "dense_class" in settings):
+    ours = ChatGLMConfig.describes(settings)
+    if not trusted and not ours and (unknown or "dense_class" in settings):
         files = ", ".join(sorted(p.name for p in folder.glob("*.py")))
         raise ValueError(
             f"{folder} holds a model of type {settings.get('model_type')!r} with code of its own ({files}), "
@@ -169,23 +173,42 @@ def _load(
     trusted: bool,
     revision: str = "main",
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a checkpoint; an unevenly pruned one by our own code, never by the copy in its folder."""
-    config = AutoConfig.from_pretrained(source, trust_remote_code=trusted, revision=revision)
+    """Load a checkpoint; an unevenly pruned one by our own code, never by the copy in its folder.
+
+    So is ChatGLM-6B, whose code on the hub no longer runs.
+    """
+    ours = ChatGLMConfig.describes(PreTrainedConfig.get_config_dict(source, revision=revision)[0])
+    trusted = trusted and not ours
+    if ours:
+        config = ChatGLMConfig.from_pretrained(source, revision=revision)
+        vars(config).pop("auto_map", None)  # names the hub's own code
+    else:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trusted, revision=revision)
     if not trusted:
         config._attn_implementation = None  # the name of a kernel would fetch code from the hub
     build = PrunedModelForCausalLM if pruned else AutoModelForCausalLM
-    if not (trusted and AUTO_CLASS in (getattr(config, "auto_map", None) or {})):
+    if ours:
+        build = pruned_class(ChatGLMForConditionalGeneration) if pruned else ChatGLMForConditionalGeneration
+    elif not (trusted and AUTO_CLASS in (getattr(config, "auto_map", None) or {})):
         dense = _decoder_class(source, config)
         # an untrusted folder only says which class of transformers it is
         build = pruned_class(dense) if pruned and not trusted else build
     how = {"dtype": dtype, "device_map": device_map, "trust_remote_code": trusted, "revision": revision}
-    with _read_into_memory():
-        model, report = build.from_pretrained(source, config=config, output_loading_info=True, **how)
+    try:
+        with _read_into_memory():
+            model, report = build.from_pretrained(source, config=config, output_loading_info=True, **how)
+    except UnpicklingError as error:
+        raise ValueError(
+            f"a .bin file of {source} is damaged or holds more than numbers, none of which was run; take a "
+            "revision in safetensors, or convert the files to safetensors where you trust them"
+        ) from error
     spare = {name for name in report["unexpected_keys"] if not OLD_MASKS.search(name)}
     for names, fault in ((report["missing_keys"], "lacks"), (spare, "has no place in its config.json for")):
         if names:
             weights = f"weights of {type(model).__name__}, such as {', '.join(sorted(names)[:3])}"
             raise ValueError(f"{source} {fault} {len(names)} {weights}")
+    if ours:
+        return tie_equal_(model), ChatGLMTokenizer.from_pretrained(source, revision=revision)
     return model, _load_tokenizer(source, trusted, revision)
 
 

@@ -31,7 +31,8 @@ Row = dict[str, list[int]]  # input_ids and labels of one example, equally long
 def encode(examples: Sequence[Mapping[str, str]], tokenizer: Any, *, cutoff: int = 256) -> list[Row]:
     """Turn examples into token ids, with labels on the response alone.
 
-    The prompt's tokens are those that stay the same without the response. EOS ends what is not cut off.
+    The prompt's tokens are those that stay the same without the response. EOS ends what is not cut off. Where
+    special tokens end a prompt (ChatGLM's "[gMASK] <sop>"), the response stands behind them.
 
     Args:
         examples: dicts with `instruction`, `output` and, if there is one, `input`.
@@ -48,12 +49,12 @@ def encode(examples: Sequence[Mapping[str, str]], tokenizer: Any, *, cutoff: int
     prompts = [_prompt(number, example) for number, example in enumerate(examples)]
     if not prompts:
         raise ValueError("There are no examples: give dicts with instruction, output and, optionally, input.")
-    texts = [prompt + example["output"] for prompt, example in zip(prompts, examples, strict=True)]
-    rows = zip(_token_ids(prompts, tokenizer), _token_ids(texts, tokenizer), strict=True)
+    prompt_ids = _token_ids(prompts, tokenizer)
+    rows = zip(prompt_ids, _whole_ids(prompts, prompt_ids, examples, tokenizer), strict=True)
     encoded = [_labelled(prompt, whole, tokenizer.eos_token_id, cutoff) for prompt, whole in rows]
     usable = [row for row in encoded if row["labels"][-1] != IGNORED]
     if not usable:
-        shortest = min(len(row) for row in _token_ids(prompts, tokenizer))
+        shortest = min(map(len, prompt_ids))
         raise ValueError(
             f"cutoff={cutoff} tokens leave no response in any of {len(encoded)} examples "
             f"(the shortest prompt has {shortest} tokens): raise the cutoff."
@@ -103,6 +104,17 @@ def _prompt(number: int, example: Mapping[str, str]) -> str:
 def _token_ids(texts: list[str], tokenizer: Any) -> list[list[int]]:
     rows = tokenizer(texts, add_special_tokens=True, truncation=False, verbose=False)["input_ids"]
     return [row[:-1] if row and row[-1] == tokenizer.eos_token_id else row for row in rows]  # some append EOS
+
+
+def _whole_ids(
+    prompts: list[str], prompt_ids: list[list[int]], examples: Sequence[Mapping[str, str]], tokenizer: Any
+) -> list[list[int]]:
+    """Token ids of prompt and response: of the joined text, unless special tokens stand between the two."""
+    responses = [example["output"] for example in examples]
+    if not hasattr(tokenizer, "prompt_end_ids"):
+        return _token_ids([a + b for a, b in zip(prompts, responses, strict=True)], tokenizer)
+    answers = tokenizer(responses, add_special_tokens=False, verbose=False)["input_ids"]
+    return [prompt + answer for prompt, answer in zip(prompt_ids, answers, strict=True)]
 
 
 def _labelled(prompt: list[int], whole: list[int], eos: int, cutoff: int) -> Row:

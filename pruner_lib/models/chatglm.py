@@ -1,0 +1,365 @@
+"""ChatGLM-6B (Tables 5, 20 and 21 of the paper) as a model of transformers: no code of the hub has to run.
+
+Names of parameters and config keys are those of THUDM/chatglm-6b, whose own code no longer runs on current
+transformers. Written from what that code does; logits agree with it to 1e-4. A prompt is filled in:
+
+    tokens            t0 t1 t2 [gMASK] | <sop> a0 a1 a2      [MASK] instead: a gap inside of the text
+    position           0  1  2    3    |   3    3  3  3      the place that is filled in, from <sop> on
+    block position     0  0  0    0    |   1    2  3  4      the place inside of what is filled in
+    attention         each sees all    | the prompt, and what stands before
+
+Half of the channels of a head turn by each of the two positions. A residual sum adds the *normalised* input,
+times sqrt(2 * 28). This file travels beside the weights of a saved model, so it needs transformers alone.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+
+HIDDEN = -10000.0  # the score of what a token may not see
+ALPHA = math.sqrt(2 * 28)  # the released code has this number for any number of layers
+LATER_KEYS = ("padded_vocab_size", "ffn_hidden_size", "multi_query_attention", "kv_channels")  # of ChatGLM2
+
+
+class ChatGLMConfig(PreTrainedConfig):
+    """Sizes and special tokens of a ChatGLM; the defaults are those of THUDM/chatglm-6b.
+
+    Raises: ValueError: the config of ChatGLM2 or later, which is another architecture of the same
+        `model_type`; weights in 4 or 8 bits; a trained prefix; positions of one dimension.
+    """
+
+    model_type = "chatglm"
+    attribute_map = {"num_hidden_layers": "num_layers", "max_position_embeddings": "max_sequence_length"}
+    keys_to_ignore_at_inference = ["past_key_values"]
+    _auto_class = "AutoConfig"  # saved with this file beside it, for who has transformers alone
+
+    vocab_size: int = 130528
+    hidden_size: int = 4096
+    num_layers: int = 28
+    num_attention_heads: int = 32
+    head_dim: int | None = None  # None: hidden_size / num_attention_heads; a number once heads were cut
+    inner_hidden_size: int = 16384
+    layernorm_epsilon: float = 1e-5
+    max_sequence_length: int = 2048
+    position_encoding_2d: bool = True
+    initializer_range: float = 0.02
+    use_cache: bool = True
+    tie_word_embeddings: bool = False
+    pad_token_id: int | None = 3
+    mask_token_id: int = 130000
+    gmask_token_id: int = 130001
+    bos_token_id: int = 130004  # <sop>: here the prompt ends and what is filled in starts
+    eos_token_id: int | list[int] | None = 130005  # <eop>
+
+    def __post_init__(self, **kwargs):
+        refused = {key: kwargs[key] for key in LATER_KEYS if key in kwargs}
+        refused |= {key: kwargs[key] for key in ("pre_seq_len", "quantization_bit") if kwargs.get(key)}
+        if not self.position_encoding_2d:
+            refused["position_encoding_2d"] = False
+        if refused:
+            came = ", ".join(f"{key}={value}" for key, value in refused.items())
+            raise ValueError(
+                f"the config has {came}; wanted ChatGLM-6B as it was released, in floating point: its later "
+                "versions, or one that is quantised or tuned by a prefix, are other architectures"
+            )
+        super().__post_init__(**kwargs)
+
+    @staticmethod
+    def describes(settings: dict) -> bool:
+        """Are these the settings of a ChatGLM-6B, and not of a later version?"""
+        return settings.get("model_type") == "chatglm" and not any(key in settings for key in LATER_KEYS)
+
+
+def two_positions(input_ids: Tensor, attention_mask: Tensor, config: ChatGLMConfig) -> Tensor:
+    """Place each token in the prompt and in what is filled in.
+
+    Args:    input_ids, attention_mask: `(batch, tokens)`; mask 0: padding.
+    Returns: `(batch, 2, tokens)` int64: position and block position; padding on the left has 0 and 0.
+    """
+    real = attention_mask.long()
+    place = (real.cumsum(-1) - 1).clamp(min=0)  # among the tokens that are no padding
+    filled = (input_ids == config.bos_token_id).cumsum(-1) > 0  # from <sop> on
+    wanted = input_ids == config.gmask_token_id  # it wins where there are both
+    wanted = torch.where(wanted.any(-1, keepdim=True), wanted, input_ids == config.mask_token_id)
+    gap = place.gather(-1, wanted.long().argmax(-1, keepdim=True))  # (batch, 1): place of the first
+    return torch.stack([torch.where(filled, gap, place), (filled * real).cumsum(-1)], dim=1)
+
+
+def hidden_from(input_ids: Tensor, attention_mask: Tensor, past: int, config: ChatGLMConfig) -> Tensor:
+    """Say what each token may not see: what comes later, unless that is the prompt; padding.
+
+    Args:    attention_mask: `(batch, past + tokens)`.    past: tokens before these, in the cache; all of them
+             are seen.
+    Returns: `(batch, 1, tokens, past + tokens)`, True where a token (dim 2) may not see another (dim 3).
+    """
+    n = input_ids.shape[1]
+    place = torch.arange(past + n, device=input_ids.device)
+    later = place > place[past:, None]  # (tokens, past + tokens)
+    filled = (input_ids == config.bos_token_id).cumsum(-1) > 0 if past == 0 else None
+    later = later[None] if filled is None else later & filled[:, None]
+    return (later | (attention_mask == 0)[:, None])[:, None]
+
+
+def lacks_gap(input_ids: Tensor, config: ChatGLMConfig) -> Tensor:
+    """`(batch,)`: True where no [gMASK] or [MASK] says what is filled in, or no <sop> where that starts."""
+    masks = (input_ids == config.gmask_token_id) | (input_ids == config.mask_token_id)
+    return ~(masks.any(-1) & (input_ids == config.bos_token_id).any(-1))
+
+
+class ChatGLMRotaryEmbedding(nn.Module):
+    """The frequencies by which pairs of channels turn, rounded to half precision as those in training."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.channels = channels
+        self.register_buffer("inv_freq", self.frequencies())
+
+    def frequencies(self) -> Tensor:
+        return (10000.0 ** (-torch.arange(0, self.channels, 2).float() / self.channels)).half().float()
+
+    def _load_from_state_dict(self, *args):
+        """Read nothing: frequencies follow from the size, and not every checkpoint has them."""
+
+    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Turn x `(batch, heads, tokens, channels)` by positions `(batch, tokens)`."""
+        precise = torch.float16 if x.dtype == torch.float16 else torch.float32  # in half as in training
+        angle = positions[:, None, :, None].to(precise) * self.inv_freq.to(precise)
+        cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)  # (batch, 1, tokens, channels / 2)
+        first, second = x.chunk(2, dim=-1)
+        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+class ChatGLMAttention(nn.Module):
+    """Attention whose query, key and value rows lie head by head in one matrix."""
+
+    def __init__(self, config: ChatGLMConfig, layer_idx: int):
+        super().__init__()
+        self.layer_idx = layer_idx
+        self.num_attention_heads = config.num_attention_heads
+        self.head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
+        width = self.num_attention_heads * self.head_dim
+        self.rotary_emb = ChatGLMRotaryEmbedding(self.head_dim // 2)
+        self.query_key_value = nn.Linear(config.hidden_size, 3 * width)
+        self.dense = nn.Linear(width, config.hidden_size)
+
+    def forward(self, x: Tensor, hidden: Tensor, positions: Tensor, cache: DynamicCache | None) -> Tensor:
+        mixed = self.query_key_value(x).unflatten(-1, (self.num_attention_heads, 3 * self.head_dim))
+        query, key, value = mixed.transpose(1, 2).chunk(3, dim=-1)  # (batch, heads, tokens, head_dim)
+        query, key = (
+            torch.cat([self.rotary_emb(half, positions[:, i]) for i, half in enumerate(z.chunk(2, -1))], -1)
+            for z in (query, key)
+        )
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
+        scale = float(self.layer_idx + 1)  # divided out and multiplied in again: half precision overflows
+        scores = (query / (math.sqrt(self.head_dim) * scale)) @ key.transpose(-1, -2)
+        scores = scores.masked_fill(hidden, HIDDEN).float() * scale  # (batch, heads, tokens, all tokens)
+        seen = scores.softmax(-1).to(value.dtype) @ value
+        return self.dense(seen.transpose(1, 2).flatten(-2))
+
+
+class ChatGLMMLP(nn.Module):
+    """Two linear layers with GELU, by its tanh formula, between them."""
+
+    def __init__(self, config: ChatGLMConfig):
+        super().__init__()
+        self.dense_h_to_4h = nn.Linear(config.hidden_size, config.inner_hidden_size)
+        self.dense_4h_to_h = nn.Linear(config.inner_hidden_size, config.hidden_size)
+        self.activation = ACT2FN["gelu_pytorch_tanh"]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dense_4h_to_h(self.activation(self.dense_h_to_4h(x)))
+
+
+class ChatGLMBlock(GradientCheckpointingLayer):
+    """A decoder layer: y = a n(x) + attention(n(x)), z = a m(y) + mlp(m(y)) with norms n, m and a = ALPHA."""
+
+    def __init__(self, config: ChatGLMConfig, layer_idx: int):
+        super().__init__()
+        self.input_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
+        self.attention = ChatGLMAttention(config, layer_idx)
+        self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
+        self.mlp = ChatGLMMLP(config)
+
+    def forward(self, x: Tensor, hidden: Tensor, positions: Tensor, past_key_values=None) -> Tensor:
+        x = self.input_layernorm(x)
+        x = x * ALPHA + self.attention(x, hidden, positions, past_key_values)
+        x = self.post_attention_layernorm(x)
+        return x * ALPHA + self.mlp(x)
+
+
+class ChatGLMPreTrainedModel(PreTrainedModel):
+    """What both models share."""
+
+    config_class = ChatGLMConfig
+    base_model_prefix = "transformer"
+    supports_gradient_checkpointing = True
+    _input_embed_layer = "word_embeddings"
+    _no_split_modules = ["ChatGLMBlock"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _keep_in_fp32_modules_strict = ["rotary_emb"]
+    _keys_to_ignore_on_load_missing = [r"rotary_emb\.inv_freq"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, ChatGLMRotaryEmbedding):
+            module.inv_freq.copy_(module.frequencies())
+
+
+class ChatGLMModel(ChatGLMPreTrainedModel):
+    """The decoder without its output layer."""
+
+    def __init__(self, config: ChatGLMConfig):
+        super().__init__(config)
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(ChatGLMBlock(config, i) for i in range(config.num_layers))
+        self.final_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: DynamicCache | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPast:
+        """Run the decoder on tokens `(batch, tokens)`.
+
+        A row without a gap to fill in is plain text: it is read after "[gMASK] <sop>", put before it here.
+
+        Args:    attention_mask: `(batch, past + tokens)`, 0 for padding, None for no padding; or what may not
+                 be seen, `(batch, 1, tokens, past + tokens)`: True, as the hub's tokenizer gives it, or below
+                 zero, as elsewhere in transformers.
+                 position_ids: `(batch, 2, tokens)`; None: they follow from the special tokens.
+        Raises:  ValueError: masks or positions of another form; tokens after a cache without positions; <sop>
+                 without [gMASK] or [MASK].
+        """
+        use_cache = self.config.use_cache if use_cache is None else use_cache
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        n = input_ids.shape[1]
+        _check_forms(attention_mask, position_ids, past)
+        is_square = attention_mask is not None and attention_mask.ndim == 4
+        padding = input_ids.new_ones(len(input_ids), past + n)
+        if is_square:
+            hidden = attention_mask if attention_mask.dtype == torch.bool else attention_mask < 0
+        else:
+            padding = padding if attention_mask is None else attention_mask
+            if position_ids is None:
+                input_ids, padding = self._opened(input_ids, padding)
+            hidden = hidden_from(input_ids, padding, past, self.config)
+        if position_ids is None:
+            position_ids = two_positions(input_ids, padding, self.config)
+        x = self.word_embeddings(input_ids)  # (batch, tokens, hidden)
+        for layer in self.layers:
+            x = layer(x, hidden, position_ids, past_key_values=past_key_values)
+        return BaseModelOutputWithPast(self.final_layernorm(x)[:, -n:], past_key_values)
+
+    def _opened(self, input_ids: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
+        """Put "[gMASK] <sop>" before rows of plain text, and padding before the others if there are any."""
+        plain = lacks_gap(input_ids, self.config)[:, None]  # (batch, 1)
+        if not plain.any():
+            return input_ids, padding
+        if (plain & (input_ids == self.config.bos_token_id).any(-1, keepdim=True)).any():
+            raise ValueError(
+                "a row has <sop>, but no [gMASK] or [MASK] for the place that is filled in; take the ids "
+                "that the tokenizer gives, and no special tokens in plain text"
+            )
+        opening = input_ids.new_tensor([[self.config.gmask_token_id, self.config.bos_token_id]])
+        opening = torch.where(plain, opening, self.config.pad_token_id or 0)
+        return torch.cat([opening, input_ids], 1), torch.cat([plain.expand(-1, 2).to(padding), padding], 1)
+
+
+def _check_forms(attention_mask: Tensor | None, position_ids: Tensor | None, past: int) -> None:
+    if attention_mask is not None and attention_mask.ndim not in (2, 4):
+        raise ValueError(
+            f"attention_mask came with shape {tuple(attention_mask.shape)}, wanted (batch, tokens) or "
+            "(batch, 1, tokens, tokens)"
+        )
+    if position_ids is not None and (position_ids.ndim != 3 or position_ids.shape[1] != 2):
+        raise ValueError(
+            f"position_ids came with shape {tuple(position_ids.shape)}, wanted (batch, 2, tokens)"
+        )
+    if past and position_ids is None:
+        raise ValueError("after a cache position_ids are wanted: they follow from the whole prompt")
+
+
+class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
+    """The decoder with its output layer."""
+
+    _auto_class = "AutoModelForCausalLM"
+    _tied_weights_keys = {"lm_head.weight": "transformer.word_embeddings.weight"}
+
+    def __init__(self, config: ChatGLMConfig):
+        super().__init__(config)
+        self.transformer = ChatGLMModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values: DynamicCache | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        **kwargs,
+    ) -> CausalLMOutputWithPast:
+        """Predict the next tokens; arguments as in `ChatGLMModel.forward`, `labels` as in transformers.
+
+        `position_ids` is not named here: whoever finds the name would count positions of one dimension.
+        """
+        positions = kwargs.pop("position_ids", None)
+        out = self.transformer(input_ids, attention_mask, positions, past_key_values, use_cache)
+        logits = self.lm_head(out.last_hidden_state[:, -logits_to_keep:])  # (batch, tokens, vocabulary)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=out.past_key_values)
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, next_sequence_length: int | None = None, attention_mask=None, **kwargs
+    ) -> dict:
+        """Choose what one step of generation reads; positions follow from the whole text so far."""
+        if lacks_gap(input_ids, self.config).any():
+            raise ValueError(
+                "a prompt to go on from has [gMASK] or [MASK], and <sop> behind it; take the ids that the "
+                "tokenizer gives with its special tokens"
+            )
+        n = next_sequence_length or input_ids.shape[1]
+        padding = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        if padding.ndim != 2:
+            raise ValueError(f"attention_mask came with shape {tuple(padding.shape)}, wanted (batch, tokens)")
+        return {
+            "input_ids": input_ids[:, -n:],
+            "attention_mask": padding,
+            "position_ids": two_positions(input_ids, padding, self.config)[..., -n:],
+            "past_key_values": kwargs.get("past_key_values"),
+            "use_cache": kwargs.get("use_cache"),
+            "logits_to_keep": kwargs.get("logits_to_keep") or 0,
+        }
+
+
+def tie_equal_(model: ChatGLMForConditionalGeneration) -> ChatGLMForConditionalGeneration:
+    """Share one matrix between embedding and output layer where they are equal, as the hub's own code does.
+
+    The checkpoint holds it twice, and its config says nothing: 6.17 billion parameters, not 6.71.
+    """
+    embedding, output = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    here = embedding.device == output.device and embedding.device.type != "meta"
+    if here and embedding.shape == output.shape and torch.equal(embedding, output):
+        model.config.tie_word_embeddings = True
+        model.tie_weights()
+    return model

@@ -1,0 +1,113 @@
+"""The tokenizer of ChatGLM-6B: sentencepiece, with tokens for white space, and a gap behind a prompt.
+
+Reads `ice_text.model` and `tokenizer_config.json` of THUDM/chatglm-6b as they are now. "How?" becomes the
+ids of "▁How ? [gMASK] <sop>": what follows <sop> fills the gap. Batches are padded on the left. This file
+travels beside the weights of a saved model, so it needs transformers and sentencepiece alone.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import sentencepiece
+from transformers import PreTrainedTokenizer
+
+LONGEST_BLANK = 80  # spaces that one token stands for
+
+
+class ChatGLMTokenizer(PreTrainedTokenizer):
+    """Turns text into ids of the sentencepiece model, each `num_image_tokens` higher.
+
+    Args:   num_image_tokens: ids before those of text, for which no text stands; 0 in the current checkpoint.
+    Raises: ValueError: the sentencepiece model has no special tokens (that of the first revisions).
+    """
+
+    vocab_files_names = {"vocab_file": "ice_text.model"}
+    model_input_names = ["input_ids", "attention_mask"]
+    _auto_class = "AutoTokenizer"  # saved with this file beside it, for who has transformers alone
+
+    def __init__(
+        self,
+        vocab_file: str,
+        bos_token: str = "<sop>",
+        eos_token: str = "<eop>",
+        end_token: str = "</s>",
+        mask_token: str = "[MASK]",
+        gmask_token: str = "[gMASK]",
+        pad_token: str = "<pad>",
+        unk_token: str = "<unk>",
+        padding_side: str = "left",
+        num_image_tokens: int = 20000,
+        **kwargs,
+    ):
+        self.vocab_file, self.num_image_tokens = str(vocab_file), num_image_tokens
+        self.sp_model = sentencepiece.SentencePieceProcessor(model_file=self.vocab_file)
+        needed = [str(token) for token in (bos_token, eos_token, mask_token, gmask_token, pad_token)]
+        absent = [token for token in needed if self.sp_model.id_to_piece(self._piece(token)) != token]
+        if absent:
+            raise ValueError(
+                f"{vocab_file} has no {', '.join(absent)}; wanted ice_text.model of the current revision of "
+                "THUDM/chatglm-6b, whose config.json has vocab_size 130528"
+            )
+        super().__init__(
+            bos_token=bos_token,
+            eos_token=eos_token,
+            end_token=end_token,
+            mask_token=mask_token,
+            gmask_token=gmask_token,
+            pad_token=pad_token,
+            unk_token=unk_token,
+            padding_side=padding_side,
+            num_image_tokens=num_image_tokens,
+            **kwargs,
+        )
+
+    @property
+    def vocab_size(self) -> int:
+        return self.num_image_tokens + self.sp_model.get_piece_size()
+
+    @property
+    def prompt_end_ids(self) -> list[int]:
+        """The ids of "[gMASK] <sop>", which end a prompt."""
+        return self.convert_tokens_to_ids([self.gmask_token, self.bos_token])
+
+    def get_vocab(self) -> dict[str, int]:
+        return {self._convert_id_to_token(i): i for i in range(self.vocab_size)} | self.added_tokens_encoder
+
+    def build_inputs_with_special_tokens(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
+    ) -> list[int]:
+        """Give `prompt [gMASK] <sop>`, and for a pair `prompt [gMASK] <sop> answer <eop>`."""
+        prompt = token_ids_0 + self.prompt_end_ids
+        return prompt if token_ids_1 is None else prompt + token_ids_1 + [self.eos_token_id]
+
+    def convert_tokens_to_string(self, tokens: list[str]) -> str:
+        text = self.sp_model.decode_pieces(tokens)
+        text = text.replace("<n>", "\n").replace("<|tab|>", "\t")
+        return re.sub(r"<\|blank_(\d+)\|>", lambda found: " " * int(found[1]), text)
+
+    def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str]:
+        prefix = f"{filename_prefix}-" if filename_prefix else ""
+        target = Path(save_directory) / f"{prefix}{self.vocab_files_names['vocab_file']}"
+        if target.resolve() != Path(self.vocab_file).resolve():
+            shutil.copyfile(self.vocab_file, target)
+        return (str(target),)
+
+    def _tokenize(self, text: str, **kwargs) -> list[str]:
+        text = text.replace("\n", "<n>").replace("\t", "<|tab|>")
+        blanks = f" {{2,{LONGEST_BLANK}}}"
+        text = re.sub(blanks, lambda found: f"<|blank_{len(found[0])}|>", text)
+        return self.sp_model.encode(text, out_type=str)
+
+    def _piece(self, token: str) -> int:
+        return self.sp_model.piece_to_id(token)
+
+    def _convert_token_to_id(self, token: str) -> int:
+        image = re.fullmatch(r"<image_(\d+)>", token)
+        return int(image[1]) if image else self.num_image_tokens + self._piece(token)
+
+    def _convert_id_to_token(self, index: int) -> str:
+        first = self.num_image_tokens
+        return f"<image_{index}>" if index < first else self.sp_model.id_to_piece(index - first)
