@@ -1,12 +1,14 @@
 """Where texts, instructions and questions come from: a name becomes documents or rows.
 
 A name is looked up in the local data directory `$PRUNER_LIB_DATA`, then in the asset cache, then on the
-Hugging Face hub. Nothing is tokenised here. Layout of a local data directory, every entry optional:
+Hugging Face hub; a path of a file or data in memory will do as well. Files are UTF-8, with or without a byte
+order mark, their lines end as they like. Nothing is tokenised here. Layout of a local data directory, every
+entry optional:
 
     wikitext2/wiki.test.raw    lines are rows: newline kept, a blank line is "" (WikiText-2 raw, test split)
     ptb/ptb.valid.txt          lines are rows, stripped (Penn Treebank, validation split)
     NAME.txt                   any other text; a blank line ends a document
-    NAME.json, NAME.jsonl      instructions: rows with "instruction", "output" and, if any, "input"
+    NAME.json, NAME.jsonl      rows with "instruction", "output" and, if any, "input"; "messages"; or "text"
     NAME/                      a model: a folder with config.json, weights and tokenizer
     tasks/TASK.jsonl           questions of a zero-shot task, see `evaluation.zero_shot`
 """
@@ -15,6 +17,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +33,7 @@ PARQUET = {  # the hub's own copy of a data set whose script is no longer run; i
     "revision": "refs/convert/parquet",
     "data_files": {"validation": "penn_treebank/validation/*.parquet"},
 }
-
-
+Text = str | Path | Sequence[str]  # a name, a file, or documents (a `datasets.Dataset` too)
 UNCONDITIONAL = 1_000_000  # requests from this document number on repeat the choices without their question
 
 
@@ -57,24 +60,55 @@ def local_questions(task: str) -> Path | None:
     return local_path(f"tasks/{task}.jsonl")
 
 
-def read_corpus(name: str) -> Corpus:
-    """Read a text by name.
+def read_corpus(text: Text, separator: str = "\n\n") -> Corpus:
+    """Read the documents of a text.
 
-    Raises: ValueError: unknown name, no text in it, or it is nowhere to be found.
+    Args:    text: a name (of `CORPORA`, or NAME.txt in the local data directory), the path of a file, a list
+                 of documents, or a `datasets.Dataset` with a column "text".
+             separator: ends a document in a file; "\\n\\n" is one blank line or more, "\\n" makes each line
+                 a document.
+    Raises:  ValueError: unknown name, a file that is not UTF-8, or no text in it.
     """
-    path = local_path(f"{name}.txt")
-    if path is not None:
-        blocks = path.read_text(encoding="utf-8").split("\n\n")
-        corpus = Corpus(tuple(block.strip("\n") for block in blocks if block.strip()), "\n\n")
-    elif name in CORPORA:
-        corpus = CORPORA[name]()
+    if not isinstance(text, (str, Path)):
+        rows = text["text"] if "text" in getattr(text, "column_names", ()) else text
+        corpus = Corpus(tuple(rows), separator)
+        if wrong := [type(row).__name__ for row in corpus.documents if not isinstance(row, str)]:
+            raise ValueError(f"a text is a list of documents, each a str, but one is of type {wrong[0]}")
+    elif path := local_path(f"{text}.txt") or _as_path(text):
+        blocks = (
+            re.split(r"\n(?:[ \t]*\n)+", _read(path)) if separator == "\n\n" else _read(path).split(separator)
+        )
+        corpus = Corpus(tuple(block.strip("\n") for block in blocks if block.strip()), separator)
+    elif text in CORPORA:
+        corpus = CORPORA[text]()
     else:
         raise ValueError(
-            f"unknown text {name!r}: known are {', '.join(CORPORA)}, and NAME.txt in PRUNER_LIB_DATA"
+            f"unknown text {str(text)!r}: known are {', '.join(CORPORA)}, NAME.txt in PRUNER_LIB_DATA, and "
+            "the path of a file"
         )
     if not any(document.strip() for document in corpus.documents):
-        raise ValueError(f"text {name!r} is empty; wanted at least one document")
+        raise ValueError(f"text {describe(text)} is empty; wanted at least one document")
     return corpus
+
+
+def describe(text: Text) -> str:
+    """Name a text in a message."""
+    if isinstance(text, (str, Path)):
+        return repr(str(text))
+    return f"of {len(text)} documents"
+
+
+def _as_path(text: str | Path) -> Path | None:
+    return Path(text) if Path(text).is_file() else None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8"
+        ) from error
 
 
 def _wiki() -> Corpus:
@@ -129,28 +163,34 @@ CORPORA = {  # the texts that `text_ids` and `calibration_ids` know by name
 }
 
 
-def read_instructions(name: str) -> list[dict[str, str]]:
-    """Read all instructions of a set by name.
+def read_instructions(name: str | Path) -> list[dict[str, Any]]:
+    """Read all instructions of a set by name, or from a .json or .jsonl file by its path.
 
-    Returns: dictionaries with the keys `instruction`, `input` (may be empty) and `output`.
+    Returns: dictionaries with the keys `instruction`, `input` (may be empty) and `output`; of a file of one's
+             own they may hold `messages` or `text` instead.
     Raises:  ValueError: unknown name, malformed rows, or it is nowhere to be found.
     """
-    path = local_instructions(name)
+    path = local_instructions(str(name)) or _as_path(name)
     if path is None and name not in INSTRUCTIONS:
         raise ValueError(
-            f"unknown instructions {name!r}: known are {', '.join(INSTRUCTIONS)}, and NAME.json or "
-            "NAME.jsonl in PRUNER_LIB_DATA"
+            f"unknown instructions {str(name)!r}: known are {', '.join(INSTRUCTIONS)}, NAME.json or "
+            "NAME.jsonl in PRUNER_LIB_DATA, and the path of such a file"
         )
     if path is None:
         return INSTRUCTIONS[name]()
     is_list = path.suffix == ".json"
     try:
-        rows = json.loads(path.read_text(encoding="utf-8")) if is_list else _json_lines(path)
-        return [_instruction(row["instruction"], row["output"], row.get("input") or "") for row in rows]
+        rows = json.loads(_read(path)) if is_list else _json_lines(path)
+        return [
+            dict(row)
+            if "messages" in row or "text" in row
+            else _instruction(row["instruction"], row["output"], row.get("input") or "")
+            for row in rows
+        ]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         wanted = "a JSON list" if is_list else "one JSON object a line"
         raise ValueError(
-            f'{path}: {error!r}; wanted {wanted}, rows with "instruction" and "output"'
+            f'{path}: {error!r}; wanted {wanted}, rows with "instruction" and "output", "messages", or "text"'
         ) from error
 
 
@@ -228,5 +268,4 @@ def _json_lines(path: Path) -> list[dict]:
 
 
 def _lines(path: Path) -> list[str]:
-    with path.open(encoding="utf-8", newline="\n") as file:
-        return list(file)
+    return [line for line in re.split(r"(?<=\n)", _read(path)) if line]

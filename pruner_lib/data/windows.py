@@ -8,22 +8,25 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from pruner_lib.data.corpora import read_corpus, read_instructions
+from pruner_lib.data.corpora import Text, describe, read_corpus, read_instructions
 
 
 def text_ids(
-    name: str,
+    text: Text,
     tokenizer: PreTrainedTokenizerBase,
     *,
     length: int = 128,
     windows: int | None = None,
     seed: int | None = None,
     bos: bool = False,
+    separator: str = "\n\n",
 ) -> torch.Tensor:
     """Cut a text into windows to measure on: without a seed as the paper does, with one as a sample.
 
@@ -31,7 +34,8 @@ def text_ids(
     window is a random piece of another article, and articles are what a bootstrap may resample.
 
     Args:
-        name: one of `corpora.CORPORA`, or a NAME.txt of the local data directory.
+        text: one of `corpora.CORPORA`, a NAME.txt of the local data directory, the path of a file, a list of
+            documents, or a `datasets.Dataset` with a column "text".
         length: tokens a window.    windows: how many; None takes all.
         seed: None joins all documents and cuts from the beginning, without overlap; a remainder is dropped.
             A number draws the documents, and from each that is long enough one window at a random place;
@@ -39,6 +43,7 @@ def text_ids(
         bos: puts one beginning-of-sequence token before the whole text, as the paper's code does for LLaMA
             (with a seed: before each document); where the tokenizer has none, texts begin without it, with a
             warning.
+        separator: ends a document in a file; "\\n\\n": blank lines.
     Returns: `(windows, length)` int64.
     Raises:  ValueError: unknown text, a size below one, or fewer windows in the text than wanted.
     Source:  paper 4.1, reference `LLMPruner/datasets/ppl_dataset.py`. Differs: a window is never cut short.
@@ -46,30 +51,31 @@ def text_ids(
     _check_sizes(length=length, windows=windows)
     first = _first_tokens(tokenizer, bos)
     if seed is not None:
-        return _one_a_document(name, tokenizer, length, windows, seed, first, "windows")
-    corpus = read_corpus(name)
-    text = corpus.separator.join(corpus.documents)
-    ids = first + _tokenise(text, tokenizer)
+        return _one_a_document(text, separator, tokenizer, length, windows, seed, first, "windows")
+    corpus = read_corpus(text, separator)
+    ids = first + _tokenise(corpus.separator.join(corpus.documents), tokenizer)
     n = len(ids) // length
     if n < (windows or 1):
         raise ValueError(
-            f"text {name!r} has {n} windows of {length} tokens, wanted {windows or 'one or more'}"
+            f"text {describe(text)} has {n} windows of {length} tokens, wanted {windows or 'one or more'}"
         )
     return torch.tensor(ids[: n * length], dtype=torch.int64).view(n, length)[:windows]
 
 
 def calibration_ids(
-    name: str,
+    text: Text,
     tokenizer: PreTrainedTokenizerBase,
     *,
     samples: int = 10,
     length: int = 64,
     seed: int | None = None,
     bos: bool = False,
+    separator: str = "\n\n",
 ) -> torch.Tensor:
     """Take samples of a fixed length from documents that are long enough, one from a document.
 
     Args:
+        text, separator: as in `text_ids`.
         seed: None takes the first documents, each from its start; a number draws documents and crops.
         bos: as in `text_ids`, before each document; it counts as a token.
     Returns: `(samples, length)` int64.
@@ -79,15 +85,15 @@ def calibration_ids(
     """
     _check_sizes(length=length, samples=samples)
     first = _first_tokens(tokenizer, bos)
-    return _one_a_document(name, tokenizer, length, samples, seed, first, "samples")
+    return _one_a_document(text, separator, tokenizer, length, samples, seed, first, "samples")
 
 
 def _one_a_document(
-    name: str, tokenizer: PreTrainedTokenizerBase, length: int, n: int | None, seed: int | None,
-    first: list[int], what: str,
+    text: Text, separator: str, tokenizer: PreTrainedTokenizerBase, length: int, n: int | None,
+    seed: int | None, first: list[int], what: str,
 ) -> torch.Tensor:  # fmt: skip
     """Take a piece of each document that is long enough: `(n, length)` int64; n None: of all of them."""
-    documents = read_corpus(name).documents
+    documents = read_corpus(text, separator).documents
     rng = np.random.default_rng(seed)
     rows: list[list[int]] = []
     for i in range(len(documents)) if seed is None else rng.permutation(len(documents)):
@@ -100,8 +106,8 @@ def _one_a_document(
             break
     if len(rows) < (n or 1):
         raise ValueError(
-            f"text {name!r} has {len(rows)} documents of at least {length} tokens, wanted {n or 'some'} "
-            f"{what}; take fewer or shorter {what}, or another text"
+            f"text {describe(text)} has {len(rows)} documents of at least {length} tokens, "
+            f"wanted {n or 'some'} {what}; take fewer or shorter {what}, or another text"
         )
     return torch.tensor(rows, dtype=torch.int64)
 
@@ -112,13 +118,15 @@ def corpus_hash(ids: torch.Tensor) -> str:
     return hashlib.sha256(repr(table.shape).encode() + table.tobytes()).hexdigest()[:12]
 
 
-def instructions(name: str, *, samples: int | None = None, seed: int = 0) -> list[dict[str, str]]:
+def instructions(name: str | Path, *, samples: int | None = None, seed: int = 0) -> list[dict[str, Any]]:
     """Read instructions to recover with.
 
     Args:
-        name: one of `corpora.INSTRUCTIONS`, or a NAME.json or NAME.jsonl of the local data directory.
+        name: one of `corpora.INSTRUCTIONS`, a NAME.json or NAME.jsonl of the local data directory, or the
+            path of such a file.
         samples: how many, drawn at random without repetition; None takes all, in their order.
-    Returns: dictionaries with the keys `instruction`, `input` (may be empty) and `output`.
+    Returns: dictionaries with the keys `instruction`, `input` (may be empty) and `output`, or what else
+        `recover` takes, as the file holds it.
     Raises:  ValueError: unknown name, malformed rows, or fewer than wanted.
     """
     _check_sizes(samples=samples)
@@ -126,7 +134,7 @@ def instructions(name: str, *, samples: int | None = None, seed: int = 0) -> lis
     if samples is None:
         return rows
     if samples > len(rows):
-        raise ValueError(f"instructions {name!r} are {len(rows)}, wanted {samples}; take fewer")
+        raise ValueError(f"instructions {str(name)!r} are {len(rows)}, wanted {samples}; take fewer")
     return [rows[i] for i in np.random.default_rng(seed).choice(len(rows), size=samples, replace=False)]
 
 

@@ -25,34 +25,44 @@ PROMPT_WITH_INPUT = (
     "Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
 )
+KINDS = ("messages", "text", "instruction")  # keys by which the kind of an example is told
 Row = dict[str, list[int]]  # input_ids and labels of one example, equally long
 
 
-def encode(examples: Sequence[Mapping[str, str]], tokenizer: Any, *, cutoff: int = 256) -> list[Row]:
+def encode(examples: Sequence[Mapping[str, Any]], tokenizer: Any, *, cutoff: int = 256) -> list[Row]:
     """Turn examples into token ids, with labels on the response alone.
 
     The prompt's tokens are those that stay the same without the response. EOS ends what is not cut off. Where
     special tokens end a prompt (ChatGLM's "[gMASK] <sop>"), the response stands behind them.
 
     Args:
-        examples: dicts with `instruction`, `output` and, if there is one, `input`.
+        examples: dicts of one kind, or a `datasets.Dataset` of them: with `instruction`, `output` and, if
+            there is one, `input` (the Alpaca template); with `messages`, whose last is the assistant's and
+            is learned (the tokenizer's chat template); or with `text`, all of which is learned.
         tokenizer: adds what it adds at the start of a text (BOS); needs an EOS token.
         cutoff: tokens; the rest of a longer example is dropped.
 
     Returns: rows in the order of `examples`, without those whose response is cut off whole (a warning).
-    Raises:  ValueError: a key or the EOS token is missing, or no response is left.
+    Raises:  ValueError: a key, the EOS token or the chat template is missing, or no response is left.
     Source:  the Alpaca template; post_training.py, `generate_and_tokenize_prompt`, train_on_inputs False.
         Differs: a token that spans prompt and response is labelled; examples without a label are left out.
     """
     if getattr(tokenizer, "eos_token_id", None) is None:
         raise ValueError("The tokenizer has no EOS token, which ends a response: set tokenizer.eos_token.")
-    prompts = [_prompt(number, example) for number, example in enumerate(examples)]
-    if not prompts:
-        raise ValueError("There are no examples: give dicts with instruction, output and, optionally, input.")
-    prompt_ids = _token_ids(prompts, tokenizer)
-    rows = zip(prompt_ids, _whole_ids(prompts, prompt_ids, examples, tokenizer), strict=True)
-    encoded = [_labelled(prompt, whole, tokenizer.eos_token_id, cutoff) for prompt, whole in rows]
-    usable = [row for row in encoded if row["labels"][-1] != IGNORED]
+    examples = list(examples)
+    kinds = {next((kind for kind in KINDS if kind in one), "instruction") for one in examples}
+    if len(kinds) != 1:
+        raise ValueError(
+            f"{len(examples)} examples hold {sorted(kinds) or 'nothing'}: give dicts of one kind, with "
+            "instruction, output and, optionally, input; or with messages; or with text."
+        )
+    parts = [_parts(number, example, tokenizer) for number, example in enumerate(examples)]
+    is_chat = kinds == {"messages"}  # its template writes all special tokens
+    prompt_ids = _token_ids([prompt for prompt, _ in parts], tokenizer, not is_chat)
+    rows = zip(prompt_ids, _whole_ids(parts, prompt_ids, tokenizer, not is_chat), strict=True)
+    end = [] if is_chat else [tokenizer.eos_token_id]
+    encoded = [_labelled(prompt, (whole + end)[:cutoff]) for prompt, whole in rows]
+    usable = [row for row in encoded if row["labels"] and row["labels"][-1] != IGNORED]
     if not usable:
         shortest = min(map(len, prompt_ids))
         raise ValueError(
@@ -90,7 +100,12 @@ def collate(rows: Sequence[Row], pad: int) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "labels": stack("labels", IGNORED)}
 
 
-def _prompt(number: int, example: Mapping[str, str]) -> str:
+def _parts(number: int, example: Mapping[str, Any], tokenizer: Any) -> tuple[str, str]:
+    """Prompt and response of one example, as text."""
+    if "messages" in example:
+        return _chat(number, example["messages"], tokenizer)
+    if isinstance(example.get("text"), str):
+        return "", example["text"]
     missing = [name for name in ("instruction", "output") if not isinstance(example.get(name), str)]
     if missing:
         raise ValueError(
@@ -98,26 +113,39 @@ def _prompt(number: int, example: Mapping[str, str]) -> str:
             "give instruction, output and, optionally, input."
         )
     form = PROMPT_WITH_INPUT if example.get("input") else PROMPT
-    return form.format(instruction=example["instruction"], input=example.get("input"))
+    return form.format(instruction=example["instruction"], input=example.get("input")), example["output"]
 
 
-def _token_ids(texts: list[str], tokenizer: Any) -> list[list[int]]:
-    rows = tokenizer(texts, add_special_tokens=True, truncation=False, verbose=False)["input_ids"]
+def _chat(number: int, messages: Sequence[Mapping[str, str]], tokenizer: Any) -> tuple[str, str]:
+    if not getattr(tokenizer, "chat_template", None):
+        name = type(tokenizer).__name__
+        raise ValueError(f"{name} has no chat template for messages: give rows with instruction and output.")
+    roles = [message.get("role") for message in messages or []]
+    if roles[-1:] != ["assistant"]:
+        raise ValueError(f"Example {number} has messages of {roles}; the last should be the assistant's.")
+    given = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
+    whole = tokenizer.apply_chat_template(messages, tokenize=False)
+    prompt = commonprefix([given, whole])
+    return prompt, whole.removeprefix(prompt)
+
+
+def _token_ids(texts: list[str], tokenizer: Any, special: bool) -> list[list[int]]:
+    rows = tokenizer(texts, add_special_tokens=special, truncation=False, verbose=False)["input_ids"]
+    if not special:
+        return rows
     return [row[:-1] if row and row[-1] == tokenizer.eos_token_id else row for row in rows]  # some append EOS
 
 
 def _whole_ids(
-    prompts: list[str], prompt_ids: list[list[int]], examples: Sequence[Mapping[str, str]], tokenizer: Any
+    parts: list[tuple[str, str]], prompt_ids: list[list[int]], tokenizer: Any, special: bool
 ) -> list[list[int]]:
     """Token ids of prompt and response: of the joined text, unless special tokens stand between the two."""
-    responses = [example["output"] for example in examples]
     if not hasattr(tokenizer, "prompt_end_ids"):
-        return _token_ids([a + b for a, b in zip(prompts, responses, strict=True)], tokenizer)
-    answers = tokenizer(responses, add_special_tokens=False, verbose=False)["input_ids"]
+        return _token_ids([prompt + response for prompt, response in parts], tokenizer, special)
+    answers = _token_ids([response for _, response in parts], tokenizer, False)
     return [prompt + answer for prompt, answer in zip(prompt_ids, answers, strict=True)]
 
 
-def _labelled(prompt: list[int], whole: list[int], eos: int, cutoff: int) -> Row:
-    ids = (whole + [eos])[:cutoff]
+def _labelled(prompt: list[int], ids: list[int]) -> Row:
     n_prompt = len(commonprefix([prompt, ids]))
     return {"input_ids": ids, "labels": [IGNORED] * n_prompt + ids[n_prompt:]}

@@ -20,6 +20,7 @@ from typing import Any
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from transformers import TrainerCallback
 from transformers.pytorch_utils import Conv1D
 
 from pruner_lib.files import plain
@@ -46,7 +47,7 @@ class Recovered:
 def recover(
     model: nn.Module,
     tokenizer: Any,
-    examples: Sequence[Mapping[str, str]],
+    examples: Sequence[Mapping[str, Any]],
     *,
     output_dir: str | Path,
     evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,
@@ -56,6 +57,8 @@ def recover(
     resume: bool = True,
     save_steps: int = 50,
     merge: bool = False,
+    training_arguments: Mapping[str, Any] | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
     **settings: Any,
 ) -> Recovered:
     """Train a LoRA adapter on instructions; resume where an earlier call with the same arguments was stopped.
@@ -67,7 +70,8 @@ def recover(
             its own type on a CPU. peft puts its layers inside it; `result.model.unload()` takes them out.
             Its weights change with `merge` alone.
         tokenizer: of the model; needs an EOS token.
-        examples: dicts with `instruction`, `output` and, if there is one, `input`.
+        examples: dicts, or a `datasets.Dataset`, with `instruction`, `output` and, if there is one, `input`;
+            or with `messages` (chat template); or with `text`. See `instructions.encode`.
         output_dir: gets recovery.json, adapter/ and, until the end, checkpoints.
         evaluate: model (eval mode, adapter active) -> numbers; called at steps 0, `evaluate_at` and the last.
         keep_at: steps whose adapters are kept too.
@@ -76,6 +80,9 @@ def recover(
         resume: False throws away what an earlier run left in `output_dir`.
         save_steps: optimizer steps between checkpoints; each evaluation makes one, too.
         merge: add the adapter to the weights of `model` and return that, its `requires_grad` as before.
+        training_arguments: others of transformers' `TrainingArguments`, such as lr_scheduler_type,
+            weight_decay, max_grad_norm, logging_dir and report_to; not those that the settings decide.
+        callbacks: of the Trainer, called beside our own.
         settings: fields of `RecoverySettings`: steps, epochs, batch_size, learning_rate, rank, seed, ...
 
     Raises:
@@ -91,7 +98,8 @@ def recover(
     steps = settings.steps or math.ceil(settings.epochs * len(encoded) / settings.batch_size)
     data = batches(encoded, steps=steps, batch_size=settings.batch_size, seed=settings.seed)
     points, kept = _checked_steps(evaluate, evaluate_at, keep_at, at, steps)
-    run = Run(Path(output_dir), _identity(model, settings, data, points, kept), data, points, kept)
+    more = dict(training_arguments or {})
+    run = Run(Path(output_dir), _identity(model, settings, data, points, kept, more), data, points, kept)
     last = at or steps
     with _put_back(model, after=merge), random_state(settings.seed):
         adapted = add_adapter(model, settings)
@@ -100,7 +108,10 @@ def recover(
         if not done:
             check_training_memory(adapted, settings, encoded)
             pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-            train(adapted, run, settings, evaluate=evaluate, save_steps=save_steps, pad=pad, until=last)
+            train(
+                adapted, run, settings, evaluate=evaluate, save_steps=save_steps, pad=pad, until=last,
+                more=more, callbacks=callbacks,
+            )  # fmt: skip
         if done or last != steps:
             adapted.load_adapter(str(run.place(last)), "default", is_trainable=True)
         result = adapted.merge_and_unload() if merge else adapted
@@ -196,6 +207,7 @@ def _identity(
     data: list[list[Row]],
     points: list[int],
     kept: list[int],
+    more: dict[str, Any],
 ) -> dict[str, Any]:
     """All that decides the result of a run, as plain data.
 
@@ -209,7 +221,8 @@ def _identity(
     examples = hashlib.sha256(json.dumps(data).encode())
     identity = settings.deciding() | {"steps": len(data), "evaluated_steps": points}
     identity |= {"examples": examples.hexdigest()[:12], "model": weights.hexdigest()[:12]}
-    return plain(identity | ({"kept_steps": kept} if kept else {}))
+    identity |= {"kept_steps": kept} if kept else {}
+    return plain(identity | {name: str(value) for name, value in more.items()})
 
 
 @contextmanager

@@ -6,7 +6,8 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from functools import partial
 from itertools import accumulate
 from typing import Any
@@ -34,6 +35,8 @@ def train(
     save_steps: int,
     pad: int,
     until: int,
+    more: Mapping[str, Any],
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> None:
     """Train what requires a gradient on the batches of `run`, resuming from its checkpoint if it has one.
 
@@ -42,16 +45,18 @@ def train(
         evaluate: called at the points of `run`.
         pad: token id for padding.
         until: the last step; before that of `run`, the run pauses there.
+        more: `TrainingArguments` that `settings` do not decide.    callbacks: called beside our own.
 
-    Raises: ValueError: the loss is not finite, or `evaluate` returns a name that the history uses.
+    Raises: ValueError: one of `more` is unknown or decided by the settings, the loss is not finite, or
+        `evaluate` returns a name that the history uses.
     """
     recorder = _Recorder(run, evaluate, until)
     trainer = _ResponseTrainer(
         adapted,
-        _arguments(run, settings, next(adapted.parameters()).device, save_steps),
+        _arguments(run, settings, next(adapted.parameters()).device, save_steps, more),
         data_collator=partial(collate, pad=pad),
         train_dataset=[row for batch in run.data for row in batch],
-        callbacks=[recorder],
+        callbacks=[recorder, *callbacks],
     )
     trainer.remove_callback(PrinterCallback)
     log = logging.getLogger("transformers.trainer_utils")
@@ -76,33 +81,40 @@ def train(
 
 
 def _arguments(
-    run: Run, settings: RecoverySettings, device: torch.device, save_steps: int
+    run: Run, settings: RecoverySettings, device: torch.device, save_steps: int, more: Mapping[str, Any]
 ) -> TrainingArguments:
     launched = int(os.environ.get("WORLD_SIZE", "1")) > 1  # by accelerate, which chooses the devices
     on_gpu = device.type == "cuda" or (launched and torch.cuda.is_available())
     bf16 = on_gpu and torch.cuda.is_bf16_supported()
-    arguments = TrainingArguments(
-        output_dir=str(run.folder),
-        max_steps=len(run.data),
-        per_device_train_batch_size=settings.micro_batch_size,
-        learning_rate=settings.learning_rate,
-        warmup_steps=settings.warmup_steps,
-        lr_scheduler_type="linear",
-        optim="adamw_torch",
-        seed=settings.seed,
-        train_sampling_strategy="sequential",  # `run.data` is in its order
-        remove_unused_columns=False,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        report_to="none",
-        disable_tqdm=True,
-        save_steps=save_steps,
-        save_total_limit=1,
-        use_cpu=not on_gpu,
-        bf16=bf16,
-        fp16=on_gpu and not bf16,
-        dataloader_pin_memory=on_gpu,
-    )
+    decided = {
+        "output_dir": str(run.folder),
+        "max_steps": len(run.data),
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": settings.micro_batch_size,
+        "gradient_accumulation_steps": 1,  # set below, when the number of devices is known
+        "learning_rate": settings.learning_rate,
+        "warmup_steps": settings.warmup_steps,
+        "seed": settings.seed,
+        "train_sampling_strategy": "sequential",  # `run.data` is in its order
+        "remove_unused_columns": False,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "save_steps": save_steps,
+        "save_total_limit": 1,
+        "gradient_checkpointing": False,  # a setting: switched on around the training
+        "use_cpu": not on_gpu,
+        "bf16": bf16,
+        "fp16": on_gpu and not bf16,
+    }
+    ours = {"lr_scheduler_type": "linear", "optim": "adamw_torch", "report_to": "none", "disable_tqdm": True}
+    possible = {one.name for one in fields(TrainingArguments)} - set(decided)
+    if wrong := sorted(set(more) - possible):
+        raise ValueError(
+            f"training_arguments holds {', '.join(wrong)}: no such argument, or one that settings of recover "
+            f"decide ({', '.join(decided)})."
+        )
+    ours |= {"dataloader_pin_memory": on_gpu} | dict(more)
+    arguments = TrainingArguments(**decided, **ours)
     arguments._n_gpu = min(1, arguments.n_gpu)  # a process drives one device: no DataParallel
     per_round = settings.micro_batch_size * arguments.world_size
     if settings.batch_size % per_round:

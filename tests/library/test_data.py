@@ -186,6 +186,53 @@ def test_unknown_and_empty_texts_are_refused(local):
     assert list(CORPORA) == ["wiki", "c4", "bookcorpus", "wikitext2", "ptb", "tiny"]
 
 
+def test_a_text_may_be_a_path_a_list_or_a_dataset(tmp_path):
+    documents = ["the old dog", "a small river sees the tree", "red stone"]
+    path = tmp_path / "mine.txt"
+    path.write_text("\n\n".join(documents))
+    wanted = text_ids(documents, tiny_tokenizer(), length=4)
+    for source in (path, str(path), datasets.Dataset.from_dict({"text": documents})):
+        assert torch.equal(text_ids(source, tiny_tokenizer(), length=4), wanted)
+        drawn = calibration_ids(source, tiny_tokenizer(), samples=2, length=3, seed=1)
+        assert torch.equal(drawn, calibration_ids(documents, tiny_tokenizer(), samples=2, length=3, seed=1))
+    assert not torch.equal(text_ids(documents[:1] * 3, tiny_tokenizer(), length=4), wanted)
+    with pytest.raises(ValueError, match="each a str, but one is of type int"):
+        text_ids([1, 2], tiny_tokenizer())
+    with pytest.raises(ValueError, match="text of 2 documents is empty"):
+        text_ids(["", " "], tiny_tokenizer())
+    with pytest.raises(ValueError, match="text of 3 documents has"):
+        text_ids(documents, tiny_tokenizer(), length=400)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [b"one\n\ntwo\nlines", b"\xef\xbb\xbfone\r\n\r\ntwo\r\nlines\r\n", b"one\n \t\n\n  \ntwo\nlines\n"],
+)
+def test_a_file_may_come_from_any_editor(written, local):
+    (local / "mine.txt").write_bytes(written)
+    assert read_corpus("mine").documents == ("one", "two\nlines")
+    assert read_corpus("mine", "\n").documents == ("one", "two", "lines")
+
+
+def test_another_encoding_is_named_with_its_place(local):
+    (local / "mine.txt").write_bytes("caf\u00e9".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"mine.txt is not UTF-8 \(.* at byte 3\); save it as UTF-8"):
+        read_corpus("mine")
+    (local / "ours.json").write_bytes(b"\xff\xfe[")
+    with pytest.raises(ValueError, match=r"ours.json is not UTF-8"):
+        read_instructions("ours")
+
+
+def test_instructions_may_be_a_path_and_hold_messages_or_text(tmp_path):
+    rows = [{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]}]
+    for name, kind in (("chats.jsonl", rows), ("texts.jsonl", [{"text": "one"}, {"text": "two"}])):
+        path = tmp_path / name
+        path.write_text("\n".join(map(json.dumps, kind)), encoding="utf-8-sig")
+        assert instructions(path) == instructions(str(path)) == kind
+    with pytest.raises(ValueError, match="the path of such a file"):
+        instructions(tmp_path / "nowhere.jsonl")
+
+
 def test_corpus_hash_tells_content_and_shape_apart():
     ids = torch.arange(12).view(3, 4)
     assert corpus_hash(ids) == corpus_hash(ids.int().clone()) and len(corpus_hash(ids)) == 12

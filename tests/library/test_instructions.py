@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import datasets
 import pytest
 from small_recovery import EXAMPLES
 
@@ -43,6 +44,46 @@ def test_an_example_without_room_for_its_response_is_left_out(tokenizer):
 def test_examples_without_text_are_refused(tokenizer, bad):
     with pytest.raises(ValueError, match="instruction"):
         encode(bad, tokenizer)
+
+
+CHAT = (
+    "{% for m in messages %}<{{ m.role }}> {{ m.content }} <end>\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant> {% endif %}"
+)
+
+
+def test_of_a_chat_the_last_answer_is_learned_and_nothing_is_added_to_the_template(tokenizer, monkeypatch):
+    said = [
+        ("user", "see the dog"),
+        ("assistant", "a dog"),
+        ("user", "and the tree"),
+        ("assistant", "a tree"),
+    ]
+    rows = [{"messages": [{"role": role, "content": text} for role, text in said]}]
+    with pytest.raises(ValueError, match="has no chat template"):
+        encode(rows, tokenizer)
+    monkeypatch.setattr(tokenizer, "chat_template", CHAT)
+    (row,) = encode(rows, tokenizer, cutoff=1000)
+    whole = tokenizer.apply_chat_template(rows[0]["messages"], tokenize=False)
+    assert row["input_ids"] == tokenizer(whole, add_special_tokens=False)["input_ids"]
+    learned = [token for token in row["labels"] if token != IGNORED]
+    assert row["input_ids"][-len(learned) :] == learned
+    assert learned == tokenizer("a tree <end>\n", add_special_tokens=False)["input_ids"]
+    with pytest.raises(ValueError, match=r"messages of \['user', 'assistant', 'user'\]; the last should be"):
+        encode([{"messages": rows[0]["messages"][:3]}], tokenizer)
+
+
+def test_all_of_a_text_is_learned(tokenizer):
+    (row,) = encode([{"text": "the old dog"}], tokenizer)
+    assert row["labels"] == row["input_ids"] and row["input_ids"][-1] == tokenizer.eos_token_id
+    assert tokenizer.decode(row["input_ids"], skip_special_tokens=True).strip() == "the old dog"
+
+
+def test_a_dataset_is_its_rows_and_kinds_are_not_mixed(tokenizer):
+    table = datasets.Dataset.from_list(EXAMPLES[:4])
+    assert encode(table, tokenizer) == encode(EXAMPLES[:4], tokenizer)
+    with pytest.raises(ValueError, match=r"\['instruction', 'text'\]: give dicts of one kind"):
+        encode([EXAMPLES[0], {"text": "a"}], tokenizer)
 
 
 def test_every_pass_shows_each_example_once_in_an_order_of_the_seed():

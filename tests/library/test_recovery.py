@@ -10,8 +10,9 @@ import pytest
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from small_recovery import EXAMPLES, FAMILIES, QUICK, adapter, logits, make, same, score
+from small_recovery import EXAMPLES, FAMILIES, QUICK, adapter, logits, make, same, score, without_time
 from torch import nn
+from transformers import TrainerCallback
 from transformers.pytorch_utils import Conv1D
 
 from pruner_lib.recovery import trainer as trainer_module
@@ -234,6 +235,31 @@ def test_bad_arguments_are_named_and_nothing_is_written(change, message, tokeniz
     with pytest.raises(ValueError, match=message):
         recover(make(), tokenizer, EXAMPLES, output_dir=tmp_path / "out", **{**QUICK, **change})
     assert not (tmp_path / "out").exists()
+
+
+def test_arguments_of_the_trainer_are_passed_on_and_part_of_the_run(tokenizer, tmp_path):
+    class Counter(TrainerCallback):
+        steps = 0
+
+        def on_step_end(self, args, state, control, **more):
+            self.steps += 1
+
+    counter, settings = Counter(), QUICK | {"learning_rate": 0.05}
+    rows = {}
+    for name, more in {
+        "plain": None,
+        "decay": {"weight_decay": 0.5, "lr_scheduler_type": "constant"},
+    }.items():
+        how = settings | {"output_dir": tmp_path / name, "training_arguments": more, "callbacks": [counter]}
+        rows[name] = without_time(recover(make(), tokenizer, EXAMPLES, **how).history)
+    assert counter.steps == 2 * QUICK["steps"]
+    assert rows["plain"][0] == rows["decay"][0] and rows["plain"][-1] != rows["decay"][-1]
+    with pytest.raises(ValueError, match="weight_decay"):
+        recover(make(), tokenizer, EXAMPLES, **settings, output_dir=tmp_path / "decay")
+    for wrong in ("learning_rate", "no_such_argument"):
+        how = settings | {"output_dir": tmp_path / "wrong", "training_arguments": {wrong: 1}}
+        with pytest.raises(ValueError, match=f"holds {wrong}: no such argument, or one that settings"):
+            recover(make(), tokenizer, EXAMPLES, **how)
 
 
 def test_a_model_with_an_adapter_is_refused(tokenizer, tmp_path):
