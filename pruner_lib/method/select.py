@@ -94,11 +94,10 @@ def select(
         removed = _removed(units, ratios, scope, multiple_of)
         _warn_of_none(units, removed, ratios)
     n_groups = {key: a.n_groups for a in chosen.values() for key in _keys(a, dependency)}
-    ranked = {unit.key: torch.argsort(unit.scores, stable=True) for unit in units}  # lowest first
-    keep = {
-        key: ranked[key][removed[key] :].sort().values if key in ranked else torch.arange(n)
-        for key, n in n_groups.items()
-    }
+    keep = {key: torch.arange(n) for key, n in n_groups.items()}
+    for unit in units:
+        worst_first = torch.argsort(unit.scores, stable=True)
+        keep[unit.key] = worst_first[removed[unit.key] :].sort().values
     if uniform:
         check_uniform(keep)
     query_heads = any(a.kind == "attention" and a.siblings for a in axes.values())
