@@ -99,8 +99,7 @@ class Axis:
         shared = takewhile(lambda names: len(set(names)) == 1, zip(*paths, strict=False))
         return ".".join(names[0] for names in shared)
 
-    def __repr__(self) -> str:
-        return axis_text(self)
+    __repr__ = axis_text
 
 
 class Axes(dict[str, Axis]):
@@ -128,11 +127,8 @@ class Axes(dict[str, Axis]):
         whole = {name: getattr(self, name) for name in ("n_parameters", "layer_parameters", "notes")}
         return Axes(chosen, **whole)
 
-    def __repr__(self) -> str:
-        return axes_text(self)
-
-    def _repr_html_(self) -> str:
-        return axes_html(self)
+    __repr__ = axes_text
+    _repr_html_ = axes_html
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -209,8 +205,5 @@ class Plan:
                 f"not a plan ({error}); a plan has the keys keep, n_groups, settings and query_heads"
             ) from error
 
-    def __repr__(self) -> str:
-        return plan_text(self)
-
-    def _repr_html_(self) -> str:
-        return plan_html(self)
+    __repr__ = plan_text
+    _repr_html_ = plan_html
