@@ -9,8 +9,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import takewhile
 from math import gcd
+from os.path import commonprefix
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -95,9 +95,7 @@ class Axis:
     @cached_property
     def module(self) -> str:
         """Path of the smallest module that holds all members."""
-        paths = [m.parameter.split(".")[:-1] for m in self.members]
-        shared = takewhile(lambda names: len(set(names)) == 1, zip(*paths, strict=False))
-        return ".".join(names[0] for names in shared)
+        return ".".join(commonprefix([m.parameter.split(".")[:-1] for m in self.members]))
 
     __repr__ = axis_text
 
