@@ -188,10 +188,7 @@ def _rounded(axis: Axis, removed: int, multiple_of: int) -> int:
 def _removed_parameters(
     units: Collection[Unit], total: int, share: float, scope: str, multiple_of: int
 ) -> Counts:
-    """How many groups of each unit go, if a share of all parameters is to go.
-
-    Raises: ValueError: no count comes near the share.
-    """
+    """How many groups of each unit go, if a share of all parameters is to go; refuse what comes not near."""
 
     def counts(by_kind: Ratios) -> Counts:
         return _removed(units, {u.axis.name: by_kind[u.axis.kind] for u in units}, scope, multiple_of)
