@@ -42,7 +42,7 @@ class Int8Linear(nn.Module):
             columns = (rows.abs().amax(0) > self.outlier).nonzero()[:, 0]
             rest = rows[:, columns] @ (self.q[:, columns] * self.scale[:, None]).T
             rows = rows.index_fill(1, columns, 0)
-        scale = _scale(rows, dim=1) if self.per_token else _scale(rows, dim=None)
+        scale = _scale(rows, dim=1 if self.per_token else (0, 1))
         whole = integer_product((rows / scale).round().to(torch.int8), self.q)
         y = whole * scale * self.scale + rest
         y = y if self.bias is None else y + self.bias
@@ -79,13 +79,10 @@ def integer_product(a: Tensor, b: Tensor) -> Tensor:
     """
     m, n = len(a), len(b)
     if a.device.type == "cuda":
-        a, b = (
-            F.pad(a, (0, -a.shape[1] % 8, 0, max(24 - m, -m % 8))),
-            F.pad(b, (0, -b.shape[1] % 8, 0, -n % 8)),
-        )
+        a = F.pad(a, (0, -a.shape[1] % 8, 0, max(24 - m, -m % 8)))
+        b = F.pad(b, (0, -b.shape[1] % 8, 0, -n % 8))
     return torch._int_mm(a, b.T)[:m, :n].float()
 
 
-def _scale(x: Tensor, dim: int | None) -> Tensor:
-    size = x.abs().amax() if dim is None else x.abs().amax(dim, keepdim=True)
-    return size.clamp_min(torch.finfo(torch.float32).tiny) / LEVELS
+def _scale(x: Tensor, dim: int | tuple[int, int]) -> Tensor:
+    return x.abs().amax(dim, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / LEVELS

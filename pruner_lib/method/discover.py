@@ -115,10 +115,9 @@ def _candidates(model: nn.Module, rec: Recording, components: np.ndarray, path: 
 
 
 def _index_tables(places: Sequence[tuple], entries: Mapping) -> tuple[list[np.ndarray], np.ndarray]:
-    """Tables `(n_groups, width)` of the entries of each group, one for each place, and the component of each
-    group `(n_groups,)`. The first place numbers the groups.
+    """Tables `(n_groups, width)` of each group's entries, one for each place, and each group's component.
 
-    Args: places: (owner, its entries that belong to the groups).
+    Args: places: (owner, its entries that belong to the groups); the first numbers the groups.
     """
     owner, where = places[0]
     order, at = np.unique(entries[owner][where], return_index=True)  # components, ascending
@@ -131,8 +130,7 @@ def _index_tables(places: Sequence[tuple], entries: Mapping) -> tuple[list[np.nd
 
 
 def _forms(entries: Sequence[np.ndarray], n_components: int) -> np.ndarray:
-    """`(n_components,)` number of the form of each: two share one if they have equally many entries in every
-    place.
+    """`(n_components,)` number of the form of each: the same for equally many entries in every place.
 
     Args: entries: for each place `(size,)` the component of each entry.
     """
@@ -218,8 +216,7 @@ def _split_experts(axis: Axis, n_experts: int) -> list[Axis]:
 
 
 def _split_queries(axis: Axis, owner: np.ndarray) -> list[Axis]:
-    """One axis for each key and value head, whose groups are its query heads; the axis as it is where every
-    group is all that its head has.
+    """One axis for each key and value head, of its query heads; the axis as it is where each has one group.
 
     Args: owner: `(n_groups,)` which key and value head each group uses.
     """

@@ -9,8 +9,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import takewhile
 from math import gcd
+from os.path import commonprefix
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -95,12 +95,9 @@ class Axis:
     @cached_property
     def module(self) -> str:
         """Path of the smallest module that holds all members."""
-        paths = [m.parameter.split(".")[:-1] for m in self.members]
-        shared = takewhile(lambda names: len(set(names)) == 1, zip(*paths, strict=False))
-        return ".".join(names[0] for names in shared)
+        return ".".join(commonprefix([m.parameter.split(".")[:-1] for m in self.members]))
 
-    def __repr__(self) -> str:
-        return axis_text(self)
+    __repr__ = axis_text
 
 
 class Axes(dict[str, Axis]):
@@ -128,11 +125,8 @@ class Axes(dict[str, Axis]):
         whole = {name: getattr(self, name) for name in ("n_parameters", "layer_parameters", "notes")}
         return Axes(chosen, **whole)
 
-    def __repr__(self) -> str:
-        return axes_text(self)
-
-    def _repr_html_(self) -> str:
-        return axes_html(self)
+    __repr__ = axes_text
+    _repr_html_ = axes_html
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -209,8 +203,5 @@ class Plan:
                 f"not a plan ({error}); a plan has the keys keep, n_groups, settings and query_heads"
             ) from error
 
-    def __repr__(self) -> str:
-        return plan_text(self)
-
-    def _repr_html_(self) -> str:
-        return plan_html(self)
+    __repr__ = plan_text
+    _repr_html_ = plan_html

@@ -120,13 +120,13 @@ def estimate_members(
             additive=set(with_data) <= set(ADDITIVE),
             checkpointing=checkpointing,
         )
-    scores = {c: sums.by_structure(c) for c in criteria if c != "random"}
-    if "random" in criteria:
-        generator = torch.Generator().manual_seed(seed)
-        scores["random"] = {
-            n: torch.rand((len(a.structures), a.n_groups, 1), generator=generator) for n, a in axes.items()
-        }
-    return {c: scores[c] for c in criteria}
+    return {c: _random(axes, seed) if c == "random" else sums.by_structure(c) for c in criteria}
+
+
+def _random(axes: Mapping[str, Axis], seed: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {name: (len(axis.structures), axis.n_groups, 1) for name, axis in axes.items()}
+    return {name: torch.rand(shape, generator=generator) for name, shape in shapes.items()}
 
 
 def aggregate(

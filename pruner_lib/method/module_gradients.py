@@ -9,7 +9,7 @@ and give one slice.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -59,7 +59,7 @@ def gradient_slices(
     Raises: ValueError: the samples can't be separated.
     """
     weight = getattr(uses[0].module, uses[0].key)
-    parts = list(_parts(uses, per_sample))
+    parts = _parts(uses, per_sample)
     sliced = all(in_slices(use.module) for use in uses)
     step = rows_of(weight.shape, weight.device) if sliced else weight.shape[0]
     for start in range(0, weight.shape[0], step):
@@ -75,25 +75,25 @@ def gradient_slices(
         yield start, total.mul_(scale), squares.mul_(samples * scale**2) if per_sample else None
 
 
-def _parts(uses: Sequence[Use], per_sample: bool) -> Iterator[list[Part]]:
+def _parts(uses: Sequence[Use], per_sample: bool) -> list[list[Part]]:
     """For each sample, or for all as one, what its gradient is the sum of."""
     if not per_sample:
-        yield [_part(use, use.inputs, use.grads) for use in uses]
-        return
+        return [[_part(use) for use in uses]]
+    parts = []
     for batch in dict.fromkeys(use.batch for use in uses):
-        split = [(use, _by_sample(use)) for use in uses if use.batch == batch]
-        for n in range(split[0][0].samples):
-            yield [_part(use, *samples[n]) for use, samples in split]
+        split = [_by_sample(use) for use in uses if use.batch == batch]
+        parts += [[_part(use) for use in sample] for sample in zip(*split, strict=True)]
+    return parts
 
 
-def _part(use: Use, inputs: Sequence, grads: Sequence) -> Part:
+def _part(use: Use) -> Part:
     """Gradient of rows start..stop from one call: a function, so that only one slice exists at a time."""
     weight = getattr(use.module, use.key)
     dtype = torch.promote_types(weight.dtype, torch.float32)
     if not in_slices(use.module):
-        return lambda start, stop: _called_again(use, inputs, grads).to(dtype)
-    d = grads[0].reshape(-1, grads[0].shape[-1]).to(product_dtype(weight.dtype))  # (tokens, out)
-    x = inputs[0].to(d.device)
+        return lambda start, stop: _called_again(use).to(dtype)
+    d = use.grads[0].reshape(-1, use.grads[0].shape[-1]).to(product_dtype(weight.dtype))  # (tokens, out)
+    x = use.inputs[0].to(d.device)
     if _is_linear(use.module):
         if use.key == "bias":
             return lambda start, stop: d[:, start:stop].sum(0, dtype=dtype)
@@ -116,13 +116,13 @@ def product_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.float16 else dtype
 
 
-def _called_again(use: Use, inputs: Sequence, grads: Sequence) -> torch.Tensor:
+def _called_again(use: Use) -> torch.Tensor:
     weight = use.module._parameters[use.key]
     own = weight.detach().requires_grad_()
-    args, kwargs = tree_unflatten(inputs, use.spec)
+    args, kwargs = tree_unflatten(use.inputs, use.spec)
     with torch.enable_grad(), holding(use.module, {weight: own}):
         leaves = tree_leaves(use.module(*args, **kwargs))
-        pairs = [(leaves[i], g) for i, g in zip(use.outputs, grads, strict=True) if g is not None]
+        pairs = [(leaves[i], g) for i, g in zip(use.outputs, use.grads, strict=True) if g is not None]
         outputs, grads = zip(*pairs, strict=True)
         return torch.autograd.grad(outputs, own, grads, materialize_grads=True, allow_unused=True)[0]
 
@@ -137,11 +137,12 @@ def in_slices(module: nn.Module) -> bool:
     return _is_linear(module) or (is_embedding and not module.scale_grad_by_freq)
 
 
-def _by_sample(use: Use) -> list[tuple[list, list]]:
+def _by_sample(use: Use) -> list[Use]:
     """Split a call into those of the single samples: all tensors that hold samples together."""
     split = [_chunks(use, x) if isinstance(x, torch.Tensor) else [x] * use.samples for x in use.inputs]
     grads = [[None] * use.samples if g is None else _chunks(use, g) for g in use.grads]
-    return [([x[n] for x in split], [g[n] for g in grads]) for n in range(use.samples)]
+    numbers = range(use.samples)
+    return [replace(use, inputs=[x[n] for x in split], grads=[g[n] for g in grads]) for n in numbers]
 
 
 def _chunks(use: Use, x: torch.Tensor) -> Sequence[torch.Tensor]:

@@ -64,19 +64,17 @@ def labels_for(rec: Recording, func, args: tuple, kwargs: dict, out) -> list[Lab
         return _move(func, args, kwargs, out)
     if op in SOFTMAXES:
         labels = labels_of(args[0])
-        if _drop_unless_constant(labels, [args[1]], keepdim=True) is None:
-            rec.pin(labels, f"{op} runs along its channels")
-            labels = None
-        return [labels]
+        if _drop_unless_constant(labels, [args[1]], keepdim=True) is not None:
+            return [labels]
+        rec.pin(labels, f"{op} runs along its channels")
+        return [None]
     if op in REDUCTIONS:
         dims = args[1] if len(args) > 1 and isinstance(args[1], (list, int)) else kwargs.get("dim")
         dims = [dims] if isinstance(dims, int) else dims or range(args[0].ndim)
         return [_drop_unless_constant(labels_of(args[0]), dims, first.ndim == args[0].ndim)]
-    if op in FACTORIES:
-        return [None]
-    if op in SELECTIONS or not (first.is_floating_point() or first.is_complex()):
-        if first.is_floating_point():
-            rec.pin(labels_of(args[0]), f"{op} picks among its channels")
+    if op in SELECTIONS and first.is_floating_point():
+        rec.pin(labels_of(args[0]), f"{op} picks among its channels")
+    if op in SELECTIONS | FACTORIES or not (first.is_floating_point() or first.is_complex()):
         return [None]
     operands = tensors_in([*args, *kwargs.values()])
     if torch.Tag.pointwise in func.tags:

@@ -145,8 +145,8 @@ def check_fits(
 
     Args:
         predict: of a size of micro-batches, and whether layers are recomputed.
-        sizes: to try, largest first; the first one, and `recomputed`, are what is asked for.
-        names: of both settings.    otherwise: the advice where nothing fits.
+        sizes: to try; the first one, and `recomputed`, are what is asked for.    names: of both settings.
+        otherwise: the advice where nothing fits.
     Raises: ValueError: with what is needed, what is available, and a setting to try.
     """
     asked = predict(sizes[0], recomputed)

@@ -33,7 +33,6 @@ def check_cut(
         cut: a copy without weights that has the widths, or the layers, of the plan.
         axes: of the whole model.    keep: axis name -> structure -> kept groups.    Both None: only run it.
         stays: parameter -> dim -> sorted entries that stay, `(n,)` or `(slices, n)`.
-    Raises: ValueError: it does not run, or the groups are others.
     """
     names = list(plan.cut)
     what = f"what the plan cuts ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"

@@ -94,11 +94,10 @@ def select(
         removed = _removed(units, ratios, scope, multiple_of)
         _warn_of_none(units, removed, ratios)
     n_groups = {key: a.n_groups for a in chosen.values() for key in _keys(a, dependency)}
-    ranked = {unit.key: torch.argsort(unit.scores, stable=True) for unit in units}  # lowest first
-    keep = {
-        key: ranked[key][removed[key] :].sort().values if key in ranked else torch.arange(n)
-        for key, n in n_groups.items()
-    }
+    keep = {key: torch.arange(n) for key, n in n_groups.items()}
+    for unit in units:
+        worst_first = torch.argsort(unit.scores, stable=True)
+        keep[unit.key] = worst_first[removed[unit.key] :].sort().values
     if uniform:
         check_uniform(keep)
     query_heads = any(a.kind == "attention" and a.siblings for a in axes.values())
@@ -189,10 +188,7 @@ def _rounded(axis: Axis, removed: int, multiple_of: int) -> int:
 def _removed_parameters(
     units: Collection[Unit], total: int, share: float, scope: str, multiple_of: int
 ) -> Counts:
-    """How many groups of each unit go, if a share of all parameters is to go.
-
-    Raises: ValueError: no count comes near the share.
-    """
+    """How many groups of each unit go, if a share of all parameters is to go; refuse what comes not near."""
 
     def counts(by_kind: Ratios) -> Counts:
         return _removed(units, {u.axis.name: by_kind[u.axis.kind] for u in units}, scope, multiple_of)

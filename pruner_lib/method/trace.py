@@ -42,8 +42,7 @@ class LabelMode(TorchDispatchMode):
 
 
 class KeepIndices(TorchFunctionMode):
-    """Keep the values of indices that the model writes down as lists, `x[:, [-2]]`: on the meta device they
-    would be lost."""
+    """Keep the values of indices written as lists, `x[:, [-2]]`: on the meta device they would be lost."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is torch.Tensor.__getitem__ and isinstance(args[1], tuple):
@@ -145,8 +144,7 @@ def _forward_on_meta(model: nn.Module):
 
 
 def _label_constants(rec: Recording, path: str, args: tuple, kwargs: dict) -> None:
-    """Give tensors that enter a decoder layer without labels (position biases, masks, rotary tables) their
-    own."""
+    """Give labels to tensors that enter a layer without any (position biases, masks, rotary tables)."""
     for argument, value in [*((str(i), a) for i, a in enumerate(args)), *kwargs.items()]:
         labels = labels_of(value)
         unlabelled = labels is None or labels.source == "constant"
