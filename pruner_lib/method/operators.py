@@ -31,7 +31,7 @@ def _operators(names: str) -> set:
 PRODUCTS = _operators("mm bmm addmm baddbmm")
 NORMS = _operators("native_layer_norm _fused_rms_norm")
 SOFTMAXES = _operators("_softmax _log_softmax cumsum cumprod")  # along a dim; the shape stays
-REDUCTIONS = _operators("sum mean amax amin var linalg_vector_norm var_mean prod")
+REDUCTIONS = _operators("sum mean amax amin max min var linalg_vector_norm var_mean prod")
 SELECTIONS = _operators("topk sort argmax any all")  # which entry won, not what it holds
 LOOKUPS = _operators("index index_select gather")
 MOVES = _operators("_unsafe_view repeat flip roll constant_pad_nd split_with_sizes")
@@ -59,7 +59,11 @@ def labels_for(rec: Recording, func, args: tuple, kwargs: dict, out) -> list[Lab
     if op in LOOKUPS:
         return [_look_up(rec, op, args, first)]
     if op in (aten.cat, aten.stack):
-        return [_join(op, args[0], args[1] if len(args) > 1 else kwargs.get("dim", 0))]
+        return [_join(rec, op, args[0], args[1] if len(args) > 1 else kwargs.get("dim", 0))]
+    if op is aten.view_as_complex:
+        return [labels_of(args[0]).map(lambda t: combine(rec, t[..., 0], t[..., 1]))]
+    if op is aten.view_as_real:
+        return [labels_of(args[0]).map(lambda t: t.unsqueeze(-1).expand(first.shape))]
     if op in MOVES or func.is_view:
         return _move(func, args, kwargs, out)
     if op in SOFTMAXES:
@@ -99,10 +103,9 @@ def _pin_all(rec: Recording, op, operands: list, outputs: list) -> list[Labels]:
 def _write(target: torch.Tensor, labels: Labels | None) -> Labels | None:
     """Copy labels into a tensor that is filled part by part: into that part of its base's labels."""
     base = target if target._base is None else target._base
-    if not base.is_contiguous():
-        raise ValueError(f"labels can't be written into a tensor of strides {base.stride()}")
     before = labels_of(base)
-    table = torch.full(base.shape, -1) if before is None else before.tensors[0].clone().contiguous()
+    table = torch.empty_strided(base.shape, base.stride(), dtype=torch.int64)
+    table.copy_(torch.tensor(-1) if before is None else before.tensors[0])
     part = table.as_strided(target.shape, target.stride(), target.storage_offset())
     part.copy_(torch.tensor(-1) if labels is None else labels.tensors[0])
     set_labels(base, Labels((table,)))
@@ -169,9 +172,21 @@ def _elementwise(rec: Recording, operands: list, out: torch.Tensor) -> Labels | 
     return Labels((result.expand(out.shape),))
 
 
-def _join(op, parts: list, dim: int) -> Labels:
-    """Labels of a concatenation, -1 for the parts without any."""
+def _join(rec: Recording, op, parts: list, dim: int) -> Labels:
+    """Labels of a concatenation, -1 for the parts without any.
+
+    A parameter that is put beside activations along a dim along which neither changes (an attention sink
+    beside the scores of its head) goes with them.
+    """
     labels = [labels_of(part) for part in parts]
+    if op is aten.cat and (first := next((x for x in labels if x and x.source == "activation"), None)):
+        beside = first.tensors[0].narrow(dim, 0, 1)
+        for i, one in enumerate(labels):
+            if one and one.source == "parameter" and constant_along(first.tensors[0], dim):
+                for table in one.tensors:
+                    combine(rec, beside, table.narrow(dim, 0, 1))
+                    rec.set_role(table, "out", only_if_new=True)
+                labels[i] = Labels((beside.expand(parts[i].shape),))
     labelled = [x for x in labels if x is not None]
     tables = []
     for i in range(max(len(x.tensors) for x in labelled)):

@@ -76,6 +76,50 @@ MORE_FAMILIES = {
         NO_HEAD_DIM | EXPERTS | LATENT | {"num_key_value_heads": 6},
     ),
     "smollm3": ("SmolLM3Config", NO_HEAD_DIM),
+    "olmo": ("OlmoConfig", NO_HEAD_DIM),
+    "nemotron": ("NemotronConfig", NO_HEAD_DIM),
+    "helium": ("HeliumConfig", NO_HEAD_DIM | MHA | {"head_dim": 4}),
+    "apertus": ("ApertusConfig", NO_HEAD_DIM),
+    "seed_oss": ("SeedOssConfig", COMMON),
+    "hunyuan_v1_dense": ("HunYuanDenseV1Config", COMMON),
+    "ernie4_5": ("Ernie4_5Config", COMMON),
+    "exaone4": ("Exaone4Config", NO_HEAD_DIM),
+    "biogpt": ("BioGptConfig", NO_HEAD_DIM),
+    "gpt_neo": (
+        "GPTNeoConfig",
+        dict(
+            vocab_size=VOCABULARY, hidden_size=24, num_layers=3, num_heads=6, intermediate_size=40,
+            attention_types=[[["global", "local", "global"], 1]], max_position_embeddings=256, window_size=4,
+        ),
+    ),
+    "persimmon": ("PersimmonConfig", NO_HEAD_DIM | MHA),
+    "gpt_oss": (
+        "GptOssConfig", COMMON | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 4},
+    ),
+    "deepseek_v2": ("DeepseekV2Config", NO_HEAD_DIM | EXPERTS | LATENT | {"num_key_value_heads": 6}),
+    "falcon_h1": (
+        "FalconH1Config",
+        COMMON | dict(mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_n_groups=1, mamba_d_state=8),
+    ),
+}  # fmt: skip
+HYBRIDS = {  # layers of several kinds, or no hidden channels: not in the table, but cut right
+    "llama4_text": ("Llama4TextConfig", COMMON | {"num_local_experts": 4, "intermediate_size_mlp": 40}),
+    "qwen3_next": (
+        "Qwen3NextConfig",
+        COMMON | EXPERTS | dict(
+            num_experts=4, linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=8,
+            linear_value_head_dim=8, shared_expert_intermediate_size=28, num_hidden_layers=4,
+        ),
+    ),
+    "jamba": (
+        "JambaConfig",
+        NO_HEAD_DIM | dict(
+            num_hidden_layers=8, num_experts=2, mamba_d_state=4, mamba_dt_rank=4, use_mamba_kernels=False
+        ),
+    ),
+    "lfm2": (
+        "Lfm2Config", NO_HEAD_DIM | dict(num_hidden_layers=4, full_attn_idxs=[1, 3], block_multiple_of=8),
+    ),
 }  # fmt: skip
 KV2, KV6, ONE = (2, 4), (6, 4), (1, 4)
 WIDE2 = (2, 8)
@@ -115,6 +159,22 @@ DRAWN = {
     "deepseek_v3": {"attention": KV6, "mlp.shared_experts": (32, 1)}
     | {f"mlp.experts.{e}": (32, 1) for e in range(4)},
     "smollm3": {"attention": KV2, "mlp": (40, 1)},
+    "olmo": {"attention": KV2, "mlp": (40, 1)},
+    "nemotron": {"attention": KV2, "mlp": (40, 1)},
+    "helium": {"attention": KV6, "mlp": (40, 1)},
+    "apertus": {"attention": KV2, "mlp": (40, 1)},
+    "seed_oss": {"attention": WIDE2, "mlp": (40, 1)},
+    "hunyuan_v1_dense": {"attention": WIDE2, "mlp": (40, 1)},
+    "ernie4_5": {"attention": WIDE2, "mlp": (40, 1)},
+    "exaone4": {"attention": KV2, "mlp": (40, 1)},
+    "biogpt": {"attention": KV6, "mlp": (40, 1)},
+    "gpt_neo": {"attention": KV6, "mlp": (40, 1)},
+    "persimmon": {"attention": KV6, "mlp": (40, 1)},
+    # a head goes with its sink, a single number: what its matrices share is one channel
+    "gpt_oss": {"attention": (2, 1)} | {f"mlp.experts.{e}": (40, 1) for e in range(4)},
+    "deepseek_v2": {"attention": KV6, "mlp.shared_experts": (64, 1)}
+    | {f"mlp.experts.{e}": (32, 1) for e in range(4)},
+    "falcon_h1": {"attention": WIDE2, "mlp": (40, 1)},
 }
 CHANNEL_FAMILIES = ("llama-gqa", "llama-tied", "llama-biases", "qwen2")
 # those whose modules or dataflow differ in kind: tied, biases, norms of heads, capped logits, fused,
@@ -128,7 +188,7 @@ GREEDY = dict(max_new_tokens=6, do_sample=False, pad_token_id=0, eos_token_id=No
 
 def build(name: str, **changes) -> torch.nn.Module:
     """A random model of a family, in evaluation mode; `changes` go into its config."""
-    config_class, arguments = FAMILIES.get(name) or MORE_FAMILIES[name]
+    config_class, arguments = (FAMILIES | MORE_FAMILIES | HYBRIDS)[name]
     config = getattr(transformers, config_class)(**arguments | changes)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()
