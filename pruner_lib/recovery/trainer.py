@@ -6,7 +6,6 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable
 from functools import partial
 from itertools import accumulate
 from typing import Any
@@ -25,27 +24,13 @@ from pruner_lib.recovery.settings import RecoverySettings
 ROWS_ON_CPU = 2  # examples computed at once on a CPU: more make it no faster, and pad more tokens
 
 
-def train(
-    adapted: PeftModel,
-    run: Run,
-    settings: RecoverySettings,
-    *,
-    evaluate: Callable[[nn.Module], Any] | None,
-    save_steps: int,
-    pad: int,
-    until: int,
-) -> None:
+def train(adapted: PeftModel, run: Run, settings: RecoverySettings, *, save_steps: int, pad: int) -> None:
     """Train what requires a gradient on the batches of `run`, resuming from its checkpoint if it has one.
 
-    Args:
-        adapted: on a GPU it trains under autocast.
-        evaluate: called at the points of `run`.
-        pad: token id for padding.
-        until: the last step; before that of `run`, the run pauses there.
-
-    Raises: ValueError: the loss is not finite, or `evaluate` returns a name that the history uses.
+    Args:    adapted: on a GPU it trains under autocast.    pad: token id for padding.
+    Raises:  ValueError: the loss is not finite, or `run.evaluate` returns a name that the history uses.
     """
-    recorder = _Recorder(run, evaluate, until)
+    recorder = _Recorder(run)
     trainer = _ResponseTrainer(
         adapted,
         _arguments(run, settings, next(adapted.parameters()).device, save_steps),
@@ -68,10 +53,7 @@ def train(
             adapted.get_base_model().gradient_checkpointing_disable()
         for name in ("forward", "_original_forward"):  # where accelerate puts autocast
             vars(adapted).pop(name, None)
-    if trainer.state.global_step < len(run.data):
-        run.pause(trainer.state.log_history)
-    else:
-        run.finish(adapted, trainer.state.log_history)
+    run.close(adapted, trainer.state.log_history)
     trainer.accelerator.wait_for_everyone()  # the first process writes the adapter
 
 
@@ -166,12 +148,12 @@ def response_loss(
 class _Recorder(TrainerCallback):
     """Keeps the history in Trainer's log: a row a step, with what `evaluate` returns at the points."""
 
-    def __init__(self, run: Run, evaluate: Callable | None, until: int) -> None:
-        self.run, self.evaluate, self.until = run, evaluate, until
+    def __init__(self, run: Run) -> None:
+        self.run = run
         self.tokens = [0, *accumulate(sum(len(row["input_ids"]) for row in batch) for batch in run.data)]
         self.seconds = self.started = 0.0
         hidden = not first_process()
-        self.bar = tqdm(total=until, desc="recover", unit="step", mininterval=1.0, disable=hidden)
+        self.bar = tqdm(total=run.until, desc="recover", unit="step", mininterval=1.0, disable=hidden)
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self.bar.update(state.global_step)
@@ -199,7 +181,7 @@ class _Recorder(TrainerCallback):
         self.bar.update()
         self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
         control.should_save |= state.global_step in (*self.run.points, *self.run.kept)
-        control.should_training_stop |= state.global_step == self.until
+        control.should_training_stop |= state.global_step == self.run.until
 
     def _record(self, state: Any, loss: float | None, adapted: PeftModel) -> None:
         step = state.global_step
@@ -207,7 +189,7 @@ class _Recorder(TrainerCallback):
         if step in self.run.points:
             adapted.eval()
             with random_state(), torch.no_grad():
-                measured = dict(self.evaluate(adapted.get_base_model()))
+                measured = dict(self.run.evaluate(adapted.get_base_model()))
             if clash := sorted(set(row) & set(measured)):
                 raise ValueError(
                     f"evaluate returned {clash}, names that the history uses itself: rename them."
