@@ -96,27 +96,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def holding(model: nn.Module, replacements: dict[torch.Tensor, torch.Tensor]) -> Iterator[None]:
-    """Let the modules hold other parameters and buffers while the block runs; then the very same as before.
-
-    Each module is changed once, under however many names it is registered (`torch.func.functional_call`
-    swaps such a module twice, and leaves the replacements behind).
-
-    Args: replacements: parameter or buffer -> the tensor that takes its place; others stay.
-    """
-    stores = [store for module in model.modules() for store in (module._parameters, module._buffers)]
-    before = [dict(store) for store in stores]
-    try:
-        for store, tensors in zip(stores, before, strict=True):
-            store.update({key: replacements.get(t, t) for key, t in tensors.items()})
-        yield
-    finally:
-        for store, tensors in zip(stores, before, strict=True):
-            store.clear()
-            store.update(tensors)
-
-
-@contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, no parameter gradients; both restored afterwards."""
     flags = {p: p.requires_grad for p in model.parameters()}
