@@ -53,8 +53,7 @@ def build_twin(model: nn.Module, edits: dict) -> nn.Module:
 def _edited(config: Any, edits: dict) -> Any:
     """A copy of a config with some keys set."""
     config = copy.deepcopy(config)
-    for key, value in edits.items():
-        setattr(config, key, value)
+    config.update(edits)
     return config
 
 
