@@ -23,10 +23,7 @@ MACS_TOKENS = 64  # the paper's input: one sequence of 64 tokens
 MIB = 2**20
 
 aten = torch.ops.aten
-PRODUCTS = {aten.mul, aten.mul_}
-SOFTMAXES = {aten._softmax, aten._safe_softmax}
 FUSED_PRODUCT = re.compile(r"mm\b|mm_|dot|linear|conv|attention|einsum")
-NORMS = {aten.native_layer_norm, aten._fused_rms_norm, aten.native_group_norm}
 
 
 class MacCounter(TorchDispatchMode):
@@ -57,12 +54,12 @@ def operator_macs(op, args: tuple, kwargs: dict, out) -> int:
         return out.numel() * args[0].shape[-1]
     if op in flop_registry:
         return flop_registry[op](*args, **kwargs, out_val=out) // 2
-    if op in PRODUCTS:
+    if op in (aten.mul, aten.mul_):
         two_tensors = all(isinstance(x, Tensor) and x.numel() > 1 for x in args[:2])
         return out.numel() if two_tensors and out.is_floating_point() else 0
-    if op in SOFTMAXES:
+    if op in (aten._softmax, aten._safe_softmax):
         return out.numel()
-    if op in NORMS:
+    if op in (aten.native_layer_norm, aten._fused_rms_norm, aten.native_group_norm):
         return 2 * out[0].numel()
     if FUSED_PRODUCT.search(op.__name__):
         raise ValueError(

@@ -107,5 +107,4 @@ def _keep_layers_(model: nn.Module, keep: list[int], edits: dict) -> None:
                 for new, old in enumerate(keep):
                     setattr(parts[old][name], attribute, new)
     model.set_submodule(path, nn.ModuleList(layers[i] for i in keep))
-    for key, value in edits.items():
-        setattr(model.config, key, value)
+    model.config.update(edits)

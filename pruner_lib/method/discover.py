@@ -160,22 +160,23 @@ def _without_obstacles(
     MLP channels must end in the residual stream, as heads do.
     """
     reasons: dict[int, str] = {}  # component that can't be cut -> why
-    notes = set()  # of each operator without a rule and each parameter that it meets
+    unknown = set()  # a note for each operator without a rule and each parameter that it meets
     for labels, reason in rec.pinned:
-        reasons |= dict.fromkeys(np.unique(components[labels]).tolist(), reason) | reasons
+        for component in np.unique(components[labels]).tolist():
+            reasons.setdefault(component, reason)
         owners = {rec.owner_of(label) for label in labels.tolist()} if reason.startswith(NO_RULE) else ()
-        notes |= {f"{owner}: left whole, {reason}" for owner, _, kind in owners if kind == "parameter"}
+        unknown |= {f"{owner}: left whole, {reason}" for owner, _, kind in owners if kind == "parameter"}
     pairs = unique_pairs(components[pairs_in(rec.spread)])
-    for label, other in pairs[np.isin(pairs[:, 0], list(reasons))].tolist():  # broadcast over others
-        reasons.setdefault(other, reasons[label])
+    for label, other in pairs[np.isin(pairs[:, 0], list(reasons))].tolist():
+        reasons.setdefault(other, reasons[label])  # what a pinned label was broadcast over
     stream = {(m.parameter, m.dim) for axis, _ in candidates for m in axis.members if axis.layer is None}
-    free, notes = [], sorted(notes)
+    free, notes = [], sorted(unknown)
     for axis, groups in candidates:
         obstacle = next((reasons[c] for c in groups.tolist() if c in reasons), None)
         if axis.layer is not None and not obstacle:
             obstacle = obstacle_in_norms(model, axis.members)
-        consumers = [m for m in axis.members if m.role == "in"]
         if axis.kind == "mlp" and not obstacle:
+            consumers = (m for m in axis.members if m.role == "in")
             others = ((m.parameter, dim) for m in consumers for dim in range(3) if dim != m.dim)
             obstacle = "inner channels that feed no residual stream" if stream.isdisjoint(others) else None
         if not obstacle:

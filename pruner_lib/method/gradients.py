@@ -138,15 +138,12 @@ class Pass:
             grads = [g if g is None else g.detach() for g in grads]
             inputs = [by_place[i] for i in range(len(by_place))]
             for key, name in self.owners[module].items():
-                self._arrive(name, Use(module, key, inputs, spec, grads, places, *shape))
+                self.uses[name].append(Use(module, key, inputs, spec, grads, places, *shape))
+                self.pending[name] -= 1
+                if self.pending[name] == 0 and self.finishing:  # a shared parameter waits for its last use
+                    self._finish(name)
 
         return arrive
-
-    def _arrive(self, name: str, use: Use) -> None:
-        self.uses[name].append(use)
-        self.pending[name] -= 1
-        if self.pending[name] == 0 and self.finishing:  # a shared parameter waits for its last use
-            self._finish(name)
 
     def _finish(self, name: str) -> None:
         self.visited.add(name)

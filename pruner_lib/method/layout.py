@@ -133,7 +133,8 @@ def apply_layout_(model: nn.Module, layout: dict) -> nn.Module:
             set_leaf_sizes_(model.get_submodule(name.rpartition(".")[0]))
         for path, attributes in layout["attributes"].items():
             for name, value in attributes.items():
-                setattr(model.get_submodule(path), name, value)
+                module = model.get_submodule(path)
+                setattr(module, name, (value,) if isinstance(getattr(module, name), tuple) else value)
         for path, overrides in layout["config"].items():
             for module in model.get_submodule(path).modules():
                 if "config" in vars(module):

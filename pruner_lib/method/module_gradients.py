@@ -14,9 +14,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.func import functional_call
 from torch.utils._pytree import TreeSpec, tree_leaves, tree_unflatten
-
-from pruner_lib.method.offload import holding
 
 SLICE = {"cpu": 2**20}  # entries of a slice of a gradient: it stays in the cache
 LARGE_SLICE = 2**24  # elsewhere
@@ -117,11 +116,10 @@ def product_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _called_again(use: Use) -> torch.Tensor:
-    weight = use.module._parameters[use.key]
-    own = weight.detach().requires_grad_()
+    own = use.module._parameters[use.key].detach().requires_grad_()
     args, kwargs = tree_unflatten(use.inputs, use.spec)
-    with torch.enable_grad(), holding(use.module, {weight: own}):
-        leaves = tree_leaves(use.module(*args, **kwargs))
+    with torch.enable_grad():
+        leaves = tree_leaves(functional_call(use.module, {use.key: own}, args, kwargs))
         pairs = [(leaves[i], g) for i, g in zip(use.outputs, use.grads, strict=True) if g is not None]
         outputs, grads = zip(*pairs, strict=True)
         return torch.autograd.grad(outputs, own, grads, materialize_grads=True, allow_unused=True)[0]

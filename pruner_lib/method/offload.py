@@ -8,8 +8,8 @@ meta device is another case: it has no weights anywhere and may be cut.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 
 import torch
@@ -71,15 +71,26 @@ def without_weights(model: nn.Module) -> nn.Module:
         empty = torch.empty_like(parameter, device="meta")
         memo[id(parameter)] = nn.Parameter(empty, parameter.requires_grad)
     memo |= {id(hook): None for m in model.modules() if (hook := getattr(m, "_hf_hook", None)) is not None}
-    # modules run their own forward pass, without what accelerate put around it to move tensors
-    wrapped = {m: m.forward for m in model.modules() if "_old_forward" in vars(m) and "forward" in vars(m)}
-    for module in wrapped:
-        module.forward = module._old_forward
-    try:
+    # without what accelerate put around the forward pass of modules to move tensors
+    own = {m: m._old_forward for m in model.modules() if "_old_forward" in vars(m) and "forward" in vars(m)}
+    with _running(own):
         return copy.deepcopy(model, memo)
-    finally:
-        for module, forward in wrapped.items():
+
+
+@contextmanager
+def _running(forwards: Mapping[nn.Module, Callable]) -> Iterator[None]:
+    """Let modules run other forward passes while the block runs."""
+    before = {module: vars(module).get("forward") for module in forwards}
+    try:
+        for module, forward in forwards.items():
             module.forward = forward
+        yield
+    finally:
+        for module, forward in before.items():
+            if forward is None:
+                vars(module).pop("forward", None)
+            else:
+                module.forward = forward
 
 
 @contextmanager
@@ -96,27 +107,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def holding(model: nn.Module, replacements: dict[torch.Tensor, torch.Tensor]) -> Iterator[None]:
-    """Let the modules hold other parameters and buffers while the block runs; then the very same as before.
-
-    Each module is changed once, under however many names it is registered (`torch.func.functional_call`
-    swaps such a module twice, and leaves the replacements behind).
-
-    Args: replacements: parameter or buffer -> the tensor that takes its place; others stay.
-    """
-    stores = [store for module in model.modules() for store in (module._parameters, module._buffers)]
-    before = [dict(store) for store in stores]
-    try:
-        for store, tensors in zip(stores, before, strict=True):
-            store.update({key: replacements.get(t, t) for key, t in tensors.items()})
-        yield
-    finally:
-        for store, tensors in zip(stores, before, strict=True):
-            store.clear()
-            store.update(tensors)
-
-
-@contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, no parameter gradients; both restored afterwards."""
     flags = {p: p.requires_grad for p in model.parameters()}
@@ -129,17 +119,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
-@contextmanager
-def recomputing(model: nn.Module) -> Iterator[None]:
+def recomputing(model: nn.Module) -> AbstractContextManager[None]:
     """Let the decoder layers forget their activations, and compute them again when backward reaches them."""
-    layers = decoder_layers(model)[1]
-    before = [layer.__dict__.get("forward") for layer in layers]
-    for layer in layers:
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
-    try:
-        yield
-    finally:
-        for layer, forward in zip(layers, before, strict=True):
-            del layer.forward
-            if forward is not None:
-                layer.forward = forward
+    how = {"use_reentrant": False, "preserve_rng_state": False}
+    return _running({layer: partial(checkpoint, layer.forward, **how) for layer in decoder_layers(model)[1]})

@@ -78,8 +78,8 @@ def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modu
 
 def _set_widths_(model: nn.Module, layout: dict, plain: dict | None) -> None:
     apply_layout_(model, layout)
-    for key, value in (plain or {}).items():
-        setattr(model.config, key, value)
+    if plain:
+        model.config.update(plain)
 
 
 @torch.no_grad()

@@ -143,7 +143,8 @@ def _removed(units: Collection[Unit], ratios: Ratios, scope: str, multiple_of: i
         counts = {unit.key: n_removed(unit.axis, ratios[unit.axis.name]) for unit in units}
     else:
         counts = {}
-        for kind in ("joint",) if scope == "joint" else {unit.axis.kind: None for unit in units}:
+        kinds = dict.fromkeys("joint" if scope == "joint" else unit.axis.kind for unit in units)
+        for kind in kinds:
             together = [unit for unit in units if kind in ("joint", unit.axis.kind)]
             counts |= _removed_from_one_list(together, ratios[together[0].axis.name], scope)
         counts = _even_out(units, counts)

@@ -53,8 +53,7 @@ def build_twin(model: nn.Module, edits: dict) -> nn.Module:
 def _edited(config: Any, edits: dict) -> Any:
     """A copy of a config with some keys set."""
     config = copy.deepcopy(config)
-    for key, value in edits.items():
-        setattr(config, key, value)
+    config.update(edits)
     return config
 
 
@@ -220,6 +219,11 @@ def other_floats(model: nn.Module, twin: nn.Module) -> dict[str, dict[str, float
     return floats
 
 
+def _number(value: object) -> object:
+    """The one number in a tuple, as the shape that a norm without weights holds; else the value itself."""
+    return value[0] if isinstance(value, tuple) and len(value) == 1 else value
+
+
 def _attributes(
     dense: nn.Module, probe: nn.Module, axes: list[Axis], n: int, probe_n: int, apart_from: Sequence[Axis]
 ) -> dict[str, dict[str, int]]:
@@ -235,7 +239,7 @@ def _attributes(
             for name, value in vars(module).items():
                 if f"{path}.".startswith(others) or (module._parameters and name in LEAF_SIZES):
                     continue  # a leaf repeats the shape of its own weight
-                other = vars(twins[path]).get(name)
+                value, other = _number(value), _number(vars(twins[path]).get(name))
                 if type(value) is not int or type(other) is not int or value == other:
                     continue
                 if value * probe_n != other * n:

@@ -99,8 +99,8 @@ def recover(
     data = batches(encoded, steps=steps, batch_size=settings.batch_size, seed=settings.seed)
     points, kept = _checked_steps(evaluate, evaluate_at, keep_at, at, steps)
     more = dict(training_arguments or {})
-    run = Run(Path(output_dir), _identity(model, settings, data, points, kept, more), data, points, kept)
-    last = at or steps
+    identity, last = _identity(model, settings, data, points, kept, more), at or steps
+    run = Run(Path(output_dir), identity, data, points, kept, evaluate, last)
     with _put_back(model, after=merge), random_state(settings.seed):
         adapted = add_adapter(model, settings)
         run.open(resume)
@@ -108,10 +108,8 @@ def recover(
         if not done:
             check_training_memory(adapted, settings, encoded)
             pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-            train(
-                adapted, run, settings, evaluate=evaluate, save_steps=save_steps, pad=pad, until=last,
-                more=more, callbacks=callbacks,
-            )  # fmt: skip
+            how = {"save_steps": save_steps, "pad": pad, "more": more, "callbacks": callbacks}
+            train(adapted, run, settings, **how)
         if done or last != steps:
             adapted.load_adapter(str(run.place(last)), "default", is_trainable=True)
         result = adapted.merge_and_unload() if merge else adapted

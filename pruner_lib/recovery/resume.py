@@ -13,7 +13,7 @@ import random
 import shutil
 import warnings
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -37,8 +38,10 @@ class Run:
     folder: Path  # of recovery.json, the adapters and the checkpoint
     identity: dict[str, Any]  # all that decides the result, as plain data; compared before a run is resumed
     data: list[list[Row]]  # batches of encoded examples, one a step
-    points: Sequence[int] = ()  # steps at which the model is measured; 0 is before training
-    kept: Sequence[int] = ()  # steps whose adapters are kept
+    points: Sequence[int]  # steps at which the model is measured; 0 is before training
+    kept: Sequence[int]  # steps whose adapters are kept
+    evaluate: Callable[[nn.Module], Mapping[str, float]] | None  # measures at the points
+    until: int  # the last step now; before the last of all, the run pauses there
     checkpoint: str | None = None  # to resume from
     history: list[dict[str, Any]] = field(default_factory=list)  # of a finished or paused run
 
@@ -91,17 +94,14 @@ class Run:
             shutil.rmtree(self.place(step), ignore_errors=True)  # of a process killed before its checkpoint
             part.rename(self.place(step))
 
-    def pause(self, history: list[dict[str, Any]]) -> None:
-        """Save the history so far; the last checkpoint stays."""
+    def close(self, adapted: PeftModel, history: list[dict[str, Any]]) -> None:
+        """Save the history; after the last of all steps also its adapter, in place of the checkpoint."""
         self.history = history
         self._save()
-
-    def finish(self, adapted: PeftModel, history: list[dict[str, Any]]) -> None:
-        """Save the history, then the last adapter; drop the checkpoint."""
-        self.pause(history)
-        self.keep(adapted, len(self.data))
-        for path in self.folder.glob("checkpoint-*"):
-            shutil.rmtree(path, ignore_errors=True)
+        if history[-1]["step"] == len(self.data):
+            self.keep(adapted, len(self.data))
+            for path in self.folder.glob("checkpoint-*"):
+                shutil.rmtree(path, ignore_errors=True)
 
     def _save(self) -> None:
         if first_process():

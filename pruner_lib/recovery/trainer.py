@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from itertools import accumulate
@@ -31,26 +31,19 @@ def train(
     run: Run,
     settings: RecoverySettings,
     *,
-    evaluate: Callable[[nn.Module], Any] | None,
     save_steps: int,
     pad: int,
-    until: int,
     more: Mapping[str, Any],
     callbacks: Sequence[TrainerCallback] = (),
 ) -> None:
     """Train what requires a gradient on the batches of `run`, resuming from its checkpoint if it has one.
 
-    Args:
-        adapted: on a GPU it trains under autocast.
-        evaluate: called at the points of `run`.
-        pad: token id for padding.
-        until: the last step; before that of `run`, the run pauses there.
-        more: `TrainingArguments` that `settings` do not decide.    callbacks: called beside our own.
-
-    Raises: ValueError: one of `more` is unknown or decided by the settings, the loss is not finite, or
-        `evaluate` returns a name that the history uses.
+    Args:    adapted: on a GPU it trains under autocast.    pad: token id for padding.
+             more: `TrainingArguments` that `settings` do not decide.    callbacks: called beside our own.
+    Raises:  ValueError: one of `more` is unknown or decided by the settings, the loss is not finite, or
+             `run.evaluate` returns a name that the history uses.
     """
-    recorder = _Recorder(run, evaluate, until)
+    recorder = _Recorder(run)
     trainer = _ResponseTrainer(
         adapted,
         _arguments(run, settings, next(adapted.parameters()).device, save_steps, more),
@@ -73,10 +66,7 @@ def train(
             adapted.get_base_model().gradient_checkpointing_disable()
         for name in ("forward", "_original_forward"):  # where accelerate puts autocast
             vars(adapted).pop(name, None)
-    if trainer.state.global_step < len(run.data):
-        run.pause(trainer.state.log_history)
-    else:
-        run.finish(adapted, trainer.state.log_history)
+    run.close(adapted, trainer.state.log_history)
     trainer.accelerator.wait_for_everyone()  # the first process writes the adapter
 
 
@@ -178,12 +168,12 @@ def response_loss(
 class _Recorder(TrainerCallback):
     """Keeps the history in Trainer's log: a row a step, with what `evaluate` returns at the points."""
 
-    def __init__(self, run: Run, evaluate: Callable | None, until: int) -> None:
-        self.run, self.evaluate, self.until = run, evaluate, until
+    def __init__(self, run: Run) -> None:
+        self.run = run
         self.tokens = [0, *accumulate(sum(len(row["input_ids"]) for row in batch) for batch in run.data)]
         self.seconds = self.started = 0.0
         hidden = not first_process()
-        self.bar = tqdm(total=until, desc="recover", unit="step", mininterval=1.0, disable=hidden)
+        self.bar = tqdm(total=run.until, desc="recover", unit="step", mininterval=1.0, disable=hidden)
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self.bar.update(state.global_step)
@@ -211,7 +201,7 @@ class _Recorder(TrainerCallback):
         self.bar.update()
         self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
         control.should_save |= state.global_step in (*self.run.points, *self.run.kept)
-        control.should_training_stop |= state.global_step == self.until
+        control.should_training_stop |= state.global_step == self.run.until
 
     def _record(self, state: Any, loss: float | None, adapted: PeftModel) -> None:
         step = state.global_step
@@ -219,7 +209,7 @@ class _Recorder(TrainerCallback):
         if step in self.run.points:
             adapted.eval()
             with random_state(), torch.no_grad():
-                measured = dict(self.evaluate(adapted.get_base_model()))
+                measured = dict(self.run.evaluate(adapted.get_base_model()))
             if clash := sorted(set(row) & set(measured)):
                 raise ValueError(
                     f"evaluate returned {clash}, names that the history uses itself: rename them."

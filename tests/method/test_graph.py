@@ -9,7 +9,6 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pruner_lib import discover, estimate, perplexity
-from pruner_lib.method.offload import holding
 from pruner_lib.method.trace import trace
 
 
@@ -185,16 +184,6 @@ def test_reading_leaves_the_model_as_it_was(change):
     perplexity(model, ids)
     assert _state(model) == before
     assert torch.equal(model(ids).logits, wanted)
-
-
-def test_holding_puts_back_what_was_there_even_after_an_error():
-    module = nn.Linear(2, 2)
-    twice = nn.ModuleDict({"a": module, "b": module})
-    weight, other = module.weight, torch.zeros(2, 2)
-    with pytest.raises(RuntimeError, match="inside"), holding(twice, {weight: other}):
-        assert module.weight is other
-        raise RuntimeError("inside")
-    assert module.weight is weight
 
 
 class _Odd(nn.Module):

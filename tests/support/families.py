@@ -84,7 +84,7 @@ MORE_FAMILIES = {
     "hunyuan_v1_dense": ("HunYuanDenseV1Config", COMMON),
     "ernie4_5": ("Ernie4_5Config", COMMON),
     "exaone4": ("Exaone4Config", NO_HEAD_DIM),
-    "biogpt": ("BioGptConfig", NO_HEAD_DIM),
+    "biogpt": ("BioGptConfig", NO_HEAD_DIM | {"max_position_embeddings": 256}),
     "gpt_neo": (
         "GPTNeoConfig",
         dict(
@@ -97,12 +97,12 @@ MORE_FAMILIES = {
         "GptOssConfig", COMMON | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 4},
     ),
     "deepseek_v2": ("DeepseekV2Config", NO_HEAD_DIM | EXPERTS | LATENT | {"num_key_value_heads": 6}),
+}  # fmt: skip
+HYBRIDS = {  # layers of several kinds, or no hidden channels: not in the table, but cut right
     "falcon_h1": (
         "FalconH1Config",
         COMMON | dict(mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_n_groups=1, mamba_d_state=8),
     ),
-}  # fmt: skip
-HYBRIDS = {  # layers of several kinds, or no hidden channels: not in the table, but cut right
     "llama4_text": ("Llama4TextConfig", COMMON | {"num_local_experts": 4, "intermediate_size_mlp": 40}),
     "qwen3_next": (
         "Qwen3NextConfig",
@@ -174,7 +174,6 @@ DRAWN = {
     "gpt_oss": {"attention": (2, 1)} | {f"mlp.experts.{e}": (40, 1) for e in range(4)},
     "deepseek_v2": {"attention": KV6, "mlp.shared_experts": (64, 1)}
     | {f"mlp.experts.{e}": (32, 1) for e in range(4)},
-    "falcon_h1": {"attention": WIDE2, "mlp": (40, 1)},
 }
 CHANNEL_FAMILIES = ("llama-gqa", "llama-tied", "llama-biases", "qwen2")
 # those whose modules or dataflow differ in kind: tied, biases, norms of heads, capped logits, fused,
