@@ -245,8 +245,10 @@ def test_channel_cut_is_exact_but_for_the_norms(case, table, tmp_path):
     kept = plan.keep["hidden"]
     assert len(kept) == 16
     masked = mask_(copy.deepcopy(case.model), plan, axes=case.axes)
-    for member in norm_members(masked, case.axes["hidden"].members):
-        whole, small = (m.get_submodule(member.structure) for m in (masked, pruned))
+    norms = [member.structure for member in norm_members(masked, case.axes["hidden"].members)]
+    bare = [n for n, m in masked.named_modules() if hasattr(m, "normalized_shape") and not m._parameters]
+    for name in norms + bare:  # OLMo's have no weights
+        whole, small = (m.get_submodule(name) for m in (masked, pruned))
         whole.forward = lambda x, small=small: torch.zeros_like(x).index_copy(-1, kept, small(x[..., kept]))
     assert torch.allclose(logits(pruned, case.ids), logits(masked, case.ids), atol=1e-4, rtol=1e-4)
     assert generates_alike_with_cache(pruned, case.ids[:1])
