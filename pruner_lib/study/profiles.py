@@ -84,6 +84,8 @@ class MethodStudy:
     recovered: Names = ("l2", "channel", "element1")  # those recovered too (`short_recovery`)
     limit: Count | None = None  # questions a task; None: all
     answer_draws: Count = 1  # draws whose models answer them
+    alone_draws: Count | None = None  # the same of matrices ranked alone (notebook 04); None: answer_draws
+    rule_draws: Count | None = None  # the same of the ways to aggregate (notebook 05); None: answer_draws
     recovery_draws: Count = 1  # draws whose models are recovered
     models: Names = ()  # further models, ...
     shares: Shares = ()  # ... the share that each loses, ...
