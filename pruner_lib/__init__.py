@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which don't run `__getattr__
     from pruner_lib.method.groups import Plan as Plan
     from pruner_lib.method.importance import estimate as estimate
     from pruner_lib.method.prune import mask_ as mask_
+    from pruner_lib.method.repair import repair_ as repair_
     from pruner_lib.method.select import select as select
     from pruner_lib.models.load import load_model as load_model
     from pruner_lib.models.prune import prune_ as prune_
@@ -46,6 +47,7 @@ _HOME = {
     "perplexity": "evaluation.perplexity",
     "prune_": "models.prune",
     "recover": "recovery.recover",
+    "repair_": "method.repair",
     "save_model": "models.save",
     "select": "method.select",
     "text_ids": "data.windows",

@@ -27,6 +27,7 @@ from pruner_lib.method.module_gradients import rows_of
 from pruner_lib.method.offload import check_in_memory
 from pruner_lib.method.options import check_choice, check_ids
 from pruner_lib.method.predict_memory import check_memory
+from pruner_lib.method.repair import obs_scores
 
 Criterion = str | Callable[[Tensor, Tensor], Tensor]
 
@@ -50,7 +51,8 @@ def estimate(
         axes: what `discover` returned, or some of it.
         calibration_ids: `(samples, tokens)` int64; the paper uses 10 samples. Not needed for random, l1 and
             l2.
-        criterion: one of `CRITERIA`, or a function of your own, `criterion(weight, grad) -> saliency`: all
+        criterion: one of `CRITERIA`, "obs" (beyond the paper and without gradients: `repair.obs_scores`, of
+            heads and MLP channels), or a function of your own, `criterion(weight, grad) -> saliency`: all
             three of one shape, grad the gradient of the batch loss. It is called on slices of whole rows. The
             saliencies are summed over a channel, with their signs, and aggregated like the others.
         aggregation: over the structures of a group: "sum" (the paper's default), "mean", "prod", "max" or
@@ -67,6 +69,13 @@ def estimate(
     """
     check_choice("aggregation", aggregation, (*AGGREGATIONS, "none"))
     check_choice("order", order, ORDERS)
+    if criterion == "obs":
+        if aggregation != "sum":
+            raise ValueError(
+                f"criterion 'obs' looks at the last matrix of a group alone, so aggregation {aggregation!r} "
+                "means nothing to it; leave it out"
+            )
+        return obs_scores(model, axes, calibration_ids)
     scores = estimate_members(
         model, axes, calibration_ids, criteria=[criterion], seed=seed, micro_batch=micro_batch,
         checkpointing=checkpointing,

@@ -123,6 +123,17 @@ class RecoveryStudy:
 
 
 @settings
+class After:
+    """What notebook 13 compares: repair in closed form, more samples and LoRA, on the same samples."""
+
+    samples: Counts  # of the calibration, from few to many
+    corpus: Name = "c4"
+    length: Length = 128  # tokens a sample
+    shares: Shares = (0.2,)  # of all parameters removed
+    draws: Count = 1
+
+
+@settings
 class Profile:
     """The settings that every notebook starts from."""
 
@@ -143,6 +154,7 @@ class Profile:
     short_evaluation: Evaluation  # of the many models of a sweep
     short_recovery: Recovery  # where many are recovered
     sweep: Sweep  # notebooks 06 to 08
+    after: After  # notebook 13
     other_models: Names = ()  # those of the paper's further tables
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"  # of the weights
     prompts: Count = 5  # how many are continued, ...

@@ -270,4 +270,4 @@ def _criteria_of(experiment: Experiment, experiments: list[Experiment]) -> tuple
         return ()
     place = experiment.model, experiment.calibration
     same = [one for one in experiments if one.ratio and (one.model, one.calibration) == place]
-    return tuple(sorted({one.criterion for one in same} - {*DATA_FREE, *LAYER_CRITERIA}))
+    return tuple(sorted({one.criterion for one in same} - {*DATA_FREE, *LAYER_CRITERIA, "obs"}))

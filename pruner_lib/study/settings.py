@@ -25,6 +25,7 @@ LAYER_CRITERIA = ("influence", "alternate")  # block influence, every second lay
 DATA_FREE = ("none", "alternate", *groups.DATA_FREE)  # criteria that look at no calibration samples
 ORDERED = ("prod", "max")  # aggregations for which the order matters
 ADDED = {  # settings that later versions added -> their default, which keeps the names of older records
+    "": {"repaired": False},  # of the experiment itself
     "recovery": {"gradient_checkpointing": False},
     "evaluation": {"seed": None, "right_answers_only": False},
 }
@@ -159,13 +160,14 @@ class Experiment:
              order: what the aggregation reduces first (importance.aggregate).
              dependency: False ranks each weight matrix alone (the paper's Table 6).
              protect_first, protect_last: decoder layers left whole at either end.
+             repaired: mend the cut in closed form, on the calibration samples; see `method.repair`.
              recovery: None measures the pruned model as it is.    seed: of the random criterion.
              int8: measure it with its linear layers in 8 bits (the paper's Table 13).
     Raises:  ValueError: a setting is outside what is allowed; the message names it.
     """
 
     model: Name
-    criterion: Literal[("none", *CRITERIA, *LAYER_CRITERIA)] = "element1"
+    criterion: Literal[("none", *CRITERIA, "obs", *LAYER_CRITERIA)] = "element1"
     aggregation: Literal[AGGREGATIONS] = "sum"
     order: Literal[ORDERS] = "channel"
     scope: Literal[SCOPES] = "local"
@@ -180,12 +182,21 @@ class Experiment:
     evaluation: Evaluation = field(default_factory=Evaluation)
     seed: Number = 0
     int8: bool = False
+    repaired: bool = False
 
     def __post_init__(self) -> None:
         if self.ratio and self.criterion == "none":
             raise ValueError(f"criterion is 'none', but should be one of {', '.join(CRITERIA)}")
         if self.criterion in LAYER_CRITERIA and self.granularity != "layer":
             raise ValueError(f"criterion {self.criterion!r} ranks layers: granularity should be 'layer'")
+        if self.criterion == "obs" and self.aggregation != "sum":
+            raise ValueError("criterion 'obs' scores groups as a whole: aggregation should be 'sum'")
+        blocks = self.granularity == "block" and self.dependency
+        if self.repaired and (self.criterion in DATA_FREE or not blocks):
+            raise ValueError(
+                "repaired mends blocks that were chosen on calibration samples: granularity should be "
+                f"'block', dependency True and criterion none of {', '.join(DATA_FREE)}"
+            )
 
     @property
     def dense(self) -> Experiment:
@@ -221,9 +232,9 @@ class Experiment:
         """The settings as nested plain data, for JSON; without later ones that are at their default."""
         values = asdict(self)
         for part, added in ADDED.items():
-            if values[part]:
-                kept = {name: one for name, one in values[part].items() if (name, one) not in added.items()}
-                values[part] = kept
+            owner = (values[part] if part else values) or {}
+            for name in [name for name, default in added.items() if owner.get(name) == default]:
+                owner.pop(name, None)
         return values
 
     def model_settings(self) -> dict[str, Any]:

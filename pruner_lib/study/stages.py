@@ -34,6 +34,7 @@ from pruner_lib.method.discover import discover
 from pruner_lib.method.groups import Plan
 from pruner_lib.method.importance import aggregate, estimate_members
 from pruner_lib.method.memory import trim_heap
+from pruner_lib.method.repair import obs_scores, repair_
 from pruner_lib.method.select import select
 from pruner_lib.models.load import load_model
 from pruner_lib.models.prune import prune_
@@ -210,6 +211,10 @@ class Pipeline:
     def _scores(self, experiment: Experiment, criteria: Sequence[str]) -> dict[str, Tensor]:
         """Score the groups of an experiment, in the form that `select` takes."""
         dense = self.dense(experiment.model)
+        if experiment.criterion == "obs":
+            with self.timed("estimate"):
+                ids = self.calibration_ids(experiment.calibration, dense.tokenizer)
+                return obs_scores(dense.model, dense.axes, ids)
         if experiment.criterion not in LAYER_CRITERIA:
             wanted = list(dict.fromkeys([experiment.criterion, *criteria]))
             members = self.members(experiment, wanted)[experiment.criterion]
@@ -230,6 +235,10 @@ class Pipeline:
         changes = plan is not None or experiment.recovery or experiment.int8
         loaded = self.own(experiment.model) if changes else self.dense(experiment.model)
         model, history, n_dense = loaded.model, [], count_parameters(loaded.model)
+        if experiment.repaired and plan is not None:
+            with self.timed("repair"):
+                ids = self.calibration_ids(experiment.calibration, loaded.tokenizer)
+                repair_(model, plan, ids, axes=loaded.axes)
         if plan is not None:
             with self.timed("prune"):
                 prune_(model, plan, axes=loaded.axes)
