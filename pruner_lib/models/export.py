@@ -8,7 +8,6 @@ llama.cpp's own `llama-quantize` makes them smaller. The tokenizer is in `export
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
