@@ -1,7 +1,8 @@
 """Where texts and instructions come from: a name becomes documents or rows.
 
 A name is looked up in the local data directory `$PRUNER_LIB_DATA`, then in the asset cache, then on the
-Hugging Face hub. Nothing is tokenised here. Layout of a local data directory, every entry optional:
+Hugging Face hub; the path of a .txt, .json or .jsonl file is one too. Nothing is tokenised here. Layout of a
+local data directory, every entry optional:
 
     wikitext2/wiki.test.raw    lines are rows: newline kept, a blank line is "" (WikiText-2 raw, test split)
     ptb/ptb.valid.txt          lines are rows, stripped (Penn Treebank, validation split)
@@ -40,13 +41,13 @@ class Corpus:
 
 
 def local_text(name: str) -> Path | None:
-    """Find the file of a text in the local data directory; None where it comes from elsewhere."""
-    return local_path(f"{name}.txt") or (local_path(ROWS[name]) if name in ROWS else None)
+    """Find the file of a text, a path or in the local data directory; None where it comes from elsewhere."""
+    return _documents_file(name) or (local_path(ROWS[name]) if name in ROWS else None)
 
 
 def local_instructions(name: str) -> Path | None:
-    """Find the file of instructions in the local data directory; None where they come from elsewhere."""
-    return local_path(f"{name}.json") or local_path(f"{name}.jsonl")
+    """Find the file of instructions, as `local_text` finds that of a text."""
+    return _own_file(name, ".json", ".jsonl") or local_path(f"{name}.json") or local_path(f"{name}.jsonl")
 
 
 def local_questions(task: str) -> Path | None:
@@ -54,12 +55,21 @@ def local_questions(task: str) -> Path | None:
     return local_path(f"tasks/{task}.jsonl")
 
 
+def _documents_file(name: str) -> Path | None:
+    return _own_file(name, ".txt") or local_path(f"{name}.txt")
+
+
+def _own_file(name: str, *endings: str) -> Path | None:
+    path = Path(name).expanduser()
+    return path if path.suffix in endings and path.is_file() else None
+
+
 def read_corpus(name: str) -> Corpus:
     """Read a text by name.
 
     Raises: ValueError: unknown name, no text in it, or it is nowhere to be found.
     """
-    path = local_path(f"{name}.txt")
+    path = _documents_file(name)
     if path is not None:
         blocks = path.read_text(encoding="utf-8").split("\n\n")
         corpus = Corpus(tuple(block.strip("\n") for block in blocks if block.strip()), "\n\n")
@@ -67,7 +77,8 @@ def read_corpus(name: str) -> Corpus:
         corpus = CORPORA[name]()
     else:
         raise ValueError(
-            f"unknown text {name!r}: known are {', '.join(CORPORA)}, and NAME.txt in PRUNER_LIB_DATA"
+            f"unknown text {name!r}: known are {', '.join(CORPORA)}, NAME.txt in PRUNER_LIB_DATA, "
+            "and the path of a .txt file"
         )
     if not any(document.strip() for document in corpus.documents):
         raise ValueError(f"text {name!r} is empty; wanted at least one document")
@@ -135,8 +146,8 @@ def read_instructions(name: str) -> list[dict[str, str]]:
     path = local_instructions(name)
     if path is None and name not in INSTRUCTIONS:
         raise ValueError(
-            f"unknown instructions {name!r}: known are {', '.join(INSTRUCTIONS)}, and NAME.json or "
-            "NAME.jsonl in PRUNER_LIB_DATA"
+            f"unknown instructions {name!r}: known are {', '.join(INSTRUCTIONS)}, NAME.json or "
+            "NAME.jsonl in PRUNER_LIB_DATA, and the path of such a file"
         )
     if path is None:
         return INSTRUCTIONS[name]()

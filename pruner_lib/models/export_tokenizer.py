@@ -87,8 +87,8 @@ def _add_bytes(writer: GGUFWriter, state: dict[str, Any]) -> None:
     model, normal = state["model"], state["normalizer"]
     if not names or (model.get("ignore_merges") or False) != (names[0] in IGNORES_MERGES):
         raise ValueError(
-            f"{', '.join(WORD_RULES)} are the rules that can be written; this tokenizer cuts a text into words "
-            f"by {json.dumps(rule)} with ignore_merges {model.get('ignore_merges')}"
+            f"{', '.join(WORD_RULES)} are the rules that can be written; this tokenizer cuts a text into "
+            f"words by {json.dumps(rule)} with ignore_merges {model.get('ignore_merges')}"
         )
     if normal is not None and normal["type"] != "NFC":
         raise ValueError(f"llama.cpp changes no text before it cuts it, this tokenizer does: {normal}")
