@@ -47,14 +47,14 @@ def to_gguf(
     Returns: `path`. `llama-cli -m path` runs it, and `ollama create` with a Modelfile of `FROM path`.
     Raises: ValueError: another architecture, a setting or tokenizer that llama.cpp has not in this form,
         or weights too large for float16. OSError: the disk is full. Nothing is written then.
-    Source: llama.cpp, `conversion/llama.py` and `src/models/deci.cpp`.
+    Source: llama.cpp, `convert_hf_to_gguf.py` and `src/models/deci.cpp`.
     """
-    if not isinstance(model, PreTrainedModel):
+    if isinstance(model, (str, Path)):
         model, found = load_model(model, dtype=dtype or torch.float32)
         tokenizer = tokenizer or found
+    _check_function(model)
     dtype = dtype or model.dtype
-    writer = _described(model, tokenizer, dtype)
-    tensors = _tensors(model)
+    writer, tensors = _described(model, tokenizer, dtype), _tensors(model)
     for name, parameter, _ in tensors:
         kind, size = _stored_type(parameter, dtype), parameter.numel()
         writer.add_tensor_info(name, parameter.shape, None, size * kind.itemsize, raw_dtype=TYPES[kind][0])
@@ -75,6 +75,7 @@ def to_gguf(
 
 def check_gguf(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> None:
     """Raise the ValueError of `to_gguf`, if there is one, without writing anything."""
+    _check_function(model)
     _described(model, tokenizer, model.dtype)
     _tensors(model)
 
@@ -86,23 +87,19 @@ def _described(
 
     Raises: ValueError: see `to_gguf`.
     """
-    _check_function(model)
     if dtype not in TYPES:
         raise ValueError(f"dtype came as {dtype}, wanted one of {', '.join(map(str, TYPES))}")
-    config, layers = model.config, model.model.layers
-    head_dim = layers[0].self_attn.head_dim
-    n_q = [layer.self_attn.q_proj.out_features // head_dim for layer in layers]
-    n_kv = [layer.self_attn.k_proj.out_features // head_dim for layer in layers]
-    n_mlp = [layer.mlp.down_proj.in_features for layer in layers]
-    uniform = all(len(set(widths)) == 1 for widths in (n_q, n_kv, n_mlp))
-    first = [widths[0] for widths in (n_q, n_kv, n_mlp)]
+    config, vocabulary = model.config, model.get_input_embeddings().num_embeddings
+    widths = _widths(model)
+    uniform = all(len(set(numbers)) == 1 for numbers in widths)
+    n_q, n_kv, n_mlp = [numbers[0] if uniform else numbers for numbers in widths]
     writer = GGUFWriter(None, "llama" if uniform else "deci")
-    writer.add_head_count(first[0] if uniform else n_q)
-    writer.add_head_count_kv(first[1] if uniform else n_kv)
-    writer.add_feed_forward_length(first[2] if uniform else n_mlp)
-    for length in (writer.add_key_length, writer.add_value_length, writer.add_rope_dimension_count):
-        length(head_dim)
-    writer.add_block_count(len(layers))
+    writer.add_head_count(n_q)
+    writer.add_head_count_kv(n_kv)
+    writer.add_feed_forward_length(n_mlp)
+    for add in (writer.add_key_length, writer.add_value_length, writer.add_rope_dimension_count):
+        add(model.model.layers[0].self_attn.head_dim)
+    writer.add_block_count(len(model.model.layers))
     writer.add_embedding_length(model.get_input_embeddings().embedding_dim)
     # a model that looks back over a sliding window only is the same up to that length
     window = getattr(config, "sliding_window", None) or config.max_position_embeddings
@@ -110,39 +107,44 @@ def _described(
     writer.add_layer_norm_rms_eps(model.model.norm.variance_epsilon)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_file_type(TYPES[dtype][1])
-    vocabulary = model.get_input_embeddings().num_embeddings
     writer.add_vocab_size(vocabulary)
     add_tokenizer(writer, tokenizer, vocabulary)
     return writer
 
 
+def _widths(model: PreTrainedModel) -> tuple[list[int], list[int], list[int]]:
+    """Query heads, key and value heads, and MLP channels of each layer."""
+    layers = [(layer.self_attn, layer.mlp) for layer in model.model.layers]
+    n_q = [attention.q_proj.out_features // attention.head_dim for attention, _ in layers]
+    n_kv = [attention.k_proj.out_features // attention.head_dim for attention, _ in layers]
+    return n_q, n_kv, [mlp.down_proj.in_features for _, mlp in layers]
+
+
 def _check_function(model: PreTrainedModel) -> None:
     """Refuse a model that llama.cpp's `llama` and `deci` would compute in another way."""
     check_in_memory(model)
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(f"{type(model).__name__} is no model of transformers; load_model gives one")
     config = model.config
     if config.model_type not in MODEL_TYPES:
         raise ValueError(
             f"GGUF is written for models of the types {', '.join(MODEL_TYPES)}, got {config.model_type!r}: "
             "convert the folder of an evenly pruned one with llama.cpp's convert_hf_to_gguf.py"
         )
-    layers, rope = model.model.layers, config.rope_parameters
-    head_dim = layers[0].self_attn.head_dim
+    layers, rope_type = model.model.layers, config.rope_parameters["rope_type"]
+    head_dim, n_rotated = layers[0].self_attn.head_dim, 2 * len(model.model.rotary_emb.inv_freq)
     scalings = {layer.self_attn.scaling for layer in layers}
     norms = {m.variance_epsilon for m in model.modules() if hasattr(m, "variance_epsilon")}
-    settings = (  # what came, what llama.cpp computes
+    settings = (  # what came, is that what llama.cpp computes
         ("hidden_act", config.hidden_act, config.hidden_act in ("silu", "swish")),
-        ("rope_type", rope["rope_type"], rope["rope_type"] in STATIC_ROPES),
-        ("scalings of the attention", sorted(scalings), scalings == {head_dim**-0.5}),
-        ("rotated dims of a head", 2 * len(model.model.rotary_emb.inv_freq), not _partial(model, head_dim)),
-        ("epsilons of the norms", sorted(norms), len(norms) == 1),
+        ("rope_type", rope_type, rope_type in STATIC_ROPES),
+        ("number of rotated channels a head", n_rotated, n_rotated == head_dim),
+        ("attention is scaled by", scalings, scalings == {head_dim**-0.5}),
+        ("norms have the epsilons", norms, len(norms) == 1),
     )
     for name, came, fits in settings:
         if not fits:
-            raise ValueError(f"llama.cpp has no llama whose {name} is {came}: this model can't become a GGUF")
-
-
-def _partial(model: PreTrainedModel, head_dim: int) -> bool:
-    return 2 * len(model.model.rotary_emb.inv_freq) != head_dim
+            raise ValueError(f"llama.cpp has no llama like this one, {name}: {came}; no GGUF can be written")
 
 
 def _tensors(model: PreTrainedModel) -> list[tuple[str, Tensor, int | None]]:

@@ -78,6 +78,14 @@ def test_llama_cpp_computes_the_pruned_model(family, options, written, path):
     assert architecture(path) == written
 
 
+def test_query_heads_of_each_key_and_value_head_may_be_fewer(path):
+    model = build("llama-gqa")
+    axes = discover(model, query_heads=True)
+    prune_(model, select(axes, random_scores(axes), ratio=0.3, protect_first=1))
+    counts = [layer.self_attn.q_proj.out_features // 8 for layer in model.model.layers]
+    assert counts == [6, 4, 4] and disagreement(model, path) < SAME
+
+
 def test_rows_in_the_order_of_transformers_are_another_model(uneven, path, monkeypatch):
     monkeypatch.setattr(export, "interleaved", lambda rows, n_heads: rows)
     assert disagreement(uneven, path) > 10 * SAME
@@ -142,8 +150,8 @@ YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0}
 REFUSED = {
     "gemma2": ({}, "of the types llama, mistral, qwen2, got 'gemma2'"),
     "qwen3": ({}, "got 'qwen3'"),
-    "llama-gqa": ({"hidden_act": "gelu"}, "whose hidden_act is gelu"),
-    "llama-mha": ({"rope_parameters": YARN}, "whose rope_type is yarn"),
+    "llama-gqa": ({"hidden_act": "gelu"}, "hidden_act: gelu"),
+    "llama-mha": ({"rope_parameters": YARN}, "rope_type: yarn"),
 }
 
 
@@ -156,6 +164,19 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(family, path):
             refuse()
     assert not list(path.parent.iterdir())
     check_gguf(build("llama-gqa"), letters())
+
+
+@pytest.mark.parametrize("part", ["scaled", "rotated", "epsilon"])
+def test_what_a_config_does_not_say_is_looked_at_too(part, path):
+    model = build("llama-gqa")
+    if part == "scaled":
+        model.model.layers[1].self_attn.scaling = 1.0
+    elif part == "rotated":
+        model.model.rotary_emb.inv_freq = model.model.rotary_emb.inv_freq[:2]
+    else:
+        model.model.layers[1].input_layernorm.variance_epsilon = 0.1
+    with pytest.raises(ValueError, match=f"no llama like this one, .*{part}"):
+        to_gguf(model, path, tokenizer=letters())
 
 
 def test_a_parameter_that_a_llama_has_not_is_refused(uneven, path):
@@ -180,8 +201,13 @@ def test_an_older_file_stays_where_weights_are_too_large(path):
 
 @pytest.mark.parametrize(
     ("options", "reason"),
-    [({"dtype": torch.float64}, "dtype came as torch.float64"), ({"tokenizer": None}, "holds the tokenizer")],
+    [
+        ({"dtype": torch.float64}, "dtype came as torch.float64"),
+        ({"tokenizer": None}, "holds the tokenizer"),
+        ({"model": torch.nn.Linear(2, 2)}, "Linear is no model of transformers"),
+        ({"model": "nothing"}, "unknown model 'nothing'"),
+    ],
 )
 def test_other_arguments_are_refused(options, reason, uneven, path):
     with pytest.raises(ValueError, match=reason):
-        to_gguf(uneven, path, **{"tokenizer": letters()} | options)
+        to_gguf(**{"model": uneven, "path": path, "tokenizer": letters()} | options)
