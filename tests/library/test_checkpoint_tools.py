@@ -19,16 +19,7 @@ from families import COMMON, FAMILIES, build, logits, random_scores, tokens
 from peft import LoraConfig, PeftModel, get_peft_model
 from remote_family import build_remote, prompts, remote_tokenizer
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    Trainer,
-    TrainingArguments,
-    pipeline,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, pipeline
 
 from pruner_lib import discover, load_model, prune_, save_model, select, zero_shot
 from pruner_lib.evaluation.int8 import Int8Linear, quantise_
@@ -288,83 +279,3 @@ def test_every_kind_of_group_survives(name, kind, tmp_path, monkeypatch):
     if kind == "plain":
         assert type(again) is getattr(transformers, model.config.architectures[0])
     assert AutoTokenizer.from_pretrained(tmp_path / "m").decode([68]) == tiny_tokenizer().decode([68])
-
-
-HEADS = [AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification]
-
-
-def hidden(model) -> torch.Tensor:
-    with torch.no_grad():
-        return model.base_model(tokens()).last_hidden_state
-
-
-@pytest.mark.parametrize("family", ["llama-tied", "gpt2", "opt", "glm"])
-@pytest.mark.parametrize("head", [AutoModel, AutoModelForSequenceClassification], ids=lambda c: c.__name__)
-def test_the_body_loads_alone_and_under_a_classifier(head, family, tmp_path):
-    """And is saved again, from where the language model's body loads, too."""
-    model = build(family)
-    axes = discover(model)
-    prune_(model, select(axes, random_scores(axes), **KINDS["uneven"]))
-    save_model(model, None, tmp_path / "m")
-    once = head.from_pretrained(tmp_path / "m", trust_remote_code=True).eval()
-    once.save_pretrained(tmp_path / "again")
-    for other in (head, AutoModelForCausalLM):
-        again = other.from_pretrained(tmp_path / "again", trust_remote_code=True).eval()
-        assert torch.equal(hidden(again), hidden(model)) and torch.equal(hidden(once), hidden(model))
-        assert [p.shape for p in again.base_model.parameters()] == [
-            p.shape for p in model.base_model.parameters()
-        ]
-
-
-def test_a_head_that_transformers_has_not_is_named(tmp_path):
-    model = build("granite")
-    axes = discover(model)
-    prune_(model, select(axes, random_scores(axes), **KINDS["uneven"]))
-    save_model(model, None, tmp_path / "m")
-    with pytest.raises(ValueError, match="no class of AutoModelForSequenceClassification for granite"):
-        AutoModelForSequenceClassification.from_pretrained(tmp_path / "m", trust_remote_code=True)
-    AutoModel.from_pretrained(tmp_path / "m", trust_remote_code=True)
-
-
-@pytest.mark.parametrize("mismatch", [False, True])
-@pytest.mark.parametrize("head", HEADS, ids=lambda c: c.__name__)
-def test_without_trust_nothing_is_filled_at_random(head, mismatch, folders):
-    with pytest.raises(ValueError, match="pass the argument `trust_remote_code=True`"):
-        head.from_pretrained(folders["uneven"], ignore_mismatched_sizes=mismatch)
-    trusted = head.from_pretrained(
-        folders["uneven"], ignore_mismatched_sizes=mismatch, trust_remote_code=True
-    ).eval()
-    assert torch.equal(hidden(trusted), hidden(load(folders["uneven"], "uneven")))
-    head.from_pretrained(folders["plain"], ignore_mismatched_sizes=mismatch)
-
-
-def test_the_tokenizer_of_a_pruned_folder_needs_no_trust(folder):
-    assert AutoTokenizer.from_pretrained(folder)("a b")["input_ids"] == tiny_tokenizer()("a b")["input_ids"]
-
-
-@pytest.mark.parametrize("options", [KINDS["uneven"], {"ratio": 0.25, "granularity": "channel"}], ids=str)
-@pytest.mark.parametrize("tied", [False, True])
-def test_a_vocabulary_may_grow_after_the_cut(tied, options, tmp_path):
-    model = build("llama-gqa", tie_word_embeddings=tied)
-    axes = discover(model)
-    prune_(model, select(axes, random_scores(axes), **options)).resize_token_embeddings(70)
-    save_model(model, None, tmp_path / "ours")
-    model.save_pretrained(tmp_path / "theirs")
-    for name in ("ours", "theirs"):
-        again = AutoModelForCausalLM.from_pretrained(tmp_path / name, trust_remote_code=True).eval()
-        assert torch.equal(logits(again, tokens()), logits(model, tokens()))
-        assert again.get_output_embeddings().weight.shape == (70, again.config.hidden_size)
-        assert (again.get_output_embeddings().weight is again.get_input_embeddings().weight) == tied
-
-
-def test_folders_of_an_earlier_form_load(folders, tmp_path):
-    """Their config named the dense model's type, and the causal language model alone."""
-    model, old = load(folders["uneven"], "uneven"), tmp_path / "old"
-    model.save_pretrained(old)
-    tiny_tokenizer().save_pretrained(old)
-    settings = json.loads((old / "config.json").read_text())
-    head = "AutoModelForCausalLM"
-    settings |= {"model_type": "llama", "auto_map": {head: settings["auto_map"][head]}}
-    (old / "config.json").write_text(json.dumps(settings))
-    for again in (load(old, "uneven"), load_model(old)[0], load_model(old, trust_remote_code=True)[0]):
-        assert torch.equal(logits(again, tokens()), logits(model, tokens()))
