@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which don't run `__getattr__
     from pruner_lib.method.prune import mask_ as mask_
     from pruner_lib.method.repair import repair_ as repair_
     from pruner_lib.method.select import select as select
+    from pruner_lib.models.export import to_gguf as to_gguf
     from pruner_lib.models.load import load_model as load_model
     from pruner_lib.models.prune import prune_ as prune_
     from pruner_lib.models.save import save_model as save_model
@@ -51,6 +52,7 @@ _HOME = {
     "save_model": "models.save",
     "select": "method.select",
     "text_ids": "data.windows",
+    "to_gguf": "models.export",
     "zero_shot": "evaluation.zero_shot",
 }
 __all__ = sorted(_HOME)

@@ -45,19 +45,26 @@ class Corpus:
     separator: str = ""
 
 
-def local_text(name: str) -> Path | None:
-    """Find the file of a text in the local data directory; None where it comes from elsewhere."""
-    return local_path(f"{name}.txt") or (local_path(ROWS[name]) if name in ROWS else None)
+def local_text(name: str | Path) -> Path | None:
+    """Find the file of a text, a path or in the local data directory; None where it comes from elsewhere."""
+    own = local_path(f"{name}.txt") or _own_file(name)
+    return own or (local_path(ROWS[name]) if name in ROWS else None)
 
 
-def local_instructions(name: str) -> Path | None:
-    """Find the file of instructions in the local data directory; None where they come from elsewhere."""
-    return local_path(f"{name}.json") or local_path(f"{name}.jsonl")
+def local_instructions(name: str | Path) -> Path | None:
+    """Find the file of instructions, as `local_text` finds that of a text."""
+    return local_path(f"{name}.json") or local_path(f"{name}.jsonl") or _own_file(name)
 
 
 def local_questions(task: str) -> Path | None:
     """Find the questions of a task in the local data directory; None where they come from elsewhere."""
     return local_path(f"tasks/{task}.jsonl")
+
+
+def _own_file(name: str | Path) -> Path | None:
+    """The file that is meant by a path; a name without an ending is no path, but a Path is."""
+    path = Path(name).expanduser()
+    return path if (path.suffix or isinstance(name, Path)) and path.is_file() else None
 
 
 def read_corpus(text: Text, separator: str = "\n\n") -> Corpus:
@@ -74,7 +81,7 @@ def read_corpus(text: Text, separator: str = "\n\n") -> Corpus:
         corpus = Corpus(tuple(rows), separator)
         if wrong := [type(row).__name__ for row in corpus.documents if not isinstance(row, str)]:
             raise ValueError(f"a text is a list of documents, each a str, but one is of type {wrong[0]}")
-    elif path := local_path(f"{text}.txt") or _as_path(text):
+    elif path := local_path(f"{text}.txt") or _own_file(text):
         blocks = (
             re.split(r"\n(?:[ \t]*\n)+", _read(path)) if separator == "\n\n" else _read(path).split(separator)
         )
@@ -96,10 +103,6 @@ def describe(text: Text) -> str:
     if isinstance(text, (str, Path)):
         return repr(str(text))
     return f"of {len(text)} documents"
-
-
-def _as_path(text: str | Path) -> Path | None:
-    return Path(text) if Path(text).is_file() else None
 
 
 def _read(path: Path) -> str:
@@ -170,7 +173,7 @@ def read_instructions(name: str | Path) -> list[dict[str, Any]]:
              own they may hold `messages` or `text` instead.
     Raises:  ValueError: unknown name, malformed rows, or it is nowhere to be found.
     """
-    path = local_instructions(str(name)) or _as_path(name)
+    path = local_instructions(name)
     if path is None and name not in INSTRUCTIONS:
         raise ValueError(
             f"unknown instructions {str(name)!r}: known are {', '.join(INSTRUCTIONS)}, NAME.json or "

@@ -207,7 +207,7 @@ def _removed_parameters(
     if abs(reached - share) > TOLERANCE:
         raise ValueError(
             f"no plan removes {share:.1%} of the parameters to within {TOLERANCE:.1%}: the nearest removes "
-            f"{reached:.1%}. Protect fewer layers, lower the ratio, or use target='groups'"
+            f"{reached:.1%}. Protect fewer layers, lower the ratio or multiple_of, or use target='groups'"
         )
     return counts(by_kind)
 

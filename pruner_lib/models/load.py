@@ -49,7 +49,14 @@ from pruner_lib.method.layout import check_layout
 from pruner_lib.method.offload import offloaded
 from pruner_lib.models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration, tie_equal_
 from pruner_lib.models.chatglm_tokenizer import ChatGLMTokenizer
-from pruner_lib.models.modeling_pruned import AUTO_CLASS, PrunedModelForCausalLM, pruned_class
+from pruner_lib.models.modeling_pruned import (
+    AUTO_CLASS,
+    PREFIX,
+    PrunedConfig,
+    PrunedModelForCausalLM,
+    dense_type,
+    pruned_class,
+)
 from pruner_lib.models.twins import with_own_heads
 
 EMBEDDED, TWIN = "smollm2-135m", "smollm2-135m-mha"
@@ -148,7 +155,7 @@ def _is_pruned(folder: Path, trusted: bool) -> bool:
     """
     path = folder / "config.json"
     settings = read_json(path)
-    unknown = "auto_map" in settings and settings.get("model_type") not in CONFIG_MAPPING
+    unknown = "auto_map" in settings and dense_type(settings) not in CONFIG_MAPPING
     ours = ChatGLMConfig.describes(settings)
     if not trusted and not ours and (unknown or "dense_class" in settings):
         files = ", ".join(sorted(p.name for p in folder.glob("*.py")))
@@ -183,7 +190,7 @@ def _load(
         config = ChatGLMConfig.from_pretrained(source, revision=revision)
         vars(config).pop("auto_map", None)  # names the hub's own code
     else:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=trusted, revision=revision)
+        config = _config(source, pruned, trusted, revision)
     if not trusted:
         config._attn_implementation = None  # the name of a kernel would fetch code from the hub
     build = PrunedModelForCausalLM if pruned else AutoModelForCausalLM
@@ -210,6 +217,15 @@ def _load(
     if ours:
         return tie_equal_(model), ChatGLMTokenizer.from_pretrained(source, revision=revision)
     return model, _load_tokenizer(source, trusted, revision)
+
+
+def _config(source: str, pruned: bool, trusted: bool, revision: str) -> PreTrainedConfig:
+    """Read a config; that of an unevenly pruned model of transformers by our own code."""
+    if pruned:
+        settings, _ = PreTrainedConfig.get_config_dict(source)
+        if settings["model_type"].startswith(PREFIX):
+            return PrunedConfig.from_pretrained(source)
+    return AutoConfig.from_pretrained(source, trust_remote_code=trusted, revision=revision)
 
 
 def _load_tokenizer(source: str, trusted: bool, revision: str) -> PreTrainedTokenizerBase:

@@ -4,7 +4,11 @@
 say. The dense class is built first and then given these widths, so this file knows no architecture and
 copies no model code. Where that class is no part of transformers, its own files lie in the folder too, and
 the key `dense_class` names it. Loaded by `AutoModelForCausalLM.from_pretrained(folder,
-trust_remote_code=True)`; needs transformers, not pruner_lib.
+trust_remote_code=True)`, or by AutoModel and AutoModelForSequenceClassification; needs transformers, not
+pruner_lib.
+
+The `model_type` in the file is `pruned-llama` for a llama: so transformers asks for the trust that it needs,
+where it would else build the dense widths and offer to fill them at random (`ignore_mismatched_sizes`).
 
 The key `per_layer_config` of transformers is not used: up to 5.23 the model classes do not build from it (a
 config that carries it raises as soon as a class, or the check of the config itself, reads a key that differs
@@ -14,18 +18,31 @@ whose head size follows from the hidden size, nor slices of inputs.
 
 from __future__ import annotations
 
+import json
 import sys
 from functools import cache
 from pathlib import Path
 
 import transformers
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module, get_relative_import_files
+from transformers.models.auto import modeling_auto
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from pruner_lib.method.layout import apply_layout_, check_layout
 
 AUTO_CLASS = "AutoModelForCausalLM"
-AUTO_MAP = {AUTO_CLASS: "modeling_pruned.PrunedModelForCausalLM"}
+MODULE = "modeling_pruned"  # this file, beside the weights
+CONFIG_CLASS = f"{MODULE}.PrunedConfig"
+PREFIX = "pruned-"  # before the dense model's `model_type`
+HEADS = {  # auto class -> the class here that it finds, and the names of transformers' classes by model type
+    AUTO_CLASS: ("PrunedModelForCausalLM", modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
+    "AutoModel": ("PrunedModel", modeling_auto.MODEL_MAPPING_NAMES),
+    "AutoModelForSequenceClassification": (
+        "PrunedModelForSequenceClassification",
+        modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    ),
+}
 
 
 @cache
@@ -41,7 +58,7 @@ def pruned_class(dense: type[PreTrainedModel]) -> type[PreTrainedModel]:
             if hasattr(config, "pruning_layout"):
                 check_layout(config.pruning_layout)
                 self.pruning_layout = config.pruning_layout
-                apply_layout_(self, config.pruning_layout)
+                apply_layout_(self, _layout_for(self, config.pruning_layout))
 
         def __reduce_ex__(self, protocol):  # this class can't be imported by its name
             return _new_instance, (dense,), *super().__reduce_ex__(protocol)[2:]
@@ -50,9 +67,11 @@ def pruned_class(dense: type[PreTrainedModel]) -> type[PreTrainedModel]:
             copy_code(save_directory, dense)
             write_layout(self)
             super().save_pretrained(save_directory, *args, **kwargs)
+            write_model_type(save_directory)
 
         def _upload_modified_files(self, working_dir, *args, **kwargs):
             copy_code(working_dir, dense)  # only what is newer than the call of save_pretrained is uploaded
+            write_model_type(working_dir)
             return super()._upload_modified_files(working_dir, *args, **kwargs)
 
     # transformers renames weights on loading and saving for its own classes only, and goes by these names
@@ -77,7 +96,8 @@ def make_saveable_(model: PreTrainedModel) -> PreTrainedModel:
         write_layout(model)
     elif dense is not type(model):
         model.__class__ = dense
-        model.config.auto_map = {k: v for k, v in model.config.auto_map.items() if k != AUTO_CLASS}
+        auto_map = model.config.auto_map
+        model.config.auto_map = {k: v for k, v in auto_map.items() if not v.startswith(f"{MODULE}.")}
         vars(model.config).pop("dense_class", None)
     return model
 
@@ -86,34 +106,70 @@ def write_layout(model: PreTrainedModel) -> None:
     """Write into the config of a pruned model what its folder needs to be loaded again."""
     config, dense = model.config, type(model).dense_class
     config.pruning_layout = model.pruning_layout
-    config.auto_map = {**(getattr(config, "auto_map", None) or {}), **AUTO_MAP}
+    heads = {auto_class: f"{MODULE}.{name}" for auto_class, (name, _) in HEADS.items()}
     if is_foreign(dense):
+        heads = {AUTO_CLASS: heads[AUTO_CLASS]}
         config.dense_class = f"{dense.__module__.rpartition('.')[2]}.{dense.__name__}"
     if is_foreign(type(config)):
         type(config).register_for_auto_class()
+    else:
+        heads["AutoConfig"] = CONFIG_CLASS
+    config.auto_map = {**(getattr(config, "auto_map", None) or {}), **heads}
 
 
-def _class_for(config, source: str, **kwargs) -> type[PreTrainedModel]:
+def write_model_type(folder: str | Path) -> None:
+    """Let the config in a folder say that it is a pruned model's, if our `PrunedConfig` reads it."""
+    path = Path(folder) / "config.json"
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if settings.get("auto_map", {}).get("AutoConfig") == CONFIG_CLASS:
+        settings["model_type"] = PREFIX + dense_type(settings)
+        path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def dense_type(settings: dict) -> str | None:
+    """The `model_type` of the dense model, from what is in a config.json."""
+    return (settings.get("model_type") or "").removeprefix(PREFIX) or None
+
+
+def _layout_for(model: PreTrainedModel, layout: dict) -> dict:
+    """The layout of a causal language model for another head on the same body, or for the body alone."""
+    if model.can_generate():
+        return layout
+    names = {name for name, _ in [*model.named_modules(), *model.named_parameters()]}
+    body = f"{model.base_model_prefix}." if model.base_model is model else ""
+    parts = {part: {n.removeprefix(body): entry for n, entry in layout[part].items()} for part in layout}
+    return {part: {n: entry for n, entry in parts[part].items() if n in names} for part in parts}
+
+
+def _class_for(config, source: str, auto_class: str, **kwargs) -> type[PreTrainedModel]:
     """The class that builds a model: of transformers, or from a file beside the weights.
 
     It need not be a pruned one: once such a model was loaded, transformers asks here for every model of the
     same config class.
 
-    Raises: ValueError: the installed transformers has no class of this name.
+    Raises: ValueError: the installed transformers has no such class.
     """
     pruned = getattr(config, "pruning_layout", None)
     own = getattr(config, "dense_class", None)
     if not own and not pruned:  # a whole model: its own class, if it has one
-        own = (getattr(config, "auto_map", None) or {}).get(AUTO_CLASS)
-    dense = getattr(transformers, config.architectures[0], None)
+        own = (getattr(config, "auto_map", None) or {}).get(auto_class)
     if own:
         dense = get_class_from_dynamic_module(own, source, **kwargs)
+    else:
+        dense = getattr(transformers, _dense_name(config, auto_class), None)
     if dense is None:
         raise ValueError(
-            f"transformers {transformers.__version__} has no model class {config.architectures[0]}; "
-            "install a newer one"
+            f"transformers {transformers.__version__} has no class of {auto_class} for {config.model_type} "
+            f"({', '.join(config.architectures)}); install a newer one, or load it by another Auto class"
         )
     return pruned_class(dense) if pruned else dense
+
+
+def _dense_name(config, auto_class: str) -> str:
+    known = HEADS[auto_class][1].get(config.model_type, ())
+    known = (known,) if isinstance(known, str) else known
+    saved = (config.architectures or [""])[0]
+    return saved if saved in known or not known and auto_class == AUTO_CLASS else "".join(known[:1])
 
 
 def is_foreign(cls: type) -> bool:
@@ -150,8 +206,20 @@ def copy_code(folder: str | Path, dense: type[PreTrainedModel]) -> None:
             target.write_text(text.replace("from pruner_lib.method.layout", "from .layout"), encoding="utf-8")
 
 
+class PrunedConfig(PreTrainedConfig):
+    """What `auto_map` names for the config: hands over to the dense model's. It is never built itself."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        settings, kwargs = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **kwargs)
+        settings["model_type"] = dense_type(settings)
+        return CONFIG_MAPPING[settings["model_type"]].from_dict(settings, **kwargs)
+
+
 class PrunedModelForCausalLM:
     """What `auto_map` names: hands over to the pruned form of the dense class. It is never built itself."""
+
+    auto_class = AUTO_CLASS
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, **kwargs):
@@ -159,13 +227,25 @@ class PrunedModelForCausalLM:
         trusted = kwargs.get("trust_remote_code")
         config = config or AutoConfig.from_pretrained(source, trust_remote_code=trusted)
         hub = {k: kwargs[k] for k in ("cache_dir", "revision", "token", "local_files_only") if k in kwargs}
-        build = _class_for(config, source, **hub)
+        build = _class_for(config, source, cls.auto_class, **hub)
         return build.from_pretrained(source, *args, config=config, **kwargs)
 
     @classmethod
     def _from_config(cls, config, **kwargs):
-        return _class_for(config, config.name_or_path)._from_config(config, **kwargs)
+        return _class_for(config, config.name_or_path, cls.auto_class)._from_config(config, **kwargs)
 
     @classmethod
     def register_for_auto_class(cls, auto_class=AUTO_CLASS) -> None:
         """Called by transformers; the files are copied by `copy_code` instead."""
+
+
+class PrunedModel(PrunedModelForCausalLM):
+    """The body without a head."""
+
+    auto_class = "AutoModel"
+
+
+class PrunedModelForSequenceClassification(PrunedModelForCausalLM):
+    """The body with a new head, to be trained."""
+
+    auto_class = "AutoModelForSequenceClassification"

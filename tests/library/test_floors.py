@@ -11,7 +11,16 @@ import pytest
 
 import pruner_lib
 
-FLOORS = {"files": 0, "method": 1, "models": 2, "data": 2, "recovery": 3, "evaluation": 3, "study": 4}
+FLOORS = {
+    "files": 0,
+    "method": 1,
+    "models": 2,
+    "data": 2,
+    "recovery": 3,
+    "evaluation": 3,
+    "study": 4,
+    "__main__": 4,
+}
 METHOD = {"torch", "numpy", "scipy"} | set(sys.stdlib_module_names)  # and the modules of the project below it
 
 

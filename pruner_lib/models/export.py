@@ -1,0 +1,203 @@
+"""Export: one GGUF file, for llama.cpp and what is built on it (ollama, LM Studio).
+
+A model whose layers are all alike is written as llama.cpp's architecture `llama`. One with layers of
+different widths is written as its `deci`, made for models out of neural architecture search: the same
+function, with head counts and MLP widths as lists, a number a layer. Numbers are written as they are;
+llama.cpp's own `llama-quantize` makes them smaller. The tokenizer is in `export_tokenizer`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from gguf import MODEL_ARCH, GGMLQuantizationType, GGUFWriter, LlamaFileType, get_tensor_name_map
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pruner_lib.files import write_atomic
+from pruner_lib.method.offload import check_in_memory
+from pruner_lib.models.export_tokenizer import add_tokenizer
+from pruner_lib.models.load import load_model
+
+MODEL_TYPES = ("llama", "mistral", "qwen2")  # one function: RMS norms, rotated halves, SiLU-gated MLPs
+STATIC_ROPES = ("default", "linear", "llama3")  # angles that depend on nothing but the position
+TYPES = {  # dtype of the weights -> of the tensor, of the file
+    torch.float32: (GGMLQuantizationType.F32, LlamaFileType.ALL_F32),
+    torch.float16: (GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16),
+    torch.bfloat16: (GGMLQuantizationType.BF16, LlamaFileType.MOSTLY_BF16),
+}
+
+
+def to_gguf(
+    model: PreTrainedModel | str | Path,
+    path: str | Path,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    dtype: torch.dtype | None = None,
+) -> Path:
+    """Write a decoder of the LLaMA kind, pruned or not, with its tokenizer as one GGUF file.
+
+    Args:
+        model: in memory, or what `load_model` takes: a name, a folder or a hub id.
+        path: the file; one that is there is replaced.
+        tokenizer: of a model in memory; for the others that of their folder.
+        dtype: float32, float16 or bfloat16, for the matrices; vectors are float32. None: that of the
+            model, float32 for one that is read here.
+    Returns: `path`. `llama-cli -m path` runs it, and `ollama create` with a Modelfile of `FROM path`.
+    Raises: ValueError: another architecture, a setting or tokenizer that llama.cpp has not in this form,
+        or weights too large for float16. OSError: the disk is full. Nothing is written then.
+    Source: llama.cpp, `convert_hf_to_gguf.py` and `src/models/deci.cpp`.
+    """
+    if isinstance(model, (str, Path)):
+        model, found = load_model(model, dtype=dtype or torch.float32)
+        tokenizer = tokenizer or found
+    _check_function(model)
+    dtype = dtype or model.dtype
+    writer, tensors = _described(model, tokenizer, dtype), _tensors(model)
+    for name, parameter, _ in tensors:
+        kind, size = _stored_type(parameter, dtype), parameter.numel()
+        writer.add_tensor_info(name, parameter.shape, None, size * kind.itemsize, raw_dtype=TYPES[kind][0])
+
+    def write(temporary: Path) -> None:
+        try:
+            writer.write_header_to_file(temporary)
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            for name, parameter, n_heads in tensors:
+                tensor = _stored(name, parameter, n_heads, dtype)
+                writer.write_tensor_data(tensor.contiguous().view(torch.uint8).numpy())
+        finally:
+            writer.close()
+
+    return write_atomic(path, write)
+
+
+def check_gguf(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    """Raise the ValueError of `to_gguf`, if there is one, without writing anything."""
+    _check_function(model)
+    _described(model, tokenizer, model.dtype)
+    _tensors(model)
+
+
+def _described(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, dtype: torch.dtype
+) -> GGUFWriter:
+    """A writer that holds all but the tensors: sizes, rope, tokenizer.
+
+    Raises: ValueError: see `to_gguf`.
+    """
+    if dtype not in TYPES:
+        raise ValueError(f"dtype came as {dtype}, wanted one of {', '.join(map(str, TYPES))}")
+    config, vocabulary = model.config, model.get_input_embeddings().num_embeddings
+    widths = _widths(model)
+    uniform = all(len(set(numbers)) == 1 for numbers in widths)
+    n_q, n_kv, n_mlp = [numbers[0] if uniform else numbers for numbers in widths]
+    writer = GGUFWriter(None, "llama" if uniform else "deci")
+    writer.add_head_count(n_q)
+    writer.add_head_count_kv(n_kv)
+    writer.add_feed_forward_length(n_mlp)
+    for add in (writer.add_key_length, writer.add_value_length, writer.add_rope_dimension_count):
+        add(model.model.layers[0].self_attn.head_dim)
+    writer.add_block_count(len(model.model.layers))
+    writer.add_embedding_length(model.get_input_embeddings().embedding_dim)
+    # a model that looks back over a sliding window only is the same up to that length
+    window = getattr(config, "sliding_window", None) or config.max_position_embeddings
+    writer.add_context_length(min(window, config.max_position_embeddings))
+    writer.add_layer_norm_rms_eps(model.model.norm.variance_epsilon)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_file_type(TYPES[dtype][1])
+    writer.add_vocab_size(vocabulary)
+    add_tokenizer(writer, tokenizer, vocabulary)
+    return writer
+
+
+def _widths(model: PreTrainedModel) -> tuple[list[int], list[int], list[int]]:
+    """Query heads, key and value heads, and MLP channels of each layer."""
+    layers = [(layer.self_attn, layer.mlp) for layer in model.model.layers]
+    n_q = [attention.q_proj.out_features // attention.head_dim for attention, _ in layers]
+    n_kv = [attention.k_proj.out_features // attention.head_dim for attention, _ in layers]
+    return n_q, n_kv, [mlp.down_proj.in_features for _, mlp in layers]
+
+
+def _check_function(model: PreTrainedModel) -> None:
+    """Refuse a model that llama.cpp's `llama` and `deci` would compute in another way."""
+    check_in_memory(model)
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(f"{type(model).__name__} is no model of transformers; load_model gives one")
+    config = model.config
+    if config.model_type not in MODEL_TYPES:
+        raise ValueError(
+            f"GGUF is written for models of the types {', '.join(MODEL_TYPES)}, got {config.model_type!r}: "
+            "convert the folder of an evenly pruned one with llama.cpp's convert_hf_to_gguf.py"
+        )
+    layers, rope_type = model.model.layers, config.rope_parameters["rope_type"]
+    head_dim, n_rotated = layers[0].self_attn.head_dim, 2 * len(model.model.rotary_emb.inv_freq)
+    scalings = {layer.self_attn.scaling for layer in layers}
+    norms = {m.variance_epsilon for m in model.modules() if hasattr(m, "variance_epsilon")}
+    settings = (  # what came, is that what llama.cpp computes
+        ("hidden_act", config.hidden_act, config.hidden_act in ("silu", "swish")),
+        ("rope_type", rope_type, rope_type in STATIC_ROPES),
+        ("number of rotated channels a head", n_rotated, n_rotated == head_dim),
+        ("attention is scaled by", scalings, scalings == {head_dim**-0.5}),
+        ("norms have the epsilons", norms, len(norms) == 1),
+    )
+    for name, came, fits in settings:
+        if not fits:
+            raise ValueError(f"llama.cpp has no llama like this one, {name}: {came}; no GGUF can be written")
+
+
+def _tensors(model: PreTrainedModel) -> list[tuple[str, Tensor, int | None]]:
+    """Name in the file, tensor, and the number of heads whose rows are put in another order (or None).
+
+    Raises: ValueError: a parameter has no place in a llama of llama.cpp.
+    """
+    layers = model.model.layers
+    names = get_tensor_name_map(MODEL_ARCH.LLAMA, len(layers))
+    head_dim, tensors = layers[0].self_attn.head_dim, []
+    for name, parameter in model.named_parameters():  # tied ones once, as llama.cpp wants them
+        stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if stored is None:
+            raise ValueError(f"llama.cpp has no place in a llama for {name}: this model can't become a GGUF")
+        rotated = name.rsplit(".", 2)[-2] in ("q_proj", "k_proj")
+        tensors.append((stored, parameter.detach(), len(parameter) // head_dim if rotated else None))
+    factors = _rope_factors(model)
+    return tensors if factors is None else [*tensors, ("rope_freqs.weight", factors, None)]
+
+
+def _rope_factors(model: PreTrainedModel) -> Tensor | None:
+    """By what llama.cpp divides the angle of each pair: `(head_dim / 2,)`, None where nothing is scaled."""
+    frequencies = model.model.rotary_emb.inv_freq.float().cpu()
+    exponents = torch.arange(len(frequencies), dtype=torch.float32) / len(frequencies)
+    factors = model.config.rope_parameters["rope_theta"] ** -exponents / frequencies
+    return None if torch.allclose(factors, torch.ones(())) else factors
+
+
+def _stored_type(tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if tensor.ndim == 1 else dtype  # llama.cpp adds and multiplies by float32 vectors
+
+
+def _stored(name: str, tensor: Tensor, n_heads: int | None, dtype: torch.dtype) -> Tensor:
+    """A tensor as it lies in the file.
+
+    Raises: ValueError: a number is too large for the type.
+    """
+    if n_heads is not None:
+        tensor = interleaved(tensor, n_heads)
+    stored = tensor.to(device="cpu", dtype=_stored_type(tensor, dtype))
+    if dtype == torch.float16 and not stored.isfinite().all():
+        raise ValueError(f"{name} holds numbers that float16 can't; write bfloat16 or float32")
+    return stored
+
+
+def interleaved(rows: Tensor, n_heads: int) -> Tensor:
+    """Put the rows of each head in the order in which llama.cpp rotates them.
+
+    transformers turns row i of a head together with row i + head_dim / 2, llama.cpp row 2 i with 2 i + 1:
+
+        0 1 2 3 | 4 5 6 7  ->  0 4 1 5 2 6 3 7
+
+    Args:    rows: `(n_heads * head_dim, ...)`, a weight or a bias.
+    """
+    halves = rows.unflatten(0, (n_heads, 2, -1))  # (n_heads, 2, head_dim / 2, ...)
+    return halves.transpose(1, 2).flatten(0, 2)

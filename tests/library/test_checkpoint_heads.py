@@ -1,0 +1,113 @@
+"""An unevenly pruned folder under other heads and after other changes, and what it needs trust for."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from families import build, logits, random_scores, tokens
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
+
+from pruner_lib import discover, load_model, prune_, save_model, select
+from pruner_lib.models.load import tiny_tokenizer
+
+PLAIN, UNEVEN = {"ratio": 0.5}, {"ratio": 0.4, "scope": "global", "protect_first": 1}
+CHANNELS = {"ratio": 0.25, "granularity": "channel"}
+HEADS = [AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification]
+
+
+def pruned(family: str, options: dict, **changes):
+    model = build(family, **changes)
+    axes = discover(model)
+    return prune_(model, select(axes, random_scores(axes), **options))
+
+
+def load(folder, head=AutoModelForCausalLM, **options):
+    return head.from_pretrained(folder, trust_remote_code=True, **options).eval()
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    made = tmp_path_factory.mktemp("folders")
+    kinds = {"plain": PLAIN, "uneven": UNEVEN}
+    return {
+        kind: save_model(pruned("llama-gqa", options), tiny_tokenizer(), made / kind)
+        for kind, options in kinds.items()
+    }
+
+
+def hidden(model) -> torch.Tensor:
+    with torch.no_grad():
+        return model.base_model(tokens()).last_hidden_state
+
+
+@pytest.mark.parametrize("family", ["llama-tied", "gpt2", "opt", "glm"])
+@pytest.mark.parametrize("head", [AutoModel, AutoModelForSequenceClassification], ids=lambda c: c.__name__)
+def test_the_body_loads_alone_and_under_a_classifier(head, family, tmp_path):
+    """And is saved again, from where the language model's body loads, too."""
+    model = pruned(family, UNEVEN)
+    once = load(save_model(model, None, tmp_path / "m"), head)
+    once.save_pretrained(tmp_path / "again")
+    for other in (head, AutoModelForCausalLM):
+        again = load(tmp_path / "again", other)
+        assert torch.equal(hidden(again), hidden(model)) and torch.equal(hidden(once), hidden(model))
+        ours, theirs = ([p.shape for p in one.base_model.parameters()] for one in (model, again))
+        assert ours == theirs
+
+
+def test_a_head_that_transformers_has_not_is_named(tmp_path):
+    save_model(pruned("granite", UNEVEN), None, tmp_path / "m")
+    with pytest.raises(ValueError, match="no class of AutoModelForSequenceClassification for granite"):
+        load(tmp_path / "m", AutoModelForSequenceClassification)
+    assert load(tmp_path / "m", AutoModel)
+
+
+@pytest.mark.parametrize("mismatch", [False, True])
+@pytest.mark.parametrize("head", HEADS, ids=lambda c: c.__name__)
+def test_without_trust_nothing_is_filled_at_random(head, mismatch, folders, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *_: "n")  # on a terminal transformers asks
+    with pytest.raises(ValueError, match="pass the argument `trust_remote_code=True`"):
+        head.from_pretrained(folders["uneven"], ignore_mismatched_sizes=mismatch)
+    trusted = load(folders["uneven"], head, ignore_mismatched_sizes=mismatch)
+    assert torch.equal(hidden(trusted), hidden(load(folders["uneven"])))
+    assert head.from_pretrained(folders["plain"], ignore_mismatched_sizes=mismatch)
+
+
+@pytest.mark.parametrize("kind", ["plain", "uneven"])
+def test_the_tokenizer_needs_no_trust(kind, folders, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *_: "n")
+    tokenizer = AutoTokenizer.from_pretrained(folders[kind])
+    assert tokenizer("a b")["input_ids"] == tiny_tokenizer()("a b")["input_ids"]
+
+
+@pytest.mark.parametrize("options", [UNEVEN, CHANNELS], ids=["uneven", "channels"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_vocabulary_may_grow_after_the_cut(tied, options, tmp_path):
+    model = pruned("llama-gqa", options, tie_word_embeddings=tied)
+    model.resize_token_embeddings(70)
+    save_model(model, None, tmp_path / "ours")
+    model.save_pretrained(tmp_path / "theirs")
+    for name in ("ours", "theirs"):
+        again = load(tmp_path / name)
+        assert torch.equal(logits(again, tokens()), logits(model, tokens()))
+        assert again.get_output_embeddings().weight.shape == (70, again.config.hidden_size)
+        assert (again.get_output_embeddings().weight is again.get_input_embeddings().weight) == tied
+
+
+def test_folders_of_an_earlier_form_load(folders, tmp_path):
+    """Their config named the dense model's type, and the causal language model alone."""
+    model, old = load(folders["uneven"]), tmp_path / "old"
+    model.save_pretrained(old)
+    tiny_tokenizer().save_pretrained(old)
+    settings = json.loads((old / "config.json").read_text())
+    head = "AutoModelForCausalLM"
+    settings |= {"model_type": "llama", "auto_map": {head: settings["auto_map"][head]}}
+    (old / "config.json").write_text(json.dumps(settings))
+    for again in (load(old), load_model(old)[0], load_model(old, trust_remote_code=True)[0]):
+        assert torch.equal(logits(again, tokens()), logits(model, tokens()))

@@ -1,0 +1,186 @@
+"""`python -m pruner_lib prune` does what the eight lines do, or says in a sentence why it does not."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from families import tokens
+from gguf_client import LlamaCpp
+from transformers import AutoModelForCausalLM
+
+import pruner_lib
+from pruner_lib import discover, estimate, load_model, prune_, select
+from pruner_lib.__main__ import main
+from pruner_lib.data.windows import calibration_ids
+
+# the tiny model has two layers, and its MLPs of 96 are a small part of it
+TINY = ["--protect-first", "0", "--protect-last", "0", "--target", "groups", "--calibration", "tiny"]
+
+
+def prune(out: Path, *words: object, options: list[str] = TINY) -> int:
+    return main(["prune", "tiny", str(out), *options, *map(str, words)])
+
+
+def refused(words: list[object], capsys) -> str:
+    """The sentence on stderr of a command that is to be refused; progress before it is left out."""
+    try:
+        code = main([str(word) for word in words])
+    except SystemExit as stopped:  # argparse's own
+        code = stopped.code
+    assert code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert "error: " in lines[-1] and not any(line.startswith("Traceback") for line in lines)
+    return lines[-1].partition("error: ")[2]
+
+
+def test_the_command_gives_what_the_eight_lines_give(tmp_path, capsys):
+    assert prune(tmp_path / "m", "--ratio", 0.5, "--multiple-of", 1) == 0
+    printed = capsys.readouterr().out
+    model, tokenizer = load_model("tiny")
+    axes, before = discover(model), model.num_parameters()
+    ids = calibration_ids("tiny", tokenizer, samples=10, length=64)
+    plan = select(axes, estimate(model, axes, ids, criterion="element1"), ratio=0.5)
+    after = prune_(model, plan).num_parameters()
+    again, _ = load_model(tmp_path / "m")
+    assert torch.equal(again(tokens()).logits, model(tokens()).logits)
+    assert f"{before:,} -> {after:,} parameters ({1 - after / before:.1%} fewer)" in printed
+    assert "layers.*.attention: keeps 1 of 2 groups in 2 axes" in printed
+    for line in [line.strip() for line in printed.splitlines() if "from_pretrained" in line]:
+        assert "trust_remote_code" not in line
+        loaded = eval(line, {"transformers": __import__("transformers")})
+        assert torch.equal(loaded(tokens()).logits, model(tokens()).logits)
+
+
+def test_options_reach_the_plan_and_the_weights(tmp_path):
+    words = "--ratio 0.4 --granularity block --scope global --criterion l2 --dtype bfloat16 --aggregation max"
+    assert prune(tmp_path / "m", *words.split()) == 0
+    settings = json.loads((tmp_path / "m" / "plan.json").read_text())["settings"]
+    wanted = {"ratio": 0.4, "scope": "global", "target": "groups", "multiple_of": 8, "uniform": False}
+    assert {name: settings[name] for name in wanted} == wanted
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "m", trust_remote_code=True)
+    assert model.dtype == torch.bfloat16
+    assert all(layer.mlp.up_proj.out_features % 8 == 0 for layer in model.model.layers)
+
+
+def test_widths_are_multiples_of_eight_unless_another_is_given(tmp_path):
+    for words, rest in (([], 0), (["--multiple-of", 1], 4)):
+        assert prune(tmp_path / f"m{rest}", "--ratio", 0.375, *words) == 0
+        model, _ = load_model(tmp_path / f"m{rest}")
+        assert model.model.layers[0].mlp.up_proj.out_features % 8 == rest
+
+
+def test_layers_are_left_whole_unless_all_must_be_alike(tmp_path, capsys):
+    """Four and two by default, which leaves nothing of two layers; with --uniform none."""
+    assert "protect_last = 6 leaves none of 2" in refused(["prune", "tiny", tmp_path / "m"], capsys)
+    options = ["--calibration", "tiny", "--target", "groups"]
+    for kind in (["--uniform"], ["--granularity", "channel"]):
+        assert prune(tmp_path / kind[-1], *kind, options=options) == 0
+        settings = json.loads((tmp_path / kind[-1] / "plan.json").read_text())["settings"]
+        assert settings["protect_first"] == settings["protect_last"] == 0
+
+
+def test_a_text_and_instructions_may_be_files(tmp_path):
+    text, rows = tmp_path / "mine.txt", tmp_path / "mine.jsonl"
+    text.write_text("\n\n".join(["a river and a red stone " * 5] * 12))
+    rows.write_text('{"instruction": "Say a.", "output": "a"}\n' * 3)
+    words = ["--calibration", text, "--recover", rows, "--recover-steps", 2]
+    assert prune(tmp_path / "recovered", *words) == 0
+    assert prune(tmp_path / "bare", *words[:2]) == 0
+    models = [load_model(tmp_path / name)[0] for name in ("recovered", "bare")]
+    a, b = (model.model.layers[0].mlp.up_proj.weight for model in models)
+    assert a.shape == b.shape and not torch.equal(a, b)
+    names = {"mine.txt", "mine.jsonl", "recovered", "bare"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+
+
+def test_a_gguf_file_is_written_beside_the_folder(tmp_path):
+    assert prune(tmp_path / "m", "--gguf", tmp_path / "m.gguf", "--ratio", 0.5) == 0
+    client, (model, tokenizer) = LlamaCpp(tmp_path / "m.gguf"), load_model(tmp_path / "m")
+    text = "a river and 2 stones"
+    assert client.tokens(text) == tokenizer(text)["input_ids"]
+    assert client.disagreement(model, tokenizer(text)["input_ids"], n=1) < 0.01
+
+
+def test_a_model_that_can_be_no_gguf_is_refused_before_it_is_pruned(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(pruner_lib.models.export, "MODEL_TYPES", ("qwen2",))
+    words = ["prune", "tiny", tmp_path / "m", *TINY]
+    assert "got 'llama'" in refused([*words, "--gguf", tmp_path / "m.gguf"], capsys)
+    assert not list(tmp_path.iterdir())
+    assert prune(tmp_path / "m") == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--ratio", "1.5"], "ratio must be an int or a float in [0, 1), got 1.5"),
+        (["--ratio", "much"], "invalid float value: 'much'"),
+        (["--samples", "0"], "'0' is no whole number of at least 1"),
+        (["--samples", "1000"], "text 'tiny' has 200 documents"),
+        (["--calibration", "wikki"], "unknown text 'wikki'"),
+        (["--recover", "alpacca"], "unknown instructions 'alpacca'"),
+        (["--criterion", "taylor"], "invalid choice: 'taylor'"),
+        (["--uniform", "--protect-first", "1"], "uniform=True needs scope='local', no protected"),
+        (["--granularity", "channel", "--protect-last", "1"], "protect_first and protect_last must be 0"),
+        (["--target", "parameters", "--ratio", "0.9"], "no plan removes 90.0% of the parameters"),
+        (["--device", "tpu7"], "device came as 'tpu7'"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_sentence(words, sentence, tmp_path, capsys):
+    assert sentence in refused(["prune", "tiny", tmp_path / "new" / "m", *TINY, *words], capsys)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_model_is_refused(tmp_path, capsys):
+    assert "unknown model 'nothing'" in refused(["prune", "nothing", tmp_path / "m", *TINY], capsys)
+
+
+@pytest.mark.parametrize("taken", ["m", "m.gguf"])
+def test_what_exists_is_refused_before_anything_is_computed(taken, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(pruner_lib.models.load, "load_model", None)  # calling it would be a TypeError
+    (tmp_path / taken).mkdir()
+    words = ["prune", "tiny", tmp_path / "m", *TINY, "--gguf", tmp_path / "m.gguf"]
+    assert f"{taken} exists and is not overwritten" in refused(words, capsys)
+    assert not list((tmp_path / taken).iterdir()) and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_full_disk_is_said_in_a_sentence(tmp_path, capsys, monkeypatch):
+    def full(*args, **how):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pruner_lib.models.save.PreTrainedModel, "save_pretrained", full)
+    words = ["prune", "tiny", tmp_path / "m", *TINY]
+    assert "No space left on device" in refused(words, capsys)
+    assert not list(tmp_path.iterdir())
+
+
+def run(words: list[str]) -> subprocess.Popen:
+    command = [sys.executable, "-m", "pruner_lib", *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+def test_without_a_verb_it_explains_itself():
+    with run([]) as process:
+        out, err = process.communicate()
+    assert process.returncode == 0 and not err
+    assert "usage: python -m pruner_lib" in out and "prune smollm2-135m smaller --ratio 0.2" in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_command_leaves_nothing(how, tmp_path):
+    words = ["prune", "tiny", str(tmp_path / "m"), *TINY, "--recover", "tiny", "--recover-steps", "10000"]
+    with run(words) as process:
+        while not process.stderr.readline().startswith("recovering"):
+            assert process.poll() is None
+        process.send_signal(how)
+        _, err = process.communicate()
+    assert process.returncode == 130
+    assert f"interrupted; {tmp_path / 'm'} was not written" in err and "Traceback" not in err
+    assert not list(tmp_path.iterdir())
