@@ -220,6 +220,7 @@ for folder in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_folders_load_with_the_same_bits_here_and_where_pruner_lib_is_missing(
     model, axes, tokenizer, tmp_path
 ):
