@@ -41,8 +41,8 @@ def text_ids(
             A number draws the documents, and from each that is long enough one window at a random place;
             more windows of the same seed begin with the fewer ones.
         bos: puts one beginning-of-sequence token before the whole text, as the paper's code does for LLaMA
-            (with a seed: before each document); where the tokenizer has none, texts begin without it, with a
-            warning.
+            (with a seed: before each document), for ChatGLM-6B its empty prompt "[gMASK] <sop>"; where the
+            tokenizer has none, texts begin without it, with a warning.
         separator: ends a document in a file; "\\n\\n": blank lines.
     Returns: `(windows, length)` int64.
     Raises:  ValueError: unknown text, a size below one, or fewer windows in the text than wanted.
@@ -139,7 +139,7 @@ def instructions(name: str | Path, *, samples: int | None = None, seed: int = 0)
 
 
 def has_bos(tokenizer: PreTrainedTokenizerBase, bos: bool) -> bool:
-    """Do the ids of `text_ids` and `calibration_ids` begin with a BOS token? GLM's tokenizer has none."""
+    """Do the ids of `text_ids` and `calibration_ids` begin with a BOS token? Some tokenizers have none."""
     return bos and tokenizer.bos_token_id is not None
 
 

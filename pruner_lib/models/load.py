@@ -1,9 +1,9 @@
 """The models that are pruned: where a name, a folder or a hub id becomes a decoder and its tokenizer.
 
 `smollm2-135m` is the embedded default, made once from its GGUF file into a float32 safetensors folder, and
-`smollm2-135m-mha` its twin with a key and a value head for each query head; `tiny` is a random two-layer
-llama built here, for tests and the `tiny` profile. A name is looked up in the local data directory first (a
-folder of that name), then in the asset cache; else it is a folder or a hub id.
+`smollm2-135m-mha` and `smollm2-135m-glm` are its twins (see `twins`); `tiny` is a random two-layer llama
+built here, for tests and the `tiny` profile. A name is looked up in the local data directory first (a folder
+of that name), then in the asset cache; else it is a folder or a hub id.
 
 A model lies on one device, or is spread by accelerate over several GPUs and CPU memory. Spread, it is
 evaluated as it is: what lies in CPU memory is brought to a GPU for its part of the forward pass; `in_place`
@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -57,10 +58,11 @@ from pruner_lib.models.modeling_pruned import (
     dense_type,
     pruned_class,
 )
-from pruner_lib.models.twins import with_own_heads
+from pruner_lib.models.twins import as_glm, with_own_heads
 
-EMBEDDED, TWIN = "smollm2-135m", "smollm2-135m-mha"
-NAMES = (EMBEDDED, TWIN, "tiny")  # what `load_model` knows, apart from folders and hub ids
+EMBEDDED = "smollm2-135m"
+TWINS = {"smollm2-135m-mha": with_own_heads, "smollm2-135m-glm": as_glm}
+NAMES = (EMBEDDED, *TWINS, "tiny")  # what `load_model` knows, apart from folders and hub ids
 ONE_BY_ONE = "HF_DEACTIVATE_ASYNC_LOAD"  # makes transformers read without threads
 OLD_MASKS = re.compile(r"\.(attn|attention)\.(masked_bias|bias|causal_mask)$")  # no weights, but once saved
 TINY_SPECIAL = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
@@ -119,7 +121,7 @@ def find_model(name: str) -> Path | None:
     Raises: ValueError: neither a name, nor a folder with a checkpoint, nor a hub id.
     """
     folder = own_folder(name)
-    if folder is None and name in (EMBEDDED, TWIN):
+    if folder is None and (name == EMBEDDED or name in TWINS):
         folder = _embedded(name)
     if folder is not None and not (folder / "config.json").is_file():
         raise ValueError(
@@ -144,7 +146,7 @@ def own_folder(name: str) -> Path | None:
 
 
 def _embedded(name: str) -> Path:
-    build = _dequantise if name == EMBEDDED else _build_twin
+    build = _dequantise if name == EMBEDDED else partial(_write_twin, TWINS[name])
     return build_folder(cache_root() / "models" / name, build, source=ASSETS[EMBEDDED].sha256)
 
 
@@ -288,10 +290,10 @@ def _dequantise(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _build_twin(folder: Path) -> None:
-    """Write the embedded model with a key and a value head for each query head, with its tokenizer."""
+def _write_twin(twin_of: Callable[[PreTrainedModel], PreTrainedModel], folder: Path) -> None:
+    """Write a twin of the embedded model, with its tokenizer."""
     model, tokenizer = load_model(_embedded(EMBEDDED))  # not the user's own of that name
-    with_own_heads(model).save_pretrained(folder)
+    twin_of(model).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

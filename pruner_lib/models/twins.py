@@ -3,6 +3,9 @@
 LLaMA-7B has a key and a value head for each query head; SmolLM2 shares three of them among nine. Cut into
 quarters, three heads lose none or one, so the paper's setting (25 % of the groups) can't be carried out. The
 twin `smollm2-135m-mha` repeats each shared head: nine heads, each a group of its own, and the same logits.
+
+The twin `smollm2-135m-glm` is a GLM: its gate and up projections are one matrix, and the channels that turn
+together are neighbours. Its groups are those of the llama, in other places.
 """
 
 from __future__ import annotations
@@ -10,7 +13,9 @@ from __future__ import annotations
 from copy import deepcopy
 
 import torch
-from transformers import PreTrainedModel
+from accelerate import init_empty_weights
+from torch import Tensor
+from transformers import GlmConfig, GlmForCausalLM, PreTrainedModel
 
 SHARED = ("k_proj.weight", "v_proj.weight", "k_proj.bias", "v_proj.bias")
 
@@ -33,8 +38,44 @@ def with_own_heads(model: PreTrainedModel) -> PreTrainedModel:
         else weight
         for name, weight in model.state_dict().items()
     }
-    with torch.device("meta"):
-        twin = type(model)(config)
+    return _build(type(model), config, weights, model)
+
+
+@torch.no_grad()
+def as_glm(model: PreTrainedModel) -> PreTrainedModel:
+    """Write a llama as a GLM.
+
+    A llama turns the channels i and i + n / 2 of a head of n together, GLM 2 i and 2 i + 1.
+
+    Args:    model: of the LLaMA kind, of one width in all layers, without biases in its MLPs.
+    Returns: a new model with the same logits and as many parameters; it shares those that are the same.
+    """
+    old = model.config
+    rope = {"rope_type": "default", "rope_theta": old.rope_parameters["rope_theta"]}
+    same = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+            "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "attention_bias",
+            "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")  # fmt: skip
+    config = GlmConfig(
+        **{key: getattr(old, key) for key in same}, rope_parameters=rope | {"partial_rotary_factor": 1.0}
+    )
+    weights: dict[str, Tensor] = {}
+    for name, weight in model.state_dict().items():
+        if name.endswith((".q_proj.weight", ".k_proj.weight", ".q_proj.bias", ".k_proj.bias")):
+            halves = weight.unflatten(0, (-1, 2, old.head_dim // 2))  # (heads, 2, head_dim / 2, ...)
+            weight = halves.transpose(1, 2).flatten(0, 2)
+        elif name.endswith(".gate_proj.weight"):
+            up = model.get_parameter(name.replace("gate_proj", "up_proj"))
+            name, weight = name.replace("gate_proj", "gate_up_proj"), torch.cat([weight, up])
+        if not name.endswith(".up_proj.weight"):
+            weights[name] = weight
+    return _build(GlmForCausalLM, config, weights, model)
+
+
+def _build(
+    cls: type[PreTrainedModel], config: object, weights: dict[str, Tensor], model: PreTrainedModel
+) -> PreTrainedModel:
+    with init_empty_weights():  # of parameters; buffers, as frequencies, are computed
+        twin = cls(config)
     twin.load_state_dict(weights, assign=True)
     twin.tie_weights()
     twin.generation_config = model.generation_config

@@ -222,6 +222,13 @@ def test_other_models_of_the_same_type_are_refused(settings):
     assert ChatGLMConfig(quantization_bit=0, pre_seq_len=None, position_encoding_2d=True).num_layers == 28
 
 
+@pytest.mark.parametrize("heads", [5, 16, 24])
+def test_heads_of_which_no_half_turns_in_pairs_are_refused(heads):
+    with pytest.raises(ValueError, match="a head has .* channels, wanted a multiple of four"):
+        random_chatglm(num_attention_heads=heads)
+    assert random_chatglm(num_attention_heads=heads, head_dim=12).num_parameters() > 0
+
+
 def test_prompt_ends_in_the_sign_of_the_gap_and_sop(tokenizer):
     ids = tokenizer("the dog")["input_ids"]
     assert ids[-2:] == [GMASK, SOP] == tokenizer.prompt_end_ids

@@ -31,9 +31,9 @@ from pruner_lib import (
     zero_shot,
 )
 from pruner_lib.data.windows import text_ids
-from pruner_lib.evaluation.efficiency import macs
+from pruner_lib.evaluation.efficiency import macs, memory_mb
 from pruner_lib.evaluation.perplexity import generate_samples
-from pruner_lib.models.chatglm import ChatGLMForConditionalGeneration
+from pruner_lib.models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
 from pruner_lib.recovery.instructions import IGNORED, encode
 
 HEADS, HEAD, INNER, HIDDEN = SIZES["num_attention_heads"], 8, SIZES["inner_hidden_size"], SIZES["hidden_size"]
@@ -220,6 +220,7 @@ for folder in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_folders_load_with_the_same_bits_here_and_where_pruner_lib_is_missing(
     model, axes, tokenizer, tmp_path
 ):
@@ -302,3 +303,16 @@ def test_choices_are_scored_behind_the_question_and_the_gap(model, tokenizer, tm
         log = logits(model, ids)[0, len(prompt) - 1 : -1].log_softmax(-1)
         nats = -log.gather(-1, ids[0, len(prompt) :, None]).sum().item()
         assert bits == pytest.approx(nats / math.log(2) / len(f" {right}"), rel=1e-3)
+
+
+@pytest.mark.slow
+def test_full_size_has_the_parameters_and_the_memory_of_the_preprints_table_3():
+    """6.17 billion and 5.57 billion; an eighth of the groups of 24 layers is the paper's "10 %"."""
+    with torch.device("meta"):
+        whole = ChatGLMForConditionalGeneration(ChatGLMConfig(tie_word_embeddings=True))
+    assert whole.num_parameters() == 6_173_286_400
+    assert memory_mb(whole) == pytest.approx(11775.3, abs=0.5)
+    axes = discover(whole)
+    plan = select(axes, random_scores(axes), ratio=0.125, protect_first=3, protect_last=1)
+    cut = prune_(whole, plan, axes=axes)
+    assert cut.num_parameters() == 5_569_220_608 and memory_mb(cut) == pytest.approx(10622.8, abs=0.5)

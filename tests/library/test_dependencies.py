@@ -35,7 +35,7 @@ PARTS = {  # files -> the extras that they may use, beside the library's own dep
 }
 OPTIONAL = {"torch-pruning"}  # its benchmark runs where it is installed
 NOT_IMPORTED = {  # declared, but used by another package or as a program
-    "": {"protobuf", "sentencepiece", "tqdm"},  # the last by recovery and evaluation alike
+    "": {"protobuf", "tqdm"},  # the last by recovery and evaluation alike
     "study": {"ipykernel", "ipywidgets", "jupyterlab"},
     "cluster": {"dask", "distributed"},  # through the client that a caller hands over
     "dev": {"nbstripout", "pre-commit", "pytest-xdist", "ruff", "setuptools"},

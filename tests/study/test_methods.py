@@ -38,8 +38,8 @@ def test_models_come_with_their_share_and_table():
     paper = load_profile("paper")
     by_name = {one.model: one for one in compared(paper)}
     assert [one.table for one in by_name.values()] == ["Table 1", "Table 2", "Table 4", "Table 5"]
-    assert by_name["THUDM/glm-4-9b-hf"].share == 0.1
-    assert compared(paper, ["THUDM/glm-4-9b-hf"], 0.3) == [Compared("THUDM/glm-4-9b-hf", 0.3, "Table 5")]
+    assert by_name["THUDM/chatglm-6b"].share == 0.1
+    assert compared(paper, ["THUDM/chatglm-6b"], 0.3) == [Compared("THUDM/chatglm-6b", 0.3, "Table 5")]
     assert compared(paper, ["my/model"]) == [Compared("my/model", paper.method_study.share)]
     for name in profile_names():
         study = load_profile(name).method_study

@@ -1,7 +1,7 @@
 """A local data directory with small stand-ins under the names that the profile `paper` asks for.
 
 Models: random weights in the architecture and the file formats of the originals, with their kind of tokenizer
-(sentencepiece for LLaMA and Vicuna, byte-level BPE for GLM and StableLM). Texts, instructions and questions
+(sentencepiece for LLaMA, Vicuna and ChatGLM, byte-level BPE for StableLM). Texts, instructions and questions
 are made up.
 """
 
@@ -13,18 +13,18 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 import torch
+from chatglm_folder import write_hub_folder
 from made_questions import RIGHT, WRONG, row
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
-    GlmConfig,
     GPTNeoXConfig,
     LlamaConfig,
     PreTrainedTokenizerFast,
 )
 
 LLAMA, LLAMA_13B = "baffo32/decapoda-research-llama-7B-hf", "huggyllama/llama-13b"
-VICUNA, GLM = "lmsys/vicuna-7b-v1.3", "THUDM/glm-4-9b-hf"
+VICUNA, CHATGLM = "lmsys/vicuna-7b-v1.3", "THUDM/chatglm-6b"
 STABLELM = "stabilityai/stablelm-tuned-alpha-3b"
 WORDS = (
     "the", "a", "red", "old", "small", "river", "dog", "tree", "stone", "sees", "likes", "near", "and",
@@ -44,7 +44,7 @@ def build(root: Path) -> Path:
     _llama_style(root / LLAMA, seed=0, first_conversion=True)
     _llama_style(root / LLAMA_13B, seed=1)
     _llama_style(root / VICUNA, seed=2, shards=True)
-    _glm(root / GLM)
+    _chatglm(root / CHATGLM)
     _stablelm(root / STABLELM)
     return root
 
@@ -120,31 +120,20 @@ def _llama_style(folder: Path, seed: int, shards: bool = False, first_conversion
     _save(folder, config, None, seed, shards)
 
 
-def _bytes(special: list[str], prefix: str = "") -> Tokenizer:
+def _bytes(special: list[str]) -> Tokenizer:
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=special, initial_alphabet=alphabet)
     made.train_from_iterator(sentences(200, 21), trainer)
-    if prefix:
-        tokens = [(name, made.token_to_id(name)) for name in prefix.split()]
-        made.post_processor = processors.TemplateProcessing(f"{prefix} $A", f"{prefix} $A $B", tokens)
     return made
 
 
-def _glm(folder: Path) -> None:
-    """Save a GLM: fused gate and up, two key-value heads, a prefix of two tokens, and no BOS token."""
-    special = ["<|endoftext|>", "[gMASK]", "<sop>", "<|user|>"]
-    made = _bytes(special, "[gMASK] <sop>")
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=made, eos_token="<|endoftext|>", pad_token="<|endoftext|>", padding_side="left"
-    )
-    config = GlmConfig(
-        **SIZES, num_key_value_heads=2, head_dim=32, vocab_size=len(tokenizer),
-        eos_token_id=[0, 3], pad_token_id=0, attention_bias=True,
-    )  # fmt: skip
-    _save(folder, config, tokenizer, 3)
+def _chatglm(folder: Path) -> None:
+    """Save a ChatGLM-6B with the files of the hub: pickled shards, and code that nobody runs."""
+    sizes = {"hidden_size": 128, "inner_hidden_size": 256, "num_layers": 6, "num_attention_heads": 4}
+    write_hub_folder(folder, sentences(200, 21), vocab_size=480, **sizes)
 
 
 def _stablelm(folder: Path) -> None:
