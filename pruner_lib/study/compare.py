@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,14 +17,13 @@ import pandas as pd
 
 from pruner_lib.evaluation.zero_shot import CHANCES
 from pruner_lib.study.paper import paper_metric, relative_to_dense
-from pruner_lib.study.records import MEAN, MetricName, Record, records_frame, refuse_mixed_protocols
+from pruner_lib.study.records import MetricName, Record, refuse_mixed_protocols
 from pruner_lib.study.settings import DATA_FREE
 from pruner_lib.study.statistics import Interval, corrected, mean_interval, paired_difference, paired_ratio
 
 Group = Sequence[Record]
 Named = Mapping[Any, Group]
 SHARES = ("accuracy", "p_right")  # kinds that count above chance, and of which more is better
-TWO_SIDED_95 = 1.96  # standard errors to either side that hold 95 % of a normal distribution
 
 
 def draw_of(record: Record) -> tuple[int, int]:
@@ -299,63 +297,3 @@ def with_mean_accuracy(frame: pd.DataFrame) -> pd.DataFrame:
         mean = {"dataset": "mean", "value": tasks.value.mean(), "n": tasks.n.sum()}
         rows.append(tasks.iloc[-1].to_dict() | mean | {"stderr": math.hypot(*tasks.stderr) / len(tasks)})
     return pd.concat([frame, pd.DataFrame(rows)], ignore_index=True) if rows else frame
-
-
-def stage_frame(records: Group) -> pd.DataFrame:
-    """List each perplexity and each mean accuracy of the dense, the pruned and the recovered model.
-
-    Returns: columns stage, source ("ours"), model (with the text, where there is one), metric, value, stderr,
-             in the order of the records.
-    """
-    frame = with_mean_accuracy(records_frame(records))
-    frame = frame[frame.metric.eq("perplexity") | frame.dataset.eq("mean")].assign(source="ours")
-    texts = frame.dataset.map(lambda name: "" if name == "mean" else f", {name}")
-    return frame.assign(model=frame.model + texts)[["stage", "source", "model", "metric", "value", "stderr"]]
-
-
-def beside_published(record: Record, paper: pd.DataFrame) -> pd.DataFrame:
-    """Put the accuracies of a record beside published ones of the same model, and say whether they agree.
-
-    They agree where they differ by at most 1.96 of our standard errors; the published ones have none.
-
-    Args:    paper: as `paper.published_whole` gives it: columns metric, value (in %), source. The task "arc"
-             is the mean of arc_easy and arc_challenge.
-    Returns: columns dataset, ours, stderr, published (shares in [0, 1]), difference, agrees, n, source; a row
-             for each published number that the record has too.
-    """
-    tasks = (
-        records_frame([record]).query("metric == 'accuracy'").set_index("dataset")[["value", "stderr", "n"]]
-    )
-    arc = tasks[tasks.index.isin(["arc_easy", "arc_challenge"])]
-    if len(arc) == 2:
-        tasks.loc["arc"] = arc.value.mean(), math.hypot(*arc.stderr) / 2, arc.n.sum()
-    tasks = tasks.rename(columns={"value": "ours"}).astype({"n": int})
-    known = paper.assign(dataset=paper.metric.str.removeprefix("accuracy/"), published=paper.value / 100)
-    frame = known.merge(tasks, left_on="dataset", right_index=True).reset_index(drop=True)
-    frame["difference"] = frame.ours - frame.published
-    frame["agrees"] = frame.difference.abs() <= TWO_SIDED_95 * frame.stderr
-    columns = ["dataset", "ours", "stderr", "published", "difference", "agrees", "n", "source"]
-    return frame[columns]
-
-
-def changes(before: Record, after: Record) -> pd.DataFrame:
-    """Compare what two records hold in common, question by question and window by window.
-
-    Perplexities as a ratio after / before, accuracies as a difference; "mean" is that of all tasks.
-
-    Returns: columns metric, dataset, before, after, change, low, high (the ends of its 95 % interval), n
-             (windows or questions).
-    Raises:  ValueError: nothing in common, or measured by different protocols.
-    """
-    names = [name for name in before.metrics if name in after.metrics]
-    if not names:
-        raise ValueError(f"records {before.key} and {after.key} have no metric in common; measure both alike")
-    sides = [replace(one, metrics={name: one.metrics[name] for name in names}) for one in (before, after)]
-    rows = []
-    for name in metrics_of(sides):
-        change = (ratio if name.kind == "perplexity" else difference)(sides[1:], sides[:1], name)
-        values = [
-            one.metrics[name].value if name != MEAN else np.mean([*one.accuracy.values()]) for one in sides
-        ]
-        rows.append((name.kind, name.dataset, *values, change.mean, change.low, change.high, change.n))
-    return pd.DataFrame(rows, columns=["metric", "dataset", "before", "after", "change", "low", "high", "n"])

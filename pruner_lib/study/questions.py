@@ -82,24 +82,6 @@ def layers_of(record: Record) -> int:
     return 1 + max(int(number) for number in re.findall(r"layers\.(\d+)\.", " ".join(record.plan["kept"])))
 
 
-def summarise(compared: pd.DataFrame, by: str, *, link: str = "at") -> str:
-    """Say where, in a frame of `contrasts`, the first of a pair is better, the second, or neither.
-
-    Args:    by: the column that names the places; shares are written in percent.    link: stands before them.
-    """
-    one = compared.a.iloc[0]
-    other = compared.b.iloc[0] if compared.b.nunique() == 1 else "the other"
-    sentences = {"a": f"{one} is better", "b": f"{other} is better", "": "no clear difference"}
-    parts, compared = [], compared.replace({"dataset": {"mean": "accuracy"}})
-    for better, sentence in sentences.items():
-        places = [
-            f"{f'{place:.0%}' if isinstance(place, float) else place} ({', '.join(datasets)})"
-            for place, datasets in compared[compared.better == better].groupby(by, sort=False).dataset
-        ]
-        parts += [f"{sentence} {link} {', '.join(places)}"] if places else []
-    return f"{one} against {other}: " + "; ".join(parts) + "."
-
-
 def outcome_frame(compared: pd.DataFrame, dataset: str) -> pd.DataFrame:
     """Say in words how each pair of a frame of `contrasts` fares by perplexity on one text, for a figure.
 
