@@ -1,6 +1,6 @@
 """What is measured beside the records, each once: a study keeps it in `results/<profile>/measured`.
 
-Losses on instructions that no training saw, and seconds of a pass. And why a model collapses when each matrix
+Losses on instructions, and seconds of a forward pass. And why a model collapses when each matrix
 chooses for itself (paper, Table 6), by watching its blocks: cut by groups, position p of every matrix of an
 axis holds the same group as before; ranked alone, each matrix moves other groups up, and at position p
 strangers meet.
@@ -8,67 +8,35 @@ strangers meet.
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pruner_lib.data.corpora import local_text
-from pruner_lib.data.windows import instructions
 from pruner_lib.evaluation.efficiency import weight_bytes
-from pruner_lib.evaluation.meters import in_turn, meter, timed
+from pruner_lib.evaluation.meters import in_turn
 from pruner_lib.method.decoder import decoder_layers
 from pruner_lib.method.groups import Axis
-from pruner_lib.method.importance import estimate_members
 from pruner_lib.method.offload import evaluating
 from pruner_lib.method.prune import mask_
 from pruner_lib.recovery.instructions import IGNORED, encode
 from pruner_lib.study.cache import files_hash, inputs_hash
 from pruner_lib.study.records import Record, metrics_from
 from pruner_lib.study.run import Study
-from pruner_lib.study.settings import Experiment, Recovery
+from pruner_lib.study.settings import Experiment
 from pruner_lib.study.stages import KEEP_BYTES, Loaded
-
-PASSES = {  # name -> criteria of one pass; None: a plain forward and backward pass that keeps every gradient
-    "plain forward + backward": None,
-    "first order (element1)": ("element1",),
-    "all four Taylor criteria": ("vector", "element1", "element2", "mixed"),
-}
 
 
 def model_key(experiment: Experiment) -> list:
     """What makes an experiment's model, for `Study.cached`; how it is measured otherwise does not matter."""
     return [experiment.model_settings(), inputs_hash(experiment, evaluated=False)]
-
-
-def pass_costs(study: Study, experiment: Experiment, *, repeats: int = 2) -> pd.DataFrame:
-    """Time passes over the calibration batch and watch their memory, after a short pass that is not counted.
-
-    Args:    experiment: gives model and calibration.    repeats: how often each of `PASSES` runs, in turns.
-    Returns: a row a run; columns `passes`, `seconds`, `memory_mb` (at most during it, above what was there
-             before, plus the weights), `weights_mb`. The numbers are of the machine that measured them.
-    """
-
-    def measure() -> list[dict[str, Any]]:
-        dense, ids = calibrated(study, experiment)
-        _pass_of(dense, ids[:1, :8], PASSES["first order (element1)"])
-        weights, rows = weight_bytes(dense.model) / 2**20, []
-        gc.collect()
-        for name, criteria in [*PASSES.items()] * repeats:
-            before, peak = meter(ids.device)
-            seconds = timed(lambda criteria=criteria: _pass_of(dense, ids, criteria), ids.device)
-            memory = weights + max(0.0, peak() - before)
-            rows.append({"passes": name, "seconds": seconds, "memory_mb": memory, "weights_mb": weights})
-        return rows
-
-    return pd.DataFrame(study.cached(["costs", repeats, *calibration_key(experiment)], measure))
 
 
 def calibration_key(experiment: Experiment) -> list:
@@ -84,33 +52,7 @@ def calibrated(study: Study, experiment: Experiment) -> tuple[Loaded, Tensor]:
     return dense, ids.to(study.pipeline.device)
 
 
-def _pass_of(dense: Loaded, ids: Tensor, criteria: Sequence[str] | None) -> None:
-    if criteria is not None:
-        estimate_members(dense.model, dense.axes.of_kind("attention", "mlp"), ids, criteria=criteria)
-        return
-    with torch.enable_grad():
-        logits = dense.model(input_ids=ids, use_cache=False).logits[:, :-1]
-        F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten()).backward()
-    dense.model.zero_grad(set_to_none=True)
-
-
 Example = Mapping[str, str]
-
-
-def held_out(corpus: str, n: int, recoveries: Iterable[Recovery], *, seed: int = 0) -> list[dict[str, str]]:
-    """Draw instructions that none of these recoveries sees.
-
-    Raises:  ValueError: fewer than `n` are left.
-    """
-    drawn = [instructions(one.corpus, samples=one.samples, seed=one.seed) for one in recoveries]
-    seen = {tuple(sorted(row.items())) for rows in drawn for row in rows}
-    left = [row for row in instructions(corpus) if tuple(sorted(row.items())) not in seen]
-    if len(left) < n:
-        raise ValueError(
-            f"of the instructions {corpus!r}, {len(left)} are seen by no recovery, wanted {n}; "
-            "take fewer, or let the recoveries see fewer (`samples`)"
-        )
-    return [left[i] for i in np.random.default_rng(seed).choice(len(left), size=n, replace=False)]
 
 
 def response_losses(
@@ -152,12 +94,18 @@ def timings(
     Returns: columns model, round, seconds.
     """
 
+    def run(model: nn.Module) -> None:
+        weight = model.get_input_embeddings().weight
+        ids = torch.randint(weight.shape[0], (1, tokens), generator=torch.Generator().manual_seed(0))
+        with evaluating(model):
+            model(input_ids=ids.to(weight.device), use_cache=False)
+
     def measure() -> list[dict[str, Any]]:
         held, rows = {}, []
         for name, experiment in experiments.items():
             held[name], _ = study.model(experiment)
             if sum(map(weight_bytes, held.values())) > 2 * KEEP_BYTES or name == list(experiments)[-1]:
-                calls = {one: forward_pass(model, tokens) for one, model in held.items()}
+                calls = {one: partial(run, model) for one, model in held.items()}
                 seconds = in_turn(calls, repeats, study.pipeline.device, warmup=warmup)
                 rows += [(one, i, seconds[one][i]) for i in range(repeats) for one in held]
                 held.clear()
@@ -167,19 +115,6 @@ def timings(
     settings = [model_key(one) for one in experiments.values()]
     key = ["timings", list(experiments), settings, tokens, repeats, warmup]
     return pd.DataFrame(study.cached(key, measure))
-
-
-def forward_pass(model: nn.Module, tokens: int) -> Callable[[], None]:
-    """Make the call that runs a model once on one sequence of random tokens."""
-    weight = model.get_input_embeddings().weight
-    ids = torch.randint(weight.shape[0], (1, tokens), generator=torch.Generator().manual_seed(0))
-    ids = ids.to(weight.device)
-
-    def run() -> None:
-        with evaluating(model):
-            model(input_ids=ids, use_cache=False)
-
-    return run
 
 
 Tensors = dict[str, Tensor]
