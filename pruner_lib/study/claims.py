@@ -30,6 +30,7 @@ from pruner_lib.evaluation.zero_shot import CHANCE
 from pruner_lib.files import read_json, write_json
 from pruner_lib.study.paper import published
 from pruner_lib.study.records import MEAN, Record
+from pruner_lib.study.settings import from_plain
 from pruner_lib.study.statistics import Interval
 
 REPRODUCED, NOT_REPRODUCED = "reproduced", "not reproduced"
@@ -89,15 +90,8 @@ class Claim:
 @cache
 def claims() -> list[Claim]:
     """Read the claims, in the order of `claims.yaml`."""
-    return [_claim(**row) for row in yaml.safe_load(CLAIMS_FILE.read_text(encoding="utf-8"))]
-
-
-def _claim(holds: list[float | None], paper: dict | None = None, **values: object) -> Claim:
-    low, high = holds
-    ends = (-math.inf if low is None else low, math.inf if high is None else high)
-    if paper:
-        values |= paper | {"numbers": [tuple(place) for place in paper["numbers"]]}
-    return Claim(**values, holds=ends)
+    rows = yaml.safe_load(CLAIMS_FILE.read_text(encoding="utf-8"))
+    return [from_plain(Claim, row, f"claim {row['id']!r}") for row in rows]
 
 
 def printed(table: str, row: str, metric: str) -> float:
@@ -281,10 +275,7 @@ def read_answer(folder: Path, claim: Claim) -> Verdict:
     if not path.is_file():
         return Verdict(claim, {}, f"no answer; run {claim.notebook}")
     answer = read_json(path)
-    parts = {}
-    for name, part in answer["numbers"].items():  # an infinite end is a string in the file
-        ends = {one: float(value) for one, value in part.items() if isinstance(value, str)}
-        parts[name] = Interval(**part | ends)
+    parts = {name: from_plain(Interval, part) for name, part in answer["numbers"].items()}
     return Verdict(claim, parts, answer["note"], tuple(answer["records"]))
 
 
@@ -307,13 +298,11 @@ def verdicts(folder: Path) -> pd.DataFrame:
 
 
 def _row(verdict: Verdict, level: float) -> dict[str, object]:
-    claim = verdict.claim
-    part, ours = verdict.deciding if verdict.parts else ("", None)
-    mean, low, high = (ours.mean, ours.low, ours.high) if ours else (np.nan,) * 3
-    paper = np.nan if claim.paper is None else claim.paper
+    claim, paper = verdict.claim, np.nan if verdict.claim.paper is None else verdict.claim.paper
+    part, ours = verdict.deciding if verdict.parts else ("", Interval(*[np.nan] * 3, n=0))
     row = {"claim": claim.id, "sentence": claim.sentence, "measured": claim.measured, "rule": claim.rule}
-    row |= {"holds_from": claim.holds[0], "holds_to": claim.holds[1]}
-    row |= {"paper": paper, "part": part, "ours": mean, "low": low, "high": high, "difference": mean - paper}
+    row |= {"holds_from": claim.holds[0], "holds_to": claim.holds[1], "paper": paper, "part": part}
+    row |= {"ours": ours.mean, "low": ours.low, "high": ours.high, "difference": ours.mean - paper}
     row |= {"verdict": verdict.judged(level), "p": min(verdict.p), "needs": verdict.needs(level)}
     row |= {"note": verdict.note, "source": claim.source, "notebook": claim.notebook}
     return row | {"records": " ".join(verdict.records)}

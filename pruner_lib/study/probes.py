@@ -1,37 +1,28 @@
-"""What is measured beside the records, each once: a study keeps it in `results/<profile>/measured`.
+"""Why a model collapses when each matrix chooses for itself (paper, Table 6), by watching its blocks.
 
-Losses on instructions, and seconds of a forward pass. And why a model collapses when each matrix
-chooses for itself (paper, Table 6), by watching its blocks: cut by groups, position p of every matrix of an
-axis holds the same group as before; ranked alone, each matrix moves other groups up, and at position p
-strangers meet.
+Cut by groups, position p of every matrix of an axis holds the same group as before; ranked alone, each matrix
+moves other groups up, and at position p strangers meet. And what names other things that notebooks measure
+beside the records, each once: a study keeps them in `results/<profile>/measured`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pruner_lib.data.corpora import local_text
-from pruner_lib.evaluation.efficiency import weight_bytes
-from pruner_lib.evaluation.meters import in_turn
 from pruner_lib.method.decoder import decoder_layers
 from pruner_lib.method.groups import Axis
-from pruner_lib.method.offload import evaluating
-from pruner_lib.method.prune import mask_
-from pruner_lib.recovery.instructions import IGNORED, encode
 from pruner_lib.study.cache import files_hash, inputs_hash
-from pruner_lib.study.records import Record, metrics_from
 from pruner_lib.study.run import Study
 from pruner_lib.study.settings import Experiment
-from pruner_lib.study.stages import KEEP_BYTES, Loaded
+from pruner_lib.study.stages import Loaded
 
 
 def model_key(experiment: Experiment) -> list:
@@ -50,71 +41,6 @@ def calibrated(study: Study, experiment: Experiment) -> tuple[Loaded, Tensor]:
     dense = study.dense(experiment.model)
     ids = study.pipeline.calibration_ids(experiment.calibration, dense.tokenizer)
     return dense, ids.to(study.pipeline.device)
-
-
-Example = Mapping[str, str]
-
-
-def response_losses(
-    study: Study, experiment: Experiment, examples: Sequence[Example], *, cutoff: int = 256
-) -> list[float]:
-    """Measure how badly an experiment's model predicts the responses to instructions; once.
-
-    Returns: for each example that fits into `cutoff` tokens the mean loss of its response, nats a token.
-    """
-    key = ["responses", [dict(one) for one in examples], cutoff, model_key(experiment)]
-    return study.cached(key, lambda: losses_on(*study.model(experiment), examples, cutoff=cutoff))
-
-
-def losses_on(model: Any, tokenizer: Any, examples: Sequence[Example], *, cutoff: int = 256) -> list[float]:
-    """Compute the mean loss of each example's response under a model, nats a token."""
-    device, losses = model.get_input_embeddings().weight.device, []
-    with evaluating(model):
-        for row in encode(examples, tokenizer, cutoff=cutoff):
-            ids, labels = (torch.tensor([row[name]], device=device) for name in ("input_ids", "labels"))
-            logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()  # (tokens - 1, vocabulary)
-            losses.append(float(F.cross_entropy(logits, labels[0, 1:], ignore_index=IGNORED)))
-    return losses
-
-
-def timings(
-    study: Study,
-    experiments: Mapping[str, Experiment],
-    *,
-    tokens: int = 128,
-    repeats: int = 10,
-    warmup: int = 2,
-) -> pd.DataFrame:
-    """Time a forward pass of the models of several experiments, in turns, on this machine; once.
-
-    Taking turns lets a machine that becomes slow or fast meanwhile do so for all alike. Models too large to
-    be held together are timed one after the other.
-
-    Args:    tokens: of the one sequence.    repeats: rounds that count.    warmup: rounds before them.
-    Returns: columns model, round, seconds.
-    """
-
-    def run(model: nn.Module) -> None:
-        weight = model.get_input_embeddings().weight
-        ids = torch.randint(weight.shape[0], (1, tokens), generator=torch.Generator().manual_seed(0))
-        with evaluating(model):
-            model(input_ids=ids.to(weight.device), use_cache=False)
-
-    def measure() -> list[dict[str, Any]]:
-        held, rows = {}, []
-        for name, experiment in experiments.items():
-            held[name], _ = study.model(experiment)
-            if sum(map(weight_bytes, held.values())) > 2 * KEEP_BYTES or name == list(experiments)[-1]:
-                calls = {one: partial(run, model) for one, model in held.items()}
-                seconds = in_turn(calls, repeats, study.pipeline.device, warmup=warmup)
-                rows += [(one, i, seconds[one][i]) for i in range(repeats) for one in held]
-                held.clear()
-                calls.clear()
-        return [dict(zip(("model", "round", "seconds"), row, strict=True)) for row in rows]
-
-    settings = [model_key(one) for one in experiments.values()]
-    key = ["timings", list(experiments), settings, tokens, repeats, warmup]
-    return pd.DataFrame(study.cached(key, measure))
 
 
 Tensors = dict[str, Tensor]
@@ -196,20 +122,3 @@ def block_correlations(study: Study, experiments: Mapping[str, Experiment]) -> p
     settings = {name: one.canonical().settings() for name, one in experiments.items()}
     rows = study.cached(["block correlations", settings, *calibration_key(first)], measure)
     return pd.DataFrame(rows, columns=["name", "kind", "layer", "correlation"])
-
-
-def at_zero(study: Study, record: Record) -> Record:
-    """Measure the model of a record with its groups set to zero in place of cut: no matrix moves up; once.
-
-    Returns: the record with the perplexities of that model. It is on no disk, and not what `run` would give.
-    """
-    experiment, how = record.experiment, record.experiment.evaluation
-
-    def measure() -> dict[str, Any]:
-        own = study.pipeline.own(experiment.model)
-        subject = mask_(own.model, study.plan(experiment)), own.tokenizer
-        texts = [study.pipeline.measure_text(text, how, *subject) for text in how.texts]
-        return {str(name): asdict(metric) for text in texts for name, metric in text.items()}
-
-    key = ["at zero", experiment.canonical().settings(), inputs_hash(experiment)]
-    return replace(record, metrics=metrics_from(study.cached(key, measure)))

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import rankdata
 
 from pruner_lib.method.groups import Plan
 from pruner_lib.study.compare import Group, ratio
@@ -32,16 +31,13 @@ def rank_correlation(one: Scores, other: Scores, axes: Iterable[str] | None = No
     Returns: in [-1, 1]; 1 is the same order. An axis whose scores are all alike has no order and counts as 0.
     Raises:  ValueError: no axis has two groups to compare.
     """
-    sizes, rhos = [], []
-    for name in one if axes is None else axes:
-        a, b = (rankdata(scores[name].numpy()) for scores in (one, other))  # (n_groups,)
-        if len(a) > 1:
-            ordered = a.std() > 0 and b.std() > 0
-            sizes.append(len(a))
-            rhos.append(np.corrcoef(a, b)[0, 1] if ordered else 0.0)
-    if not sizes:
+    names = [name for name in (one if axes is None else axes) if len(one[name]) > 1]
+    if not names:
         raise ValueError("no axis has two groups or more, so there is no order to compare")
-    return float(np.average(rhos, weights=sizes))
+    pairs = [[pd.Series(scores[name].numpy()) for scores in (one, other)] for name in names]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rhos = [a.corr(b, method="spearman") for a, b in pairs]  # NaN where one is constant
+    return float(np.average(np.nan_to_num(rhos), weights=[len(one[name]) for name in names]))
 
 
 def removed(plan: Plan) -> set[tuple[str, int]]:
