@@ -239,12 +239,9 @@ def write_answer(
     Args:    folder: of a profile's results.    numbers: one, or several by name.    note: what was compared.
              records: those compared. Where a pruned model among them lost a share for which the claim is not
              made, it counts as not measured.
-    Raises:  ValueError: there is no such claim (the message lists those there are), or a number that is none.
+    Raises:  KeyError: there is no such claim.    ValueError: a number that is none.
     """
-    by_id = {claim.id: claim for claim in claims()}
-    if claim_id not in by_id:
-        raise ValueError(f"there is no claim {claim_id!r}; there are {', '.join(by_id)}")
-    claim = by_id[claim_id]
+    claim = {claim.id: claim for claim in claims()}[claim_id]
     parts = {"": numbers} if isinstance(numbers, Interval) else dict(numbers)
     records = {record.key: record for record in records}
     pruned = [record for record in records.values() if record.experiment.stage != "dense"]

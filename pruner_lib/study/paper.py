@@ -35,7 +35,7 @@ def published(table: str) -> pd.DataFrame:
              printed, its `unit` (accuracies are in %), `source`: which copies of the text agree on it.
     Raises:  ValueError: there is no such table (the message lists those there are).
     """
-    numbers = _read(_folder())
+    numbers = _numbers()
     rows = numbers[numbers.table == table]
     if rows.empty:
         raise ValueError(f"unknown table {table!r}; there are {', '.join(published_tables())}")
@@ -44,15 +44,12 @@ def published(table: str) -> pd.DataFrame:
 
 def published_tables() -> list[str]:
     """List the tables that `published` knows."""
-    return list(_read(_folder()).table.unique())
-
-
-def _folder() -> Path:
-    return (project_root() or Path.cwd()) / "results" / "paper"
+    return list(_numbers().table.unique())
 
 
 @cache
-def _read(folder: Path) -> pd.DataFrame:
+def _numbers() -> pd.DataFrame:
+    folder = (project_root() or Path.cwd()) / "results" / "paper"
     paths = sorted(folder.glob("*.csv"))
     if not paths:
         raise ValueError(f"no published numbers in {folder}; run this in a clone of the project")
@@ -100,15 +97,6 @@ class Compared:
         }
         experiment = settings.experiment(**values | (CHANNEL if method == "channel" else {}) | changes)
         return experiment.dense if method == "dense" else experiment
-
-    def rows(
-        self, settings: Profile, methods: Sequence[str], draws: Sequence[int], **changes: Any
-    ) -> dict[str, list[Experiment]]:
-        """Make the experiments of the whole model and of several methods, one a draw, by name."""
-        return {
-            name: [self.ask(settings, name, draw, **changes) for draw in draws]
-            for name in ("dense", *methods)
-        }
 
 
 def compared(settings: Profile, models: Sequence[str] = (), share: float = 0.0) -> list[Compared]:

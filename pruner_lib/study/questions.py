@@ -78,17 +78,6 @@ def layers_of(record: Record) -> int:
     return 1 + max(int(number) for number in re.findall(r"layers\.(\d+)\.", " ".join(record.plan["kept"])))
 
 
-def outcome_frame(compared: pd.DataFrame, dataset: str) -> pd.DataFrame:
-    """Say in words how each pair of a frame of `contrasts` fares by perplexity on one text, for a figure.
-
-    Returns: the rows of that text, with the columns pair ("a − b") and outcome ("first is better", "second is
-             better" or "undecided").
-    """
-    rows = compared[(compared.metric == "perplexity") & (compared.dataset == dataset)]
-    words = {"a": "first is better", "b": "second is better", "": "undecided"}
-    return rows.assign(pair=rows.a + " − " + rows.b, outcome=rows.better.map(words))
-
-
 def relative_table(kept: pd.DataFrame, *index: str) -> pd.DataFrame:
     """Lay a frame of `kept_frame` out for reading: the perplexities, and of the accuracies their mean.
 

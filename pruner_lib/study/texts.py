@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 from pandas.io.formats.style import Styler
 
 from pruner_lib.evaluation.perplexity import PROMPTS, Sample, generate_samples
@@ -21,7 +19,7 @@ from pruner_lib.study.cache import inputs_hash, recovery_key
 from pruner_lib.study.run import Study
 from pruner_lib.study.settings import Experiment
 
-PROMPTS_FILE = Path(__file__).with_name("prompts.yaml")
+PROMPTS_FILE = Path(__file__).with_name("prompts.yaml")  # the paper's: table -> prompts, each with its model
 CELL = {"text-align": "left", "vertical-align": "top", "white-space": "pre-wrap"}
 
 
@@ -74,20 +72,3 @@ def side_by_side(samples: Mapping[str, Sequence[Sample]]) -> Styler:
         rates = [f"repeated: {one.repetition_rate:.0%}, different pairs: {one.distinct:.0%}" for one in own]
         table[name] = [f"{one.text.strip()}\n({said})" for one, said in zip(own, rates, strict=True)]
     return table.style.format(escape="html").hide().set_properties(**CELL)
-
-
-def prompts_of(model: str, n: int | None = None) -> list[tuple[str, str]]:
-    """List the prompts of the paper for a model: `(table, prompt)`.
-
-    Args:    model: a name; LLaMA, Vicuna and GLM have their own, other models take those in English in turns.
-             n: at most so many.
-    """
-    tables = yaml.safe_load(PROMPTS_FILE.read_text(encoding="utf-8"))  # table -> prompts, each with its model
-    for owner in ("glm", "vicuna", "llama"):
-        if owner in model.lower():
-            rows = [(table, one["prompt"]) for table in tables for one in tables[table] if one["of"] == owner]
-            return rows[:n]
-    english = [
-        [(name, one["prompt"]) for one in rows if one["prompt"].isascii()] for name, rows in tables.items()
-    ]
-    return [one for row in zip_longest(*english) for one in row if one][:n]

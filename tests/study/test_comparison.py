@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from notebook_functions import functions_of
 
-from pruner_lib.study.compare import with_mean_accuracy
 from pruner_lib.study.records import Metric, MetricName, Record, records_frame
 from pruner_lib.study.settings import Experiment
 
 OF_00 = functions_of("00_quickstart")
-changes, beside_published = OF_00.changes, OF_00.beside_published
+changes, beside_published, with_mean_accuracy = (
+    getattr(OF_00, name) for name in ("changes", "beside_published", "with_mean_accuracy")
+)
 NLL = np.random.default_rng(0).normal(3.4, 0.6, size=64)
 WIKI = MetricName("perplexity", "wiki", 128)
 BOOLQ, PIQA, ARC_EASY, ARC_CHALLENGE = (

@@ -10,7 +10,7 @@ import yaml
 from notebook_functions import functions_of
 
 from pruner_lib.evaluation.perplexity import Sample
-from pruner_lib.study.texts import PROMPTS_FILE, prompts_of, samples_frame
+from pruner_lib.study.texts import PROMPTS_FILE, samples_frame
 
 RATES = {"dense": 0.1, "pruned": 0.3, "recovered": 0.12}
 NAMES, DRAWS = ["a", "b", "c", "d", "e"], 3
@@ -30,6 +30,7 @@ def made():
 
 
 OF_11 = functions_of("11_generation")
+prompts_of = OF_11.prompts_of
 FRAME = samples_frame(made()).assign(draw=[*range(DRAWS)] * len(NAMES) * len(RATES))
 
 

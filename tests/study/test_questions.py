@@ -10,7 +10,7 @@ import torch
 from made_records import dense, draws, record, short
 
 from pruner_lib.method.groups import Plan
-from pruner_lib.study.compare import contrasts, kept_frame
+from pruner_lib.study.compare import kept_frame
 from pruner_lib.study.profiles import load_profile
 from pruner_lib.study.questions import (
     agreement_table,
@@ -18,7 +18,6 @@ from pruner_lib.study.questions import (
     clearest_difference,
     jaccard,
     layers_of,
-    outcome_frame,
     rank_correlation,
     relative_table,
     removed,
@@ -88,15 +87,6 @@ def test_dropped_layers_are_named_in_the_record(tmp_path):
     assert len(found.plan["layers_kept"]) == 1 and found.plan["kept"]["layers"] == [1, 2]
     assert "layers_kept" not in Study("tiny", tmp_path).run(usual).plan
     assert np.isfinite(list(found.perplexity.values())).all()
-
-
-def test_outcomes_of_pairs_are_those_of_their_intervals():
-    groups = {"a": draws(2.8, evaluation=TEXT), "b": draws(3.3, evaluation=TEXT)}
-    pairs = [("a", "b"), ("b", "a"), ("a", "a")]
-    found = outcome_frame(contrasts(groups, pairs), "wiki")
-    assert found.pair.tolist() == ["a − b", "b − a", "a − a"]
-    assert found.outcome.tolist() == ["first is better", "second is better", "undecided"]
-    assert outcome_frame(contrasts(groups, pairs), "c4").empty
 
 
 def test_table_for_reading_has_texts_and_the_mean_of_the_tasks():

@@ -25,8 +25,6 @@ from pruner_lib.study.figures.drawing import (
 )
 from pruner_lib.study.figures.style import GREY, styles_of
 
-FEW = 12  # up to so many places of a log axis have a tick each
-
 
 def plot_curves(
     frame: pd.DataFrame,
@@ -86,7 +84,7 @@ def plot_curves(
     if named:
         ax.set_xticks(range(len(places)), places)
         ax.set_xlim(-0.6, len(places) - 0.4)
-    elif xscale == "log" and len(places) <= FEW:
+    elif xscale == "log" and len(places) <= 12:  # few enough for a tick each
         ax.set_xticks(places, [f"{place:,g}" for place in places])
     elif xscale == "linear" and (marks["place"] % 1 == 0).all():
         ax.xaxis.get_major_locator().set_params(integer=True)

@@ -24,7 +24,6 @@ ANSWERS = {  # verdict -> (colour, mark)
 PAPER = {"color": "black", "marker": "D", "markerfacecolor": "none", "linestyle": ""}
 TRUE_HERE = "#D9F0E6"
 LOG_FROM = 5  # rows whose numbers span a larger factor are drawn on a logarithmic scale
-WRAP = 78  # characters a line of a sentence
 ROW = 0.95  # inches of a row: two lines of a sentence, the bar, a line of numbers
 BAR, NUMBERS = 0.54, 0.8  # heights within a row, from its top
 
@@ -54,7 +53,7 @@ def _verdict_row(ax: Axes, y: int, row: Any) -> None:
     color, marker = ANSWERS[row.verdict]
     place = _scale([row.ours, row.low, row.high, row.paper, row.holds_from, row.holds_to])
     middle, top, bottom = y + BAR, y + BAR - 0.16, y + BAR + 0.16
-    sentence = "\n".join(textwrap.wrap(row.sentence, WRAP))
+    sentence = "\n".join(textwrap.wrap(row.sentence, 78))
     ax.text(0, top - 0.03, sentence, ha="left", va="bottom", fontsize=9.5, linespacing=1.1)
     edges = [row.holds_from, row.holds_to]
     ax.fill_between([*map(place, edges)], top, bottom, color=TRUE_HERE, linewidth=0, zorder=0)
