@@ -47,11 +47,13 @@ def verdict_tables(root: Path) -> dict[str, str]:
     if not file:
         nothing = "Not there yet: `python tasks.py study` makes it."
         return {"not reproduced": "Nothing was measured yet.", "verdicts": nothing}
-    rows = pd.read_csv(root / file, keep_default_na=False, na_values=["", "nan"])
-    ours, low, high = (rows[name].map(_number) for name in ("ours", "low", "high"))
-    part = rows.part.map(" ({})".format, na_action="ignore").fillna("")
-    needs = rows.needs.map("; needs {}".format, na_action="ignore").fillna("")
-    cells = [rows.sentence, rows.rule, rows.paper.map(_number).replace("nan", "not printed")]
+    numbers = ("ours", "low", "high", "paper")
+    missing = dict.fromkeys(numbers, ["", "nan"])
+    rows = pd.read_csv(root / file, keep_default_na=False, na_values=missing)
+    ours, low, high, paper = (rows[name].map(_number) for name in numbers)
+    part = rows.part.map(lambda name: f" ({name})" if name else "")
+    needs = rows.needs.map(lambda what: f"; needs {what}" if what else "")
+    cells = [rows.sentence, rows.rule, paper.replace("nan", "not printed")]
     cells += [ours + " [" + low + ", " + high + "]" + part]
     cells += [rows.verdict.str.removesuffix(" at this sample size") + needs, rows.notebook.map(_notebook)]
     shown = pd.concat(cells, axis=1, keys=COLUMNS)
