@@ -8,7 +8,7 @@ here.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -86,16 +86,13 @@ class Compared:
                  draw: number of the calibration draw, and the seed of random scores.
                  changes: fields of `Experiment`; the evaluation is the profile's short one if none is given.
         """
-        values: dict[str, Any] = {
-            "model": self.model,
-            "criterion": "element1" if method == "dense" else method,
-            "ratio": self.share,
-            "target": "parameters",
-            "calibration": settings.calibrations(draw + 1)[draw],
-            "seed": draw,
-            "evaluation": settings.short_evaluation,
-        }
-        experiment = settings.experiment(**values | (CHANNEL if method == "channel" else {}) | changes)
+        values = {"model": self.model, "ratio": self.share, "target": "parameters", "seed": draw}
+        values |= {"calibration": replace(settings.calibration, seed=draw)}
+        values |= {"evaluation": settings.short_evaluation}
+        values |= (
+            CHANNEL if method == "channel" else {"criterion": "element1" if method == "dense" else method}
+        )
+        experiment = settings.experiment(**values | changes)
         return experiment.dense if method == "dense" else experiment
 
 
