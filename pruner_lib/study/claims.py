@@ -30,6 +30,7 @@ from pruner_lib.evaluation.zero_shot import CHANCE
 from pruner_lib.files import read_json, write_json
 from pruner_lib.study.paper import published
 from pruner_lib.study.records import MEAN, Record
+from pruner_lib.study.settings import from_plain
 from pruner_lib.study.statistics import Interval
 
 REPRODUCED, NOT_REPRODUCED = "reproduced", "not reproduced"
@@ -89,15 +90,8 @@ class Claim:
 @cache
 def claims() -> list[Claim]:
     """Read the claims, in the order of `claims.yaml`."""
-    return [_claim(**row) for row in yaml.safe_load(CLAIMS_FILE.read_text(encoding="utf-8"))]
-
-
-def _claim(holds: list[float | None], paper: dict | None = None, **values: object) -> Claim:
-    low, high = holds
-    ends = (-math.inf if low is None else low, math.inf if high is None else high)
-    if paper:
-        values |= paper | {"numbers": [tuple(place) for place in paper["numbers"]]}
-    return Claim(**values, holds=ends)
+    rows = yaml.safe_load(CLAIMS_FILE.read_text(encoding="utf-8"))
+    return [from_plain(Claim, row, f"claim {row['id']!r}") for row in rows]
 
 
 def printed(table: str, row: str, metric: str) -> float:
@@ -245,12 +239,9 @@ def write_answer(
     Args:    folder: of a profile's results.    numbers: one, or several by name.    note: what was compared.
              records: those compared. Where a pruned model among them lost a share for which the claim is not
              made, it counts as not measured.
-    Raises:  ValueError: there is no such claim (the message lists those there are), or a number that is none.
+    Raises:  KeyError: there is no such claim.    ValueError: a number that is none.
     """
-    by_id = {claim.id: claim for claim in claims()}
-    if claim_id not in by_id:
-        raise ValueError(f"there is no claim {claim_id!r}; there are {', '.join(by_id)}")
-    claim = by_id[claim_id]
+    claim = {claim.id: claim for claim in claims()}[claim_id]
     parts = {"": numbers} if isinstance(numbers, Interval) else dict(numbers)
     records = {record.key: record for record in records}
     pruned = [record for record in records.values() if record.experiment.stage != "dense"]
@@ -281,10 +272,7 @@ def read_answer(folder: Path, claim: Claim) -> Verdict:
     if not path.is_file():
         return Verdict(claim, {}, f"no answer; run {claim.notebook}")
     answer = read_json(path)
-    parts = {}
-    for name, part in answer["numbers"].items():  # an infinite end is a string in the file
-        ends = {one: float(value) for one, value in part.items() if isinstance(value, str)}
-        parts[name] = Interval(**part | ends)
+    parts = {name: from_plain(Interval, part) for name, part in answer["numbers"].items()}
     return Verdict(claim, parts, answer["note"], tuple(answer["records"]))
 
 
@@ -307,13 +295,11 @@ def verdicts(folder: Path) -> pd.DataFrame:
 
 
 def _row(verdict: Verdict, level: float) -> dict[str, object]:
-    claim = verdict.claim
-    part, ours = verdict.deciding if verdict.parts else ("", None)
-    mean, low, high = (ours.mean, ours.low, ours.high) if ours else (np.nan,) * 3
-    paper = np.nan if claim.paper is None else claim.paper
+    claim, paper = verdict.claim, np.nan if verdict.claim.paper is None else verdict.claim.paper
+    part, ours = verdict.deciding if verdict.parts else ("", Interval(*[np.nan] * 3, n=0))
     row = {"claim": claim.id, "sentence": claim.sentence, "measured": claim.measured, "rule": claim.rule}
-    row |= {"holds_from": claim.holds[0], "holds_to": claim.holds[1]}
-    row |= {"paper": paper, "part": part, "ours": mean, "low": low, "high": high, "difference": mean - paper}
+    row |= {"holds_from": claim.holds[0], "holds_to": claim.holds[1], "paper": paper, "part": part}
+    row |= {"ours": ours.mean, "low": ours.low, "high": ours.high, "difference": ours.mean - paper}
     row |= {"verdict": verdict.judged(level), "p": min(verdict.p), "needs": verdict.needs(level)}
     row |= {"note": verdict.note, "source": claim.source, "notebook": claim.notebook}
     return row | {"records": " ".join(verdict.records)}

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,14 +17,13 @@ import pandas as pd
 
 from pruner_lib.evaluation.zero_shot import CHANCES
 from pruner_lib.study.paper import paper_metric, relative_to_dense
-from pruner_lib.study.records import MEAN, MetricName, Record, records_frame, refuse_mixed_protocols
+from pruner_lib.study.records import MetricName, Record, refuse_mixed_protocols
 from pruner_lib.study.settings import DATA_FREE
 from pruner_lib.study.statistics import Interval, corrected, mean_interval, paired_difference, paired_ratio
 
 Group = Sequence[Record]
 Named = Mapping[Any, Group]
 SHARES = ("accuracy", "p_right")  # kinds that count above chance, and of which more is better
-TWO_SIDED_95 = 1.96  # standard errors to either side that hold 95 % of a normal distribution
 
 
 def draw_of(record: Record) -> tuple[int, int]:
@@ -69,18 +67,9 @@ def values_of(group: Group, metric: MetricName) -> np.ndarray | dict[MetricName,
     """Give a metric's values: `(draws, windows)` NLL, `(draws, questions)` 0 or 1, probabilities or bits.
 
     Args:    metric: the mean of the tasks gives a mapping: task -> its answers.
-    Raises:  ValueError: a record lacks the metric or its values (the message names both).
     """
     if metric.dataset == "mean":
-        tasks = metric_names(group, metric.kind)
-        if not tasks:
-            keys = ", ".join(record.key for record in group)
-            raise ValueError(f"records {keys} have no task in common; add tasks to their evaluation")
-        return {task: values_of(group, task) for task in tasks}
-    for record in group:
-        if metric not in record.metrics or not record.metrics[metric].values:
-            there = ", ".join(map(str, record.metrics))
-            raise ValueError(f"record {record.key} holds no values of {metric}; it has {there}")
+        return {task: values_of(group, task) for task in metric_names(group, metric.kind)}
     return np.array([record.metrics[metric].values for record in group])
 
 
@@ -112,13 +101,12 @@ def kept(a: Group, b: Group, metric: MetricName, *, level: float = 0.95) -> Inte
     Args:    metric: an accuracy or the probability of the right answer, of a task or the mean of the tasks.
     Raises:  as `ratio`.
     """
-
-    def above(values: Any) -> Any:
-        if isinstance(values, Mapping):
-            return {task: answers - CHANCES[task.dataset] for task, answers in values.items()}
-        return values - CHANCES[metric.dataset]
-
-    return paired_ratio(*(above(side) for side in _paired_values(a, b, metric)), level=level)
+    sides = _paired_values(a, b, metric)
+    if metric.dataset == "mean":
+        above = [{task: one[task] - CHANCES[task.dataset] for task in one} for one in sides]
+    else:
+        above = [one - CHANCES[metric.dataset] for one in sides]
+    return paired_ratio(*above, level=level)
 
 
 def parts(
@@ -176,19 +164,15 @@ def paired_draws(a: Group, b: Group) -> tuple[Group, Group]:
     One record stands beside every draw of the other group if it knows no draws (dense, L2), or if all were
     calibrated alike, so that they differ in the draw of their instructions alone.
     """
-    samples = {draw_of(record)[0] for record in (*a, *b)}
-    if 1 in (len(a), len(b)) and (len(samples) == 1 or any(map(_without_draws, (a, b)))):
+    samples, drawless = {draw_of(record)[0] for record in (*a, *b)}, {*DATA_FREE} - {"random"}
+    knows_no_draws = any({record.experiment.criterion for record in group} <= drawless for group in (a, b))
+    if 1 in (len(a), len(b)) and (len(samples) == 1 or knows_no_draws):
         return a, b
     by_draw = [{draw_of(record): record for record in group} for group in (a, b)]
     if common := [draw for draw in by_draw[0] if draw in by_draw[1]]:
         return [by_draw[0][draw] for draw in common], [by_draw[1][draw] for draw in common]
     n = min(len(a), len(b))
     return a[:n], b[:n]
-
-
-def _without_draws(group: Group) -> bool:
-    criteria = {record.experiment.criterion for record in group}
-    return criteria <= set(DATA_FREE) - {"random"}
 
 
 def describe(numbers: Mapping[str, Interval], *groups: Group) -> str:
@@ -262,12 +246,6 @@ def contrasts(
     return pd.DataFrame(rows, columns=columns.split())
 
 
-def to_markdown(compared: pd.DataFrame) -> str:
-    """Write a frame of `contrasts` as a Markdown list; inside the noise neither side is called better."""
-    lines = [f"- {_sentence(row)}" for row in compared.itertuples()]
-    return "\n".join(lines) or "- There is nothing to compare."
-
-
 UNITS = {  # kind -> in words, unit, digits, scale
     "perplexity": ("perplexity on {}", "nats a token", 3, 1),
     "accuracy": ("accuracy, {}", "points", 1, 100),
@@ -276,86 +254,16 @@ UNITS = {  # kind -> in words, unit, digits, scale
 }
 
 
-def _sentence(row: Any) -> str:
-    words, unit, digits, scale = UNITS[row.metric]
-    what = words.format(row.dataset)
-    middle, low, high = (f"{x * scale:+.{digits}f}" for x in (row.difference, row.low, row.high))
-    shown = f"{middle} [{low}, {high}] {unit}"
-    if not row.better:
-        return f"{row.a} and {row.b} do not differ clearly by {what} ({shown})."
-    best, rest = (row.a, row.b) if row.better == "a" else (row.b, row.a)
-    return f"**{best} is better than {rest}** by {what} ({row.a} - {row.b}: {shown})."
-
-
-def with_mean_accuracy(frame: pd.DataFrame) -> pd.DataFrame:
-    """Add a row "mean" for each record's accuracies: every task counts alike, as in the paper's "Average".
-
-    stderr = sqrt(sum over tasks of stderr^2) / (number of tasks): the questions of two tasks are independent.
-
-    Args:    frame: as `records_frame` gives it.    Returns: the frame; longer by a row for each such record.
-    """
-    rows = []
-    for _, tasks in frame[frame.metric == "accuracy"].groupby("key", sort=False):
-        mean = {"dataset": "mean", "value": tasks.value.mean(), "n": tasks.n.sum()}
-        rows.append(tasks.iloc[-1].to_dict() | mean | {"stderr": math.hypot(*tasks.stderr) / len(tasks)})
-    return pd.concat([frame, pd.DataFrame(rows)], ignore_index=True) if rows else frame
-
-
-def stage_frame(records: Group) -> pd.DataFrame:
-    """List each perplexity and each mean accuracy of the dense, the pruned and the recovered model.
-
-    Returns: columns stage, source ("ours"), model (with the text, where there is one), metric, value, stderr,
-             in the order of the records.
-    """
-    frame = with_mean_accuracy(records_frame(records))
-    frame = frame[frame.metric.eq("perplexity") | frame.dataset.eq("mean")].assign(source="ours")
-    texts = frame.dataset.map(lambda name: "" if name == "mean" else f", {name}")
-    return frame.assign(model=frame.model + texts)[["stage", "source", "model", "metric", "value", "stderr"]]
-
-
-def beside_published(record: Record, paper: pd.DataFrame) -> pd.DataFrame:
-    """Put the accuracies of a record beside published ones of the same model, and say whether they agree.
-
-    They agree where they differ by at most 1.96 of our standard errors; the published ones have none.
-
-    Args:    paper: as `paper.published_whole` gives it: columns metric, value (in %), source. The task "arc"
-             is the mean of arc_easy and arc_challenge.
-    Returns: columns dataset, ours, stderr, published (shares in [0, 1]), difference, agrees, n, source; a row
-             for each published number that the record has too.
-    """
-    tasks = (
-        records_frame([record]).query("metric == 'accuracy'").set_index("dataset")[["value", "stderr", "n"]]
-    )
-    arc = tasks[tasks.index.isin(["arc_easy", "arc_challenge"])]
-    if len(arc) == 2:
-        tasks.loc["arc"] = arc.value.mean(), math.hypot(*arc.stderr) / 2, arc.n.sum()
-    tasks = tasks.rename(columns={"value": "ours"}).astype({"n": int})
-    known = paper.assign(dataset=paper.metric.str.removeprefix("accuracy/"), published=paper.value / 100)
-    frame = known.merge(tasks, left_on="dataset", right_index=True).reset_index(drop=True)
-    frame["difference"] = frame.ours - frame.published
-    frame["agrees"] = frame.difference.abs() <= TWO_SIDED_95 * frame.stderr
-    columns = ["dataset", "ours", "stderr", "published", "difference", "agrees", "n", "source"]
-    return frame[columns]
-
-
-def changes(before: Record, after: Record) -> pd.DataFrame:
-    """Compare what two records hold in common, question by question and window by window.
-
-    Perplexities as a ratio after / before, accuracies as a difference; "mean" is that of all tasks.
-
-    Returns: columns metric, dataset, before, after, change, low, high (the ends of its 95 % interval), n
-             (windows or questions).
-    Raises:  ValueError: nothing in common, or measured by different protocols.
-    """
-    names = [name for name in before.metrics if name in after.metrics]
-    if not names:
-        raise ValueError(f"records {before.key} and {after.key} have no metric in common; measure both alike")
-    sides = [replace(one, metrics={name: one.metrics[name] for name in names}) for one in (before, after)]
-    rows = []
-    for name in metrics_of(sides):
-        change = (ratio if name.kind == "perplexity" else difference)(sides[1:], sides[:1], name)
-        values = [
-            one.metrics[name].value if name != MEAN else np.mean([*one.accuracy.values()]) for one in sides
-        ]
-        rows.append((name.kind, name.dataset, *values, change.mean, change.low, change.high, change.n))
-    return pd.DataFrame(rows, columns=["metric", "dataset", "before", "after", "change", "low", "high", "n"])
+def to_markdown(compared: pd.DataFrame) -> str:
+    """Write a frame of `contrasts` as a Markdown list; inside the noise neither side is called better."""
+    lines = []
+    for row in compared.itertuples():
+        words, unit, digits, scale = UNITS[row.metric]
+        middle, low, high = (f"{x * scale:+.{digits}f}" for x in (row.difference, row.low, row.high))
+        what, shown = words.format(row.dataset), f"{middle} [{low}, {high}] {unit}"
+        best, rest = (row.a, row.b) if row.better == "a" else (row.b, row.a)
+        said = f"**{best} is better than {rest}** by {what} ({row.a} - {row.b}: {shown})."
+        lines.append(
+            f"- {said}" if row.better else f"- {row.a} and {row.b} do not differ clearly by {what} ({shown})."
+        )
+    return "\n".join(lines) or "- There is nothing to compare."

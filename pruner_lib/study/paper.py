@@ -8,7 +8,7 @@ here.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,7 @@ from pruner_lib.study.results import project_root
 from pruner_lib.study.settings import Experiment
 
 COVERAGE_FILE = Path(__file__).with_name("coverage.yaml")
-COLUMNS = ("table", "row", "metric", "value", "unit", "source")
-TEXTS = {"wikitext2": "WikiText2", "ptb": "PTB"}  # stand beside our first text and our second one
-WHOLE = {  # name of a whole model for `load_model` -> (table, row) of what was published about it
-    "smollm2-135m": (
-        ("SmolLM2 card", "SmolLM2-135M-Instruct"),
-        ("SmolLM2 by lm-eval", "SmolLM2-135M-Instruct"),
-    ),
-    "baffo32/decapoda-research-llama-7B-hf": (("Table 1", "0% / LLaMA-7B*"),),
-}
+TEXTS = ("wikitext2", "ptb")  # stand beside our first text and our second one
 
 
 def published(table: str) -> pd.DataFrame:
@@ -43,63 +35,25 @@ def published(table: str) -> pd.DataFrame:
              printed, its `unit` (accuracies are in %), `source`: which copies of the text agree on it.
     Raises:  ValueError: there is no such table (the message lists those there are).
     """
-    numbers = _read(_folder())
+    numbers = _numbers()
     rows = numbers[numbers.table == table]
     if rows.empty:
         raise ValueError(f"unknown table {table!r}; there are {', '.join(published_tables())}")
     return rows.reset_index(drop=True)
 
 
-def published_whole(model: str) -> pd.DataFrame:
-    """Look up what was published about a model before pruning; without rows where nothing was."""
-    numbers = _read(_folder())
-    places = list(zip(numbers.table, numbers.row, strict=True))
-    return numbers[[place in WHOLE.get(model, ()) for place in places]].reset_index(drop=True)
-
-
-def published_stages(
-    table: str = "Table 1", method: str = "Element^1", text: str = "wikitext2"
-) -> pd.DataFrame:
-    """Look up the paper's model whole, pruned by `method` and recovered; columns as `compare.stage_frame`.
-
-    Returns: columns stage, source ("paper"), model, metric ("perplexity" on `text`, "accuracy": the mean as a
-             share), value.
-    Raises:  ValueError: the table has no such rows.
-    """
-    numbers, rows = published(table), []
-    whole = next((row for row in numbers.row if row.startswith("0% / ") and "official" not in row), "0% / ?")
-    model = whole.removeprefix("0% / ").rstrip("*")
-    stages = {"dense": whole, "pruned": f"w/o tune / {method}", "recovered": f"w/ tune / {method}"}
-    for stage, ending in stages.items():
-        values = numbers[numbers.row.str.endswith(ending)].set_index("metric").value
-        if values.empty:
-            raise ValueError(f"{table} has no row {ending!r}; it has {', '.join(dict.fromkeys(numbers.row))}")
-        perplexity, accuracy = values[f"perplexity/{text}@128"], values["accuracy/mean"] / 100
-        rows.append((stage, "paper", f"{model}, {TEXTS[text]}", "perplexity", perplexity))
-        rows.append((stage, "paper", model, "accuracy", accuracy))
-    return pd.DataFrame(rows, columns=["stage", "source", "model", "metric", "value"])
-
-
 def published_tables() -> list[str]:
-    """List the tables that `published` knows, in the order of their files."""
-    return list(dict.fromkeys(_read(_folder()).table))
-
-
-def _folder() -> Path:
-    return (project_root() or Path.cwd()) / "results" / "paper"
+    """List the tables that `published` knows."""
+    return list(_numbers().table.unique())
 
 
 @cache
-def _read(folder: Path) -> pd.DataFrame:
-    paths = sorted(folder.glob("*.csv"), reverse=True)
+def _numbers() -> pd.DataFrame:
+    folder = (project_root() or Path.cwd()) / "results" / "paper"
+    paths = sorted(folder.glob("*.csv"))
     if not paths:
         raise ValueError(f"no published numbers in {folder}; run this in a clone of the project")
-    frames = [pd.read_csv(path, keep_default_na=False) for path in paths]
-    for path, frame in zip(paths, frames, strict=True):
-        if tuple(frame) != COLUMNS or not pd.api.types.is_numeric_dtype(frame.value):
-            there, wanted = ", ".join(frame), ", ".join(COLUMNS)
-            raise ValueError(f"{path} has the columns {there}; wanted {wanted}, value a number")
-    return pd.concat(frames, ignore_index=True)
+    return pd.concat([pd.read_csv(path, keep_default_na=False) for path in paths], ignore_index=True)
 
 
 ROWS = {  # a row as the paper prints it -> our method
@@ -132,26 +86,14 @@ class Compared:
                  draw: number of the calibration draw, and the seed of random scores.
                  changes: fields of `Experiment`; the evaluation is the profile's short one if none is given.
         """
-        values: dict[str, Any] = {
-            "model": self.model,
-            "criterion": "element1" if method == "dense" else method,
-            "ratio": self.share,
-            "target": "parameters",
-            "calibration": settings.calibrations(draw + 1)[draw],
-            "seed": draw,
-            "evaluation": settings.short_evaluation,
-        }
-        experiment = settings.experiment(**values | (CHANNEL if method == "channel" else {}) | changes)
+        values = {"model": self.model, "ratio": self.share, "target": "parameters", "seed": draw}
+        values |= {"calibration": replace(settings.calibration, seed=draw)}
+        values |= {"evaluation": settings.short_evaluation}
+        values |= (
+            CHANNEL if method == "channel" else {"criterion": "element1" if method == "dense" else method}
+        )
+        experiment = settings.experiment(**values | changes)
         return experiment.dense if method == "dense" else experiment
-
-    def rows(
-        self, settings: Profile, methods: Sequence[str], draws: Sequence[int], **changes: Any
-    ) -> dict[str, list[Experiment]]:
-        """Make the experiments of the whole model and of several methods, one a draw, by name."""
-        return {
-            name: [self.ask(settings, name, draw, **changes) for draw in draws]
-            for name in ("dense", *methods)
-        }
 
 
 def compared(settings: Profile, models: Sequence[str] = (), share: float = 0.0) -> list[Compared]:
@@ -211,7 +153,7 @@ def paper_metric(metric: MetricName, place: int) -> str:
     """Name the paper's number that stands beside one of ours; `place` counts our texts."""
     if metric.kind != "perplexity":
         return str(metric)
-    text = metric.dataset if metric.dataset in TEXTS or place >= len(TEXTS) else [*TEXTS][place]
+    text = metric.dataset if metric.dataset in TEXTS or place >= len(TEXTS) else TEXTS[place]
     return str(MetricName("perplexity", text, 128))
 
 

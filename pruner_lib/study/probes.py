@@ -1,74 +1,33 @@
-"""What is measured beside the records, each once: a study keeps it in `results/<profile>/measured`.
+"""Why a model collapses when each matrix chooses for itself (paper, Table 6), by watching its blocks.
 
-Losses on instructions that no training saw, and seconds of a pass. And why a model collapses when each matrix
-chooses for itself (paper, Table 6), by watching its blocks: cut by groups, position p of every matrix of an
-axis holds the same group as before; ranked alone, each matrix moves other groups up, and at position p
-strangers meet.
+Cut by groups, position p of every matrix of an axis holds the same group as before; ranked alone, each matrix
+moves other groups up, and at position p strangers meet. And what names other things that notebooks measure
+beside the records, each once: a study keeps them in `results/<profile>/measured`.
 """
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pruner_lib.data.corpora import local_text
-from pruner_lib.data.windows import instructions
-from pruner_lib.evaluation.efficiency import weight_bytes
-from pruner_lib.evaluation.meters import in_turn, meter, timed
 from pruner_lib.method.decoder import decoder_layers
 from pruner_lib.method.groups import Axis
-from pruner_lib.method.importance import estimate_members
-from pruner_lib.method.offload import evaluating
-from pruner_lib.method.prune import mask_
-from pruner_lib.recovery.instructions import IGNORED, encode
 from pruner_lib.study.cache import files_hash, inputs_hash
-from pruner_lib.study.records import Record, metrics_from
 from pruner_lib.study.run import Study
-from pruner_lib.study.settings import Experiment, Recovery
-from pruner_lib.study.stages import KEEP_BYTES, Loaded
-
-PASSES = {  # name -> criteria of one pass; None: a plain forward and backward pass that keeps every gradient
-    "plain forward + backward": None,
-    "first order (element1)": ("element1",),
-    "all four Taylor criteria": ("vector", "element1", "element2", "mixed"),
-}
+from pruner_lib.study.settings import Experiment
+from pruner_lib.study.stages import Loaded
 
 
 def model_key(experiment: Experiment) -> list:
     """What makes an experiment's model, for `Study.cached`; how it is measured otherwise does not matter."""
     return [experiment.model_settings(), inputs_hash(experiment, evaluated=False)]
-
-
-def pass_costs(study: Study, experiment: Experiment, *, repeats: int = 2) -> pd.DataFrame:
-    """Time passes over the calibration batch and watch their memory, after a short pass that is not counted.
-
-    Args:    experiment: gives model and calibration.    repeats: how often each of `PASSES` runs, in turns.
-    Returns: a row a run; columns `passes`, `seconds`, `memory_mb` (at most during it, above what was there
-             before, plus the weights), `weights_mb`. The numbers are of the machine that measured them.
-    """
-
-    def measure() -> list[dict[str, Any]]:
-        dense, ids = calibrated(study, experiment)
-        _pass_of(dense, ids[:1, :8], PASSES["first order (element1)"])
-        weights, rows = weight_bytes(dense.model) / 2**20, []
-        gc.collect()
-        for name, criteria in [*PASSES.items()] * repeats:
-            before, peak = meter(ids.device)
-            seconds = timed(lambda criteria=criteria: _pass_of(dense, ids, criteria), ids.device)
-            memory = weights + max(0.0, peak() - before)
-            rows.append({"passes": name, "seconds": seconds, "memory_mb": memory, "weights_mb": weights})
-        return rows
-
-    return pd.DataFrame(study.cached(["costs", repeats, *calibration_key(experiment)], measure))
 
 
 def calibration_key(experiment: Experiment) -> list:
@@ -82,104 +41,6 @@ def calibrated(study: Study, experiment: Experiment) -> tuple[Loaded, Tensor]:
     dense = study.dense(experiment.model)
     ids = study.pipeline.calibration_ids(experiment.calibration, dense.tokenizer)
     return dense, ids.to(study.pipeline.device)
-
-
-def _pass_of(dense: Loaded, ids: Tensor, criteria: Sequence[str] | None) -> None:
-    if criteria is not None:
-        estimate_members(dense.model, dense.axes.of_kind("attention", "mlp"), ids, criteria=criteria)
-        return
-    with torch.enable_grad():
-        logits = dense.model(input_ids=ids, use_cache=False).logits[:, :-1]
-        F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten()).backward()
-    dense.model.zero_grad(set_to_none=True)
-
-
-Example = Mapping[str, str]
-
-
-def held_out(corpus: str, n: int, recoveries: Iterable[Recovery], *, seed: int = 0) -> list[dict[str, str]]:
-    """Draw instructions that none of these recoveries sees.
-
-    Raises:  ValueError: fewer than `n` are left.
-    """
-    drawn = [instructions(one.corpus, samples=one.samples, seed=one.seed) for one in recoveries]
-    seen = {tuple(sorted(row.items())) for rows in drawn for row in rows}
-    left = [row for row in instructions(corpus) if tuple(sorted(row.items())) not in seen]
-    if len(left) < n:
-        raise ValueError(
-            f"of the instructions {corpus!r}, {len(left)} are seen by no recovery, wanted {n}; "
-            "take fewer, or let the recoveries see fewer (`samples`)"
-        )
-    return [left[i] for i in np.random.default_rng(seed).choice(len(left), size=n, replace=False)]
-
-
-def response_losses(
-    study: Study, experiment: Experiment, examples: Sequence[Example], *, cutoff: int = 256
-) -> list[float]:
-    """Measure how badly an experiment's model predicts the responses to instructions; once.
-
-    Returns: for each example that fits into `cutoff` tokens the mean loss of its response, nats a token.
-    """
-    key = ["responses", [dict(one) for one in examples], cutoff, model_key(experiment)]
-    return study.cached(key, lambda: losses_on(*study.model(experiment), examples, cutoff=cutoff))
-
-
-def losses_on(model: Any, tokenizer: Any, examples: Sequence[Example], *, cutoff: int = 256) -> list[float]:
-    """Compute the mean loss of each example's response under a model, nats a token."""
-    device, losses = model.get_input_embeddings().weight.device, []
-    with evaluating(model):
-        for row in encode(examples, tokenizer, cutoff=cutoff):
-            ids, labels = (torch.tensor([row[name]], device=device) for name in ("input_ids", "labels"))
-            logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()  # (tokens - 1, vocabulary)
-            losses.append(float(F.cross_entropy(logits, labels[0, 1:], ignore_index=IGNORED)))
-    return losses
-
-
-def timings(
-    study: Study,
-    experiments: Mapping[str, Experiment],
-    *,
-    tokens: int = 128,
-    repeats: int = 10,
-    warmup: int = 2,
-) -> pd.DataFrame:
-    """Time a forward pass of the models of several experiments, in turns, on this machine; once.
-
-    Taking turns lets a machine that becomes slow or fast meanwhile do so for all alike. Models too large to
-    be held together are timed one after the other.
-
-    Args:    tokens: of the one sequence.    repeats: rounds that count.    warmup: rounds before them.
-    Returns: columns model, round, seconds.
-    """
-
-    def measure() -> list[dict[str, Any]]:
-        held, rows = {}, []
-        for name, experiment in experiments.items():
-            held[name], _ = study.model(experiment)
-            if sum(map(weight_bytes, held.values())) > 2 * KEEP_BYTES or name == list(experiments)[-1]:
-                calls = {one: forward_pass(model, tokens) for one, model in held.items()}
-                seconds = in_turn(calls, repeats, study.pipeline.device, warmup=warmup)
-                rows += [(one, i, seconds[one][i]) for i in range(repeats) for one in held]
-                held.clear()
-                calls.clear()
-        return [dict(zip(("model", "round", "seconds"), row, strict=True)) for row in rows]
-
-    settings = [model_key(one) for one in experiments.values()]
-    key = ["timings", list(experiments), settings, tokens, repeats, warmup]
-    return pd.DataFrame(study.cached(key, measure))
-
-
-def forward_pass(model: nn.Module, tokens: int) -> Callable[[], None]:
-    """Make the call that runs a model once on one sequence of random tokens."""
-    weight = model.get_input_embeddings().weight
-    ids = torch.randint(weight.shape[0], (1, tokens), generator=torch.Generator().manual_seed(0))
-    ids = ids.to(weight.device)
-
-    def run() -> None:
-        with evaluating(model):
-            model(input_ids=ids, use_cache=False)
-
-    return run
 
 
 Tensors = dict[str, Tensor]
@@ -261,20 +122,3 @@ def block_correlations(study: Study, experiments: Mapping[str, Experiment]) -> p
     settings = {name: one.canonical().settings() for name, one in experiments.items()}
     rows = study.cached(["block correlations", settings, *calibration_key(first)], measure)
     return pd.DataFrame(rows, columns=["name", "kind", "layer", "correlation"])
-
-
-def at_zero(study: Study, record: Record) -> Record:
-    """Measure the model of a record with its groups set to zero in place of cut: no matrix moves up; once.
-
-    Returns: the record with the perplexities of that model. It is on no disk, and not what `run` would give.
-    """
-    experiment, how = record.experiment, record.experiment.evaluation
-
-    def measure() -> dict[str, Any]:
-        own = study.pipeline.own(experiment.model)
-        subject = mask_(own.model, study.plan(experiment)), own.tokenizer
-        texts = [study.pipeline.measure_text(text, how, *subject) for text in how.texts]
-        return {str(name): asdict(metric) for text in texts for name, metric in text.items()}
-
-    key = ["at zero", experiment.canonical().settings(), inputs_hash(experiment)]
-    return replace(record, metrics=metrics_from(study.cached(key, measure)))

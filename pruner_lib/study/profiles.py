@@ -114,13 +114,6 @@ class RecoveryStudy:
     learning_rate: Rate
     warmup_steps: Number = 0
 
-    def recovery(self, base: Recovery, samples: int, *, draw: int = 0, **changes: Any) -> Recovery:
-        """Make the recovery that sees `samples` instructions once, from a random draw of them."""
-        shared = ("batch_size", "micro_batch_size", "learning_rate", "warmup_steps")
-        values = {name: getattr(self, name) for name in shared} | {"evaluate_at": (), "keep_at": ()}
-        values |= {"samples": samples, "seed": draw, "steps": -(-samples // self.batch_size)}
-        return replace(base, **values | changes)
-
 
 @settings
 class After:
@@ -149,7 +142,6 @@ class Profile:
     recovery: Recovery
     recovery_study: RecoveryStudy  # notebook 09
     evaluation: Evaluation  # with the paper's windows
-    long_evaluation: Evaluation  # perplexity in long windows
     method_study: MethodStudy  # notebooks 03 to 05
     short_evaluation: Evaluation  # of the many models of a sweep
     short_recovery: Recovery  # where many are recovered
@@ -178,26 +170,10 @@ class Profile:
         """Make the calibration draws of this profile: random draws with the seeds 0, 1, 2, ..."""
         return [replace(self.calibration, seed=seed) for seed in range(draws or self.draws)]
 
-    def calibration_grid(self) -> list[tuple[str, Any, Calibration]]:
-        """Vary samples, length and corpus of the calibration one at a time: (what varies, value, a draw)."""
-        study = self.calibration_study
-        values = {"samples": study.samples, "length": study.lengths, "corpus": study.corpora}
-        return [
-            (name, value, replace(draw, **{name: value}))
-            for name, tried in values.items()
-            for value in tried
-            for draw in self.calibrations()
-        ]
-
     @property
     def short_answers(self) -> Evaluation:
         """The tasks where many models are compared: fewer questions, no texts."""
         return replace(self.evaluation, texts=(), limit=self.method_study.limit)
-
-    @property
-    def reference_calibration(self) -> Calibration:
-        """The large calibration; its seed is none of the draws'."""
-        return replace(self.calibration, samples=self.calibration_study.reference_samples, seed=1000)
 
 
 def profile_names() -> list[str]:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import rankdata
 
 from pruner_lib.method.groups import Plan
 from pruner_lib.study.compare import Group, ratio
@@ -32,16 +31,13 @@ def rank_correlation(one: Scores, other: Scores, axes: Iterable[str] | None = No
     Returns: in [-1, 1]; 1 is the same order. An axis whose scores are all alike has no order and counts as 0.
     Raises:  ValueError: no axis has two groups to compare.
     """
-    sizes, rhos = [], []
-    for name in one if axes is None else axes:
-        a, b = (rankdata(scores[name].numpy()) for scores in (one, other))  # (n_groups,)
-        if len(a) > 1:
-            ordered = a.std() > 0 and b.std() > 0
-            sizes.append(len(a))
-            rhos.append(np.corrcoef(a, b)[0, 1] if ordered else 0.0)
-    if not sizes:
+    names = [name for name in (one if axes is None else axes) if len(one[name]) > 1]
+    if not names:
         raise ValueError("no axis has two groups or more, so there is no order to compare")
-    return float(np.average(rhos, weights=sizes))
+    pairs = [[pd.Series(scores[name].numpy()) for scores in (one, other)] for name in names]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rhos = [a.corr(b, method="spearman") for a, b in pairs]  # NaN where one is constant
+    return float(np.average(np.nan_to_num(rhos), weights=[len(one[name]) for name in names]))
 
 
 def removed(plan: Plan) -> set[tuple[str, int]]:
@@ -80,35 +76,6 @@ def agreement_table(items: Mapping[str, Any], measure: Callable[[Any, Any], floa
 def layers_of(record: Record) -> int:
     """Count the decoder layers of the model that a record of block granularity is about."""
     return 1 + max(int(number) for number in re.findall(r"layers\.(\d+)\.", " ".join(record.plan["kept"])))
-
-
-def summarise(compared: pd.DataFrame, by: str, *, link: str = "at") -> str:
-    """Say where, in a frame of `contrasts`, the first of a pair is better, the second, or neither.
-
-    Args:    by: the column that names the places; shares are written in percent.    link: stands before them.
-    """
-    one = compared.a.iloc[0]
-    other = compared.b.iloc[0] if compared.b.nunique() == 1 else "the other"
-    sentences = {"a": f"{one} is better", "b": f"{other} is better", "": "no clear difference"}
-    parts, compared = [], compared.replace({"dataset": {"mean": "accuracy"}})
-    for better, sentence in sentences.items():
-        places = [
-            f"{f'{place:.0%}' if isinstance(place, float) else place} ({', '.join(datasets)})"
-            for place, datasets in compared[compared.better == better].groupby(by, sort=False).dataset
-        ]
-        parts += [f"{sentence} {link} {', '.join(places)}"] if places else []
-    return f"{one} against {other}: " + "; ".join(parts) + "."
-
-
-def outcome_frame(compared: pd.DataFrame, dataset: str) -> pd.DataFrame:
-    """Say in words how each pair of a frame of `contrasts` fares by perplexity on one text, for a figure.
-
-    Returns: the rows of that text, with the columns pair ("a − b") and outcome ("first is better", "second is
-             better" or "undecided").
-    """
-    rows = compared[(compared.metric == "perplexity") & (compared.dataset == dataset)]
-    words = {"a": "first is better", "b": "second is better", "": "undecided"}
-    return rows.assign(pair=rows.a + " − " + rows.b, outcome=rows.better.map(words))
 
 
 def relative_table(kept: pd.DataFrame, *index: str) -> pd.DataFrame:

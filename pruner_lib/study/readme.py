@@ -8,10 +8,8 @@ profile `decide` or, while that is not measured, of `quick`.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -22,15 +20,7 @@ from pruner_lib.study.results import project_root
 
 PROFILE = "quick"  # whose files the coverage names
 VERDICTS = [f"results/{profile}/tables/12_verdicts.csv" for profile in ("decide", PROFILE)]
-ORDER = (NOT_REPRODUCED, CANT_TELL, REPRODUCED)
-
-
-def updated(text: str, root: Path) -> str:
-    """Write the verdicts in the README anew from the results below `root`.
-
-    Raises:  ValueError: a mark is missing.
-    """
-    return with_tables(text, {"not reproduced": not_reproduced(root), "verdicts": verdict_table(root)})
+COLUMNS = ["the paper's claim", "holds", "paper", "ours", "verdict", "notebook"]
 
 
 def with_tables(text: str, tables: Mapping[str, str]) -> str:
@@ -48,59 +38,37 @@ def with_tables(text: str, tables: Mapping[str, str]) -> str:
     return text
 
 
-def _verdicts(root: Path) -> tuple[str, pd.DataFrame]:
-    """Read the verdicts there are: the file's name below `root` ("" if there is none), and its table."""
+def verdict_tables(root: Path) -> dict[str, str]:
+    """Write the verdicts below `root` as Markdown: in words what was not reproduced, and a table of all.
+
+    What was not reproduced comes first; claims that were not measured share a line.
+    """
     file = next((name for name in VERDICTS if (root / name).is_file()), "")
     if not file:
-        return file, pd.DataFrame()
-    return file, pd.read_csv(root / file, keep_default_na=False, na_values=["", "nan"])
-
-
-def not_reproduced(root: Path) -> str:
-    """Say in words what was not reproduced, with the numbers, as Markdown."""
-    file, table = _verdicts(root)
-    if not file:
-        return "Nothing was measured yet."
-    rows = table[table.verdict == NOT_REPRODUCED]
-    lines = [
-        f"- *{row.sentence}* Wanted: {row.rule}; ours: {_ours(row)}; the paper: {_paper(row)}."
-        for row in rows.itertuples()
-    ]
-    return "\n".join(lines) or "No claim was refuted."
-
-
-def verdict_table(root: Path) -> str:
-    """Write the verdicts as Markdown, what was not reproduced first; claims not measured share a line."""
-    file, table = _verdicts(root)
-    if not file:
-        return "Not there yet: `python tasks.py study` makes it."
-    groups = {verdict: table[table.verdict == verdict] for verdict in ORDER}
-    counts = ", ".join(f"{len(rows)} {verdict}" for verdict, rows in groups.items())
-    lines = [f"Of {len(table)} claims, in the profile `{file.split('/')[1]}`: {counts}.", ""]
-    lines += [
-        "| the paper's claim | holds | paper | ours | verdict | notebook |",
-        "|---|---|---|---|---|---|",
-    ]
-    lines += [_verdict(row) for rows in groups.values() for row in rows.itertuples()]
-    if rest := table.claim[table.verdict == NOT_MEASURED].tolist():
+        nothing = "Not there yet: `python tasks.py study` makes it."
+        return {"not reproduced": "Nothing was measured yet.", "verdicts": nothing}
+    numbers = ("ours", "low", "high", "paper")
+    missing = dict.fromkeys(numbers, ["", "nan"])
+    rows = pd.read_csv(root / file, keep_default_na=False, na_values=missing)
+    ours, low, high, paper = (rows[name].map(_number) for name in numbers)
+    part = rows.part.map(lambda name: f" ({name})" if name else "")
+    needs = rows.needs.map(lambda what: f"; needs {what}" if what else "")
+    cells = [rows.sentence, rows.rule, paper.replace("nan", "not printed")]
+    cells += [ours + " [" + low + ", " + high + "]" + part]
+    cells += [rows.verdict.str.removesuffix(" at this sample size") + needs, rows.notebook.map(_notebook)]
+    shown = pd.concat(cells, axis=1, keys=COLUMNS)
+    groups = {name: shown[rows.verdict == name] for name in (NOT_REPRODUCED, CANT_TELL, REPRODUCED)}
+    counts = ", ".join(f"{len(group)} {name}" for name, group in groups.items())
+    lines = [f"Of {len(rows)} claims, in the profile `{file.split('/')[1]}`: {counts}.", ""]
+    lines.append(_markdown(COLUMNS, pd.concat(groups).to_numpy()))
+    if rest := rows.claim[rows.verdict == NOT_MEASURED].tolist():
         lines += ["", f"Not measured in this profile: {', '.join(rest)}."]
-    return "\n".join([*lines, "", f"File, with the test behind each verdict: [{Path(file).name}]({file})"])
-
-
-def _verdict(row: Any) -> str:
-    needs = f"; needs {row.needs}" if isinstance(row.needs, str) else ""
-    verdict = f"{row.verdict.removesuffix(' at this sample size')}{needs}"
-    cells = (row.sentence, row.rule, _paper(row), _ours(row), verdict, _notebook(row.notebook))
-    return f"| {' | '.join(cells)} |"
-
-
-def _ours(row: Any) -> str:
-    part = f" ({row.part})" if isinstance(row.part, str) else ""
-    return f"{_number(row.ours)} [{_number(row.low)}, {_number(row.high)}]{part}"
-
-
-def _paper(row: Any) -> str:
-    return _number(row.paper) if row.paper == row.paper else "not printed"
+    lines += ["", f"File, with the test behind each verdict: [{Path(file).name}]({file})"]
+    said = [
+        f"- *{claim}* Wanted: {rule}; ours: {numbers}; the paper: {paper}."
+        for claim, rule, paper, numbers, *_ in groups[NOT_REPRODUCED].to_numpy()
+    ]
+    return {"not reproduced": "\n".join(said) or "No claim was refuted.", "verdicts": "\n".join(lines)}
 
 
 def _number(value: float) -> str:
@@ -108,32 +76,30 @@ def _number(value: float) -> str:
 
 
 def _notebook(name: str, folder: str = "notebooks") -> str:
-    return f"[{name[:2]}]({folder}/{name}.ipynb)"
+    return f"[{name[:2]}]({folder}/{name}.ipynb)" if name else "none"
+
+
+def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    return "\n".join([*head, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def coverage_table(root: Path) -> str:
     """Map each table and figure of the paper to its notebook and file, as Markdown for results/README.md."""
-    lines = ["| in the paper | shows | notebook | file | remarks |\n|---|---|---|---|---|"]
-    for item in coverage_frame(root / "results" / PROFILE).itertuples():
-        notebook = _notebook(item.notebook, "../notebooks") if item.notebook else "none"
-        file = f"[{item.file.partition('/')[2]}]({PROFILE}/{item.file})" if item.file else "none"
-        lines.append(f"| {item.name} | {item.shows} | {notebook} | {file} | {item.note} |")
-    return "\n".join(lines)
+    rows = coverage_frame(root / "results" / PROFILE)
+    files = [f"[{file.partition('/')[2]}]({PROFILE}/{file})" if file else "none" for file in rows.file]
+    notebooks = [_notebook(name, "../notebooks") for name in rows.notebook]
+    columns = ["in the paper", "shows", "notebook", "file", "remarks"]
+    return _markdown(columns, list(zip(rows.name, rows.shows, notebooks, files, rows.note, strict=True)))
 
 
-def main() -> int:
-    """Rewrite README.md and results/README.md of this project; give the exit code."""
+def main() -> None:
+    """Rewrite README.md and results/README.md of this project."""
     root = project_root() or Path.cwd()
-    front, results = root / "README.md", root / "results" / "README.md"
-    try:
-        write_text(front, updated(front.read_text(encoding="utf-8"), root))
-        tables = {"coverage": coverage_table(root)}
-        write_text(results, with_tables(results.read_text(encoding="utf-8"), tables))
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    tables = {"README.md": verdict_tables(root), "results/README.md": {"coverage": coverage_table(root)}}
+    for name, own in tables.items():
+        write_text(root / name, with_tables((root / name).read_text(encoding="utf-8"), own))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -28,8 +28,7 @@ TEMPLATE = "{% extends 'lab/index.html.j2' %}" + "".join(
 STYLE = re.compile("<style[^>]*>(.*?)</style>\\s*", re.DOTALL)
 TAGS = ["a", "b", "br", "code", "div", "em", "h1", "h2", "h3", "i", "li", "ol", "p", "pre", "span", "strong"]
 TAGS += ["ul", "style", "table", "thead", "tbody", "tr", "th", "td"]
-LOOKS = ["border-collapse", "border-top", "color", "font-weight", "opacity", "overflow-wrap", "padding"]
-LOOKS += ["padding-top", "table-layout", "text-align", "vertical-align", "white-space", "width"]
+LOOKS = ["color", "font-weight", "padding", "text-align", "vertical-align", "white-space", "width"]
 ATTRIBUTES = ["class", "colspan", "href", "id", "rowspan", "style"]
 # any other markup in a name or a text is shown as it is written
 SAFE = SanitizeHTML(tags=TAGS, attributes=ATTRIBUTES, styles=LOOKS)

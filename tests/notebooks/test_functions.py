@@ -7,9 +7,12 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from made_records import TASKS, dense, draws, record, short
+from matplotlib import pyplot as plt
+from matplotlib.colors import to_rgba
 from notebook_functions import functions_of
 
 from pruner_lib import discover, load_model, select
@@ -20,6 +23,32 @@ from pruner_lib.study.settings import Recovery
 from pruner_lib.study.statistics import Interval
 
 TEXT, WIKI = short(tasks=()), MetricName("perplexity", "wiki", 128)
+
+
+CASES = {
+    "forward": [("I", "J", "Eq. 1"), ("I", "X", "")],
+    "backward": [("I", "J", "Eq. 2"), ("L", "J", ""), ("M", "J", "")],
+    "not at all": [("J", "K", "none"), ("L", "K", "")],
+}
+
+
+@pytest.mark.parametrize(
+    ("case", "said", "fills"),
+    [
+        ("forward", "I goes\nDeg⁻(J) = 1,\nEq. 1: J must follow", {"I": "#D55E00", "J": "#F7C6A3"}),
+        ("backward", "J goes\nDeg⁺(I) = 1,\nEq. 2: I must follow", {"J": "#D55E00", "I": "#F7C6A3"}),
+        ("not at all", "J goes\nDeg⁻(K) = 2,\nno equation: K stays", {"J": "#D55E00", "K": "white"}),
+    ],
+)
+def test_cases_of_figure_6_say_the_degree_that_decides_and_who_follows(case, said, fills):
+    ax = plt.subplots()[1]
+    part = pd.DataFrame(CASES[case], columns=["source", "target", "rule"])
+    functions_of("01_discover_groups", sizes={}).draw_case(ax, case, part)
+    assert ax.get_title() == f"{case}: {said}"
+    drawn = {t.get_text(): t.get_bbox_patch().get_facecolor() for t in ax.texts if t.get_text()}
+    assert set(drawn) == {*part.source, *part.target}
+    grey = dict.fromkeys(drawn, "#DDDDDD")
+    assert drawn == {name: to_rgba(color) for name, color in (grey | fills).items()}
 
 
 def test_steps_are_counted_by_position():

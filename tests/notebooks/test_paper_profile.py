@@ -37,7 +37,6 @@ SMALL = {
     "new_tokens": 8,
     "ratios": [0.0, 0.25],
     "evaluation": {"windows": 2, "tasks": ["piqa"], "limit": 4},
-    "long_evaluation": {"windows": 1},
     "short_evaluation": {"windows": 2},
     "calibration": {"samples": 3, "length": 24},
     "calibration_study": {

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from families import build, tokens
+from notebook_functions import functions_of
 
 from pruner_lib import discover, load_model, prune_, select
 from pruner_lib.study import load_profile, probes
 from pruner_lib.study.paper import Compared
-from pruner_lib.study.probes import at_zero, block_correlations, block_outputs, correlation
+from pruner_lib.study.probes import block_correlations, block_outputs, correlation
 from pruner_lib.study.records import MetricName
 
 TINY = load_profile("tiny")
@@ -62,7 +63,8 @@ def test_block_correlations_are_measured_once(study, monkeypatch):
 
 def test_zero_equals_cut_for_groups_and_not_for_matrices_alone(study):
     cut = {name: study.run(asked) for name, asked in PAIR.items()}
-    zero = {name: at_zero(study, record) for name, record in cut.items()}
+    at_zero = functions_of("04_dependency", study=study).at_zero
+    zero = {name: at_zero(record) for name, record in cut.items()}
     assert zero["groups"].perplexity["tiny"] == pytest.approx(cut["groups"].perplexity["tiny"], rel=1e-4)
     assert zero["alone"].perplexity["tiny"] != pytest.approx(cut["alone"].perplexity["tiny"], rel=1e-2)
     assert zero["alone"].metrics[NAME].n == cut["alone"].metrics[NAME].n
@@ -71,6 +73,6 @@ def test_zero_equals_cut_for_groups_and_not_for_matrices_alone(study):
 def test_dense_model_is_left_as_it_was(study):
     dense = load_model("tiny")[0].state_dict()
     block_correlations(study, PAIR)
-    at_zero(study, study.run(PAIR["alone"]))
+    functions_of("04_dependency", study=study).at_zero(study.run(PAIR["alone"]))
     now = study.model(PAIR["groups"].dense)[0].state_dict()
     assert all(torch.equal(now[name], weight) for name, weight in dense.items())

@@ -1,11 +1,10 @@
-"""Figures 2 and 6 show the frames that they are given, to scale, and nothing in them overlaps."""
+"""Figure 2 shows the frame that it is given, to scale, and nothing in it overlaps."""
 
 from __future__ import annotations
 
 from functools import cache
 
 import matplotlib as mpl
-import numpy as np
 import pandas as pd
 import pytest
 from families import build
@@ -14,15 +13,8 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex
 
 from pruner_lib import discover
-from pruner_lib.study.figures import plot_dependencies, plot_groups, slices_frame
+from pruner_lib.study.figures import plot_groups, slices_frame
 from pruner_lib.study.figures.style import KINDS
-
-CASES = pd.DataFrame(
-    [("forward", "I", "J", "Eq. 1"), ("forward", "I", "X", "")]
-    + [("backward", "I", "J", "Eq. 2"), ("backward", "L", "J", ""), ("backward", "M", "J", "")]
-    + [("not at all", "J", "K", "none"), ("not at all", "L", "K", "")],
-    columns=["case", "source", "target", "rule"],
-)
 
 
 @cache
@@ -82,48 +74,10 @@ def test_heads_are_parted_by_lines_also_within_a_group():
     assert len({round(y, 6) for y in inside if abs(y - q.get_y()) > 1e-6}) >= 2
 
 
-def test_nothing_written_overlaps_in_the_dependency_cases():
-    assert_legible(plot_dependencies(CASES).figure)
-    with pytest.raises(AssertionError, match="overlaps"):
-        ax = plot_dependencies(CASES)
-        ax.text(0.55, 1.4, "written over the title")
-        assert_legible(ax.figure)
-
-
-@pytest.mark.parametrize("plot, frame", [(plot_groups, drawn("llama-gqa")), (plot_dependencies, CASES)])
-def test_figure_is_drawn_where_it_is_told_and_changes_nothing(plot, frame):
+def test_figure_is_drawn_where_it_is_told_and_changes_nothing():
+    frame = drawn("llama-gqa")
     before, copy = dict(mpl.rcParams), frame.copy()
     given = plt.subplots()[1]
-    assert plot(frame, ax=given) is given and plot(frame) is not given
+    assert plot_groups(frame, ax=given) is given and plot_groups(frame) is not given
     assert dict(mpl.rcParams) == before
     pd.testing.assert_frame_equal(frame, copy)
-    with pytest.raises(ValueError, match="no rows"):
-        plot(frame[:0])
-    with pytest.raises(ValueError, match="the frame lacks"):
-        plot(pd.DataFrame({"other": [1]}))
-
-
-def test_cases_say_the_degree_that_decides_and_who_follows():
-    said = [t.get_text() for t in plot_dependencies(CASES).texts]
-    assert "Deg⁻(J) = 1, Eq. 1:\nI goes, J must follow" in said
-    assert "Deg⁺(I) = 1, Eq. 2:\nJ goes, I must follow" in said
-    assert "Deg⁻(K) = 2, no equation:\nJ goes, K stays" in said
-
-
-def test_who_goes_is_dark_and_who_stays_is_white():
-    ax = plot_dependencies(CASES[CASES.case == "not at all"])
-    faces = {t.get_text(): m.get_markerfacecolor() for t, m in zip(names(ax), ax.lines, strict=True)}
-    assert faces == {"J": KINDS["mlp"].color, "K": "white", "L": "white"}
-    ax = plot_dependencies(CASES[CASES.case == "backward"])
-    faces = {t.get_text(): m.get_markerfacecolor() for t, m in zip(names(ax), ax.lines, strict=True)}
-    assert faces["J"] == KINDS["mlp"].color and faces["I"] not in ("white", faces["J"])
-
-
-def names(ax):
-    return [t for t in ax.texts if len(t.get_text()) == 1]
-
-
-def test_case_without_its_edge_is_refused():
-    with pytest.raises(ValueError, match="case 'forward' needs exactly one edge"):
-        plot_dependencies(CASES[CASES.rule != "Eq. 1"])
-    assert np.isfinite(plot_dependencies(CASES).get_xlim()).all()

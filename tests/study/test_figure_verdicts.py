@@ -62,10 +62,3 @@ def test_numbers_are_written_and_nothing_is_cut_off(verdicts):
     written = " ".join(text.get_text() for text in ax.texts)
     assert "0.950  [0.920, 0.980]" in written and "3,582" in written and "[−∞, ∞]" in written
     assert_legible(ax.figure)
-
-
-def test_frame_without_rows_or_columns_is_refused(verdicts):
-    with pytest.raises(ValueError, match="the frame lacks"):
-        plot_verdicts(verdicts[["sentence"]])
-    with pytest.raises(ValueError, match="no rows"):
-        plot_verdicts(verdicts[:0])

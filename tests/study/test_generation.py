@@ -6,16 +6,11 @@ import math
 
 import numpy as np
 import pytest
+import yaml
+from notebook_functions import functions_of
 
 from pruner_lib.evaluation.perplexity import Sample
-from pruner_lib.study.texts import (
-    MEASURES,
-    describe,
-    paper_prompts,
-    prompts_of,
-    repetition,
-    texts_frame,
-)
+from pruner_lib.study.texts import PROMPTS_FILE, samples_frame
 
 RATES = {"dense": 0.1, "pruned": 0.3, "recovered": 0.12}
 NAMES, DRAWS = ["a", "b", "c", "d", "e"], 3
@@ -34,7 +29,9 @@ def made():
     }
 
 
-FRAME = texts_frame(made(), ["Table 11", "Table 18", "Table 18", "Table 19", "Table 20"], DRAWS)
+OF_11 = functions_of("11_generation")
+prompts_of = OF_11.prompts_of
+FRAME = samples_frame(made()).assign(draw=[*range(DRAWS)] * len(NAMES) * len(RATES))
 
 
 def test_models_of_the_paper_have_their_own_prompts_and_others_take_turns():
@@ -48,18 +45,13 @@ def test_models_of_the_paper_have_their_own_prompts_and_others_take_turns():
     assert [table for table, _ in other[:5]] == ["Table 11", "Table 18", "Table 19", "Table 20", "Table 11"]
     assert len(other) == len(set(other)) == 12 and prompts_of("smollm2-135m", 3) == other[:3]
     assert all(text.isascii() for _, text in other) and not any(
-        one["prompt"].isascii() for one in paper_prompts()["Table 21"]
+        one["prompt"].isascii()
+        for one in yaml.safe_load(PROMPTS_FILE.read_text(encoding="utf-8"))["Table 21"]
     )
 
 
-def test_frame_keeps_the_order_of_prompts_and_draws():
-    assert len(FRAME) == 45 and FRAME.draw.tolist()[:4] == [0, 1, 2, 0]
-    row = FRAME[(FRAME.model == "pruned") & (FRAME.prompt == "c") & (FRAME.draw == 1)].iloc[0]
-    assert row.text == "pruned 2 1" and row.table == "Table 18"
-
-
 def test_repetition_is_compared_prompt_by_prompt():
-    found = repetition(FRAME, "repetition_rate").set_index("model")
+    found = OF_11.repetition(FRAME, "repetition_rate").set_index("model")
     assert found["mean"].to_dict() == pytest.approx(
         {model: rate + HARD.mean() for model, rate in RATES.items()}, abs=0.01
     )
@@ -67,20 +59,16 @@ def test_repetition_is_compared_prompt_by_prompt():
     assert pruned.difference == pytest.approx(0.2, abs=0.01) and pruned.difference_low > 0.15
     assert pruned.difference_high - pruned.difference_low < pruned.high - pruned.low  # what is shared cancels
     assert math.isnan(found.difference["dense"]) and (found.prompts == 5).all() and (found.draws == 3).all()
-    other = repetition(FRAME, "repetition_rate", against="pruned").set_index("model")
+    other = OF_11.repetition(FRAME, "repetition_rate", against="pruned").set_index("model")
     assert other.difference["recovered"] < 0 and math.isnan(other.difference["pruned"])
 
 
 def test_sentence_is_sure_of_itself_only_outside_the_noise():
-    found = repetition(FRAME, "repetition_rate").assign(name="m", measure="repetition_rate")
-    lines = describe(found).splitlines()
+    found = OF_11.repetition(FRAME, "repetition_rate").assign(name="m", measure="repetition_rate")
+    lines = OF_11.describe(found).splitlines()
     assert len(lines) == 2 and "m, pruned: **more** repetition than dense" in lines[0]
     unsure = found.assign(difference_low=-0.1, difference_high=0.1)
-    assert "neither clearly more nor less" in describe(unsure) and "**" not in describe(unsure)
-    assert "**less** variety" in describe(
+    assert "neither clearly more nor less" in OF_11.describe(unsure) and "**" not in OF_11.describe(unsure)
+    assert "**less** variety" in OF_11.describe(
         found.assign(measure="distinct", difference_low=-0.2, difference_high=-0.1)
     )
-
-
-def test_every_measure_can_be_drawn():
-    assert set(MEASURES) <= set(FRAME)

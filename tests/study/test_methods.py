@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from notebook_functions import functions_of
 
 from pruner_lib.study.paper import Compared, compared, published_choices, published_methods
 from pruner_lib.study.profiles import load_profile, profile_names
@@ -29,7 +30,9 @@ def test_channel_and_dense_are_methods_too():
     channel = ONE.ask(TINY, "channel")
     assert (channel.method, channel.protect_first, channel.protect_last) == ("channel", 0, 0)
     assert ONE.ask(TINY, "dense").stage == "dense"
-    rows = ONE.rows(TINY, ["l2", "channel"], range(1, 3), aggregation="max")
+    rows = functions_of("03_compare_methods", settings=TINY).rows_of(
+        ONE, ["l2", "channel"], range(1, 3), aggregation="max"
+    )
     assert list(rows) == ["dense", "l2", "channel"] and [len(found) for found in rows.values()] == [2, 2, 2]
     assert rows["channel"][0].aggregation == "max" and rows["channel"][0].calibration.seed == 1
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
+from notebook_functions import functions_of
 
 from pruner_lib import load_model
 from pruner_lib.data.windows import calibration_ids
 from pruner_lib.study import load_profile, probes, stages
 
+OF_02 = functions_of("02_estimate_importance")
 ASKED = load_profile("tiny").experiment()
 
 
@@ -29,10 +32,9 @@ def test_calibrated_model_comes_with_the_samples_of_the_public_call(study):
 
 
 def test_costs_have_a_row_for_every_run_and_hold_the_weights(study):
-    costs = probes.pass_costs(study, ASKED, repeats=2)
-    assert costs.passes.tolist() == [*probes.PASSES, *probes.PASSES]
+    costs = pd.DataFrame(OF_02.pass_costs(study, ASKED, repeats=2))
+    assert costs.passes.tolist() == [*OF_02.PASSES, *OF_02.PASSES]
     assert (costs.seconds > 0).all() and (costs.memory_mb >= costs.weights_mb).all()
-    assert probes.pass_costs(study, ASKED, repeats=2).equals(costs)
 
 
 def test_scores_of_an_experiment_come_from_one_pass_and_then_from_the_cache(study, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import yaml
+from notebook_functions import functions_of
 
 from pruner_lib.study import profiles
 from pruner_lib.study.profiles import load_profile, profile_names
@@ -67,20 +68,13 @@ def test_paper_has_the_settings_of_the_paper():
     assert profile.evaluation.length == 128 and profile.evaluation.limit is None
 
 
-def test_calibration_grid_varies_one_setting_at_a_time_from_the_usual_calibration():
+def test_usual_calibration_is_among_those_that_are_tried_and_the_large_one_is_larger():
     for name in profile_names():
-        profile = load_profile(name)
-        usual = profile.calibrations()[0]
-        for varied, value, calibration in profile.calibration_grid():
-            differs = {
-                k for k in ("samples", "length", "corpus") if getattr(calibration, k) != getattr(usual, k)
-            }
-            assert getattr(calibration, varied) == value and differs <= {varied}, name
-        values = {(varied, value) for varied, value, _ in profile.calibration_grid()}
-        assert {(k, getattr(usual, k)) for k in ("samples", "length", "corpus")} <= values, name
-        large = profile.reference_calibration
-        assert large.samples > max(profile.calibration_study.samples)
-        assert large.seed not in {draw.seed for draw in profile.calibrations()}
+        usual, tried = load_profile(name).calibration, load_profile(name).calibration_study
+        assert (
+            usual.samples in tried.samples and usual.length in tried.lengths and usual.corpus in tried.corpora
+        )
+        assert tried.reference_samples > max(tried.samples), name
 
 
 def test_recovery_study_fits_the_recovery_that_it_turns():
@@ -90,7 +84,8 @@ def test_recovery_study_fits_the_recovery_that_it_turns():
         assert own.keep_at == study.keep_at and set(study.answer_at) <= set(study.keep_at), name
         assert own.steps is None or max(study.keep_at) < own.steps
         assert study.samples == tuple(sorted(study.samples)) and study.module_samples in study.samples
-        most = study.recovery(own, study.samples[-1], draw=1, keep_at=study.watch)
+        learn = functions_of("09_recovery", trials=study, run=own).learn
+        most = learn(study.samples[-1], draw=1, keep_at=study.watch)
         assert (most.samples, most.seed, most.keep_at) == (study.samples[-1], 1, study.watch)
         assert max(study.watch) < most.steps == -(-study.samples[-1] // study.batch_size)
         assert study.few < study.samples[-1] and most.evaluate_at == ()

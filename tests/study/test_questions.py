@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from made_records import dense, draws, record, short
 
 from pruner_lib.method.groups import Plan
-from pruner_lib.study.compare import contrasts, kept_frame
+from pruner_lib.study.compare import kept_frame
 from pruner_lib.study.profiles import load_profile
 from pruner_lib.study.questions import (
     agreement_table,
@@ -19,13 +18,11 @@ from pruner_lib.study.questions import (
     clearest_difference,
     jaccard,
     layers_of,
-    outcome_frame,
     rank_correlation,
     relative_table,
     removed,
-    summarise,
 )
-from pruner_lib.study.records import Metric, MetricName
+from pruner_lib.study.records import MetricName
 from pruner_lib.study.run import Study
 
 TEXT = short(tasks=())
@@ -90,40 +87,6 @@ def test_dropped_layers_are_named_in_the_record(tmp_path):
     assert len(found.plan["layers_kept"]) == 1 and found.plan["kept"]["layers"] == [1, 2]
     assert "layers_kept" not in Study("tiny", tmp_path).run(usual).plan
     assert np.isfinite(list(found.perplexity.values())).all()
-
-
-def right(name):
-    """Give the answers of a model that is always right if it is called "a", and else never."""
-    answer = float(name == "a")
-    return {MetricName("accuracy", "piqa"): Metric(answer, 0.0, 40, {"metric": "acc"}, (answer,) * 40)}
-
-
-def test_summary_says_who_is_better_where_and_no_more_than_the_intervals_do():
-    pair = {"a": draws(3.0, evaluation=TEXT), "b": draws(3.5, criterion="vector", evaluation=TEXT)}
-    clear = contrasts(pair, [("a", "b")]).assign(share=0.2)
-    same = contrasts({"a": pair["a"], "b": pair["a"]}, [("a", "b")]).assign(share=0.1)
-    both = summarise(pd.concat([same, clear]), "share")
-    assert both == "a against b: a is better at 20% (wiki); no clear difference at 10% (wiki)."
-    answering = {
-        name: [replace(one, metrics=one.metrics | right(name)) for one in group]
-        for name, group in pair.items()
-    }
-    more = contrasts(answering, [("a", "b")]).assign(share=0.2)
-    assert "a is better at 20% (wiki, accuracy)" in summarise(more, "share")
-    back = contrasts({"a": pair["b"], "b": pair["a"]}, [("a", "b")]).assign(share=0.2)
-    assert summarise(back, "share") == "a against b: b is better at 20% (wiki)."
-    many = pd.concat([clear, clear.assign(b="c")])
-    text = summarise(many, "b", link="beside")
-    assert text == "a against the other: a is better beside b (wiki), c (wiki)."
-
-
-def test_outcomes_of_pairs_are_those_of_their_intervals():
-    groups = {"a": draws(2.8, evaluation=TEXT), "b": draws(3.3, evaluation=TEXT)}
-    pairs = [("a", "b"), ("b", "a"), ("a", "a")]
-    found = outcome_frame(contrasts(groups, pairs), "wiki")
-    assert found.pair.tolist() == ["a − b", "b − a", "a − a"]
-    assert found.outcome.tolist() == ["first is better", "second is better", "undecided"]
-    assert outcome_frame(contrasts(groups, pairs), "c4").empty
 
 
 def test_table_for_reading_has_texts_and_the_mean_of_the_tasks():

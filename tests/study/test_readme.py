@@ -14,9 +14,7 @@ from pruner_lib.study.compare import ratio
 from pruner_lib.study.readme import (
     VERDICTS,
     coverage_table,
-    not_reproduced,
-    updated,
-    verdict_table,
+    verdict_tables,
     with_tables,
 )
 from pruner_lib.study.records import MetricName
@@ -46,19 +44,19 @@ def published(tmp_path):
 
 def test_tables_of_the_readmes_are_those_of_the_published_results(published):
     message = "run python -m pruner_lib.study.readme, and commit README.md and results/README.md"
-    assert updated(README, published) == README, message
+    assert with_tables(README, verdict_tables(published)) == README, message
     assert with_tables(RESULTS, {"coverage": coverage_table(ROOT)}) == RESULTS, message
 
 
 def test_text_around_the_tables_stays_and_old_tables_go(tmp_path):
-    new = updated(MARKED, tmp_path)
+    new = with_tables(MARKED, verdict_tables(tmp_path))
     assert new.startswith("a\n<!-- verdicts -->\nNot there yet") and "old" not in new
-    assert "\nb\n" in new and "-->\nc\n" in new and updated(new, tmp_path) == new
+    assert "\nb\n" in new and "-->\nc\n" in new and with_tables(new, verdict_tables(tmp_path)) == new
     assert "\nNothing was measured yet.\n" in new
     beside = with_tables(new, {"benchmark": "none"})
     assert beside == new.replace("<!-- benchmark -->", "<!-- benchmark -->\nnone\n")
     with pytest.raises(ValueError, match="<!-- not reproduced -->"):
-        updated("<!-- verdict --><!-- end of verdict -->", tmp_path)
+        with_tables("<!-- verdict --><!-- end of verdict -->", verdict_tables(tmp_path))
 
 
 def test_measured_claims_have_rows_and_what_was_not_reproduced_comes_first(tmp_path):
@@ -69,7 +67,8 @@ def test_measured_claims_have_rows_and_what_was_not_reproduced_comes_first(tmp_p
     write_answer(folder, "random beats L2", Interval(2.0, 1.9, 2.1, 64, 20))
     write_answer(folder, "vector beats L2", Interval(0.9, 0.5, 1.3, 64, 20))
     Results("quick", tmp_path / "results").save_table(verdicts(folder), "12_verdicts")
-    table = verdict_table(tmp_path)
+    tables = verdict_tables(tmp_path)
+    table = tables["verdicts"]
     assert table.startswith(
         f"Of {len(claims())} claims, in the profile `quick`: 1 not reproduced, 1 can't tell"
     )
@@ -82,11 +81,11 @@ def test_measured_claims_have_rows_and_what_was_not_reproduced_comes_first(tmp_p
     ours = f"{number.mean:.4g} [{number.low:.4g}, {number.high:.4g}] (wiki)"
     assert f"| 0.8568 | {ours} | reproduced | [03](notebooks/03_compare_methods.ipynb)" in rows[2]
     assert "Not measured in this profile: keeps abilities, " in table
-    (said,) = not_reproduced(tmp_path).splitlines()
+    (said,) = tables["not reproduced"].splitlines()
     assert said.startswith("- *Groups chosen at random do less harm than")
     assert "Wanted: below 1; ours: 2 [1.9, 2.1]; the paper: 0.04723." in said
     Results("decide", tmp_path / "results").save_table(verdicts(folder)[:3], "12_verdicts")
-    assert "Of 3 claims, in the profile `decide`" in verdict_table(tmp_path)
+    assert "Of 3 claims, in the profile `decide`" in verdict_tables(tmp_path)["verdicts"]
 
 
 def test_every_table_and_figure_of_the_paper_has_a_row():

@@ -10,7 +10,7 @@ import torch
 from pruner_lib.data.windows import text_ids
 from pruner_lib.evaluation.perplexity import PROMPTS, Sample, perplexity
 from pruner_lib.study import load_profile
-from pruner_lib.study.texts import SideBySide, samples_of
+from pruner_lib.study.texts import samples_frame, samples_of, side_by_side
 
 TINY = load_profile("tiny")
 
@@ -58,15 +58,13 @@ def test_model_given_away_may_be_changed(study):
 
 
 def test_table_shows_texts_beside_each_other_and_runs_no_code_of_theirs():
-    table = SideBySide(
-        {
-            "dense": [Sample("Say <b>", "hello <script>alert(1)</script>", 0.25, 1.0)],
-            "pruned": [Sample("Say <b>", "x", 0.0, 1.0)],
-        }
-    )
-    html = table._repr_html_()
+    samples = {
+        "dense": [Sample("Say <b>", "hello <script>alert(1)</script>", 0.25, 1.0)],
+        "pruned": [Sample("Say <b>", "x", 0.0, 1.0)],
+    }
+    html = side_by_side(samples).to_html()
     assert "&lt;script&gt;" in html and "<script>" not in html and "Say &lt;b&gt;" in html
     assert html.index("dense") < html.index("pruned") and "repeated: 25%" in html
-    assert table.frame().model.tolist() == ["dense", "pruned"]
-    with pytest.raises(ValueError, match="did not continue the same prompts"):
-        SideBySide({"dense": [Sample("a", "x", 0, 1)], "pruned": [Sample("b", "x", 0, 1)]})
+    assert samples_frame(samples).model.tolist() == ["dense", "pruned"]
+    with pytest.raises(ValueError, match="shorter|longer|Length"):
+        side_by_side(samples | {"recovered": []})

@@ -4,16 +4,14 @@ One function a figure, from a tidy frame onto axes, over one table of styles. No
 """
 
 from pruner_lib.study.figures.curves import plot_curves
-from pruner_lib.study.figures.groups import plot_dependencies, plot_groups
+from pruner_lib.study.figures.groups import plot_groups
 from pruner_lib.study.figures.heatmap import plot_heatmap
 from pruner_lib.study.figures.intervals import plot_intervals
-from pruner_lib.study.figures.slices import axes_frame, slices_frame
+from pruner_lib.study.figures.slices import slices_frame
 from pruner_lib.study.figures.verdicts import plot_verdicts
 
 __all__ = [
-    "axes_frame",
     "plot_curves",
-    "plot_dependencies",
     "plot_groups",
     "plot_heatmap",
     "plot_intervals",

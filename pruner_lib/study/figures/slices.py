@@ -1,4 +1,4 @@
-"""Where groups lie in the parameters of a model, as tidy frames: what the drawing of groups is made of.
+"""Where groups lie in the parameters of a model, as a tidy frame: what the drawing of groups is made of.
 
 The order of execution and the columns of a drawing follow from the roles of the members alone, so that fused
 projections and models that nobody has seen are listed too. Nothing is discovered here.
@@ -15,27 +15,7 @@ from torch import Tensor, nn
 from pruner_lib.method.decoder import decoder_layers
 from pruner_lib.method.groups import Axes, Axis, Member
 
-
-def axes_frame(axes: Axes) -> pd.DataFrame:
-    """List what was discovered as a tidy frame: one row an axis.
-
-    Returns: columns `axis`, `kind`, `layer`, `n_groups`, `width` (channels a group), `group_parameters`,
-        `parameters` (of all groups), `share` (of the model, in [0, 1]), `structures` (in order of execution).
-    """
-    return pd.DataFrame(
-        {
-            "axis": axis.name,
-            "kind": axis.kind,
-            "layer": axis.layer,
-            "n_groups": axis.n_groups,
-            "width": axis.width,
-            "group_parameters": axis.group_parameters,
-            "parameters": axis.n_groups * axis.group_parameters,
-            "share": axis.n_groups * axis.group_parameters / axes.n_parameters,
-            "structures": " ".join(name.rsplit(".", 1)[-1] for name in axis.structures),
-        }
-        for axis in axes.values()
-    ).astype({"layer": "Int64"})
+COLUMNS = "stage structure parameter rows columns axis kind role dim group n_groups chosen start stop"
 
 
 def slices_frame(
@@ -50,9 +30,12 @@ def slices_frame(
     Returns: a row a run: columns `stage` (order of execution), `structure`, `parameter`, `rows`, `columns`
         (0 for a vector), `axis`, `kind`, `role`, `dim`, `group`, `n_groups`, `chosen`, `start`, `stop`. Of
         attention all groups are listed, of the other kinds the chosen one.
-    Raises: ValueError: no such layer, kind or group, or a parameter with more than two dims.
+    Raises: ValueError: no such layer, or a parameter with more than two dims.
     """
-    chosen = _chosen(axes, layer, groups or {})
+    if layer not in range(axes.n_layers):
+        raise ValueError(f"the model has layers 0..{axes.n_layers - 1}, but layer {layer} was named")
+    here = [a for a in axes.values() if a.layer == layer or (a.layer is None and a.kind == "hidden")]
+    chosen = {a: (groups or {}).get(a.kind, a.n_groups // 3) for a in here}
     path = decoder_layers(model)[0]
     shown = [
         (axis, member)
@@ -63,35 +46,18 @@ def slices_frame(
     stages = _stages(shown)
     rows = []
     for axis, member in shown:
-        shape = tuple(model.get_parameter(member.parameter).shape)
+        height, width, *more = (*model.get_parameter(member.parameter).shape, 0)
+        if len(more) > 1:
+            raise ValueError(
+                f"{member.parameter} has {len(more) + 1} dims; only vectors and matrices are listed"
+            )
+        place = (stages[member.structure], member.structure, member.parameter, height, width, axis.name)
         for group in range(axis.n_groups) if axis.kind == "attention" else [chosen[axis]]:
-            here = {"stage": stages[member.structure], **_place(member, shape), "axis": axis.name}
-            here |= {"kind": axis.kind, "role": member.role, "dim": member.dim, "group": group}
-            here |= {"n_groups": axis.n_groups, "chosen": group == chosen[axis]}
-            rows += [here | {"start": a, "stop": b} for a, b in _runs(member.indices[group])]
+            own = (axis.kind, member.role, member.dim, group, axis.n_groups, group == chosen[axis])
+            rows += [(*place, *own, *run) for run in _runs(member.indices[group])]
     order = {name: i for i, name in enumerate(dict.fromkeys(m.parameter for _, m in _in_order(shown)))}
-    frame = pd.DataFrame(rows)
+    frame = pd.DataFrame(rows, columns=COLUMNS.split())
     return frame.iloc[frame.parameter.map(order).argsort(kind="stable")].reset_index(drop=True)
-
-
-def _place(member: Member, shape: tuple[int, ...]) -> dict:
-    if len(shape) > 2:
-        raise ValueError(f"{member.parameter} has the shape {shape}; only vectors and matrices are listed")
-    rows, columns = (*shape, 0)[:2]
-    return {"structure": member.structure, "parameter": member.parameter, "rows": rows, "columns": columns}
-
-
-def _chosen(axes: Axes, layer: int, groups: Mapping[str, int]) -> dict[Axis, int]:
-    """The axes that are drawn -> the group that is highlighted."""
-    here = [a for a in axes.values() if a.layer == layer or (a.layer is None and a.kind == "hidden")]
-    known = {a.kind: range(a.n_groups) for a in here}
-    if layer not in range(axes.n_layers):
-        raise ValueError(f"the model has layers 0..{axes.n_layers - 1}, but layer {layer} was named")
-    for kind, group in groups.items():
-        if group not in known.get(kind, ()):
-            there = ", ".join(f"{name} 0..{len(numbers) - 1}" for name, numbers in known.items())
-            raise ValueError(f"no group {group} of the kind {kind} here; there are {there}")
-    return {a: groups.get(a.kind, a.n_groups // 3) for a in here}
 
 
 def _in_order(shown: list[tuple[Axis, Member]]) -> list[tuple[Axis, Member]]:

@@ -73,10 +73,10 @@ TEXTS = {
     "c4": MethodStyle("#E69F00", "s", "c4", "--"),
     "ptb": MethodStyle("#009E73", "D", "ptb", ":"),
 }
-CONTRASTS = {  # what a difference and a straight line say, what was trained on, how weights are stored
-    "undecided": MethodStyle(GREY, "o", "undecided"),
-    "first is better": MethodStyle("#0072B2", "o", "first is better"),
-    "second is better": MethodStyle("#E69F00", "o", "second is better"),
+CONTRASTS = {  # the `better` one of a pair, a straight line, what was trained on, how weights are stored
+    "": MethodStyle(GREY, "o", "undecided"),
+    "a": MethodStyle("#0072B2", "o", "first is better"),
+    "b": MethodStyle("#E69F00", "o", "second is better"),
     "true": MethodStyle("#0072B2", "o", "true"),
     "first order": MethodStyle("#E69F00", "s", "first order", ":"),
     "few": MethodStyle("#CC79A7", "s", "few samples"),
