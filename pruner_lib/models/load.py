@@ -186,7 +186,8 @@ def _load(
 
     So is ChatGLM-6B, whose code on the hub no longer runs.
     """
-    ours = ChatGLMConfig.describes(PreTrainedConfig.get_config_dict(source, revision=revision)[0])
+    settings = PreTrainedConfig.get_config_dict(source, revision=revision)[0]
+    ours = ChatGLMConfig.describes(settings)
     trusted = trusted and not ours
     if ours:
         config = ChatGLMConfig.from_pretrained(source, revision=revision)
@@ -197,7 +198,8 @@ def _load(
         config._attn_implementation = None  # the name of a kernel would fetch code from the hub
     build = PrunedModelForCausalLM if pruned else AutoModelForCausalLM
     if ours:
-        build = pruned_class(ChatGLMForConditionalGeneration) if pruned else ChatGLMForConditionalGeneration
+        dense = ChatGLMForConditionalGeneration
+        build = pruned_class(dense) if "pruning_layout" in settings else dense
     elif not (trusted and AUTO_CLASS in (getattr(config, "auto_map", None) or {})):
         dense = _decoder_class(source, config)
         # an untrusted folder only says which class of transformers it is

@@ -141,14 +141,18 @@ def test_later_versions_of_the_same_type_are_code_of_their_own(hub, tmp_path):
         load_model(tmp_path)
 
 
-def test_hub_id_is_found_in_the_hubs_cache(model, tmp_path, monkeypatch):
+def test_hub_id_is_found_in_the_hubs_cache_whole_or_pruned(model, axes, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     place, commit = tmp_path / "models--THUDM--chatglm-6b", "a" * 40
     write_hub_folder(place / "snapshots" / commit)
     (place / "refs").mkdir()
     (place / "refs/main").write_text(commit)
-    found, tokenizer = load_model("THUDM/chatglm-6b")
-    assert torch.equal(logits(found, prompts()), logits(model, prompts())) and len(tokenizer) > 100
+    found, own = load_model("THUDM/chatglm-6b")
+    assert torch.equal(logits(found, prompts()), logits(model, prompts())) and own(TEXT) == tokenizer(TEXT)
+    cut, _ = pruned(model, axes, **UNEVEN)
+    save_model(cut, tokenizer, place / "snapshots" / ("b" * 40))
+    found = copy.deepcopy(load_model(f"THUDM/chatglm-6b@{'b' * 40}")[0])
+    assert torch.equal(logits(found, prompts()), logits(cut, prompts()))
 
 
 def test_axes_are_those_that_a_person_would_draw(axes, model):
