@@ -39,6 +39,10 @@ PLACES = ("pruner_lib", "pruner_lib/*", "pruner_lib/study/figures", "tests", "te
 BENCHMARKS = ("scoring", "discovery", "speed", "evaluation")
 PROFILE_HELP = "tiny, quick, decide or paper"
 SET_HELP = "parameter=value; repeatable"
+CLUSTER_HELP = {
+    "workers": "run experiments on so many processes of this machine",
+    "scheduler": "run experiments on a Dask cluster, as tcp://host:8786",
+}
 
 
 # --- the verbs ------------------------------------------------------------------------------------
@@ -60,12 +64,14 @@ def lab(context, port=8888, browser=True):
 @task(
     pre=[setup],
     iterable=["only", "set"],
-    help={"profile": PROFILE_HELP, "only": "a notebook; repeatable", "set": SET_HELP},
+    help={"profile": PROFILE_HELP, "only": "a notebook; repeatable", "set": SET_HELP} | CLUSTER_HELP,
 )
-def study(context, profile="quick", only=None, set=None):
+def study(context, profile="quick", only=None, set=None, workers=0, scheduler=""):
     """Run the notebooks and write their figures and tables to results/."""
     words = [word for name in only or [] for word in ("--only", name)]
     words += [word for value in set or [] for word in ("--set", value)]
+    words += ["--workers", workers] if workers else []
+    words += ["--scheduler", scheduler] if scheduler else []
     _python("-m", "pruner_lib.study.notebooks", "--profile", profile, *words)
 
 

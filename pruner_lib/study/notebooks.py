@@ -1,6 +1,7 @@
 """Run the notebooks of a study by papermill, each in a process of its own, in the order of their names.
 
     python -m pruner_lib.study.notebooks --profile quick [--only 00,01] [--set ratio=0.5 ...]
+                                         [--workers 4 | --scheduler tcp://host:8786]
 
 The summary, which reads what all others wrote, is the last, and the front page of the profile's results.
 
@@ -32,6 +33,7 @@ import psutil
 import yaml
 
 from pruner_lib.files import write_json, write_text
+from pruner_lib.study.cluster import SCHEDULER, serving
 from pruner_lib.study.profiles import load_profile
 from pruner_lib.study.report import write_index
 from pruner_lib.study.results import (
@@ -119,6 +121,7 @@ def run_study(
     parameters: Mapping[str, Any] | None = None,
     *,
     place: Path | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> list[NotebookRun]:
     """Run the notebooks of a study in the order of their names; a failure does not stop those that follow.
 
@@ -128,6 +131,7 @@ def run_study(
 
     Args:    only: see `find_notebooks`.    place: the folder of the notebooks.
              parameters: plain scalars or flat lists; each goes to the notebooks that have it.
+             environment: of their processes; None: this one's.
     Raises:  ValueError: unknown profile or notebook, or a parameter that none of the notebooks has. Nothing
              has run then.
     """
@@ -145,7 +149,8 @@ def run_study(
             manifest = read_manifest(path.stem, profile) or {}
             last = f", last time {manifest['seconds']:.0f} s" if manifest.get("seconds") else ""
             print(f"[{number}/{len(paths)}] {path.stem} ({profile}){last}", flush=True)
-        for run in _run_together({path: given[path] for path in paths[start:end]}, profile):
+        together = {path: given[path] for path in paths[start:end]}
+        for run in _run_together(together, profile, environment or os.environ):
             what = f"{len(run.outputs)} files" if run.done else run.error.strip().splitlines()[-1][:200]
             print(f"    {run.notebook} {run.status} in {run.seconds:.1f} s: {what}", flush=True)
             runs.append(run)
@@ -162,14 +167,16 @@ def _settings_key(profile: str, parameters: Mapping[str, Any]) -> str:
     return settings_key([asdict(load_profile(profile)), dict(parameters) | {"profile": profile}])
 
 
-def _run_together(given: Mapping[Path, dict[str, Any]], profile: str) -> list[NotebookRun]:
+def _run_together(
+    given: Mapping[Path, dict[str, Any]], profile: str, environment: Mapping[str, str]
+) -> list[NotebookRun]:
     """Run notebooks side by side, wait for all of them, and write the result of each into its manifest."""
     run_id, start, runs = uuid.uuid4().hex, time.perf_counter(), []
-    environment = os.environ | {
+    environment = dict(environment) | {
         RUN_ID: run_id,
         "PRUNER_LIB_RESULTS": str(results_root()),
         "JUPYTER_PREFER_ENV_PATH": "1",
-        "PYTHONPATH": os.pathsep.join(filter(None, [PACKAGE_PARENT, os.environ.get("PYTHONPATH")])),
+        "PYTHONPATH": os.pathsep.join(filter(None, [PACKAGE_PARENT, environment.get("PYTHONPATH")])),
     }
     if len(given) > 1:
         environment |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -276,10 +283,19 @@ def main(words: Sequence[str] | None = None) -> int:
     add("--profile", default="quick")
     add("--only", action="append", default=[], help="names or their beginnings, with commas: 00,01")
     add("--set", type=_setting, action="extend", nargs="+", default=[], metavar="NAME=VALUE")
+    add("--workers", type=int, default=0, metavar="N", help="experiments on N processes of this machine")
+    add(
+        "--scheduler",
+        default=os.environ.get(SCHEDULER, ""),
+        help="experiments on a Dask cluster: tcp://host:port",
+    )
     options = parser.parse_args(words)
     only = [name.strip() for names in options.only for name in names.split(",")]
     try:
-        runs = run_study(options.profile, only, dict(options.set))
+        before = dict(os.environ)  # of which a cluster changes some
+        with serving(options.workers, options.scheduler) as scheduler:
+            kernels = before | {SCHEDULER: scheduler}
+            runs = run_study(options.profile, only, dict(options.set), environment=kernels)
         failed = [run for run in runs if not run.done]
         for run in failed:
             print(f"\n{run.notebook} failed:\n{run.error}", file=sys.stderr)

@@ -25,15 +25,16 @@ from pruner_lib.evaluation import meters
 from pruner_lib.files import read_json, write_json
 from pruner_lib.method.groups import Plan
 from pruner_lib.method.importance import aggregate
-from pruner_lib.study import claims
+from pruner_lib.study import claims, cluster
 from pruner_lib.study.cache import inputs_hash, recovery_key
 from pruner_lib.study.compare import describe, parts
 from pruner_lib.study.records import Record, read_record, record_path, write_record
-from pruner_lib.study.results import Results, git_revision, model_revision, now, versions
+from pruner_lib.study.results import Results, git_revision, model_revision, now, results_root, versions
 from pruner_lib.study.settings import DATA_FREE, LAYER_CRITERIA, Experiment, settings_key
 from pruner_lib.study.stages import Loaded, Pipeline
 from pruner_lib.study.statistics import Interval
 
+Jobs = list[tuple[Experiment, tuple[str, ...]]]  # experiments, each with the criteria to score beside its own
 _one_at_a_time = threading.RLock()  # torch's random state and the peak-memory counter are the process's
 
 
@@ -42,7 +43,8 @@ class Study(Results):
 
     Args:    profile: its name.    results: the folder of all results; None: `results_root()`.
              client: a Dask client or another executor with `submit`, on which experiments run, on machines
-             that share the results folder or not; None: here, one after the other.
+             that share the results folder or not; None: the Dask cluster that `$PRUNER_LIB_SCHEDULER` names
+             or, without it, here, one after the other.
     Raises:  ValueError: there is no such profile.
     """
 
@@ -50,7 +52,7 @@ class Study(Results):
         self, profile: str = "quick", results: Path | str | None = None, *, client: Any = None
     ) -> None:
         super().__init__(profile, results)
-        self.client = client
+        self._client = client
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.pipeline = Pipeline(self.folder, self.profile.dtype, device)
 
@@ -83,23 +85,42 @@ class Study(Results):
         records = {key: record for key, one in unique.items() if (record := self._existing(one)) is not None}
         pending = _in_order([one for key, one in unique.items() if key not in records])
         jobs = [(one, _criteria_of(one, pending)) for one in pending]
-        if self.client is not None:
-            place = self.profile.name, self.folder.parent
-            futures = [self.client.submit(run_experiment, one, *place, criteria) for one, criteria in jobs]
-        bar = tqdm(jobs, desc="experiments", disable=not (progress and jobs), unit="run")
-        for number, (one, criteria) in enumerate(bar):
-            bar.set_postfix_str(f"{one.method} {one.stage} {one.ratio:.0%}")
-            record = self.run(one, criteria=criteria) if self.client is None else futures[number].result()
-            if not record_path(
-                self.folder, record.key
-            ).is_file():  # from a worker that does not share our disk
-                write_record(record, self.folder)
-            records[record.key] = record
+        if jobs and self.client is not None:
+            made = self._run_on_cluster(jobs, progress)
+        else:
+            made = self._run_here(jobs, progress)
+        records |= {record.key: record for record in made}
         if progress:
             reused = sum(record.reused for record in records.values())
             plural = "s" if len(unique) > 1 else ""
             print(f"{len(unique)} experiment{plural}: {reused} reused, {len(unique) - reused} run now")
         return [records[one.key] for one in experiments]
+
+    @cached_property
+    def client(self) -> Any:
+        """The executor on which experiments run; None: they run here."""
+        address = os.environ.get(cluster.SCHEDULER)
+        return cluster.connect(address) if self._client is None and address else self._client
+
+    def _run_here(self, jobs: Jobs, progress: bool) -> Iterator[Record]:
+        bar = tqdm(jobs, desc="experiments", disable=not (progress and jobs), unit="run")
+        for one, criteria in bar:
+            bar.set_postfix_str(f"{one.method} {one.stage} {one.ratio:.0%}")
+            yield self.run(one, criteria=criteria)
+
+    def _run_on_cluster(self, jobs: Jobs, progress: bool) -> Iterator[Record]:
+        self.folder.mkdir(parents=True, exist_ok=True)  # by which workers see that they share it
+        calls = [(one, self.profile.name, self.folder.parent, criteria) for one, criteria in jobs]
+        made = cluster.results_of(self.client, run_experiment, calls, progress=progress)
+        for (one, _), record in zip(jobs, made, strict=True):
+            if record.machine["inputs_hash"] != inputs_hash(one):
+                raise ValueError(
+                    f"a worker made {record} from other files of your own than lie here; give all machines "
+                    "the same models and data (PRUNER_LIB_DATA), then run again"
+                )
+            if self._existing(one) is None:  # from a worker that does not share our disk
+                write_record(record, self.folder)
+            yield record
 
     def records(self, named: Mapping[Any, Sequence[Experiment]]) -> dict[Any, list[Record]]:
         """Return the records of named lists of experiments, all run together: name -> its records."""
@@ -246,8 +267,12 @@ _worker_study = lru_cache(maxsize=1)(Study)  # a worker's dense model stays for 
 def run_experiment(
     experiment: Experiment, profile: str, results: Path, criteria: Sequence[str] = ()
 ) -> Record:
-    """Run one experiment in a worker process: `Study.run`, as a function that an executor can send."""
-    return _worker_study(profile, results).run(experiment, criteria=criteria)
+    """Run one experiment in a worker process: `Study.run`, as a function that an executor can send.
+
+    Args:    results: the folder of all results; where a worker does not see it, its own `results_root()`.
+    """
+    place = results if (results / profile).is_dir() else results_root()
+    return _worker_study(profile, place).run(experiment, criteria=criteria)
 
 
 def _in_order(experiments: list[Experiment]) -> list[Experiment]:

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import pickle
 import signal
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
@@ -20,7 +20,7 @@ from pruner_lib.data import windows
 from pruner_lib.evaluation.int8 import is_quantised
 from pruner_lib.study import Calibration, Recovery, Study, load_profile, results, stages
 from pruner_lib.study.cache import model_hash
-from pruner_lib.study.records import MetricName, records_frame
+from pruner_lib.study.records import MetricName, read_record, record_path, records_frame
 from pruner_lib.study.run import run_experiment
 from pruner_lib.study.statistics import Interval
 
@@ -312,6 +312,38 @@ def test_executor_gives_the_records_of_a_serial_run(study, tmp_path):
     assert [outcome(one) for one in spread] == [outcome(one) for one in serial]
 
 
+class ElsewhereExecutor:
+    """Workers that do not share the results folder; their files are as they were when it was made."""
+
+    def submit(self, function, experiment, profile, results, criteria):
+        future = Future()
+        future.set_result(function(experiment, profile, results / "not here", criteria))
+        return future
+
+
+def test_records_of_a_worker_with_a_disk_of_its_own_come_into_the_one_folder(study, place, monkeypatch):
+    wanted, here = [asked().dense, asked()], place.parent / "here"
+    there = Study("tiny", here, client=ElsewhereExecutor())  # a worker falls back to the folder of `study`
+    made = there.run_all(wanted, progress=False)
+    for one, record in zip(wanted, made, strict=True):
+        assert read_record(record_path(there.folder, one.key)).reused
+        assert outcome(study.run(one)) == outcome(record)
+    again = Study("tiny", here, client=None).run_all(wanted, progress=False)
+    assert all(record.reused for record in again)
+    story = place.parent / "data" / "story.txt"
+    client, kept = ElsewhereExecutor(), story.read_text()
+    story.write_text("Another story, of a worker that read it. " * 20)
+
+    def submit(*call):
+        future = ElsewhereExecutor.submit(client, *call)
+        story.write_text(kept)  # here it is another
+        return future
+
+    client.submit = submit
+    with pytest.raises(ValueError, match="from other files of your own than lie here.*PRUNER_LIB_DATA"):
+        Study("tiny", place.parent / "third", client=client).run_all(wanted[:1], progress=False)
+
+
 def test_changed_model_folder_is_measured_again(study, tmp_path):
     model, tokenizer = load_model("tiny")
     folder = tmp_path / "mine"
@@ -420,6 +452,7 @@ def test_bad_input_leaves_nothing_behind(study, place):
 
 def test_worker_runs_an_experiment_by_the_names_of_profile_and_folder(tmp_path):
     job = pickle.loads(pickle.dumps((run_experiment, asked(), "tiny", tmp_path / "worker", ("l2",))))
+    (tmp_path / "worker" / "tiny").mkdir(parents=True)
     record = job[0](*job[1:])
     assert not record.reused and Study("tiny", tmp_path / "worker").run(asked()).reused
     assert len(list((tmp_path / "worker" / "tiny" / "cache").glob("members-*.safetensors"))) == 2
