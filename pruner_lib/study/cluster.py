@@ -86,7 +86,8 @@ def serving(workers: int = 0, address: str = "") -> Iterator[str]:
     dask, distributed = _dask()
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // workers))
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    config = {f"distributed.nanny.pre-spawn-environ.{name}": threads for name in names}
+    spawned = dict.fromkeys(names, threads) | {"DASK_LOGGING__DISTRIBUTED": "error"}
+    config = {f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in spawned.items()}
     made = {number: _worker(distributed, gpus[number : number + 1]) for number in range(workers)}
     local = {"host": "127.0.0.1", "port": 0, "dashboard": False}
     scheduler = {"cls": distributed.Scheduler, "options": local}
