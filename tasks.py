@@ -34,6 +34,7 @@ ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 STAMP = VENV / "installed.txt"
 UNFINISHED = "unfinished"
+BOTH = (signal.SIGINT, signal.SIGTERM)
 CACHES = ("__pycache__", ".pytest_cache", ".ruff_cache", ".ipynb_checkpoints", "build", "dist", "*.egg-info")
 PLACES = ("pruner_lib", "pruner_lib/*", "pruner_lib/study/figures", "tests", "tests/*", "notebooks")
 BENCHMARKS = ("scoring", "discovery", "speed", "evaluation")
@@ -51,7 +52,7 @@ CLUSTER_HELP = {
 @task
 def setup(context):
     """Download what the study reads: the model, the tasks and the texts."""
-    _python("-m", "pruner_lib.data.assets")
+    _python("-m", "pruner_lib.data.assets", pass_on=BOTH)
 
 
 @task(pre=[setup], help={"port": "0 takes any free one", "browser": "open a browser"})
@@ -72,7 +73,7 @@ def study(context, profile="quick", only=None, set=None, workers=0, scheduler=""
     words += [word for value in set or [] for word in ("--set", value)]
     words += ["--workers", workers] if workers else []
     words += ["--scheduler", scheduler] if scheduler else []
-    _python("-m", "pruner_lib.study.notebooks", "--profile", profile, *words)
+    _notebooks("--profile", profile, *words)
 
 
 @task(
@@ -83,13 +84,13 @@ def study(context, profile="quick", only=None, set=None, workers=0, scheduler=""
 def notebook(context, name, profile="quick", set=None):
     """Run one notebook."""
     values = [word for value in set or [] for word in ("--set", value)]
-    _python("-m", "pruner_lib.study.notebooks", "--profile", profile, "--only", name, *values)
+    _notebooks("--profile", profile, "--only", name, *values)
 
 
 @task(pre=[setup], help={"profile": PROFILE_HELP})
 def figures(context, profile="quick"):
     """Draw all figures and tables again from the records of a profile, and the tables of the README."""
-    _python("-m", "pruner_lib.study.notebooks", "--profile", profile)
+    _notebooks("--profile", profile)
     _python("-m", "pruner_lib.study.readme")
 
 
@@ -139,27 +140,41 @@ VERBS = {verb.__name__: verb for verb in (setup, lab, study, notebook, test, lin
 # --- the environment ------------------------------------------------------------------------------
 
 
-def _run(command: list) -> int:
+def _run(command: list, pass_on: tuple = (signal.SIGTERM,)) -> int:
     """Run a command in the project's root, on this terminal; give its exit code, 128 + n for signal n.
 
-    A SIGTERM is passed on to it.
+    Signals are passed on to it: SIGTERM and, to a child that hears only the first, SIGINT. To any other a
+    SIGINT is left to the terminal, whose Ctrl-C reaches all.
     """
-    with subprocess.Popen([str(word) for word in command], cwd=str(ROOT)) as child:
-        before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
-        while True:
-            try:
-                code = child.wait()
-                signal.signal(signal.SIGTERM, before)
-                return code if code >= 0 else 128 - code
-            except KeyboardInterrupt:
-                continue  # the child got the same Ctrl-C and ends in its own way
+    heard, child = [], []
+
+    def hear(number, _frame):
+        heard.append(number)
+        if number in pass_on and child:
+            child[0].send_signal(number)
+
+    before = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM)}
+    with subprocess.Popen([str(word) for word in command], cwd=str(ROOT)) as started:
+        child.append(started)
+        if {*heard} & {*pass_on}:  # while it started
+            started.terminate()
+        code = started.wait()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    code = code if code >= 0 else 128 - code
+    return 128 + heard[0] if heard and code else code
 
 
-def _python(*arguments) -> None:
+def _python(*arguments, pass_on: tuple = (signal.SIGTERM,)) -> None:
     """Run this interpreter; where it fails, end the verb with its exit code."""
-    code = _run([sys.executable, *arguments])
+    code = _run([sys.executable, *arguments], pass_on)
     if code:
         sys.exit(code)
+
+
+def _notebooks(*words) -> None:
+    """Run notebooks; the runner stops at the first signal, and is told once more without harm."""
+    _python("-m", "pruner_lib.study.notebooks", *words, pass_on=BOTH)
 
 
 def _fingerprint() -> str:
@@ -251,7 +266,7 @@ def main(arguments: list) -> int:
     if arguments[0] == "clean" and {*arguments[1:]} <= {"-e", "--environment"}:
         getattr(clean, "body", clean)(None, environment=len(arguments) > 1)  # needs no environment
         return 0
-    return _run([_environment(), "-m", "invoke", *arguments])
+    return _run([_environment(), "-m", "invoke", *arguments], BOTH)
 
 
 if __name__ == "__main__":

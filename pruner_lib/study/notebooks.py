@@ -16,7 +16,6 @@ import contextlib
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -27,13 +26,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import nbformat
-import papermill
-import psutil
 import yaml
 
 from pruner_lib.files import write_json, write_text
 from pruner_lib.study.cluster import SCHEDULER, serving
+from pruner_lib.study.execution import STOPPED, exit_code, notebook_parameters, running, stop_at_signals
 from pruner_lib.study.profiles import load_profile
 from pruner_lib.study.report import write_index
 from pruner_lib.study.results import (
@@ -48,7 +45,7 @@ from pruner_lib.study.results import (
 from pruner_lib.study.settings import settings_key
 
 TAIL = 4000  # characters of a failed notebook's messages that are kept
-STOP_S = 4  # seconds that the processes of a stopped notebook have to end by themselves
+LOOK_S = 0.1  # seconds between looks at the notebooks that run
 AT_ONCE = 2  # notebooks that run side by side where nothing is left to measure
 PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
 
@@ -95,21 +92,6 @@ def find_notebooks(only: Sequence[str] = (), folder: Path | None = None) -> list
             )
         chosen.update(matching)
     return [path for path in paths if not only or path in chosen]
-
-
-def notebook_parameters(path: Path) -> list[str]:
-    """List the names of a notebook's parameters.
-
-    Raises:  ValueError: not a readable notebook, or no cell is tagged `parameters` (papermill would then run
-             it with its defaults, whatever values it is given).
-    """
-    try:
-        notebook = nbformat.read(path, as_version=4)
-    except Exception as error:
-        raise ValueError(f"{path} is no notebook: {error}") from error
-    if not any("parameters" in cell.metadata.get("tags", ()) for cell in notebook.cells):
-        raise ValueError(f"{path.name} has no cell tagged 'parameters'; tag the cell that holds them")
-    return list(papermill.inspect_notebook(str(path)))
 
 
 # --- running ----------------------------------------------------------------------------------------
@@ -185,10 +167,10 @@ def _run_together(
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         processes = {}
         for path, parameters in given.items():
-            process = _papermill(path, scratch, parameters | {"profile": profile}, environment, progress)
+            process = running(path, scratch, parameters | {"profile": profile}, environment, progress)
             processes[path] = stack.enter_context(process)
-        for path, process in processes.items():
-            error = _problem(path, scratch, process.wait(), profile, run_id)
+        for path, code in _ended(processes):
+            error = _problem(path, scratch, code, profile, run_id)
             manifest = {"finished": now()} if error else read_manifest(path.stem, profile)
             seconds, outputs = round(time.perf_counter() - start, 1), tuple(manifest.get("outputs", ()))
             status = "failed" if error else "done"
@@ -196,31 +178,22 @@ def _run_together(
             settings = {"run_id": run_id, "asked": _settings_key(profile, given[path])}
             settings["parameters"] = given[path] | {"profile": profile}
             write_json(manifest_path(path.stem, profile), manifest | asdict(runs[-1]) | settings)
-    return runs
+    return sorted(runs, key=lambda run: run.notebook)
 
 
-@contextlib.contextmanager
-def _papermill(
-    path: Path, scratch: Path, parameters: dict[str, Any], environment: dict[str, str], progress: bool
-) -> Iterator[subprocess.Popen]:
-    """Start papermill on a notebook; at the end of the block it and all that it started are gone."""
-    command = [sys.executable, "-m", "papermill", str(path.resolve()), str(scratch / path.name)]
-    command += ["--parameters_yaml", yaml.safe_dump(parameters), "--kernel", "python3"]
-    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
-    with (scratch / f"{path.stem}.txt").open("wb") as messages:
-        streams["stderr"] = None if progress else messages
-        place = path.resolve().parent
-        process = subprocess.Popen(command, env=environment, cwd=place, start_new_session=True, **streams)
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                mine = psutil.Process(process.pid).children(recursive=True)
-                process.terminate()  # papermill ends its kernel
-                for left in psutil.wait_procs([psutil.Process(process.pid), *mine], STOP_S)[1]:
-                    with contextlib.suppress(psutil.NoSuchProcess):
-                        left.kill()
-                process.wait()
+def _ended(processes: Mapping[Path, subprocess.Popen]) -> Iterator[tuple[Path, int]]:
+    """Give notebooks with the exit codes of their processes, in the order in which they end.
+
+    Raises:  SystemExit: SIGINT or SIGTERM ended one of them, or its kernel; the code is 128 + n.
+    """
+    left = dict(processes)
+    while left:
+        time.sleep(LOOK_S)
+        for path in [path for path, process in left.items() if process.poll() is not None]:
+            code = exit_code(left.pop(path).returncode)
+            if code in STOPPED:
+                sys.exit(code)
+            yield path, code
 
 
 def _problem(path: Path, scratch: Path, code: int, profile: str, run_id: str) -> str | None:
@@ -313,5 +286,5 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the notebooks too
+    stop_at_signals()
     sys.exit(main())
