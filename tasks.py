@@ -113,6 +113,19 @@ def test(context, only=None):
     _python("-m", "pytest", *(only or ["-n", "logical", "--maxprocesses", "4", "--dist", "loadfile"]))
 
 
+@task(pre=[setup], help={"record": "its path, or its key"})
+def reproduce(context, record):
+    """Make a record again in a temporary folder, and compare every number; fail where they differ."""
+    _python("-m", "pruner_lib.study.reproduce", record, pass_on=BOTH)
+
+
+@task(iterable=["only"], help={"only": "a part; repeatable", "kills": "how many kills"})
+def stress(context, only=None, kills=50, damages=3):
+    """Kill, damage, interrupt and double a tiny study, and count what it costs; a quarter of an hour."""
+    words = ["--only", ",".join(only)] if only else []
+    _python("-m", "tests.benchmarks.stress", "--kills", kills, "--damages", damages, *words)
+
+
 @task(help={"fix": "correct what can be corrected instead of reporting it"})
 def lint(context, fix=False):
     """Check the code with ruff, and that the notebooks hold no outputs."""
@@ -134,7 +147,10 @@ def clean(context, environment=False):
         shutil.rmtree(VENV)
 
 
-VERBS = {verb.__name__: verb for verb in (setup, lab, study, notebook, test, lint, bench, figures, clean)}
+VERBS = {
+    verb.__name__: verb
+    for verb in (setup, lab, study, notebook, reproduce, test, lint, bench, stress, figures, clean)
+}
 
 
 # --- the environment ------------------------------------------------------------------------------

@@ -8,8 +8,6 @@ are not: `data.assets` checks them, and names of results don't depend on the mac
 from __future__ import annotations
 
 import hashlib
-import os
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pruner_lib.data.corpora import local_instructions, local_questions, local_text
-from pruner_lib.files import content_hash, write_atomic
+from pruner_lib.files import content_hash, set_aside, write_atomic
 from pruner_lib.models.load import own_folder
 from pruner_lib.study.settings import DATA_FREE, Experiment, settings_key
 
@@ -106,9 +104,7 @@ def read_scores(path: Path) -> dict[str, Tensor] | None:
             raise ValueError("its numbers are not those that were written")
         return scores
     except (SafetensorError, ValueError) as error:
-        aside = path.with_name(f"{path.name}.damaged")
-        os.replace(path, aside)
-        warnings.warn(f"{path} is damaged ({error}): it is {aside.name} now and made again", stacklevel=2)
+        set_aside(path, error)
         return None
 
 

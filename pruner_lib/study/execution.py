@@ -119,6 +119,8 @@ def execute(source: str, executed: str, parameters: dict[str, Any], progress: bo
         return STOPPED[0] if error.ename == "KeyboardInterrupt" else 1
     except DeadKernelError:
         code = exit_code(kernels[-1].wait())
+        with contextlib.suppress(OSError, AttributeError):  # AttributeError: on Windows
+            os.killpg(kernels[-1].pid, signal.SIGKILL)  # what the kernel had started
         print(
             f"its kernel died with exit code {code} (137: killed, as where memory runs out)", file=sys.stderr
         )

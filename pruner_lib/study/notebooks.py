@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import json
 import os
 import re
@@ -20,7 +21,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,13 +28,14 @@ from typing import Any
 
 import yaml
 
-from pruner_lib.files import write_json, write_text
+from pruner_lib.files import write_text
 from pruner_lib.study.cluster import SCHEDULER, serving
 from pruner_lib.study.execution import STOPPED, exit_code, notebook_parameters, running, stop_at_signals
 from pruner_lib.study.profiles import load_profile
+from pruner_lib.study.records import read_kept, write_kept
 from pruner_lib.study.report import write_index
 from pruner_lib.study.results import (
-    RUN_ID,
+    RECEIPTS,
     manifest_path,
     now,
     project_root,
@@ -46,6 +47,7 @@ from pruner_lib.study.settings import settings_key
 
 TAIL = 4000  # characters of a failed notebook's messages that are kept
 LOOK_S = 0.1  # seconds between looks at the notebooks that run
+FULL = (errno.ENOSPC, errno.EDQUOT)  # errors after which no other notebook could be done
 AT_ONCE = 2  # notebooks that run side by side where nothing is left to measure
 PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
 
@@ -115,7 +117,7 @@ def run_study(
              parameters: plain scalars or flat lists; each goes to the notebooks that have it.
              environment: of their processes; None: this one's.
     Raises:  ValueError: unknown profile or notebook, or a parameter that none of the notebooks has. Nothing
-             has run then.
+             has run then.    OSError: the results can't be written, or the disk is full.
     """
     load_profile(profile)
     names = {path: notebook_parameters(path) for path in find_notebooks(only, place)}
@@ -123,6 +125,7 @@ def run_study(
     if unknown := sorted(set(parameters) - set(known)):
         raise ValueError(f"no notebook has a parameter {', '.join(unknown)}; there are {', '.join(known)}")
     given = {path: {name: v for name, v in parameters.items() if name in names[path]} for path in names}
+    write_text(results_dir(profile) / "cache" / ".gitignore", "*\n")  # finds out whether it can be written
     paths, runs = list(names), []
     step = AT_ONCE if all(was_done(path, profile, given[path]) for path in paths) else 1
     starts = [*range(0, len(paths) - 1, step), len(paths) - 1]
@@ -153,9 +156,8 @@ def _run_together(
     given: Mapping[Path, dict[str, Any]], profile: str, environment: Mapping[str, str]
 ) -> list[NotebookRun]:
     """Run notebooks side by side, wait for all of them, and write the result of each into its manifest."""
-    run_id, start, runs = uuid.uuid4().hex, time.perf_counter(), []
+    start, runs = time.perf_counter(), []
     environment = dict(environment) | {
-        RUN_ID: run_id,
         "PRUNER_LIB_RESULTS": str(results_root()),
         "JUPYTER_PREFER_ENV_PATH": "1",
         "PYTHONPATH": os.pathsep.join(filter(None, [PACKAGE_PARENT, environment.get("PYTHONPATH")])),
@@ -165,19 +167,21 @@ def _run_together(
     progress = len(given) == 1 and sys.stderr.isatty()
     with contextlib.ExitStack() as stack:  # whatever ends this block ends the processes
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        processes = {}
+        environment[RECEIPTS], processes = str(scratch), {}
         for path, parameters in given.items():
             process = running(path, scratch, parameters | {"profile": profile}, environment, progress)
             processes[path] = stack.enter_context(process)
         for path, code in _ended(processes):
-            error = _problem(path, scratch, code, profile, run_id)
-            manifest = {"finished": now()} if error else read_manifest(path.stem, profile)
+            error = _problem(path, scratch, code, profile)
+            manifest = {"finished": now()} if error else read_kept(scratch / f"{path.stem}.json")
             seconds, outputs = round(time.perf_counter() - start, 1), tuple(manifest.get("outputs", ()))
             status = "failed" if error else "done"
             runs.append(NotebookRun(path.stem, profile, status, seconds, outputs, error))
-            settings = {"run_id": run_id, "asked": _settings_key(profile, given[path])}
+            settings = {"asked": _settings_key(profile, given[path])}
             settings["parameters"] = given[path] | {"profile": profile}
-            write_json(manifest_path(path.stem, profile), manifest | asdict(runs[-1]) | settings)
+            write_kept(manifest_path(path.stem, profile), manifest | asdict(runs[-1]) | settings)
+            if error and any(os.strerror(full) in error for full in FULL):
+                raise OSError(f"{path.stem} stopped: {error.strip().splitlines()[-1]}")
     return sorted(runs, key=lambda run: run.notebook)
 
 
@@ -196,11 +200,11 @@ def _ended(processes: Mapping[Path, subprocess.Popen]) -> Iterator[tuple[Path, i
             yield path, code
 
 
-def _problem(path: Path, scratch: Path, code: int, profile: str, run_id: str) -> str | None:
+def _problem(path: Path, scratch: Path, code: int, profile: str) -> str | None:
     """Keep the executed notebook, and say what went wrong.
 
     Returns: the traceback of the notebook, or what papermill said, where it ended with an exit code; else
-             what is wrong with the manifest; None where this run wrote it and all its files exist.
+             what is wrong with its receipt; None where there is one and all files that it lists.
     """
     tracebacks, folder, executed = [], results_dir(profile), scratch / path.name
     with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):  # papermill was killed
@@ -214,11 +218,7 @@ def _problem(path: Path, scratch: Path, code: int, profile: str, run_id: str) ->
         message = tracebacks[-1] if tracebacks else (scratch / f"{path.stem}.txt").read_text(errors="replace")
         message = _without_places(re.sub(r"\x1b\[[0-9;]*m", "", message)[-TAIL:]).strip()
         return message or f"papermill ended with exit code {code}"
-    try:
-        manifest = read_manifest(path.stem, profile)
-    except ValueError as error:
-        return _without_places(str(error))
-    if manifest is None or manifest.get("run_id") != run_id:
+    if (manifest := read_kept(scratch / f"{path.stem}.json")) is None:
         return "it ended without results.finish(...): its kernel died, or its last cell does not call it"
     missing = [name for name in manifest["outputs"] if not (folder / name).is_file()]
     return f"its manifest lists {', '.join(missing)}, but there is no such file" if missing else None

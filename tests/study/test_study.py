@@ -303,6 +303,56 @@ def test_model_in_8_bits_is_another_experiment_on_the_same_training(study):
     assert len([path for path in (study.folder / "cache").glob("recovery-*") if path.is_dir()]) == 1
 
 
+def run_with_others(barrier, made):
+    barrier.wait()
+    study = Study("tiny")
+    make = study.pipeline.subject
+
+    def subject(experiment, *given):
+        made.put((os.getpid(), experiment.key))
+        return make(experiment, *given)
+
+    study.pipeline.subject = subject
+    study.run_all(study_of_three(), progress=False)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_two_studies_at_once_share_the_work_and_measure_nothing_twice(study, uninterrupted):
+    fork = multiprocessing.get_context("fork")
+    barrier, made = fork.Barrier(2), fork.Queue()
+    both = [fork.Process(target=run_with_others, args=(barrier, made)) for _ in range(2)]
+    for process in both:
+        process.start()
+    whose, keys = zip(*[made.get(timeout=300) for _ in range(3)], strict=True)
+    for process in both:
+        process.join(timeout=300)
+    assert [process.exitcode for process in both] == [0, 0] and made.empty()
+    assert sorted(keys) == sorted(one.key for one in study_of_three()) and len(set(whose)) == 2
+    records = study.run_all(study_of_three(), progress=False)
+    assert [outcome(one) for one in records] == [outcome(one) for one in uninterrupted]
+
+
+def test_lock_of_a_dead_process_is_taken_over_and_that_of_a_living_one_is_not(study):
+    fork, lock = multiprocessing.get_context("fork"), study.pipeline.lock
+
+    def hold(held):
+        with lock("x"):
+            held.set()
+            signal.pause()
+
+    held = fork.Event()
+    process = fork.Process(target=hold, args=(held,))
+    process.start()
+    assert held.wait(timeout=60)
+    with pytest.raises(TimeoutError), lock("x", wait=False):
+        pytest.fail("two held the lock")
+    process.kill()
+    process.join()
+    with lock("x", wait=False):
+        assert study.pipeline.cache("x.lock").exists()
+
+
 @pytest.mark.slow
 def test_executor_gives_the_records_of_a_serial_run(study, tmp_path):
     wanted = [asked().dense, asked(criterion="l2"), asked()]
