@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 STAMP = VENV / "installed.txt"
 UNFINISHED = "unfinished"
-BOTH = (signal.SIGINT, signal.SIGTERM)
+BOTH = (signal.SIGTERM,) if os.name == "nt" else (signal.SIGINT, signal.SIGTERM)
 CACHES = ("__pycache__", ".pytest_cache", ".ruff_cache", ".ipynb_checkpoints", "build", "dist", "*.egg-info")
 PLACES = ("pruner_lib", "pruner_lib/*", "pruner_lib/study/figures", "tests", "tests/*", "notebooks")
 BENCHMARKS = ("scoring", "discovery", "speed", "evaluation")

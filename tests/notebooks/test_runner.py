@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ import psutil
 import pytest
 
 from pruner_lib.study import notebooks as runner
+from pruner_lib.study.cluster import SCHEDULER
 from pruner_lib.study.notebooks import find_notebooks, main, run_study, was_done
 from pruner_lib.study.results import manifest_path, results_dir
 
@@ -229,6 +231,23 @@ def test_full_disk_ends_the_study_in_one_sentence(folder, capsys):
     shown = capsys.readouterr()
     assert shown.err == "error: 00_full stopped: OSError: [Errno 28] No space left on device\n"
     assert "01_next" not in shown.out and not (results_dir("tiny") / "tables").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "address"),
+    [(["--workers", "2"], "here, 2"), (["--scheduler", "tcp://a:1"], "tcp://a:1"), ([], "")],
+)
+def test_address_of_the_cluster_reaches_the_notebooks(folder, monkeypatch, words, address):
+    given = {}
+    served = contextlib.contextmanager(
+        lambda workers, named: iter([f"here, {workers}" if workers else named])
+    )
+    monkeypatch.setattr(runner, "serving", served)
+    monkeypatch.setattr(runner, "run_study", lambda *_, environment: given.update(environment) or [])
+    monkeypatch.delenv(SCHEDULER, raising=False)
+    notebook(folder, "00_good")
+    assert main(["--profile", "tiny", *words]) == 0
+    assert given[SCHEDULER] == address and given["PATH"] == os.environ["PATH"]
 
 
 def test_results_that_can_not_be_written_are_found_out_before_a_notebook_runs(folder, capsys):
