@@ -11,6 +11,7 @@ one that is opened in JupyterLab or run by papermill alone uses the same cluster
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
@@ -68,7 +69,8 @@ def results_of(
 def serving(workers: int = 0, address: str = "") -> Iterator[str]:
     """Give the address of a scheduler: the one named, else one with so many workers on this machine, or "".
 
-    The workers share the processor's cores; where there are GPUs each has one. They end with the block.
+    The workers share the processor's cores; where there are GPUs each has one. They end with the block or,
+    after an error or a signal, at once with this process.
 
     Raises:  ValueError: both are given, nothing answers, Dask is not installed, or a GPU would be shared.
     """
@@ -91,8 +93,10 @@ def serving(workers: int = 0, address: str = "") -> Iterator[str]:
     made = {number: _worker(distributed, gpus[number : number + 1]) for number in range(workers)}
     local = {"host": "127.0.0.1", "port": 0, "dashboard": False}
     scheduler = {"cls": distributed.Scheduler, "options": local}
-    with dask.config.set(config), distributed.SpecCluster(made, scheduler, silence_logs="ERROR") as cluster:
+    with dask.config.set(config):
+        cluster = distributed.SpecCluster(made, scheduler, silence_logs="ERROR", shutdown_on_close=False)
         yield cluster.scheduler_address
+        cluster.close()
 
 
 def _gpus() -> list[str]:
@@ -108,8 +112,13 @@ def _worker(distributed: ModuleType, gpu: list[str]) -> dict[str, Any]:
     """
     options = {"nthreads": 1, "memory_limit": 0, "host": "127.0.0.1"}  # one experiment at a time, no limit
     options["env"] = {SCHEDULER: ""} | ({"CUDA_VISIBLE_DEVICES": gpu[0]} if gpu else {})
-    options["resources"] = {"GPU": len(gpu)}
+    options |= {"resources": {"GPU": len(gpu)}, "preload": __name__}  # which calls `dask_setup`
     return {"cls": distributed.Nanny, "options": options}
+
+
+def dask_setup(_worker: Any) -> None:
+    """Let a worker not hear a Ctrl-C, which goes to all processes of a terminal: the runner ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _dask() -> tuple[ModuleType, ModuleType]:

@@ -80,8 +80,8 @@ def work(folder: Path, log: Path) -> None:
     sums |= {"beside": sum(study.cached([NAME], lambda: [0.5, 1.25, 3.0]))}
     study.save_table(records_frame(records, allow=("corpus_hash",)).assign(**sums), NAME)
     claim = next(one for one in claims() if one.id == "few steps")
-    if not read_answer(study.folder, claim).parts:
-        study.answer(claim.id, Interval(0.9, 0.8, 1.0, 3), note="under stress")
+    read_answer(study.folder, claim)  # as the summary does
+    study.answer(claim.id, Interval(0.9, 0.8, 1.0, 3), note="under stress")
     if read_manifest(NAME, "tiny", folder) is None:
         study.finish(NAME)
 

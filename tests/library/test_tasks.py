@@ -169,8 +169,8 @@ def verb(clone):
     started = []
 
     def start(pass_on):
-        wait = "import time\nprint('up', flush=True)\n"
-        wait += "try:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    print('interrupted')\n    raise"
+        wait = "import time\ntry:\n    print('up', flush=True)\n    time.sleep(60)\n"
+        wait += "except KeyboardInterrupt:\n    print('interrupted')\n    raise"
         command = [sys.executable, "-I", "-S", "-c", wait]
         code = f"import tasks\nraise SystemExit(tasks._run({command!r}, {pass_on}))"
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
