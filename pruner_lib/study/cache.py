@@ -8,6 +8,7 @@ are not: `data.assets` checks them, and names of results don't depend on the mac
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor
 from pruner_lib.data.corpora import local_instructions, local_questions, local_text
 from pruner_lib.files import content_hash, set_aside, write_atomic
 from pruner_lib.models.load import own_folder
+from pruner_lib.study.records import read_kept, write_kept
 from pruner_lib.study.settings import DATA_FREE, Experiment, settings_key
 
 
@@ -80,6 +82,24 @@ def members_key(experiment: Experiment, criterion: str) -> str:
     seed = experiment.seed if criterion == "random" else 0
     inputs = files_hash(experiment.model, files)
     return settings_key([experiment.model, inputs, criterion, calibration, seed])
+
+
+def note_adapters(folder: Path) -> None:
+    """Note the contents of the adapters that a recovery left in its folder, for `check_adapters`."""
+    files = sorted(folder.glob("adapter*/*"))
+    write_kept(
+        folder / "contents.json", {str(path.relative_to(folder)): content_hash(path) for path in files}
+    )
+
+
+def check_adapters(folder: Path) -> None:
+    """Set a recovery aside, with a warning, one of whose adapters is not as it was noted."""
+    noted = read_kept(folder / "contents.json") or {}
+    changed = [name for name in noted if (folder / name).is_file()]
+    changed = [name for name in changed if content_hash(folder / name) != noted[name]]
+    if changed:
+        shutil.rmtree(folder.with_name(f"{folder.name}.damaged"), ignore_errors=True)  # an earlier one
+        set_aside(folder, f"{changed[0]} was changed after it was written")
 
 
 def write_scores(path: Path, scores: Mapping[str, Tensor]) -> None:

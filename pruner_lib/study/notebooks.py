@@ -287,4 +287,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     stop_at_signals()
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # at once: to put all libraries away takes seconds, and workers end with this process

@@ -39,9 +39,11 @@ from pruner_lib.models.load import load_model
 from pruner_lib.models.prune import prune_
 from pruner_lib.recovery.recover import recover
 from pruner_lib.study.cache import (
+    check_adapters,
     inputs_hash,
     members_key,
     model_hash,
+    note_adapters,
     read_scores,
     recovery_key,
     write_scores,
@@ -250,6 +252,8 @@ class Pipeline:
             experiment.evaluation.texts if experiment.recovery.evaluate_at else (),
         )
         texts = {text: self.text_ids(experiment.evaluation, text, tokenizer) for text in on_the_way}
+        folder = self.cache(f"recovery-{recovery_key(experiment)}")
+        check_adapters(folder)
 
         def evaluate(model: Any) -> dict[str, float]:
             return {text: perplexity(model, ids) for text, ids in texts.items()}
@@ -259,7 +263,7 @@ class Pipeline:
                 model,
                 tokenizer,
                 instructions(how.corpus, samples=how.samples, seed=how.seed),
-                output_dir=self.cache(f"recovery-{recovery_key(experiment)}"),
+                output_dir=folder,
                 evaluate=evaluate if texts else None,
                 evaluate_at=how.evaluate_at,
                 keep_at=how.keep_at,
@@ -267,6 +271,7 @@ class Pipeline:
                 merge=True,
                 **how.training(),
             )
+            note_adapters(folder)
         return done.model.eval(), list(done.history)
 
     def evaluate(self, experiment: Experiment, subject: Subject) -> dict[MetricName, Metric]:

@@ -47,9 +47,10 @@ TRAINING = Recovery(
     corpus="tiny", samples=8, steps=6, batch_size=2, micro_batch_size=2, warmup_steps=1, evaluate_at=(2, 4)
 )
 TRAINED = TINY.experiment(recovery=TRAINING)
-AGAIN = replace(TRAINED, evaluation=replace(TINY.evaluation, windows=2))  # of the same training
-WANTED = [TINY.dense(), TINY.experiment(criterion="l2"), TINY.experiment(), TRAINED, AGAIN]
-KINDS = {  # a kind of file -> where it lies; the first that is found is damaged
+PLAIN = TINY.experiment(recovery=replace(TRAINING, evaluate_at=()))
+AGAIN = replace(PLAIN, evaluation=replace(TINY.evaluation, windows=2))  # of the same training
+WANTED = [TINY.dense(), TINY.experiment(criterion="l2"), TINY.experiment(), TRAINED, PLAIN, AGAIN]
+KINDS = {  # a kind of file -> where it lies; all of them are damaged, of a checkpoint one
     "records": "records/*.json",
     "scores": "cache/members-*.safetensors",
     "checkpoints": "cache/recovery-*/checkpoint-*/*",
@@ -175,19 +176,19 @@ def damage(scratch: Path, whole: Path, reference: dict[str, str], n: int) -> dic
             if kind == "adapters":
                 (folder / "tiny" / "records" / f"{AGAIN.key}.json").unlink()
             files = sorted((folder / "tiny").glob(place), key=lambda path: -path.stat().st_size)
-            hurt(files[0 if kind != "checkpoints" else how % 3], how)
+            for path in files if kind != "checkpoints" else files[how % 3 : how % 3 + 1]:
+                hurt(path, how)
             ended = finished(folder)
-            named = files[0].name in folder.with_suffix(".log").read_text() or kind in (
-                "checkpoints",
-                "tables",
-            )
-            if not ended and named:  # it was refused: do what the message says
-                files[0].unlink()
-                ended = finished(folder)
+            said = folder.with_suffix(".log").read_text()
+            named = any(path.name in said or path.parent.name in said for path in files)
+            while not ended and (path := next((one for one in files if one.name in said), None)):
+                path.unlink()  # it was refused: do what the message says
+                files.remove(path)
+                ended, said = finished(folder), folder.with_suffix(".log").read_text()
             wrong = different(folder, reference)
             row["survived"] += ended and not wrong
             row["bytes_different"] += wrong
-            row["in_silence"] += ended and wrong > 0 and not (named and kind not in ("checkpoints", "tables"))
+            row["in_silence"] += ended and wrong > 0 and not named
             row["lost"] += len({one.key for one in WANTED} - records_of(folder))
     return rows
 

@@ -257,4 +257,4 @@ def test_results_that_can_not_be_written_are_found_out_before_a_notebook_runs(fo
     assert main(["--profile", "tiny"]) == 2
     shown = capsys.readouterr()
     assert "00_good" not in shown.out and shown.err.count("\n") == 1
-    assert "error: could not write" in shown.err and "set PRUNER_LIB_RESULTS to another folder" in shown.err
+    assert "could not write" in shown.err and "set PRUNER_LIB_RESULTS to another folder" in shown.err

@@ -475,6 +475,23 @@ def test_damaged_scores_are_set_aside_and_made_again(study, damage):
     assert all(torch.equal(again[name], scores[name]) for name in scores)
 
 
+@pytest.mark.slow
+def test_adapter_that_was_changed_is_set_aside_and_trained_again(study):
+    plain = replace(RECOVERY, evaluate_at=())
+    first = study.run(asked(recovery=plain))
+    longer = replace(asked(recovery=plain), evaluation=replace(asked().evaluation, length=32, windows=2))
+    expected = study.run(longer)
+    (adapter,) = study.folder.glob("cache/recovery-*/adapter/adapter_model.safetensors")
+    content = adapter.read_bytes()
+    for path in study.folder.glob("records/*"):
+        path.unlink()
+    adapter.write_bytes(content[:-8] + bytes(byte ^ 1 for byte in content[-8:]))
+    with pytest.warns(UserWarning, match="adapter/adapter_model.safetensors was changed.*made again"):
+        again = study.run(longer)
+    assert outcome(again) == outcome(expected) and adapter.read_bytes() == content
+    assert outcome(study.run(asked(recovery=plain))) == outcome(first)
+
+
 def test_frame_of_a_study_compares_only_what_was_measured_alike(study):
     records = study.run_all([asked().dense, asked()], progress=False)
     frame = records_frame(records)
