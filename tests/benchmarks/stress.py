@@ -163,7 +163,7 @@ def hurt(path: Path, how: int) -> None:
 
 
 def damage(scratch: Path, whole: Path, reference: dict[str, str], n: int) -> dict[str, dict[str, int]]:
-    """Damage one file of each kind in n ways, each in a copy of the results of a whole study."""
+    """Damage the files of each kind in n ways, each in a copy of the results of a whole study."""
     rows = {}
     for kind, place in KINDS.items():
         row = rows[f"damage: {kind}"] = dict.fromkeys(COLUMNS, 0) | {"tries": n}
@@ -180,7 +180,8 @@ def damage(scratch: Path, whole: Path, reference: dict[str, str], n: int) -> dic
                 hurt(path, how)
             ended = finished(folder)
             said = folder.with_suffix(".log").read_text()
-            named = any(path.name in said or path.parent.name in said for path in files)
+            folders = {path.parent.name for path in files} if kind in ("checkpoints", "adapters") else set()
+            named = any(name in said for name in {path.name for path in files} | folders)
             while not ended and (path := next((one for one in files if one.name in said), None)):
                 path.unlink()  # it was refused: do what the message says
                 files.remove(path)
