@@ -34,11 +34,16 @@ ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 STAMP = VENV / "installed.txt"
 UNFINISHED = "unfinished"
+BOTH = (signal.SIGTERM,) if os.name == "nt" else (signal.SIGINT, signal.SIGTERM)
 CACHES = ("__pycache__", ".pytest_cache", ".ruff_cache", ".ipynb_checkpoints", "build", "dist", "*.egg-info")
 PLACES = ("pruner_lib", "pruner_lib/*", "pruner_lib/study/figures", "tests", "tests/*", "notebooks")
 BENCHMARKS = ("scoring", "discovery", "speed", "evaluation")
 PROFILE_HELP = "tiny, quick, decide or paper"
 SET_HELP = "parameter=value; repeatable"
+CLUSTER_HELP = {
+    "workers": "run experiments on so many processes of this machine",
+    "scheduler": "run experiments on a Dask cluster, as tcp://host:8786",
+}
 
 
 # --- the verbs ------------------------------------------------------------------------------------
@@ -47,7 +52,7 @@ SET_HELP = "parameter=value; repeatable"
 @task
 def setup(context):
     """Download what the study reads: the model, the tasks and the texts."""
-    _python("-m", "pruner_lib.data.assets")
+    _python("-m", "pruner_lib.data.assets", pass_on=BOTH)
 
 
 @task(pre=[setup], help={"port": "0 takes any free one", "browser": "open a browser"})
@@ -60,13 +65,15 @@ def lab(context, port=8888, browser=True):
 @task(
     pre=[setup],
     iterable=["only", "set"],
-    help={"profile": PROFILE_HELP, "only": "a notebook; repeatable", "set": SET_HELP},
+    help={"profile": PROFILE_HELP, "only": "a notebook; repeatable", "set": SET_HELP} | CLUSTER_HELP,
 )
-def study(context, profile="quick", only=None, set=None):
+def study(context, profile="quick", only=None, set=None, workers=0, scheduler=""):
     """Run the notebooks and write their figures and tables to results/."""
     words = [word for name in only or [] for word in ("--only", name)]
     words += [word for value in set or [] for word in ("--set", value)]
-    _python("-m", "pruner_lib.study.notebooks", "--profile", profile, *words)
+    words += ["--workers", workers] if workers else []
+    words += ["--scheduler", scheduler] if scheduler else []
+    _notebooks("--profile", profile, *words)
 
 
 @task(
@@ -77,13 +84,13 @@ def study(context, profile="quick", only=None, set=None):
 def notebook(context, name, profile="quick", set=None):
     """Run one notebook."""
     values = [word for value in set or [] for word in ("--set", value)]
-    _python("-m", "pruner_lib.study.notebooks", "--profile", profile, "--only", name, *values)
+    _notebooks("--profile", profile, "--only", name, *values)
 
 
 @task(pre=[setup], help={"profile": PROFILE_HELP})
 def figures(context, profile="quick"):
     """Draw all figures and tables again from the records of a profile, and the tables of the README."""
-    _python("-m", "pruner_lib.study.notebooks", "--profile", profile)
+    _notebooks("--profile", profile)
     _python("-m", "pruner_lib.study.readme")
 
 
@@ -104,6 +111,19 @@ def bench(context, only=None, set=None, again=False):
 def test(context, only=None):
     """Run the tests, all of them on several cores."""
     _python("-m", "pytest", *(only or ["-n", "logical", "--maxprocesses", "4", "--dist", "loadfile"]))
+
+
+@task(pre=[setup], help={"record": "its path, or its key"})
+def reproduce(context, record):
+    """Make a record again in a temporary folder, and compare every number; fail where they differ."""
+    _python("-m", "pruner_lib.study.reproduce", record, pass_on=BOTH)
+
+
+@task(iterable=["only"], help={"only": "a part; repeatable", "kills": "how many kills"})
+def stress(context, only=None, kills=50, damages=3):
+    """Kill, damage, interrupt and double a tiny study, and count what it costs; a quarter of an hour."""
+    words = ["--only", ",".join(only)] if only else []
+    _python("-m", "tests.benchmarks.stress", "--kills", kills, "--damages", damages, *words)
 
 
 @task(help={"fix": "correct what can be corrected instead of reporting it"})
@@ -127,33 +147,50 @@ def clean(context, environment=False):
         shutil.rmtree(VENV)
 
 
-VERBS = {verb.__name__: verb for verb in (setup, lab, study, notebook, test, lint, bench, figures, clean)}
+VERBS = {
+    verb.__name__: verb
+    for verb in (setup, lab, study, notebook, reproduce, test, lint, bench, stress, figures, clean)
+}
 
 
 # --- the environment ------------------------------------------------------------------------------
 
 
-def _run(command: list) -> int:
+def _run(command: list, pass_on: tuple = (signal.SIGTERM,)) -> int:
     """Run a command in the project's root, on this terminal; give its exit code, 128 + n for signal n.
 
-    A SIGTERM is passed on to it.
+    Signals are passed on to it: SIGTERM and, to a child that hears only the first, SIGINT. To any other a
+    SIGINT is left to the terminal, whose Ctrl-C reaches all.
     """
-    with subprocess.Popen([str(word) for word in command], cwd=str(ROOT)) as child:
-        before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
-        while True:
-            try:
-                code = child.wait()
-                signal.signal(signal.SIGTERM, before)
-                return code if code >= 0 else 128 - code
-            except KeyboardInterrupt:
-                continue  # the child got the same Ctrl-C and ends in its own way
+    heard, child = [], []
+
+    def hear(number, _frame):
+        heard.append(number)
+        if number in pass_on and child:
+            child[0].send_signal(number)
+
+    before = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM)}
+    with subprocess.Popen([str(word) for word in command], cwd=str(ROOT)) as started:
+        child.append(started)
+        if {*heard} & {*pass_on}:  # while it started
+            started.terminate()
+        code = started.wait()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    code = code if code >= 0 else 128 - code
+    return 128 + heard[0] if heard and code else code
 
 
-def _python(*arguments) -> None:
+def _python(*arguments, pass_on: tuple = (signal.SIGTERM,)) -> None:
     """Run this interpreter; where it fails, end the verb with its exit code."""
-    code = _run([sys.executable, *arguments])
+    code = _run([sys.executable, *arguments], pass_on)
     if code:
         sys.exit(code)
+
+
+def _notebooks(*words) -> None:
+    """Run notebooks; the runner stops at the first signal, and is told once more without harm."""
+    _python("-m", "pruner_lib.study.notebooks", *words, pass_on=BOTH)
 
 
 def _fingerprint() -> str:
@@ -245,7 +282,7 @@ def main(arguments: list) -> int:
     if arguments[0] == "clean" and {*arguments[1:]} <= {"-e", "--environment"}:
         getattr(clean, "body", clean)(None, environment=len(arguments) > 1)  # needs no environment
         return 0
-    return _run([_environment(), "-m", "invoke", *arguments])
+    return _run([_environment(), "-m", "invoke", *arguments], BOTH)
 
 
 if __name__ == "__main__":

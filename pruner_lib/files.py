@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -104,6 +105,14 @@ def read_json(path: Path | str) -> Any:
         raise ValueError(f"{path} is not valid JSON ({error}); mend or delete it, then run again") from error
 
 
+def set_aside(path: Path, reason: object) -> None:
+    """Rename a damaged file to NAME.damaged, with a warning: what was in it is made again."""
+    aside = path.with_name(f"{path.name}.damaged")
+    with suppress(FileNotFoundError):  # another process has done it
+        os.replace(path, aside)
+    warnings.warn(f"{path} is damaged ({reason}): it is {aside.name} now and made again", stacklevel=3)
+
+
 def content_hash(path: Path | str) -> str:
     """Name a file by content: its sha256, read once a process unless its size or time of change differs."""
     path = Path(path).absolute()
@@ -132,8 +141,11 @@ def plain(data: Any) -> Any:
 
 
 @contextmanager
-def only_one(path: Path | str) -> Iterator[None]:
-    """Hold the lock `path`: one process at a time runs the block; a killed one releases it."""
+def only_one(path: Path | str, *, wait: bool = True) -> Iterator[None]:
+    """Hold the lock `path`: one process at a time runs the block; a killed one releases it.
+
+    Raises:  TimeoutError: another process holds it, and `wait` is False.
+    """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(path)):
+    with FileLock(str(path), timeout=-1 if wait else 0):
         yield

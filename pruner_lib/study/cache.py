@@ -8,8 +8,7 @@ are not: `data.assets` checks them, and names of results don't depend on the mac
 from __future__ import annotations
 
 import hashlib
-import os
-import warnings
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,8 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pruner_lib.data.corpora import local_instructions, local_questions, local_text
-from pruner_lib.files import content_hash, write_atomic
+from pruner_lib.files import content_hash, set_aside, write_atomic
 from pruner_lib.models.load import own_folder
+from pruner_lib.study.records import read_kept, write_kept
 from pruner_lib.study.settings import DATA_FREE, Experiment, settings_key
 
 
@@ -84,6 +84,24 @@ def members_key(experiment: Experiment, criterion: str) -> str:
     return settings_key([experiment.model, inputs, criterion, calibration, seed])
 
 
+def note_adapters(folder: Path) -> None:
+    """Note the contents of the adapters that a recovery left in its folder, for `check_adapters`."""
+    files = sorted(folder.glob("adapter*/*"))
+    write_kept(
+        folder / "contents.json", {str(path.relative_to(folder)): content_hash(path) for path in files}
+    )
+
+
+def check_adapters(folder: Path) -> None:
+    """Set a recovery aside, with a warning, one of whose adapters is not as it was noted."""
+    noted = read_kept(folder / "contents.json") or {}
+    changed = [name for name in noted if (folder / name).is_file()]
+    changed = [name for name in changed if content_hash(folder / name) != noted[name]]
+    if changed:
+        shutil.rmtree(folder.with_name(f"{folder.name}.damaged"), ignore_errors=True)  # an earlier one
+        set_aside(folder, f"{changed[0]} was changed after it was written")
+
+
 def write_scores(path: Path, scores: Mapping[str, Tensor]) -> None:
     """Write tensors as safetensors in one step, with a digest of them."""
     whole = {name: tensor.contiguous() for name, tensor in scores.items()}
@@ -106,9 +124,7 @@ def read_scores(path: Path) -> dict[str, Tensor] | None:
             raise ValueError("its numbers are not those that were written")
         return scores
     except (SafetensorError, ValueError) as error:
-        aside = path.with_name(f"{path.name}.damaged")
-        os.replace(path, aside)
-        warnings.warn(f"{path} is damaged ({error}): it is {aside.name} now and made again", stacklevel=2)
+        set_aside(path, error)
         return None
 
 

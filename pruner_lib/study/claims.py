@@ -27,9 +27,8 @@ import yaml
 from scipy.stats import t
 
 from pruner_lib.evaluation.zero_shot import CHANCE
-from pruner_lib.files import read_json, write_json
 from pruner_lib.study.paper import published
-from pruner_lib.study.records import MEAN, Record
+from pruner_lib.study.records import MEAN, Record, read_kept, write_kept
 from pruner_lib.study.settings import from_plain
 from pruner_lib.study.statistics import Interval
 
@@ -254,7 +253,7 @@ def write_answer(
     verdict = Verdict(claim, parts, note, tuple(sorted(records)))
     content = {"claim": claim_id, "verdict": verdict.answer, "note": note, "records": verdict.records}
     numbers = {name: asdict(part) for name, part in parts.items()}
-    write_json(answer_path(folder, claim_id), content | {"numbers": numbers})
+    write_kept(answer_path(folder, claim_id), content | {"numbers": numbers})
     return verdict
 
 
@@ -266,12 +265,11 @@ def answer_path(folder: Path, claim_id: str) -> Path:
 def read_answer(folder: Path, claim: Claim) -> Verdict:
     """Read the answer to a claim; where there is none, the note says which notebook to run.
 
-    Raises:  ValueError: the file is no JSON; the message names it and says what to do.
+    A damaged file is set aside, with a warning, and counts as none.
     """
-    path = answer_path(folder, claim.id)
-    if not path.is_file():
+    answer = read_kept(answer_path(folder, claim.id))
+    if answer is None:
         return Verdict(claim, {}, f"no answer; run {claim.notebook}")
-    answer = read_json(path)
     parts = {name: from_plain(Interval, part) for name, part in answer["numbers"].items()}
     return Verdict(claim, parts, answer["note"], tuple(answer["records"]))
 

@@ -1,6 +1,7 @@
 """Run the notebooks of a study by papermill, each in a process of its own, in the order of their names.
 
     python -m pruner_lib.study.notebooks --profile quick [--only 00,01] [--set ratio=0.5 ...]
+                                         [--workers 4 | --scheduler tcp://host:8786]
 
 The summary, which reads what all others wrote, is the last, and the front page of the profile's results.
 
@@ -12,30 +13,29 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import nbformat
-import papermill
-import psutil
 import yaml
 
-from pruner_lib.files import write_json, write_text
+from pruner_lib.files import write_text
+from pruner_lib.study.cluster import SCHEDULER, serving
+from pruner_lib.study.execution import STOPPED, exit_code, notebook_parameters, running, stop_at_signals
 from pruner_lib.study.profiles import load_profile
+from pruner_lib.study.records import read_kept, write_kept
 from pruner_lib.study.report import write_index
 from pruner_lib.study.results import (
-    RUN_ID,
+    RECEIPTS,
     manifest_path,
     now,
     project_root,
@@ -46,7 +46,8 @@ from pruner_lib.study.results import (
 from pruner_lib.study.settings import settings_key
 
 TAIL = 4000  # characters of a failed notebook's messages that are kept
-STOP_S = 4  # seconds that the processes of a stopped notebook have to end by themselves
+LOOK_S = 0.1  # seconds between looks at the notebooks that run
+FULL = (errno.ENOSPC, errno.EDQUOT)  # errors after which no other notebook could be done
 AT_ONCE = 2  # notebooks that run side by side where nothing is left to measure
 PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
 
@@ -95,21 +96,6 @@ def find_notebooks(only: Sequence[str] = (), folder: Path | None = None) -> list
     return [path for path in paths if not only or path in chosen]
 
 
-def notebook_parameters(path: Path) -> list[str]:
-    """List the names of a notebook's parameters.
-
-    Raises:  ValueError: not a readable notebook, or no cell is tagged `parameters` (papermill would then run
-             it with its defaults, whatever values it is given).
-    """
-    try:
-        notebook = nbformat.read(path, as_version=4)
-    except Exception as error:
-        raise ValueError(f"{path} is no notebook: {error}") from error
-    if not any("parameters" in cell.metadata.get("tags", ()) for cell in notebook.cells):
-        raise ValueError(f"{path.name} has no cell tagged 'parameters'; tag the cell that holds them")
-    return list(papermill.inspect_notebook(str(path)))
-
-
 # --- running ----------------------------------------------------------------------------------------
 
 
@@ -119,6 +105,7 @@ def run_study(
     parameters: Mapping[str, Any] | None = None,
     *,
     place: Path | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> list[NotebookRun]:
     """Run the notebooks of a study in the order of their names; a failure does not stop those that follow.
 
@@ -128,8 +115,9 @@ def run_study(
 
     Args:    only: see `find_notebooks`.    place: the folder of the notebooks.
              parameters: plain scalars or flat lists; each goes to the notebooks that have it.
+             environment: of their processes; None: this one's.
     Raises:  ValueError: unknown profile or notebook, or a parameter that none of the notebooks has. Nothing
-             has run then.
+             has run then.    OSError: the results can't be written, or the disk is full.
     """
     load_profile(profile)
     names = {path: notebook_parameters(path) for path in find_notebooks(only, place)}
@@ -137,6 +125,7 @@ def run_study(
     if unknown := sorted(set(parameters) - set(known)):
         raise ValueError(f"no notebook has a parameter {', '.join(unknown)}; there are {', '.join(known)}")
     given = {path: {name: v for name, v in parameters.items() if name in names[path]} for path in names}
+    write_text(results_dir(profile) / "cache" / ".gitignore", "*\n")  # finds out whether it can be written
     paths, runs = list(names), []
     step = AT_ONCE if all(was_done(path, profile, given[path]) for path in paths) else 1
     starts = [*range(0, len(paths) - 1, step), len(paths) - 1]
@@ -145,7 +134,8 @@ def run_study(
             manifest = read_manifest(path.stem, profile) or {}
             last = f", last time {manifest['seconds']:.0f} s" if manifest.get("seconds") else ""
             print(f"[{number}/{len(paths)}] {path.stem} ({profile}){last}", flush=True)
-        for run in _run_together({path: given[path] for path in paths[start:end]}, profile):
+        together = {path: given[path] for path in paths[start:end]}
+        for run in _run_together(together, profile, environment or os.environ):
             what = f"{len(run.outputs)} files" if run.done else run.error.strip().splitlines()[-1][:200]
             print(f"    {run.notebook} {run.status} in {run.seconds:.1f} s: {what}", flush=True)
             runs.append(run)
@@ -162,65 +152,59 @@ def _settings_key(profile: str, parameters: Mapping[str, Any]) -> str:
     return settings_key([asdict(load_profile(profile)), dict(parameters) | {"profile": profile}])
 
 
-def _run_together(given: Mapping[Path, dict[str, Any]], profile: str) -> list[NotebookRun]:
+def _run_together(
+    given: Mapping[Path, dict[str, Any]], profile: str, environment: Mapping[str, str]
+) -> list[NotebookRun]:
     """Run notebooks side by side, wait for all of them, and write the result of each into its manifest."""
-    run_id, start, runs = uuid.uuid4().hex, time.perf_counter(), []
-    environment = os.environ | {
-        RUN_ID: run_id,
+    start, runs = time.perf_counter(), []
+    environment = dict(environment) | {
         "PRUNER_LIB_RESULTS": str(results_root()),
         "JUPYTER_PREFER_ENV_PATH": "1",
-        "PYTHONPATH": os.pathsep.join(filter(None, [PACKAGE_PARENT, os.environ.get("PYTHONPATH")])),
+        "PYTHONPATH": os.pathsep.join(filter(None, [PACKAGE_PARENT, environment.get("PYTHONPATH")])),
     }
     if len(given) > 1:
         environment |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     progress = len(given) == 1 and sys.stderr.isatty()
     with contextlib.ExitStack() as stack:  # whatever ends this block ends the processes
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        processes = {}
+        environment[RECEIPTS], processes = str(scratch), {}
         for path, parameters in given.items():
-            process = _papermill(path, scratch, parameters | {"profile": profile}, environment, progress)
+            process = running(path, scratch, parameters | {"profile": profile}, environment, progress)
             processes[path] = stack.enter_context(process)
-        for path, process in processes.items():
-            error = _problem(path, scratch, process.wait(), profile, run_id)
-            manifest = {"finished": now()} if error else read_manifest(path.stem, profile)
+        for path, code in _ended(processes):
+            error = _problem(path, scratch, code, profile)
+            manifest = {"finished": now()} if error else read_kept(scratch / f"{path.stem}.json")
             seconds, outputs = round(time.perf_counter() - start, 1), tuple(manifest.get("outputs", ()))
             status = "failed" if error else "done"
             runs.append(NotebookRun(path.stem, profile, status, seconds, outputs, error))
-            settings = {"run_id": run_id, "asked": _settings_key(profile, given[path])}
+            settings = {"asked": _settings_key(profile, given[path])}
             settings["parameters"] = given[path] | {"profile": profile}
-            write_json(manifest_path(path.stem, profile), manifest | asdict(runs[-1]) | settings)
-    return runs
+            write_kept(manifest_path(path.stem, profile), manifest | asdict(runs[-1]) | settings)
+            if error and any(os.strerror(full) in error for full in FULL):
+                raise OSError(f"{path.stem} stopped: {error.strip().splitlines()[-1]}")
+    return sorted(runs, key=lambda run: run.notebook)
 
 
-@contextlib.contextmanager
-def _papermill(
-    path: Path, scratch: Path, parameters: dict[str, Any], environment: dict[str, str], progress: bool
-) -> Iterator[subprocess.Popen]:
-    """Start papermill on a notebook; at the end of the block it and all that it started are gone."""
-    command = [sys.executable, "-m", "papermill", str(path.resolve()), str(scratch / path.name)]
-    command += ["--parameters_yaml", yaml.safe_dump(parameters), "--kernel", "python3"]
-    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
-    with (scratch / f"{path.stem}.txt").open("wb") as messages:
-        streams["stderr"] = None if progress else messages
-        place = path.resolve().parent
-        process = subprocess.Popen(command, env=environment, cwd=place, start_new_session=True, **streams)
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                mine = psutil.Process(process.pid).children(recursive=True)
-                process.terminate()  # papermill ends its kernel
-                for left in psutil.wait_procs([psutil.Process(process.pid), *mine], STOP_S)[1]:
-                    with contextlib.suppress(psutil.NoSuchProcess):
-                        left.kill()
-                process.wait()
+def _ended(processes: Mapping[Path, subprocess.Popen]) -> Iterator[tuple[Path, int]]:
+    """Give notebooks with the exit codes of their processes, in the order in which they end.
+
+    Raises:  SystemExit: SIGINT or SIGTERM ended one of them, or its kernel; the code is 128 + n.
+    """
+    left = dict(processes)
+    while left:
+        time.sleep(LOOK_S)
+        for path in [path for path, process in left.items() if process.poll() is not None]:
+            code = exit_code(left.pop(path).returncode)
+            if code in STOPPED:
+                sys.exit(code)
+            yield path, code
 
 
-def _problem(path: Path, scratch: Path, code: int, profile: str, run_id: str) -> str | None:
+def _problem(path: Path, scratch: Path, code: int, profile: str) -> str | None:
     """Keep the executed notebook, and say what went wrong.
 
     Returns: the traceback of the notebook, or what papermill said, where it ended with an exit code; else
-             what is wrong with the manifest; None where this run wrote it and all its files exist.
+             what is wrong with its receipt; None where there is one and all files that it lists.
     """
     tracebacks, folder, executed = [], results_dir(profile), scratch / path.name
     with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):  # papermill was killed
@@ -234,11 +218,7 @@ def _problem(path: Path, scratch: Path, code: int, profile: str, run_id: str) ->
         message = tracebacks[-1] if tracebacks else (scratch / f"{path.stem}.txt").read_text(errors="replace")
         message = _without_places(re.sub(r"\x1b\[[0-9;]*m", "", message)[-TAIL:]).strip()
         return message or f"papermill ended with exit code {code}"
-    try:
-        manifest = read_manifest(path.stem, profile)
-    except ValueError as error:
-        return _without_places(str(error))
-    if manifest is None or manifest.get("run_id") != run_id:
+    if (manifest := read_kept(scratch / f"{path.stem}.json")) is None:
         return "it ended without results.finish(...): its kernel died, or its last cell does not call it"
     missing = [name for name in manifest["outputs"] if not (folder / name).is_file()]
     return f"its manifest lists {', '.join(missing)}, but there is no such file" if missing else None
@@ -276,10 +256,19 @@ def main(words: Sequence[str] | None = None) -> int:
     add("--profile", default="quick")
     add("--only", action="append", default=[], help="names or their beginnings, with commas: 00,01")
     add("--set", type=_setting, action="extend", nargs="+", default=[], metavar="NAME=VALUE")
+    add("--workers", type=int, default=0, metavar="N", help="experiments on N processes of this machine")
+    add(
+        "--scheduler",
+        default=os.environ.get(SCHEDULER, ""),
+        help="experiments on a Dask cluster: tcp://host:port",
+    )
     options = parser.parse_args(words)
     only = [name.strip() for names in options.only for name in names.split(",")]
     try:
-        runs = run_study(options.profile, only, dict(options.set))
+        before = dict(os.environ)  # of which a cluster changes some
+        with serving(options.workers, options.scheduler) as scheduler:
+            kernels = before | {SCHEDULER: scheduler}
+            runs = run_study(options.profile, only, dict(options.set), environment=kernels)
         failed = [run for run in runs if not run.done]
         for run in failed:
             print(f"\n{run.notebook} failed:\n{run.error}", file=sys.stderr)
@@ -297,5 +286,8 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the notebooks too
-    sys.exit(main())
+    stop_at_signals()
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # at once: to put all libraries away takes seconds, and workers end with this process

@@ -11,9 +11,10 @@ from typing import Annotated, Any, NamedTuple
 import pandas as pd
 from pydantic import PlainValidator
 
-from pruner_lib.files import plain, read_json, write_json
+from pruner_lib.files import plain, read_json, set_aside, write_json
 from pruner_lib.study.settings import DATA_FREE, FORMAT, Experiment, from_plain, settings_key
 
+KEPT = "kept"  # holds data that are no dictionary
 KINDS = ("perplexity", "accuracy", "p_right", "bits_per_byte")
 
 
@@ -150,6 +151,32 @@ def read_record(path: Path) -> Record:
     if edited:
         raise ValueError(f"{path} was changed after it was written; restore it, or delete it and run again")
     return record
+
+
+def write_kept(path: Path, data: Any) -> Path:
+    """Write plain data as JSON in one step, with a digest of them."""
+    data = plain(data if isinstance(data, dict) else {KEPT: data})
+    return write_json(path, data | {"digest": settings_key(data)})
+
+
+def read_kept(path: Path) -> Any:
+    """Read what `write_kept` wrote; None if it is not there.
+
+    A damaged or edited file counts as not there: it is set aside as NAME.damaged, with a warning.
+    """
+    if not path.is_file():
+        return None
+    try:
+        data = read_json(path)
+        if not isinstance(data, dict):  # of an earlier version
+            return data
+        written = data.pop("digest", None)  # none in files of earlier versions
+        if written not in (None, settings_key(data)):
+            raise ValueError("it was changed after it was written")
+        return data[KEPT] if data.keys() == {KEPT} else data
+    except ValueError as error:
+        set_aside(path, error)
+        return None
 
 
 def load_records(directory: Path) -> list[Record]:

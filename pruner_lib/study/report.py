@@ -17,7 +17,8 @@ from nbconvert import HTMLExporter
 from nbconvert.preprocessors.sanitize import SanitizeHTML
 from nbformat.v4 import new_markdown_cell, new_notebook
 
-from pruner_lib.files import read_json, write_text
+from pruner_lib.files import write_text
+from pruner_lib.study.records import read_kept
 from pruner_lib.study.results import results_dir
 
 SUMMARY = "12_summary"
@@ -39,7 +40,7 @@ def runs_frame(profile: str) -> pd.DataFrame:
     """Lay out what has run: columns notebook, status, seconds, finished, git_revision, outputs (how many)."""
     columns = ("notebook", "status", "seconds", "finished", "git_revision")
     paths = sorted((results_dir(profile) / "notebooks").glob("[!.]*.json"))
-    runs = [read_json(path) for path in paths]
+    runs = [run for path in paths if (run := read_kept(path))]
     rows = [[run.get(name) for name in columns] + [len(run.get("outputs") or ())] for run in runs]
     return pd.DataFrame(rows, columns=[*columns, "outputs"])
 

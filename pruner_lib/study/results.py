@@ -29,11 +29,12 @@ from IPython import get_ipython
 from matplotlib.figure import Figure
 
 from pruner_lib import __version__
-from pruner_lib.files import read_json, write_atomic, write_csv, write_json
+from pruner_lib.files import write_atomic, write_csv
 from pruner_lib.study.profiles import load_profile
+from pruner_lib.study.records import read_kept, write_kept
 
 PACKAGES = ("torch", "transformers", "peft", "lm_eval", "numpy", "scipy")
-RUN_ID = "PRUNER_LIB_RUN_ID"  # set by the runner, so that a manifest left by another run does not count
+RECEIPTS = "PRUNER_LIB_RECEIPTS"  # a folder of the runner, who believes only what is written there in its run
 PNG_DPI = 150
 ASSIGNED = re.compile(r"^(\w+) *(?::[^=\n]+)?=", re.MULTILINE)  # `name = value`, `name: type = value`
 INJECTED = "# Parameters"  # the first line of the cell that papermill inserts after the tagged one
@@ -117,9 +118,11 @@ class Results:
         written = sorted(
             {path.resolve().relative_to(self.folder.resolve()).as_posix() for path in self.outputs}
         )
-        manifest = {"notebook": notebook, "profile": name, "status": "done", "run_id": os.environ.get(RUN_ID)}
-        manifest |= {"finished": now(), "git_revision": git_revision(), "versions": versions()}
-        write_json(manifest_path(notebook, name, self.folder.parent), manifest | {"outputs": written})
+        manifest = {"notebook": notebook, "profile": name, "status": "done", "finished": now()}
+        manifest |= {"git_revision": git_revision(), "versions": versions(), "outputs": written}
+        write_kept(manifest_path(notebook, name, self.folder.parent), manifest)
+        if receipts := os.environ.get(RECEIPTS):
+            write_kept(Path(receipts) / f"{notebook}.json", manifest)
         return f"{notebook} is done; in results/{name}: {', '.join(written) or 'nothing new'}"
 
 
@@ -145,9 +148,8 @@ def manifest_path(notebook: str, profile: str, root: Path | str | None = None) -
 
 
 def read_manifest(notebook: str, profile: str, root: Path | str | None = None) -> dict[str, Any] | None:
-    """Read the manifest of a notebook; None if it never finished."""
-    path = manifest_path(notebook, profile, root)
-    return read_json(path) if path.is_file() else None
+    """Read the manifest of a notebook; None if it never finished, or is damaged (see `read_kept`)."""
+    return read_kept(manifest_path(notebook, profile, root))
 
 
 def refuse_unknown_parameters(cells: Sequence[str] | None = None) -> None:

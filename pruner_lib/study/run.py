@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import platform
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, lru_cache
@@ -22,15 +23,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pruner_lib.evaluation import meters
-from pruner_lib.files import read_json, write_json
 from pruner_lib.method.groups import Plan
 from pruner_lib.method.importance import aggregate
-from pruner_lib.study import claims
+from pruner_lib.study import claims, cluster
 from pruner_lib.study.cache import inputs_hash, recovery_key
 from pruner_lib.study.compare import describe, parts
-from pruner_lib.study.records import Record, read_record, record_path, write_record
-from pruner_lib.study.results import Results, git_revision, model_revision, now, versions
-from pruner_lib.study.settings import DATA_FREE, LAYER_CRITERIA, Experiment, settings_key
+from pruner_lib.study.order import Jobs, in_order
+from pruner_lib.study.records import Record, read_kept, read_record, record_path, write_kept, write_record
+from pruner_lib.study.results import Results, git_revision, model_revision, now, results_root, versions
+from pruner_lib.study.settings import Experiment, settings_key
 from pruner_lib.study.stages import Loaded, Pipeline
 from pruner_lib.study.statistics import Interval
 
@@ -42,7 +43,8 @@ class Study(Results):
 
     Args:    profile: its name.    results: the folder of all results; None: `results_root()`.
              client: a Dask client or another executor with `submit`, on which experiments run, on machines
-             that share the results folder or not; None: here, one after the other.
+             that share the results folder or not; None: the Dask cluster that `$PRUNER_LIB_SCHEDULER` names
+             or, without it, here, one after the other.
     Raises:  ValueError: there is no such profile.
     """
 
@@ -50,7 +52,7 @@ class Study(Results):
         self, profile: str = "quick", results: Path | str | None = None, *, client: Any = None
     ) -> None:
         super().__init__(profile, results)
-        self.client = client
+        self._client = client
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.pipeline = Pipeline(self.folder, self.profile.dtype, device)
 
@@ -61,16 +63,7 @@ class Study(Results):
         Returns: the record, `reused` if it was there already.
         Raises:  ValueError: unknown model, or whatever a stage refuses. Nothing half-written is left.
         """
-        record = self._existing(experiment)
-        if record is not None:
-            return record
-        with self._alone(experiment):
-            record = self._existing(experiment)  # another process may have made it while we waited
-            if record is None:
-                record = self._measure(experiment.canonical(), criteria)
-                write_record(record, self.folder)
-                self.pipeline.unfinished(record.experiment).unlink(missing_ok=True)
-        return record
+        return self._run(experiment, criteria, wait=True)
 
     def run_all(self, experiments: Sequence[Experiment], *, progress: bool = True) -> list[Record]:
         """Return the records of many experiments; measure only what has none, and say how many were reused.
@@ -81,25 +74,64 @@ class Study(Results):
         """
         unique = {one.key: one for one in experiments}
         records = {key: record for key, one in unique.items() if (record := self._existing(one)) is not None}
-        pending = _in_order([one for key, one in unique.items() if key not in records])
-        jobs = [(one, _criteria_of(one, pending)) for one in pending]
-        if self.client is not None:
-            place = self.profile.name, self.folder.parent
-            futures = [self.client.submit(run_experiment, one, *place, criteria) for one, criteria in jobs]
-        bar = tqdm(jobs, desc="experiments", disable=not (progress and jobs), unit="run")
-        for number, (one, criteria) in enumerate(bar):
-            bar.set_postfix_str(f"{one.method} {one.stage} {one.ratio:.0%}")
-            record = self.run(one, criteria=criteria) if self.client is None else futures[number].result()
-            if not record_path(
-                self.folder, record.key
-            ).is_file():  # from a worker that does not share our disk
-                write_record(record, self.folder)
-            records[record.key] = record
+        jobs = in_order([one for key, one in unique.items() if key not in records])
+        if jobs:
+            run = self._run_here if self.client is None else self._run_on_cluster
+            records |= {record.key: record for record in run(jobs, progress)}
         if progress:
             reused = sum(record.reused for record in records.values())
             plural = "s" if len(unique) > 1 else ""
             print(f"{len(unique)} experiment{plural}: {reused} reused, {len(unique) - reused} run now")
         return [records[one.key] for one in experiments]
+
+    @cached_property
+    def client(self) -> Any:
+        """The executor on which experiments run; None: they run here."""
+        address = os.environ.get(cluster.SCHEDULER)
+        return cluster.connect(address) if self._client is None and address else self._client
+
+    def _run(self, experiment: Experiment, criteria: Sequence[str], wait: bool) -> Record:
+        record = self._existing(experiment)
+        if record is not None:
+            return record
+        with self._alone(experiment, wait=wait):
+            record = self._existing(experiment)  # another process may have made it while we waited
+            if record is None:
+                record = self._measure(experiment.canonical(), criteria)
+                write_record(record, self.folder)
+                self.pipeline.unfinished(record.experiment).unlink(missing_ok=True)
+        return record
+
+    def _run_here(self, jobs: Jobs, progress: bool) -> Iterator[Record]:
+        """Run experiments one after the other, and last those that another process is at."""
+        with tqdm(total=len(jobs), desc="experiments", disable=not progress, unit="run") as bar:
+            left = deque((one, criteria, False) for one, criteria in jobs)
+            while left:
+                one, criteria, wait = left.popleft()
+                bar.set_postfix_str(f"{one.method} {one.stage} {one.ratio:.0%}")
+                try:
+                    record = self._run(one, criteria, wait)
+                except TimeoutError:
+                    if wait:
+                        raise
+                    left.append((one, criteria, True))
+                else:
+                    bar.update()
+                    yield record
+
+    def _run_on_cluster(self, jobs: Jobs, progress: bool) -> Iterator[Record]:
+        self.folder.mkdir(parents=True, exist_ok=True)  # by which workers see that they share it
+        calls = [(one, self.profile.name, self.folder.parent, criteria) for one, criteria in jobs]
+        made = cluster.results_of(self.client, run_experiment, calls, progress=progress)
+        for (one, _), record in zip(jobs, made, strict=True):
+            if record.machine["inputs_hash"] != inputs_hash(one):
+                raise ValueError(
+                    f"a worker made {record} from other files of your own than lie here; give all machines "
+                    "the same models and data (PRUNER_LIB_DATA), then run again"
+                )
+            if self._existing(one) is None:  # from a worker that does not share our disk
+                write_record(record, self.folder)
+            yield record
 
     def records(self, named: Mapping[Any, Sequence[Experiment]]) -> dict[Any, list[Record]]:
         """Return the records of named lists of experiments, all run together: name -> its records."""
@@ -145,18 +177,18 @@ class Study(Results):
             return self.pipeline.dense(model_name)
 
     def cached(self, key: list, make: Callable[[], Any], folder: str = "measured") -> Any:
-        """Return what was made before with this key, else make it now and keep it as JSON.
+        """Return what was made before with this key, else make it now and keep it as JSON; see `read_kept`.
 
         Args:    key: plain data that decides what is made.    folder: below the profile's results.
              make: returns plain data; infinities come back as text.
         """
         name = settings_key(key)
         path = self.folder / folder / f"{name}.json"
-        if not path.is_file():
+        if (kept := read_kept(path)) is None:
             with self.pipeline.lock(f"{folder}-{name}"):
-                if not path.is_file():
-                    write_json(path, make())
-        return read_json(path)
+                if (kept := read_kept(path)) is None:
+                    kept = read_kept(write_kept(path, make()))
+        return kept
 
     def answer(
         self,
@@ -193,11 +225,11 @@ class Study(Results):
         return record if inputs == inputs_hash(experiment) else None
 
     @contextmanager
-    def _alone(self, experiment: Experiment) -> Iterator[None]:
-        """Let one thread and one process at a time make the model of an experiment."""
+    def _alone(self, experiment: Experiment, *, wait: bool = True) -> Iterator[None]:
+        """Let one thread and one process at a time make the model of an experiment; see `only_one`."""
         trained = experiment.recovery is not None
         name = f"recovery-{recovery_key(experiment)}" if trained else f"record-{experiment.key}"
-        with _one_at_a_time, self.pipeline.lock(name):
+        with _one_at_a_time, self.pipeline.lock(name, wait=wait):
             yield
 
     def _measure(self, experiment: Experiment, criteria: Sequence[str]) -> Record:
@@ -246,28 +278,9 @@ _worker_study = lru_cache(maxsize=1)(Study)  # a worker's dense model stays for 
 def run_experiment(
     experiment: Experiment, profile: str, results: Path, criteria: Sequence[str] = ()
 ) -> Record:
-    """Run one experiment in a worker process: `Study.run`, as a function that an executor can send."""
-    return _worker_study(profile, results).run(experiment, criteria=criteria)
+    """Run one experiment in a worker process: `Study.run`, as a function that an executor can send.
 
-
-def _in_order(experiments: list[Experiment]) -> list[Experiment]:
-    """Put experiments of one model side by side, those without recovery first, then by calibration."""
-    models = list(dict.fromkeys(one.model for one in experiments))
-    return sorted(
-        experiments,
-        key=lambda one: (
-            models.index(one.model),
-            one.recovery is not None,
-            one.ratio > 0,
-            repr(one.calibration),
-        ),
-    )
-
-
-def _criteria_of(experiment: Experiment, experiments: list[Experiment]) -> tuple[str, ...]:
-    """List the criteria that experiments need of the same calibration pass as this one."""
-    if experiment.canonical().calibration != experiment.calibration or not experiment.ratio:
-        return ()
-    place = experiment.model, experiment.calibration
-    same = [one for one in experiments if one.ratio and (one.model, one.calibration) == place]
-    return tuple(sorted({one.criterion for one in same} - {*DATA_FREE, *LAYER_CRITERIA, "obs"}))
+    Args:    results: the folder of all results; where a worker does not see it, its own `results_root()`.
+    """
+    place = results if (results / profile).is_dir() else results_root()
+    return _worker_study(profile, place).run(experiment, criteria=criteria)

@@ -28,7 +28,7 @@ from pruner_lib.evaluation.efficiency import count_parameters, weight_bytes
 from pruner_lib.evaluation.int8 import is_quantised, quantise_
 from pruner_lib.evaluation.perplexity import perplexity, perplexity_result
 from pruner_lib.evaluation.zero_shot import zero_shot
-from pruner_lib.files import content_hash, only_one, read_json, write_json, write_text
+from pruner_lib.files import content_hash, only_one, write_text
 from pruner_lib.method.depth import as_group_scores, block_influence, every_second
 from pruner_lib.method.discover import discover
 from pruner_lib.method.groups import Plan
@@ -40,14 +40,16 @@ from pruner_lib.models.load import load_model
 from pruner_lib.models.prune import prune_
 from pruner_lib.recovery.recover import recover
 from pruner_lib.study.cache import (
+    check_adapters,
     inputs_hash,
     members_key,
     model_hash,
+    note_adapters,
     read_scores,
     recovery_key,
     write_scores,
 )
-from pruner_lib.study.records import Metric, MetricName, metrics_from
+from pruner_lib.study.records import Metric, MetricName, metrics_from, read_kept, write_kept
 from pruner_lib.study.results import tokenizer_hash
 from pruner_lib.study.settings import (
     DATA_FREE,
@@ -120,11 +122,11 @@ class Pipeline:
         return self.folder / "cache" / name
 
     @contextmanager
-    def lock(self, name: str) -> Iterator[None]:
-        """Let one process at a time do what follows."""
+    def lock(self, name: str, *, wait: bool = True) -> Iterator[None]:
+        """Let one process at a time do what follows; without `wait`, TimeoutError where another does it."""
         if not self.cache(".gitignore").is_file():
             write_text(self.cache(".gitignore"), "*\n")
-        with only_one(self.cache(f"{name}.lock")):
+        with only_one(self.cache(f"{name}.lock"), wait=wait):
             yield
 
     @contextmanager
@@ -259,6 +261,8 @@ class Pipeline:
             experiment.evaluation.texts if experiment.recovery.evaluate_at else (),
         )
         texts = {text: self.text_ids(experiment.evaluation, text, tokenizer) for text in on_the_way}
+        folder = self.cache(f"recovery-{recovery_key(experiment)}")
+        check_adapters(folder)
 
         def evaluate(model: Any) -> dict[str, float]:
             return {text: perplexity(model, ids) for text, ids in texts.items()}
@@ -268,7 +272,7 @@ class Pipeline:
                 model,
                 tokenizer,
                 instructions(how.corpus, samples=how.samples, seed=how.seed),
-                output_dir=self.cache(f"recovery-{recovery_key(experiment)}"),
+                output_dir=folder,
                 evaluate=evaluate if texts else None,
                 evaluate_at=how.evaluate_at,
                 keep_at=how.keep_at,
@@ -276,12 +280,13 @@ class Pipeline:
                 merge=True,
                 **how.training(),
             )
+            note_adapters(folder)
         return done.model.eval(), list(done.history)
 
     def evaluate(self, experiment: Experiment, subject: Subject) -> dict[MetricName, Metric]:
         """Measure a model on every text and task of an experiment, but what was measured before a kill."""
         how, path = experiment.evaluation, self.unfinished(experiment)
-        saved = read_json(path) if path.is_file() else {}
+        saved = read_kept(path) or {}
         for measure, names in ((self.measure_text, how.texts), (self.measure_task, how.tasks)):
             for name in names:
                 if name not in saved:
@@ -289,7 +294,7 @@ class Pipeline:
                     metrics = measure(name, how, subject.model, subject.tokenizer)
                     values = {str(one): asdict(metric) for one, metric in metrics.items()}
                     saved[name] = {"metrics": values, "seconds": time.perf_counter() - start}
-                    write_json(path, saved)
+                    write_kept(path, saved)
         parts = [saved[name] for name in (*how.texts, *how.tasks)]
         self.seconds["evaluate"] = sum(part["seconds"] for part in parts)
         return metrics_from({name: one for part in parts for name, one in part["metrics"].items()})

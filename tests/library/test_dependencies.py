@@ -28,6 +28,7 @@ PARTS = {  # files -> the extras that they may use, beside the library's own dep
     "pruner_lib/evaluation/perplexity.py": [],
     "pruner_lib/recovery/*.py": ["recover"],
     "pruner_lib/evaluation/*.py": ["eval"],
+    "pruner_lib/study/cluster.py": ["cluster", "study"],
     "pruner_lib/study/**/*.py": ["recover", "eval", "study"],
     "tasks.py": ["study"],
     "tests/benchmarks/*.py": ["recover", "eval", "study", "bench", "dev"],
@@ -37,7 +38,6 @@ OPTIONAL = {"torch-pruning"}  # its benchmark runs where it is installed
 NOT_IMPORTED = {  # declared, but used by another package or as a program
     "": {"protobuf", "tqdm"},  # the last by recovery and evaluation alike
     "study": {"ipykernel", "ipywidgets", "jupyterlab"},
-    "cluster": {"dask", "distributed"},  # through the client that a caller hands over
     "dev": {"nbstripout", "pre-commit", "pytest-xdist", "ruff", "setuptools"},
 }
 

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -39,7 +40,7 @@ def tasks(clone, monkeypatch):
     module = load(clone)
     module.commands, module.failing = [], None
 
-    def pretend(command):
+    def pretend(command, _pass_on=()):
         words = " ".join(map(str, command))
         module.commands.append(words)
         if "-m venv" in words:
@@ -59,7 +60,8 @@ def test_bare_python_lists_the_verbs_and_makes_nothing(clone):
     verbs = [
         line.split()[0] for line in shown.stdout.splitlines() if line.startswith("  ") and line[2] != " "
     ]
-    expected = ["setup", "lab", "study", "notebook", "test", "lint", "bench", "figures", "clean"]
+    expected = ["setup", "lab", "study", "notebook", "reproduce", "test", "lint"]
+    expected += ["bench", "stress", "figures", "clean"]
     assert (shown.returncode, verbs) == (0, expected)
     assert wrong.returncode == 2 and "no verb 'prune'" in wrong.stderr
     assert not (clone / ".venv").exists()
@@ -79,7 +81,7 @@ def test_verbs_are_short_and_say_what_they_do():
         f for f in tree.body if isinstance(f, ast.FunctionDef) and "task" in ast.unparse(f.decorator_list)
     ]
     imported = {alias.name for each in tree.body if isinstance(each, ast.Import) for alias in each.names}
-    assert len(verbs) == 9
+    assert len(verbs) == 11
     assert {f.name: f.end_lineno - f.lineno for f in verbs if f.end_lineno - f.lineno > 8} == {}
     assert {f.name for f in verbs if "\n" in (ast.get_docstring(f) or "\n")} == set()
     assert imported <= sys.stdlib_module_names
@@ -161,15 +163,41 @@ def test_exit_code_of_the_child_is_passed_on(clone):
     tasks._python("-c", "pass")
 
 
+@pytest.fixture
+def verb(clone):
+    """A verb whose child says `up`, and `interrupted` where it hears a SIGINT; give what is passed on."""
+    started = []
+
+    def start(pass_on):
+        wait = "import time\ntry:\n    print('up', flush=True)\n    time.sleep(60)\n"
+        wait += "except KeyboardInterrupt:\n    print('interrupted')\n    raise"
+        command = [sys.executable, "-I", "-S", "-c", wait]
+        code = f"import tasks\nraise SystemExit(tasks._run({command!r}, {pass_on}))"
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+        started.append(subprocess.Popen([sys.executable, "-c", code], cwd=clone, **options))
+        assert started[0].stdout.readline() == "up\n"
+        return started[0]
+
+    yield start
+    started[0].communicate()
+
+
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
-def test_sigterm_reaches_the_child(clone):
-    wait = [sys.executable, "-I", "-S", "-c", "print('up', flush=True); import time; time.sleep(60)"]
-    code = f"import tasks\nraise SystemExit(tasks._run({wait!r}))"
-    with subprocess.Popen([sys.executable, "-c", code], cwd=clone, stdout=subprocess.PIPE, text=True) as verb:
-        assert verb.stdout.readline() == "up\n"
-        verb.terminate()
-        assert verb.stdout.read() == ""  # the child has closed it
-        assert verb.wait() == 143
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_reaches_the_child(verb, number):
+    process = verb("tasks.BOTH")
+    process.send_signal(number)
+    said = process.stdout.read()  # the child has closed it
+    assert said == ("interrupted\n" if number == signal.SIGINT else "")
+    assert process.wait() == 128 + number
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_interrupt_is_left_to_the_terminal_where_a_child_would_hear_it_twice(verb):
+    process = verb("(tasks.signal.SIGTERM,)")
+    process.send_signal(signal.SIGINT)
+    process.terminate()
+    assert process.stdout.read() == "" and process.wait() in (130, 143)
 
 
 def test_clean_keeps_results_and_by_default_the_environment(clone):
@@ -194,9 +222,10 @@ def test_options_reach_the_runner(tmp_path):
     )
     inv = [sys.executable, "-m", "invoke"]
     words = ["--profile", "tiny", "--only", "00", "--only", "01", "--set", "ratio=0.5", "--set", "seed=1"]
-    runs = (["study", *words], ["study"], ["notebook", "00_quickstart", "--set", "seed=2"])
+    spread = ["--workers", "2", "--scheduler", "tcp://a:1"]
+    runs = (["study", *words, *spread], ["study"], ["notebook", "00_quickstart", "--set", "seed=2"])
     done = [subprocess.run([*inv, *run], cwd=tmp_path, capture_output=True, text=True) for run in runs]
     full, plain, single = [ast.literal_eval(each.stdout) for each in done]
-    assert full == words and plain == ["--profile", "quick"]
+    assert full == words + spread and plain == ["--profile", "quick"]
     assert single == ["--profile", "quick", "--only", "00_quickstart", "--set", "seed=2"]
     assert [each.returncode for each in done] == [0, 1, 0]

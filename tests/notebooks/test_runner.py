@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ import psutil
 import pytest
 
 from pruner_lib.study import notebooks as runner
+from pruner_lib.study.cluster import SCHEDULER
 from pruner_lib.study.notebooks import find_notebooks, main, run_study, was_done
 from pruner_lib.study.results import manifest_path, results_dir
 
@@ -100,31 +102,60 @@ def test_study_goes_on_after_failures_and_a_killed_kernel_and_is_done_by_the_sam
     assert str(page) in shown and 'href="notebooks/03_killed.html"' in page.read_text()
 
 
-@pytest.mark.slow
-@pytest.mark.notebook
-@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
-def test_interrupt_ends_the_study_and_all_its_processes(folder, tmp_path):
-    """The kernel starts a process; after the signal both are gone, and so is papermill."""
-    note = tmp_path / "kernel.txt"
-    ids = "{os.getpid()} {os.getppid()} {child.pid}"
-    wait = "import os, subprocess, time\nchild = subprocess.Popen(['sleep', '600'])\n"
-    wait += f"open({str(note)!r}, 'w').write(f'{ids}')\ntime.sleep(600)"
-    notebook(folder, "00_long", wait, FINISH)
-    code = f"""
+RUN = """
 import runpy, sys
 from pathlib import Path
 from pruner_lib.study import results
-results.project_root = lambda: Path({str(folder.parent)!r})
+results.project_root = lambda: Path({root!r})
 sys.argv[1:] = ["--profile=tiny"]
 runpy.run_module("pruner_lib.study.notebooks", run_name="__main__")
 """
-    study = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+NOTES = """
+import os, subprocess, time
+child = subprocess.Popen(['sleep', '600'])
+open({note!r}, 'w').write(f'{{os.getppid()}} {{os.getpid()}} {{child.pid}}')
+time.sleep(600)
+"""
+
+
+def start_study(folder):
+    code = RUN.format(root=str(folder.parent))
+    return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.notebook
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+@pytest.mark.parametrize(
+    ("who", "number"),
+    [
+        ("runner", signal.SIGTERM),
+        ("runner", signal.SIGINT),
+        ("papermill", signal.SIGTERM),
+        ("papermill", signal.SIGINT),
+        ("kernel", signal.SIGTERM),
+        ("kernel", signal.SIGINT),
+        ("runner", signal.SIGKILL),
+    ],
+)
+def test_signal_to_any_process_ends_the_study_and_all_its_processes(folder, tmp_path, who, number):
+    """The kernel starts a process; after the signal both are gone, and so is papermill."""
+    note = tmp_path / "kernel.txt"
+    notebook(folder, "00_long", NOTES.format(note=str(note)), FINISH)
+    notebook(folder, "01_next", WRITE, FINISH)
+    study = start_study(folder)
     try:
         wait_until(lambda: note.is_file() and len(note.read_text().split()) == 3)
-        processes = [int(number) for number in note.read_text().split()]
-        study.send_signal(signal.SIGTERM)
-        assert "run the same command again" in study.communicate(timeout=120)[1] and study.returncode == 143
-        wait_until(lambda: not any(psutil.pid_exists(number) for number in processes))
+        processes = dict(
+            zip(("papermill", "kernel", "child"), map(int, note.read_text().split()), strict=True)
+        )
+        os.kill((processes | {"runner": study.pid})[who], number)
+        said = study.communicate(timeout=120)[1]
+        killed = number == signal.SIGKILL
+        assert study.returncode == (-number if killed else 128 + number)
+        assert ("run the same command again" in said) != killed
+        wait_until(lambda: not any(psutil.pid_exists(number) for number in processes.values()))
+        assert not (results_dir("tiny") / "tables").exists(), "the next notebook ran"
     finally:
         study.kill()
 
@@ -174,3 +205,56 @@ def test_notebooks_come_in_the_order_of_their_names_and_can_be_chosen(folder):
     assert [path.stem for path in find_notebooks(["00_a"], folder)] == ["00_a"]
     with pytest.raises(ValueError, match="begins with '9'; there are 00_a"):
         find_notebooks(["9"], folder)
+
+
+@pytest.mark.slow
+@pytest.mark.notebook
+def test_manifest_of_another_run_neither_helps_nor_harms(folder):
+    """Two studies on the same results write the same manifests."""
+    other = "from pruner_lib.study.results import manifest_path\nmanifest_path('NAME', 'tiny')"
+    notebook(folder, "00_first", WRITE, FINISH, f"{other}.write_text('{{}}')")
+    notebook(
+        folder, "01_silent", WRITE, f"{other}.parent.mkdir(exist_ok=True)", f"{other}.write_text('{{}}')"
+    )
+    first, silent = run_study("tiny")
+    assert first.done and first.outputs == ("tables/00_first.csv",), first.error
+    assert not silent.done and "without results.finish" in silent.error
+    assert json.loads(manifest_path("00_first", "tiny").read_text())["status"] == "done"
+
+
+@pytest.mark.slow
+@pytest.mark.notebook
+def test_full_disk_ends_the_study_in_one_sentence(folder, capsys):
+    notebook(folder, "00_full", "import errno, os\nraise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))")
+    notebook(folder, "01_next", WRITE, FINISH)
+    assert main(["--profile", "tiny"]) == 2
+    shown = capsys.readouterr()
+    assert shown.err == "error: 00_full stopped: OSError: [Errno 28] No space left on device\n"
+    assert "01_next" not in shown.out and not (results_dir("tiny") / "tables").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "address"),
+    [(["--workers", "2"], "here, 2"), (["--scheduler", "tcp://a:1"], "tcp://a:1"), ([], "")],
+)
+def test_address_of_the_cluster_reaches_the_notebooks(folder, monkeypatch, words, address):
+    given = {}
+    served = contextlib.contextmanager(
+        lambda workers, named: iter([f"here, {workers}" if workers else named])
+    )
+    monkeypatch.setattr(runner, "serving", served)
+    monkeypatch.setattr(runner, "run_study", lambda *_, environment: given.update(environment) or [])
+    monkeypatch.delenv(SCHEDULER, raising=False)
+    notebook(folder, "00_good")
+    assert main(["--profile", "tiny", *words]) == 0
+    assert given[SCHEDULER] == address and given["PATH"] == os.environ["PATH"]
+
+
+def test_results_that_can_not_be_written_are_found_out_before_a_notebook_runs(folder, capsys):
+    notebook(folder, "00_good", WRITE, FINISH)
+    results_dir("tiny").parent.mkdir()
+    results_dir("tiny").write_text("a file in place of the folder; nobody but root is stopped by its rights")
+    assert main(["--profile", "tiny"]) == 2
+    shown = capsys.readouterr()
+    assert "00_good" not in shown.out and shown.err.count("\n") == 1
+    assert "could not write" in shown.err and "set PRUNER_LIB_RESULTS to another folder" in shown.err

@@ -9,6 +9,7 @@ import pytest
 
 from pruner_lib.study import results
 from pruner_lib.study.figures import plot_curves
+from pruner_lib.study.records import read_kept
 from pruner_lib.study.results import (
     Results,
     manifest_path,
@@ -65,7 +66,7 @@ def test_figure_without_numbers_is_refused(own):
 
 
 def test_finish_names_what_was_written(own, monkeypatch):
-    monkeypatch.setenv(results.RUN_ID, "run-1")
+    monkeypatch.setenv(results.RECEIPTS, str(own.folder))
     own.save_table(FRAME, "numbers")
     own.save_figure(plot_recovery(FRAME).figure, FRAME, "curve")
     said, manifest = own.finish("00_test"), read_manifest("00_test", "tiny")
@@ -75,7 +76,7 @@ def test_finish_names_what_was_written(own, monkeypatch):
         "figures/curve.svg",
         "tables/numbers.csv",
     ]
-    assert manifest["run_id"] == "run-1" and "tables/numbers.csv" in said
+    assert read_kept(own.folder / "00_test.json") == manifest and "tables/numbers.csv" in said
     assert str(own.folder) not in said + json.dumps(manifest)
 
 

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import pickle
 import signal
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
@@ -20,7 +20,7 @@ from pruner_lib.data import windows
 from pruner_lib.evaluation.int8 import is_quantised
 from pruner_lib.study import Calibration, Recovery, Study, load_profile, results, stages
 from pruner_lib.study.cache import model_hash
-from pruner_lib.study.records import MetricName, records_frame
+from pruner_lib.study.records import MetricName, read_record, record_path, records_frame
 from pruner_lib.study.run import run_experiment
 from pruner_lib.study.statistics import Interval
 
@@ -303,6 +303,56 @@ def test_model_in_8_bits_is_another_experiment_on_the_same_training(study):
     assert len([path for path in (study.folder / "cache").glob("recovery-*") if path.is_dir()]) == 1
 
 
+def run_with_others(barrier, made):
+    barrier.wait()
+    study = Study("tiny")
+    make = study.pipeline.subject
+
+    def subject(experiment, *given):
+        made.put((os.getpid(), experiment.key))
+        return make(experiment, *given)
+
+    study.pipeline.subject = subject
+    study.run_all(study_of_three(), progress=False)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_two_studies_at_once_share_the_work_and_measure_nothing_twice(study, uninterrupted):
+    fork = multiprocessing.get_context("fork")
+    barrier, made = fork.Barrier(2), fork.Queue()
+    both = [fork.Process(target=run_with_others, args=(barrier, made)) for _ in range(2)]
+    for process in both:
+        process.start()
+    whose, keys = zip(*[made.get(timeout=300) for _ in range(3)], strict=True)
+    for process in both:
+        process.join(timeout=300)
+    assert [process.exitcode for process in both] == [0, 0] and made.empty()
+    assert sorted(keys) == sorted(one.key for one in study_of_three()) and len(set(whose)) == 2
+    records = study.run_all(study_of_three(), progress=False)
+    assert [outcome(one) for one in records] == [outcome(one) for one in uninterrupted]
+
+
+def test_lock_of_a_dead_process_is_taken_over_and_that_of_a_living_one_is_not(study):
+    fork, lock = multiprocessing.get_context("fork"), study.pipeline.lock
+
+    def hold(held):
+        with lock("x"):
+            held.set()
+            signal.pause()
+
+    held = fork.Event()
+    process = fork.Process(target=hold, args=(held,))
+    process.start()
+    assert held.wait(timeout=60)
+    with pytest.raises(TimeoutError), lock("x", wait=False):
+        pytest.fail("two held the lock")
+    process.kill()
+    process.join()
+    with lock("x", wait=False):
+        assert study.pipeline.cache("x.lock").exists()
+
+
 @pytest.mark.slow
 def test_executor_gives_the_records_of_a_serial_run(study, tmp_path):
     wanted = [asked().dense, asked(criterion="l2"), asked()]
@@ -310,6 +360,38 @@ def test_executor_gives_the_records_of_a_serial_run(study, tmp_path):
     with ThreadPoolExecutor(2) as client:
         spread = Study("tiny", client=client).run_all(wanted, progress=False)
     assert [outcome(one) for one in spread] == [outcome(one) for one in serial]
+
+
+class ElsewhereExecutor:
+    """Workers that do not share the results folder; their files are as they were when it was made."""
+
+    def submit(self, function, experiment, profile, results, criteria):
+        future = Future()
+        future.set_result(function(experiment, profile, results / "not here", criteria))
+        return future
+
+
+def test_records_of_a_worker_with_a_disk_of_its_own_come_into_the_one_folder(study, place, monkeypatch):
+    wanted, here = [asked().dense, asked()], place.parent / "here"
+    there = Study("tiny", here, client=ElsewhereExecutor())  # a worker falls back to the folder of `study`
+    made = there.run_all(wanted, progress=False)
+    for one, record in zip(wanted, made, strict=True):
+        assert read_record(record_path(there.folder, one.key)).reused
+        assert outcome(study.run(one)) == outcome(record)
+    again = Study("tiny", here, client=None).run_all(wanted, progress=False)
+    assert all(record.reused for record in again)
+    story = place.parent / "data" / "story.txt"
+    client, kept = ElsewhereExecutor(), story.read_text()
+    story.write_text("Another story, of a worker that read it. " * 20)
+
+    def submit(*call):
+        future = ElsewhereExecutor.submit(client, *call)
+        story.write_text(kept)  # here it is another
+        return future
+
+    client.submit = submit
+    with pytest.raises(ValueError, match="from other files of your own than lie here.*PRUNER_LIB_DATA"):
+        Study("tiny", place.parent / "third", client=client).run_all(wanted[:1], progress=False)
 
 
 def test_changed_model_folder_is_measured_again(study, tmp_path):
@@ -393,6 +475,23 @@ def test_damaged_scores_are_set_aside_and_made_again(study, damage):
     assert all(torch.equal(again[name], scores[name]) for name in scores)
 
 
+@pytest.mark.slow
+def test_adapter_that_was_changed_is_set_aside_and_trained_again(study):
+    plain = replace(RECOVERY, evaluate_at=())
+    first = study.run(asked(recovery=plain))
+    longer = replace(asked(recovery=plain), evaluation=replace(asked().evaluation, length=32, windows=2))
+    expected = study.run(longer)
+    (adapter,) = study.folder.glob("cache/recovery-*/adapter/adapter_model.safetensors")
+    content = adapter.read_bytes()
+    for path in study.folder.glob("records/*"):
+        path.unlink()
+    adapter.write_bytes(content[:-8] + bytes(byte ^ 1 for byte in content[-8:]))
+    with pytest.warns(UserWarning, match="adapter/adapter_model.safetensors was changed.*made again"):
+        again = study.run(longer)
+    assert outcome(again) == outcome(expected) and adapter.read_bytes() == content
+    assert outcome(study.run(asked(recovery=plain))) == outcome(first)
+
+
 def test_frame_of_a_study_compares_only_what_was_measured_alike(study):
     records = study.run_all([asked().dense, asked()], progress=False)
     frame = records_frame(records)
@@ -420,6 +519,7 @@ def test_bad_input_leaves_nothing_behind(study, place):
 
 def test_worker_runs_an_experiment_by_the_names_of_profile_and_folder(tmp_path):
     job = pickle.loads(pickle.dumps((run_experiment, asked(), "tiny", tmp_path / "worker", ("l2",))))
+    (tmp_path / "worker" / "tiny").mkdir(parents=True)
     record = job[0](*job[1:])
     assert not record.reused and Study("tiny", tmp_path / "worker").run(asked()).reused
     assert len(list((tmp_path / "worker" / "tiny" / "cache").glob("members-*.safetensors"))) == 2

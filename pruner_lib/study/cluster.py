@@ -1,0 +1,132 @@
+"""More processes or machines: the experiments of a study on a Dask cluster, one a worker, one GPU a worker.
+
+    python tasks.py study --workers 4                       # processes of this machine
+    python tasks.py study --scheduler tcp://node1:8786      # a cluster that is there; notebooks/CLUSTER.md
+
+The runner hands the scheduler's address to the notebooks by `$PRUNER_LIB_SCHEDULER`, which `Study` reads; so
+one that is opened in JupyterLab or run by papermill alone uses the same cluster. What a worker does is
+`run.run_experiment`; nothing here knows experiments.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+SCHEDULER = "PRUNER_LIB_SCHEDULER"  # the address of a scheduler; empty: no cluster
+CONNECT_S = 20  # seconds that a scheduler has to answer
+
+
+def connect(address: str) -> Any:
+    """Connect to a scheduler.
+
+    Returns: a Dask client.
+    Raises:  ValueError: Dask is not installed, or nothing answers at the address.
+    """
+    _, distributed = _dask()
+    try:
+        return distributed.Client(address, timeout=CONNECT_S, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"no Dask scheduler answers at {address!r}, wanted an address as tcp://host:8786; start one by "
+            f"`dask scheduler`, or leave {SCHEDULER} and --scheduler empty to run without a cluster"
+        ) from error
+
+
+def results_of(
+    client: Any, function: Callable[..., Any], calls: Sequence[tuple], *, progress: bool = True
+) -> Iterator[Any]:
+    """Call a function on the workers; give the results in the order of the calls, as they are there.
+
+    A call that is lost with its worker is made again on another one. After an error those that have not
+    begun are cancelled. Where workers offer the Dask resource GPU, each call takes one of it.
+
+    Args:    client: a Dask client or another executor with `submit`.    progress: show a bar.
+    """
+    workers = client.scheduler_info()["workers"] if hasattr(client, "scheduler_info") else {}
+    gpu = any(worker["resources"].get("GPU") for worker in workers.values())
+    how = {"resources": {"GPU": 1}} if gpu else {}
+    futures = [client.submit(function, *call, **how) for call in calls]
+    with tqdm(total=len(calls), desc="experiments", disable=not progress, unit="run") as bar:
+        try:
+            for future in futures:
+                future.add_done_callback(lambda _: bar.update())
+            for future in futures:
+                yield future.result()
+        finally:
+            for future in futures:
+                future.cancel()
+
+
+@contextmanager
+def serving(workers: int = 0, address: str = "") -> Iterator[str]:
+    """Give the address of a scheduler: the one named, else one with so many workers on this machine, or "".
+
+    The workers share the processor's cores; where there are GPUs each has one. They end with the block or,
+    after an error or a signal, at once with this process.
+
+    Raises:  ValueError: both are given, nothing answers, Dask is not installed, or a GPU would be shared.
+    """
+    if workers and address:
+        raise ValueError("--workers starts a cluster here, --scheduler names one: give one of them")
+    if address:
+        connect(address).close()
+    if not workers:
+        yield address
+        return
+    gpus = _gpus()
+    if workers < 0 or (gpus and workers > len(gpus)):
+        most = f"; there are {len(gpus)} GPUs, one for each" if gpus else ""
+        raise ValueError(f"--workers is {workers}, but should be at least 1{most}")
+    dask, distributed = _dask()
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // workers))
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    spawned = dict.fromkeys(names, threads) | {"DASK_LOGGING__DISTRIBUTED": "error"}
+    config = {f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in spawned.items()}
+    made = {number: _worker(distributed, gpus[number : number + 1]) for number in range(workers)}
+    local = {"host": "127.0.0.1", "port": 0, "dashboard": False}
+    scheduler = {"cls": distributed.Scheduler, "options": local}
+    with dask.config.set(config):
+        cluster = distributed.SpecCluster(made, scheduler, silence_logs="ERROR", shutdown_on_close=False)
+        yield cluster.scheduler_address
+        cluster.close()
+
+
+def _gpus() -> list[str]:
+    """Name the GPUs that this process sees, as CUDA_VISIBLE_DEVICES names them."""
+    named, count = os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.device_count()
+    return (named.split(",") if named else [str(number) for number in range(count)])[:count]
+
+
+def _worker(distributed: ModuleType, gpu: list[str]) -> dict[str, Any]:
+    """Describe a worker process of this machine, which its nanny starts again if it dies.
+
+    Args:    gpu: the name of its GPU, or nothing.
+    """
+    options = {"nthreads": 1, "memory_limit": 0, "host": "127.0.0.1"}  # one experiment at a time, no limit
+    options["env"] = {SCHEDULER: ""} | ({"CUDA_VISIBLE_DEVICES": gpu[0]} if gpu else {})
+    options |= {"resources": {"GPU": len(gpu)}, "preload": __name__}  # which calls `dask_setup`
+    return {"cls": distributed.Nanny, "options": options}
+
+
+def dask_setup(_worker: Any) -> None:
+    """Let a worker not hear a Ctrl-C, which goes to all processes of a terminal: the runner ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _dask() -> tuple[ModuleType, ModuleType]:
+    try:
+        import dask  # optional: the extra `cluster`
+        import distributed
+    except ImportError as error:
+        raise ValueError(
+            "a cluster needs Dask, which is not installed: run `pip install dask distributed`"
+        ) from error
+    return dask, distributed

@@ -1,0 +1,150 @@
+"""One notebook in a process of its own: papermill runs it, and the exit code says how that ended.
+
+    python -m pruner_lib.study.execution NOTEBOOK EXECUTED PARAMETERS PROGRESS
+
+0: it ran to its end; 1: a cell failed, or the kernel died; 130, 143: SIGINT or SIGTERM stopped the kernel or
+this process, and so it stops the study. No kernel outlives this process, and it does not outlive the runner.
+Papermill runs beside the main thread, which alone hears signals.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import nbformat
+import papermill
+import psutil
+import yaml
+from jupyter_client import AsyncKernelManager
+from nbclient.exceptions import DeadKernelError
+from papermill.exceptions import PapermillExecutionError
+
+LOOK_S = 0.5  # seconds between looks at whether the runner is still there
+STOP_S = 3  # seconds that processes have to end by themselves
+STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit codes
+
+
+def notebook_parameters(path: Path) -> list[str]:
+    """List the names of a notebook's parameters.
+
+    Raises:  ValueError: not a readable notebook, or no cell is tagged `parameters` (papermill would then run
+             it with its defaults, whatever values it is given).
+    """
+    try:
+        notebook = nbformat.read(path, as_version=4)
+    except Exception as error:
+        raise ValueError(f"{path} is no notebook: {error}") from error
+    if not any("parameters" in cell.metadata.get("tags", ()) for cell in notebook.cells):
+        raise ValueError(f"{path.name} has no cell tagged 'parameters'; tag the cell that holds them")
+    return list(papermill.inspect_notebook(str(path)))
+
+
+@contextlib.contextmanager
+def running(
+    path: Path, scratch: Path, parameters: Mapping[str, Any], environment: Mapping[str, str], progress: bool
+) -> Iterator[subprocess.Popen]:
+    """Start the process of a notebook; at the end of the block it and all that it started are gone.
+
+    Args:    scratch: gets the executed notebook and, as `<name>.txt`, what the process says.
+             progress: let it show a bar on this terminal instead.
+    """
+    command = [sys.executable, "-m", "pruner_lib.study.execution", path.resolve(), scratch / path.name]
+    command += [yaml.safe_dump(dict(parameters)), str(int(progress))]
+    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+    with (scratch / f"{path.stem}.txt").open("wb") as messages:
+        streams["stderr"] = None if progress else messages
+        place = path.resolve().parent
+        process = subprocess.Popen(command, env=environment, cwd=place, start_new_session=True, **streams)
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                end(psutil.Process(process.pid).children(recursive=True), process)
+                process.wait()
+
+
+def end(processes: list[psutil.Process], first: subprocess.Popen | None = None) -> None:
+    """End processes, and kill what is left after a while; `first`, if it is given, ends the others itself."""
+    asked = [psutil.Process(first.pid)] if first else processes
+    for one in asked:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.terminate()
+    everything = dict.fromkeys([*asked, *processes])
+    for left in psutil.wait_procs(list(everything), STOP_S + bool(first))[1]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            left.kill()
+
+
+def stop_at_signals() -> None:
+    """Let the first SIGINT or SIGTERM raise `SystemExit(128 + n)`; those that follow are not heard."""
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        for one in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(one, signal.SIG_IGN)
+        sys.exit(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+
+
+def exit_code(code: int) -> int:
+    """Give the exit code that a shell would: 128 + n for a process that signal n ended."""
+    return code if code >= 0 else 128 - code
+
+
+def execute(source: str, executed: str, parameters: dict[str, Any], progress: bool) -> int:
+    """Run a notebook by papermill, and give the exit code."""
+    kernels: list[subprocess.Popen] = []
+
+    class Manager(AsyncKernelManager):
+        async def start_kernel(self, **how: Any) -> None:
+            await super().start_kernel(**how)
+            kernels.append(self.provisioner.process)
+
+    how = {"kernel_name": "python3", "progress_bar": progress, "kernel_manager_class": Manager}
+    try:
+        papermill.execute_notebook(source, executed, parameters, **how)
+        return 0
+    except PapermillExecutionError as error:
+        print(error, file=sys.stderr)
+        return STOPPED[0] if error.ename == "KeyboardInterrupt" else 1
+    except DeadKernelError:
+        code = exit_code(kernels[-1].wait())
+        with contextlib.suppress(OSError, AttributeError):  # AttributeError: on Windows
+            os.killpg(kernels[-1].pid, signal.SIGKILL)  # what the kernel had started
+        print(
+            f"its kernel died with exit code {code} (137: killed, as where memory runs out)", file=sys.stderr
+        )
+        return code if code in STOPPED else 1
+
+
+def main() -> int:
+    """Run the notebook that the command line names, until it ends, a signal comes or the runner is gone."""
+    source, executed, parameters, progress = sys.argv[1:]
+    codes, parent = [], os.getppid()
+    arguments = source, executed, yaml.safe_load(parameters), progress == "1"
+    thread = threading.Thread(target=lambda: codes.append(execute(*arguments)), daemon=True)
+    try:
+        stop_at_signals()
+        thread.start()
+        while thread.is_alive() and os.getppid() == parent:
+            thread.join(LOOK_S)
+        code = codes[0] if codes else 1
+    except SystemExit as stop:
+        code = stop.code
+    end(psutil.Process().children(recursive=True))
+    sys.stderr.flush()
+    os._exit(code)  # papermill's thread may wait for the kernel that is gone
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""Experiments on a Dask cluster give the records of a study alone, also where a worker dies on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import torch
+
+from pruner_lib.study import Recovery, Study, cluster, load_profile
+from pruner_lib.study.records import record_path
+
+TINY = load_profile("tiny")
+CIRCUMSTANCES = ("seconds", "peak_memory_mb", "machine", "created", "digest")  # the last is of all others
+LONG = Recovery(corpus="tiny", samples=8, steps=20, batch_size=2, micro_batch_size=2, warmup_steps=1)
+WANTED = [TINY.dense(), TINY.experiment(criterion="l2"), TINY.experiment(), TINY.experiment(recovery=LONG)]
+
+
+def lasting(study, experiment) -> str:
+    """Read the file of a record without times, memory and machine."""
+    data = json.loads(record_path(study.folder, experiment.key).read_text())
+    for name in CIRCUMSTANCES:
+        del data[name]
+    for row in data["history"]:
+        row.pop("seconds", None)
+    return json.dumps(data)
+
+
+def kill_a_busy_worker(client, killed):
+    """Kill the worker that trains, when the others have nothing left to do."""
+    while not killed:
+        time.sleep(0.05)
+        busy = {worker: tasks for worker, tasks in client.processing().items() if tasks}
+        ids = client.run(os.getpid)
+        if len(busy) == 1:
+            killed.append(ids[next(iter(busy))])
+            os.kill(killed[0], signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_killed_worker_costs_no_record_and_changes_none(tmp_path, monkeypatch):
+    monkeypatch.setenv("PRUNER_LIB_RESULTS", str(tmp_path))
+    alone, spread, killed = Study("tiny", tmp_path / "alone"), Study("tiny"), []
+    alone.run_all(WANTED, progress=False)
+    with cluster.serving(2) as address:
+        monkeypatch.setenv(cluster.SCHEDULER, address)
+        client = spread.client
+        workers = client.run(os.getpid)
+        assert len(workers) == 2
+        killer = threading.Thread(target=kill_a_busy_worker, args=(client, killed), daemon=True)
+        killer.start()
+        spread.run_all(WANTED, progress=False)
+        killer.join(timeout=60)
+        client.close()
+    assert killed and killed[0] in workers.values()
+    assert [lasting(spread, one) for one in WANTED] == [lasting(alone, one) for one in WANTED]
+    assert not any(psutil.pid_exists(number) for number in workers.values())
+
+
+def test_cluster_that_can_not_be_had_is_said_in_a_sentence(monkeypatch, tmp_path):
+    monkeypatch.setattr(cluster, "CONNECT_S", 0.5)
+    monkeypatch.setenv(cluster.SCHEDULER, "tcp://127.0.0.1:9")
+    study = Study("tiny", tmp_path)  # asks for no cluster yet
+    with pytest.raises(ValueError, match="no Dask scheduler answers at 'tcp://127.0.0.1:9'.*dask scheduler"):
+        study.run_all([TINY.dense()], progress=False)
+    for workers, address, message in ((2, "tcp://a:1", "give one of them"), (-1, "", "should be at least 1")):
+        with pytest.raises(ValueError, match=message), cluster.serving(workers, address):
+            pytest.fail("served")
+    with cluster.serving() as address:
+        assert address == ""
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(ValueError, match="not installed: run `pip install dask distributed`"):
+        cluster.connect("tcp://127.0.0.1:9")
+
+
+def test_each_worker_has_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with (
+        pytest.raises(ValueError, match="--workers is 3.*there are 2 GPUs, one for each"),
+        cluster.serving(3),
+    ):
+        pytest.fail("served")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert cluster._gpus() == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-7")
+    assert cluster._gpus() == ["4", "GPU-7"]
+    worker = cluster._worker(SimpleNamespace(Nanny="nanny"), ["GPU-7"])["options"]
+    assert worker["resources"] == {"GPU": 1} and worker["env"]["CUDA_VISIBLE_DEVICES"] == "GPU-7"
+    assert "CUDA_VISIBLE_DEVICES" not in cluster._worker(SimpleNamespace(Nanny="nanny"), [])["options"]["env"]
+
+
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_experiment_takes_a_gpu_only_where_workers_offer_some(gpus):
+    asked = []
+
+    class Client(ThreadPoolExecutor):
+        def scheduler_info(self):
+            return {"workers": {"a": {"resources": {"GPU": gpus}}, "b": {"resources": {}}}}
+
+        def submit(self, function, *call, **how):
+            asked.append(how)
+            return super().submit(function, *call)
+
+    with Client(2) as client:
+        assert list(cluster.results_of(client, max, [(1, 2), (5, 3)], progress=False)) == [2, 5]
+    assert asked == [{"resources": {"GPU": 1}} if gpus else {}] * 2
+
+
+def test_error_of_an_experiment_is_raised_and_the_rest_is_cancelled():
+    made, gate = [], threading.Event()
+    calls = [(made.append, 1), (divmod, 1, 0), (gate.wait, 60), (made.append, 2), (made.append, 3)]
+    with ThreadPoolExecutor(1) as client:
+        results = cluster.results_of(client, lambda call, *given: call(*given), calls, progress=False)
+        with pytest.raises(ZeroDivisionError):
+            list(results)
+        gate.set()
+    assert made == [1]
