@@ -109,5 +109,9 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         return int(image[1]) if image else self.num_image_tokens + self._piece(token)
 
     def _convert_id_to_token(self, index: int) -> str:
-        first = self.num_image_tokens
-        return f"<image_{index}>" if index < first else self.sp_model.id_to_piece(index - first)
+        if index < self.num_image_tokens:
+            return f"<image_{index}>"
+        # the model's vocabulary is rounded up: its last ids have no piece, but can be drawn
+        return (
+            self.sp_model.id_to_piece(index - self.num_image_tokens) if index < self.vocab_size else "<unk>"
+        )

@@ -268,6 +268,14 @@ def test_ids_start_behind_those_of_images(tokenizer, tmp_path):
     assert again("the old dog") == shifted("the old dog") and again.prompt_end_ids == shifted.prompt_end_ids
 
 
+def test_id_that_no_piece_has_is_shown_as_unknown(tokenizer):
+    ids = tokenizer("the dog")["input_ids"]
+    beyond = tokenizer.vocab_size + 3
+    assert tokenizer.convert_ids_to_tokens(beyond) == tokenizer.unk_token != tokenizer.tokenize("the")[0]
+    assert tokenizer.decode([*ids, beyond]).split() == ["the", "dog", "⁇"]
+    assert tokenizer.decode(ids) == "the dog"
+
+
 def test_sentencepiece_model_of_the_first_revisions_is_refused(tmp_path):
     train_tokenizer(tmp_path, special=[name for name in SPECIAL if name != "<sop>"])
     with pytest.raises(ValueError, match="has no <sop>; wanted ice_text.model of the current revision"):
