@@ -78,7 +78,8 @@ def plot_curves(
     keys = legend_keys(marks, series, line, marker, joined)
     keys += reference_lines(ax, "y", reference, styles_of(marks[series]) if series else {})
     if diagonal:
-        keys.append(ax.axline((1, 1), (2, 2), color=GREY, linestyle="--", linewidth=1, label=diagonal))
+        at = marks["place"].median()  # a place inside the axes
+        keys.append(ax.axline((at, at), (2 * at, 2 * at), color=GREY, ls="--", lw=1, label=diagonal))
     finish_axis(ax, "x", xlabel, xscale)
     finish_axis(ax, "y", label, scale)
     if named:
