@@ -86,6 +86,7 @@ def serving(workers: int = 0, address: str = "") -> Iterator[str]:
         most = f"; there are {len(gpus)} GPUs, one for each" if gpus else ""
         raise ValueError(f"--workers is {workers}, but should be at least 1{most}")
     dask, distributed = _dask()
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")  # which speaks where a signal ends all
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // workers))
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     spawned = dict.fromkeys(names, threads) | {"DASK_LOGGING__DISTRIBUTED": "error"}

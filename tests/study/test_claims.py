@@ -235,11 +235,17 @@ def test_numbers_come_back_from_the_file_with_their_names(tmp_path):
     assert content["numbers"]["other"]["low"] == "-inf" and content["verdict"] == CANT_TELL
 
 
-def test_unknown_claim_and_damaged_answer_are_errors(tmp_path):
+def test_unknown_claim_is_an_error(tmp_path):
     with pytest.raises(KeyError, match="dependence"):
         write_answer(tmp_path, "dependence", Interval(1, 1, 1, 1))
-    path = answer_path(tmp_path, "dependency")
-    path.parent.mkdir()
-    path.write_text('{"claim": ')
-    with pytest.raises(ValueError, match=r"dependency.json is not valid JSON"):
-        verdicts(tmp_path)
+
+
+@pytest.mark.parametrize("damage", [lambda text: text[:-20], lambda text: text.replace("0.9", "0.7")])
+def test_damaged_or_edited_answer_is_set_aside_and_counts_as_none(tmp_path, damage):
+    write_answer(tmp_path, "keeps abilities", at(0.9, 0.05))
+    path = answer_path(tmp_path, "keeps abilities")
+    assert verdicts(tmp_path).set_index("claim").verdict["keeps abilities"] != NOT_MEASURED
+    path.write_text(damage(path.read_text()))
+    with pytest.warns(UserWarning, match=f"{path.name} is damaged .*{path.name}.damaged now and made again"):
+        assert verdicts(tmp_path).set_index("claim").verdict["keeps abilities"] == NOT_MEASURED
+    assert not path.exists() and path.with_name(f"{path.name}.damaged").exists()

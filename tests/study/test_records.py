@@ -13,8 +13,10 @@ from pruner_lib.study.records import (
     MetricName,
     Record,
     load_records,
+    read_kept,
     read_record,
     records_frame,
+    write_kept,
     write_record,
 )
 from pruner_lib.study.settings import Calibration, Evaluation, Experiment, Recovery
@@ -81,6 +83,25 @@ def test_record_that_was_edited_is_refused_by_name(tmp_path, edit):
     del data["digest"]  # as records of earlier versions are
     path.write_text(json.dumps(data))
     assert len(load_records(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("data", [[1.5, 2.0], {"a": 1, "infinite": float("inf")}])
+@pytest.mark.parametrize(
+    "damage", [lambda text: text[:-9], lambda text: text.replace("1", "3"), lambda _: ""]
+)
+def test_what_is_kept_comes_back_and_a_damaged_file_counts_as_not_there(tmp_path, data, damage):
+    path = write_kept(tmp_path / "kept.json", data)
+    assert read_kept(path) == ([1.5, 2.0] if isinstance(data, list) else {"a": 1, "infinite": "inf"})
+    path.write_text(damage(path.read_text()))
+    with pytest.warns(UserWarning, match="kept.json is damaged .* it is kept.json.damaged now"):
+        assert read_kept(path) is None
+    assert read_kept(path) is None and (tmp_path / "kept.json.damaged").exists()
+
+
+@pytest.mark.parametrize("text", ["[1.5, 2.0]", '{"a": 1}'])
+def test_what_an_earlier_version_kept_is_read_as_it_is(tmp_path, text):
+    (tmp_path / "kept.json").write_text(text)
+    assert read_kept(tmp_path / "kept.json") == json.loads(text)
 
 
 def test_frame_has_a_row_for_each_metric_of_each_record():
