@@ -109,7 +109,7 @@ def _check_first(options: argparse.Namespace) -> list[dict[str, str]]:
     for place in filter(None, (options.out, options.gguf)):
         if place.exists():
             raise ValueError(f"{place} exists and is not overwritten; give another place or remove it")
-    check_options(**_plan_options(options), ignore=(), dependency=True)
+    check_options(_plan_options(options) | {"ignore": (), "dependency": True})
     if options.criterion not in DATA_FREE:
         read_corpus(options.calibration)
     if options.recover == "none":

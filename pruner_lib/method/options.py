@@ -37,8 +37,8 @@ def check_ids(model: nn.Module, ids: torch.Tensor, what: str = "calibration ids"
         )
 
 
-def check_options(axes: Mapping[str, Axis], options: Mapping[str, Any]) -> None:
-    """Refuse options of `select` that are out of range, exclude each other or do not fit the axes."""
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse options of `select` that are out of range or exclude each other, whatever the model."""
     ratio = options["ratio"]
     by_name, by_layer = isinstance(ratio, Mapping), options["granularity"] == "layer"
     for value in ratio.values() if by_name else [ratio]:
@@ -64,6 +64,14 @@ def check_options(axes: Mapping[str, Axis], options: Mapping[str, Any]) -> None:
         )
     if by_name and (options["scope"] != "local" or options["target"] != "groups"):
         raise ValueError("ratios by axis need scope='local' and target='groups': each axis loses its own")
+
+
+def check_fit(axes: Mapping[str, Axis], options: Mapping[str, Any]) -> None:
+    """Refuse options of `select` that do not fit the axes."""
+    protected, by_layer = (
+        options["protect_first"] + options["protect_last"],
+        options["granularity"] == "layer",
+    )
     if (protected or options["target"] == "parameters" or by_layer) and not isinstance(axes, Axes):
         raise ValueError(
             "protect_first, protect_last, target='parameters' and granularity='layer' need the whole model, "

@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 import torch
 
 from pruner_lib.method.groups import GRANULARITIES, Axes, Axis, Plan
-from pruner_lib.method.options import check_names, check_options, check_scores, check_uniform
+from pruner_lib.method.options import check_fit, check_names, check_options, check_scores, check_uniform
 
 EXPERT_ROWS = 8  # channels of experts are kept in multiples of it: grouped products want 16-byte rows
 TOLERANCE = 0.005  # of all parameters: how near `target="parameters"` must come
@@ -75,7 +75,8 @@ def select(
         only.
     """
     settings = {name: value for name, value in locals().items() if name not in ("axes", "scores")}
-    check_options(axes, settings)
+    check_options(settings)
+    check_fit(axes, settings)
     settings |= {"ratio": dict(ratio) if isinstance(ratio, Mapping) else ratio, "ignore": list(ignore)}
     layers = None
     if protect_first or protect_last or granularity == "layer":
