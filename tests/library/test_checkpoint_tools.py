@@ -222,7 +222,7 @@ def test_linear_layers_go_into_8_bits(folder, kind):
 
 def test_config_alone_builds_the_widths(folder, kind):
     trust = {"trust_remote_code": True} if kind == "uneven" else {}
-    drawn = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), **trust)
+    drawn = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, **trust), **trust)
     assert [p.shape for p in drawn.parameters()] == [p.shape for p in load(folder, kind).parameters()]
     assert not torch.equal(logits(drawn, tokens()), logits(load(folder, kind), tokens()))
 

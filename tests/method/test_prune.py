@@ -8,9 +8,7 @@ import pytest
 import torch
 from families import (
     CHANNEL_FAMILIES,
-    COMMON,
     FAMILIES,
-    NO_HEAD_DIM,
     OLD_GPT,
     build,
     discovered,
@@ -74,10 +72,10 @@ def test_cut_equals_mask_where_heads_share_keys_and_values(family, name):
     assert (logits(cut, tokens()) - logits(masked, tokens())).abs().max() < 1e-4
 
 
-BREAKING = {  # attention sinks; heads in four blocks; a norm without weights
-    "gpt_oss": ("GptOssConfig", COMMON | {"num_local_experts": 4}, "block", "does not run"),
+XGLM = dict(vocab_size=64, d_model=24, ffn_dim=40, num_layers=3, attention_heads=6)
+BREAKING = {  # heads in four blocks; a table of positions that is made from the width
     "codegen": ("CodeGenConfig", OLD_GPT | {"n_embd": 32, "n_head": 8, "rotary_dim": 4}, "block", "mix the"),
-    "olmo": ("OlmoConfig", NO_HEAD_DIM, "channel", "does not run"),
+    "xglm": ("XGLMConfig", XGLM, "channel", "does not run"),
 }
 
 

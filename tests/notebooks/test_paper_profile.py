@@ -57,6 +57,7 @@ SMALL = {
         "layer_draws": 1, "group_draws": 1, "answering": ["element1"], "recovered": ["element1"],
         "half_protected": [1, 0],
     },
+    "after": {"samples": [2, 4], "length": 24, "draws": 1},
 }  # fmt: skip
 
 

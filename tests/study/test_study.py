@@ -110,7 +110,7 @@ def test_text_is_tokenised_once_for_many_models_and_again_in_another_data_direct
     study, place, monkeypatch
 ):
     texts, read = [], windows.read_corpus
-    monkeypatch.setattr(windows, "read_corpus", lambda name: texts.append(name) or read(name))
+    monkeypatch.setattr(windows, "read_corpus", lambda name, *how: texts.append(name) or read(name, *how))
     first = study.run_all([asked().dense, asked(criterion="l2")], progress=False)
     assert sorted(texts) == ["story", "tiny"] and len({record.key for record in first}) == 2
     other = place.parent / "other"
