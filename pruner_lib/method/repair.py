@@ -23,7 +23,7 @@ from pruner_lib.method.groups import Axes, Axis, Member, Plan
 from pruner_lib.method.offload import check_in_memory, frozen, input_device
 from pruner_lib.method.options import check_ids
 
-RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0)  # tried by `repair_`, in units of the mean diagonal of G
+RIDGES = (0.01, 0.1, 0.3, 1.0, 3.0, 10.0)  # tried by `repair_`, in units of the mean diagonal of G
 BATCH = 8  # samples that run at a time
 
 
