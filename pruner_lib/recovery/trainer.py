@@ -91,17 +91,18 @@ def _arguments(
         "logging_nan_inf_filter": False,
         "save_steps": save_steps,
         "save_total_limit": 1,
-        "gradient_checkpointing": False,  # a setting: switched on around the training
         "use_cpu": not on_gpu,
         "bf16": bf16,
         "fp16": on_gpu and not bf16,
     }
     ours = {"lr_scheduler_type": "linear", "optim": "adamw_torch", "report_to": "none", "disable_tqdm": True}
-    possible = {one.name for one in fields(TrainingArguments)} - set(decided)
+    # a setting, switched on around the training; the Trainer's own argument warns that it gets another name
+    refused = {*decided, "gradient_checkpointing", "activation_checkpointing"}
+    possible = {one.name for one in fields(TrainingArguments)} - refused
     if wrong := sorted(set(more) - possible):
         raise ValueError(
             f"training_arguments holds {', '.join(wrong)}: no such argument, or one that settings of recover "
-            f"decide ({', '.join(decided)})."
+            f"decide ({', '.join(sorted(refused))})."
         )
     ours |= {"dataloader_pin_memory": on_gpu} | dict(more)
     arguments = TrainingArguments(**decided, **ours)

@@ -226,7 +226,7 @@ def _problem(path: Path, scratch: Path, code: int, profile: str) -> str | None:
 
 def _without_places(text: str) -> str:
     """Take the paths of this machine out of a text."""
-    places = {str(results_root().parent): ".", PACKAGE_PARENT: ".", str(Path.home()): "~"}
+    places = {str(results_root().parent): ".", PACKAGE_PARENT: ".", sys.prefix: ".", str(Path.home()): "~"}
     for place, shown in places.items():
         text = text.replace(place + os.sep, shown + os.sep) if place != os.sep else text
     return text
