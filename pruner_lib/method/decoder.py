@@ -61,6 +61,11 @@ def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     return max(stacks, key=lambda s: sum(p.numel() for p in s[1].parameters()))
 
 
+def residual_stream(output: torch.Tensor | tuple) -> torch.Tensor:
+    """The residual stream in what a decoder layer returns: all of it, or the first of several."""
+    return output[0] if isinstance(output, tuple) else output
+
+
 def prompt_for(model: nn.Module, tokens: int) -> torch.Tensor:
     """A prompt that starts with the special tokens that the config names; `(1, tokens)` or longer."""
     if not hasattr(model, "config"):

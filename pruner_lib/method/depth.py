@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from pruner_lib.method.decoder import decoder_layers
+from pruner_lib.method.decoder import decoder_layers, residual_stream
 from pruner_lib.method.groups import Axis, Plan
 from pruner_lib.method.layout import empty_layout, set_layout
 from pruner_lib.method.offload import frozen, without_weights
@@ -39,7 +39,7 @@ def block_influence(model: nn.Module, calibration_ids: Tensor) -> Tensor:
 
     def look(_layer: nn.Module, args: tuple, kwargs: dict, output: Tensor | tuple) -> None:
         before = args[0] if args else kwargs["hidden_states"]  # (samples, tokens, hidden)
-        after = output[0] if isinstance(output, tuple) else output
+        after = residual_stream(output)
         scores.append(1 - cosine_similarity(before.float(), after.float(), dim=-1).mean())
 
     with ExitStack() as stack, frozen(model), torch.no_grad():

@@ -104,7 +104,7 @@ def mask_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modul
             weight, dim = model.get_parameter(member.parameter), member.dim
             if member.at:
                 weight, dim = weight.select(*member.at), dim - (member.at[0] < dim)
-            gone = _gone(axes[name], member, per_structure[member.structure])
+            gone = gone_entries(axes[name], member, per_structure[member.structure])
             weight.index_fill_(dim, gone.to(weight.device), 0)
     return model
 
@@ -150,7 +150,7 @@ def _keep_by_structure(axes: Axes, plan: Plan) -> dict[str, dict[str, torch.Tens
     return keep
 
 
-def _gone(axis: Axis, member: Member, kept: torch.Tensor) -> torch.Tensor:
+def gone_entries(axis: Axis, member: Member, kept: torch.Tensor) -> torch.Tensor:
     """Entries of a member that belong to groups which do not stay."""
     gone = torch.ones(axis.n_groups, dtype=torch.bool)
     gone[kept] = False
@@ -166,7 +166,7 @@ def _cut_indices(model: nn.Module, axes: Axes, keep: dict) -> dict[str, dict[int
             shape = model.get_parameter(member.parameter).shape
             whole = torch.ones(*shape[:1] if member.at else (), shape[member.dim], dtype=torch.bool)
             mask = stays.setdefault(member.parameter, {}).setdefault(member.dim, whole)
-            gone = _gone(axes[name], member, per_structure[member.structure])
+            gone = gone_entries(axes[name], member, per_structure[member.structure])
             (mask[member.at[1]] if member.at else mask)[gone] = False
     return {
         # slice after slice where the mask has slices

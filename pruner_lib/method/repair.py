@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruner_lib.method.decoder import decoder_layers
+from pruner_lib.method.decoder import decoder_layers, residual_stream
 from pruner_lib.method.discover import discover
 from pruner_lib.method.groups import Axes, Axis, Member, Plan
 from pruner_lib.method.offload import check_in_memory, frozen, input_device
 from pruner_lib.method.options import check_ids
+from pruner_lib.method.prune import gone_entries
 
 RIDGES = (0.01, 0.1, 0.3, 1.0, 3.0, 10.0)  # tried by `repair_`, in units of the mean diagonal of G
 BATCH = 8  # samples that run at a time
@@ -80,7 +81,7 @@ def repair_(
     lost = _lost_columns(model, axes, plan)
     n_held = max(1, len(calibration_ids) // 5)
     repairs = {}
-    for inputs in _walk(model, calibration_ids, list(lost)):
+    for inputs in _walk(model, calibration_ids, list(lost), changing=True):
         for name, x in inputs.items():  # (samples, tokens, columns)
             repairs[name] = _repair_(model, name, lost[name], x, n_held, ridges)
     return repairs
@@ -128,21 +129,17 @@ def _lost_columns(model: nn.Module, axes: Axes, plan: Plan) -> dict[str, Tensor]
             )
         plan.check_count(key, axes[key].n_groups)
         member = _last(model, axes[key])
-        gone = torch.ones(axes[key].n_groups, dtype=torch.bool)
-        gone[kept] = False
-        lost.setdefault(member.parameter, []).append(member.indices[gone].flatten())
+        lost.setdefault(member.parameter, []).append(gone_entries(axes[key], member, kept))
     return {name: torch.cat(columns) for name, columns in lost.items()}
 
 
 def _last(model: nn.Module, axis: Axis) -> Member:
     """The weight through which the groups of an axis act on the rest of the model."""
-    [*_, member] = [m for m in axis.members if m.structure == axis.last]
-    inputs = [m for m in axis.members if m.structure == axis.last and m.role == "in" and not m.at]
-    module = model.get_submodule(member.parameter.rpartition(".")[0])
+    inputs = [m for m in axis.members if m.structure == axis.last and m.role == "in"]
     if len(inputs) != 1 or model.get_parameter(inputs[0].parameter).ndim != 2:
         raise ValueError(
-            f"the last matrix of {axis.name}, {axis.last}, is no linear layer but part of a "
-            f"{type(module).__name__}: it can be cut, but not repaired"
+            f"the last matrix of {axis.name}, {axis.last}, is no linear layer: it can be cut, but not "
+            "repaired"
         )
     return inputs[0]
 
@@ -154,10 +151,13 @@ def _matrix(model: nn.Module, name: str) -> Tensor:
     return weight if linear else weight.T
 
 
-def _walk(model: nn.Module, ids: Tensor, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+def _walk(
+    model: nn.Module, ids: Tensor, names: Sequence[str], *, changing: bool = False
+) -> Iterator[dict[str, Tensor]]:
     """Yield for one layer after the other what the named weights read: `(samples, tokens, columns)` each.
 
-    What is changed in a layer before the next one is asked for is seen by the later layers.
+    Args:    changing: a layer is changed before the next one is asked for; it runs again, so that the later
+             ones see that.
     """
     path, layers = decoder_layers(model)
     with frozen(model), torch.no_grad():
@@ -173,6 +173,7 @@ def _walk(model: nn.Module, ids: Tensor, names: Sequence[str]) -> Iterator[dict[
                 outputs = [_run(layer, x, call[number]) for x, call in zip(states, calls, strict=True)]
             if inputs:
                 yield {name: torch.cat(seen) for name, seen in inputs.items()}
+            if inputs and changing:
                 outputs = [_run(layer, x, call[number]) for x, call in zip(states, calls, strict=True)]
             states = outputs
 
@@ -194,7 +195,7 @@ def _calls(model: nn.Module, layers: nn.ModuleList, ids: Tensor) -> tuple[list[T
         calls[-1].append((others, rest))
 
     def after(_layer: nn.Module, _args: tuple, output: Tensor | tuple) -> None:
-        chain[:] = [output[0] if isinstance(output, tuple) else output]
+        chain[:] = [residual_stream(output)]
 
     with ExitStack() as stack:
         for layer in layers:
@@ -207,8 +208,7 @@ def _calls(model: nn.Module, layers: nn.ModuleList, ids: Tensor) -> tuple[list[T
 
 
 def _run(layer: nn.Module, x: Tensor, call: tuple[tuple, dict[str, Any]]) -> Tensor:
-    output = layer(x, *call[0], **call[1])
-    return output[0] if isinstance(output, tuple) else output
+    return residual_stream(layer(x, *call[0], **call[1]))
 
 
 def _gram(x: Tensor) -> Tensor:

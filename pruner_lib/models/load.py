@@ -186,20 +186,15 @@ def _load(
 
     So is ChatGLM-6B, whose code on the hub no longer runs.
     """
-    settings = PreTrainedConfig.get_config_dict(source, revision=revision)[0]
-    ours = ChatGLMConfig.describes(settings)
+    config = _config(source, pruned, trusted, revision)
+    ours = isinstance(config, ChatGLMConfig)
     trusted = trusted and not ours
-    if ours:
-        config = ChatGLMConfig.from_pretrained(source, revision=revision)
-        vars(config).pop("auto_map", None)  # names the hub's own code
-    else:
-        config = _config(source, pruned, trusted, revision)
     if not trusted:
         config._attn_implementation = None  # the name of a kernel would fetch code from the hub
     build = PrunedModelForCausalLM if pruned else AutoModelForCausalLM
     if ours:
         dense = ChatGLMForConditionalGeneration
-        build = pruned_class(dense) if "pruning_layout" in settings else dense
+        build = pruned_class(dense) if hasattr(config, "pruning_layout") else dense
     elif not (trusted and AUTO_CLASS in (getattr(config, "auto_map", None) or {})):
         dense = _decoder_class(source, config)
         # an untrusted folder only says which class of transformers it is
@@ -224,11 +219,14 @@ def _load(
 
 
 def _config(source: str, pruned: bool, trusted: bool, revision: str) -> PreTrainedConfig:
-    """Read a config; that of an unevenly pruned model of transformers by our own code."""
-    if pruned:
-        settings, _ = PreTrainedConfig.get_config_dict(source)
-        if settings["model_type"].startswith(PREFIX):
-            return PrunedConfig.from_pretrained(source)
+    """Read a config; ChatGLM-6B's, and that of an unevenly pruned model, by our own code."""
+    settings, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
+    if ChatGLMConfig.describes(settings):
+        config = ChatGLMConfig.from_pretrained(source, revision=revision)
+        vars(config).pop("auto_map", None)  # names the hub's own code
+        return config
+    if pruned and settings["model_type"].startswith(PREFIX):
+        return PrunedConfig.from_pretrained(source)
     return AutoConfig.from_pretrained(source, trust_remote_code=trusted, revision=revision)
 
 

@@ -25,7 +25,7 @@ PROMPT_WITH_INPUT = (
     "Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
 )
-KINDS = ("messages", "text", "instruction")  # keys by which the kind of an example is told
+KINDS = ("messages", "text", "instruction")  # keys of the three kinds of examples
 Row = dict[str, list[int]]  # input_ids and labels of one example, equally long
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pruner_lib.study.settings import DATA_FREE, LAYER_CRITERIA, Experiment
+from pruner_lib.study.settings import DATA_FREE, OWN_PASS, Experiment
 
 Jobs = list[tuple[Experiment, tuple[str, ...]]]  # experiments, each with the criteria to score beside its own
 
@@ -31,4 +31,4 @@ def _criteria_of(experiment: Experiment, experiments: list[Experiment]) -> tuple
         return ()
     place = experiment.model, experiment.calibration
     same = [one for one in experiments if one.ratio and (one.model, one.calibration) == place]
-    return tuple(sorted({one.criterion for one in same} - {*DATA_FREE, *LAYER_CRITERIA, "obs"}))
+    return tuple(sorted({one.criterion for one in same} - {*DATA_FREE, *OWN_PASS}))

@@ -129,8 +129,7 @@ def write_record(record: Record, directory: Path) -> Path:
     data = asdict(replace(record, experiment=record.experiment.canonical()))
     del data["reused"]
     data["metrics"] = {str(name): metric for name, metric in data["metrics"].items()}
-    data = plain({"format": FORMAT, "key": record.key} | data)
-    return write_json(record_path(directory, record.key), data | {"digest": settings_key(data)})
+    return write_kept(record_path(directory, record.key), {"format": FORMAT, "key": record.key} | data)
 
 
 def read_record(path: Path) -> Record:
@@ -142,8 +141,7 @@ def read_record(path: Path) -> Record:
     data = read_json(path)
     try:
         record = replace(from_plain(Record, data), reused=True)
-        written = data.pop("digest", None)  # none in records of earlier versions
-        edited = written is not None and written != settings_key(data)
+        edited = _was_edited(data)
     except ValueError as error:
         raise ValueError(f"{path} is no record ({error}); delete it and run again") from error
     if data.get("format") != FORMAT or data.get("key") != path.stem or record.key != path.stem:
@@ -170,13 +168,18 @@ def read_kept(path: Path) -> Any:
         data = read_json(path)
         if not isinstance(data, dict):  # of an earlier version
             return data
-        written = data.pop("digest", None)  # none in files of earlier versions
-        if written not in (None, settings_key(data)):
+        if _was_edited(data):
             raise ValueError("it was changed after it was written")
         return data[KEPT] if data.keys() == {KEPT} else data
     except ValueError as error:
         set_aside(path, error)
         return None
+
+
+def _was_edited(data: dict[str, Any]) -> bool:
+    """Take the digest out of what `write_kept` wrote, and say whether it is another one's."""
+    written = data.pop("digest", None)  # none in files of earlier versions
+    return written not in (None, settings_key(data))
 
 
 def load_records(directory: Path) -> list[Record]:

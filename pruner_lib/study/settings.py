@@ -22,6 +22,7 @@ from pruner_lib.recovery.settings import RecoverySettings
 
 FORMAT = 1  # raised when a record of the same settings would hold other numbers; old records are made anew
 LAYER_CRITERIA = ("influence", "alternate")  # block influence, every second layer; see `method.depth`
+OWN_PASS = ("obs", *LAYER_CRITERIA)  # not scored together with others; "obs": see `method.repair`
 DATA_FREE = ("none", "alternate", *groups.DATA_FREE)  # criteria that look at no calibration samples
 ORDERED = ("prod", "max")  # aggregations for which the order matters
 ADDED = {  # settings that later versions added -> their default, which keeps the names of older records
@@ -167,7 +168,7 @@ class Experiment:
     """
 
     model: Name
-    criterion: Literal[("none", *CRITERIA, "obs", *LAYER_CRITERIA)] = "element1"
+    criterion: Literal[("none", *CRITERIA, *OWN_PASS)] = "element1"
     aggregation: Literal[AGGREGATIONS] = "sum"
     order: Literal[ORDERS] = "channel"
     scope: Literal[SCOPES] = "local"

@@ -53,7 +53,7 @@ from pruner_lib.study.records import Metric, MetricName, metrics_from, read_kept
 from pruner_lib.study.results import tokenizer_hash
 from pruner_lib.study.settings import (
     DATA_FREE,
-    LAYER_CRITERIA,
+    OWN_PASS,
     Calibration,
     Evaluation,
     Experiment,
@@ -196,7 +196,7 @@ class Pipeline:
                     trim_heap()
                 for name, members in scores.items():
                     write_scores(paths[name], members)
-                    found[name] = read_scores(paths[name])
+                    found[name] = members
         return found
 
     def plan(self, experiment: Experiment, criteria: Sequence[str] = ()) -> Plan:
@@ -213,11 +213,7 @@ class Pipeline:
     def _scores(self, experiment: Experiment, criteria: Sequence[str]) -> dict[str, Tensor]:
         """Score the groups of an experiment, in the form that `select` takes."""
         dense = self.dense(experiment.model)
-        if experiment.criterion == "obs":
-            with self.timed("estimate"):
-                ids = self.calibration_ids(experiment.calibration, dense.tokenizer)
-                return obs_scores(dense.model, dense.axes, ids)
-        if experiment.criterion not in LAYER_CRITERIA:
+        if experiment.criterion not in OWN_PASS:
             wanted = list(dict.fromkeys([experiment.criterion, *criteria]))
             members = self.members(experiment, wanted)[experiment.criterion]
             aggregation = experiment.aggregation if experiment.dependency else "none"
@@ -226,6 +222,8 @@ class Pipeline:
             return as_group_scores(dense.axes, every_second(dense.axes.n_layers))
         with self.timed("estimate"):
             ids = self.calibration_ids(experiment.calibration, dense.tokenizer)
+            if experiment.criterion == "obs":
+                return obs_scores(dense.model, dense.axes, ids)
             return as_group_scores(dense.axes, block_influence(dense.model, ids))
 
     def subject(self, experiment: Experiment, criteria: Sequence[str] = ()) -> Subject:
