@@ -54,7 +54,7 @@ def check_in_memory(model: nn.Module) -> None:
     if names := offloaded(model):
         raise ValueError(
             f"{len(names)} weights, such as {names[0]}, are offloaded to CPU memory or disk and not in the "
-            "model; to score or cut it, put that into `with load.in_place(model):`, which computes where "
+            "model; to score or cut it, put that into `with devices.in_place(model):`, which computes where "
             "the weights lie"
         )
 

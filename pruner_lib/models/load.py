@@ -1,13 +1,9 @@
 """The models that are pruned: where a name, a folder or a hub id becomes a decoder and its tokenizer.
 
 `smollm2-135m` is the embedded default, made once from its GGUF file into a float32 safetensors folder, and
-`smollm2-135m-mha` and `smollm2-135m-glm` are its twins (see `twins`); `tiny` is a random two-layer llama
-built here, for tests and the `tiny` profile. A name is looked up in the local data directory first (a folder
+`smollm2-135m-mha` and `smollm2-135m-glm` are its twins (see `twins`); `tiny` is a random
+two-layer llama (see `tiny`). A name is looked up in the local data directory first (a folder
 of that name), then in the asset cache; else it is a folder or a hub id.
-
-A model lies on one device, or is spread by accelerate over several GPUs and CPU memory. Spread, it is
-evaluated as it is: what lies in CPU memory is brought to a GPU for its part of the forward pass; `in_place`
-is for scoring and cutting: there each weight is used where it lies.
 """
 
 from __future__ import annotations
@@ -22,22 +18,15 @@ from pickle import UnpicklingError
 
 import torch
 import transformers
-from accelerate import dispatch_model
-from accelerate.hooks import remove_hook_from_submodules
 from safetensors import SafetensorError
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    LlamaConfig,
-    LlamaForCausalLM,
     LlamaTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
     modeling_utils,
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -47,9 +36,9 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from pruner_lib.data.assets import ASSETS, build_folder, cache_root, fetch, hub_lookup, local_path
 from pruner_lib.files import read_json
 from pruner_lib.method.layout import check_layout
-from pruner_lib.method.offload import offloaded
 from pruner_lib.models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration, tie_equal_
 from pruner_lib.models.chatglm_tokenizer import ChatGLMTokenizer
+from pruner_lib.models.devices import find_device
 from pruner_lib.models.modeling_pruned import (
     AUTO_CLASS,
     PREFIX,
@@ -58,6 +47,7 @@ from pruner_lib.models.modeling_pruned import (
     dense_type,
     pruned_class,
 )
+from pruner_lib.models.tiny import tiny_model, tiny_tokenizer
 from pruner_lib.models.twins import as_glm, with_own_heads
 
 EMBEDDED = "smollm2-135m"
@@ -65,7 +55,6 @@ TWINS = {"smollm2-135m-mha": with_own_heads, "smollm2-135m-glm": as_glm}
 NAMES = (EMBEDDED, *TWINS, "tiny")  # what `load_model` knows, apart from folders and hub ids
 ONE_BY_ONE = "HF_DEACTIVATE_ASYNC_LOAD"  # makes transformers read without threads
 OLD_MASKS = re.compile(r"\.(attn|attention)\.(masked_bias|bias|causal_mask)$")  # no weights, but once saved
-TINY_SPECIAL = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 
 
 def load_model(
@@ -97,7 +86,7 @@ def load_model(
     if name == "tiny":
         if device_map is not None:
             raise ValueError("tiny fits every device: device_map is for checkpoints, leave it out")
-        return _tiny_model(seed).to(device=device, dtype=dtype).eval(), tiny_tokenizer()
+        return tiny_model(seed).to(device=device, dtype=dtype).eval(), tiny_tokenizer()
     folder = find_model(name)
     # each weight goes straight to its GPU: the whole model never is in CPU memory
     placed = {"": device} if device_map is None and device.startswith("cuda") else device_map
@@ -295,75 +284,3 @@ def _write_twin(twin_of: Callable[[PreTrainedModel], PreTrainedModel], folder: P
     model, tokenizer = load_model(_embedded(EMBEDDED))  # not the user's own of that name
     twin_of(model).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def _tiny_model(seed: int) -> LlamaForCausalLM:
-    """Build a llama of two layers, four query and two KV heads; its norms are random, so that they count."""
-    config = LlamaConfig(
-        vocab_size=260, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=2048, initializer_range=0.1, tie_word_embeddings=False,
-        unk_token_id=0, bos_token_id=1, eos_token_id=2, pad_token_id=3,
-    )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = LlamaForCausalLM(config)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.dim() == 1:
-                    parameter.uniform_(0.5, 1.5)
-    return model
-
-
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Build a tokenizer of 260 tokens, one a byte after the four special ones: unk 0, bos 1, eos 2, pad 3."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate([*TINY_SPECIAL.values(), *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=TINY_SPECIAL["unk_token"]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=2048, **TINY_SPECIAL)
-
-
-def find_device(name: str) -> str:
-    """Choose the device of a model: "auto" takes CUDA when there is one, "cuda:1" is the second.
-
-    Raises:  ValueError: no such device here.
-    """
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        is_here = torch.device(name).type != "cuda" or torch.cuda.is_available()
-    except RuntimeError:  # no name of a device
-        is_here = False
-    if not is_here:
-        raise ValueError(f"device came as {name!r}, wanted auto, cpu or, where there is CUDA, cuda or cuda:1")
-    return name
-
-
-@contextmanager
-def in_place(model: nn.Module) -> Iterator[nn.Module]:
-    """Hold the weights of a spread model in their modules, each computed with on the device where it lies.
-
-    Afterwards the model is spread as before, with the weights that it has then: smaller ones, after a cut.
-
-    Raises:  ValueError: weights are on a disk, where nothing can be computed.
-    """
-    if not offloaded(model):
-        yield model
-        return
-    places = dict(getattr(model, "hf_device_map", {"": "cpu"}))
-    if "disk" in places.values():
-        names = [name for name, place in places.items() if place == "disk"]
-        raise ValueError(
-            f"{len(names)} parts of the model, such as {names[0]!r}, are on disk and can't be scored or cut "
-            "there; load it with a device_map over GPUs and CPU memory alone"
-        )
-    remove_hook_from_submodules(model)  # gives the weights back, without a copy
-    model.tie_weights()
-    dispatch_model(model, places, main_device="cpu", force_hooks=True)
-    try:
-        yield model
-    finally:
-        remove_hook_from_submodules(model)
-        model.tie_weights()
-        dispatch_model(model, places)

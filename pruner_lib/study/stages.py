@@ -6,9 +6,6 @@ what becomes of its numbers, is decided in `run`.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,16 +15,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pruner_lib.data.corpora import local_text
-from pruner_lib.data.windows import calibration_ids, corpus_hash, has_bos, instructions, text_ids
+from pruner_lib.data.windows import calibration_ids, has_bos, instructions, text_ids
 from pruner_lib.evaluation.efficiency import count_parameters, weight_bytes
-from pruner_lib.evaluation.int8 import is_quantised, quantise_
-from pruner_lib.evaluation.perplexity import perplexity, perplexity_result
-from pruner_lib.evaluation.zero_shot import zero_shot
+from pruner_lib.evaluation.int8 import quantise_
+from pruner_lib.evaluation.perplexity import perplexity
 from pruner_lib.files import content_hash, only_one, write_text
 from pruner_lib.method.depth import as_group_scores, block_influence, every_second
 from pruner_lib.method.discover import discover
@@ -49,8 +44,8 @@ from pruner_lib.study.cache import (
     recovery_key,
     write_scores,
 )
+from pruner_lib.study.measure import measure_task, measure_text
 from pruner_lib.study.records import Metric, MetricName, metrics_from, read_kept, write_kept
-from pruner_lib.study.results import tokenizer_hash
 from pruner_lib.study.settings import (
     DATA_FREE,
     OWN_PASS,
@@ -254,10 +249,8 @@ class Pipeline:
         self, experiment: Experiment, model: Any, tokenizer: Any
     ) -> tuple[Any, list[dict[str, Any]]]:
         """Fine-tune a pruned model, from the last checkpoint if there is one: the model and its history."""
-        how, on_the_way = (
-            experiment.recovery,
-            experiment.evaluation.texts if experiment.recovery.evaluate_at else (),
-        )
+        how = experiment.recovery
+        on_the_way = experiment.evaluation.texts if how.evaluate_at else ()
         texts = {text: self.text_ids(experiment.evaluation, text, tokenizer) for text in on_the_way}
         folder = self.cache(f"recovery-{recovery_key(experiment)}")
         check_adapters(folder)
@@ -285,7 +278,7 @@ class Pipeline:
         """Measure a model on every text and task of an experiment, but what was measured before a kill."""
         how, path = experiment.evaluation, self.unfinished(experiment)
         saved = read_kept(path) or {}
-        for measure, names in ((self.measure_text, how.texts), (self.measure_task, how.tasks)):
+        for measure, names in ((self.measure_text, how.texts), (measure_task, how.tasks)):
             for name in names:
                 if name not in saved:
                     start = time.perf_counter()
@@ -304,52 +297,5 @@ class Pipeline:
     def measure_text(
         self, text: str, how: Evaluation, model: Any, tokenizer: Any
     ) -> dict[MetricName, Metric]:
-        """Measure the perplexity on a text, with the protocol that makes it comparable."""
-        ids = self.text_ids(how, text, tokenizer)
-        result = perplexity_result(model, ids)
-        protocol = {
-            "metric": "perplexity",
-            "corpus_hash": corpus_hash(ids),
-            "window": how.length,
-            "stride": how.length,
-            "bos": "text" if has_bos(tokenizer, how.bos) else "none",
-            "tokenizer_hash": tokenizer_hash(tokenizer),
-            "dtype": _dtype(model),
-        }
-        if how.seed is not None:
-            protocol |= {"stride": "one window an article", "seed": how.seed}
-        metric = Metric(result.value, result.stderr, len(ids), protocol, _rounded(result.nll.tolist()))
-        return {MetricName("perplexity", text, how.length): metric}
-
-    def measure_task(
-        self, task: str, how: Evaluation, model: Any, tokenizer: Any
-    ) -> dict[MetricName, Metric]:
-        """Measure answers: accuracy and probabilities or, of the right ones alone, bits a byte."""
-        with contextlib.redirect_stderr(io.StringIO()):  # lm-eval draws bars that can't be turned off
-            score = zero_shot(
-                model, tokenizer, (task,), how.limit, seed=how.seed, right_answers_only=how.right_answers_only
-            )[task]
-        protocol = score.protocol | {"dtype": _dtype(model)}
-        if how.right_answers_only:
-            return {MetricName("bits_per_byte", task): _mean(score.bits_per_byte, protocol, "bits_per_byte")}
-        correct = tuple(score.correct)
-        metrics = {
-            MetricName("accuracy", task): Metric(score.value, score.stderr, score.n, protocol, correct)
-        }
-        if how.seed is not None:
-            metrics[MetricName("p_right", task)] = _mean(score.p_right, protocol, "p_right")
-        return metrics
-
-
-def _mean(values: Sequence[float], protocol: dict[str, Any], metric: str) -> Metric:
-    error = float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
-    return Metric(float(np.mean(values)), error, len(values), protocol | {"metric": metric}, _rounded(values))
-
-
-def _dtype(model: Any) -> str:
-    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-    return f"int8 linear, else {dtype}" if is_quantised(model) else dtype
-
-
-def _rounded(values: Sequence[float]) -> tuple[float, ...]:
-    return tuple(round(float(value), 6) for value in values)
+        """Measure the perplexity of a model on a text, see `measure.measure_text`."""
+        return measure_text(text, self.text_ids(how, text, tokenizer), how, model, tokenizer)

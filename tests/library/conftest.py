@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pruner_lib.models.load import load_model, tiny_tokenizer
+from pruner_lib.models.load import load_model
+from pruner_lib.models.tiny import tiny_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from pruner_lib import discover, load_model, prune_, save_model, select
-from pruner_lib.models.load import tiny_tokenizer
+from pruner_lib.models.tiny import tiny_tokenizer
 
 PLAIN, UNEVEN = {"ratio": 0.5}, {"ratio": 0.4, "scope": "global", "protect_first": 1}
 CHANNELS = {"ratio": 0.25, "granularity": "channel"}

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from pruner_lib import discover, load_model, prune_, save_model, select
 from pruner_lib.method.groups import Plan
 from pruner_lib.models import modeling_pruned
-from pruner_lib.models.load import tiny_tokenizer
+from pruner_lib.models.tiny import tiny_tokenizer
 
 UNEVEN = dict(ratio=0.4, scope="global", protect_first=1)
 UNIFORM_HEADS = {"hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 6, "head_dim": 8}

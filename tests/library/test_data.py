@@ -14,7 +14,8 @@ from transformers import AutoTokenizer
 
 from pruner_lib.data.corpora import CORPORA, INSTRUCTIONS, read_corpus, read_instructions
 from pruner_lib.data.windows import calibration_ids, corpus_hash, has_bos, instructions, text_ids
-from pruner_lib.models.load import find_model, tiny_tokenizer
+from pruner_lib.models.load import find_model
+from pruner_lib.models.tiny import tiny_tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import torch
 
 from pruner_lib import discover, estimate, load_model, mask_, perplexity, prune_, select
 from pruner_lib.method.offload import check_in_memory, offloaded
-from pruner_lib.models.load import find_device, in_place
+from pruner_lib.models.devices import find_device, in_place
 
 IDS = torch.randint(4, 250, (3, 16), generator=torch.Generator().manual_seed(0))
 

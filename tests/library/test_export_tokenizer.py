@@ -14,7 +14,7 @@ from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
 from pruner_lib import to_gguf
 from pruner_lib.models import export_tokenizer
-from pruner_lib.models.load import tiny_tokenizer
+from pruner_lib.models.tiny import tiny_tokenizer
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 TRAINED_ON = [*README.splitlines(), *["In 1999 and 2024, it's 12345 + 67 = 12412!"] * 20]

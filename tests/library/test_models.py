@@ -17,7 +17,8 @@ from pruner_lib import discover
 from pruner_lib.data.assets import cache_root
 from pruner_lib.method.layout import empty_layout
 from pruner_lib.models import load
-from pruner_lib.models.load import find_model, load_model, tiny_tokenizer
+from pruner_lib.models.load import find_model, load_model
+from pruner_lib.models.tiny import tiny_tokenizer
 from pruner_lib.study.results import model_revision
 
 IDS = torch.arange(4, 20)[None]  # (1, 16)

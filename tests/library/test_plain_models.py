@@ -12,7 +12,7 @@ from torch import nn
 
 from pruner_lib import discover, estimate, mask_, prune_, recover, save_model, select
 from pruner_lib.evaluation.int8 import quantise_
-from pruner_lib.models.load import tiny_tokenizer
+from pruner_lib.models.tiny import tiny_tokenizer
 
 FAMILY = "llama-gqa"
 EXAMPLES = [{"instruction": "Say a.", "output": "a"}]

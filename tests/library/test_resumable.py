@@ -27,7 +27,7 @@ import os, signal, sys
 sys.path[:0] = sys.argv[2:]
 import torch
 from small_recovery import EXAMPLES, KEEP, make, score
-from pruner_lib.models.load import tiny_tokenizer
+from pruner_lib.models.tiny import tiny_tokenizer
 from pruner_lib.recovery.recover import recover
 
 torch.set_num_threads(1)

@@ -18,8 +18,8 @@ from pruner_lib import discover, load_model, mask_, prune_, save_model, select
 from pruner_lib.method import prune
 from pruner_lib.method.groups import Plan
 from pruner_lib.method.layout import set_layout
-from pruner_lib.models.load import tiny_tokenizer
 from pruner_lib.models.modeling_pruned import make_saveable_
+from pruner_lib.models.tiny import tiny_tokenizer
 
 UNEVEN = dict(ratio=0.4, scope="global", protect_first=1)
 ALIKE = ("llama-gqa", "mistral", "qwen2")  # as llama-mha here; other tests save the first and the last

@@ -13,7 +13,7 @@ from tokenizers.processors import TemplateProcessing
 
 from pruner_lib.evaluation import shared_context
 from pruner_lib.evaluation.shared_context import PADDING, ChoicesLM, block_mask, lay_out, longest_row
-from pruner_lib.models.load import tiny_tokenizer
+from pruner_lib.models.tiny import tiny_tokenizer
 
 QUESTION = "Question: what falls?\nAnswer:"
 QUESTIONS = [

@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from pruner_lib.method.memory import HOLES
-from pruner_lib.models.load import tiny_tokenizer
+from pruner_lib.models.tiny import tiny_tokenizer
 from pruner_lib.recovery import predict_memory as module
 from pruner_lib.recovery.instructions import encode
 from pruner_lib.recovery.predict_memory import predict_training_memory

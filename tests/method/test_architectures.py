@@ -31,7 +31,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from pruner_lib import Axes, Plan, discover, load_model, mask_, prune_, recover, save_model, select
 from pruner_lib.method.norms import norm_members
-from pruner_lib.models.load import tiny_tokenizer
+from pruner_lib.models.tiny import tiny_tokenizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.families]
 TABLE = Path(__file__).parents[2] / "results" / "architectures" / "architectures.csv"

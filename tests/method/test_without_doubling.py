@@ -9,7 +9,7 @@ import torch
 
 from pruner_lib import discover, estimate, load_model, prune_, save_model, select
 from pruner_lib.evaluation import meters
-from pruner_lib.models.load import tiny_tokenizer
+from pruner_lib.models.tiny import tiny_tokenizer
 from tests.benchmarks.process import in_fresh_process
 from tests.benchmarks.shapes import random_model, weights_mb
 

@@ -225,7 +225,7 @@ def uninterrupted(tmp_path_factory):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
 @pytest.mark.parametrize(
     ("stage", "times", "records"),
-    [("estimate_members", 1, 1), ("perplexity_result", 4, 1), ("perplexity", 5, 2)],
+    [("estimate_members", 1, 1), ("measure_text", 4, 1), ("perplexity", 5, 2)],
 )
 def test_killed_study_goes_on_to_the_records_of_an_uninterrupted_one(
     study, stage, times, records, place, uninterrupted

@@ -10,7 +10,7 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from pruner_lib.models.load import tiny_tokenizer
+from pruner_lib.models.tiny import tiny_tokenizer
 
 CODE = sorted((Path(__file__).parent / "remote").glob("*.py"))
 AUTO_MAP = {

@@ -1,0 +1,63 @@
+"""Where a model lies: its device, and a spread model held in place to be scored and cut.
+
+A model lies on one device, or is spread by accelerate over several GPUs and CPU memory. Spread, it is
+evaluated as it is: what lies in CPU memory is brought to a GPU for its part of the forward pass; `in_place`
+is for scoring and cutting: there each weight is used where it lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate import dispatch_model
+from accelerate.hooks import remove_hook_from_submodules
+from torch import nn
+
+from pruner_lib.method.offload import offloaded
+
+
+def find_device(name: str) -> str:
+    """Choose the device of a model: "auto" takes CUDA when there is one, "cuda:1" is the second.
+
+    Raises:  ValueError: no such device here.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        is_here = torch.device(name).type != "cuda" or torch.cuda.is_available()
+    except RuntimeError:  # no name of a device
+        is_here = False
+    if not is_here:
+        raise ValueError(f"device came as {name!r}, wanted auto, cpu or, where there is CUDA, cuda or cuda:1")
+    return name
+
+
+@contextmanager
+def in_place(model: nn.Module) -> Iterator[nn.Module]:
+    """Hold the weights of a spread model in their modules, each computed with on the device where it lies.
+
+    Afterwards the model is spread as before, with the weights that it has then: smaller ones, after a cut.
+
+    Raises:  ValueError: weights are on a disk, where nothing can be computed.
+    """
+    if not offloaded(model):
+        yield model
+        return
+    places = dict(getattr(model, "hf_device_map", {"": "cpu"}))
+    if "disk" in places.values():
+        names = [name for name, place in places.items() if place == "disk"]
+        raise ValueError(
+            f"{len(names)} parts of the model, such as {names[0]!r}, are on disk and can't be scored or cut "
+            "there; load it with a device_map over GPUs and CPU memory alone"
+        )
+    remove_hook_from_submodules(model)  # gives the weights back, without a copy
+    model.tie_weights()
+    dispatch_model(model, places, main_device="cpu", force_hooks=True)
+    try:
+        yield model
+    finally:
+        remove_hook_from_submodules(model)
+        model.tie_weights()
+        dispatch_model(model, places)
