@@ -20,7 +20,7 @@ import yaml
 from in_process import NOTEBOOKS, execute
 from stand_ins import CHATGLM, LLAMA, LLAMA_13B, VICUNA
 
-from pruner_lib.study import stages
+from pruner_lib.study import measure, stages
 from pruner_lib.study.profiles import load_profile
 from pruner_lib.study.records import load_records
 from pruner_lib.study.results import read_manifest, results_dir
@@ -106,7 +106,7 @@ def test_notebook_runs_in_the_paper_profile(path, place, capsys, monkeypatch):
     monkeypatch.setenv("PRUNER_LIB_RESULTS", str(place / ("measured" if in_full else "made up")))
     if not in_full:
         monkeypatch.setattr(stages, "recover", untrained)
-        monkeypatch.setattr(stages, "zero_shot", unanswered)
+        monkeypatch.setattr(measure, "zero_shot", unanswered)
     execute(path, profile="paper")
     manifest = read_manifest(path.stem, "paper")
     assert manifest["status"] == "done" and manifest["outputs"]
