@@ -11,7 +11,9 @@ import nbformat
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from matplotlib import pyplot as plt
+from traitlets.config import Config
 
+NO_HISTORY = Config(HistoryManager={"enabled": False})  # nothing of a test goes into the user's own
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.ipynb"))
 
 
@@ -24,7 +26,7 @@ def execute(path: Path, **parameters: Any) -> None:
     """
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(), plt.rc_context():
         patch.setitem(sys.modules, "__main__", sys.modules["__main__"])  # IPython's shell takes its place
-        shell = InteractiveShell.instance()
+        shell = InteractiveShell.instance(config=NO_HISTORY)
         shell.reset(new_session=False)
         shell.run_line_magic("colors", "nocolor")
         for cell in nbformat.read(path, as_version=4).cells:
