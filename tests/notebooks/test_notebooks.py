@@ -25,6 +25,7 @@ MAGIC = re.compile(r"^\s*(%|!|\?)|^\s*(pip|conda) install|get_ipython\(", re.MUL
 PLACE = re.compile(
     r"(?<![\w.:/*-])/(home|root|usr|tmp|mnt|work|Users|opt|var|data)/|\b[A-Z]:\\\\?[A-Za-z]|file://"
 )
+FOLDED = re.compile(r"<details>.*?</details>", re.DOTALL)  # hints and solutions are no prose
 BOLD = 5  # words: names of paragraphs and terms are bold, sentences are not
 ENDINGS = ("What would change our mind", "differences", "Exercises", "Next")
 
@@ -114,7 +115,7 @@ def _code(code):
 
 
 def _prose(prose, code):
-    text = "\n".join(prose)
+    text = FOLDED.sub("", "\n".join(prose))
     words = len(re.findall(r"[\w'’-]+", text))
     lines = sum(len([line for line in cell.source.splitlines() if line.strip()]) for cell in code)
     if not PROSE[0] <= words / lines <= PROSE[1]:
