@@ -75,6 +75,19 @@ def write_folder(path: Path | str, write: Callable[[Path], Any]) -> Path:
     return path
 
 
+def check_folder(path: Path | str) -> Path:
+    """Refuse what can be no folder: no path, a file, or a place below a file.
+
+    Raises: ValueError: says which file it is.
+    """
+    if not isinstance(path, (str, Path)) or not str(path):
+        raise ValueError(f"a folder must be named by a text or a Path, got {path!r}")
+    place = next(one for one in (Path(path).absolute(), *Path(path).absolute().parents) if one.exists())
+    if not place.is_dir():
+        raise ValueError(f"{place} is a file; give a folder")
+    return Path(path)
+
+
 def write_text(path: Path | str, text: str) -> Path:
     """Write a text file (UTF-8, newlines as given) in one step; see `write_atomic`."""
     return write_atomic(path, lambda temporary: temporary.write_bytes(text.encode()))

@@ -173,7 +173,7 @@ def read_instructions(name: str | Path) -> list[dict[str, Any]]:
              own they may hold `messages` or `text` instead.
     Raises:  ValueError: unknown name, malformed rows, or it is nowhere to be found.
     """
-    path = local_instructions(name)
+    path = local_instructions(name) if isinstance(name, (str, Path)) else None
     if path is None and name not in INSTRUCTIONS:
         raise ValueError(
             f"unknown instructions {str(name)!r}: known are {', '.join(INSTRUCTIONS)}, NAME.json or "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from pruner_lib.data.corpora import Text, describe, read_corpus, read_instructions
+from pruner_lib.method.checks import require
 
 
 def text_ids(
@@ -48,7 +50,9 @@ def text_ids(
     Raises:  ValueError: unknown text, a size below one, or fewer windows in the text than wanted.
     Source:  paper 4.1, reference `LLMPruner/datasets/ppl_dataset.py`. Differs: a window is never cut short.
     """
-    _check_sizes(length=length, windows=windows)
+    _check(text, tokenizer, separator, seed)
+    require("1..", length=length)
+    require("1.. or None", windows=windows)
     first = _first_tokens(tokenizer, bos)
     if seed is not None:
         return _one_a_document(text, separator, tokenizer, length, windows, seed, first, "windows")
@@ -83,7 +87,8 @@ def calibration_ids(
     Source:  paper 4.1, reference `LLMPruner/datasets/example_samples.py`. Differs: no document
         is drawn twice; BOS is an argument.
     """
-    _check_sizes(length=length, samples=samples)
+    _check(text, tokenizer, separator, seed)
+    require("1..", samples=samples, length=length)
     first = _first_tokens(tokenizer, bos)
     return _one_a_document(text, separator, tokenizer, length, samples, seed, first, "samples")
 
@@ -129,7 +134,8 @@ def instructions(name: str | Path, *, samples: int | None = None, seed: int = 0)
         `recover` takes, as the file holds it.
     Raises:  ValueError: unknown name, malformed rows, or fewer than wanted.
     """
-    _check_sizes(samples=samples)
+    require("1.. or None", samples=samples)
+    require("0..", seed=seed)
     rows = read_instructions(name)
     if samples is None:
         return rows
@@ -157,7 +163,10 @@ def _tokenise(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
-def _check_sizes(**sizes: int | None) -> None:
-    for name, size in sizes.items():
-        if size is not None and size < 1:
-            raise ValueError(f"{name} is {size}, wanted at least 1")
+def _check(text: Text, tokenizer: PreTrainedTokenizerBase, separator: str, seed: int | None) -> None:
+    if not isinstance(text, (str, Path, Iterable)):
+        raise ValueError(f"text must be a name, a path or a list of documents, got {text!r}")
+    require(Callable, tokenizer=tokenizer)
+    require("0.. or None", seed=seed)
+    if not separator or not isinstance(separator, str):
+        raise ValueError(f"separator must be a text of at least one character, got {separator!r}")

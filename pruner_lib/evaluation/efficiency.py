@@ -16,6 +16,7 @@ from torch.utils.flop_counter import flop_registry
 
 from pruner_lib.evaluation.int8 import Int8Linear
 from pruner_lib.evaluation.meters import in_turn
+from pruner_lib.method.checks import require
 from pruner_lib.method.decoder import prompt_for
 from pruner_lib.method.offload import evaluating
 
@@ -117,6 +118,8 @@ def macs(model: nn.Module, tokens: int = MACS_TOKENS) -> int:
              an MLP entry for the activation and none for the gate's product, we the reverse: the same sum.
              They don't count the rotary table, which the paper's model kept: 1e-8 of LLaMA-7B.
     """
+    require(nn.Module, model=model)
+    require("1..", tokens=tokens)
     weight = model.get_input_embeddings().weight
     ids = prompt_for(model, tokens)[:, :tokens].to(weight.device)
     masks = [None]
@@ -150,6 +153,9 @@ def latency(
     Raises:  ValueError: the model has no weights to run (meta device).
     Source:  paper, Table 3. Differs: that times WikiText2 on one A5000 and states neither batch nor length.
     """
+    require(nn.Module, model=model)
+    require("1..", tokens=tokens, batch=batch, repeats=repeats)
+    require("0..", warmup=warmup)
     weight = model.get_input_embeddings().weight
     if weight.device.type == "meta":
         raise ValueError("the model is on the meta device, wanted one with weights; load it before timing")

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pruner_lib.method.checks import require
+
 LEVELS = 127  # whole numbers from -127 to 127
 OUTLIER = 6.0  # an input column that holds a larger number stays in floating point
 
@@ -57,6 +59,8 @@ def quantise_(model: nn.Module, *, outlier: float | None = OUTLIER, per_token: b
     Returns: the same model.
     Raises:  ValueError: it has no linear layer besides the output layer.
     """
+    require(nn.Module, model=model)
+    require("(0, inf) or None", outlier=outlier)
     head = getattr(model, "get_output_embeddings", lambda: None)()
     names = [name for name, one in model.named_modules() if type(one) is nn.Linear and one is not head]
     if not names:

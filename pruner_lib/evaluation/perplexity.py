@@ -6,7 +6,7 @@ Measures a model as it is. It loads nothing (`models` and `data` do) and asks no
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pruner_lib.evaluation.meters import in_fitting_batches
+from pruner_lib.method.checks import require
 from pruner_lib.method.offload import evaluating, input_device
 from pruner_lib.method.options import check_ids
 
@@ -105,6 +106,7 @@ def perplexity_result(model: nn.Module, ids: Tensor, *, batch_size: int | None =
     Source:  paper, section 4.1 (windows of 128 tokens are its code's default). No difference known.
     """
     check_ids(model, ids, "token ids")
+    require("1.. or None", batch_size=batch_size)
     device, vocabulary = input_device(model), model.get_input_embeddings().weight.shape[0]
     batch_size = batch_size or automatic_batch(ids.shape[1], vocabulary, device.type)
     nll: list[Tensor] = []
@@ -164,9 +166,17 @@ def generate_samples(
     Args:    prompts: texts.    max_new_tokens: at most so many follow.    seed: prompt i takes seed + i.
              draws: texts for each prompt.    sampling: arguments of `model.generate` in place of SAMPLING.
     Returns: the samples in the order of the prompts, those of one prompt side by side.
+    Raises:  ValueError: no prompt or an empty one, or a number below 1.
     Source:  paper, appendix D; its code samples with the same three settings. Differs: own prompts; the
              length counts new tokens, where the code's counts prompt and new tokens together.
     """
+    require(nn.Module, model=model)
+    require(Callable, tokenizer=tokenizer)
+    require([str], prompts=prompts)
+    if not all(prompts):
+        raise ValueError(f"prompts must be texts, none of them empty, got {list(prompts)}")
+    require("1..", max_new_tokens=max_new_tokens, draws=draws)
+    require("0..", seed=seed)
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     settings = {"max_new_tokens": max_new_tokens, "num_return_sequences": draws, "pad_token_id": pad}
     settings |= SAMPLING | sampling

@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -28,6 +28,7 @@ from pruner_lib.data.assets import fetch
 from pruner_lib.data.corpora import local_questions, read_requests
 from pruner_lib.evaluation.meters import in_fitting_batches
 from pruner_lib.files import content_hash
+from pruner_lib.method.checks import require
 from pruner_lib.method.offload import evaluating
 
 
@@ -146,13 +147,12 @@ def zero_shot(
              that are NaN or infinite; too little memory for a single row.
     Source:  paper, section 4.1; the metric of each task as inferred from Table 1. Differs: a newer lm-eval.
     """
-    unknown = [task for task in tasks if task not in TASKS]
-    if unknown or not tasks:
-        raise ValueError(
-            f"tasks came as {list(tasks)}, wanted some of {', '.join(TASKS)}; unknown: {unknown}"
-        )
-    if limit is not None and (not isinstance(limit, int) or limit < 1):
-        raise ValueError(f"limit came as {limit!r}, wanted a number of questions from 1, or None for all")
+    require(nn.Module, model=model)
+    require(Callable, tokenizer=tokenizer)
+    require([tuple(TASKS)], tasks=tasks)
+    require("1.. or None", limit=limit)
+    require("0.. or None", seed=seed)
+    require("1..", batch_size=batch_size)
     protocol = {"lm_eval": version("lm_eval"), "fewshot": 0, "limit": limit, "add_bos": add_bos}
     if limit is not None and seed is not None:
         protocol |= {"seed": seed}

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from pruner_lib.method.checks import require
 from pruner_lib.method.display import axes_html, axes_text, axis_text, plan_html, plan_text
 
 KINDS = ("attention", "mlp", "hidden")
@@ -141,17 +142,19 @@ class Plan:
     query_heads: bool = False  # the axes are those of `discover(model, query_heads=True)`
 
     def __post_init__(self):
+        require(Mapping, keep=self.keep, n_groups=self.n_groups)
         if set(self.keep) != set(self.n_groups):
             raise ValueError(
                 f"keep and n_groups name different axes: {sorted(set(self.keep) ^ set(self.n_groups))[:4]}"
             )
-        keep = {name: torch.as_tensor(kept, dtype=torch.int64).clone() for name, kept in self.keep.items()}
+        require("1..", **{f"n_groups[{name!r}]": n for name, n in self.n_groups.items()})
+        keep = {name: _as_numbers(kept) for name, kept in self.keep.items()}
         for name, kept in keep.items():
             n, is_list = self.n_groups[name], kept.ndim == 1 and len(kept) > 0
             if not (is_list and (kept.diff() > 0).all() and kept[0] >= 0 and kept[-1] < n):
                 raise ValueError(
                     f"plan for {name}: kept groups must be a sorted list of at least one number in "
-                    f"0..{n - 1} without repeats, got {kept.tolist()[:8]}"
+                    f"0..{n - 1} without repeats, got {self.keep[name]!r:.60}"
                 )
         for name, value in (("keep", keep), ("n_groups", self.n_groups), ("settings", self.settings)):
             object.__setattr__(self, name, MappingProxyType(dict(value)))
@@ -193,15 +196,26 @@ class Plan:
 
         Raises: ValueError: the text is no plan.
         """
-        text = str(source)
-        text = text if text.lstrip().startswith("{") else Path(source).read_text()
         try:
+            text = str(source)
+            text = text if text.lstrip().startswith("{") else Path(source).read_text()
             data = {"settings": {}, "query_heads": False} | json.loads(text)
             return cls(data["keep"], data["n_groups"], data["settings"], data["query_heads"])
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(
-                f"not a plan ({error}); a plan has the keys keep, n_groups, settings and query_heads"
+                f"{source!r:.80} is not a plan ({error}); a plan has the keys keep, n_groups, settings and "
+                "query_heads"
             ) from error
 
     __repr__ = plan_text
     _repr_html_ = plan_html
+
+
+def _as_numbers(kept: Any) -> torch.Tensor:
+    """Copy a list of whole numbers; what is none becomes an empty one, which no plan takes."""
+    try:
+        table = torch.as_tensor(kept)
+    except (TypeError, ValueError, RuntimeError):
+        table = torch.empty(0)
+    is_whole = not table.is_floating_point() and table.dtype != torch.bool
+    return table.to(torch.int64, copy=True) if is_whole else torch.empty(0, dtype=torch.int64)

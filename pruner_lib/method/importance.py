@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from pruner_lib.method.checks import check_choice, require
 from pruner_lib.method.gradients import visit_gradients
 from pruner_lib.method.groups import (
     ADDITIVE,
@@ -25,7 +26,7 @@ from pruner_lib.method.groups import (
 from pruner_lib.method.memory import HeapTrimmer
 from pruner_lib.method.module_gradients import rows_of
 from pruner_lib.method.offload import check_in_memory
-from pruner_lib.method.options import check_choice, check_ids
+from pruner_lib.method.options import check_axes, check_ids
 from pruner_lib.method.predict_memory import check_memory
 from pruner_lib.method.repair import obs_scores
 
@@ -104,13 +105,15 @@ def estimate_members(
     Source:  paper Eq. 3 to 5; reference file `hf_llama_pruner.py`. Differs: a bias counts with its weight,
         and with grouped-query attention query rows are credited to their own key and value head.
     """
-    criteria = list(dict.fromkeys(criteria))
+    criteria = list(criteria)
     for criterion in criteria:
         if not callable(criterion):
             check_choice("criterion", criterion, CRITERIA)
-    if micro_batch is not None and (not isinstance(micro_batch, int) or micro_batch < 1):
-        raise ValueError(f"micro_batch must be a number of samples, at least 1, or None, got {micro_batch!r}")
+    criteria = list(dict.fromkeys(criteria))
+    require("1.. or None", micro_batch=micro_batch)
+    require("0..", seed=seed)
     check_in_memory(model)
+    check_axes(axes, model)
     parameters = dict(model.named_parameters())
     sums = ChannelSums(axes, parameters)
     sums.add_magnitudes([c for c in criteria if c in ("l1", "l2")])

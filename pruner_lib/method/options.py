@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import nn
 
+from pruner_lib.method.checks import require
 from pruner_lib.method.groups import GRANULARITIES, SCOPES, TARGETS, Axes, Axis
 
+OPTIONS = {  # of `select`, and what each may be
+    "granularity": tuple(GRANULARITIES),
+    "scope": SCOPES,
+    "target": TARGETS,
+    "protect_first": "0..",
+    "protect_last": "0..",
+    "multiple_of": "1..",
+    "dependency": bool,
+    "uniform": bool,
+}
 
-def check_choice(option: str, value: object, choices: Sequence[str]) -> None:
-    """Raise a ValueError unless a value is one of the choices."""
-    if value not in choices:
-        raise ValueError(f"unknown {option} {value!r}; choose one of {', '.join(choices)}")
+
+def check_axes(axes: object, model: nn.Module | None = None) -> None:
+    """Refuse what are no axes, and those of another model."""
+    require(Mapping, axes=axes)
+    if not axes:
+        raise ValueError("axes hold no axis; give what discover returned, or those of a kind that it has")
+    total = sum(p.numel() for p in model.parameters()) if model is not None else 0
+    if model is not None and isinstance(axes, Axes) and axes.n_parameters != total:
+        raise ValueError(
+            f"the axes are those of a model of {axes.n_parameters} parameters, but this one has {total}; "
+            "leave `axes` out or run discover again"
+        )
 
 
 def check_ids(model: nn.Module, ids: torch.Tensor, what: str = "calibration ids") -> None:
@@ -23,6 +42,7 @@ def check_ids(model: nn.Module, ids: torch.Tensor, what: str = "calibration ids"
 
     Raises: ValueError: wrong type or shape, or ids outside the vocabulary.
     """
+    require(nn.Module, model=model)
     is_tensor = isinstance(ids, torch.Tensor)
     if not is_tensor or ids.dtype != torch.int64 or ids.ndim != 2 or ids.shape[0] < 1 or ids.shape[1] < 2:
         got = f"{ids.dtype} {tuple(ids.shape)}" if is_tensor else type(ids).__name__
@@ -41,16 +61,12 @@ def check_options(options: Mapping[str, Any]) -> None:
     """Refuse options of `select` that are out of range or exclude each other, whatever the model."""
     ratio = options["ratio"]
     by_name, by_layer = isinstance(ratio, Mapping), options["granularity"] == "layer"
+    if by_name and not ratio:
+        raise ValueError("ratio is {}; give one number, or names or patterns of axes with their ratios")
     for value in ratio.values() if by_name else [ratio]:
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < 1:
-            raise ValueError(
-                f"ratio must be an int or a float in [0, 1), got {value!r}; 0.25 removes a quarter"
-            )
-    for name, choices in (("granularity", tuple(GRANULARITIES)), ("scope", SCOPES), ("target", TARGETS)):
-        check_choice(name, options[name], choices)
-    for name, least in (("protect_first", 0), ("protect_last", 0), ("multiple_of", 1)):
-        if not isinstance(options[name], int) or options[name] < least:
-            raise ValueError(f"{name} must be an int of at least {least}, got {options[name]!r}")
+        require("[0, 1)", ratio=value)
+    for name, wanted in OPTIONS.items():
+        require(wanted, **{name: options[name]})
     protected = options["protect_first"] + options["protect_last"]
     if options["granularity"] == "channel" and protected:
         raise ValueError(
@@ -87,10 +103,10 @@ def check_fit(axes: Mapping[str, Axis], options: Mapping[str, Any]) -> None:
 
 def check_names(axes: Mapping[str, Axis], patterns: Iterable[str]) -> None:
     """Refuse names and patterns that fit no axis, which are most likely misspelt."""
-    if isinstance(patterns, str):
-        raise ValueError(f"ignore must be a list of names or patterns of axes, got the text {patterns!r}")
+    if isinstance(patterns, str) or not isinstance(patterns, Iterable):
+        raise ValueError(f"ignore must be a list of names or patterns of axes, got {patterns!r}")
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in axes):
+        if not isinstance(pattern, str) or not any(fnmatchcase(name, pattern) for name in axes):
             raise ValueError(
                 f"{pattern!r} fits none of the {len(axes)} axes: {', '.join(list(axes)[:4])} ..."
             )
@@ -103,7 +119,10 @@ def check_scores(axis: Axis, scores: Mapping[str, torch.Tensor], dependency: boo
             f"no scores for axis {axis.name}; scores cover {sorted(scores)[:4]}...: "
             "run estimate on the same axes, or leave the axis whole by ignore"
         )
-    table = torch.as_tensor(scores[axis.name]).float()
+    try:
+        table = torch.as_tensor(scores[axis.name]).float()
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"scores of {axis.name} must be a tensor, got {scores[axis.name]!r}") from None
     shape = (axis.n_groups,) if dependency else (len(axis.structures), axis.n_groups)
     if tuple(table.shape) != shape:
         hint = "" if dependency else "; dependency=False needs estimate(..., aggregation='none')"

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from pruner_lib.method.checks import require
 from pruner_lib.method.decoder import decoder_layers
 from pruner_lib.method.depth import drop_layers_
 from pruner_lib.method.discover import discover
@@ -19,6 +20,7 @@ from pruner_lib.method.groups import Axes, Axis, Member, Plan
 from pruner_lib.method.layout import apply_layout_, empty_layout, merge_layouts, set_layout, set_parameter_
 from pruner_lib.method.norms import norm_factor, norm_members, scaled_eps
 from pruner_lib.method.offload import check_in_memory, without_weights
+from pruner_lib.method.options import check_axes
 from pruner_lib.method.proof import check_cut
 from pruner_lib.method.size_rules import SizeRule, builds, find_size_rules, shapes_of
 
@@ -37,6 +39,7 @@ def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modu
         `proof`), or its weights are offloaded. The model is then unchanged.
     """
     check_in_memory(model)
+    require(Plan, plan=plan)
     if "layers" in plan.keep:
         return drop_layers_(model, plan)
     axes = _axes_of(model, plan, axes)
@@ -91,6 +94,7 @@ def mask_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modul
         unchanged.
     """
     check_in_memory(model)
+    require(Plan, plan=plan)
     if "layers" in plan.keep:
         _, layers = decoder_layers(model)
         plan.check_count("layers", len(layers))
@@ -112,12 +116,8 @@ def mask_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modul
 def _axes_of(model: nn.Module, plan: Plan, axes: Axes | None) -> Axes:
     if axes is None:
         return discover(model, query_heads=plan.query_heads)
-    total = sum(p.numel() for p in model.parameters())
-    if axes.n_parameters != total:
-        raise ValueError(
-            f"the axes are those of a model of {axes.n_parameters} parameters, but this one has {total}; "
-            "leave `axes` out to discover them"
-        )
+    require(Axes, axes=axes)
+    check_axes(axes, model)
     return axes
 
 

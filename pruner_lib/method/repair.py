@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pruner_lib.method.checks import require
 from pruner_lib.method.decoder import decoder_layers, residual_stream
 from pruner_lib.method.discover import discover
 from pruner_lib.method.groups import Axes, Axis, Member, Plan
@@ -73,10 +74,10 @@ def repair_(
     """
     check_in_memory(model)
     check_ids(model, calibration_ids)
+    require(Plan, plan=plan)
+    require(["(0, inf)"], ridges=ridges)
     if len(calibration_ids) < 2:
         raise ValueError("repair_ holds samples out to choose lambda: it needs at least 2, got 1")
-    if not ridges or min(ridges) <= 0:
-        raise ValueError(f"ridges must be numbers above 0, got {list(ridges)}")
     axes = discover(model, query_heads=plan.query_heads) if axes is None else axes
     lost = _lost_columns(model, axes, plan)
     n_held = max(1, len(calibration_ids) // 5)

@@ -14,8 +14,16 @@ from fnmatch import fnmatchcase
 
 import torch
 
+from pruner_lib.method.checks import plain_number, require
 from pruner_lib.method.groups import GRANULARITIES, Axes, Axis, Plan
-from pruner_lib.method.options import check_fit, check_names, check_options, check_scores, check_uniform
+from pruner_lib.method.options import (
+    check_axes,
+    check_fit,
+    check_names,
+    check_options,
+    check_scores,
+    check_uniform,
+)
 
 EXPERT_ROWS = 8  # channels of experts are kept in multiples of it: grouped products want 16-byte rows
 TOLERANCE = 0.005  # of all parameters: how near `target="parameters"` must come
@@ -74,10 +82,15 @@ def select(
     Source: section 3.2; rounding as in the reference code: C - int(C * (1 - ratio)) channels, whole groups
         only.
     """
-    settings = {name: value for name, value in locals().items() if name not in ("axes", "scores")}
+    settings = {n: plain_number(v) for n, v in locals().items() if n not in ("axes", "scores")}
+    check_axes(axes)
+    require(Mapping, scores=scores)
     check_options(settings)
     check_fit(axes, settings)
-    settings |= {"ratio": dict(ratio) if isinstance(ratio, Mapping) else ratio, "ignore": list(ignore)}
+    ratio = settings["ratio"]
+    if isinstance(ratio, Mapping):
+        ratio = {name: plain_number(one) for name, one in ratio.items()}
+    settings |= {"ratio": ratio, "ignore": list(ignore)}
     layers = None
     if protect_first or protect_last or granularity == "layer":
         layers = range(protect_first, axes.n_layers - protect_last)

@@ -84,11 +84,11 @@ def trace(model: nn.Module, layers: nn.ModuleList) -> Recording:
         )
     with torch.no_grad(), KeepIndices(), LabelMode(rec):
         out = _forward_on_meta(model)
-    logits = out[0] if isinstance(out, tuple) else out.logits
+    logits = out[0] if isinstance(out, tuple) else getattr(out, "logits", None)
     labels = labels_of(logits)
     if labels is None:
         raise ValueError(
-            f"{type(model).__name__} returned logits that hold no parameter; is it a decoder with a head?"
+            f"{type(model).__name__} returned no logits made by its weights; give a decoder with a head"
         )
     rec.outputs.append(torch.unique(labels.tensors[0]).numpy())
     return rec

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruner_lib.files import write_atomic
+from pruner_lib.method.checks import require
 from pruner_lib.method.offload import check_in_memory
 from pruner_lib.models.export_tokenizer import add_tokenizer
 from pruner_lib.models.load import load_model
@@ -52,6 +53,9 @@ def to_gguf(
     if isinstance(model, (str, Path)):
         model, found = load_model(model, dtype=dtype or torch.float32)
         tokenizer = tokenizer or found
+    require(PreTrainedModel, model=model)
+    if Path(path).is_dir():
+        raise ValueError(f"{path} is a folder; give the name of a file, such as {Path(path) / 'model.gguf'}")
     _check_function(model)
     dtype = dtype or model.dtype
     writer, tensors = _described(model, tokenizer, dtype), _tensors(model)

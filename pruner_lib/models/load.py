@@ -35,6 +35,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from pruner_lib.data.assets import ASSETS, build_folder, cache_root, fetch, hub_lookup, local_path
 from pruner_lib.files import read_json
+from pruner_lib.method.checks import require
 from pruner_lib.method.layout import check_layout
 from pruner_lib.models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration, tie_equal_
 from pruner_lib.models.chatglm_tokenizer import ChatGLMTokenizer
@@ -53,6 +54,7 @@ from pruner_lib.models.twins import as_glm, with_own_heads
 EMBEDDED = "smollm2-135m"
 TWINS = {"smollm2-135m-mha": with_own_heads, "smollm2-135m-glm": as_glm}
 NAMES = (EMBEDDED, *TWINS, "tiny")  # what `load_model` knows, apart from folders and hub ids
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 ONE_BY_ONE = "HF_DEACTIVATE_ASYNC_LOAD"  # makes transformers read without threads
 OLD_MASKS = re.compile(r"\.(attn|attention)\.(masked_bias|bias|causal_mask)$")  # no weights, but once saved
 
@@ -82,6 +84,8 @@ def load_model(
         without a place, no such device, or code of its own that is not trusted.
     """
     name = str(name_or_path)
+    require(DTYPES, dtype=dtype)
+    require("0..", seed=seed)
     device = find_device(device)
     if name == "tiny":
         if device_map is not None:
@@ -126,7 +130,7 @@ def find_model(name: str) -> Path | None:
 
 def own_folder(name: str) -> Path | None:
     """Find a model that is the user's own: in the local data directory or, of no name of ours, anywhere."""
-    if name == "tiny":
+    if name in ("tiny", ""):
         return None
     folder = local_path(name)
     if folder is None and name not in NAMES and Path(name).expanduser().is_dir():

@@ -8,12 +8,15 @@ that too. Loading is in `load`.
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pruner_lib.files import write_folder
+from pruner_lib.files import check_folder, write_folder
+from pruner_lib.method.checks import require
 from pruner_lib.method.decoder import check_plain
 from pruner_lib.models.modeling_pruned import AUTO_CLASS, is_foreign, make_saveable_, source_files
 
@@ -41,9 +44,11 @@ def save_model(
     check_plain(model)
     if not isinstance(model, PreTrainedModel):
         raise ValueError(f"{type(model).__name__} is no model of transformers; save its weights by yourself")
-    path = Path(path)
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"{path} is a file; give a folder")
+    if tokenizer is not None:
+        require(Callable, tokenizer=tokenizer)
+    if not re.fullmatch(r"[1-9]\d*|\d+(\.\d+)? *[KMGT]B", str(max_shard_size).upper()):
+        raise ValueError(f"max_shard_size must be bytes, or a text such as '5GB', got {max_shard_size!r}")
+    path = check_folder(path)
     if path.is_dir() and any(path.iterdir()) and not (path / "config.json").exists():
         raise ValueError(
             f"{path} is not empty and holds no model; give a new folder, so that nothing is overwritten"

@@ -6,7 +6,7 @@ Nothing here draws from the global random state, so the batches of a run can be 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os.path import commonprefix
 from typing import Any
 
@@ -49,6 +49,10 @@ def encode(examples: Sequence[Mapping[str, Any]], tokenizer: Any, *, cutoff: int
     """
     if getattr(tokenizer, "eos_token_id", None) is None:
         raise ValueError("The tokenizer has no EOS token, which ends a response: set tokenizer.eos_token.")
+    if not isinstance(examples, Iterable) or not all(isinstance(one, Mapping) for one in examples):
+        raise ValueError(
+            f"examples must be a list of dicts, with instruction and output, got {examples!r:.80}"
+        )
     examples = list(examples)
     kinds = {next((kind for kind in KINDS if kind in one), "instruction") for one in examples}
     if len(kinds) != 1:

@@ -13,7 +13,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,15 @@ from torch import nn
 from transformers import TrainerCallback
 from transformers.pytorch_utils import Conv1D
 
-from pruner_lib.files import plain
+from pruner_lib.files import check_folder, plain
+from pruner_lib.method.checks import require
 from pruner_lib.method.decoder import check_plain
 from pruner_lib.method.discover import discover
 from pruner_lib.recovery.instructions import Row, batches, encode
 from pruner_lib.recovery.predict_memory import check_training_memory
 from pruner_lib.recovery.resume import Run, random_state
 from pruner_lib.recovery.settings import RecoverySettings
-from pruner_lib.recovery.trainer import train
+from pruner_lib.recovery.trainer import check_arguments, train
 
 WITHOUT = {"without-mlp": "mlp", "without-attention": "attention"}  # the paper's Table 12
 
@@ -89,7 +90,15 @@ def recover(
         ValueError: settings out of range, no usable example, a model that is not plain (see `check_plain`),
             too little memory, a run with other arguments in `output_dir`, or a loss that is not finite.
     """
+    names = [one.name for one in fields(RecoverySettings)]
+    if unknown := sorted(set(settings) - set(names)):
+        raise ValueError(f"recover has no setting {', '.join(unknown)}; it has {', '.join(names)}")
     settings = RecoverySettings(**settings)
+    require(Callable, tokenizer=tokenizer, **({} if evaluate is None else {"evaluate": evaluate}))
+    require("1..", save_steps=save_steps)
+    require(["0..", ...], evaluate_at=evaluate_at, keep_at=keep_at)
+    require("0.. or None", at=at)
+    check_folder(output_dir)
     check_plain(model)
     if getattr(model, "get_output_embeddings", lambda: None)() is None:
         name = type(model).__name__
@@ -98,7 +107,7 @@ def recover(
     steps = settings.steps or math.ceil(settings.epochs * len(encoded) / settings.batch_size)
     data = batches(encoded, steps=steps, batch_size=settings.batch_size, seed=settings.seed)
     points, kept = _checked_steps(evaluate, evaluate_at, keep_at, at, steps)
-    more = dict(training_arguments or {})
+    more = check_arguments(training_arguments or {})
     identity, last = _identity(model, settings, data, points, kept, more), at or steps
     run = Run(Path(output_dir), identity, data, points, kept, evaluate, last)
     with _put_back(model, after=merge), random_state(settings.seed):

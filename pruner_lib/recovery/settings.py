@@ -5,6 +5,23 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pruner_lib.method.checks import require
+
+WANTED = {
+    "steps": "1.. or None",
+    "epochs": "(0, inf)",
+    "batch_size": "1..",
+    "micro_batch_size": "1..",
+    "learning_rate": "(0, inf)",
+    "warmup_steps": "0..",
+    "rank": "1..",
+    "alpha": "(0, inf)",
+    "dropout": "[0, 1)",
+    "cutoff": "1..",
+    "seed": "0..",
+    "gradient_checkpointing": bool,
+}
+
 
 @dataclass(frozen=True)
 class RecoverySettings:
@@ -32,21 +49,15 @@ class RecoverySettings:
     gradient_checkpointing: bool = False  # less memory, a forward pass more; the result is the same
 
     def __post_init__(self) -> None:
-        positive = ("batch_size", "micro_batch_size", "rank", "alpha", "cutoff", "learning_rate", "epochs")
-        fits = {name: getattr(self, name) > 0 for name in positive}
-        fits["steps"] = self.steps is None or (self.steps >= 1 and self.steps == int(self.steps))
-        fits |= {"warmup_steps": self.warmup_steps >= 0, "dropout": 0 <= self.dropout < 1}
-        if wrong := [f"{name}={getattr(self, name)!r}" for name in fits if not fits[name]]:
-            raise ValueError(
-                f"{', '.join(wrong)}: sizes, epochs and rates are above 0, steps whole numbers (warmup_steps "
-                "may be 0), dropout a share in [0, 1)."
-            )
+        for name, wanted in WANTED.items():
+            require(wanted, **{name: getattr(self, name)})
         if self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"batch_size={self.batch_size} is not a multiple of micro_batch_size={self.micro_batch_size}:"
                 " a step adds up whole micro-batches. Change one of the two."
             )
         if not isinstance(self.target_modules, str):
+            require([str], target_modules=self.target_modules)
             object.__setattr__(self, "target_modules", tuple(self.target_modules))
 
     def deciding(self) -> dict[str, Any]:

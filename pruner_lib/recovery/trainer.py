@@ -23,6 +23,14 @@ from pruner_lib.recovery.instructions import IGNORED, collate
 from pruner_lib.recovery.resume import Run, first_process, random_state
 from pruner_lib.recovery.settings import RecoverySettings
 
+DECIDED = (  # arguments of the Trainer that follow from the settings of `recover` and from the device
+    *("output_dir", "max_steps", "num_train_epochs", "per_device_train_batch_size"),
+    *("gradient_accumulation_steps", "learning_rate", "warmup_steps", "seed", "train_sampling_strategy"),
+    *("remove_unused_columns", "logging_steps", "logging_nan_inf_filter", "save_steps", "save_total_limit"),
+    *("use_cpu", "bf16", "fp16"),
+    # a setting, switched on around the training; the Trainer's own argument warns that it gets another name
+    *("gradient_checkpointing", "activation_checkpointing"),
+)
 ROWS_ON_CPU = 2  # examples computed at once on a CPU: more make it no faster, and pad more tokens
 
 
@@ -39,9 +47,8 @@ def train(
     """Train what requires a gradient on the batches of `run`, resuming from its checkpoint if it has one.
 
     Args:    adapted: on a GPU it trains under autocast.    pad: token id for padding.
-             more: `TrainingArguments` that `settings` do not decide.    callbacks: called beside our own.
-    Raises:  ValueError: one of `more` is unknown or decided by the settings, the loss is not finite, or
-             `run.evaluate` returns a name that the history uses.
+             more: see `check_arguments`.    callbacks: called beside our own.
+    Raises:  ValueError: the loss is not finite, or `run.evaluate` returns a name that the history uses.
     """
     recorder = _Recorder(run)
     trainer = _ResponseTrainer(
@@ -70,6 +77,18 @@ def train(
     trainer.accelerator.wait_for_everyone()  # the first process writes the adapter
 
 
+def check_arguments(more: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy further arguments of the Trainer; refuse those that it has not or that `recover` decides."""
+    possible = {one.name for one in fields(TrainingArguments)} - set(DECIDED)
+    if not isinstance(more, Mapping) or set(more) - possible:
+        wrong = ", ".join(sorted(set(more) - possible)) if isinstance(more, Mapping) else repr(more)
+        raise ValueError(
+            f"training_arguments holds {wrong}: no such argument of TrainingArguments, or one that "
+            f"settings of recover decide ({', '.join(DECIDED)})."
+        )
+    return dict(more)
+
+
 def _arguments(
     run: Run, settings: RecoverySettings, device: torch.device, save_steps: int, more: Mapping[str, Any]
 ) -> TrainingArguments:
@@ -96,14 +115,7 @@ def _arguments(
         "fp16": on_gpu and not bf16,
     }
     ours = {"lr_scheduler_type": "linear", "optim": "adamw_torch", "report_to": "none", "disable_tqdm": True}
-    # a setting, switched on around the training; the Trainer's own argument warns that it gets another name
-    refused = {*decided, "gradient_checkpointing", "activation_checkpointing"}
-    possible = {one.name for one in fields(TrainingArguments)} - refused
-    if wrong := sorted(set(more) - possible):
-        raise ValueError(
-            f"training_arguments holds {', '.join(wrong)}: no such argument, or one that settings of recover "
-            f"decide ({', '.join(sorted(refused))})."
-        )
+    assert set(decided) <= set(DECIDED)
     ours |= {"dataloader_pin_memory": on_gpu} | dict(more)
     arguments = TrainingArguments(**decided, **ours)
     arguments._n_gpu = min(1, arguments.n_gpu)  # a process drives one device: no DataParallel

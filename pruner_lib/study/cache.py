@@ -17,9 +17,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pruner_lib.data.corpora import local_instructions, local_questions, local_text
+from pruner_lib.data.corpora import (
+    CORPORA,
+    INSTRUCTIONS,
+    local_instructions,
+    local_questions,
+    local_text,
+)
+from pruner_lib.evaluation.zero_shot import TASKS
 from pruner_lib.files import content_hash, set_aside, write_atomic
-from pruner_lib.models.load import own_folder
+from pruner_lib.method.checks import require
+from pruner_lib.models.load import NAMES, find_model, own_folder
 from pruner_lib.study.records import read_kept, write_kept
 from pruner_lib.study.settings import DATA_FREE, Experiment, settings_key
 
@@ -54,10 +62,29 @@ def inputs_hash(experiment: Experiment, *, evaluated: bool = True) -> str | None
     return files_hash(experiment.model, [*_makers(experiment), *measured])
 
 
+def check_inputs(experiment: Experiment) -> None:
+    """Refuse an experiment whose model, texts, tasks or instructions are unknown, before anything is made.
+
+    Raises: ValueError: names what is unknown, and what there is.
+    """
+    how, recovery = experiment.evaluation, experiment.recovery
+    if experiment.model not in NAMES:
+        find_model(experiment.model)
+    texts = [*how.texts, *([experiment.calibration.corpus] if _looks(experiment) else [])]
+    require([(*CORPORA,), ...], texts=[one for one in texts if local_text(one) is None])
+    require([(*TASKS,), ...], tasks=how.tasks)
+    if recovery and local_instructions(recovery.corpus) is None:
+        require((*INSTRUCTIONS,), instructions=recovery.corpus)
+
+
+def _looks(experiment: Experiment) -> bool:
+    """Whether the samples of its calibration are looked at."""
+    return bool(experiment.ratio) and experiment.criterion not in DATA_FREE
+
+
 def _makers(experiment: Experiment) -> list[Path | None]:
     """List the data that make the model of an experiment, as `files_hash` takes them."""
-    looks = experiment.ratio and experiment.criterion not in DATA_FREE
-    made = [local_text(experiment.calibration.corpus)] if looks else []
+    made = [local_text(experiment.calibration.corpus)] if _looks(experiment) else []
     return made + ([local_instructions(experiment.recovery.corpus)] if experiment.recovery else [])
 
 

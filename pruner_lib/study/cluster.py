@@ -75,7 +75,9 @@ def serving(workers: int = 0, address: str = "") -> Iterator[str]:
     Raises:  ValueError: both are given, nothing answers, Dask is not installed, or a GPU would be shared.
     """
     if workers and address:
-        raise ValueError("--workers starts a cluster here, --scheduler names one: give one of them")
+        raise ValueError(
+            f"--workers {workers} starts a cluster here, --scheduler {address} names one: give one of them"
+        )
     if address:
         connect(address).close()
     if not workers:

@@ -120,6 +120,10 @@ def run_study(
              has run then.    OSError: the results can't be written, or the disk is full.
     """
     load_profile(profile)
+    if "profile" in (parameters or {}):
+        raise ValueError(
+            f"parameters hold profile={parameters['profile']!r}: give it by --profile, not --set"
+        )
     names = {path: notebook_parameters(path) for path in find_notebooks(only, place)}
     parameters, known = parameters or {}, sorted({name for each in names.values() for name in each})
     if unknown := sorted(set(parameters) - set(known)):

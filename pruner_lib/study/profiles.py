@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, Strict
 
+from pruner_lib.method.checks import require
 from pruner_lib.study.settings import (
     Calibration,
     Count,
@@ -186,6 +187,7 @@ def load_profile(name: str) -> Profile:
 
     Raises:  ValueError: there is no such profile (the message lists them), or a value is not allowed.
     """
+    require(str, profile=name)
     built_in, own = _read(PROFILES_FILE), _own()
     if name not in built_in and name not in own:
         raise ValueError(f"unknown profile {name!r}; there are {', '.join(profile_names())}")

@@ -23,10 +23,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pruner_lib.evaluation import meters
+from pruner_lib.method.checks import require
 from pruner_lib.method.groups import Plan
 from pruner_lib.method.importance import aggregate
 from pruner_lib.study import claims, cluster
-from pruner_lib.study.cache import inputs_hash, recovery_key
+from pruner_lib.study.cache import check_inputs, inputs_hash, recovery_key
 from pruner_lib.study.compare import describe, parts
 from pruner_lib.study.order import Jobs, in_order
 from pruner_lib.study.records import Record, read_kept, read_record, record_path, write_kept, write_record
@@ -63,6 +64,8 @@ class Study(Results):
         Returns: the record, `reused` if it was there already.
         Raises:  ValueError: unknown model, or whatever a stage refuses. Nothing half-written is left.
         """
+        require(Experiment, experiment=experiment)
+        check_inputs(experiment)
         return self._run(experiment, criteria, wait=True)
 
     def run_all(self, experiments: Sequence[Experiment], *, progress: bool = True) -> list[Record]:
@@ -72,9 +75,12 @@ class Study(Results):
         Returns: the records, in the order of the experiments.
         Raises:  what `run` raises. Records made before the failure stay.
         """
+        require([Experiment, ...], experiments=experiments)
         unique = {one.key: one for one in experiments}
         records = {key: record for key, one in unique.items() if (record := self._existing(one)) is not None}
         jobs = in_order([one for key, one in unique.items() if key not in records])
+        for one, _ in jobs:
+            check_inputs(one)
         if jobs:
             run = self._run_here if self.client is None else self._run_on_cluster
             records |= {record.key: record for record in run(jobs, progress)}

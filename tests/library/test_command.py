@@ -118,7 +118,7 @@ def test_a_model_that_can_be_no_gguf_is_refused_before_it_is_pruned(tmp_path, ca
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--ratio", "1.5"], "ratio must be an int or a float in [0, 1), got 1.5"),
+        (["--ratio", "1.5"], "ratio must be a number in [0, 1), got 1.5"),
         (["--ratio", "much"], "invalid float value: 'much'"),
         (["--samples", "0"], "'0' is no whole number of at least 1"),
         (["--samples", "1000"], "text 'tiny' has 200 documents"),

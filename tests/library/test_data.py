@@ -142,7 +142,7 @@ def test_calibration_bos_counts_as_a_token():
 
 @pytest.mark.parametrize("sizes", [{"length": 0}, {"windows": 0}, {"windows": -1}])
 def test_sizes_below_one_are_refused(sizes):
-    with pytest.raises(ValueError, match="wanted at least 1"):
+    with pytest.raises(ValueError, match="a whole number of at least 1"):
         text_ids("tiny", tiny_tokenizer(), **sizes)
 
 

@@ -286,9 +286,9 @@ def test_broken_questions_are_named(questions):
 @pytest.mark.parametrize(
     ("tasks", "limit", "message"),
     [
-        (["piqa", "mmlu"], 2, r"unknown: \['mmlu'\]"),
-        ([], 2, "tasks came as"),
-        (["piqa"], 0, "limit came as 0"),
+        (["piqa", "mmlu"], 2, r"unknown tasks\[1\] 'mmlu'"),
+        ([], 2, "tasks must be a list that is not empty"),
+        (["piqa"], 0, "limit must be a whole number of at least 1, or None, got 0"),
     ],
 )
 def test_bad_settings_are_named(tasks, limit, message, subject):

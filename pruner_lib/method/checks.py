@@ -1,0 +1,90 @@
+"""One check of what users pass to functions: its error says what came and what is wanted."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import reprlib
+from collections.abc import Sequence
+from typing import Any
+
+NUMBER = re.compile(r"\d+(?:\.\d+)?|inf")
+KINDS = {  # types that can be wanted, in words
+    "Module": "a model, such as load_model gives",
+    "PreTrainedModel": "a model of transformers, such as load_model gives",
+    "Axes": "what discover returned",
+    "Experiment": "an Experiment, such as those of study.profile.experiment(...)",
+    "Plan": "a plan, such as select gives",
+    "Mapping": "a dict by the names of axes, such as discover, estimate and select make",
+    "Callable": "a function, or the tokenizer that load_model gives",
+    "PathLike": "a text or a Path",
+    "str": "a text",
+    "bool": "True or False",
+}
+PLAIN = (str, int, float, list, tuple, dict, type(None))  # values of these types are shown in a message
+
+
+def require(wanted: str | tuple | list | type, **given: object) -> None:
+    """Refuse values that are not what is wanted.
+
+        require("1..", samples=samples)             whole numbers from 1 on
+        require("[0, 1) or None", ratio=ratio)      numbers of a range; "(0, inf)": all above 0
+        require(CRITERIA, criterion=criterion)      one of several
+        require(["[0, 1)"], ratios=ratios)          a list of such values; ["[0, 1)", ...]: it may be empty
+        require(str, model=name)                    a type
+
+    Numbers of numpy and torch are numbers; True is none.
+
+    Raises: ValueError: names the first value that does not fit, and says what does.
+    """
+    for name, value in given.items():
+        if isinstance(wanted, tuple):
+            check_choice(name, value, wanted)
+        elif isinstance(wanted, list) and _is_list(value) and (len(value) or ... in wanted):
+            require(wanted[0], **{f"{name}[{i}]": one for i, one in enumerate(value)})
+        elif not _fits(value, wanted):
+            value = plain_number(value)
+            shown = reprlib.repr(value) if isinstance(value, PLAIN) else type(value).__name__
+            raise ValueError(f"{name} must be {_in_words(wanted)}, got {shown}")
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+
+
+def check_choice(option: str, value: object, choices: Sequence[Any]) -> None:
+    """Raise a ValueError unless a value is one of the choices."""
+    if value not in choices:
+        raise ValueError(f"unknown {option} {value!r}; choose one of {', '.join(map(str, choices))}")
+
+
+def plain_number(value: Any) -> Any:
+    """Turn a number of numpy or torch into one of Python; give everything else back as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 else value
+
+
+def _fits(value: object, wanted: str | list | type) -> bool:
+    if isinstance(wanted, list):
+        return False  # it is no list, or empty
+    if isinstance(wanted, type):
+        return isinstance(value, (wanted, str) if wanted is os.PathLike else wanted)
+    if value is None:
+        return wanted.endswith(" or None")
+    value, kind = plain_number(value), int if ".." in wanted else (int, float)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        return False
+    low, high = [*map(float, NUMBER.findall(wanted)), math.inf][:2]
+    above = value > low if wanted.startswith("(") else value >= low
+    return above and (value <= high if "]" in wanted else value < high)
+
+
+def _in_words(wanted: str | tuple | list | type) -> str:
+    if isinstance(wanted, list):
+        return f"a list{'' if ... in wanted else ' that is not empty'}, each of it {_in_words(wanted[0])}"
+    if isinstance(wanted, tuple):
+        return f"one of {', '.join(map(str, wanted))}"
+    if isinstance(wanted, type):
+        return KINDS[wanted.__name__]
+    least, dots, none = wanted.partition("..")
+    return f"a whole number of at least {least}{none and ', or None'}" if dots else f"a number in {wanted}"

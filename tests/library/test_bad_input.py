@@ -1,0 +1,408 @@
+"""What is wrong gets one sentence, before a model runs and before a file is written.
+
+Each row of the table changes one good call; the sentence names what came and what is wanted. A good call of
+each function stands beside the wrong ones. `tests/study/test_bad_settings.py` does the same for the study.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import BertConfig, BertModel
+
+from pruner_lib import (
+    Plan,
+    calibration_ids,
+    discover,
+    estimate,
+    generate_samples,
+    load_model,
+    mask_,
+    perplexity,
+    prune_,
+    recover,
+    repair_,
+    save_model,
+    select,
+    text_ids,
+    to_gguf,
+    zero_shot,
+)
+from pruner_lib.data.windows import instructions
+from pruner_lib.evaluation.efficiency import latency, macs
+from pruner_lib.evaluation.int8 import quantise_
+
+MODEL, TOKENIZER = load_model("tiny")
+AXES = discover(MODEL)
+IDS = calibration_ids("tiny", TOKENIZER, samples=4, length=16)
+SCORES = estimate(MODEL, AXES, criterion="l1")
+PLAN = select(AXES, SCORES, ratio=0.5)
+SMALLER = prune_(copy.deepcopy(MODEL), PLAN)
+EXAMPLES = instructions("tiny", samples=2)
+HEADS = next(name for name in AXES if AXES[name].kind == "attention")
+OTHER_PLAN = Plan({"layers.9.mlp": [0]}, {"layers.9.mlp": 2})
+NAN = SCORES | {HEADS: SCORES[HEADS] * float("nan")}
+RECOVERY = {"steps": 1, "batch_size": 2, "micro_batch_size": 2, "warmup_steps": 0}
+INF, SHORT = float("inf"), {HEADS: torch.ones(1)}
+
+GOOD = {  # a call of each function, with all that is right
+    load_model: {"name_or_path": "tiny"},
+    discover: {"model": MODEL},
+    estimate: {"model": MODEL, "axes": AXES, "calibration_ids": IDS},
+    select: {"axes": AXES, "scores": SCORES, "ratio": 0.5},
+    prune_: {"model": MODEL, "plan": PLAN, "axes": AXES},
+    mask_: {"model": MODEL, "plan": PLAN, "axes": AXES},
+    repair_: {"model": MODEL, "plan": PLAN, "calibration_ids": IDS, "axes": AXES},
+    save_model: {"model": MODEL, "tokenizer": TOKENIZER, "path": "new"},
+    to_gguf: {"model": MODEL, "path": "new.gguf", "tokenizer": TOKENIZER},
+    perplexity: {"model": MODEL, "ids": IDS},
+    generate_samples: {"model": MODEL, "tokenizer": TOKENIZER, "prompts": ["a river"], "max_new_tokens": 2},
+    zero_shot: {"model": MODEL, "tokenizer": TOKENIZER, "tasks": ["boolq"], "limit": 1},
+    text_ids: {"text": "tiny", "tokenizer": TOKENIZER, "length": 8, "windows": 2},
+    calibration_ids: {"text": "tiny", "tokenizer": TOKENIZER, "samples": 2, "length": 8},
+    instructions: {"name": "tiny", "samples": 2},
+    recover: {"model": MODEL, "tokenizer": TOKENIZER, "examples": EXAMPLES, "output_dir": "run"} | RECOVERY,
+    macs: {"model": MODEL, "tokens": 4},
+    latency: {"model": MODEL, "tokens": 4, "repeats": 1},
+    quantise_: {"model": MODEL, "outlier": 6},
+    Plan.from_json: {"source": PLAN.to_json()},
+    Plan: {"keep": {"a": [0]}, "n_groups": {"a": 2}},
+}
+
+CASES = [  # function, what is wrong, what came, what is wanted
+    (load_model, {"name_or_path": "smollm"}, "'smollm'", "smollm2-135m"),
+    (load_model, {"name_or_path": ""}, "''", "smollm2-135m"),
+    (load_model, {"name_or_path": 5}, "5", "smollm2-135m"),
+    (load_model, {"name_or_path": Path("nowhere")}, "'nowhere'", "folder"),
+    (load_model, {"name_or_path": "a/b/c"}, "'a/b/c'", "owner/name"),
+    (load_model, {"name_or_path": "<b>"}, "'<b>'", "owner/name"),
+    (load_model, {"dtype": "float32"}, "'float32'", "torch.float32"),
+    (load_model, {"dtype": torch.int8}, "torch.int8", "torch.float32"),
+    (load_model, {"dtype": None}, "None", "torch.float32"),
+    (load_model, {"device": "tpu7"}, "'tpu7'", "auto, cpu"),
+    (load_model, {"device": 3.5}, "3.5", "auto, cpu"),
+    (load_model, {"device": None}, "None", "auto, cpu"),
+    (load_model, {"device_map": "auto"}, "device_map", "leave it out"),
+    (load_model, {"seed": "x"}, "'x'", "a whole number of at least 0"),
+    (load_model, {"seed": -1}, "-1", "a whole number of at least 0"),
+    (load_model, {"seed": 1.5}, "1.5", "a whole number of at least 0"),
+    (discover, {"model": None}, "None", "a model"),
+    (discover, {"model": "tiny"}, "str", "load_model"),
+    (discover, {"model": MODEL.config}, "LlamaConfig", "load_model"),
+    (discover, {"model": type(MODEL)}, "type", "load_model"),
+    (discover, {"model": nn.Linear(2, 2)}, "Linear", "decoder"),
+    (discover, {"model": nn.Sequential()}, "Sequential", "decoder"),
+    (discover, {"model": BertModel(BertConfig(vocab_size=16, hidden_size=12))}, "BertModel", "decoder"),
+    (discover, {"model": AXES}, "Axes", "load_model"),
+    (estimate, {"model": None}, "None", "load_model"),
+    (estimate, {"axes": None}, "None", "discover"),
+    (estimate, {"axes": {}}, "no axis", "discover"),
+    (estimate, {"axes": ["mlp"]}, "['mlp']", "discover"),
+    (estimate, {"model": SMALLER}, "64320", "run discover again"),
+    (estimate, {"calibration_ids": None}, "NoneType", "int64 of shape"),
+    (estimate, {"calibration_ids": IDS.tolist()}, "list", "int64 of shape"),
+    (estimate, {"calibration_ids": IDS.float()}, "torch.float32", "int64"),
+    (estimate, {"calibration_ids": IDS[0]}, "(16,)", "(samples, tokens)"),
+    (estimate, {"calibration_ids": IDS[:, :1]}, "(4, 1)", "at least 2 tokens"),
+    (estimate, {"calibration_ids": IDS[:0]}, "(0, 16)", "(samples, tokens)"),
+    (estimate, {"calibration_ids": IDS - 999}, "from -", "260 entries"),
+    (estimate, {"calibration_ids": IDS + 999}, "to 1", "260 entries"),
+    (estimate, {"calibration_ids": IDS.numpy()}, "ndarray", "int64"),
+    (estimate, {"criterion": "taylor"}, "'taylor'", "element1"),
+    (estimate, {"criterion": None}, "None", "element1"),
+    (estimate, {"criterion": 5}, "5", "element1"),
+    (estimate, {"criterion": ["l1"]}, "['l1']", "element1"),
+    (estimate, {"aggregation": "average"}, "'average'", "mean"),
+    (estimate, {"aggregation": None}, "None", "mean"),
+    (estimate, {"order": "rows"}, "'rows'", "channel, group"),
+    (estimate, {"criterion": "obs", "aggregation": "max"}, "'max'", "leave it out"),
+    (estimate, {"seed": "x"}, "'x'", "a whole number"),
+    (estimate, {"criterion": "random", "seed": -1}, "-1", "at least 0"),
+    (estimate, {"criterion": "random", "seed": 1.5}, "1.5", "a whole number"),
+    (estimate, {"criterion": "random", "seed": None}, "None", "a whole number"),
+    (estimate, {"micro_batch": 0}, "0", "at least 1, or None"),
+    (estimate, {"micro_batch": 1.5}, "1.5", "at least 1, or None"),
+    (estimate, {"micro_batch": "2"}, "'2'", "at least 1, or None"),
+    (estimate, {"micro_batch": True}, "True", "at least 1, or None"),
+    (select, {"axes": None}, "None", "discover"),
+    (select, {"axes": {}}, "no axis", "discover"),
+    (select, {"axes": ["mlp"]}, "['mlp']", "discover"),
+    (select, {"scores": None}, "None", "estimate"),
+    (select, {"scores": {}}, "no scores", "estimate"),
+    (select, {"scores": SHORT}, "(1,)", "(2,)"),
+    (select, {"scores": NAN}, "not all finite", "check the calibration loss"),
+    (select, {"scores": SCORES | {HEADS: "high"}}, "'high'", "a tensor"),
+    (select, {"ratio": 1}, "1", "a number in [0, 1)"),
+    (select, {"ratio": 20}, "20", "a number in [0, 1)"),
+    (select, {"ratio": -0.1}, "-0.1", "a number in [0, 1)"),
+    (select, {"ratio": INF}, "inf", "a number in [0, 1)"),
+    (select, {"ratio": INF - INF}, "nan", "a number in [0, 1)"),
+    (select, {"ratio": "0.2"}, "'0.2'", "a number in [0, 1)"),
+    (select, {"ratio": None}, "None", "a number in [0, 1)"),
+    (select, {"ratio": True}, "True", "a number in [0, 1)"),
+    (select, {"ratio": [0.2]}, "[0.2]", "a number in [0, 1)"),
+    (select, {"ratio": np.array([0.2, 0.3])}, "ndarray", "a number in [0, 1)"),
+    (select, {"ratio": torch.tensor(1.5)}, "1.5", "a number in [0, 1)"),
+    (select, {"ratio": {}}, "{}", "names or patterns of axes"),
+    (select, {"ratio": {"nope": 0.2}}, "'nope'", HEADS),
+    (select, {"ratio": {5: 0.2}}, "5", HEADS),
+    (select, {"ratio": {"*": 2}}, "2", "a number in [0, 1)"),
+    (select, {"ratio": {"*": 0.2}, "scope": "global"}, "ratios by axis", "scope='local'"),
+    (select, {"granularity": "head"}, "'head'", "block"),
+    (select, {"granularity": None}, "None", "block"),
+    (select, {"scope": "layer"}, "'layer'", "local"),
+    (select, {"target": "weights"}, "'weights'", "parameters"),
+    (select, {"protect_first": -1}, "-1", "at least 0"),
+    (select, {"protect_first": 1.0}, "1.0", "a whole number"),
+    (select, {"protect_last": "1"}, "'1'", "a whole number"),
+    (select, {"protect_last": True}, "True", "a whole number"),
+    (select, {"protect_first": 1, "protect_last": 1}, "2", "2 layers"),
+    (select, {"granularity": "channel", "protect_last": 1}, "protect_last", "must be 0"),
+    (select, {"ignore": "layers.0.mlp"}, "'layers.0.mlp'", "a list"),
+    (select, {"ignore": ["nope"]}, "'nope'", HEADS),
+    (select, {"ignore": [3]}, "3", HEADS),
+    (select, {"ignore": None}, "None", "a list"),
+    (select, {"multiple_of": 0}, "0", "at least 1"),
+    (select, {"multiple_of": 2.5}, "2.5", "a whole number"),
+    (select, {"uniform": True, "protect_first": 1}, "uniform=True", "no protected"),
+    (select, {"granularity": "layer", "dependency": False}, "dependency=False", "'block'"),
+    (select, {"dependency": False}, "(2,)", "aggregation='none'"),
+    (select, {"target": "parameters", "ratio": 0.9}, "90.0%", "lower the ratio"),
+    (prune_, {"model": None}, "None", "load_model"),
+    (prune_, {"plan": None}, "None", "select"),
+    (prune_, {"plan": PLAN.to_dict()}, "{", "select"),
+    (prune_, {"plan": OTHER_PLAN}, "layers.9", HEADS),
+    (prune_, {"model": SMALLER, "axes": None}, "groups", "discover"),
+    (prune_, {"model": SMALLER}, "parameters", "leave `axes` out"),
+    (prune_, {"axes": dict(AXES)}, "{", "discover"),
+    (mask_, {"model": "tiny"}, "str", "load_model"),
+    (mask_, {"plan": "all"}, "'all'", "select"),
+    (mask_, {"plan": OTHER_PLAN}, "layers.9", HEADS),
+    (mask_, {"axes": {}}, "{}", "discover"),
+    (repair_, {"model": None}, "None", "load_model"),
+    (repair_, {"plan": None}, "None", "select"),
+    (repair_, {"calibration_ids": None}, "NoneType", "int64"),
+    (repair_, {"calibration_ids": IDS[:1]}, "1", "at least 2"),
+    (repair_, {"ridges": []}, "[]", "(0, inf)"),
+    (repair_, {"ridges": [0.1, -1]}, "-1", "(0, inf)"),
+    (repair_, {"ridges": ["x"]}, "'x'", "(0, inf)"),
+    (repair_, {"ridges": 0.1}, "0.1", "(0, inf)"),
+    (save_model, {"model": None}, "None", "load_model"),
+    (save_model, {"model": nn.Linear(2, 2)}, "Linear", "transformers"),
+    (save_model, {"path": None}, "None", "a folder"),
+    (save_model, {"path": "taken.txt"}, "taken.txt", "a folder"),
+    (save_model, {"path": "full"}, "full", "a new folder"),
+    (save_model, {"path": "taken.txt/in"}, "taken.txt", "a folder"),
+    (save_model, {"max_shard_size": "5 apples"}, "5 apples", "5GB"),
+    (save_model, {"max_shard_size": 0}, "0", "5GB"),
+    (save_model, {"max_shard_size": None}, "None", "5GB"),
+    (save_model, {"tokenizer": "tiny"}, "'tiny'", "tokenizer"),
+    (to_gguf, {"model": None}, "None", "load_model"),
+    (to_gguf, {"tokenizer": None}, "tokenizer", "to_gguf(model, path, tokenizer"),
+    (to_gguf, {"path": "full"}, "full", "a file"),
+    (to_gguf, {"dtype": torch.int8}, "torch.int8", "torch.float32"),
+    (to_gguf, {"dtype": "float16"}, "float16", "torch.float32"),
+    (perplexity, {"model": None}, "None", "load_model"),
+    (perplexity, {"ids": None}, "NoneType", "int64"),
+    (perplexity, {"ids": "text"}, "str", "int64"),
+    (perplexity, {"ids": IDS + 999}, "to 1", "260 entries"),
+    (perplexity, {"batch_size": 0}, "0", "at least 1"),
+    (perplexity, {"batch_size": -1}, "-1", "at least 1"),
+    (perplexity, {"batch_size": 1.5}, "1.5", "a whole number"),
+    (perplexity, {"batch_size": "8"}, "'8'", "a whole number"),
+    (generate_samples, {"model": None}, "None", "load_model"),
+    (generate_samples, {"tokenizer": None}, "None", "tokenizer"),
+    (generate_samples, {"prompts": "a river"}, "'a river'", "a list"),
+    (generate_samples, {"prompts": []}, "[]", "a list"),
+    (generate_samples, {"prompts": [5]}, "5", "a text"),
+    (generate_samples, {"prompts": [""]}, "['']", "none of them empty"),
+    (generate_samples, {"prompts": None}, "None", "a list"),
+    (generate_samples, {"max_new_tokens": 0}, "0", "at least 1"),
+    (generate_samples, {"max_new_tokens": 1.5}, "1.5", "a whole number"),
+    (generate_samples, {"draws": 0}, "0", "at least 1"),
+    (generate_samples, {"draws": "2"}, "'2'", "a whole number"),
+    (generate_samples, {"seed": -1}, "-1", "at least 0"),
+    (generate_samples, {"seed": None}, "None", "a whole number"),
+    (zero_shot, {"model": None}, "None", "load_model"),
+    (zero_shot, {"tasks": ["bolq"]}, "'bolq'", "boolq"),
+    (zero_shot, {"tasks": "boolq"}, "boolq", "a list"),
+    (zero_shot, {"tasks": []}, "[]", "boolq"),
+    (zero_shot, {"tasks": None}, "None", "boolq"),
+    (zero_shot, {"limit": 0}, "0", "at least 1"),
+    (zero_shot, {"limit": 1.5}, "1.5", "at least 1"),
+    (zero_shot, {"limit": "3"}, "'3'", "at least 1"),
+    (zero_shot, {"seed": -1}, "-1", "at least 0"),
+    (zero_shot, {"seed": "x"}, "'x'", "a whole number"),
+    (zero_shot, {"batch_size": 0}, "0", "at least 1"),
+    (zero_shot, {"batch_size": "auto"}, "'auto'", "a whole number"),
+    (zero_shot, {"tokenizer": None}, "None", "tokenizer"),
+    (text_ids, {"text": "wikki"}, "'wikki'", "wiki"),
+    (text_ids, {"text": Path("none.txt")}, "none.txt", "wiki"),
+    (text_ids, {"text": 5}, "5", "documents"),
+    (text_ids, {"text": None}, "None", "documents"),
+    (text_ids, {"text": []}, "0 documents", "at least one"),
+    (text_ids, {"text": ["", " "]}, "2 documents", "at least one"),
+    (text_ids, {"text": [1, 2]}, "int", "a str"),
+    (text_ids, {"text": "full/latin.txt"}, "latin.txt", "UTF-8"),
+    (text_ids, {"tokenizer": None}, "None", "tokenizer"),
+    (text_ids, {"length": 0}, "0", "at least 1"),
+    (text_ids, {"length": "8"}, "'8'", "a whole number"),
+    (text_ids, {"length": 2.5}, "2.5", "a whole number"),
+    (text_ids, {"length": None}, "None", "a whole number"),
+    (text_ids, {"windows": 0}, "0", "at least 1"),
+    (text_ids, {"windows": 10**7}, "windows", "wanted 10000000"),
+    (text_ids, {"windows": "all"}, "'all'", "a whole number"),
+    (text_ids, {"seed": -1}, "-1", "at least 0"),
+    (text_ids, {"seed": "x"}, "'x'", "a whole number"),
+    (text_ids, {"seed": 0.5}, "0.5", "a whole number"),
+    (text_ids, {"separator": 3}, "3", "separator"),
+    (text_ids, {"separator": ""}, "''", "separator"),
+    (calibration_ids, {"text": "wikki"}, "'wikki'", "wiki"),
+    (calibration_ids, {"samples": 0}, "0", "at least 1"),
+    (calibration_ids, {"samples": None}, "None", "a whole number"),
+    (calibration_ids, {"samples": 1000}, "200 documents", "1000"),
+    (calibration_ids, {"samples": True}, "True", "a whole number"),
+    (calibration_ids, {"length": -3}, "-3", "at least 1"),
+    (calibration_ids, {"length": 10**6}, "0 documents", "shorter"),
+    (calibration_ids, {"seed": "x"}, "'x'", "a whole number"),
+    (calibration_ids, {"seed": -1}, "-1", "at least 0"),
+    (instructions, {"name": "alpacca"}, "'alpacca'", "alpaca"),
+    (instructions, {"name": 5}, "5", "alpaca"),
+    (instructions, {"name": Path("full/rows.json")}, "rows.json", "instruction"),
+    (instructions, {"samples": 0}, "0", "at least 1"),
+    (instructions, {"samples": 10**6}, "1000000", "take fewer"),
+    (instructions, {"samples": 2.5}, "2.5", "a whole number"),
+    (instructions, {"seed": -1}, "-1", "at least 0"),
+    (recover, {"model": None}, "None", "load_model"),
+    (recover, {"tokenizer": None}, "None", "tokenizer"),
+    (recover, {"examples": []}, "0 examples", "instruction"),
+    (recover, {"examples": [{}]}, "Example 0", "instruction"),
+    (recover, {"examples": [{"instruction": 5, "output": "a"}]}, "instruction", "output"),
+    (recover, {"examples": "text"}, "str", "dicts"),
+    (recover, {"examples": [5]}, "[5]", "dicts"),
+    (recover, {"examples": None}, "None", "dicts"),
+    (recover, {"output_dir": "taken.txt"}, "taken.txt", "a folder"),
+    (recover, {"output_dir": None}, "None", "a folder"),
+    (recover, {"evaluate": 5}, "5", "a function"),
+    (recover, {"evaluate_at": [1]}, "[1]", "evaluate=None"),
+    (recover, {"keep_at": [9]}, "[9]", "from 1 to 1"),
+    (recover, {"keep_at": ["x"]}, "'x'", "a whole number"),
+    (recover, {"keep_at": 1}, "1", "a list"),
+    (recover, {"at": 3}, "3", "keep_at"),
+    (recover, {"save_steps": 0}, "0", "at least 1"),
+    (recover, {"save_steps": 1.5}, "1.5", "a whole number"),
+    (recover, {"training_arguments": {"nope": 1}}, "nope", "TrainingArguments"),
+    (recover, {"training_arguments": {"seed": 1}}, "seed", "seed"),
+    (recover, {"training_arguments": 5}, "5", "TrainingArguments"),
+    (recover, {"rate": 1e-3}, "rate", "learning_rate"),
+    (recover, {"steps": 0}, "0", "at least 1"),
+    (recover, {"steps": 1.5}, "1.5", "a whole number"),
+    (recover, {"steps": "5"}, "'5'", "a whole number"),
+    (recover, {"steps": None, "epochs": 0}, "0", "(0, inf)"),
+    (recover, {"epochs": INF}, "inf", "(0, inf)"),
+    (recover, {"epochs": "2"}, "'2'", "(0, inf)"),
+    (recover, {"batch_size": 3}, "3", "multiple of micro_batch_size"),
+    (recover, {"batch_size": 0}, "0", "at least 1"),
+    (recover, {"micro_batch_size": -1}, "-1", "at least 1"),
+    (recover, {"micro_batch_size": 1.0}, "1.0", "a whole number"),
+    (recover, {"learning_rate": 0}, "0", "(0, inf)"),
+    (recover, {"learning_rate": "fast"}, "'fast'", "(0, inf)"),
+    (recover, {"learning_rate": INF - INF}, "nan", "(0, inf)"),
+    (recover, {"warmup_steps": -1}, "-1", "at least 0"),
+    (recover, {"rank": 1.5}, "1.5", "a whole number"),
+    (recover, {"rank": 0}, "0", "at least 1"),
+    (recover, {"alpha": -1}, "-1", "(0, inf)"),
+    (recover, {"dropout": 1}, "1", "[0, 1)"),
+    (recover, {"cutoff": 0}, "0", "at least 1"),
+    (recover, {"cutoff": 3}, "3", "raise the cutoff"),
+    (recover, {"seed": -1}, "-1", "at least 0"),
+    (recover, {"seed": None}, "None", "a whole number"),
+    (recover, {"target_modules": "nope"}, "'nope'", "q_proj"),
+    (recover, {"target_modules": ["q_proj", "nope"]}, "['nope']", "q_proj"),
+    (recover, {"target_modules": []}, "[]", "q_proj"),
+    (recover, {"target_modules": 5}, "5", "a list that is not empty, each of it a text"),
+    (macs, {"model": None}, "None", "load_model"),
+    (macs, {"tokens": 0}, "0", "at least 1"),
+    (macs, {"tokens": 2.5}, "2.5", "a whole number"),
+    (latency, {"model": None}, "None", "load_model"),
+    (latency, {"tokens": 0}, "0", "at least 1"),
+    (latency, {"batch": 0}, "0", "at least 1"),
+    (latency, {"repeats": 0}, "0", "at least 1"),
+    (latency, {"repeats": "3"}, "'3'", "a whole number"),
+    (latency, {"warmup": -1}, "-1", "at least 0"),
+    (quantise_, {"model": None}, "None", "load_model"),
+    (quantise_, {"model": nn.Sequential()}, "Sequential", "linear"),
+    (quantise_, {"outlier": -1}, "-1", "(0, inf)"),
+    (quantise_, {"outlier": "6"}, "'6'", "(0, inf)"),
+    (Plan.from_json, {"source": "{}"}, "keep", "n_groups"),
+    (Plan.from_json, {"source": "{"}, "not a plan", "keep"),
+    (Plan.from_json, {"source": "nowhere.json"}, "nowhere.json", "keep"),
+    (Plan.from_json, {"source": 5}, "5", "keep"),
+    (Plan.from_json, {"source": '{"keep": 5, "n_groups": {}}'}, "5", "keep"),
+    (Plan, {"keep": {"b": [0]}}, "'b'", "keep and n_groups"),
+    (Plan, {"keep": {"a": []}}, "[]", "at least one"),
+    (Plan, {"keep": {"a": [1, 0]}}, "[1, 0]", "sorted"),
+    (Plan, {"keep": {"a": [0, 0]}}, "[0, 0]", "without repeats"),
+    (Plan, {"keep": {"a": [2]}}, "[2]", "0..1"),
+    (Plan, {"keep": {"a": "x"}}, "'x'", "list"),
+    (Plan, {"keep": {"a": [0.5]}}, "0.5", "list"),
+    (Plan, {"keep": None}, "None", "keep"),
+    (Plan, {"n_groups": {"a": "2"}}, "'2'", "whole number"),
+]
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """The current folder, with a file and a folder of something else; give what lies there."""
+    monkeypatch.chdir(tmp_path)
+    Path("taken.txt").write_text("mine")
+    Path("full").mkdir()
+    Path("full/latin.txt").write_bytes(b"\xe9t\xe9")
+    Path("full/rows.json").write_text('[{"question": "a"}]')
+    return lambda: {path.as_posix(): path.stat().st_mtime_ns for path in Path().rglob("*")}
+
+
+def name(value) -> str:
+    return f"{type(value).__name__}{tuple(value.shape)}" if hasattr(value, "shape") else repr(value)[:30]
+
+
+def ids(case):
+    wrong = ",".join(f"{key}={name(value)}" for key, value in case[1].items())
+    return f"{case[0].__qualname__}({wrong})"
+
+
+@pytest.mark.parametrize("case", CASES, ids=ids)
+def test_one_sentence_says_what_came_and_what_is_wanted(case, place):
+    function, wrong, came, wanted = case
+    before = place()
+    weights = {name: weight.clone() for name, weight in MODEL.named_parameters()}
+    runs = MODEL.register_forward_pre_hook(lambda *_: pytest.fail("the model ran"))
+    try:
+        with pytest.raises(ValueError) as caught, warnings.catch_warnings():
+            warnings.simplefilter("error")
+            function(**GOOD[function] | wrong)
+    finally:
+        runs.remove()
+    sentence = str(caught.value)
+    assert came in sentence and wanted in sentence and "\n" not in sentence, sentence
+    assert place() == before, "something was written"
+    assert all(torch.equal(weight, weights[name]) for name, weight in MODEL.named_parameters())
+
+
+@pytest.mark.parametrize("function", GOOD, ids=lambda function: function.__qualname__)
+def test_the_same_calls_with_nothing_wrong_are_right(function, place):
+    function(**copy.deepcopy(GOOD[function]))
+
+
+def test_a_number_of_numpy_or_torch_is_a_number():
+    for ratio in (np.float32(0.5), np.float64(0.5), torch.tensor(0.5), np.array(0.5)):
+        plan = select(AXES, SCORES, ratio=ratio, protect_first=np.int64(0))
+        assert plan.to_json() == PLAN.to_json()
+    assert re.search("0.5", PLAN.to_json())
