@@ -94,6 +94,12 @@ def figures(context, profile="quick"):
     _python("-m", "pruner_lib.study.readme")
 
 
+@task(help={"name": "for example 04", "profile": PROFILE_HELP})
+def slides(context, name, profile="quick"):
+    """Make slides of the cells of a notebook that are tagged `slide`."""
+    _python("-m", "pruner_lib.study.slides", name, "--profile", profile)
+
+
 @task(
     pre=[setup],
     iterable=["only", "set"],
@@ -149,7 +155,7 @@ def clean(context, environment=False):
 
 VERBS = {
     verb.__name__: verb
-    for verb in (setup, lab, study, notebook, reproduce, test, lint, bench, stress, figures, clean)
+    for verb in (setup, lab, study, notebook, reproduce, test, lint, bench, stress, figures, slides, clean)
 }
 
 

@@ -1,4 +1,4 @@
-"""The tables of README.md and results/README.md that come from results: verdicts and coverage.
+"""What README.md, REPRODUCIBILITY.md and results/README.md take from results: verdicts, cost, coverage.
 
     python -m pruner_lib.study.readme
 
@@ -16,10 +16,12 @@ import pandas as pd
 from pruner_lib.files import write_text
 from pruner_lib.study.claims import CANT_TELL, NOT_MEASURED, NOT_REPRODUCED, REPRODUCED
 from pruner_lib.study.paper import coverage_frame
+from pruner_lib.study.records import load_records
 from pruner_lib.study.results import project_root
 
 PROFILE = "quick"  # whose files the coverage names
 VERDICTS = [f"results/{profile}/tables/12_verdicts.csv" for profile in ("decide", PROFILE)]
+ANSWERS = {NOT_REPRODUCED: "not reproduced", CANT_TELL: "open", REPRODUCED: "reproduced"}  # -> its marks
 COLUMNS = ["the paper's claim", "holds", "paper", "ours", "verdict", "notebook"]
 
 
@@ -43,32 +45,74 @@ def verdict_tables(root: Path) -> dict[str, str]:
 
     What was not reproduced comes first; claims that were not measured share a line.
     """
-    file = next((name for name in VERDICTS if (root / name).is_file()), "")
+    file, shown = _verdicts(root)
     if not file:
         nothing = "Not there yet: `python tasks.py study` makes it."
         return {"not reproduced": "Nothing was measured yet.", "verdicts": nothing}
-    numbers = ("ours", "low", "high", "paper")
-    missing = dict.fromkeys(numbers, ["", "nan"])
+    groups = {name: shown[shown.answer == name] for name in ANSWERS}
+    lines = [_counts(file, shown), "", _markdown(COLUMNS, pd.concat(groups)[COLUMNS].to_numpy())]
+    if rest := shown.claim[shown.answer == NOT_MEASURED].tolist():
+        lines += ["", f"Not measured in this profile: {', '.join(rest)}."]
+    lines += ["", f"File, with the test behind each verdict: [{Path(file).name}]({file})"]
+    said = _in_words(groups[NOT_REPRODUCED]) or "No claim was refuted."
+    return {"not reproduced": said, "verdicts": "\n".join(lines)}
+
+
+def report_tables(root: Path) -> dict[str, str]:
+    """Write what REPRODUCIBILITY.md takes from the results: the claims by their verdict, and the cost."""
+    file, shown = _verdicts(root)
+    marks = ("counts", *ANSWERS.values(), NOT_MEASURED, "cost")
+    if not file:
+        return dict.fromkeys(marks, "Nothing was measured yet.")
+    said = [_in_words(shown[shown.answer == one]) or "None." for one in ANSWERS]
+    rest = "\n".join(f"- *{claim}*" for claim in shown[COLUMNS[0]][shown.answer == NOT_MEASURED])
+    cost = _cost(root / Path(file).parents[1])
+    return dict(zip(marks, [_counts(file, shown), *said, rest or "None.", cost], strict=True))
+
+
+def _verdicts(root: Path) -> tuple[str, pd.DataFrame]:
+    """Read the verdicts below `root` as they are shown, beside claim and answer; "" without any."""
+    file = next((name for name in VERDICTS if (root / name).is_file()), "")
+    if not file:
+        return "", pd.DataFrame()
+    missing = dict.fromkeys(("ours", "low", "high", "paper"), ["", "nan"])
     rows = pd.read_csv(root / file, keep_default_na=False, na_values=missing)
-    ours, low, high, paper = (rows[name].map(_number) for name in numbers)
+    ours, low, high, paper = (rows[name].map(_number) for name in missing)
     part = rows.part.map(lambda name: f" ({name})" if name else "")
     needs = rows.needs.map(lambda what: f"; needs {what}" if what else "")
     cells = [rows.sentence, rows.rule, paper.replace("nan", "not printed")]
     cells += [ours + " [" + low + ", " + high + "]" + part]
     cells += [rows.verdict.str.removesuffix(" at this sample size") + needs, rows.notebook.map(_notebook)]
     shown = pd.concat(cells, axis=1, keys=COLUMNS)
-    groups = {name: shown[rows.verdict == name] for name in (NOT_REPRODUCED, CANT_TELL, REPRODUCED)}
-    counts = ", ".join(f"{len(group)} {name}" for name, group in groups.items())
-    lines = [f"Of {len(rows)} claims, in the profile `{file.split('/')[1]}`: {counts}.", ""]
-    lines.append(_markdown(COLUMNS, pd.concat(groups).to_numpy()))
-    if rest := rows.claim[rows.verdict == NOT_MEASURED].tolist():
-        lines += ["", f"Not measured in this profile: {', '.join(rest)}."]
-    lines += ["", f"File, with the test behind each verdict: [{Path(file).name}]({file})"]
-    said = [
+    return file, shown.assign(claim=rows.claim, answer=rows.verdict)
+
+
+def _counts(file: str, shown: pd.DataFrame) -> str:
+    counts = ", ".join(f"{(shown.answer == name).sum()} {name}" for name in ANSWERS)
+    return f"Of {len(shown)} claims, in the profile `{file.split('/')[1]}`: {counts}."
+
+
+def _in_words(rows: pd.DataFrame) -> str:
+    return "\n".join(
         f"- *{claim}* Wanted: {rule}; ours: {numbers}; the paper: {paper}."
-        for claim, rule, paper, numbers, *_ in groups[NOT_REPRODUCED].to_numpy()
+        for claim, rule, paper, numbers in rows[COLUMNS[:4]].to_numpy()
+    )
+
+
+def _cost(folder: Path) -> str:
+    """Add up what the records of a profile took, for each kind of machine."""
+    records = [
+        (one.machine["device_name"], sum(one.seconds.values()) / 3600, one.peak_memory_mb / 1024)
+        for one in load_records(folder)
     ]
-    return {"not reproduced": "\n".join(said) or "No claim was refuted.", "verdicts": "\n".join(lines)}
+    columns = ["device", "hours", "memory"]
+    table = (
+        pd.DataFrame(records, columns=columns)
+        .groupby("device")
+        .agg(records=("hours", "size"), hours=("hours", "sum"), memory=("memory", "max"))
+    )
+    rows = [(name, f"{n:,.0f}", f"{hours:.1f}", f"{gib:.1f}") for name, n, hours, gib in table.itertuples()]
+    return _markdown(["machine", "experiments", "hours", "highest memory, GiB"], rows)
 
 
 def _number(value: float) -> str:
@@ -94,9 +138,10 @@ def coverage_table(root: Path) -> str:
 
 
 def main() -> None:
-    """Rewrite README.md and results/README.md of this project."""
+    """Rewrite README.md, REPRODUCIBILITY.md and results/README.md of this project."""
     root = project_root() or Path.cwd()
-    tables = {"README.md": verdict_tables(root), "results/README.md": {"coverage": coverage_table(root)}}
+    tables = {"README.md": verdict_tables(root), "REPRODUCIBILITY.md": report_tables(root)}
+    tables["results/README.md"] = {"coverage": coverage_table(root)}
     for name, own in tables.items():
         write_text(root / name, with_tables((root / name).read_text(encoding="utf-8"), own))
 

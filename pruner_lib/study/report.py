@@ -28,11 +28,13 @@ TEMPLATE = "{% extends 'lab/index.html.j2' %}" + "".join(
 )
 STYLE = re.compile("<style[^>]*>(.*?)</style>\\s*", re.DOTALL)
 TAGS = ["a", "b", "br", "code", "div", "em", "h1", "h2", "h3", "i", "li", "ol", "p", "pre", "span", "strong"]
-TAGS += ["ul", "style", "table", "thead", "tbody", "tr", "th", "td"]
+TAGS += ["details", "summary", "ul", "style", "table", "thead", "tbody", "tr", "th", "td"]
 LOOKS = ["color", "font-weight", "padding", "text-align", "vertical-align", "white-space", "width"]
 ATTRIBUTES = ["class", "colspan", "href", "id", "rowspan", "style"]
 # any other markup in a name or a text is shown as it is written
 SAFE = SanitizeHTML(tags=TAGS, attributes=ATTRIBUTES, styles=LOOKS)
+LINK = re.compile(r'href="\.\./(?=(?:notebooks|pruner_lib|results)/)')  # from the folder of the notebooks
+PAGE = re.compile(r'href="(\d\d_\w+)\.ipynb"')
 WIDGET = "application/vnd.jupyter.widget-view+json"  # progress bars, which a page can't move
 
 
@@ -56,12 +58,12 @@ def write_index(profile: str) -> Path:
     for name, path in executed.items():
         page = path.with_suffix(".html")
         if not page.is_file() or page.stat().st_mtime < path.stat().st_mtime:
-            write_text(page, notebook_page(_read(path), name, "../style.css")[0])
+            write_text(page, notebook_page(read_notebook(path), name, "../style.css")[0])
     rows = [_row(run, run.notebook in executed) for run in runs_frame(profile).itertuples()]
     head = f"<h1>LLM-Pruner, studied: profile {escape(profile)}</h1>"
     table = f"<table>{''.join(rows)}</table>" if rows else "<p>No notebook has run yet.</p>"
     front = new_notebook(cells=[new_markdown_cell(head), new_markdown_cell(table)])
-    front.cells += _read(executed[SUMMARY]).cells if SUMMARY in executed else []
+    front.cells += read_notebook(executed[SUMMARY]).cells if SUMMARY in executed else []
     page, style = notebook_page(front, f"LLM-Pruner, studied: {profile}", "style.css")
     write_text(folder / "style.css", style)
     return write_text(folder / "index.html", page)
@@ -70,22 +72,33 @@ def write_index(profile: str) -> Path:
 def notebook_page(notebook: nbformat.NotebookNode, title: str, style: str) -> tuple[str, str]:
     """Make a HTML page of an executed notebook, without its progress bars; names and texts stay text.
 
+    Links to other notebooks lead to their pages, those to files of the project to these.
+
     Args:    style: the path of the style sheet, from the page.
     Returns: the page, and the style sheet, which is the same for all notebooks.
     """
+    resources = {"metadata": {"name": title}}
+    safe = {"sanitize_html": True, "filters": {"clean_html": SAFE.sanitize_html_tags}}
+    page, _ = HTMLExporter(raw_template=TEMPLATE, **safe).from_notebook_node(
+        without_bars(notebook), resources
+    )
+    head, end, body = page.partition("</head>")
+    link, home = f'<link rel="stylesheet" href="{style}">\n', style.removesuffix("style.css")
+    body = PAGE.sub(rf'href="{home}notebooks/\1.html"', LINK.sub(f'href="{home}../../', body))
+    return STYLE.sub("", head) + link + end + body, "\n".join(STYLE.findall(head))
+
+
+def without_bars(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Take the outputs that only a kernel can move out of a notebook, in place."""
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [one for one in cell.outputs if WIDGET not in one.get("data", {})]
     notebook.metadata.pop("widgets", None)
-    resources = {"metadata": {"name": title}}
-    safe = {"sanitize_html": True, "filters": {"clean_html": SAFE.sanitize_html_tags}}
-    page, _ = HTMLExporter(raw_template=TEMPLATE, **safe).from_notebook_node(notebook, resources)
-    head, end, body = page.partition("</head>")
-    link = f'<link rel="stylesheet" href="{style}">\n'
-    return STYLE.sub("", head) + link + end + body, "\n".join(STYLE.findall(head))
+    return notebook
 
 
-def _read(path: Path) -> nbformat.NotebookNode:
+def read_notebook(path: Path) -> nbformat.NotebookNode:
+    """Read a notebook; one that can't be read is a ValueError that names it."""
     try:
         return nbformat.read(path, as_version=4)
     except Exception as error:

@@ -61,7 +61,7 @@ def test_bare_python_lists_the_verbs_and_makes_nothing(clone):
         line.split()[0] for line in shown.stdout.splitlines() if line.startswith("  ") and line[2] != " "
     ]
     expected = ["setup", "lab", "study", "notebook", "reproduce", "test", "lint"]
-    expected += ["bench", "stress", "figures", "clean"]
+    expected += ["bench", "stress", "figures", "slides", "clean"]
     assert (shown.returncode, verbs) == (0, expected)
     assert wrong.returncode == 2 and "no verb 'prune'" in wrong.stderr
     assert not (clone / ".venv").exists()
@@ -81,7 +81,7 @@ def test_verbs_are_short_and_say_what_they_do():
         f for f in tree.body if isinstance(f, ast.FunctionDef) and "task" in ast.unparse(f.decorator_list)
     ]
     imported = {alias.name for each in tree.body if isinstance(each, ast.Import) for alias in each.names}
-    assert len(verbs) == 11
+    assert len(verbs) == 12
     assert {f.name: f.end_lineno - f.lineno for f in verbs if f.end_lineno - f.lineno > 8} == {}
     assert {f.name for f in verbs if "\n" in (ast.get_docstring(f) or "\n")} == set()
     assert imported <= sys.stdlib_module_names

@@ -130,6 +130,20 @@ def _prose(prose, code):
             yield f"nothing is said under '{ending}'"
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_links_to_the_paper_the_code_its_numbers_and_another_notebook(path):
+    text = "\n".join(c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "markdown")
+    links = re.findall(r"\]\(([^)\s]+)\)", FOLDED.sub("", text))
+    starts = (
+        "https://arxiv.org/abs/2305.11627",
+        "../pruner_lib/",
+        f"../results/quick/tables/{path.stem[:2]}_",
+    )
+    assert not [start for start in starts if not any(link.startswith(start) for link in links)]
+    assert [link for link in links if re.fullmatch(r"\d\d_\w+\.ipynb", link) and link != path.name]
+    assert not [link for link in links if "://" not in link and not (FOLDER / link).exists()]
+
+
 def test_there_are_notebooks_and_their_names_have_numbers():
     assert len(NOTEBOOKS) >= 3
     assert all(re.fullmatch(r"\d\d_[a-z_]+", path.stem) for path in NOTEBOOKS)

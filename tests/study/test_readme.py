@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from made_records import draws
+from made_records import draws, record
 
 from pruner_lib.study.claims import claims, verdicts, write_answer
 from pruner_lib.study.compare import ratio
 from pruner_lib.study.readme import (
     VERDICTS,
     coverage_table,
+    report_tables,
     verdict_tables,
     with_tables,
 )
-from pruner_lib.study.records import MetricName
+from pruner_lib.study.records import MetricName, write_record
 from pruner_lib.study.results import Results
 from pruner_lib.study.statistics import Interval
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+REPORT = (ROOT / "REPRODUCIBILITY.md").read_text(encoding="utf-8")
 RESULTS = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
 MARKED = (
     "a\n<!-- verdicts -->\nold\n<!-- end of verdicts -->\nb\n<!-- benchmark --><!-- end of benchmark -->\nc\n"
@@ -46,6 +49,43 @@ def test_tables_of_the_readmes_are_those_of_the_published_results(published):
     message = "run python -m pruner_lib.study.readme, and commit README.md and results/README.md"
     assert with_tables(README, verdict_tables(published)) == README, message
     assert with_tables(RESULTS, {"coverage": coverage_table(ROOT)}) == RESULTS, message
+
+
+@pytest.mark.slow
+def test_report_in_the_form_of_the_challenge_is_that_of_the_published_results(published):
+    """The records that the cost is added up from are those in git, too."""
+    folder = next(name for name in VERDICTS if (published / name).is_file()).removesuffix(
+        "tables/12_verdicts.csv"
+    )
+    files = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", "-z", f"{folder}records"], capture_output=True
+    )
+    command = ["git", "-C", str(ROOT), "checkout-index", "-z", "--stdin", f"--prefix={published}/"]
+    subprocess.run(command, input=files.stdout, check=True)
+    message = "run python -m pruner_lib.study.readme, and commit REPRODUCIBILITY.md"
+    assert with_tables(REPORT, report_tables(published)) == REPORT, message
+    sections = ["Scope", "Method", "Results", "What was easy", "What was difficult", "Communication"]
+    assert all(f"\n## {section}" in REPORT for section in sections)
+    assert len(REPORT.split()) < 1800, "more than a report of a few pages"
+
+
+def test_cost_adds_up_the_records_of_each_machine(tmp_path):
+    folder = tmp_path / "results" / "quick"
+    write_answer(folder, "random beats L2", Interval(2.0, 1.9, 2.1, 64, 20))
+    Results("quick", tmp_path / "results").save_table(verdicts(folder), "12_verdicts")
+    hour = {"load": 1800.0, "evaluate": 1800.0}
+    for name, seeds in {"GPU": range(3), "CPU": range(3, 4)}.items():
+        for seed in seeds:
+            machine = {"device_name": name}
+            one = replace(
+                record(draw=seed), seconds=hour, machine=machine, peak_memory_mb=1024.0 * (1 + seed)
+            )
+            write_record(one, folder)
+    tables = report_tables(tmp_path)
+    assert tables["cost"].splitlines()[2:] == ["| CPU | 1 | 1.0 | 4.0 |", "| GPU | 3 | 3.0 | 3.0 |"]
+    assert tables["not reproduced"].startswith("- *Groups chosen at random do less harm")
+    assert tables["open"] == tables["reproduced"] == "None." and "- *Recovery" in tables["not measured"]
+    assert tables["counts"].startswith(f"Of {len(claims())} claims, in the profile `quick`: 1 not reproduced")
 
 
 def test_text_around_the_tables_stays_and_old_tables_go(tmp_path):
@@ -94,7 +134,9 @@ def test_every_table_and_figure_of_the_paper_has_a_row():
 
 
 @pytest.mark.parametrize(
-    ("text", "folder"), [(README, ROOT), (RESULTS, ROOT / "results")], ids=["front", "results"]
+    ("text", "folder"),
+    [(README, ROOT), (REPORT, ROOT), (RESULTS, ROOT / "results")],
+    ids=["front", "report", "results"],
 )
 def test_links_to_code_and_notebooks_lead_somewhere(text, folder):
     links = {link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link}

@@ -79,6 +79,17 @@ def test_names_and_texts_in_outputs_are_never_live_tags():
     assert {"table", "th", "td"} <= tags and {"class", "style"} <= names
 
 
+@pytest.mark.parametrize(("style", "home"), [("../style.css", "../"), ("style.css", "")])
+def test_links_of_a_notebook_lead_from_its_page_to_pages_and_files_and_solutions_stay_folded(style, home):
+    text = "[a](01_discover_groups.ipynb) [b](../pruner_lib/files.py) [c](https://arxiv.org/abs/2305.11627)"
+    folded = "<details><summary>Solution</summary>\n\n```python\nx = 1\n```\n\n</details>"
+    page, _ = notebook_page(new_notebook(cells=[new_markdown_cell(f"{text}\n\n{folded}")]), "x", style)
+    links = re.findall(r'href="([^"#]+)"', page.partition("<body")[2])
+    wanted = [f"{home}notebooks/01_discover_groups.html", f"{home}../../pruner_lib/files.py"]
+    assert links == [*wanted, "https://arxiv.org/abs/2305.11627"]
+    assert "<details><summary>Solution</summary>" in page and "&lt;details" not in page
+
+
 def test_front_page_is_the_summary_with_links_to_all_notebooks(place):
     done("03_compare_methods")
     done("04_dependency", status="failed", outputs=["x"])
