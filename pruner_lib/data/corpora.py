@@ -10,7 +10,7 @@ entry optional:
     NAME.txt                   any other text; a blank line ends a document
     NAME.json, NAME.jsonl      rows with "instruction", "output" and, if any, "input"; "messages"; or "text"
     NAME/                      a model: a folder with config.json, weights and tokenizer
-    tasks/TASK.jsonl           questions of a zero-shot task, see `evaluation.zero_shot`
+    tasks/TASK.jsonl           questions of a zero-shot task, see `evaluation.tasks`
 """
 
 from __future__ import annotations

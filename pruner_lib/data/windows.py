@@ -10,7 +10,7 @@ import hashlib
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from transformers import PreTrainedTokenizerBase
 
 from pruner_lib.data.corpora import Text, describe, read_corpus, read_instructions
 from pruner_lib.method.checks import require
+
+Bos = bool | Literal["window"]
 
 
 def text_ids(
@@ -27,7 +29,7 @@ def text_ids(
     length: int = 128,
     windows: int | None = None,
     seed: int | None = None,
-    bos: bool = False,
+    bos: Bos = False,
     separator: str = "\n\n",
 ) -> torch.Tensor:
     """Cut a text into windows to measure on: without a seed as the paper does, with one as a sample.
@@ -42,9 +44,10 @@ def text_ids(
         seed: None joins all documents and cuts from the beginning, without overlap; a remainder is dropped.
             A number draws the documents, and from each that is long enough one window at a random place;
             more windows of the same seed begin with the fewer ones.
-        bos: puts one beginning-of-sequence token before the whole text, as the paper's code does for LLaMA
-            (with a seed: before each document), for ChatGLM-6B its empty prompt "[gMASK] <sop>"; where the
-            tokenizer has none, texts begin without it, with a warning.
+        bos: True puts one beginning-of-sequence token before the whole text, as the paper's code does for
+            LLaMA (with a seed: before each document); "window" puts one before each window, where it counts
+            as a token, as Gemma and Llama 3 need. For ChatGLM-6B it is its empty prompt "[gMASK] <sop>";
+            where the tokenizer has none, texts begin without it, with a warning.
         separator: ends a document in a file; "\\n\\n": blank lines.
     Returns: `(windows, length)` int64.
     Raises:  ValueError: unknown text, a size below one, or fewer windows in the text than wanted.
@@ -53,17 +56,19 @@ def text_ids(
     _check(text, tokenizer, separator, seed)
     require("1..", length=length)
     require("1.. or None", windows=windows)
-    first = _first_tokens(tokenizer, bos)
+    first, before = _first_tokens(tokenizer, bos, length)
     if seed is not None:
-        return _one_a_document(text, separator, tokenizer, length, windows, seed, first, "windows")
+        return _one_a_document(text, separator, tokenizer, length, windows, seed, (first, before), "windows")
     corpus = read_corpus(text, separator)
     ids = first + _tokenise(corpus.separator.join(corpus.documents), tokenizer)
-    n = len(ids) // length
+    own = length - len(before)  # tokens of the text in a window
+    n = len(ids) // own
     if n < (windows or 1):
         raise ValueError(
             f"text {describe(text)} has {n} windows of {length} tokens, wanted {windows or 'one or more'}"
         )
-    return torch.tensor(ids[: n * length], dtype=torch.int64).view(n, length)[:windows]
+    rows = [before + ids[i * own : (i + 1) * own] for i in range(windows or n)]
+    return torch.tensor(rows, dtype=torch.int64)
 
 
 def calibration_ids(
@@ -73,7 +78,7 @@ def calibration_ids(
     samples: int = 10,
     length: int = 64,
     seed: int | None = None,
-    bos: bool = False,
+    bos: Bos = False,
     separator: str = "\n\n",
 ) -> torch.Tensor:
     """Take samples of a fixed length from documents that are long enough, one from a document.
@@ -81,7 +86,7 @@ def calibration_ids(
     Args:
         text, separator: as in `text_ids`.
         seed: None takes the first documents, each from its start; a number draws documents and crops.
-        bos: as in `text_ids`, before each document; it counts as a token.
+        bos: as in `text_ids`: True before each document, "window" before each sample; it counts as a token.
     Returns: `(samples, length)` int64.
     Raises:  ValueError: unknown text, a size below one, or too few documents of that length.
     Source:  paper 4.1, reference `LLMPruner/datasets/example_samples.py`. Differs: no document
@@ -89,24 +94,25 @@ def calibration_ids(
     """
     _check(text, tokenizer, separator, seed)
     require("1..", samples=samples, length=length)
-    first = _first_tokens(tokenizer, bos)
-    return _one_a_document(text, separator, tokenizer, length, samples, seed, first, "samples")
+    begin = _first_tokens(tokenizer, bos, length)
+    return _one_a_document(text, separator, tokenizer, length, samples, seed, begin, "samples")
 
 
 def _one_a_document(
     text: Text, separator: str, tokenizer: PreTrainedTokenizerBase, length: int, n: int | None,
-    seed: int | None, first: list[int], what: str,
+    seed: int | None, begin: tuple[list[int], list[int]], what: str,
 ) -> torch.Tensor:  # fmt: skip
     """Take a piece of each document that is long enough: `(n, length)` int64; n None: of all of them."""
-    documents = read_corpus(text, separator).documents
+    documents, (first, before) = read_corpus(text, separator).documents, begin
+    own = length - len(before)  # tokens of the document in a row
     rng = np.random.default_rng(seed)
     rows: list[list[int]] = []
     for i in range(len(documents)) if seed is None else rng.permutation(len(documents)):
         ids = first + _tokenise(documents[i], tokenizer)
-        if len(ids) < length:
+        if len(ids) < own:
             continue
-        start = 0 if seed is None else int(rng.integers(len(ids) - length + 1))
-        rows.append(ids[start : start + length])
+        start = 0 if seed is None else int(rng.integers(len(ids) - own + 1))
+        rows.append(before + ids[start : start + own])
         if len(rows) == n:
             break
     if len(rows) < (n or 1):
@@ -144,19 +150,30 @@ def instructions(name: str | Path, *, samples: int | None = None, seed: int = 0)
     return [rows[i] for i in np.random.default_rng(seed).choice(len(rows), size=samples, replace=False)]
 
 
-def has_bos(tokenizer: PreTrainedTokenizerBase, bos: bool) -> bool:
-    """Do the ids of `text_ids` and `calibration_ids` begin with a BOS token? Some tokenizers have none."""
-    return bos and tokenizer.bos_token_id is not None
+def has_bos(tokenizer: PreTrainedTokenizerBase, bos: Bos) -> Bos:
+    """Say which BOS the ids of `text_ids` and `calibration_ids` get: `bos`, or False where there is none."""
+    return bos if tokenizer.bos_token_id is not None else False
 
 
-def _first_tokens(tokenizer: PreTrainedTokenizerBase, bos: bool) -> list[int]:
-    if has_bos(tokenizer, bos):  # where <sop> stands behind a prompt, text follows an empty prompt
-        return getattr(tokenizer, "prompt_end_ids", [tokenizer.bos_token_id])
-    if bos:
+def _first_tokens(tokenizer: PreTrainedTokenizerBase, bos: Bos, length: int) -> tuple[list[int], list[int]]:
+    """Read the tokens that stand before a text, and those that stand before each window.
+
+    Raises:  ValueError: another `bos`, or windows so short that nothing else would stand in them.
+    """
+    if bos not in (True, False, "window"):
+        raise ValueError(f'bos came as {bos!r}, wanted True, False or "window"')
+    if bos and not has_bos(tokenizer, bos):
         name = type(tokenizer).__name__
-        message = f"bos=True, but this {name} has no beginning-of-sequence token: texts begin without"
+        message = f"bos={bos!r}, but this {name} has no beginning-of-sequence token: texts begin without"
         warnings.warn(message, stacklevel=3)
-    return []
+        return [], []
+    # where <sop> stands behind a prompt, text follows an empty prompt
+    first = getattr(tokenizer, "prompt_end_ids", [tokenizer.bos_token_id]) if bos else []
+    if bos != "window":
+        return first, []
+    if length <= len(first):
+        raise ValueError(f"length is {length}, wanted more than the {len(first)} tokens that begin a window")
+    return [], first
 
 
 def _tokenise(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:

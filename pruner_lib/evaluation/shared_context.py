@@ -12,6 +12,7 @@ what they begin with. What can't be scored so is left to lm-eval's own way, with
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections import defaultdict
@@ -36,6 +37,7 @@ TOLERANCE = 1e-3  # nats: how far a choice's log-likelihood may lie from lm-eval
 WINDOWS = ("sliding_window", "attention_chunk_size", "window_size")  # names in configs of local attention
 FILLED = 0.85  # share of a batch's width that its shortest row has at least, once the batch has
 ENOUGH = 256  # tokens: fewer in a forward pass leave a CPU waiting for the weights
+NO_TOKEN = "<|no token|>"  # stands for EOS where a tokenizer has none; beyond its vocabulary
 PADDING = -1  # branch of the tokens that fill a row up
 
 
@@ -125,21 +127,67 @@ def score(model: nn.Module, rows: Sequence[Row], device: torch.device) -> list[l
     ]
 
 
+def completed(tokenizer: Any, add_bos: bool | None) -> Any:
+    """Copy a tokenizer, and give the copy the tokens that lm-eval can't do without.
+
+    Args:    add_bos: True: the copy begins every text with its BOS token.
+    Raises:  ValueError: it can't do that.
+    """
+    own = copy.deepcopy(tokenizer)
+    if own.pad_token_id is None:
+        own.pad_token = own.unk_token or own.eos_token or own.bos_token
+    if own.eos_token_id is None:
+        own.add_special_tokens({"eos_token": NO_TOKEN})  # never read by the model
+    if add_bos and own("a")["input_ids"][:1] != [own.bos_token_id]:
+        own.add_bos_token = True
+        if own("a")["input_ids"][:1] != [own.bos_token_id]:
+            raise ValueError(f"add_bos=True, but {type(own).__name__} puts no BOS token first; ask without")
+    return own
+
+
 class ChoicesLM(HFLM):
     """lm-eval's model with a choice of how the continuations of a question are scored.
 
-    Args:    shared_context: one row a question; False: lm-eval's own way, a row a choice.
+    Args:    pretrained, tokenizer: left as they are; a copy of the tokenizer works (see `completed`).
+             shared_context: one row a question; False: lm-eval's own way, a row a choice.
              wanted: which requests (lm-eval's `Instance`) are scored, all by default; the rest gets -inf.
              settings: of HFLM. Its `batch_size` counts rows.
     """
 
-    def __init__(self, *, shared_context: bool = True, wanted: Wanted = lambda _: True, **settings: Any):
-        super().__init__(**settings)
+    def __init__(
+        self, pretrained: nn.Module, tokenizer: Any, *, shared_context: bool = True,
+        wanted: Wanted = lambda _: True, **settings: Any,
+    ):  # fmt: skip
+        own = completed(tokenizer, settings.get("add_bos_token"))
+        pretrained.tie_weights = lambda: None  # lm-eval would tie what its owner has untied
+        try:
+            super().__init__(pretrained=pretrained, tokenizer=own, **settings)
+        finally:
+            del pretrained.tie_weights
+        self.can_pad = own.pad_token != NO_TOKEN
+        self.can_begin = tokenizer.bos_token_id is not None or tokenizer.eos_token_id is not None
         self.shared_context, self.wanted = shared_context, wanted
         self._documents: list[Document] = []  # of the requests that are being scored
 
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        self._need_beginning(True)
+        return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        if not self.can_pad:  # side by side, short prompts are padded
+            self.batch_size_per_gpu = 1
+        return super().generate_until(requests, disable_tqdm=disable_tqdm)
+
+    def _need_beginning(self, is_needed: bool) -> None:
+        if is_needed and not self.can_begin:
+            raise ValueError(
+                "a text that is scored from its first token on needs a BOS or EOS token before it, but this "
+                f"{type(self.tokenizer).__name__} has neither; set one, or ask other tasks"
+            )
+
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Answer]:
         chosen = [request for request in requests if self.wanted(request)]
+        self._need_beginning(any(request.args[0] == "" for request in chosen))
         self._documents = [(request.task_name, request.doc_id) for request in chosen]
         answers = iter(super().loglikelihood(chosen, disable_tqdm=disable_tqdm))
         self._documents = []

@@ -24,7 +24,7 @@ from pruner_lib.data.corpora import (
     local_questions,
     local_text,
 )
-from pruner_lib.evaluation.zero_shot import TASKS
+from pruner_lib.evaluation.tasks import TASKS
 from pruner_lib.files import content_hash, set_aside, write_atomic
 from pruner_lib.method.checks import require
 from pruner_lib.models.load import NAMES, find_model, own_folder

@@ -26,7 +26,7 @@ import pandas as pd
 import yaml
 from scipy.stats import t
 
-from pruner_lib.evaluation.zero_shot import CHANCE
+from pruner_lib.evaluation.tasks import CHANCE
 from pruner_lib.study.paper import published
 from pruner_lib.study.records import MEAN, Record, read_kept, write_kept
 from pruner_lib.study.settings import from_plain

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pruner_lib.evaluation.zero_shot import CHANCES
+from pruner_lib.evaluation.tasks import CHANCES
 from pruner_lib.study.paper import paper_metric, relative_to_dense
 from pruner_lib.study.records import MetricName, Record, refuse_mixed_protocols
 from pruner_lib.study.settings import DATA_FREE

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
@@ -27,8 +28,12 @@ import yaml
 from jupyter_client import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
+from papermill.translators import PythonTranslator
+
+from pruner_lib.study.parameters import changed_parameters
 
 LOOK_S = 0.5  # seconds between looks at whether the runner is still there
+SHORT_S = 0.1  # seconds between looks at the notebooks that run
 STOP_S = 3  # seconds that processes have to end by themselves
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit codes
 
@@ -46,6 +51,13 @@ def notebook_parameters(path: Path) -> list[str]:
     if not any("parameters" in cell.metadata.get("tags", ()) for cell in notebook.cells):
         raise ValueError(f"{path.name} has no cell tagged 'parameters'; tag the cell that holds them")
     return list(papermill.inspect_notebook(str(path)))
+
+
+def changed_in(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Find the parameters of a notebook that a run changes: those given, and those edited in its file."""
+    cells = nbformat.read(path, as_version=4).cells
+    tagged = next(cell.source for cell in cells if "parameters" in cell.metadata.get("tags", ()))
+    return changed_parameters([tagged, PythonTranslator.codify(given)])
 
 
 @contextlib.contextmanager
@@ -70,6 +82,21 @@ def running(
             if process.poll() is None:
                 end(psutil.Process(process.pid).children(recursive=True), process)
                 process.wait()
+
+
+def ended(processes: Mapping[Path, subprocess.Popen]) -> Iterator[tuple[Path, int]]:
+    """Give notebooks with the exit codes of their processes, in the order in which they end.
+
+    Raises:  SystemExit: SIGINT or SIGTERM ended one of them, or its kernel; the code is 128 + n.
+    """
+    left = dict(processes)
+    while left:
+        time.sleep(SHORT_S)
+        for path in [path for path, process in left.items() if process.poll() is not None]:
+            code = exit_code(left.pop(path).returncode)
+            if code in STOPPED:
+                sys.exit(code)
+            yield path, code
 
 
 def end(processes: list[psutil.Process], first: subprocess.Popen | None = None) -> None:

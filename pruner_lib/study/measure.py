@@ -33,7 +33,7 @@ def measure_text(
         "corpus_hash": corpus_hash(ids),
         "window": how.length,
         "stride": how.length,
-        "bos": "text" if has_bos(tokenizer, how.bos) else "none",
+        "bos": {True: "text", False: "none"}.get(bos := has_bos(tokenizer, how.bos), bos),
         "tokenizer_hash": tokenizer_hash(tokenizer),
         "dtype": _dtype(model),
     }

@@ -17,12 +17,11 @@ import errno
 import json
 import os
 import re
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,14 @@ import yaml
 
 from pruner_lib.files import write_text
 from pruner_lib.study.cluster import SCHEDULER, serving
-from pruner_lib.study.execution import STOPPED, exit_code, notebook_parameters, running, stop_at_signals
+from pruner_lib.study.execution import (
+    changed_in,
+    ended,
+    notebook_parameters,
+    running,
+    stop_at_signals,
+)
+from pruner_lib.study.parameters import folder_of
 from pruner_lib.study.profiles import load_profile
 from pruner_lib.study.records import read_kept, write_kept
 from pruner_lib.study.report import write_index
@@ -46,7 +52,6 @@ from pruner_lib.study.results import (
 from pruner_lib.study.settings import settings_key
 
 TAIL = 4000  # characters of a failed notebook's messages that are kept
-LOOK_S = 0.1  # seconds between looks at the notebooks that run
 FULL = (errno.ENOSPC, errno.EDQUOT)  # errors after which no other notebook could be done
 AT_ONCE = 2  # notebooks that run side by side where nothing is left to measure
 PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
@@ -54,7 +59,7 @@ PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
 
 @dataclass(frozen=True)
 class NotebookRun:
-    """The result of one notebook: `done` or `failed`, and the files it wrote, below the profile's folder."""
+    """The result of one notebook: `done` or `failed`, and the files it wrote, below the folder `place`."""
 
     notebook: str
     profile: str
@@ -62,6 +67,12 @@ class NotebookRun:
     seconds: float
     outputs: tuple[str, ...] = ()
     error: str | None = None
+    changed: Mapping[str, Any] = field(default_factory=dict)  # parameters that differ from their defaults
+
+    @property
+    def place(self) -> str:
+        """The folder of its results, below that of all results."""
+        return (Path(self.profile) / folder_of(self.changed)).as_posix()
 
     @property
     def done(self) -> bool:
@@ -109,9 +120,10 @@ def run_study(
 ) -> list[NotebookRun]:
     """Run the notebooks of a study in the order of their names; a failure does not stop those that follow.
 
-    Each runs in a process of its own; the executed notebooks go to `results/<profile>/notebooks/`.
-    Measurements of an earlier run are reused. Where all notebooks have been done before with the same
-    parameters they run two at a time, and the last one, which reads the others' results, after them.
+    Each runs in a process of its own; the executed notebooks go to `results/<profile>/notebooks/` or, where
+    parameters differ from their defaults, below `results/<profile>/changed/`. Measurements of an earlier run
+    are reused. Where all notebooks have been done before with the same parameters they run two at a time, and
+    the last one, which reads the others' results, after them.
 
     Args:    only: see `find_notebooks`.    place: the folder of the notebooks.
              parameters: plain scalars or flat lists; each goes to the notebooks that have it.
@@ -135,12 +147,17 @@ def run_study(
     starts = [*range(0, len(paths) - 1, step), len(paths) - 1]
     for start, end in zip(starts, [*starts[1:], len(paths)], strict=True):
         for number, path in enumerate(paths[start:end], start + 1):
-            manifest = read_manifest(path.stem, profile) or {}
+            changed = changed_in(path, given[path])
+            manifest = read_manifest(path.stem, profile, changed=changed) or {}
             last = f", last time {manifest['seconds']:.0f} s" if manifest.get("seconds") else ""
             print(f"[{number}/{len(paths)}] {path.stem} ({profile}){last}", flush=True)
         together = {path: given[path] for path in paths[start:end]}
         for run in _run_together(together, profile, environment or os.environ):
-            what = f"{len(run.outputs)} files" if run.done else run.error.strip().splitlines()[-1][:200]
+            what = (
+                f"{len(run.outputs)} files in {run.place}"
+                if run.done
+                else run.error.strip().splitlines()[-1][:200]
+            )
             print(f"    {run.notebook} {run.status} in {run.seconds:.1f} s: {what}", flush=True)
             runs.append(run)
     return runs
@@ -148,7 +165,7 @@ def run_study(
 
 def was_done(path: Path, profile: str, parameters: Mapping[str, Any]) -> bool:
     """Say whether a notebook was done before with the same parameters and the same values of the profile."""
-    manifest = read_manifest(path.stem, profile) or {}
+    manifest = read_manifest(path.stem, profile, changed=changed_in(path, parameters)) or {}
     return manifest.get("status") == "done" and manifest.get("asked") == _settings_key(profile, parameters)
 
 
@@ -175,42 +192,29 @@ def _run_together(
         for path, parameters in given.items():
             process = running(path, scratch, parameters | {"profile": profile}, environment, progress)
             processes[path] = stack.enter_context(process)
-        for path, code in _ended(processes):
-            error = _problem(path, scratch, code, profile)
+        for path, code in ended(processes):
+            changed = changed_in(path, given[path])
+            error = _problem(path, scratch, code, results_dir(profile, changed=changed))
             manifest = {"finished": now()} if error else read_kept(scratch / f"{path.stem}.json")
             seconds, outputs = round(time.perf_counter() - start, 1), tuple(manifest.get("outputs", ()))
             status = "failed" if error else "done"
-            runs.append(NotebookRun(path.stem, profile, status, seconds, outputs, error))
+            runs.append(NotebookRun(path.stem, profile, status, seconds, outputs, error, changed))
             settings = {"asked": _settings_key(profile, given[path])}
             settings["parameters"] = given[path] | {"profile": profile}
-            write_kept(manifest_path(path.stem, profile), manifest | asdict(runs[-1]) | settings)
+            to = manifest_path(path.stem, profile, changed=changed)
+            write_kept(to, manifest | asdict(runs[-1]) | settings)
             if error and any(os.strerror(full) in error for full in FULL):
                 raise OSError(f"{path.stem} stopped: {error.strip().splitlines()[-1]}")
     return sorted(runs, key=lambda run: run.notebook)
 
 
-def _ended(processes: Mapping[Path, subprocess.Popen]) -> Iterator[tuple[Path, int]]:
-    """Give notebooks with the exit codes of their processes, in the order in which they end.
-
-    Raises:  SystemExit: SIGINT or SIGTERM ended one of them, or its kernel; the code is 128 + n.
-    """
-    left = dict(processes)
-    while left:
-        time.sleep(LOOK_S)
-        for path in [path for path, process in left.items() if process.poll() is not None]:
-            code = exit_code(left.pop(path).returncode)
-            if code in STOPPED:
-                sys.exit(code)
-            yield path, code
-
-
-def _problem(path: Path, scratch: Path, code: int, profile: str) -> str | None:
-    """Keep the executed notebook, and say what went wrong.
+def _problem(path: Path, scratch: Path, code: int, folder: Path) -> str | None:
+    """Keep the executed notebook in the folder of its results, and say what went wrong.
 
     Returns: the traceback of the notebook, or what papermill said, where it ended with an exit code; else
              what is wrong with its receipt; None where there is one and all files that it lists.
     """
-    tracebacks, folder, executed = [], results_dir(profile), scratch / path.name
+    tracebacks, executed = [], scratch / path.name
     with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):  # papermill was killed
         text = executed.read_text(encoding="utf-8")
         for place in (scratch, path.resolve().parent):
@@ -279,7 +283,9 @@ def main(words: Sequence[str] | None = None) -> int:
         seconds = sum(run.seconds for run in runs)
         print(f"{len(runs) - len(failed)} of {len(runs)} notebooks done in {seconds:.0f} s", end="")
         print(f", {len(failed)} FAILED" if failed else "")
-        print(f"all results: {write_index(options.profile)}")
+        changed = {run.place: run.changed for run in runs}
+        pages = [write_index(options.profile, changed[place]) for place in sorted(changed)]
+        print(f"all results: {', '.join(map(str, pages))}")
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from pruner_lib.evaluation.zero_shot import CHANCE
+from pruner_lib.evaluation.tasks import CHANCE
 from pruner_lib.study.profiles import Profile
 from pruner_lib.study.records import MEAN, MetricName
 from pruner_lib.study.results import project_root

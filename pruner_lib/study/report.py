@@ -7,8 +7,10 @@ elsewhere (MathJax, widgets) is left out, and formulas are read as LaTeX. Nothin
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import nbformat
@@ -38,28 +40,29 @@ PAGE = re.compile(r'href="(\d\d_\w+)\.ipynb"')
 WIDGET = "application/vnd.jupyter.widget-view+json"  # progress bars, which a page can't move
 
 
-def runs_frame(profile: str) -> pd.DataFrame:
+def runs_frame(profile: str, changed: Mapping[str, Any] | None = None) -> pd.DataFrame:
     """Lay out what has run: columns notebook, status, seconds, finished, git_revision, outputs (how many)."""
     columns = ("notebook", "status", "seconds", "finished", "git_revision")
-    paths = sorted((results_dir(profile) / "notebooks").glob("[!.]*.json"))
+    paths = sorted((results_dir(profile, changed=changed) / "notebooks").glob("[!.]*.json"))
     runs = [run for path in paths if (run := read_kept(path))]
     rows = [[run.get(name) for name in columns] + [len(run.get("outputs") or ())] for run in runs]
     return pd.DataFrame(rows, columns=[*columns, "outputs"])
 
 
-def write_index(profile: str) -> Path:
-    """Write the front page of a profile, and the page of each executed notebook that has changed.
+def write_index(profile: str, changed: Mapping[str, Any] | None = None) -> Path:
+    """Write the front page of a profile, and the page of each executed notebook that is new.
 
+    Args:    changed: parameters of notebooks, whose results have a page of their own.
     Returns: the path of the front page: links to all notebooks, then the summary as far as it has run.
     Raises:  ValueError: unknown profile, or a damaged file among its results.
     """
-    folder = results_dir(profile)
+    folder = results_dir(profile, changed=changed)
     executed = {path.stem: path for path in sorted((folder / "notebooks").glob("[!.]*.ipynb"))}
     for name, path in executed.items():
         page = path.with_suffix(".html")
         if not page.is_file() or page.stat().st_mtime < path.stat().st_mtime:
             write_text(page, notebook_page(read_notebook(path), name, "../style.css")[0])
-    rows = [_row(run, run.notebook in executed) for run in runs_frame(profile).itertuples()]
+    rows = [_row(run, run.notebook in executed) for run in runs_frame(profile, changed).itertuples()]
     head = f"<h1>LLM-Pruner, studied: profile {escape(profile)}</h1>"
     table = f"<table>{''.join(rows)}</table>" if rows else "<p>No notebook has run yet.</p>"
     front = new_notebook(cells=[new_markdown_cell(head), new_markdown_cell(table)])

@@ -6,6 +6,7 @@ results/<profile>/tables/     CSV
 results/<profile>/figures/    SVG and PNG, and the CSV that they are drawn from
 results/<profile>/notebooks/  executed, each with its manifest
 results/<profile>/cache/      what saves time when a run goes on; may be deleted
+results/<profile>/changed/    tables, figures, claims and notebooks of other parameters, as in ratio=0.5/
 """
 
 from __future__ import annotations
@@ -13,9 +14,8 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,19 +25,17 @@ import matplotlib as mpl
 import pandas as pd
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
-from IPython import get_ipython
 from matplotlib.figure import Figure
 
 from pruner_lib import __version__
 from pruner_lib.files import write_atomic, write_csv
+from pruner_lib.study.parameters import changed_parameters, folder_of
 from pruner_lib.study.profiles import load_profile
 from pruner_lib.study.records import read_kept, write_kept
 
 PACKAGES = ("torch", "transformers", "peft", "lm_eval", "numpy", "scipy")
 RECEIPTS = "PRUNER_LIB_RECEIPTS"  # a folder of the runner, who believes only what is written there in its run
 PNG_DPI = 150
-ASSIGNED = re.compile(r"^(\w+) *(?::[^=\n]+)?=", re.MULTILINE)  # `name = value`, `name: type = value`
-INJECTED = "# Parameters"  # the first line of the cell that papermill inserts after the tagged one
 
 
 def project_root() -> Path | None:
@@ -53,29 +51,34 @@ def results_root() -> Path:
     return (project_root() or Path.cwd()) / "results"
 
 
-def results_dir(profile: str, root: Path | str | None = None) -> Path:
-    """Name the folder of a profile's results (it need not exist yet).
+def results_dir(
+    profile: str, root: Path | str | None = None, changed: Mapping[str, Any] | None = None
+) -> Path:
+    """Name the folder of a profile's results, or of a notebook's with changed parameters (it may not exist).
 
     Raises:  ValueError: there is no such profile.
     """
-    return (Path(root).resolve() if root else results_root()) / load_profile(profile).name
+    folder = (Path(root).resolve() if root else results_root()) / load_profile(profile).name
+    return folder / folder_of(changed or {})
 
 
 class Results:
     """The folder of a profile's results; it remembers what was written, for the manifest of a notebook.
 
     Args:    profile: its name.    root: the folder of all results; None: `results_root()`.
-    Raises:  ValueError: there is no such profile.
+    Raises:  ValueError: there is no such profile, or papermill gave a parameter that the notebook has not.
     """
 
     def __init__(self, profile: str, root: Path | str | None = None) -> None:
         self.profile = load_profile(profile)
         self.folder = results_dir(profile, root)
+        self.changed = changed_parameters()  # of the notebook that this process runs
+        self.place = results_dir(profile, root, self.changed)  # of what the notebook makes of the records
         self.outputs: list[Path] = []  # files written so far
 
     def save_table(self, frame: pd.DataFrame, stem: str) -> Path:
         """Write a table as `tables/<stem>.csv`; return its path."""
-        self.outputs.append(write_csv(self.folder / "tables" / f"{stem}.csv", frame))
+        self.outputs.append(write_csv(self.place / "tables" / f"{stem}.csv", frame))
         return self.outputs[-1]
 
     def save_figure(self, figure: Figure, frame: pd.DataFrame, stem: str) -> list[Path]:
@@ -86,21 +89,17 @@ class Results:
         """
         if frame.empty:
             raise ValueError(f"figure {stem!r} has no numbers: pass the frame that it was drawn from")
-        place = self.folder / "figures"
+        place = self.place / "figures"
         images = save_image(figure, stem, place)
         paths = [write_csv(place / f"{stem}.csv", frame), *images]
         self.outputs += paths
         return paths
 
     def provenance(self) -> str:
-        """Say in one line what makes the numbers of this session: code, packages, profile and place.
-
-        Raises:  ValueError: papermill was given a parameter that the notebook does not have.
-        """
-        refuse_unknown_parameters()
+        """Say in one line what makes the numbers of this session: code, packages, profile and place."""
         packages = ", ".join(f"{name} {versions()[name]}" for name in PACKAGES[:2])
         code = f"pruner_lib {__version__} ({git_revision() or 'no git'})"
-        place = os.path.relpath(self.folder, project_root() or Path.cwd())
+        place = os.path.relpath(self.place, project_root() or Path.cwd())
         profile = self.profile
         return f"profile {profile.name} of {profile.model}; {code}; {packages}; results in {place}"
 
@@ -108,7 +107,7 @@ class Results:
         """Write the manifest that marks a notebook as done, with every file that was written.
 
         Args:    notebook: its file name without the ending, as "00_quickstart".
-        Returns: a sentence that says what was written, below the profile's results directory.
+        Returns: a sentence that says what was written, and where.
         Raises:  ValueError: one of the files is not there or is empty.
         """
         name = self.profile.name
@@ -116,14 +115,15 @@ class Results:
             names = ", ".join(map(str, missing))
             raise ValueError(f"{notebook} says that it wrote {names}, but a file is missing or empty")
         written = sorted(
-            {path.resolve().relative_to(self.folder.resolve()).as_posix() for path in self.outputs}
+            {path.resolve().relative_to(self.place.resolve()).as_posix() for path in self.outputs}
         )
         manifest = {"notebook": notebook, "profile": name, "status": "done", "finished": now()}
         manifest |= {"git_revision": git_revision(), "versions": versions(), "outputs": written}
-        write_kept(manifest_path(notebook, name, self.folder.parent), manifest)
+        write_kept(manifest_path(notebook, name, self.folder.parent, self.changed), manifest)
         if receipts := os.environ.get(RECEIPTS):
             write_kept(Path(receipts) / f"{notebook}.json", manifest)
-        return f"{notebook} is done; in results/{name}: {', '.join(written) or 'nothing new'}"
+        place = self.place.relative_to(self.folder.parent).as_posix()
+        return f"{notebook} is done; in results/{place}: {', '.join(written) or 'nothing new'}"
 
 
 def save_image(figure: Figure, stem: str, place: Path) -> list[Path]:
@@ -142,35 +142,18 @@ def save_image(figure: Figure, stem: str, place: Path) -> list[Path]:
         ]
 
 
-def manifest_path(notebook: str, profile: str, root: Path | str | None = None) -> Path:
+def manifest_path(
+    notebook: str, profile: str, root: Path | str | None = None, changed: Mapping[str, Any] | None = None
+) -> Path:
     """Name the file of a notebook's manifest: `finish` writes it, the runner adds to it."""
-    return results_dir(profile, root) / "notebooks" / f"{notebook}.json"
+    return results_dir(profile, root, changed) / "notebooks" / f"{notebook}.json"
 
 
-def read_manifest(notebook: str, profile: str, root: Path | str | None = None) -> dict[str, Any] | None:
+def read_manifest(
+    notebook: str, profile: str, root: Path | str | None = None, changed: Mapping[str, Any] | None = None
+) -> dict[str, Any] | None:
     """Read the manifest of a notebook; None if it never finished, or is damaged (see `read_kept`)."""
-    return read_kept(manifest_path(notebook, profile, root))
-
-
-def refuse_unknown_parameters(cells: Sequence[str] | None = None) -> None:
-    """Compare the cell that papermill inserted with the one before it.
-
-    To papermill itself a misspelt parameter is only a warning, and the notebook would run with its default.
-
-    Args:    cells: what was run so far, in order; None: of the notebook that this process runs, if any.
-    Raises:  ValueError: names the parameters that are unknown and those there are.
-    """
-    if cells is None:
-        shell = get_ipython()
-        cells = [cell for cell in shell.user_ns.get("In", ()) if cell] if shell else []
-    for before, cell in zip(cells, cells[1:], strict=False):
-        if cell.startswith(INJECTED):
-            known, given = ASSIGNED.findall(before), ASSIGNED.findall(cell)
-            if unknown := sorted(set(given) - set(known)):
-                raise ValueError(
-                    f"this notebook has no parameter {', '.join(unknown)}; it has {', '.join(known)}"
-                )
-            return
+    return read_kept(manifest_path(notebook, profile, root, changed))
 
 
 def versions() -> dict[str, str]:

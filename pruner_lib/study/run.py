@@ -205,8 +205,8 @@ class Study(Results):
         records: Sequence[Record] = (),
     ) -> claims.Verdict:
         """Hand over the numbers by which a claim of the paper is judged; see `claims.write_answer`."""
-        verdict = claims.write_answer(self.folder, claim_id, numbers, note, records)
-        self.outputs.append(claims.answer_path(self.folder, claim_id))
+        verdict = claims.write_answer(self.place, claim_id, numbers, note, records)
+        self.outputs.append(claims.answer_path(self.place, claim_id))
         return verdict
 
     def settle(

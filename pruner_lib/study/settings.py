@@ -47,6 +47,7 @@ Length = Annotated[int, Field(ge=2)]  # tokens; the first one is never predicted
 Share = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
 Name = Annotated[str, Field(min_length=1, pattern="^[^<>]*$")]  # shown in tables that escape nothing
+Bos = bool | Literal["window"]  # see `data.windows`
 Names = Annotated[tuple[Name, ...], Strict(False), AfterValidator(_different)]  # a list will do
 Steps = Annotated[tuple[Number, ...], Strict(False), AfterValidator(lambda steps: tuple(sorted(steps)))]
 
@@ -111,7 +112,7 @@ class Calibration:
     samples: Count = 10
     length: Length = 64  # tokens a sample
     seed: Number | None = None
-    bos: bool = False  # begin each sample with the beginning-of-sequence token, if the tokenizer has one
+    bos: Bos = False  # begin each document with the beginning-of-sequence token; "window": each sample
 
 
 @settings
@@ -147,7 +148,7 @@ class Evaluation:
     length: Length = 128  # tokens a window
     tasks: Names = ()
     limit: Count | None = None  # questions a task; None: all
-    bos: bool = False  # put one such token before each text, as the paper's code does
+    bos: Bos = False  # put one such token before each text, as the paper's code does; "window": each window
     seed: Number | None = None  # draws articles (one window each) and questions; None: the first ones
     right_answers_only: bool = False  # bits a byte of the right answers, and no accuracy: three times as fast
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 
 from pruner_lib.evaluation.shared_context import ChoicesLM
-from pruner_lib.evaluation.zero_shot import SEVEN_TASKS, TASKS, draw, find_data, load_task, quiet
+from pruner_lib.evaluation.tasks import SEVEN_TASKS, TASKS, draw, load_tasks, quiet, set_examples
 from pruner_lib.method.offload import evaluating
 from pruner_lib.models.load import load_model
 
@@ -54,8 +53,10 @@ def run(way: str, model, tokenizer, tasks: dict, samples: dict, batch_size: int)
 def main(questions: int = 12, name: str = "smollm2-135m", batch_size: int = 8) -> None:
     model, tokenizer = load_model(name)
     rows = []
-    with tempfile.TemporaryDirectory() as folder, quiet(), evaluating(model):
-        tasks = {task: load_task(task, find_data(task), Path(folder)) for task in SEVEN_TASKS}
+    with quiet(), evaluating(model):
+        tasks = {task: load_tasks(task)[task] for task in SEVEN_TASKS}
+        for task in tasks:
+            set_examples(task, tasks[task], None)
         samples = {task: draw(tasks[task], questions, seed=0) for task in tasks}
         for part in (tasks, *({task: tasks[task]} for task in tasks)):
             name = next(iter(part)) if len(part) == 1 else "all seven"

@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Traine
 
 from pruner_lib import discover, load_model, prune_, save_model, select, zero_shot
 from pruner_lib.evaluation.int8 import Int8Linear, quantise_
-from pruner_lib.evaluation.zero_shot import write_definition
+from pruner_lib.evaluation.tasks import write_definition
 from pruner_lib.models.tiny import tiny_tokenizer
 
 KINDS = {"plain": dict(ratio=0.5), "uneven": dict(ratio=0.4, scope="global", protect_first=1)}

@@ -91,6 +91,20 @@ def test_bos_stands_once_before_the_text_and_only_when_asked():
     assert torch.equal(with_bos[0, 1:], plain[0, :-1])
 
 
+@pytest.mark.parametrize("seed", [None, 3])
+@pytest.mark.parametrize("cut", [text_ids, calibration_ids])
+def test_every_window_can_begin_with_bos(cut, seed):
+    n = {"windows" if cut is text_ids else "samples": 5, "seed": seed}
+    plain = cut("tiny", tiny_tokenizer(), length=9, **n)
+    begun = cut("tiny", tiny_tokenizer(), length=10, bos="window", **n)
+    assert begun.shape == (5, 10) and (begun[:, 0] == 1).all() and (begun == 1).sum() == 5
+    assert torch.equal(begun[:, 1:], plain), "and behind it stands what would have stood there without"
+    with pytest.raises(ValueError, match="length is 1, wanted more than the 1 tokens"):
+        cut("tiny", tiny_tokenizer(), length=1, bos="window")
+    with pytest.raises(ValueError, match="bos came as 'each', wanted True, False or"):
+        cut("tiny", tiny_tokenizer(), length=9, bos="each")
+
+
 @pytest.mark.parametrize("cut", [text_ids, calibration_ids])
 def test_without_a_bos_token_texts_begin_without_it_and_one_warning_says_so(cut):
     sizes = {"length": 9, "windows" if cut is text_ids else "samples": 3}

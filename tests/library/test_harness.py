@@ -13,15 +13,9 @@ from datasets import Dataset
 from made_questions import row
 
 from pruner_lib.data.corpora import UNCONDITIONAL, read_requests
-from pruner_lib.evaluation import zero_shot as module
-from pruner_lib.evaluation.zero_shot import (
-    SEVEN_TASKS,
-    TASKS,
-    draw,
-    find_data,
-    write_definition,
-    zero_shot,
-)
+from pruner_lib.evaluation import tasks as module
+from pruner_lib.evaluation.tasks import SEVEN_TASKS, TASKS, draw, find_data, write_definition
+from pruner_lib.evaluation.zero_shot import zero_shot
 from pruner_lib.models.load import load_model
 
 
@@ -175,10 +169,10 @@ def test_p_and_bits_per_byte_follow_from_a_model_that_knows(questions):
 
 
 def test_winograndes_right_answer_is_a_context(questions):
-    task = module.load_task("winogrande", find_data("winogrande"), questions)
+    task = module.load_tasks("winogrande")["winogrande"]
     for number, document in enumerate(task.eval_docs):
         assert module.right_answer(task, document) == number % 2
-    task = module.load_task("hellaswag", find_data("hellaswag"), questions)
+    task = module.load_tasks("hellaswag")["hellaswag"]
     assert [module.right_answer(task, document) for document in task.eval_docs] == [0, 1, 0, 1, 0]
 
 
@@ -243,7 +237,7 @@ def test_requests_give_back_the_prompts_that_they_hold(tmp_path):
         assert len(rows) == 2 and rows[0] != rows[1]
         assert rows == read_requests(task, save_requests(path, [document, other], twins=False))
         with module.quiet():
-            loaded = module.load_task(task, path, tmp_path)
+            loaded = module.load_task(task, path, module.content_hash(path))
         prompt = document["query"] if task != "openbookqa" else "Frogs"
         assert loaded.doc_to_text(loaded.dataset[TASKS[task].split][0]) == prompt
         chosen = loaded.doc_to_choice(loaded.dataset[TASKS[task].split][0])
@@ -286,7 +280,7 @@ def test_broken_questions_are_named(questions):
 @pytest.mark.parametrize(
     ("tasks", "limit", "message"),
     [
-        (["piqa", "mmlu"], 2, r"unknown tasks\[1\] 'mmlu'"),
+        (["piqa", "no_such"], 2, r"unknown: 'no_such' is no task; wanted some of boolq, .*\.yaml"),
         ([], 2, "tasks must be a list that is not empty"),
         (["piqa"], 0, "limit must be a whole number of at least 1, or None, got 0"),
     ],

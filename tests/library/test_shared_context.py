@@ -109,9 +109,8 @@ def test_padding_and_batches_change_nothing(batch_size, strict):
 def test_token_ids_are_lm_evals_own_with_and_without_bos(add_bos, strict):
     model, tokenizer = model_of("llama-gqa"), tiny_tokenizer()
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single="<bos> $A", special_tokens=[("<bos>", 1)]
+        single="<s> $A", special_tokens=[("<s>", 1)]
     )
-    tokenizer.bos_token = "<bos>"
     ours = answers(model, tokenizer, add_bos_token=add_bos)
     assert furthest(ours, answers(model, tokenizer, kind=HFLM, add_bos_token=add_bos)) < 1e-4
     plain = answers(model)

@@ -267,7 +267,7 @@ def test_papermill_alone_reuses_the_records_and_refuses_a_misspelt_parameter(tin
     if not (tiny / "samples").is_dir():
         execute(path, profile="tiny")  # this test runs alone
     before = states(tiny / "samples") | states(tiny / "records")
-    good = subprocess.run(command, capture_output=True, text=True)
+    good = subprocess.run([*command, "--inject-paths"], capture_output=True, text=True)
     assert good.returncode == 0, good.stderr[-2000:]
     assert states(tiny / "samples") | states(tiny / "records") == before, "something was measured again"
     bad = subprocess.run([*command, "-p", "ration", "0.5"], capture_output=True, text=True)

@@ -24,7 +24,7 @@ WRITE = """
 from pathlib import Path
 from pruner_lib.study.results import Results
 results = Results(profile)
-path = results.folder / "tables" / "NAME.csv"
+path = results.place / "tables" / "NAME.csv"
 path.parent.mkdir(parents=True, exist_ok=True)
 killed_before = path.is_file()
 path.write_text(f"{type(ratio).__name__},{ratio},{names}")
@@ -69,14 +69,17 @@ def test_study_done_before_runs_side_by_side_the_last_alone_and_values_keep_thei
     assert order == [*side_by_side, "start 02_last", "end 02_last"]
     for path, run in zip(paths, runs, strict=True):
         assert run.done and run.outputs == (f"tables/{path.stem}.csv",), run.error
-        assert (results_dir("tiny") / run.outputs[0]).read_text() == "float,0.5,['x', 'y']"
-        manifest = json.loads(manifest_path(path.stem, "tiny").read_text())
+        assert run.changed == given and run.place == "tiny/changed/ratio=0.5,names=x+y"
+        place = results_dir("tiny", changed=given)
+        assert (place / run.outputs[0]).read_text() == "float,0.5,['x', 'y']"
+        manifest = json.loads(manifest_path(path.stem, "tiny", changed=given).read_text())
         assert manifest["status"] == "done" and manifest["seconds"] == run.seconds
         assert manifest["parameters"] == given | {"profile": "tiny"}
         assert was_done(path, "tiny", given)
         assert not was_done(path, "tiny", given | {"ratio": 0.25}), "another study"
-        executed = (results_dir("tiny") / "notebooks" / path.name).read_text()
+        executed = (place / "notebooks" / path.name).read_text()
         assert str(folder.parent) not in executed
+    assert not (results_dir("tiny") / "tables").exists() and not manifest_path("00_one", "tiny").exists()
 
 
 @pytest.mark.slow
@@ -93,12 +96,14 @@ def test_study_goes_on_after_failures_and_a_killed_kernel_and_is_done_by_the_sam
     wanted = ("on purpose", "without results.finish", "tables/02_lossy.csv", "")
     assert all(words in reason for words, reason in zip(wanted, reasons, strict=True))
     assert str(folder.parent) not in shown.err
-    assert json.loads(manifest_path("03_killed", "tiny").read_text())["status"] == "failed"
+    place = results_dir("tiny", changed={"ratio": 0.75})
+    assert json.loads((place / "notebooks" / "03_killed.json").read_text())["status"] == "failed"
     assert main(["--profile", "tiny", "--only", "03", "--set", "ratio=0.75"]) == 0
     shown = capsys.readouterr().out
     assert "1 of 1 notebooks done" in shown and "last time" in shown
-    assert (results_dir("tiny") / "tables/03_killed.csv").read_text().startswith("float,0.75")
-    page = results_dir("tiny") / "index.html"
+    assert "files in tiny/changed/ratio=0.75" in shown
+    assert (place / "tables/03_killed.csv").read_text().startswith("float,0.75")
+    page = place / "index.html"
     assert str(page) in shown and 'href="notebooks/03_killed.html"' in page.read_text()
 
 

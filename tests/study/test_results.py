@@ -14,7 +14,6 @@ from pruner_lib.study.results import (
     Results,
     manifest_path,
     read_manifest,
-    refuse_unknown_parameters,
     results_dir,
     results_root,
 )
@@ -93,14 +92,3 @@ def test_finish_refuses_what_is_not_there(own):
 def test_provenance_names_code_packages_and_profile(own):
     line = own.provenance()
     assert "profile tiny" in line and "torch" in line and "\n" not in line
-
-
-TAGGED = 'profile: str = "quick"  # which\nratio: float = 0.2\nplain = 1\n'
-
-
-def test_misspelt_parameter_that_papermill_injects_is_named_with_those_there_are():
-    refuse_unknown_parameters([TAGGED, '# Parameters\nprofile = "tiny"\nplain = 2\n', "import os"])
-    refuse_unknown_parameters([TAGGED, "import os"])
-    refuse_unknown_parameters()  # outside a notebook
-    with pytest.raises(ValueError, match="no parameter ration; it has profile, ratio, plain"):
-        refuse_unknown_parameters([TAGGED, "# Parameters\nration = 0.5\n"])

@@ -1,0 +1,224 @@
+"""Which questions are asked: the paper's seven tasks over local data, any other as lm-eval defines it.
+
+Prompts and metrics are lm-eval's own; here its task files are pointed at local data, where there is some, and
+questions are drawn. `zero_shot` asks them.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from pruner_lib.data.assets import fetch
+from pruner_lib.data.corpora import local_questions, read_requests
+from pruner_lib.files import content_hash
+
+CHOOSING = ("multiple_choice", "loglikelihood")  # kinds of tasks whose right answer is one of their texts
+NOT_HERE = {"UNSAFE_CODE": "runs code that the model writes", "MULTIMODAL": "shows pictures or sounds"}
+FEWSHOT_SEED = 1234  # by which lm-eval's command line draws examples
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task: lm-eval's definition, the paper's metric, and its place in the asset `tasks`."""
+
+    definition: str  # below lm_eval/tasks, without .yaml
+    metric: str  # "acc", or "acc_norm": log-likelihoods divided by the lengths of the choices
+    folder: str  # in the asset; holds a .arrow file with the hub's columns or a .gz file of scored requests
+    chance: float  # share of right answers by guessing; a few questions of ARC have 3 or 5 choices
+
+    @property
+    def split(self) -> str:
+        return "test" if self.folder.endswith("/test_rc_5shot") else "validation"
+
+
+TASKS = {
+    "boolq": Task("super_glue/boolq/default", "acc", "oe_eval_tasks/boolq/rc_0shot", 0.5),
+    "piqa": Task("piqa/piqa", "acc", "hf_datasets/piqa/plain_text/validation", 0.5),
+    "hellaswag": Task("hellaswag/hellaswag", "acc_norm", "hf_datasets/hellaswag/none/validation", 0.25),
+    "winogrande": Task("winogrande/default", "acc", "hf_datasets/winogrande/winogrande_xl/validation", 0.5),
+    "arc_easy": Task("arc/arc_easy", "acc", "oe_eval_tasks/arc_easy/test_rc_5shot", 0.25),
+    "arc_challenge": Task("arc/arc_challenge", "acc_norm", "oe_eval_tasks/arc_challenge/test_rc_5shot", 0.25),
+    "openbookqa": Task("openbookqa/openbookqa", "acc_norm", "oe_eval_tasks/openbookqa/test_rc_5shot", 0.25),
+}
+SEVEN_TASKS = tuple(TASKS)
+CHANCES = {name: task.chance for name, task in TASKS.items()}
+CHANCE = sum(CHANCES.values()) / len(CHANCES)  # of the mean of the seven
+
+
+def find_data(task: str) -> Path | None:
+    """Find a task's questions: `tasks/<task>.jsonl` in the data directory, the asset, or nowhere (None)."""
+    if local := local_questions(task):
+        return local
+    try:
+        files = sorted((fetch("tasks") / TASKS[task].folder).glob("*"))
+    except ValueError as error:  # no network; the hub's own cache may still hold the data
+        logging.getLogger(__name__).warning("%s: falling back to the Hugging Face hub (%s)", task, error)
+        return None
+    return next((path for path in files if path.suffix in (".arrow", ".gz")), None)
+
+
+def write_definition(task: str, data: Path | None, folder: Path) -> Path:
+    """Write a task file that is lm-eval's own but for where its data come from.
+
+    Args:    task: one of TASKS.    data: its questions, None for the hub.    folder: where to write.
+    Returns: the YAML file; lm-eval's command line takes it too while `folder` and `data` exist.
+    """
+    import lm_eval.tasks
+
+    spec = TASKS[task]
+    base = Path(lm_eval.tasks.__file__).parent / f"{spec.definition}.yaml"
+    settings: dict[str, Any] = {"include": str(base), "task": task}
+    if data is not None:
+        if data.suffix == ".gz":
+            lines = [json.dumps(row) + "\n" for row in read_requests(task, data)]
+            data = folder / f"{task}.jsonl"
+            data.write_text("".join(lines), encoding="utf-8")
+        settings |= {
+            "dataset_path": "arrow" if data.suffix == ".arrow" else "json",
+            "dataset_name": None,
+            "dataset_kwargs": {"data_files": {spec.split: str(data)}, "cache_dir": str(folder / "cache")},
+        }
+        settings |= {f"{split}_split": None for split in ("training", "validation", "test")}
+        settings[f"{spec.split}_split"] = spec.split
+    path = folder / f"{task}.yaml"
+    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    return path
+
+
+def load_tasks(name: str | Path) -> dict[str, Any]:
+    """Load lm-eval's tasks by one of its names or the path of a YAML file; a group or a tag is several.
+
+    Raises:  ValueError: there is no such task, its data can't be had, or it is none for text alone.
+    """
+    if name in TASKS:
+        data = find_data(name)
+        return {name: load_task(name, data, data and content_hash(data))}
+    if Path(name).suffix in (".yaml", ".yml") and Path(name).is_file():
+        name = str(Path(name).resolve())
+    elif name not in all_tasks().all_tasks:
+        raise ValueError(
+            f"unknown: {str(name)!r} is no task; wanted some of {', '.join(TASKS)}, another name that "
+            "`lm-eval ls tasks` lists, or the path of a task file (.yaml)"
+        )
+    try:
+        loaded = all_tasks().load(name)["tasks"]
+    except Exception as error:  # of a file, of code that it names, of the hub
+        raise ValueError(
+            f"task {name!r} can't be loaded ({type(error).__name__}: {error}); mend its file, or let it "
+            "fetch its data with a network"
+        ) from error
+    for task, one in loaded.items():
+        for kind, what in NOT_HERE.items():
+            if getattr(one, kind, False):
+                raise ValueError(f"task {task} {what}, which isn't done here; use lm-eval's command line")
+    return loaded
+
+
+@lru_cache(maxsize=1)
+def all_tasks() -> Any:
+    """Index the tasks that lm-eval knows by name: takes seconds, so once a process."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
+
+
+@lru_cache(maxsize=64)
+def load_task(task: str, data: Path | None, content: str | None) -> Any:
+    """Load one of the seven over the questions in `data`; once a process, for many models answer the same.
+
+    Args:    content: the hash of `data`, by which it is known again.
+    """
+    from datasets.exceptions import DatasetsError
+    from lm_eval.tasks import TaskManager
+
+    scratch = tempfile.TemporaryDirectory(prefix="pruner_lib-")
+    try:
+        definition = str(write_definition(task, data, Path(scratch.name)))
+        loaded = TaskManager(include_defaults=False).load(definition)["tasks"][task]
+    except (OSError, ValueError, KeyError, DatasetsError) as error:
+        if data is not None:
+            raise ValueError(f"{data} holds no questions of {task} ({error!r}); mend or delete it") from error
+        raise ValueError(
+            f"no questions for {task}: no tasks/{task}.jsonl in PRUNER_LIB_DATA, none in asset 'tasks', and "
+            f"the hub gave {error!r}; run `python -m pruner_lib.data.assets` with a network"
+        ) from error
+    loaded.scratch = scratch  # its files are there as long as the task is
+    return loaded
+
+
+def set_examples(name: str, task: Any, wanted: int | None) -> int:
+    """Let a task's prompts begin with solved examples, as lm-eval's command line does.
+
+    Args:    wanted: how many; None: as many as the task's definition says, of the seven none.
+    Raises:  ValueError: the definition forbids examples.
+    """
+    if not hasattr(task, "defined"):  # a task may be asked again
+        task.defined = task.config.num_fewshot
+    if wanted and task.defined == 0:
+        raise ValueError(
+            f"num_fewshot came as {wanted}, but the definition of {name} says 0: ask it without num_fewshot"
+        )
+    count = (task.defined or 0) if wanted is None else wanted
+    task.set_config("num_fewshot", count)
+    if count and count >= (there := len(task.fewshot_docs())):  # one may be the question itself
+        raise ValueError(f"num_fewshot came as {count}, but {name} has {there} examples; take fewer")
+    return count
+
+
+def draw(task: Any, limit: int | None, seed: int | None) -> list[int]:
+    """Draw questions of a split: sorted numbers, `limit` of them or all; without a seed the first."""
+    n = len(task.eval_docs)
+    if limit is None or seed is None:
+        return list(range(n))[:limit]
+    return sorted(np.random.default_rng(seed).permutation(n)[:limit].tolist())
+
+
+def with_questions(task: Any, numbers: list[int]) -> Any:
+    """Copy a task, so that the copy asks some of its questions; examples still come from all."""
+    asked, documents = copy.copy(task), task.eval_docs
+    some = documents.select(numbers) if hasattr(documents, "select") else [documents[i] for i in numbers]
+    asked.has_test_docs, asked.test_docs = (lambda: True), (lambda: some)
+    return asked
+
+
+def right_answer(task: Any, document: dict[str, Any]) -> int | None:
+    """Read the number of the one right choice as lm-eval's metrics do (WinoGrande's contexts differ).
+
+    Returns: None where a question is no choice, has several right answers or is scored by code of its own.
+    """
+    if task.config.process_results is not None or task.OUTPUT_TYPE not in CHOOSING:
+        return None
+    if task.OUTPUT_TYPE == "loglikelihood":  # one text alone
+        return 0
+    answer = task.doc_to_text(document) if task.multiple_input else task.doc_to_target(document)
+    choices = task.doc_to_choice(document)
+    if not isinstance(answer, int):
+        return choices.index(answer) if answer in choices else None
+    return answer if 0 <= answer < len(choices) else None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence lm-eval's notes and the data sets' progress bars; the bar over the questions stays."""
+    from datasets.utils import logging as bars
+
+    logger = logging.getLogger("lm_eval")
+    with ExitStack() as stack:
+        stack.callback(logger.setLevel, logger.level)
+        logger.setLevel(logging.ERROR)
+        if bars.is_progress_bar_enabled():
+            stack.callback(bars.enable_progress_bar)
+        bars.disable_progress_bar()
+        yield

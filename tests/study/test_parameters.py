@@ -1,0 +1,107 @@
+"""Changed parameters are seen however they came, and their results go to a folder of their own."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+import yaml
+
+from pruner_lib.study import parameters as module
+from pruner_lib.study.execution import changed_in
+from pruner_lib.study.parameters import changed_parameters, folder_of
+from pruner_lib.study.results import Results, manifest_path, read_manifest, results_dir
+
+NOTEBOOKS = sorted((Path(module.__file__).parents[2] / "notebooks").glob("*.ipynb"))
+TAGGED = 'profile: str = "quick"  # which\nratio: float = 0.2\nplain = 1\n'
+FRAME = pd.DataFrame({"step": [0, 1], "value": [40.0, 30.0]})
+
+
+def tagged(path: Path) -> str:
+    cells = nbformat.read(path, as_version=4).cells
+    return next(cell.source for cell in cells if "parameters" in cell.metadata.get("tags", ()))
+
+
+def test_the_defaults_are_those_of_the_notebooks():
+    table = yaml.safe_load(Path(module.__file__).with_suffix(".yaml").read_text())
+    assert list(table) == [path.stem for path in NOTEBOOKS]
+    for path in NOTEBOOKS:
+        cell = {one.target.id: ast.literal_eval(one.value) for one in ast.parse(tagged(path)).body}
+        assert {"profile": "quick", **table[path.stem]} == cell and list(cell)[0] == "profile"
+        alike = [one for one in table.values() if one.keys() == table[path.stem].keys()]
+        assert all(one == alike[0] for one in alike), "a notebook is known by the names of its parameters"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_an_edited_cell_is_a_change_and_the_profile_is_none(path):
+    cell = tagged(path)
+    assert changed_parameters([cell]) == changed_parameters([cell.replace('"quick"', '"tiny"')]) == {}
+    assert changed_in(path, {"profile": "paper"}) == {}
+    if "ratio: float" in cell:
+        start, value, rest = cell.partition("ratio: float = ")
+        edited = start + value + "0.55" + rest[rest.index("  #") :]
+        assert changed_parameters([edited, "import os", "ratio = ratio or 0.1"]) == {"ratio": 0.55}
+        assert changed_parameters([edited, cell]) == {}, "the last run of the cell counts"
+        assert changed_in(path, {"profile": "tiny", "ratio": 0.55}) == {"ratio": 0.55}
+        default = ast.literal_eval(rest.partition("  #")[0])
+        assert changed_in(path, {"ratio": default}) == {}
+
+
+def test_what_papermill_injects_is_compared_with_the_cell_before():
+    assert changed_parameters([TAGGED, '# Parameters\nprofile = "tiny"\nplain = 2\n', "x = 1"]) == {
+        "plain": 2
+    }
+    assert changed_parameters([TAGGED, "# Parameters\nratio = 0.2\nplain = 1\n"]) == {}
+    assert changed_parameters(["%pip list", TAGGED, '# Parameters\nratio = float("nan")\n'])["ratio"]
+    assert changed_parameters(["steps = 3", "# Parameters\nsteps = 4\n"]) == {"steps": 4}
+    assert changed_parameters([TAGGED, "import os"]) == changed_parameters() == {}  # no notebook
+
+
+def test_misspelt_parameter_that_papermill_injects_is_named_with_those_there_are():
+    with pytest.raises(ValueError, match="no parameter ration; it has profile, ratio, plain"):
+        changed_parameters([TAGGED, "# Parameters\nration = 0.5\n"])
+
+
+@pytest.mark.parametrize("names", [module.PATHS[:1], module.PATHS[1:], module.PATHS])
+def test_the_paths_that_papermill_injects_are_no_parameters(names):
+    paths = "".join(f'{name} = "s3://some/where.ipynb"\n' for name in names)
+    assert changed_parameters([TAGGED, f"# Parameters\n{paths}"]) == {}
+    assert changed_parameters([TAGGED, f"# Parameters\nratio = 0.5\n{paths}"]) == {"ratio": 0.5}
+
+
+VALUES = [
+    0.5, 5, -1, 1e-05, True, None, "l2", "", " ", "a/b", "a\\b", "..", "/etc/passwd", "a,ratio=1", "a+b",
+    "ä", "a:b", "x" * 300, "x" * 299 + "y", [], ["a", "b"], ["a+b"], ["a/b", "c"], [0.1, 0.2],
+    list(range(99)), {"a": 1},
+]  # fmt: skip
+
+
+def test_folders_have_plain_names_and_no_two_changes_share_one(tmp_path):
+    assert folder_of({}) == Path()
+    assert folder_of({"ratio": 0.5, "seed": 1}) == Path("changed/ratio=0.5,seed=1")
+    assert folder_of({"models": ["a", "b"]}) == Path("changed/models=a+b")
+    folders = [folder_of({"value": value}) for value in VALUES]
+    assert len(set(folders)) == len(VALUES)
+    for folder in folders:
+        assert len(folder.parts) == 2 and len(folder.name) < 100
+        assert folder.name.isascii() and not set(folder.name) & set('/\\:*?"<>| ')
+        (tmp_path / folder).mkdir(parents=True)
+
+
+def test_changed_results_do_not_touch_those_of_the_profile(tmp_path, monkeypatch):
+    monkeypatch.setenv("PRUNER_LIB_RESULTS", str(tmp_path))
+    seen = {}
+    for changed in ({}, {"layer": 1}, {"layer": 0.5}):
+        monkeypatch.setattr("pruner_lib.study.results.changed_parameters", lambda changed=changed: changed)
+        own = Results("tiny")
+        own.save_table(FRAME.assign(**changed), "numbers")
+        assert own.folder == results_dir("tiny") and own.place == results_dir("tiny", changed=changed)
+        place = "/".join(["results", "tiny", *folder_of(changed).parts])
+        assert f"in {place}: tables/numbers.csv" in own.finish("00_test")
+        assert own.provenance().endswith(own.place.relative_to(tmp_path).as_posix())
+        assert read_manifest("00_test", "tiny", changed=changed)["outputs"] == ["tables/numbers.csv"]
+        seen[manifest_path("00_test", "tiny", changed=changed)] = own.outputs[0].read_text()
+    assert len(seen) == len(set(seen.values())) == 3 and all(path.is_file() for path in seen)
