@@ -78,6 +78,11 @@ def check_options(options: Mapping[str, Any]) -> None:
             "granularity='layer' ranks whole layers: it takes one number as ratio, no ignore (use "
             "protect_first and protect_last) and no dependency=False (use granularity='block')"
         )
+    if not options["dependency"] and options["scope"] != "local":
+        raise ValueError(
+            f"dependency=False with scope={options['scope']!r} would give the matrices of a group different "
+            "numbers of channels; use scope='local'"
+        )
     if by_name and (options["scope"] != "local" or options["target"] != "groups"):
         raise ValueError("ratios by axis need scope='local' and target='groups': each axis loses its own")
 

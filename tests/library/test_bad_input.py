@@ -173,6 +173,7 @@ CASES = [  # function, what is wrong, what came, what is wanted
     (select, {"multiple_of": 2.5}, "2.5", "a whole number"),
     (select, {"uniform": True, "protect_first": 1}, "uniform=True", "no protected"),
     (select, {"granularity": "layer", "dependency": False}, "dependency=False", "'block'"),
+    (select, {"dependency": False, "scope": "global"}, "'global'", "scope='local'"),
     (select, {"dependency": False}, "(2,)", "aggregation='none'"),
     (select, {"target": "parameters", "ratio": 0.9}, "90.0%", "lower the ratio"),
     (prune_, {"model": None}, "None", "load_model"),
