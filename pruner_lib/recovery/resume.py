@@ -3,7 +3,7 @@
 The folder holds recovery.json (arguments; the history once the run has finished), adapter-<step>/ for steps
 whose adapters are kept, checkpoint-<step>/, and at the end adapter/ in its place. The history of an open run
 is the log in the checkpoint's trainer_state.json, which Trainer writes last: a checkpoint without it is
-incomplete and is dropped, as one is whose files were truncated.
+incomplete and is dropped, as one is whose files are not those that contents.json noted after it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import os
 import random
 import shutil
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,8 +26,10 @@ from torch import nn
 from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from pruner_lib.files import read_json, write_json
+from pruner_lib.files import content_hash, read_json, write_json
 from pruner_lib.recovery.instructions import Row
+
+CONTENTS, LAST = "contents.json", "trainer_state.json"  # of a checkpoint; the second Trainer writes last
 
 
 @dataclass
@@ -76,7 +77,7 @@ class Run:
             warnings.warn(f"{damaged[0]} is damaged: the recovery is run again", stacklevel=3)
             resume, self.history = False, []
         for path in results:
-            if not resume or (path in checkpoints and not _complete(path, "trainer_state.json")):
+            if not resume or (path in checkpoints and not _as_noted(path)):
                 shutil.rmtree(path, ignore_errors=True)
         self.checkpoint = get_last_checkpoint(self.folder) if results else None
         self._save()
@@ -117,13 +118,28 @@ class Run:
             )
 
 
-def _complete(folder: Path, *needed: str) -> bool:
-    """Look whether an adapter or checkpoint is there to its end, by the heads and tails of its files."""
+def note_contents(checkpoint: Path) -> None:
+    """Note what the files of a checkpoint hold, beside them; without the note it does not count."""
+    if first_process():
+        noted = {path.name: content_hash(path) for path in sorted(checkpoint.iterdir())}
+        write_json(checkpoint / CONTENTS, noted)
+
+
+def _as_noted(checkpoint: Path) -> bool:
+    """Look whether the files of a checkpoint are those that were noted, the last of them too."""
     try:
-        with safe_open(folder / "adapter_model.safetensors", "pt"):
-            states = [path for path in folder.iterdir() if path.suffix in (".pt", ".pth", ".bin")]
-            return all(map(zipfile.is_zipfile, states)) and all(read_json(folder / name) for name in needed)
-    except (OSError, ValueError, SafetensorError):
+        noted = read_json(checkpoint / CONTENTS)
+        return LAST in noted and all(content_hash(checkpoint / name) == noted[name] for name in noted)
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _complete(adapter: Path) -> bool:
+    """Look whether an adapter is there to its end, by the head of its file."""
+    try:
+        with safe_open(adapter / "adapter_model.safetensors", "pt"):
+            return True
+    except (OSError, SafetensorError):
         return False
 
 

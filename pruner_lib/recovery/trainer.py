@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from pruner_lib.recovery.instructions import IGNORED, collate
-from pruner_lib.recovery.resume import Run, first_process, random_state
+from pruner_lib.recovery.resume import Run, first_process, note_contents, random_state
 from pruner_lib.recovery.settings import RecoverySettings
 
 DECIDED = (  # arguments of the Trainer that follow from the settings of `recover` and from the device
@@ -215,6 +215,9 @@ class _Recorder(TrainerCallback):
         self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
         control.should_save |= state.global_step in (*self.run.points, *self.run.kept)
         control.should_training_stop |= state.global_step == self.run.until
+
+    def on_save(self, args, state, control, **kwargs):
+        note_contents(self.run.folder / f"checkpoint-{state.global_step}")
 
     def _record(self, state: Any, loss: float | None, adapted: PeftModel) -> None:
         step = state.global_step

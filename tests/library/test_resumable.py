@@ -178,11 +178,15 @@ def test_a_folder_of_something_else_is_left_alone(tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt", "scheduler.pt"])
-def test_a_truncated_checkpoint_is_not_resumed_from(name, tokenizer, tmp_path, whole):
+@pytest.mark.parametrize("how", ["cut off", "other bytes"])
+def test_a_damaged_checkpoint_is_not_resumed_from(name, how, tokenizer, tmp_path, whole):
     with pytest.raises(KeyboardInterrupt):
         recover(make(), tokenizer, EXAMPLES, output_dir=tmp_path, evaluate=Stop(4), **KEEP)
     for path in tmp_path.glob(f"checkpoint-*/{name}"):
-        os.truncate(path, path.stat().st_size - 100)
+        content = path.read_bytes()
+        middle = len(content) // 2
+        changed = content[:middle] + bytes(255 - byte for byte in content[middle : middle + 8])
+        path.write_bytes(content[:-100] if how == "cut off" else changed + content[middle + 8 :])
     again = recover(make(), tokenizer, EXAMPLES, output_dir=tmp_path, evaluate=score, **KEEP)
     check_same_run(tmp_path, again, whole)
 

@@ -152,7 +152,7 @@ OWN = [  # a profile of one's own, what came, what is wanted
     ("calibration: {samples: 0}", "0", "greater than or equal to 1"),
     ("calibration: {length: x}", "'x'", "a valid integer"),
     ("calibration: {seed: -1}", "-1", "greater than or equal to 0"),
-    ("calibration: {bos: 1}", "1", "a valid boolean"),
+    ("calibration: {bos: 1}", "1", "True, False or 'window'"),
     ("evaluation: {texts: wiki}", "'wiki'", "a valid array"),
     ("evaluation: {length: 1}", "1", "greater than or equal to 2"),
     ("evaluation: {windows: 0}", "0", "greater than or equal to 1"),
