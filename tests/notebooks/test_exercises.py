@@ -12,7 +12,7 @@ from in_process import NOTEBOOKS, execute
 from nbformat.v4 import new_code_cell
 
 EXERCISE = re.compile(
-    r"^\*\*(?P<number>\d) \((?:easy|medium|hard), [1-9]\d* minutes\)\.\*\* [^\n]+\n\n"
+    r"^\*\*(?P<number>\d) \((?:easy|medium|hard), (?P<minutes>[1-9]\d*) minutes\)\.\*\* [^\n]+\n\n"
     r"<details><summary>Solution</summary>\n\n(?P<words>[^\n]+)\n\n"
     r"```python\n# after (?:the set-up|section (?P<section>\d))\n(?P<code>.*?)```\n\n</details>$",
     re.MULTILINE | re.DOTALL,
@@ -61,6 +61,13 @@ def test_every_exercise_has_level_minutes_and_a_solution_that_checks_itself(path
     for one in found:
         assert any(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(one["code"])))
         assert max(map(len, one["code"].splitlines())) <= WIDTH
+
+
+def test_syllabus_names_every_notebook_and_adds_up_the_minutes_of_its_exercises():
+    syllabus = (NOTEBOOKS[0].parent / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \[\d\d\]\((\S+)\) \| .* \| \d+ \| (\d+) \|$", syllabus, re.MULTILINE)
+    minutes = {path.name: sum(int(one["minutes"]) for one in exercises(path)) for path in NOTEBOOKS}
+    assert {name: int(number) for name, number in rows} == minutes
 
 
 def test_sections_of_a_notebook_are_numbered_from_one():

@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 REPORT = (ROOT / "REPRODUCIBILITY.md").read_text(encoding="utf-8")
 RESULTS = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+SYLLABUS = (ROOT / "notebooks" / "README.md").read_text(encoding="utf-8")
 MARKED = (
     "a\n<!-- verdicts -->\nold\n<!-- end of verdicts -->\nb\n<!-- benchmark --><!-- end of benchmark -->\nc\n"
     "<!-- not reproduced --><!-- end of not reproduced -->"
@@ -135,8 +136,8 @@ def test_every_table_and_figure_of_the_paper_has_a_row():
 
 @pytest.mark.parametrize(
     ("text", "folder"),
-    [(README, ROOT), (REPORT, ROOT), (RESULTS, ROOT / "results")],
-    ids=["front", "report", "results"],
+    [(README, ROOT), (REPORT, ROOT), (RESULTS, ROOT / "results"), (SYLLABUS, ROOT / "notebooks")],
+    ids=["front", "report", "results", "syllabus"],
 )
 def test_links_to_code_and_notebooks_lead_somewhere(text, folder):
     links = {link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link}
