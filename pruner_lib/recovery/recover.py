@@ -8,7 +8,6 @@ data (`windows.instructions`) and measures only what the caller's `evaluate` ret
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +28,7 @@ from pruner_lib.method.decoder import check_plain
 from pruner_lib.method.discover import discover
 from pruner_lib.recovery.instructions import Row, batches, encode
 from pruner_lib.recovery.predict_memory import check_training_memory
-from pruner_lib.recovery.resume import Run, random_state
+from pruner_lib.recovery.resume import Run, digest, random_state
 from pruner_lib.recovery.settings import RecoverySettings
 from pruner_lib.recovery.trainer import check_arguments, train
 
@@ -64,6 +63,8 @@ def recover(
 ) -> Recovered:
     """Train a LoRA adapter on instructions; resume where an earlier call with the same arguments was stopped.
 
+    Where the earlier call had fewer steps it goes on from there, with a warning, since its rates were others.
+
     f(x) = W x + b + alpha / rank * B A x; A and B alone are trained, from B = 0.
 
     Args:
@@ -73,7 +74,7 @@ def recover(
         tokenizer: of the model; needs an EOS token.
         examples: dicts, or a `datasets.Dataset`, with `instruction`, `output` and, if there is one, `input`;
             or with `messages` (chat template); or with `text`. See `instructions.encode`.
-        output_dir: gets recovery.json, adapter/ and, until the end, checkpoints.
+        output_dir: gets recovery.json, adapter/ and the last checkpoint.
         evaluate: model (eval mode, adapter active) -> numbers; called at steps 0, `evaluate_at` and the last.
         keep_at: steps whose adapters are kept too.
         at: return the model as it was after this step, one of `keep_at`, and train no further now; a later
@@ -225,9 +226,8 @@ def _identity(
         flat = weight.detach().reshape(-1)
         sample = flat[:: max(1, flat.numel() // 1000)].float().cpu().numpy()
         weights.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode() + sample.tobytes())
-    examples = hashlib.sha256(json.dumps(data).encode())
     identity = settings.deciding() | {"steps": len(data), "evaluated_steps": points}
-    identity |= {"examples": examples.hexdigest()[:12], "model": weights.hexdigest()[:12]}
+    identity |= {"examples": digest(data), "model": weights.hexdigest()[:12]}
     identity |= {"kept_steps": kept} if kept else {}
     return plain(identity | {name: str(value) for name, value in more.items()})
 

@@ -1,13 +1,15 @@
 """The folder of a recovery, which it resumes from after a kill, and the random state that it trains with.
 
 The folder holds recovery.json (arguments; the history once the run has finished), adapter-<step>/ for steps
-whose adapters are kept, checkpoint-<step>/, and at the end adapter/ in its place. The history of an open run
-is the log in the checkpoint's trainer_state.json, which Trainer writes last: a checkpoint without it is
-incomplete and is dropped, as one is whose files are not those that contents.json noted after it.
+whose adapters are kept, checkpoint-<step>/, from which more steps go on, and at the end adapter/. The history
+of an open run is the log in the checkpoint's trainer_state.json, which Trainer writes last: a checkpoint
+without it is incomplete and is dropped, as one is whose files are not those that contents.json noted after it.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import random
 import shutil
@@ -30,6 +32,12 @@ from pruner_lib.files import content_hash, read_json, write_json
 from pruner_lib.recovery.instructions import Row
 
 CONTENTS, LAST = "contents.json", "trainer_state.json"  # of a checkpoint; the second Trainer writes last
+GROWING = ("steps", "examples", "evaluated_steps", "kept_steps")  # what more steps change
+
+
+def digest(data: Any) -> str:
+    """Name plain data by twelve hex digits."""
+    return hashlib.sha256(json.dumps(data).encode()).hexdigest()[:12]
 
 
 @dataclass
@@ -44,6 +52,7 @@ class Run:
     evaluate: Callable[[nn.Module], Mapping[str, float]] | None  # measures at the points
     until: int  # the last step now; before the last of all, the run pauses there
     checkpoint: str | None = None  # to resume from
+    shorter: int | None = None  # steps that the run had when it was opened, where they are more now
     history: list[dict[str, Any]] = field(default_factory=list)  # of a finished or paused run
 
     def place(self, step: int) -> Path:
@@ -67,6 +76,8 @@ class Run:
             )
         if results and resume:
             saved = read_json(state)
+            if any(_complete(path, "trainer_state.json") for path in checkpoints):
+                self._find_shorter(saved["identity"])
             self._compare(saved["identity"])
             self.history = [  # JSON keeps infinities as text
                 {name: float(value) if isinstance(value, str) else value for name, value in row.items()}
@@ -80,6 +91,15 @@ class Run:
             if not resume or (path in checkpoints and not _as_noted(path)):
                 shutil.rmtree(path, ignore_errors=True)
         self.checkpoint = get_last_checkpoint(self.folder) if results else None
+        if self.shorter and self.checkpoint:
+            last = self.folder / "adapter"
+            if last.exists():
+                last.rename(self.place(self.shorter))
+            warnings.warn(
+                f"the run in {self.folder} had {self.shorter} steps and goes on to {len(self.data)}: what it "
+                "trained so far had the learning rates of the shorter run",
+                stacklevel=3,
+            )
         self._save()
 
     def has(self, step: int) -> bool:
@@ -96,20 +116,28 @@ class Run:
             part.rename(self.place(step))
 
     def close(self, adapted: PeftModel, history: list[dict[str, Any]]) -> None:
-        """Save the history; after the last of all steps also its adapter, in place of the checkpoint."""
+        """Save the history; after the last of all steps also its adapter."""
         self.history = history
         self._save()
         if history[-1]["step"] == len(self.data):
             self.keep(adapted, len(self.data))
-            for path in self.folder.glob("checkpoint-*"):
-                shutil.rmtree(path, ignore_errors=True)
 
     def _save(self) -> None:
         if first_process():
             write_json(self.folder / "recovery.json", {"identity": self.identity, "history": self.history})
 
+    def _find_shorter(self, saved: dict[str, Any]) -> None:
+        """See whether the earlier run was the beginning of this one, measured and kept where this one is."""
+        steps = saved["steps"]
+        before = {*saved["evaluated_steps"], *saved.get("kept_steps", ())}
+        wanted = {step for step in (*self.points, *self.kept) if step < steps}
+        is_beginning = saved["examples"] == digest(self.data[:steps]) and wanted <= before
+        self.shorter = steps if steps < len(self.data) and is_beginning else None
+
     def _compare(self, saved: dict[str, Any]) -> None:
         pairs = {name: (saved.get(name), self.identity.get(name)) for name in {**saved, **self.identity}}
+        if self.shorter:
+            pairs = {name: pair for name, pair in pairs.items() if name not in GROWING}
         differing = [f"{name}: {a!r} there, {b!r} now" for name, (a, b) in pairs.items() if a != b]
         if differing:
             raise ValueError(

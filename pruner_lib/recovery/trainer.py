@@ -188,8 +188,11 @@ class _Recorder(TrainerCallback):
         hidden = not first_process()
         self.bar = tqdm(total=run.until, desc="recover", unit="step", mininterval=1.0, disable=hidden)
 
-    def on_train_begin(self, args, state, control, model=None, **kwargs):
+    def on_train_begin(self, args, state, control, model=None, lr_scheduler=None, **kwargs):
         self.bar.update(state.global_step)
+        if self.run.shorter and self.run.checkpoint:  # its next rate was that of the shorter run: often 0
+            lr_scheduler.last_epoch -= 1
+            lr_scheduler.step()
         if state.log_history:
             self.seconds = state.log_history[-1]["seconds"]
         elif 0 in self.run.points:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 import torch
 from peft import PeftModel
 from small_recovery import EXAMPLES, KEEP, QUICK, Stop, adapter, logits, make, same, score, without_time
+from transformers import TrainerCallback
 
 from pruner_lib.recovery import trainer as trainer_module
 from pruner_lib.recovery.recover import recover
@@ -58,7 +60,7 @@ def check_same_run(folder: Path, result, whole) -> None:
     for name in KEPT:
         assert same(adapter(folder, name), adapter(whole[0], name)), name
     assert without_time(result.history) == without_time(whole[2].history)
-    assert sorted(path.name for path in folder.iterdir()) == [*sorted(KEPT), "recovery.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [*sorted(KEPT), "checkpoint-6", "recovery.json"]
 
 
 # The history
@@ -156,7 +158,7 @@ def test_a_run_with_other_arguments_is_not_resumed_but_thrown_away_on_request(to
         "seed": {"seed": 1},
         "rank": {"rank": 4},
         "learning_rate": {"learning_rate": 2e-2},
-        "steps": {"steps": 7},
+        "steps": {"steps": 5},
         "evaluated_steps": {"evaluate_at": [3]},
         "examples": {"examples": EXAMPLES[1:]},
         "model": {},
@@ -237,3 +239,63 @@ def test_a_run_pauses_at_a_step_and_goes_on_from_there(tokenizer, tmp_path, whol
     assert torch.allclose(logits(last.model), seen[6], atol=1e-5)
     losses = [row["loss"] for row in done.history[1:]]
     assert [row["loss"] for row in last.history] == pytest.approx(losses)
+
+
+@pytest.mark.parametrize("stop", [None, 3])
+def test_more_steps_go_on_from_a_shorter_run(stop, tokenizer, tmp_path, monkeypatch):
+    """At a constant rate a run that went on is the longer run; `stop` kills it on the way to six steps."""
+    constant = QUICK | {"training_arguments": {"lr_scheduler_type": "constant"}}
+    arguments = {"evaluate": score, "evaluate_at": [2], "keep_at": [2]}
+    whole = recover(
+        make(), tokenizer, EXAMPLES, output_dir=tmp_path / "whole", **arguments, **constant | {"steps": 9}
+    )
+    place, more = {"output_dir": tmp_path / "parts"}, constant | {"steps": 9}
+    if stop:
+        with pytest.raises(KeyboardInterrupt):
+            recover(make(), tokenizer, EXAMPLES, **place, **arguments | {"evaluate": Stop(stop)}, **constant)
+    else:
+        first = recover(make(), tokenizer, EXAMPLES, **place, **arguments, **constant)
+        assert [row["step"] for row in first.history] == list(range(7))
+    with pytest.warns(UserWarning, match="had 6 steps and goes on to 9"):
+        done = recover(make(), tokenizer, EXAMPLES, **place, **arguments, **more)
+    assert same(adapter(tmp_path / "parts"), adapter(tmp_path / "whole"))
+    rows = [[row["loss"] for row in one.history] for one in (done, whole)]
+    assert rows[0] == rows[1] and len(rows[0]) == 10
+    assert [row["step"] for row in done.history if "score" in row] == [0, 2, 9] if stop else [0, 2, 6, 9]
+    assert (tmp_path / "parts" / "adapter-6").exists() == (stop is None)
+    with monkeypatch.context() as patch:
+        patch.setattr("pruner_lib.recovery.recover.train", None)  # what is there is not trained again
+        again = recover(make(), tokenizer, EXAMPLES, **place, **arguments, **more)
+    assert torch.equal(logits(again.model), logits(done.model))
+
+
+def test_steps_that_are_added_have_the_learning_rates_of_the_longer_run(tokenizer, tmp_path):
+    seen = []
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, args, state, control, lr_scheduler=None, **kwargs):
+            seen.append((state.global_step, lr_scheduler.get_last_lr()[0]))
+
+    for steps in (6, 12):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            recover(
+                make(),
+                tokenizer,
+                EXAMPLES,
+                output_dir=tmp_path,
+                callbacks=[Watch()],
+                **QUICK | {"steps": steps},
+            )
+    rate = QUICK["learning_rate"]
+    warm = QUICK.get("warmup_steps", 0)
+    wanted = {step: rate * (12 - step) / (12 - warm) for step in range(6, 12)}
+    assert dict(seen[6:]) == pytest.approx(wanted), "and not 0 in the first of them"
+
+
+def test_what_is_no_beginning_of_the_longer_run_is_not_gone_on_from(tokenizer, tmp_path):
+    arguments = {"output_dir": tmp_path, "evaluate": score, **QUICK}
+    recover(make(), tokenizer, EXAMPLES, **arguments)
+    for change, name in (({"examples": EXAMPLES[1:]}, "examples"), ({"evaluate_at": [3]}, "evaluated_steps")):
+        with pytest.raises(ValueError, match=rf"{name}: .* there, .* now"):
+            recover(make(), tokenizer, **{"examples": EXAMPLES, **arguments, "steps": 9, **change})
