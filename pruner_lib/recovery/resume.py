@@ -3,7 +3,7 @@
 The folder holds recovery.json (arguments; the history once the run has finished), adapter-<step>/ for steps
 whose adapters are kept, checkpoint-<step>/, from which more steps go on, and at the end adapter/. The history
 of an open run is the log in the checkpoint's trainer_state.json, which Trainer writes last: a checkpoint
-without it is incomplete and is dropped, as one is whose files are not those that contents.json noted after it.
+without it is incomplete and is dropped, as one is whose files are not those that contents.json noted.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Run:
             )
         if results and resume:
             saved = read_json(state)
-            if any(_complete(path, "trainer_state.json") for path in checkpoints):
+            if any(_as_noted(path) for path in checkpoints):
                 self._find_shorter(saved["identity"])
             self._compare(saved["identity"])
             self.history = [  # JSON keeps infinities as text
