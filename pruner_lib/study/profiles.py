@@ -87,6 +87,7 @@ class MethodStudy:
     answer_draws: Count = 1  # draws whose models answer them
     alone_draws: Count | None = None  # the same of matrices ranked alone (notebook 04); None: answer_draws
     rule_draws: Count | None = None  # the same of the ways to aggregate (notebook 05); None: answer_draws
+    random_draws: Count | None = None  # of the random choice (notebook 03); None: as many as of the others
     recovery_draws: Count = 1  # draws whose models are recovered
     models: Names = ()  # further models, ...
     shares: Shares = ()  # ... the share that each loses, ...
