@@ -116,7 +116,7 @@ def zero_shot(
 
 
 def _check_settings(tasks: list[Any], limit: Any, num_fewshot: Any) -> None:
-    if not tasks:
+    if not tasks or not all(isinstance(one, (str, Path)) for one in tasks):
         raise ValueError(f"tasks came as {tasks}, wanted some of {', '.join(TASKS)}, or others of lm-eval")
     for name, value, least in (("limit", limit, 1), ("num_fewshot", num_fewshot, 0)):
         if value is not None and (not isinstance(value, int) or value < least):
@@ -129,6 +129,8 @@ def _check_tokenizer(tokenizer: Any, apply_chat_template: bool, add_bos: bool | 
         raise ValueError(
             f"apply_chat_template=True, but this {kind} has no chat template: set one, or ask without"
         )
+    if add_bos not in (True, False, None):
+        raise ValueError(f"add_bos came as {add_bos!r}, wanted True, False or None")
     if add_bos and tokenizer.bos_token_id is None:
         raise ValueError(f"add_bos=True, but this {kind} has no BOS token: ask without")
 
