@@ -128,6 +128,8 @@ def _check_tokenizer(tokenizer: Any, apply_chat_template: bool, add_bos: bool | 
         raise ValueError(
             f"apply_chat_template=True, but this {kind} has no chat template: set one, or ask without"
         )
+    if add_bos not in (True, False, None):
+        raise ValueError(f"add_bos came as {add_bos!r}, wanted True, False or None")
     if add_bos and tokenizer.bos_token_id is None:
         raise ValueError(f"add_bos=True, but this {kind} has no BOS token: ask without")
 
