@@ -38,7 +38,7 @@ OPTIONAL = {"torch-pruning"}  # its benchmark runs where it is installed
 NOT_IMPORTED = {  # declared, but used by another package or as a program
     "": {"protobuf", "tqdm"},  # the last by recovery and evaluation alike
     "study": {"ipykernel", "ipywidgets", "jupyterlab"},
-    "dev": {"nbstripout", "pre-commit", "pytest-xdist", "ruff", "setuptools"},
+    "dev": {"nbstripout", "pre-commit", "pytest-timeout", "pytest-xdist", "ruff", "setuptools"},
 }
 
 
