@@ -59,7 +59,7 @@ PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
 
 @dataclass(frozen=True)
 class NotebookRun:
-    """The result of one notebook: `done` or `failed`, and the files it wrote, below the folder `place`."""
+    """One notebook: `done` or `failed`, its files (of a failed one: those it had before), below `place`."""
 
     notebook: str
     profile: str
@@ -120,10 +120,10 @@ def run_study(
 ) -> list[NotebookRun]:
     """Run the notebooks of a study in the order of their names; a failure does not stop those that follow.
 
-    Each runs in a process of its own; the executed notebooks go to `results/<profile>/notebooks/` or, where
-    parameters differ from their defaults, below `results/<profile>/changed/`. Measurements of an earlier run
-    are reused. Where all notebooks have been done before with the same parameters they run two at a time, and
-    the last one, which reads the others' results, after them.
+    Each runs in a process of its own; the executed notebooks go to `results/<profile>/notebooks/` (`failed/`
+    there, if they fail) or, where parameters differ from their defaults, below `results/<profile>/changed/`.
+    Measurements of an earlier run are reused. Where all notebooks have been done before with the same
+    parameters they run two at a time, and the last one, which reads the others' results, after them.
 
     Args:    only: see `find_notebooks`.    place: the folder of the notebooks.
              parameters: plain scalars or flat lists; each goes to the notebooks that have it.
@@ -195,7 +195,8 @@ def _run_together(
         for path, code in ended(processes):
             changed = changed_in(path, given[path])
             error = _problem(path, scratch, code, results_dir(profile, changed=changed))
-            manifest = {"finished": now()} if error else read_kept(scratch / f"{path.stem}.json")
+            good = read_manifest(path.stem, profile, changed=changed) or {}  # its files stay after a failure
+            manifest = good | {"finished": now()} if error else read_kept(scratch / f"{path.stem}.json")
             seconds, outputs = round(time.perf_counter() - start, 1), tuple(manifest.get("outputs", ()))
             status = "failed" if error else "done"
             runs.append(NotebookRun(path.stem, profile, status, seconds, outputs, error, changed))
@@ -221,7 +222,8 @@ def _problem(path: Path, scratch: Path, code: int, folder: Path) -> str | None:
             text = text.replace(f"{place}{os.sep}", "")
         outputs = [one for cell in json.loads(text)["cells"] for one in cell.get("outputs", ())]
         tracebacks = ["\n".join(one["traceback"]) for one in outputs if one["output_type"] == "error"]
-        write_text(folder / "notebooks" / path.name, _without_places(text))
+        failed = "failed" if code or not (scratch / f"{path.stem}.json").is_file() else ""
+        write_text(folder / "notebooks" / failed / path.name, _without_places(text))
     if code:
         message = tracebacks[-1] if tracebacks else (scratch / f"{path.stem}.txt").read_text(errors="replace")
         message = _without_places(re.sub(r"\x1b\[[0-9;]*m", "", message)[-TAIL:]).strip()

@@ -17,6 +17,7 @@ import pytest
 from pruner_lib.study import notebooks as runner
 from pruner_lib.study.cluster import SCHEDULER
 from pruner_lib.study.notebooks import find_notebooks, main, run_study, was_done
+from pruner_lib.study.records import read_kept
 from pruner_lib.study.results import manifest_path, results_dir
 
 PARAMETERS = 'profile = "tiny"\nratio: float = 0.25  # share\nnames = ["a"]'
@@ -105,6 +106,59 @@ def test_study_goes_on_after_failures_and_a_killed_kernel_and_is_done_by_the_sam
     assert (place / "tables/03_killed.csv").read_text().startswith("float,0.75")
     page = place / "index.html"
     assert str(page) in shown and 'href="notebooks/03_killed.html"' in page.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.notebook
+def test_failed_try_replaces_neither_the_good_notebook_nor_its_files_on_the_page(folder):
+    path = notebook(folder, "00_once", WRITE, "assert not killed_before, 'on purpose'", FINISH)
+    assert main(["--profile", "tiny"]) == 0
+    place, good = results_dir("tiny"), read_kept(manifest_path("00_once", "tiny"))
+    before = (place / "notebooks" / path.name).read_text()
+    assert main(["--profile", "tiny"]) == 1
+    after = read_kept(manifest_path("00_once", "tiny"))
+    assert after["status"] == "failed" and "on purpose" in after["error"]
+    assert after["outputs"] == good["outputs"] == ["tables/00_once.csv"]
+    assert after["git_revision"] == good["git_revision"] and after["versions"] == good["versions"]
+    assert (place / "notebooks" / path.name).read_text() == before
+    assert "AssertionError" in (place / "notebooks/failed" / path.name).read_text()
+    page = (place / "index.html").read_text()
+    assert 'href="notebooks/00_once.html"' in page and "failed" in page
+    assert "AssertionError" not in (place / "notebooks/00_once.html").read_text()
+    assert not was_done(path, "tiny", {})
+
+
+SHARED = """
+from pruner_lib.study import Study
+measure = Study._measure
+def noted(self, one, criteria):
+    print(one.key, file=open(results.folder.parent / "measured.txt", "a"))
+    return measure(self, one, criteria)
+Study._measure = noted
+study = Study(profile)
+study.run_all([study.profile.experiment(criterion=one) for one in ("l1", "l2", "random")])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.notebook
+def test_two_runners_at_once_share_the_experiments_and_both_end_well(folder):
+    """Each experiment writes a line where it is measured; two runners are started together."""
+    notebook(folder, "00_shared", WRITE, SHARED, FINISH)
+    notebook(folder, "01_shared", WRITE, SHARED, FINISH)
+    studies = [start_study(folder) for _ in range(2)]
+    try:
+        ends = [(study.communicate(timeout=500)[1], study.returncode) for study in studies]
+    finally:
+        for study in studies:
+            study.kill()
+    assert [code for _, code in ends] == [0, 0], ends
+    keys = (results_dir("tiny").parent / "measured.txt").read_text().split()
+    assert len(keys) == len(set(keys)) == 3, "an experiment ran twice"
+    records = sorted((results_dir("tiny") / "records").glob("*.json"))
+    assert [path.stem for path in records] == sorted(keys)
+    for name in ("00_shared", "01_shared"):
+        assert read_kept(manifest_path(name, "tiny"))["status"] == "done"
 
 
 RUN = """
