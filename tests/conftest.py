@@ -1,9 +1,13 @@
-"""What every test runs under: no Hugging Face hub, no windows, few threads. Set before torch is imported."""
+"""What every test runs under: no Hugging Face hub, no windows, few threads, signals as in a terminal.
+
+Set before torch is imported.
+"""
 
 from __future__ import annotations
 
 import gc
 import os
+import signal
 
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
@@ -15,6 +19,9 @@ os.environ |= {
     "OMP_NUM_THREADS": "1",  # tiny models: more threads only wait for each other
     "MKL_NUM_THREADS": "1",
 }
+
+# A job in the background of a script is started with SIGINT ignored, and so would be what a test interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser):
