@@ -53,7 +53,6 @@ def to_gguf(
     if isinstance(model, (str, Path)):
         model, found = load_model(model, dtype=dtype or torch.float32)
         tokenizer = tokenizer or found
-    require(PreTrainedModel, model=model)
     if Path(path).is_dir():
         raise ValueError(f"{path} is a folder; give the name of a file, such as {Path(path) / 'model.gguf'}")
     _check_function(model)
@@ -127,8 +126,7 @@ def _widths(model: PreTrainedModel) -> tuple[list[int], list[int], list[int]]:
 def _check_function(model: PreTrainedModel) -> None:
     """Refuse a model that llama.cpp's `llama` and `deci` would compute in another way."""
     check_in_memory(model)
-    if not isinstance(model, PreTrainedModel):
-        raise ValueError(f"{type(model).__name__} is no model of transformers; load_model gives one")
+    require(PreTrainedModel, model=model)
     config = model.config
     if config.model_type not in MODEL_TYPES:
         raise ValueError(
