@@ -24,7 +24,7 @@ class LlamaCpp:
         settings.cpuparams.n_threads, settings.warmup = 1, False
         settings.cache_type_k = settings.cache_type_v = ggml_type.GGML_TYPE_F32
         self.server = Server(settings)
-        self.tokens("")  # it answers; one that is thrown away before its loop begins never ends, and we with it
+        self.tokens("")  # it answers; one thrown away before its loop begins is waited for for ever
 
     def greedy(self, prompt: list[int], n: int) -> tuple[list[int], list[float]]:
         """The n likeliest next tokens, one after the other, and their log-probabilities."""
