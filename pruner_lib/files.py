@@ -133,6 +133,12 @@ def content_hash(path: Path | str) -> str:
     return _content_hash(path, state.st_size, state.st_mtime_ns)
 
 
+def content_hashes(folder: Path, pattern: str = "*") -> dict[str, str]:
+    """Name the files of a folder that fit a pattern by content: path below it -> `content_hash`, in order."""
+    paths = sorted(path for path in folder.glob(pattern) if path.is_file())
+    return {path.relative_to(folder).as_posix(): content_hash(path) for path in paths}
+
+
 @lru_cache(maxsize=1024)
 def _content_hash(path: Path, size: int, changed: int) -> str:
     digest = hashlib.sha256()

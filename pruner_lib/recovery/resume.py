@@ -28,7 +28,7 @@ from torch import nn
 from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from pruner_lib.files import content_hash, read_json, write_json
+from pruner_lib.files import content_hash, content_hashes, read_json, write_json
 from pruner_lib.recovery.instructions import Row
 
 CONTENTS, LAST = "contents.json", "trainer_state.json"  # of a checkpoint; the second Trainer writes last
@@ -67,7 +67,7 @@ class Run:
         Raises: ValueError: the earlier run had other arguments (the message names them), or is no recovery.
         """
         state = self.folder / "recovery.json"
-        checkpoints = list(self.folder.glob("checkpoint-*"))
+        checkpoints = {path: _as_noted(path) for path in self.folder.glob("checkpoint-*")}
         results = [*checkpoints, *self.folder.glob("adapter*")]
         if results and not state.exists():
             raise ValueError(
@@ -76,7 +76,7 @@ class Run:
             )
         if results and resume:
             saved = read_json(state)
-            if any(_as_noted(path) for path in checkpoints):
+            if any(checkpoints.values()):
                 self._find_shorter(saved["identity"])
             self._compare(saved["identity"])
             self.history = [  # JSON keeps infinities as text
@@ -88,7 +88,7 @@ class Run:
             warnings.warn(f"{damaged[0]} is damaged: the recovery is run again", stacklevel=3)
             resume, self.history = False, []
         for path in results:
-            if not resume or (path in checkpoints and not _as_noted(path)):
+            if not resume or not checkpoints.get(path, True):
                 shutil.rmtree(path, ignore_errors=True)
         self.checkpoint = get_last_checkpoint(self.folder) if results else None
         if self.shorter and self.checkpoint:
@@ -149,8 +149,7 @@ class Run:
 def note_contents(checkpoint: Path) -> None:
     """Note what the files of a checkpoint hold, beside them; without the note it does not count."""
     if first_process():
-        noted = {path.name: content_hash(path) for path in sorted(checkpoint.iterdir())}
-        write_json(checkpoint / CONTENTS, noted)
+        write_json(checkpoint / CONTENTS, content_hashes(checkpoint))
 
 
 def _as_noted(checkpoint: Path) -> bool:

@@ -25,7 +25,7 @@ from pruner_lib.data.corpora import (
     local_text,
 )
 from pruner_lib.evaluation.tasks import TASKS
-from pruner_lib.files import content_hash, set_aside, write_atomic
+from pruner_lib.files import content_hash, content_hashes, set_aside, write_atomic
 from pruner_lib.method.checks import require
 from pruner_lib.models.load import NAMES, find_model, own_folder
 from pruner_lib.study.records import read_kept, write_kept
@@ -37,8 +37,7 @@ def model_hash(name: str) -> str | None:
     folder = own_folder(name)
     if folder is None or not folder.is_dir():
         return None
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    text = "".join(f"{path.name} {content_hash(path)}\n" for path in files)
+    text = "".join(f"{file} {content}\n" for file, content in content_hashes(folder).items())
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -113,10 +112,7 @@ def members_key(experiment: Experiment, criterion: str) -> str:
 
 def note_adapters(folder: Path) -> None:
     """Note the contents of the adapters that a recovery left in its folder, for `check_adapters`."""
-    files = sorted(folder.glob("adapter*/*"))
-    write_kept(
-        folder / "contents.json", {str(path.relative_to(folder)): content_hash(path) for path in files}
-    )
+    write_kept(folder / "contents.json", content_hashes(folder, "adapter*/*"))
 
 
 def check_adapters(folder: Path) -> None:
