@@ -29,6 +29,8 @@ from pruner_lib.data.assets import fetch, hub_lookup, local_path
 
 WORDS = tuple("the a red old small river dog tree stone sees likes under near and".split())  # noqa: SIM905
 ROWS = {"wikitext2": "wikitext2/wiki.test.raw", "ptb": "ptb/ptb.valid.txt"}  # texts whose lines are rows
+WIKITEXT = {"revision": "b08601e04326c79dfdd32d625aee71d232d685c3"}  # commits on the hub
+ALPACA = {"revision": "12567cabf869d7c92e573c7c783905fc160e9639"}
 PARQUET = {  # the hub's own copy of a data set whose script is no longer run; it has files, no configurations
     "revision": "refs/convert/parquet",
     "data_files": {"validation": "penn_treebank/validation/*.parquet"},
@@ -139,7 +141,7 @@ def _bookcorpus() -> Corpus:
 def _wikitext2() -> Corpus:
     if path := local_path(ROWS["wikitext2"]):
         return Corpus(tuple(line if line.strip() else "" for line in _lines(path)), "\n\n")
-    rows = _hub_rows("Salesforce/wikitext", "wikitext-2-raw-v1", "test", ROWS["wikitext2"])
+    rows = _hub_rows("Salesforce/wikitext", "wikitext-2-raw-v1", "test", ROWS["wikitext2"], **WIKITEXT)
     return Corpus(tuple(row["text"] for row in rows), "\n\n")
 
 
@@ -208,7 +210,7 @@ def _instructlab() -> list[dict[str, str]]:
 
 
 def _alpaca() -> list[dict[str, str]]:
-    rows = _hub_rows("yahma/alpaca-cleaned", None, "train", "alpaca.json")
+    rows = _hub_rows("yahma/alpaca-cleaned", None, "train", "alpaca.json", **ALPACA)
     return [_instruction(row["instruction"], row["output"], row["input"]) for row in rows]
 
 

@@ -75,6 +75,7 @@ class Results:
         self.changed = changed_parameters()  # of the notebook that this process runs
         self.place = results_dir(profile, root, self.changed)  # of what the notebook makes of the records
         self.outputs: list[Path] = []  # files written so far
+        self.measured_by: set[str | None] = set()  # git revisions that measured the records in use
 
     def save_table(self, frame: pd.DataFrame, stem: str) -> Path:
         """Write a table as `tables/<stem>.csv`; return its path."""
@@ -119,11 +120,13 @@ class Results:
         )
         manifest = {"notebook": notebook, "profile": name, "status": "done", "finished": now()}
         manifest |= {"git_revision": git_revision(), "versions": versions(), "outputs": written}
+        manifest["measured_by"] = sorted(revision or "no git" for revision in self.measured_by)
         write_kept(manifest_path(notebook, name, self.folder.parent, self.changed), manifest)
         if receipts := os.environ.get(RECEIPTS):
             write_kept(Path(receipts) / f"{notebook}.json", manifest)
         place = self.place.relative_to(self.folder.parent).as_posix()
-        return f"{notebook} is done; in results/{place}: {', '.join(written) or 'nothing new'}"
+        by = f"; its records were measured at {', '.join(manifest['measured_by'])}" if self.measured_by else ""
+        return f"{notebook} is done{by}; in results/{place}: {', '.join(written) or 'nothing new'}"
 
 
 def save_image(figure: Figure, stem: str, place: Path) -> list[Path]:

@@ -66,7 +66,9 @@ class Study(Results):
         """
         require(Experiment, experiment=experiment)
         check_inputs(experiment)
-        return self._run(experiment, criteria, wait=True)
+        record = self._run(experiment, criteria, wait=True)
+        self.measured_by.add(record.git_revision)
+        return record
 
     def run_all(self, experiments: Sequence[Experiment], *, progress: bool = True) -> list[Record]:
         """Return the records of many experiments; measure only what has none, and say how many were reused.
@@ -84,6 +86,7 @@ class Study(Results):
         if jobs:
             run = self._run_here if self.client is None else self._run_on_cluster
             records |= {record.key: record for record in run(jobs, progress)}
+        self.measured_by |= {record.git_revision for record in records.values()}
         if progress:
             reused = sum(record.reused for record in records.values())
             plural = "s" if len(unique) > 1 else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from pathlib import Path
 
@@ -190,6 +191,20 @@ def test_local_text_goes_before_the_asset(local):
 def test_text_of_the_hub_without_the_hub_is_named_with_what_to_do(name, local):
     with pytest.raises(ValueError, match=f"was not found .*{name}/.*PRUNER_LIB_DATA"):
         read_corpus(name)
+
+
+def test_data_of_the_hub_are_pinned_to_a_commit(local, monkeypatch):
+    seen = {}
+    rows = [{"text": "one", "instruction": "say", "output": "one", "input": ""}]
+
+    def load_dataset(repository, config, split, revision):
+        seen[repository] = revision
+        return rows
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert read_corpus("wikitext2").documents == ("one",) and instructions("alpaca")[0]["output"] == "one"
+    assert set(seen) == {"Salesforce/wikitext", "yahma/alpaca-cleaned"}
+    assert all(re.fullmatch("[0-9a-f]{40}", revision) for revision in seen.values())
 
 
 def test_unknown_and_empty_texts_are_refused(local):

@@ -18,7 +18,7 @@ import torch
 from pruner_lib import load_model
 from pruner_lib.data import windows
 from pruner_lib.evaluation.int8 import is_quantised
-from pruner_lib.study import Calibration, Recovery, Study, load_profile, results, stages
+from pruner_lib.study import Calibration, Recovery, Study, load_profile, results, run, stages
 from pruner_lib.study.cache import model_hash
 from pruner_lib.study.records import MetricName, read_record, record_path, records_frame
 from pruner_lib.study.run import run_experiment
@@ -549,6 +549,20 @@ def test_what_was_made_is_kept_by_its_key_as_json(study):
     with pytest.raises(RuntimeError, match="on purpose"):
         study.cached(["b"], lambda: (_ for _ in ()).throw(RuntimeError("on purpose")))
     assert study.cached(["b"], make)["number"] == 4
+
+
+def test_manifest_names_the_revision_that_measured_and_not_the_one_that_reads(place, monkeypatch):
+    monkeypatch.setattr(run, "git_revision", lambda: "aaaa1")
+    first = Study("tiny")
+    first.run(asked())
+    monkeypatch.setattr(run, "git_revision", lambda: "bbbb2")
+    second = Study("tiny")
+    second.run_all([asked()], progress=False)
+    said = second.finish("00_test")
+    assert results.read_manifest("00_test", "tiny")["measured_by"] == ["aaaa1"]
+    assert "its records were measured at aaaa1;" in said
+    second.run(asked(criterion="l2"))
+    assert "measured at aaaa1, bbbb2;" in second.finish("00_test")
 
 
 def test_manifest_names_every_file_that_the_study_wrote(study):
