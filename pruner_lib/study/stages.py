@@ -29,8 +29,10 @@ from pruner_lib.method.discover import discover
 from pruner_lib.method.groups import Plan
 from pruner_lib.method.importance import aggregate, estimate_members
 from pruner_lib.method.memory import trim_heap
+from pruner_lib.method.offload import offloaded
 from pruner_lib.method.repair import obs_scores, repair_
 from pruner_lib.method.select import select
+from pruner_lib.models.devices import in_place
 from pruner_lib.models.load import load_model
 from pruner_lib.models.prune import prune_
 from pruner_lib.recovery.recover import recover
@@ -69,7 +71,7 @@ class Loaded:
     @property
     def large(self) -> bool:
         """Whether the model is too large to be kept beside another."""
-        return weight_bytes(self.model) > KEEP_BYTES
+        return weight_bytes(self.model) > KEEP_BYTES or bool(offloaded(self.model))
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,10 @@ class Pipeline:
         if key not in self._dense:
             self._dense.clear()
             with self.timed("load"):
-                model, tokenizer = load_model(name, dtype=getattr(torch, self.dtype), device=self.device)
+                # what the first GPU does not hold goes to the next ones, the rest stays in CPU memory
+                spread = self.device == "cuda" and name != "tiny"
+                where = {"device_map": "sequential"} if spread else {"device": self.device}
+                model, tokenizer = load_model(name, dtype=getattr(torch, self.dtype), **where)
             with self.timed("discover"):
                 self._dense[key] = Loaded(model, tokenizer, discover(model))
         return self._dense[key]
@@ -182,7 +187,7 @@ class Pipeline:
             found = {name: read_scores(path) for name, path in paths.items()}
             if missing := [name for name, members in found.items() if members is None]:
                 dense, ids = self.dense(experiment.model), None
-                with self.timed("estimate"):
+                with self.timed("estimate"), in_place(dense.model):
                     if set(missing) - set(DATA_FREE):
                         ids = self.calibration_ids(experiment.calibration, dense.tokenizer)
                     scores = estimate_members(
@@ -215,7 +220,7 @@ class Pipeline:
             return aggregate(dense.axes, members, aggregation, order=experiment.order)
         if experiment.criterion == "alternate":
             return as_group_scores(dense.axes, every_second(dense.axes.n_layers))
-        with self.timed("estimate"):
+        with self.timed("estimate"), in_place(dense.model):
             ids = self.calibration_ids(experiment.calibration, dense.tokenizer)
             if experiment.criterion == "obs":
                 return obs_scores(dense.model, dense.axes, ids)
@@ -231,11 +236,11 @@ class Pipeline:
         loaded = self.own(experiment.model) if changes else self.dense(experiment.model)
         model, history, n_dense = loaded.model, [], count_parameters(loaded.model)
         if experiment.repaired and plan is not None:
-            with self.timed("repair"):
+            with self.timed("repair"), in_place(model):
                 ids = self.calibration_ids(experiment.calibration, loaded.tokenizer)
                 repair_(model, plan, ids, axes=loaded.axes)
         if plan is not None:
-            with self.timed("prune"):
+            with self.timed("prune"), in_place(model):
                 prune_(model, plan, axes=loaded.axes)
         n_left = count_parameters(model)
         if experiment.recovery:
@@ -258,7 +263,7 @@ class Pipeline:
         def evaluate(model: Any) -> dict[str, float]:
             return {text: perplexity(model, ids) for text, ids in texts.items()}
 
-        with self.timed("recover"):
+        with self.timed("recover"), in_place(model):
             done = recover(
                 model,
                 tokenizer,

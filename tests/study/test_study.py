@@ -6,10 +6,12 @@ import json
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
+import accelerate
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
@@ -18,6 +20,7 @@ import torch
 from pruner_lib import load_model
 from pruner_lib.data import windows
 from pruner_lib.evaluation.int8 import is_quantised
+from pruner_lib.method.offload import offloaded
 from pruner_lib.study import Calibration, Recovery, Study, load_profile, results, run, stages
 from pruner_lib.study.cache import model_hash
 from pruner_lib.study.records import MetricName, read_record, record_path, records_frame
@@ -549,6 +552,43 @@ def test_what_was_made_is_kept_by_its_key_as_json(study):
     with pytest.raises(RuntimeError, match="on purpose"):
         study.cached(["b"], lambda: (_ for _ in ()).throw(RuntimeError("on purpose")))
     assert study.cached(["b"], make)["number"] == 4
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{}, {"recovery": RECOVERY}, {"criterion": "obs", "repaired": True}, {"granularity": "layer"}],
+    ids=["pruned", "recovered", "repaired", "layers"],
+)
+def test_model_that_the_device_does_not_hold_is_measured_as_another(how, place, monkeypatch):
+    expected = Study("tiny").run(asked(**how))
+    record_path(place, expected.key).unlink()
+    shutil.rmtree(place / "cache")
+
+    def spread(name, **given):
+        model, tokenizer = load_model(name, **given)
+        accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+        model.hf_device_map = {"": "cpu"}
+        assert offloaded(model)
+        return model, tokenizer
+
+    monkeypatch.setattr(stages, "load_model", spread)
+    study = Study("tiny")
+    assert outcome(study.run(asked(**how))) == outcome(expected)
+    assert outcome(study.run(asked(**how).dense))[2]
+
+
+def test_models_fill_the_gpu_first_and_then_what_else_is_there(place, monkeypatch):
+    given = {}
+
+    def load(name, **how):
+        given[name] = how
+        return load_model("tiny")
+
+    monkeypatch.setattr(stages, "load_model", load)
+    for device in ("cuda", "cpu"):
+        stages.Pipeline(place, device=device).dense("smollm2-135m")
+        kind = {"cuda": {"device_map": "sequential"}, "cpu": {"device": "cpu"}}[device]
+        assert given["smollm2-135m"] == {"dtype": torch.float32} | kind
 
 
 def test_manifest_names_the_revision_that_measured_and_not_the_one_that_reads(place, monkeypatch):
