@@ -125,7 +125,7 @@ class Results:
         if receipts := os.environ.get(RECEIPTS):
             write_kept(Path(receipts) / f"{notebook}.json", manifest)
         place = self.place.relative_to(self.folder.parent).as_posix()
-        by = f"; its records were measured at {', '.join(manifest['measured_by'])}" if self.measured_by else ""
+        by = f"; records measured at {', '.join(manifest['measured_by'])}" if self.measured_by else ""
         return f"{notebook} is done{by}; in results/{place}: {', '.join(written) or 'nothing new'}"
 
 

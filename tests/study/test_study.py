@@ -600,9 +600,9 @@ def test_manifest_names_the_revision_that_measured_and_not_the_one_that_reads(pl
     second.run_all([asked()], progress=False)
     said = second.finish("00_test")
     assert results.read_manifest("00_test", "tiny")["measured_by"] == ["aaaa1"]
-    assert "its records were measured at aaaa1;" in said
+    assert "records measured at aaaa1;" in said
     second.run(asked(criterion="l2"))
-    assert "measured at aaaa1, bbbb2;" in second.finish("00_test")
+    assert "records measured at aaaa1, bbbb2;" in second.finish("00_test")
 
 
 def test_manifest_names_every_file_that_the_study_wrote(study):
