@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.special import softmax
-from torch import nn
+from torch import Tensor, nn
 
 from pruner_lib.evaluation.meters import in_fitting_batches
 from pruner_lib.evaluation.tasks import (
@@ -160,7 +161,16 @@ def _ask(
     settings = way | {"backend": "causal", "batch_size": batch_size, "wanted": is_wanted}
     subject = ChoicesLM(pretrained=model, tokenizer=tokenizer, **settings)
     chat = {"apply_chat_template": is_chat, "fewshot_as_multiturn": is_chat}
-    return evaluate(subject, {"tasks": loaded}, bootstrap_iters=RESAMPLES, **chat)
+    with model.get_output_embeddings().register_forward_hook(_check_logits):
+        return evaluate(subject, {"tasks": loaded}, bootstrap_iters=RESAMPLES, **chat)
+
+
+def _check_logits(_head: nn.Module, _inputs: tuple, logits: Tensor) -> None:
+    if not logits.sum(dtype=torch.float32).isfinite():
+        raise ValueError(
+            "the model gives NaN or infinite logits, so its answers say nothing; check its weights, or "
+            "evaluate in float32"
+        )
 
 
 def _score(
@@ -179,7 +189,7 @@ def _score(
     protocol = protocol | {"metric": metric, "split": split, "questions": _hash(prompts)}
     protocol |= {"task_version": answers["versions"][name]}
     protocol |= {"doc_ids": _hash(repr(numbers))} if "seed" in protocol else {}
-    p_right, bits = _of_right_answers(name, task, samples, right_answers_only)
+    p_right, bits = _of_right_answers(task, samples, right_answers_only)
     if right_answers_only:
         correct, values = (), {}
     correct = tuple(int(hit) for hit in correct) if all(hit in (0, 1) for hit in correct) else ()
@@ -193,7 +203,7 @@ def _stderr_of(metric: str) -> str:
 
 
 def _of_right_answers(
-    name: str, task: Any, samples: list[dict[str, Any]], right_answers_only: bool
+    task: Any, samples: list[dict[str, Any]], right_answers_only: bool
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Compute p(right answer among the choices) and its bits a byte for each question, where it has one."""
     if task.OUTPUT_TYPE == "generate_until":
@@ -208,11 +218,6 @@ def _of_right_answers(
             for i, log, sample in zip(right, logs, samples, strict=True)
         )
     )
-    if not np.isfinite(bits if right_answers_only else np.concatenate(logs)).all():
-        raise ValueError(
-            f"{name} has log-likelihoods that are not finite: the model gives NaN or infinite logits; check "
-            "its weights, or evaluate in float32"
-        )
     if right_answers_only or not bits or task.OUTPUT_TYPE != "multiple_choice":
         return (), bits
     choices = [len(task.doc_to_choice(sample["doc"])) for sample in samples]  # some metrics ask for more

@@ -99,12 +99,14 @@ def drop_layers_(model: nn.Module, plan: Plan) -> nn.Module:
 
 def _keep_layers_(model: nn.Module, keep: list[int], edits: dict) -> None:
     path, layers = decoder_layers(model)
-    parts = [dict(layer.named_modules()) for layer in layers]
-    for name, module in parts[0].items():
-        for attribute, value in vars(module).items():
-            numbers = [vars(part[name]).get(attribute) if name in part else None for part in parts]
-            if type(value) is int and numbers == list(range(len(parts))):  # the layer's own number
-                for new, old in enumerate(keep):
-                    setattr(parts[old][name], attribute, new)
+    values: dict[str, set[tuple[int, int]]] = {}  # attribute -> (layer, its value there)
+    for i, layer in enumerate(layers):
+        for name, value in ((n, v) for module in layer.modules() for n, v in vars(module).items()):
+            if type(value) is int:
+                values.setdefault(name, set()).add((i, value))
+    numbers = [name for name, pairs in values.items() if pairs == {(i, i) for i in range(len(layers))}]
+    for new, old in enumerate(keep):
+        for module in layers[old].modules():
+            vars(module).update(dict.fromkeys(vars(module).keys() & numbers, new))
     model.set_submodule(path, nn.ModuleList(layers[i] for i in keep))
     model.config.update(edits)

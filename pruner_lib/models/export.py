@@ -128,10 +128,11 @@ def _check_function(model: PreTrainedModel) -> None:
     check_in_memory(model)
     require(PreTrainedModel, model=model)
     config = model.config
-    if config.model_type not in MODEL_TYPES:
+    if config.model_type not in MODEL_TYPES or model.get_output_embeddings() is None:
         raise ValueError(
-            f"GGUF is written for models of the types {', '.join(MODEL_TYPES)}, got {config.model_type!r}: "
-            "convert the folder of an evenly pruned one with llama.cpp's convert_hf_to_gguf.py"
+            f"GGUF is written for language models of the types {', '.join(MODEL_TYPES)}, got "
+            f"{config.model_type!r} ({type(model).__name__}): convert the folder of others, evenly pruned, "
+            "with llama.cpp's convert_hf_to_gguf.py"
         )
     layers, rope_type = model.model.layers, config.rope_parameters["rope_type"]
     head_dim, n_rotated = layers[0].self_attn.head_dim, 2 * len(model.model.rotary_emb.inv_freq)

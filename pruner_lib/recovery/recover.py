@@ -16,6 +16,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -132,7 +133,8 @@ def add_adapter(model: nn.Module, settings: RecoverySettings) -> PeftModel:
     Raises: ValueError: one of `target_modules` ends the name of no linear layer but the output layer.
     """
     dropout = settings.dropout
-    if dropout and any(parameter.ndim == 3 for parameter in model.parameters()):
+    others = (module for module in model.modules() if not isinstance(module, nn.Conv1d))
+    if dropout and any(weight.ndim == 3 for module in others for weight in module.parameters(recurse=False)):
         warnings.warn("stacked experts: peft trains them without dropout only, so it is 0 here", stacklevel=2)
         dropout = 0.0
     config = LoraConfig(
@@ -141,6 +143,7 @@ def add_adapter(model: nn.Module, settings: RecoverySettings) -> PeftModel:
         lora_dropout=dropout,
         task_type="CAUSAL_LM",
         target_modules=_targets(model, settings.target_modules),
+        exclude_modules=_without_adapter(model) or None,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
     with warnings.catch_warnings():
@@ -164,6 +167,18 @@ def _targets(model: nn.Module, wanted: str | tuple[str, ...]) -> str | list[str]
         ends = ", ".join(sorted({name.rpartition(".")[2] for name in names}))
         raise ValueError(f"target_modules={wanted}: {unknown} name no linear layer, wanted some of {ends}")
     return wanted
+
+
+@torch.no_grad()
+def _without_adapter(model: nn.Module) -> list[str]:
+    """Name linear layers that return more than a product (routers) or whose weights a Mamba kernel reads."""
+    modules, plain = dict(model.named_modules()), (nn.Linear.forward, Conv1D.forward)
+    left = {f"{name}.out_proj" for name, m in modules.items() if {"A_log", "D"} <= m._parameters.keys()}
+    for name in linear_names(model):
+        module = modules[name]
+        if type(module).forward not in plain:
+            left |= set() if isinstance(module.forward(module.weight[:1]), torch.Tensor) else {name}
+    return sorted(left)
 
 
 def linear_names(model: nn.Module) -> set[str]:

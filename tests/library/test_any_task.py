@@ -130,6 +130,17 @@ def test_names_and_tags_of_lm_eval_are_tasks_too(files):
         assert alone[name].values == {} and alone[name].protocol == whole[name].protocol
 
 
+@pytest.mark.parametrize("name", ["page", "text", "writing"])
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_a_broken_model_is_an_error_whatever_the_task(poison, name, files):
+    model, tokenizer = load_model("tiny")
+    assert zero_shot(model, tokenizer, [files[name]])[name].n == 6
+    model.model.norm.weight.data[0] = poison
+    with pytest.raises(ValueError, match="the model gives NaN or infinite logits"):
+        zero_shot(model, tokenizer, [files[name]])
+    assert not model.lm_head._forward_hooks
+
+
 @pytest.mark.parametrize("name", ["choice", "text", "writing"])
 def test_examples_come_before_the_question_as_lm_eval_puts_them(name, files):
     subject = load_model("tiny")

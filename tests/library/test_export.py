@@ -163,7 +163,10 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(family, path):
         with pytest.raises(ValueError, match=reason):
             refuse()
     assert not list(path.parent.iterdir())
-    check_gguf(build("llama-gqa"), letters())
+    model = build("llama-gqa")
+    check_gguf(model, letters())
+    with pytest.raises(ValueError, match="language models .*, got 'llama' .LlamaModel."):
+        check_gguf(model.model, letters())
 
 
 @pytest.mark.parametrize("part", ["scaled", "rotated", "epsilon"])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import random
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
+from families import build
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from small_recovery import EXAMPLES, FAMILIES, QUICK, adapter, logits, make, same, score, without_time
@@ -113,6 +115,24 @@ def test_every_linear_layer_but_the_output_gets_an_adapter(family):
     layers = [module for module in adapted.modules() if isinstance(module, BaseTunerLayer)]
     assert len(layers) == linear - 1 and adapted.get_base_model().get_output_embeddings() is head
     assert not head.weight.requires_grad and not model.get_input_embeddings().weight.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("family", "without", "experts"),
+    [
+        ("llama4_text", "feed_forward.router", True),  # returns two tensors
+        ("falcon_h1", "mamba.out_proj", False),  # read by a kernel; a convolution's weight is no expert
+        ("falcon-new", "nothing", False),  # its linear layers have a forward pass of their own
+    ],
+)
+def test_only_what_multiplies_gets_an_adapter(family, without, experts):
+    model = build(family)
+    with pytest.warns(UserWarning, match="stacked experts") if experts else nullcontext():
+        adapted = add_adapter(model, RecoverySettings())
+    names = {name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+    assert any("q_proj" in name or "query_key_value" in name for name in names)
+    assert not any(name.endswith(without) for name in names)
+    assert (adapted.peft_config["default"].lora_dropout == 0) == experts
 
 
 @pytest.mark.parametrize("words", ["all-linear", ("q_proj", "k_proj", "v_proj", "up_proj")])

@@ -9,6 +9,7 @@ import copy
 import csv
 import math
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from families import (
     DIFFERENT,
     FAMILIES,
     HYBRIDS,
+    HYBRIDS_DRAWN,
+    IN_BLOCKS,
     MORE_FAMILIES,
     build,
     generates_alike_with_cache,
@@ -36,7 +39,11 @@ from pruner_lib.models.tiny import tiny_tokenizer
 pytestmark = [pytest.mark.slow, pytest.mark.families]
 TABLE = Path(__file__).parents[2] / "results" / "architectures" / "architectures.csv"
 REMOTE = "code of its own"  # fused and interleaved rows, tokens first, two-dimensional rotary positions
-DRAWN = FAMILIES_DRAWN | {REMOTE: {"attention": (6, 4), "mlp": (96, 1)}}
+DRAWN = FAMILIES_DRAWN | HYBRIDS_DRAWN | {REMOTE: {"attention": (6, 4), "mlp": (96, 1)}}
+NO_CHANNELS = {  # family -> why its hidden channels can't be cut
+    "falcon_h1": "channels_attn is 40 for 24 groups of hidden, 0 for 2: not in proportion",
+    "llama4_text": "no axis of granularity 'channel'",  # the router scatters its scores: a note says so
+}
 UNEVEN = dict(ratio=0.5, protect_first=1)
 COLUMNS = [
     "family", "class", "attention", "mlp", "hidden", "cut_is_mask", "parameters", "generation",
@@ -58,7 +65,7 @@ def table(request):
 
 
 def test_every_family_is_in_the_table():
-    assert set(DRAWN) == set(FAMILIES) | set(MORE_FAMILIES) | {REMOTE}
+    assert set(DRAWN) == set(FAMILIES) | set(MORE_FAMILIES) | set(HYBRIDS) | set(IN_BLOCKS) | {REMOTE}
     with TABLE.open() as file:
         rows = list(csv.DictReader(file))
     assert [row["family"] for row in rows] == list(DRAWN)
@@ -85,7 +92,12 @@ def pytest_generate_tests(metafunc):
     if "case" in metafunc.fixturenames:
         every = metafunc.function in (test_axes_are_those_a_person_would_draw, test_cut_equals_mask)
         every = every or metafunc.config.getoption("--write-tables")
-        metafunc.parametrize("case", DRAWN if every else [*DIFFERENT, REMOTE], indirect=True, scope="module")
+        metafunc.parametrize(
+            "case",
+            DRAWN if every else [*DIFFERENT, *HYBRIDS, *IN_BLOCKS, REMOTE],
+            indirect=True,
+            scope="module",
+        )
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +117,9 @@ def case(request, tmp_path_factory):
 
 def _pruned(model, axes, seed=0, **options):
     plan = select(axes, random_scores(axes, seed), **options)
+    if model.config.model_type in IN_BLOCKS:
+        even = {name: [0, 3, 4, 7] for name in plan.cut if name.endswith("attention")}
+        plan = Plan(plan.keep | even, plan.n_groups)
     return prune_(copy.deepcopy(model), plan, axes=axes), plan
 
 
@@ -116,6 +131,7 @@ def _load(folder):
 
 
 def _drawn(axes, layer: int) -> dict[str, tuple[int, int]]:
+    """Axis -> (groups, channels of a group) in a layer."""
     prefix = f"layers.{layer}."
     here = {name.removeprefix(prefix): axis for name, axis in axes.items() if name.startswith(prefix)}
     return {name: (axis.n_groups, axis.width) for name, axis in here.items()}
@@ -128,7 +144,7 @@ def _decade(difference: float) -> str:
 def _short(drawn: dict[str, tuple[int, int]], kind: str) -> str:
     found: dict[str, list[tuple[int, int]]] = {}
     for name, size in drawn.items():
-        if name.split(".")[0] == kind or (kind == "mlp" and name.startswith("mlp")):
+        if (name == "attention") == (kind == "attention"):
             found.setdefault(re.sub(r"\.\d+$", "", name), []).append(size)
     return "; ".join(
         (f"{len(sizes)} experts of " if len(sizes) > 1 else "")
@@ -141,17 +157,34 @@ def _short(drawn: dict[str, tuple[int, int]], kind: str) -> str:
     )
 
 
+def _in_words(layers: list[dict[str, tuple[int, int]]], kind: str) -> str:
+    """What layers have of a kind; where they differ, how many of them have it."""
+    counts = Counter(_short(drawn, kind) for drawn in layers)
+    return "; ".join(
+        f"{text} in {n} of {len(layers)} layers" if n < len(layers) else text
+        for text, n in counts.items()
+        if text
+    )
+
+
 def test_axes_are_those_a_person_would_draw(case, table):
-    for layer in range(1, 3):
-        assert _drawn(case.axes, layer) == DRAWN[case.family]
-    assert case.axes["hidden"].n_groups == 24 and case.axes["hidden"].kind == "hidden"
+    hybrid = case.family in HYBRIDS
+    drawn = DRAWN[case.family] if hybrid else [DRAWN[case.family]] * 2
+    found = [_drawn(case.axes, layer + (not hybrid)) for layer in range(len(drawn))]
+    assert found == drawn
     inner = {name: axis for name, axis in case.axes.items() if axis.layer is not None}
-    assert all(axis.kind == name.split(".")[2] for name, axis in inner.items())
+    assert all(axis.kind == name.split(".")[2].replace("feed_forward", "mlp") for name, axis in inner.items())
     if case.family in FAMILIES:
         assert len(case.axes) == 7 and not case.axes.notes
-    table[case.family] |= {"class": type(case.model).__name__, "hidden": "24x1"} | {
-        kind: _short(_drawn(case.axes, 1), kind) for kind in ("attention", "mlp")
+    width, hidden = case.model.config.hidden_size, case.axes.get("hidden")
+    if case.family == "llama4_text":
+        assert hidden is None
+    else:
+        assert (hidden.n_groups, hidden.width, hidden.kind) == (width, 1, "hidden")
+    table[case.family] |= {"class": type(case.model).__name__} | {
+        kind: _in_words(found, kind) for kind in ("attention", "mlp")
     }
+    table[case.family]["hidden"] = f"{width}x1" if hidden else "left whole: its router scatters the scores"
 
 
 def test_cut_equals_mask(case, table):
@@ -172,15 +205,10 @@ def test_cut_equals_mask(case, table):
 
 
 @pytest.mark.parametrize("family", HYBRIDS)
-def test_in_hybrid_models_attention_and_mlps_are_cut_and_the_rest_is_named(family):
-    model = build(family)
-    axes = discover(model)
+def test_in_hybrid_models_attention_and_mlps_are_offered_and_the_rest_is_named(family):
+    axes = discover(build(family))
     assert {axis.kind for axis in axes.values()} >= {"attention", "mlp"}
     assert axes.notes and all("left whole" in note for note in axes.notes)
-    cut, plan = _pruned(model, axes, ratio=0.5)
-    masked = logits(mask_(copy.deepcopy(model), plan, axes=axes), tokens())
-    assert (logits(cut, tokens()) - masked).abs().max() < 1e-4
-    assert (logits(model, tokens()) - masked).abs().max() > 1e-2
 
 
 def test_pruned_model_generates_and_learns_with_any_attention(case, table):
@@ -222,9 +250,14 @@ def test_channel_cut_is_exact_but_for_the_norms(case, table, tmp_path):
 
     So every scale, table of positions and residual sum is the one that the model was trained with.
     """
+    if case.family in NO_CHANNELS:
+        with pytest.raises(ValueError, match=re.escape(NO_CHANNELS[case.family])):
+            _pruned(case.model, case.axes, granularity="channel", ratio=0.3)
+        table[case.family]["channel_cut"] = f"refused: {NO_CHANNELS[case.family]}"
+        return
     pruned, plan = _pruned(case.model, case.axes, granularity="channel", ratio=0.3)
     kept = plan.keep["hidden"]
-    assert len(kept) == 16
+    assert len(kept) == int(0.7 * case.model.config.hidden_size)
     masked = mask_(copy.deepcopy(case.model), plan, axes=case.axes)
     norms = [member.structure for member in norm_members(masked, case.axes["hidden"].members)]
     bare = [n for n, m in masked.named_modules() if hasattr(m, "normalized_shape") and not m._parameters]
@@ -240,12 +273,13 @@ def test_channel_cut_is_exact_but_for_the_norms(case, table, tmp_path):
 
 
 def test_query_heads_go_alone_within_their_key_and_value_head(case, table, tmp_path):
-    axes, whole = discover(case.model, query_heads=True), case.axes["layers.1.attention"]
-    mine = {n: a for n, a in axes.items() if a.layer == 1 and a.kind == "attention"}
+    axes = discover(case.model, query_heads=True)
+    whole = next(a for a in case.axes.values() if a.layer and a.kind == "attention")
+    mine = {n: a for n, a in axes.items() if a.layer == whole.layer and a.kind == "attention"}
     queries = case.model.config.num_attention_heads
     table[case.family] |= {"query_heads": f"{whole.n_groups} x {queries // whole.n_groups}"}
     if whole.n_groups == queries:  # nothing is shared: a head is a group either way
-        assert list(mine) == ["layers.1.attention"]
+        assert list(mine) == [whole.name]
         return
     assert len(mine) == whole.n_groups
     assert {a.n_groups for a in mine.values()} == {queries // whole.n_groups}

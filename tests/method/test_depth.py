@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
+from families import build, generates_alike_with_cache, logits, tokens
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pruner_lib import discover, select
+from pruner_lib import discover, prune_, save_model, select
 from pruner_lib.method.depth import as_group_scores, block_influence, every_second
+from pruner_lib.method.groups import Plan
 
 IDS = torch.arange(24).view(2, 12)
 
@@ -60,3 +64,21 @@ def test_few_of_every_second_layer_are_spread_evenly():
         gone = sorted(order[:n])
         gaps = [after - before for before, after in zip(gone, gone[1:], strict=False)]
         assert min(gaps) >= 30 // n - 3 and max(gaps) <= 30 // n + 4, gone
+
+
+@pytest.mark.parametrize(
+    ("family", "kept", "layers"), [("lfm2", [1, 2], 4), ("qwen3_next", [2, 3], 4), ("falcon_h1", [1], 3)]
+)
+def test_layers_of_several_kinds_are_renumbered_in_each(family, kept, layers, tmp_path):
+    """An attention that is missing in the first layer finds its own place in the cache, too."""
+    model = prune_(build(family), Plan({"layers": kept}, {"layers": layers}))
+    numbers = {
+        name: m.layer_idx
+        for name, m in model.named_modules()
+        if isinstance(getattr(m, "layer_idx", None), int)
+    }
+    assert {f".layers.{number}." in f".{name}." for name, number in numbers.items()} == {True}
+    assert generates_alike_with_cache(model, tokens()[:1])
+    save_model(model, None, tmp_path / "m")
+    again = type(model).from_pretrained(tmp_path / "m").eval()
+    assert torch.equal(logits(copy.deepcopy(again), tokens()), logits(model, tokens()))

@@ -9,7 +9,7 @@ import torch
 from families import (
     CHANNEL_FAMILIES,
     FAMILIES,
-    OLD_GPT,
+    IN_BLOCKS,
     build,
     discovered,
     logits,
@@ -74,7 +74,7 @@ def test_cut_equals_mask_where_heads_share_keys_and_values(family, name):
 
 XGLM = dict(vocab_size=64, d_model=24, ffn_dim=40, num_layers=3, attention_heads=6)
 BREAKING = {  # heads in four blocks; a table of positions that is made from the width
-    "codegen": ("CodeGenConfig", OLD_GPT | {"n_embd": 32, "n_head": 8, "rotary_dim": 4}, "block", "mix the"),
+    "codegen": (*IN_BLOCKS["codegen"], "block", "mix the"),
     "xglm": ("XGLMConfig", XGLM, "channel", "does not run"),
 }
 

@@ -98,7 +98,10 @@ MORE_FAMILIES = {
     ),
     "deepseek_v2": ("DeepseekV2Config", NO_HEAD_DIM | EXPERTS | LATENT | {"num_key_value_heads": 6}),
 }  # fmt: skip
-HYBRIDS = {  # layers of several kinds, or no hidden channels: not in the table, but cut right
+IN_BLOCKS = {  # heads in four blocks, which must all keep as many
+    "codegen": ("CodeGenConfig", OLD_GPT | {"n_embd": 32, "n_head": 8, "rotary_dim": 4}),
+}
+HYBRIDS = {  # layers of several kinds, or parts that stay whole
     "falcon_h1": (
         "FalconH1Config",
         COMMON | dict(mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_n_groups=1, mamba_d_state=8),
@@ -174,7 +177,23 @@ DRAWN = {
     "gpt_oss": {"attention": (2, 1)} | {f"mlp.experts.{e}": (40, 1) for e in range(4)},
     "deepseek_v2": {"attention": KV6, "mlp.shared_experts": (64, 1)}
     | {f"mlp.experts.{e}": (32, 1) for e in range(4)},
+    "codegen": {"attention": (8, 4), "mlp": (128, 1)},
 }
+QWEN_EXPERTS = {"mlp.shared_expert": (28, 1)} | {f"mlp.experts.{e}": (32, 1) for e in range(4)}
+JAMBA_EXPERTS = {f"feed_forward.experts.{e}": (40, 1) for e in range(2)}
+ATTENTION4 = {"attention": KV2}
+HYBRIDS_DRAWN = {  # the same, layer by layer
+    "falcon_h1": [{"attention": WIDE2, "mlp": (40, 1)}] * 3,
+    "llama4_text": [
+        {"attention": WIDE2, "feed_forward.experts": (40, 1), "feed_forward.shared_expert": (40, 1)}
+    ] * 3,
+    "qwen3_next": [QWEN_EXPERTS] * 3 + [{"attention": WIDE2} | QWEN_EXPERTS],
+    "jamba": [
+        {"mlp": (40, 1)}, JAMBA_EXPERTS, {"mlp": (40, 1)}, JAMBA_EXPERTS,
+        ATTENTION4 | {"mlp": (40, 1)}, JAMBA_EXPERTS, {"mlp": (40, 1)}, JAMBA_EXPERTS,
+    ],
+    "lfm2": [{"mlp": (32, 1)}, ATTENTION4 | {"mlp": (32, 1)}] * 2,
+}  # fmt: skip
 CHANNEL_FAMILIES = ("llama-gqa", "llama-tied", "llama-biases", "qwen2")
 # those whose modules or dataflow differ in kind: tied, biases, norms of heads, capped logits, fused,
 # interleaved or transposed matrices, position biases, parallel branches, one key and value head, experts
@@ -187,7 +206,7 @@ GREEDY = dict(max_new_tokens=6, do_sample=False, pad_token_id=0, eos_token_id=No
 
 def build(name: str, **changes) -> torch.nn.Module:
     """A random model of a family, in evaluation mode; `changes` go into its config."""
-    config_class, arguments = (FAMILIES | MORE_FAMILIES | HYBRIDS)[name]
+    config_class, arguments = (FAMILIES | MORE_FAMILIES | HYBRIDS | IN_BLOCKS)[name]
     config = getattr(transformers, config_class)(**arguments | changes)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()
