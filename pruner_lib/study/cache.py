@@ -17,13 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pruner_lib.data.corpora import (
-    CORPORA,
-    INSTRUCTIONS,
-    local_instructions,
-    local_questions,
-    local_text,
-)
+from pruner_lib.data.corpora import CORPORA, INSTRUCTIONS, local_instructions, local_questions, local_text
 from pruner_lib.evaluation.tasks import TASKS
 from pruner_lib.files import content_hash, content_hashes, set_aside, write_atomic
 from pruner_lib.method.checks import require

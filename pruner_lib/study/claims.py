@@ -120,9 +120,8 @@ def p_values(number: Interval, holds: tuple[float, float], scale: str = "linear"
     Raises:  ValueError: an end is no number, or the interval ends below its beginning.
     """
     if not number.low <= number.high:
-        raise ValueError(
-            f"the interval runs from {number.low} to {number.high}, but must not end below its beginning"
-        )
+        ends = f"{number.low} to {number.high}"
+        raise ValueError(f"the interval runs from {ends}, but must not end below its beginning")
     if math.isnan(number.mean):
         return 1.0, 1.0
     edge = _edge(number)
@@ -192,12 +191,9 @@ class Verdict:
     @property
     def deciding(self) -> tuple[str, Interval]:
         """The part that decides: the one that speaks most against the claim."""
-
-        def against(named: tuple[str, Interval]) -> tuple[float, float]:
-            outside, inside = p_values(named[1], self.claim.holds, self.claim.scale)
-            return outside, -inside
-
-        return max(self.parts.items(), key=against)
+        tests = {name: p_values(one, self.claim.holds, self.claim.scale) for name, one in self.parts.items()}
+        name = max(tests, key=lambda name: (tests[name][0], -tests[name][1]))
+        return name, self.parts[name]
 
     def needs(self, level: float) -> str:
         """Say what would decide an open claim: how many draws (or items, with one draw), or that none would.
@@ -246,10 +242,8 @@ def write_answer(
     pruned = [record for record in records.values() if record.experiment.stage != "dense"]
     low, high = claim.removed
     if others := [share for one in pruned if not low <= (share := one.plan["sparsity"]) <= high]:
-        note = (
-            f"{others[0]:.1%} of the parameters were cut, but the claim is made for {low:.0%} to {high:.0%}"
-        )
-        parts, records = {}, {}
+        cut, parts, records = f"{others[0]:.1%} of the parameters were cut", {}, {}
+        note = f"{cut}, but the claim is made for {low:.0%} to {high:.0%}"
     verdict = Verdict(claim, parts, note, tuple(sorted(records)))
     content = {"claim": claim_id, "verdict": verdict.answer, "note": note, "records": verdict.records}
     numbers = {name: asdict(part) for name, part in parts.items()}

@@ -73,9 +73,9 @@ def values_of(group: Group, metric: MetricName) -> np.ndarray | dict[MetricName,
     return np.array([record.metrics[metric].values for record in group])
 
 
-def interval(group: Group, metric: MetricName, *, level: float = 0.95) -> Interval:
+def interval(group: Group, metric: MetricName) -> Interval:
     """Estimate a metric over a group's draws: an accuracy, or a perplexity (averaged in the logarithm)."""
-    mean = mean_interval(values_of(group, metric), level=level)
+    mean = mean_interval(values_of(group, metric))
     return mean.exp() if metric.kind == "perplexity" else mean
 
 
@@ -93,7 +93,7 @@ def ratio(
     return paired_ratio(*sides, level=level)
 
 
-def kept(a: Group, b: Group, metric: MetricName, *, level: float = 0.95) -> Interval:
+def kept(a: Group, b: Group, metric: MetricName) -> Interval:
     """Estimate what a keeps of b's ability to answer, above guessing: (a - chance) / (b - chance), paired.
 
     Who guesses has kept nothing; by a plain ratio, a coin keeps 0.86 of a model that is right in 42 %.
@@ -106,7 +106,7 @@ def kept(a: Group, b: Group, metric: MetricName, *, level: float = 0.95) -> Inte
         above = [{task: one[task] - CHANCES[task.dataset] for task in one} for one in sides]
     else:
         above = [one - CHANCES[metric.dataset] for one in sides]
-    return paired_ratio(*above, level=level)
+    return paired_ratio(*above)
 
 
 def parts(

@@ -13,6 +13,7 @@ import math
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from pruner_lib.study.records import Record, read_record
 from pruner_lib.study.results import results_root
 from pruner_lib.study.run import Study
 
-CIRCUMSTANCES = ("seconds", "peak_memory_mb", "machine", "versions", "git_revision", "created", "digest")
+CIRCUMSTANCES = {"seconds", "peak_memory_mb", "machine", "versions", "git_revision", "created", "digest"}
 KIND = ("device", "device_name", "threads", "system")  # of a machine
 NEAR = 1e-3
 SHOWN = 20  # rows of the table beside the metrics'
@@ -68,9 +69,8 @@ def compared(old: Record, new: Record) -> pd.DataFrame:
     Returns: a row a value: columns item, old, new, difference (of numbers, relative to the old one; infinite
              for all else that differs).
     """
-    both = [dict(_leaves(_lasting(record))) for record in (old, new)]
-    items = list(dict.fromkeys([*both[0], *both[1]]))
-    rows = [(item, both[0].get(item), both[1].get(item)) for item in items]
+    one, other = (dict(_leaves(asdict(replace(record, reused=False)))) for record in (old, new))
+    rows = [(item, one.get(item), other.get(item)) for item in one | other]
     frame = pd.DataFrame(rows, columns=["item", "old", "new"], dtype=object)
     return frame.assign(difference=[_difference(*row[1:]) for row in rows])
 
@@ -81,17 +81,12 @@ def tolerance(old: Record, new: Record) -> float:
     return 0.0 if same and old.versions == new.versions else NEAR
 
 
-def _lasting(record: Record) -> dict[str, Any]:
-    history = [{name: one for name, one in row.items() if name != "seconds"} for row in record.history]
-    metrics = {str(name): vars(metric) for name, metric in record.metrics.items()}
-    return {"metrics": metrics, "plan": record.plan, "history": history}
-
-
 def _leaves(data: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Walk nested data: (place, value) of all that holds nothing else."""
+    """Walk nested data: (place, value) of all that holds nothing else, but the circumstances."""
     if isinstance(data, dict | list | tuple):
         for key, value in data.items() if isinstance(data, dict) else enumerate(data):
-            yield from _leaves(value, f"{name} {key}".strip())
+            if key not in CIRCUMSTANCES:
+                yield from _leaves(value, f"{name} {key}".strip())
     else:
         yield name, data
 
@@ -119,7 +114,7 @@ def main(words: list[str] | None = None) -> int:
     value = frame.item.str.contains(r"^metrics \S+ value$")
     rest = frame[~value & (frame.difference > 0)]
     print(pd.concat([frame[value], rest.head(SHOWN)]).to_string(index=False))
-    print(f"... and {len(rest) - SHOWN} more that differ" if len(rest) > SHOWN else "", end="\n")
+    print(f"... and {len(rest) - SHOWN} more that differ" if len(rest) > SHOWN else "")
     far = int((frame.difference > allowed).sum())
     why = "another kind of machine or other versions" if allowed else "the same kind of machine and versions"
     said = f"{far} of {len(frame)} values differ by more than" if far else "no value differs by more than"

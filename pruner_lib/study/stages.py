@@ -36,26 +36,10 @@ from pruner_lib.models.devices import in_place
 from pruner_lib.models.load import load_model
 from pruner_lib.models.prune import prune_
 from pruner_lib.recovery.recover import recover
-from pruner_lib.study.cache import (
-    check_adapters,
-    inputs_hash,
-    members_key,
-    model_hash,
-    note_adapters,
-    read_scores,
-    recovery_key,
-    write_scores,
-)
+from pruner_lib.study import cache
 from pruner_lib.study.measure import measure_task, measure_text
 from pruner_lib.study.records import Metric, MetricName, metrics_from, read_kept, write_kept
-from pruner_lib.study.settings import (
-    DATA_FREE,
-    OWN_PASS,
-    Calibration,
-    Evaluation,
-    Experiment,
-    settings_key,
-)
+from pruner_lib.study.settings import DATA_FREE, OWN_PASS, Calibration, Evaluation, Experiment, settings_key
 
 KEEP_BYTES = 2 << 30  # a larger dense model is not copied: it is cut itself and loaded again
 
@@ -137,7 +121,7 @@ class Pipeline:
 
     def dense(self, name: str) -> Loaded:
         """Load a whole model and discover its axes, or return the one in memory; it must not be changed."""
-        key = (name, model_hash(name))
+        key = (name, cache.model_hash(name))
         if key not in self._dense:
             self._dense.clear()
             with self.timed("load"):
@@ -180,11 +164,10 @@ class Pipeline:
         Args:    experiment: gives model, calibration and seed.    criteria: all that will be needed of them.
         Returns: criterion -> axis name -> `(n_structures, n_groups, channels)` float32.
         """
-        paths = {
-            name: self.cache(f"members-{members_key(experiment, name)}.safetensors") for name in criteria
-        }
-        with self.lock(f"members-{members_key(experiment, 'pass')}"):
-            found = {name: read_scores(path) for name, path in paths.items()}
+        keys = {name: cache.members_key(experiment, name) for name in criteria}
+        paths = {name: self.cache(f"members-{key}.safetensors") for name, key in keys.items()}
+        with self.lock(f"members-{cache.members_key(experiment, 'pass')}"):
+            found = {name: cache.read_scores(path) for name, path in paths.items()}
             if missing := [name for name, members in found.items() if members is None]:
                 dense, ids = self.dense(experiment.model), None
                 with self.timed("estimate"), in_place(dense.model):
@@ -195,7 +178,7 @@ class Pipeline:
                     )
                     trim_heap()
                 for name, members in scores.items():
-                    write_scores(paths[name], members)
+                    cache.write_scores(paths[name], members)
                     found[name] = members
         return found
 
@@ -257,8 +240,8 @@ class Pipeline:
         how = experiment.recovery
         on_the_way = experiment.evaluation.texts if how.evaluate_at else ()
         texts = {text: self.text_ids(experiment.evaluation, text, tokenizer) for text in on_the_way}
-        folder = self.cache(f"recovery-{recovery_key(experiment)}")
-        check_adapters(folder)
+        folder = self.cache(f"recovery-{cache.recovery_key(experiment)}")
+        cache.check_adapters(folder)
 
         def evaluate(model: Any) -> dict[str, float]:
             return {text: perplexity(model, ids) for text, ids in texts.items()}
@@ -276,7 +259,7 @@ class Pipeline:
                 merge=True,
                 **how.training(),
             )
-            note_adapters(folder)
+            cache.note_adapters(folder)
         return done.model.eval(), list(done.history)
 
     def evaluate(self, experiment: Experiment, subject: Subject) -> dict[MetricName, Metric]:
@@ -297,7 +280,7 @@ class Pipeline:
 
     def unfinished(self, experiment: Experiment) -> Path:
         """Name the file of the metrics of an unfinished experiment."""
-        return self.cache(f"partial-{settings_key([experiment.key, inputs_hash(experiment)])}.json")
+        return self.cache(f"partial-{settings_key([experiment.key, cache.inputs_hash(experiment)])}.json")
 
     def measure_text(
         self, text: str, how: Evaluation, model: Any, tokenizer: Any

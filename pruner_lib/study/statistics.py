@@ -74,7 +74,7 @@ def mean_interval(values: Any, *, level: float = 0.95, seed: int = 0) -> Interva
     Source:  Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 12 and 13; the widening:
              Hesterberg, What Teachers Should Know About the Bootstrap (2015), section 3.2.
     """
-    return _estimate(_strata(values, level=level), lambda means: means[0], level, seed)
+    return paired_statistic(lambda means: means[0], values, level=level, seed=seed)
 
 
 def paired_difference(a: Any, b: Any, *, level: float = 0.95, seed: int = 0) -> Interval:
@@ -136,7 +136,21 @@ def paired_statistic(
              sides: forms as in `mean_interval`, with the same items in the same order.
     Raises:  as `paired_difference`.
     """
-    return _estimate(_strata(*sides, level=level), statistic, level, seed)
+    strata, generator = _strata(*sides, level=level), np.random.default_rng(seed)
+    means = np.mean([stratum.mean(axis=2) for stratum in strata], axis=0)  # (sides, draws)
+    middle = means.mean(axis=1, keepdims=True)  # (sides, 1)
+    estimate = float(statistic(middle)[0])
+    draws, n = means.shape[1], sum(stratum.shape[2] for stratum in strata)
+    if min(stratum.shape[2] for stratum in strata) < 2:
+        return Interval(estimate, -np.inf, np.inf, n, draws, level)
+    moved = np.mean([_deviations(stratum, level, generator) for stratum in strata], axis=0)
+    resampled = statistic(middle + moved)  # (RESAMPLES,)
+    if draws > 1:
+        error = statistic(means).std(ddof=1) / np.sqrt(draws)
+        grid = t.ppf((np.arange(RESAMPLES) + 0.5) / RESAMPLES, draws - 1)
+        resampled = resampled + error * generator.permutation(grid)
+    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(estimate, float(low), float(high), n, draws, level)
 
 
 def corrected(level: float, comparisons: int) -> float:
@@ -172,25 +186,6 @@ def _table(values: Any) -> np.ndarray:
     if not np.isfinite(table).all():
         raise ValueError(f"{int((~np.isfinite(table)).sum())} of {table.size} values are not finite numbers")
     return table
-
-
-def _estimate(strata: list[np.ndarray], statistic: Callable, level: float, seed: int) -> Interval:
-    """Estimate `statistic` of the means of both sides; it takes `(sides, ...)` and gives `(...)`."""
-    generator = np.random.default_rng(seed)
-    means = np.mean([stratum.mean(axis=2) for stratum in strata], axis=0)  # (sides, draws)
-    middle = means.mean(axis=1, keepdims=True)  # (sides, 1)
-    estimate = float(statistic(middle)[0])
-    draws, n = means.shape[1], sum(stratum.shape[2] for stratum in strata)
-    if min(stratum.shape[2] for stratum in strata) < 2:
-        return Interval(estimate, -np.inf, np.inf, n, draws, level)
-    moved = np.mean([_deviations(stratum, level, generator) for stratum in strata], axis=0)
-    resampled = statistic(middle + moved)  # (RESAMPLES,)
-    if draws > 1:
-        error = statistic(means).std(ddof=1) / np.sqrt(draws)
-        grid = t.ppf((np.arange(RESAMPLES) + 0.5) / RESAMPLES, draws - 1)
-        resampled = resampled + error * generator.permutation(grid)
-    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(estimate, float(low), float(high), n, draws, level)
 
 
 def _deviations(stratum: np.ndarray, level: float, generator: np.random.Generator) -> np.ndarray:

@@ -7,7 +7,7 @@ from families import build
 
 from pruner_lib import discover
 from pruner_lib.method.layout import set_parameter_
-from pruner_lib.study.figures.slices import slices_frame
+from pruner_lib.study.figures.groups import slices_frame
 
 
 def runs(frame, ending, kind):

@@ -3,18 +3,8 @@
 One function a figure, from a tidy frame onto axes, over one table of styles. Nothing is measured here.
 """
 
-from pruner_lib.study.figures.curves import plot_curves
-from pruner_lib.study.figures.groups import plot_groups
-from pruner_lib.study.figures.heatmap import plot_heatmap
-from pruner_lib.study.figures.intervals import plot_intervals
-from pruner_lib.study.figures.slices import slices_frame
+from pruner_lib.study.figures.groups import plot_groups, slices_frame
+from pruner_lib.study.figures.plots import plot_curves, plot_heatmap, plot_intervals
 from pruner_lib.study.figures.verdicts import plot_verdicts
 
-__all__ = [
-    "plot_curves",
-    "plot_groups",
-    "plot_heatmap",
-    "plot_intervals",
-    "plot_verdicts",
-    "slices_frame",
-]
+__all__ = ["plot_curves", "plot_groups", "plot_heatmap", "plot_intervals", "plot_verdicts", "slices_frame"]

@@ -25,14 +25,23 @@ def new_axes(ax: Axes | None = None, width: float = 6.4, height: float = 4.0) ->
     return ax or plt.subplots(figsize=(width, height), layout="constrained")[1]
 
 
-def marks_frame(frame: pd.DataFrame, value: str, columns: Sequence[str]) -> pd.DataFrame:
-    """List every mark of a figure, ours and the paper's, with the interval around it.
+def marks_frame(
+    frame: pd.DataFrame,
+    value: str,
+    columns: Sequence[str],
+    *,
+    series: str | None,
+    line: str | None = None,
+    marker: str | None = None,
+) -> pd.DataFrame:
+    """List every mark of a figure, ours and the paper's, with the interval around it and how it looks.
 
     Args:    frame: columns `value` and `columns` and, if known, `low` and `high` (ends of the interval), or
              `stderr` (one to either side); `paper` (the paper's value beside ours), or `source` ("paper": the
              row is the paper's).
-    Returns: `columns`, `value`, `low`, `high` (NaN: none), `source` ("ours" or "paper"), and no row without
-             a value.
+             series, line, marker: the columns whose cells choose colour, dash and symbol; None: all alike.
+    Returns: `columns`, `value`, `low`, `high` (NaN: none), `source` ("ours" or "paper"), `color`, `dash`,
+             `symbol`, and no row without a value.
     """
     marks = frame[[*dict.fromkeys(columns)]].assign(value=frame[value].astype(float), source="ours")
     around = frame.get("stderr", np.nan)
@@ -43,26 +52,16 @@ def marks_frame(frame: pd.DataFrame, value: str, columns: Sequence[str]) -> pd.D
     if "paper" in frame:
         published = marks.assign(source="paper", value=frame.paper.astype(float), low=np.nan, high=np.nan)
         marks = pd.concat([marks, published.drop_duplicates()], ignore_index=True)
-    return marks[marks.value.notna()]
-
-
-def styled(
-    marks: pd.DataFrame, series: str | None, line: str | None = None, marker: str | None = None
-) -> pd.DataFrame:
-    """Add how each mark looks, by its cells in these columns (None: all alike): `color`, `dash`, `symbol`."""
-
-    def looks(column: str | None) -> list[MethodStyle]:
-        return list(map(styles_of(marks[column]).get, marks[column])) if column else [PLAIN] * len(marks)
-
-    return marks.assign(
-        color=[look.color for look in looks(series)],
-        dash=[look.line for look in looks(line)],
-        symbol=[look.marker for look in looks(marker or series)],
-    )
+    marks = marks[marks.value.notna()]
+    looks = {"color": ("color", series), "dash": ("line", line), "symbol": ("marker", marker or series)}
+    for look, (part, column) in looks.items():
+        styles = styles_of(marks[column]) if column else {}
+        marks[look] = [getattr(styles.get(name, PLAIN), part) for name in marks[column or "value"]]
+    return marks
 
 
 def draw_paper(ax: Axes, x: Sequence[float], y: Sequence[float], part: pd.DataFrame, line: str = "") -> None:
-    """Draw the paper's values as hollow marks, in the look of a part of a frame of `styled`."""
+    """Draw the paper's values as hollow marks, in the look of a part of a frame of `marks_frame`."""
     look = {"markersize": 9, "markerfacecolor": "none", "markeredgewidth": 1.2, "linewidth": 0.8, "zorder": 4}
     ax.plot(x, y, part.symbol.iloc[0], color=part.color.iloc[0], linestyle=line, **look)
 
@@ -72,7 +71,7 @@ def legend_keys(
 ) -> list[Artist]:
     """List what a legend explains: what colours, dashes and shapes stand for, and that hollow is the paper's.
 
-    Args:    series, line, marker: the columns of `styled`; a dash or shape is explained where it differs.
+    Args:    series, line, marker: as in `marks_frame`; a dash or shape is explained where it differs.
              joined: the marks are joined by lines.
     """
     keys, ours = [], marks[marks.source != "paper"]

@@ -1,22 +1,29 @@
-"""Figure 2 of the paper, drawn from what discovery found (section 3.1).
+"""Figure 2 of the paper, drawn from what discovery found (section 3.1): where groups lie in the parameters.
 
-From a tidy frame (of `slices`) onto axes. Nothing is discovered here, and no architecture has a line of its
-own.
+First as a tidy frame of runs of entries, then onto axes. The order of execution and the columns follow from
+the roles of the members alone, so that fused projections and models that nobody has seen are drawn too.
+Nothing is discovered here.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
+import torch
+from matplotlib import axes as canvas
 from matplotlib.patches import Patch, Rectangle
+from torch import Tensor, nn
 
+from pruner_lib.method.decoder import decoder_layers
+from pruner_lib.method.groups import Axes, Axis, Member
 from pruner_lib.study.figures.drawing import new_axes
 from pruner_lib.study.figures.style import KINDS
 
+COLUMNS = "stage structure parameter rows columns axis kind role dim group n_groups chosen start stop"
 # all lengths of a drawing are inches
 TALLEST = 3.4  # the tallest column of matrices
 HIDDEN = 0.95  # at most so long is the residual stream's side of a matrix
@@ -28,7 +35,81 @@ LETTER = 0.075  # a letter of a name
 ARROW = {"arrowstyle": "-|>", "shrinkA": 0, "shrinkB": 2, "mutation_scale": 9}
 
 
-def plot_groups(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+def slices_frame(
+    model: nn.Module, axes: Axes, *, layer: int = 0, groups: Mapping[str, int] | None = None
+) -> pd.DataFrame:
+    """List where one group of each kind lies in the parameters of a decoder layer, as runs of entries.
+
+    Args:
+        model: that the axes were discovered in; the meta device is enough.
+        layer: which decoder layer; embeddings, final norm and head are listed with it.
+        groups: kind -> number of the chosen group; of the others a third of the way along the axis.
+    Returns: a row a run: columns `stage` (order of execution), `structure`, `parameter`, `rows`, `columns`
+        (0 for a vector), `axis`, `kind`, `role`, `dim`, `group`, `n_groups`, `chosen`, `start`, `stop`. Of
+        attention all groups are listed, of the other kinds the chosen one.
+    Raises: ValueError: no such layer, or a parameter with more than two dims.
+    """
+    if layer not in range(axes.n_layers):
+        raise ValueError(f"the model has layers 0..{axes.n_layers - 1}, but layer {layer} was named")
+    here = [a for a in axes.values() if a.layer == layer or (a.layer is None and a.kind == "hidden")]
+    chosen = {a: (groups or {}).get(a.kind, a.n_groups // 3) for a in here}
+    path = decoder_layers(model)[0]
+    shown = [
+        (axis, member)
+        for axis in chosen
+        for member in axis.members
+        if member.parameter.startswith(f"{path}.{layer}.") or not member.parameter.startswith(f"{path}.")
+    ]
+    stages = _stages(shown)
+    rows = []
+    for axis, member in shown:
+        height, width, *more = (*model.get_parameter(member.parameter).shape, 0)
+        if len(more) > 1:
+            raise ValueError(
+                f"{member.parameter} has {len(more) + 1} dims; only vectors and matrices are listed"
+            )
+        place = (stages[member.structure], member.structure, member.parameter, height, width, axis.name)
+        for group in range(axis.n_groups) if axis.kind == "attention" else [chosen[axis]]:
+            own = (axis.kind, member.role, member.dim, group, axis.n_groups, group == chosen[axis])
+            rows += [(*place, *own, *run) for run in _runs(member.indices[group])]
+    order = {name: i for i, name in enumerate(dict.fromkeys(m.parameter for _, m in _in_order(shown)))}
+    frame = pd.DataFrame(rows, columns=COLUMNS.split())
+    return frame.iloc[frame.parameter.map(order).argsort(kind="stable")].reset_index(drop=True)
+
+
+def _in_order(shown: list[tuple[Axis, Member]]) -> list[tuple[Axis, Member]]:
+    """Members in order of execution: those on the residual stream, and the others among them."""
+    ordered = [(axis, member) for axis, member in shown if axis.kind == "hidden"]
+    for axis in dict.fromkeys(axis for axis, _ in shown if axis.kind != "hidden"):
+        place = len(ordered)
+        for pair in [(a, m) for a, m in shown if a is axis]:
+            at = [i for i, (_, m) in enumerate(ordered) if m.structure == pair[1].structure]
+            place = (at[-1] if at else place - 1) + 1
+            ordered.insert(place, pair)
+    return ordered
+
+
+def _stages(shown: list[tuple[Axis, Member]]) -> dict[str, int]:
+    """Structure -> column: neighbours that take and give the same (query, key, value) stand in one column."""
+    ends: dict[str, set] = {}
+    for axis, member in _in_order(shown):
+        ends.setdefault(member.structure, set()).add((axis.name, member.role))
+    stages: dict[str, int] = {}
+    before, number = None, -1
+    for structure, pairs in ends.items():
+        number += pairs != before or len(pairs) == 1  # one end only: a norm, the embedding or the head
+        stages[structure], before = number, pairs
+    return stages
+
+
+def _runs(entries: Tensor) -> list[tuple[int, int]]:
+    """Split entries into runs without a gap: half-open (start, stop)."""
+    entries = entries.sort().values
+    runs = entries.tensor_split(torch.where(entries.diff() > 1)[0] + 1)
+    return [(int(run[0]), int(run[-1]) + 1) for run in runs]
+
+
+def plot_groups(frame: pd.DataFrame, *, ax: canvas.Axes | None = None) -> canvas.Axes:
     """Draw the parameters of one decoder layer, to scale, with one group of each kind in its colour.
 
     Columns follow the order of execution; dim 0 of a parameter runs downwards, dim 1 to the right. The line
@@ -110,7 +191,7 @@ def _strip(box: Any, dim: int, start: int, stop: int) -> tuple[tuple[float, floa
     return (box.x, box.y + box.height - start * box.unit - thick), box.width, thick
 
 
-def _draw_heads(ax: Axes, frame: pd.DataFrame, boxes: pd.DataFrame) -> None:
+def _draw_heads(ax: canvas.Axes, frame: pd.DataFrame, boxes: pd.DataFrame) -> None:
     """Draw a thin line where a head ends: every run of attention is a multiple of its width."""
     head = math.gcd(*(int(end) for end in {*frame.start, *frame.stop}))
     for row in frame.itertuples():
@@ -121,7 +202,7 @@ def _draw_heads(ax: Axes, frame: pd.DataFrame, boxes: pd.DataFrame) -> None:
             ax.plot(*ends, color="#9E9E9E", linewidth=0.5, zorder=3)
 
 
-def _draw_stream(ax: Axes, matrices: pd.DataFrame, boxes: pd.DataFrame, height: float) -> None:
+def _draw_stream(ax: canvas.Axes, matrices: pd.DataFrame, boxes: pd.DataFrame, height: float) -> None:
     """Draw the residual stream, and an arrow for each column of matrices that reads or writes it."""
     color, middles = KINDS["hidden"].color, []
     for (_, role), part in matrices.groupby(["stage", "role"]):

@@ -33,24 +33,6 @@ METHODS = {  # how groups are scored
     "mixed": MethodStyle("#000000", "P", "mixed"),
     "channel": MethodStyle("#882255", "p", "channel", ":"),
 }
-DESIGNS = {  # what is cut; "block" looks like the criterion that it is cut by
-    "block": MethodStyle("#D55E00", "o", "block, local"),
-    "global": MethodStyle("#332288", "d", "block, global", "--"),
-    "channel": METHODS["channel"],
-    "layer": MethodStyle("#44AA99", "*", "whole layers", "-."),
-}
-CHOICES = {  # how structures are ranked, and how their scores become one
-    "groups": MethodStyle("#D55E00", "o", "groups"),
-    "matrices alone": MethodStyle("#0072B2", "X", "matrices alone"),
-    "alone, at zero": MethodStyle("#56B4E9", "v", "alone, at zero"),
-    "sum": MethodStyle("#D55E00", "o", "sum"),
-    "prod": MethodStyle("#0072B2", "^", "prod"),
-    "max": MethodStyle("#009E73", "D", "max"),
-    "last": MethodStyle("#CC79A7", "s", "last"),
-    "prod, by group": MethodStyle("#56B4E9", "^", "prod, by group"),
-    "max, by group": MethodStyle("#000000", "D", "max, by group"),
-    "last matrix alone": MethodStyle("#0072B2", "s", "last matrix alone"),
-}
 STAGES = {  # of a model on its way
     "dense": METHODS["dense"],
     "pruned": MethodStyle("#D55E00", "o", "pruned"),
@@ -61,19 +43,36 @@ KINDS = {  # of groups, as Figure 2 of the paper names them
     "attention": MethodStyle("#0072B2", "s", "Type B, attention"),
     "hidden": MethodStyle("#009E73", "D", "Type C, hidden channel"),
 }
-COSTS = {
+STYLE = {
+    **METHODS,
+    **STAGES,
+    **KINDS,
+    # what is cut; "block" looks like the criterion that it is cut by
+    "block": MethodStyle("#D55E00", "o", "block, local"),
+    "global": MethodStyle("#332288", "d", "block, global", "--"),
+    "layer": MethodStyle("#44AA99", "*", "whole layers", "-."),
+    # how structures are ranked, and how their scores become one
+    "groups": MethodStyle("#D55E00", "o", "groups"),
+    "matrices alone": MethodStyle("#0072B2", "X", "matrices alone"),
+    "alone, at zero": MethodStyle("#56B4E9", "v", "alone, at zero"),
+    "sum": MethodStyle("#D55E00", "o", "sum"),
+    "prod": MethodStyle("#0072B2", "^", "prod"),
+    "max": MethodStyle("#009E73", "D", "max"),
+    "last": MethodStyle("#CC79A7", "s", "last"),
+    "prod, by group": MethodStyle("#56B4E9", "^", "prod, by group"),
+    "max, by group": MethodStyle("#000000", "D", "max, by group"),
+    "last matrix alone": MethodStyle("#0072B2", "s", "last matrix alone"),
+    # costs
     "parameters": MethodStyle("#000000", "o", "parameters"),
     "macs": MethodStyle("#0072B2", "s", "multiply-accumulates"),
     "memory": MethodStyle("#009E73", "D", "memory"),
     "latency": MethodStyle("#D55E00", "^", "latency"),
-}
-TEXTS = {
+    # texts
     "wiki": MethodStyle("#0072B2", "o", "wiki"),
     "wikitext2": MethodStyle("#0072B2", "o", "wikitext2"),
     "c4": MethodStyle("#E69F00", "s", "c4", "--"),
     "ptb": MethodStyle("#009E73", "D", "ptb", ":"),
-}
-CONTRASTS = {  # the `better` one of a pair, a straight line, what was trained on, how weights are stored
+    # the `better` one of a pair, a straight line, what was trained on, how weights are stored
     "": MethodStyle(GREY, "o", "undecided"),
     "a": MethodStyle("#0072B2", "o", "first is better"),
     "b": MethodStyle("#E69F00", "o", "second is better"),
@@ -87,8 +86,6 @@ CONTRASTS = {  # the `better` one of a pair, a straight line, what was trained o
     "8 bits": MethodStyle(GREY, "s", "8 bits"),
 }
 PLAIN = MethodStyle("#0072B2", "o", "")  # of what has no name
-HOLLOW = MethodStyle(GREY, "o", "hollow: the paper")
-STYLE = {**DESIGNS, **CHOICES, **STAGES, **KINDS, **COSTS, **TEXTS, **CONTRASTS, **METHODS}
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#882255", "#000000")
 MARKERS, LINES = "osD^vPX", ("-", "--", ":", "-.")
 

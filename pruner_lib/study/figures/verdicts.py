@@ -28,7 +28,7 @@ ROW = 0.95  # inches of a row: two lines of a sentence, the bar, a line of numbe
 BAR, NUMBERS = 0.54, 0.8  # heights within a row, from its top
 
 
-def plot_verdicts(frame: pd.DataFrame, *, title: str = "", ax: Axes | None = None) -> Axes:
+def plot_verdicts(frame: pd.DataFrame, *, title: str = "") -> Axes:
     """Draw every claim: its sentence, the range where it holds, our number with its interval, the paper's.
 
     Narrow and long, so that it can be read on a phone. Each row has its own scale.
@@ -36,7 +36,7 @@ def plot_verdicts(frame: pd.DataFrame, *, title: str = "", ax: Axes | None = Non
     Args:    frame: columns `sentence`, `ours`, `low`, `high`, `paper` (NaN: none), `holds_from`, `holds_to`,
              `verdict`; a row a claim.
     """
-    ax = new_axes(ax, 6.4, 1.1 + ROW * len(frame))
+    ax = new_axes(None, 6.4, 1.1 + ROW * len(frame))
     for y, row in enumerate(frame.itertuples()):
         _verdict_row(ax, y, row)
     ax.set(xlim=(0, 1), ylim=(len(frame), 0), xticks=[], yticks=[])
