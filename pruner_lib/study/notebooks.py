@@ -1,9 +1,10 @@
-"""Run the notebooks of a study by papermill, each in a process of its own, in the order of their names.
+"""Run the notebooks of a study by papermill, each in a process of its own.
 
     python -m pruner_lib.study.notebooks --profile quick [--only 00,01] [--set ratio=0.5 ...]
                                          [--workers 4 | --scheduler tcp://host:8786]
 
-The summary, which reads what all others wrote, is the last, and the front page of the profile's results.
+They run in the order of their names, and after them the summary, which reads what all others wrote and is
+the front page of the profile's results.
 
 A run is judged by the manifest that a notebook's last cell writes (`results.finish`), never by the executed
 notebook: after its kernel was killed papermill leaves one that says "completed".
@@ -39,7 +40,7 @@ from pruner_lib.study.execution import (
 from pruner_lib.study.parameters import folder_of
 from pruner_lib.study.profiles import load_profile
 from pruner_lib.study.records import read_kept, write_kept
-from pruner_lib.study.report import write_index
+from pruner_lib.study.report import SUMMARY, write_index
 from pruner_lib.study.results import (
     RECEIPTS,
     manifest_path,
@@ -84,14 +85,14 @@ class NotebookRun:
 
 
 def find_notebooks(only: Sequence[str] = (), folder: Path | None = None) -> list[Path]:
-    """List the notebooks in the order of their file names.
+    """List the notebooks in the order in which they run: by their file names, the summary last.
 
     Args:    only: names or their beginnings, as "00" or "01_discover_groups"; empty: all.
              folder: where they lie; None: `notebooks/` of the project, or of the current folder.
     Raises:  ValueError: there is none, or no name begins with one of `only` (the message lists the names).
     """
     folder = folder or (project_root() or Path.cwd()) / "notebooks"
-    paths = sorted(path for path in folder.glob("*.ipynb") if not path.name.startswith("."))
+    paths = sorted(folder.glob("[!.]*.ipynb"), key=lambda path: (path.stem == SUMMARY, path))
     if not paths:
         raise ValueError(f"there are no notebooks in {folder}; run this in a clone of the project")
     chosen: set[Path] = set()
@@ -118,7 +119,7 @@ def run_study(
     place: Path | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> list[NotebookRun]:
-    """Run the notebooks of a study in the order of their names; a failure does not stop those that follow.
+    """Run the notebooks of a study, the summary last; a failure does not stop those that follow.
 
     Each runs in a process of its own; the executed notebooks go to `results/<profile>/notebooks/` (`failed/`
     there, if they fail) or, where parameters differ from their defaults, below `results/<profile>/changed/`.

@@ -10,8 +10,8 @@ from notebook_functions import functions_of
 from pruner_lib import discover, estimate, mask_
 from pruner_lib.method.groups import Plan
 
-OF_02 = functions_of("02_estimate_importance")
-faded, loss_changes, loss_of = OF_02.faded, OF_02.loss_changes, OF_02.loss_of
+OF_17 = functions_of("17_criteria")
+faded, loss_changes, loss_of = OF_17.faded, OF_17.loss_changes, OF_17.loss_of
 
 
 @pytest.fixture(scope="module")

@@ -56,18 +56,18 @@ def notebook(folder, name, *cells, parameters=PARAMETERS):
 
 @pytest.mark.slow
 @pytest.mark.notebook
-def test_study_done_before_runs_side_by_side_the_last_alone_and_values_keep_their_types(
+def test_study_done_before_runs_side_by_side_the_summary_last_and_alone_and_values_keep_their_types(
     folder, monkeypatch, capsys
 ):
-    paths = [notebook(folder, name, WRITE, FINISH) for name in ("00_one", "01_two", "02_last")]
+    paths = [notebook(folder, name, WRITE, FINISH) for name in ("00_one", "13_two", "12_summary")]
     given = {"ratio": 0.5, "names": ["x", "y"]}
     with monkeypatch.context() as patch:
         patch.setattr(runner, "was_done", lambda *_: True)
         runs = run_study("tiny", parameters=given)
     lines = capsys.readouterr().out.splitlines()
     order = [f"start {x.split()[1]}" if x[0] == "[" else f"end {x.split()[0]}" for x in lines]
-    side_by_side = ["start 00_one", "start 01_two", "end 00_one", "end 01_two"]
-    assert order == [*side_by_side, "start 02_last", "end 02_last"]
+    side_by_side = ["start 00_one", "start 13_two", "end 00_one", "end 13_two"]
+    assert order == [*side_by_side, "start 12_summary", "end 12_summary"]
     for path, run in zip(paths, runs, strict=True):
         assert run.done and run.outputs == (f"tables/{path.stem}.csv",), run.error
         assert run.changed == given and run.place == "tiny/changed/ratio=0.5,names=x+y"

@@ -9,13 +9,11 @@ import numpy as np
 import pytest
 from notebook_functions import functions_of
 
-from pruner_lib.study.records import Metric, MetricName, Record, records_frame
+from pruner_lib.study import compare
+from pruner_lib.study.records import MEAN, Metric, MetricName, Record
 from pruner_lib.study.settings import Experiment
 
-OF_00 = functions_of("00_quickstart")
-changes, beside_published, with_mean_accuracy = (
-    getattr(OF_00, name) for name in ("changes", "beside_published", "with_mean_accuracy")
-)
+beside_published = functions_of("03_compare_methods").beside_published
 NLL = np.random.default_rng(0).normal(3.4, 0.6, size=64)
 WIKI = MetricName("perplexity", "wiki", 128)
 BOOLQ, PIQA, ARC_EASY, ARC_CHALLENGE = (
@@ -41,11 +39,13 @@ def accuracy(answers):
 
 def test_same_shift_in_every_window_is_known_exactly_and_a_random_one_is_not():
     dense = record({WIKI: perplexity(NLL)})
-    shifted = changes(dense, record({WIKI: perplexity(NLL + math.log(2))}, 0.25)).loc[0]
-    assert (shifted.low, shifted.change, shifted.high) == pytest.approx((2, 2, 2))
-    assert shifted.after == pytest.approx(2 * shifted.before) and shifted.dataset == "wiki"
+    pruned = record({WIKI: perplexity(NLL + math.log(2))}, 0.25)
+    shifted = compare.ratio([pruned], [dense], WIKI)
+    assert (shifted.low, shifted.mean, shifted.high) == pytest.approx((2, 2, 2))
+    values = [compare.interval([one], WIKI).mean for one in (dense, pruned)]
+    assert values[1] == pytest.approx(2 * values[0])
     noise = np.random.default_rng(1).normal(0, 0.3, size=64)
-    noisy = changes(dense, record({WIKI: perplexity(NLL + noise)}, 0.25)).loc[0]
+    noisy = compare.ratio([record({WIKI: perplexity(NLL + noise)}, 0.25)], [dense], WIKI)
     width = math.log(noisy.high / noisy.low) / (2 * 1.96)
     assert noisy.low < 1 < noisy.high and width == pytest.approx(0.3 / 8, rel=0.4)
 
@@ -53,15 +53,12 @@ def test_same_shift_in_every_window_is_known_exactly_and_a_random_one_is_not():
 def test_mean_of_the_tasks_counts_each_task_alike():
     before = record({BOOLQ: accuracy([1, 1, 0, 0]), PIQA: accuracy([1] * 8)})
     after = record({BOOLQ: accuracy([1, 0, 0, 0]), PIQA: accuracy([1] * 8)}, 0.25)
-    frame = changes(before, after).set_index("dataset")
-    assert frame.change["boolq"] == -0.25 and frame.change["mean"] == -0.125 and frame.n["mean"] == 12
-    assert frame.low["boolq"] < frame.low["mean"] < -0.125 < frame.high["mean"]
-    assert frame.low["piqa"] == frame.high["piqa"] == 0
-    mean = with_mean_accuracy(records_frame([before, after])).query("dataset == 'mean'")
-    assert mean.value.tolist() == [0.75, 0.625] and mean.n.tolist() == [12, 12]
-    assert mean.stderr.iloc[0] == pytest.approx(math.sqrt(0.25 / 3) / 2)
-    text = records_frame([record({WIKI: perplexity(NLL)})])
-    assert with_mean_accuracy(text) is text
+    boolq, piqa, mean = (compare.difference([after], [before], one) for one in (BOOLQ, PIQA, MEAN))
+    assert boolq.mean == -0.25 and mean.mean == -0.125 and mean.n == 12
+    assert boolq.low < mean.low < -0.125 < mean.high
+    assert piqa.low == piqa.high == 0
+    found = [compare.interval([one], MEAN) for one in (before, after)]
+    assert [one.mean for one in found] == [0.75, 0.625] and [one.n for one in found] == [12, 12]
 
 
 def test_published_numbers_agree_within_two_standard_errors_and_no_further():
@@ -79,4 +76,4 @@ def test_what_can_not_be_compared_is_refused():
     dense = record({WIKI: perplexity(NLL)})
     other = replace(perplexity(NLL), protocol={"window": 64})
     with pytest.raises(ValueError, match="window is 128 in record .* but 64"):
-        changes(dense, record({WIKI: other}, 0.25))
+        compare.ratio([record({WIKI: other}, 0.25)], [dense], WIKI)

@@ -13,7 +13,7 @@ from pruner_lib import load_model
 from pruner_lib.data.windows import calibration_ids
 from pruner_lib.study import load_profile, probes, stages
 
-OF_02 = functions_of("02_estimate_importance")
+OF_17 = functions_of("17_criteria")
 ASKED = load_profile("tiny").experiment()
 
 
@@ -32,8 +32,8 @@ def test_calibrated_model_comes_with_the_samples_of_the_public_call(study):
 
 
 def test_costs_have_a_row_for_every_run_and_hold_the_weights(study):
-    costs = pd.DataFrame(OF_02.pass_costs(study, ASKED, repeats=2))
-    assert costs.passes.tolist() == [*OF_02.PASSES, *OF_02.PASSES]
+    costs = pd.DataFrame(OF_17.pass_costs(study, ASKED, repeats=2))
+    assert costs.passes.tolist() == [*OF_17.PASSES, *OF_17.PASSES]
     assert (costs.seconds > 0).all() and (costs.memory_mb >= costs.weights_mb).all()
 
 
