@@ -39,7 +39,6 @@ from pruner_lib.study.results import (
     manifest_path,
     now,
     project_root,
-    read_manifest,
     results_dir,
     results_root,
 )
@@ -139,7 +138,7 @@ def run_study(
     step = AT_ONCE if all(was_done(path, profile, given[path]) for path in names) else 1
     for together in [*(first[start : start + step] for start in range(0, len(first), step)), [last]]:
         for number, path in enumerate(together, len(runs) + 1):
-            manifest = read_manifest(path.stem, profile, changed_in(path, given[path])) or {}
+            manifest = read_kept(manifest_path(path.stem, profile, changed_in(path, given[path]))) or {}
             before = f", last time {manifest['seconds']:.0f} s" if manifest.get("seconds") else ""
             print(f"[{number}/{len(names)}] {path.stem} ({profile}){before}", flush=True)
         for run in _run_together({path: given[path] for path in together}, profile, environment):
@@ -152,7 +151,7 @@ def run_study(
 
 def was_done(path: Path, profile: str, parameters: Mapping[str, Any]) -> bool:
     """Say whether a notebook was done before with the same parameters and the same values of the profile."""
-    manifest = read_manifest(path.stem, profile, changed_in(path, parameters)) or {}
+    manifest = read_kept(manifest_path(path.stem, profile, changed_in(path, parameters))) or {}
     return manifest.get("status") == "done" and manifest.get("asked") == _settings_key(profile, parameters)
 
 
@@ -182,7 +181,9 @@ def _run_together(
         for path, code in ended(processes):
             changed = changed_in(path, given[path])
             error = _problem(path, scratch, code, results_dir(profile, changed=changed))
-            good = read_manifest(path.stem, profile, changed) or {}  # its files stay after a failure
+            good = (
+                read_kept(manifest_path(path.stem, profile, changed)) or {}
+            )  # its files stay after a failure
             manifest = good | {"finished": now()} if error else read_kept(scratch / f"{path.stem}.json")
             seconds, outputs = round(time.perf_counter() - start, 1), tuple(manifest.get("outputs", ()))
             status = "failed" if error else "done"

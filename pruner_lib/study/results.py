@@ -32,7 +32,7 @@ from pruner_lib import __version__
 from pruner_lib.files import write_atomic, write_csv
 from pruner_lib.study.parameters import changed_parameters, folder_of
 from pruner_lib.study.profiles import load_profile
-from pruner_lib.study.records import read_kept, write_kept
+from pruner_lib.study.records import write_kept
 
 PACKAGES = ("torch", "transformers", "peft", "lm_eval", "numpy", "scipy")
 RECEIPTS = "PRUNER_LIB_RECEIPTS"  # a folder of the runner, which takes the manifests of its run from there
@@ -135,15 +135,8 @@ def save_image(figure: Figure, stem: str, place: Path) -> list[Path]:
 
 
 def manifest_path(notebook: str, profile: str, changed: Mapping[str, Any] | None = None) -> Path:
-    """Name the file of a notebook's manifest: `finish` writes it, the runner adds to it."""
+    """Name the file of a notebook's manifest: `finish` writes it, or the runner; `read_kept` reads it."""
     return results_dir(profile, changed=changed) / "notebooks" / f"{notebook}.json"
-
-
-def read_manifest(
-    notebook: str, profile: str, changed: Mapping[str, Any] | None = None
-) -> dict[str, Any] | None:
-    """Read the manifest of a notebook; None if it never finished, or is damaged (see `read_kept`)."""
-    return read_kept(manifest_path(notebook, profile, changed))
 
 
 def versions() -> dict[str, str]:

@@ -20,7 +20,7 @@ from pruner_lib.data import windows
 from pruner_lib.evaluation.int8 import is_quantised
 from pruner_lib.study import Calibration, Recovery, Study, load_profile, results, stages
 from pruner_lib.study.cache import model_hash
-from pruner_lib.study.records import MetricName, read_record, record_path, records_frame
+from pruner_lib.study.records import MetricName, read_kept, read_record, record_path, records_frame
 from pruner_lib.study.run import run_experiment
 from pruner_lib.study.statistics import Interval
 
@@ -561,7 +561,7 @@ def test_manifest_names_every_file_that_the_study_wrote(study):
 
     study.answer("few steps", Interval(2.0, 1.5, 2.5, 3), note="by hand")
     said = study.finish("00_test")
-    assert results.read_manifest("00_test", "tiny")["outputs"] == [
+    assert read_kept(results.manifest_path("00_test", "tiny"))["outputs"] == [
         "claims/few_steps.json",
         "figures/00_figure.csv",
         "figures/00_figure.png",
