@@ -111,10 +111,8 @@ def note_adapters(folder: Path) -> None:
 
 def check_adapters(folder: Path) -> None:
     """Set a recovery aside, with a warning, one of whose adapters is not as it was noted."""
-    noted = read_kept(folder / "contents.json") or {}
-    changed = [name for name in noted if (folder / name).is_file()]
-    changed = [name for name in changed if content_hash(folder / name) != noted[name]]
-    if changed:
+    noted, there = read_kept(folder / "contents.json") or {}, content_hashes(folder, "adapter*/*")
+    if changed := [name for name, content in there.items() if noted.get(name, content) != content]:
         shutil.rmtree(folder.with_name(f"{folder.name}.damaged"), ignore_errors=True)  # an earlier one
         set_aside(folder, f"{changed[0]} was changed after it was written")
 

@@ -40,21 +40,19 @@ def connect(address: str) -> Any:
         ) from error
 
 
-def results_of(
-    client: Any, function: Callable[..., Any], calls: Sequence[tuple], *, progress: bool = True
-) -> Iterator[Any]:
+def results_of(client: Any, function: Callable[..., Any], calls: Sequence[tuple]) -> Iterator[Any]:
     """Call a function on the workers; give the results in the order of the calls, as they are there.
 
     A call that is lost with its worker is made again on another one. After an error those that have not
     begun are cancelled. Where workers offer the Dask resource GPU, each call takes one of it.
 
-    Args:    client: a Dask client or another executor with `submit`.    progress: show a bar.
+    Args:    client: a Dask client or another executor with `submit`.
     """
     workers = client.scheduler_info()["workers"] if hasattr(client, "scheduler_info") else {}
     gpu = any(worker["resources"].get("GPU") for worker in workers.values())
     how = {"resources": {"GPU": 1}} if gpu else {}
     futures = [client.submit(function, *call, **how) for call in calls]
-    with tqdm(total=len(calls), desc="experiments", disable=not progress, unit="run") as bar:
+    with tqdm(total=len(calls), desc="experiments", unit="run") as bar:
         try:
             for future in futures:
                 future.add_done_callback(lambda _: bar.update())

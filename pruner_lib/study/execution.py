@@ -1,9 +1,10 @@
 """One notebook in a process of its own: papermill runs it, and the exit code says how that ended.
 
-    python -m pruner_lib.study.execution NOTEBOOK EXECUTED PARAMETERS PROGRESS
+    python -m pruner_lib.study.execution NOTEBOOK EXECUTED PARAMETERS RUNNER
 
 0: it ran to its end; 1: a cell failed, or the kernel died; 130, 143: SIGINT or SIGTERM stopped the kernel or
-this process, and so it stops the study. No kernel outlives this process, and it does not outlive the runner.
+this process, and so it stops the study. No kernel outlives this process, and it does not outlive the RUNNER,
+whose process id it is given, since that may be gone before this process asks for its parent.
 Papermill runs beside the main thread, which alone hears signals.
 """
 
@@ -38,26 +39,29 @@ STOP_S = 3  # seconds that processes have to end by themselves
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit codes
 
 
-def notebook_parameters(path: Path) -> list[str]:
-    """List the names of a notebook's parameters.
+def read_notebook(path: Path) -> nbformat.NotebookNode:
+    """Read a notebook; one that can't be read is a ValueError that names it."""
+    try:
+        return nbformat.read(path, as_version=4)
+    except Exception as error:
+        raise ValueError(f"{path} is no notebook: {error}") from error
+
+
+def parameters_cell(path: Path) -> str:
+    """Read the cell of a notebook that holds its parameters.
 
     Raises:  ValueError: not a readable notebook, or no cell is tagged `parameters` (papermill would then run
              it with its defaults, whatever values it is given).
     """
-    try:
-        notebook = nbformat.read(path, as_version=4)
-    except Exception as error:
-        raise ValueError(f"{path} is no notebook: {error}") from error
-    if not any("parameters" in cell.metadata.get("tags", ()) for cell in notebook.cells):
-        raise ValueError(f"{path.name} has no cell tagged 'parameters'; tag the cell that holds them")
-    return list(papermill.inspect_notebook(str(path)))
+    for cell in read_notebook(path).cells:
+        if "parameters" in cell.metadata.get("tags", ()):
+            return cell.source
+    raise ValueError(f"{path.name} has no cell tagged 'parameters'; tag the cell that holds them")
 
 
 def changed_in(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     """Find the parameters of a notebook that a run changes: those given, and those edited in its file."""
-    cells = nbformat.read(path, as_version=4).cells
-    tagged = next(cell.source for cell in cells if "parameters" in cell.metadata.get("tags", ()))
-    return changed_parameters([tagged, PythonTranslator.codify(given)])
+    return changed_parameters([parameters_cell(path), PythonTranslator.codify(given)])
 
 
 @contextlib.contextmanager
@@ -70,7 +74,7 @@ def running(
              progress: let it show a bar on this terminal instead.
     """
     command = [sys.executable, "-m", "pruner_lib.study.execution", path.resolve(), scratch / path.name]
-    command += [yaml.safe_dump(dict(parameters)), str(int(progress))]
+    command += [yaml.safe_dump(dict(parameters)), str(os.getpid())]
     streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
     with (scratch / f"{path.stem}.txt").open("wb") as messages:
         streams["stderr"] = None if progress else messages
@@ -128,7 +132,7 @@ def exit_code(code: int) -> int:
     return code if code >= 0 else 128 - code
 
 
-def execute(source: str, executed: str, parameters: dict[str, Any], progress: bool) -> int:
+def execute(source: str, executed: str, parameters: dict[str, Any]) -> int:
     """Run a notebook by papermill, and give the exit code."""
     kernels: list[subprocess.Popen] = []
 
@@ -137,7 +141,7 @@ def execute(source: str, executed: str, parameters: dict[str, Any], progress: bo
             await super().start_kernel(**how)
             kernels.append(self.provisioner.process)
 
-    how = {"kernel_name": "python3", "progress_bar": progress, "kernel_manager_class": Manager}
+    how = {"kernel_name": "python3", "kernel_manager_class": Manager, "progress_bar": sys.stderr.isatty()}
     try:
         papermill.execute_notebook(source, executed, parameters, **how)
         return 0
@@ -156,14 +160,13 @@ def execute(source: str, executed: str, parameters: dict[str, Any], progress: bo
 
 def main() -> int:
     """Run the notebook that the command line names, until it ends, a signal comes or the runner is gone."""
-    source, executed, parameters, progress = sys.argv[1:]
-    codes, parent = [], os.getppid()
-    arguments = source, executed, yaml.safe_load(parameters), progress == "1"
+    source, executed, parameters, runner = sys.argv[1:]
+    codes, arguments = [], (source, executed, yaml.safe_load(parameters))
     thread = threading.Thread(target=lambda: codes.append(execute(*arguments)), daemon=True)
     try:
         stop_at_signals()
         thread.start()
-        while thread.is_alive() and os.getppid() == parent:
+        while thread.is_alive() and int(runner) in [one.pid for one in psutil.Process().parents()]:
             thread.join(LOOK_S)
         code = codes[0] if codes else 1
     except SystemExit as stop:

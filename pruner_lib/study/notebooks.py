@@ -30,14 +30,8 @@ import yaml
 
 from pruner_lib.files import write_text
 from pruner_lib.study.cluster import SCHEDULER, serving
-from pruner_lib.study.execution import (
-    changed_in,
-    ended,
-    notebook_parameters,
-    running,
-    stop_at_signals,
-)
-from pruner_lib.study.parameters import folder_of
+from pruner_lib.study.execution import changed_in, ended, parameters_cell, running, stop_at_signals
+from pruner_lib.study.parameters import assigned, folder_of
 from pruner_lib.study.profiles import load_profile
 from pruner_lib.study.records import read_kept, write_kept
 from pruner_lib.study.report import SUMMARY, write_index
@@ -46,7 +40,6 @@ from pruner_lib.study.results import (
     manifest_path,
     now,
     project_root,
-    read_manifest,
     results_dir,
     results_root,
 )
@@ -116,8 +109,7 @@ def run_study(
     only: Sequence[str] = (),
     parameters: Mapping[str, Any] | None = None,
     *,
-    place: Path | None = None,
-    environment: Mapping[str, str] | None = None,
+    environment: Mapping[str, str] = os.environ,
 ) -> list[NotebookRun]:
     """Run the notebooks of a study, the summary last; a failure does not stop those that follow.
 
@@ -126,9 +118,9 @@ def run_study(
     Measurements of an earlier run are reused. Where all notebooks have been done before with the same
     parameters they run two at a time, and the last one, which reads the others' results, after them.
 
-    Args:    only: see `find_notebooks`.    place: the folder of the notebooks.
+    Args:    only: see `find_notebooks`.
              parameters: plain scalars or flat lists; each goes to the notebooks that have it.
-             environment: of their processes; None: this one's.
+             environment: of their processes.
     Raises:  ValueError: unknown profile or notebook, or a parameter that none of the notebooks has. Nothing
              has run then.    OSError: the results can't be written, or the disk is full.
     """
@@ -137,28 +129,22 @@ def run_study(
         raise ValueError(
             f"parameters hold profile={parameters['profile']!r}: give it by --profile, not --set"
         )
-    names = {path: notebook_parameters(path) for path in find_notebooks(only, place)}
+    names = {path: assigned(parameters_cell(path)) for path in find_notebooks(only)}
     parameters, known = parameters or {}, sorted({name for each in names.values() for name in each})
     if unknown := sorted(set(parameters) - set(known)):
         raise ValueError(f"no notebook has a parameter {', '.join(unknown)}; there are {', '.join(known)}")
     given = {path: {name: v for name, v in parameters.items() if name in names[path]} for path in names}
     write_text(results_dir(profile) / "cache" / ".gitignore", "*\n")  # finds out whether it can be written
-    paths, runs = list(names), []
-    step = AT_ONCE if all(was_done(path, profile, given[path]) for path in paths) else 1
-    starts = [*range(0, len(paths) - 1, step), len(paths) - 1]
-    for start, end in zip(starts, [*starts[1:], len(paths)], strict=True):
-        for number, path in enumerate(paths[start:end], start + 1):
-            changed = changed_in(path, given[path])
-            manifest = read_manifest(path.stem, profile, changed=changed) or {}
-            last = f", last time {manifest['seconds']:.0f} s" if manifest.get("seconds") else ""
-            print(f"[{number}/{len(paths)}] {path.stem} ({profile}){last}", flush=True)
-        together = {path: given[path] for path in paths[start:end]}
-        for run in _run_together(together, profile, environment or os.environ):
-            what = (
-                f"{len(run.outputs)} files in {run.place}"
-                if run.done
-                else run.error.strip().splitlines()[-1][:200]
-            )
+    (*first, last), runs = names, []
+    step = AT_ONCE if all(was_done(path, profile, given[path]) for path in names) else 1
+    for together in [*(first[start : start + step] for start in range(0, len(first), step)), [last]]:
+        for number, path in enumerate(together, len(runs) + 1):
+            manifest = read_kept(manifest_path(path.stem, profile, changed_in(path, given[path]))) or {}
+            before = f", last time {manifest['seconds']:.0f} s" if manifest.get("seconds") else ""
+            print(f"[{number}/{len(names)}] {path.stem} ({profile}){before}", flush=True)
+        for run in _run_together({path: given[path] for path in together}, profile, environment):
+            reason = "" if run.done else run.error.strip().splitlines()[-1][:200]
+            what = reason or f"{len(run.outputs)} files in {run.place}"
             print(f"    {run.notebook} {run.status} in {run.seconds:.1f} s: {what}", flush=True)
             runs.append(run)
     return runs
@@ -166,7 +152,7 @@ def run_study(
 
 def was_done(path: Path, profile: str, parameters: Mapping[str, Any]) -> bool:
     """Say whether a notebook was done before with the same parameters and the same values of the profile."""
-    manifest = read_manifest(path.stem, profile, changed=changed_in(path, parameters)) or {}
+    manifest = read_kept(manifest_path(path.stem, profile, changed_in(path, parameters))) or {}
     return manifest.get("status") == "done" and manifest.get("asked") == _settings_key(profile, parameters)
 
 
@@ -196,15 +182,16 @@ def _run_together(
         for path, code in ended(processes):
             changed = changed_in(path, given[path])
             error = _problem(path, scratch, code, results_dir(profile, changed=changed))
-            good = read_manifest(path.stem, profile, changed=changed) or {}  # its files stay after a failure
+            good = (
+                read_kept(manifest_path(path.stem, profile, changed)) or {}
+            )  # its files stay after a failure
             manifest = good | {"finished": now()} if error else read_kept(scratch / f"{path.stem}.json")
             seconds, outputs = round(time.perf_counter() - start, 1), tuple(manifest.get("outputs", ()))
             status = "failed" if error else "done"
             runs.append(NotebookRun(path.stem, profile, status, seconds, outputs, error, changed))
             settings = {"asked": _settings_key(profile, given[path])}
             settings["parameters"] = given[path] | {"profile": profile}
-            to = manifest_path(path.stem, profile, changed=changed)
-            write_kept(to, manifest | asdict(runs[-1]) | settings)
+            write_kept(manifest_path(path.stem, profile, changed), manifest | asdict(runs[-1]) | settings)
             if error and any(os.strerror(full) in error for full in FULL):
                 raise OSError(f"{path.stem} stopped: {error.strip().splitlines()[-1]}")
     return sorted(runs, key=lambda run: run.notebook)

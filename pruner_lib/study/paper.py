@@ -89,9 +89,8 @@ class Compared:
         values = {"model": self.model, "ratio": self.share, "target": "parameters", "seed": draw}
         values |= {"calibration": replace(settings.calibration, seed=draw)}
         values |= {"evaluation": settings.short_evaluation}
-        values |= (
-            CHANNEL if method == "channel" else {"criterion": "element1" if method == "dense" else method}
-        )
+        if method != "dense":
+            values |= CHANNEL if method == "channel" else {"criterion": method}
         experiment = settings.experiment(**values | changes)
         return experiment.dense if method == "dense" else experiment
 

@@ -39,7 +39,7 @@ def changed_parameters(cells: Sequence[str] | None = None) -> dict[str, Any]:
         cells = [cell for cell in shell.user_ns.get("In", ()) if cell] if shell else []
     own, given, before = {}, {}, {}
     for cell in cells:
-        values = _assigned(cell)
+        values = assigned(cell)
         if cell.startswith(INJECTED):
             own, given = before, {name: value for name, value in values.items() if name not in PATHS}
         elif PROFILE in values:
@@ -68,7 +68,7 @@ def folder_of(changed: Mapping[str, Any]) -> Path:
     return Path("changed") / name
 
 
-def _assigned(cell: str) -> dict[str, Any]:
+def assigned(cell: str) -> dict[str, Any]:
     """Read what a cell assigns to names, as `name = value` or `name: type = value`."""
     with contextlib.suppress(SyntaxError):  # of the notebook's own commands
         found = [

@@ -20,6 +20,7 @@ from nbconvert.preprocessors.sanitize import SanitizeHTML
 from nbformat.v4 import new_markdown_cell, new_notebook
 
 from pruner_lib.files import write_text
+from pruner_lib.study.execution import read_notebook
 from pruner_lib.study.records import read_kept
 from pruner_lib.study.results import results_dir
 
@@ -98,14 +99,6 @@ def without_bars(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
             cell.outputs = [one for one in cell.outputs if WIDGET not in one.get("data", {})]
     notebook.metadata.pop("widgets", None)
     return notebook
-
-
-def read_notebook(path: Path) -> nbformat.NotebookNode:
-    """Read a notebook; one that can't be read is a ValueError that names it."""
-    try:
-        return nbformat.read(path, as_version=4)
-    except Exception as error:
-        raise ValueError(f"{path} is no notebook: {error}") from error
 
 
 def _row(run: tuple, linked: bool) -> str:

@@ -17,7 +17,8 @@ import platform
 import subprocess
 from collections.abc import Mapping
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
+from functools import lru_cache, partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,10 @@ from pruner_lib import __version__
 from pruner_lib.files import write_atomic, write_csv
 from pruner_lib.study.parameters import changed_parameters, folder_of
 from pruner_lib.study.profiles import load_profile
-from pruner_lib.study.records import read_kept, write_kept
+from pruner_lib.study.records import write_kept
 
 PACKAGES = ("torch", "transformers", "peft", "lm_eval", "numpy", "scipy")
-RECEIPTS = "PRUNER_LIB_RECEIPTS"  # a folder of the runner, who believes only what is written there in its run
+RECEIPTS = "PRUNER_LIB_RECEIPTS"  # a folder of the runner, which takes the manifests of its run from there
 PNG_DPI = 150
 
 
@@ -111,63 +112,40 @@ class Results:
         Returns: a sentence that says what was written, and where.
         Raises:  ValueError: one of the files is not there or is empty.
         """
-        name = self.profile.name
-        if missing := [path for path in self.outputs if not path.is_file() or not path.stat().st_size]:
-            names = ", ".join(map(str, missing))
+        if missing := [str(path) for path in self.outputs if not path.is_file() or not path.stat().st_size]:
+            names = ", ".join(missing)
             raise ValueError(f"{notebook} says that it wrote {names}, but a file is missing or empty")
-        written = sorted(
-            {path.resolve().relative_to(self.place.resolve()).as_posix() for path in self.outputs}
-        )
-        manifest = {"notebook": notebook, "profile": name, "status": "done", "finished": now()}
+        place = self.place.resolve()
+        written = sorted({path.resolve().relative_to(place).as_posix() for path in self.outputs})
+        manifest = {"notebook": notebook, "profile": self.profile.name, "status": "done", "finished": now()}
         manifest |= {"git_revision": git_revision(), "versions": versions(), "outputs": written}
         manifest["measured_by"] = sorted(revision or "no git" for revision in self.measured_by)
-        write_kept(manifest_path(notebook, name, self.folder.parent, self.changed), manifest)
-        if receipts := os.environ.get(RECEIPTS):
-            write_kept(Path(receipts) / f"{notebook}.json", manifest)
-        place = self.place.relative_to(self.folder.parent).as_posix()
+        folder = os.environ.get(RECEIPTS) or self.place / "notebooks"
+        write_kept(Path(folder) / f"{notebook}.json", manifest)
+        below = self.place.relative_to(self.folder.parent).as_posix()
         by = f"; records measured at {', '.join(manifest['measured_by'])}" if self.measured_by else ""
-        return f"{notebook} is done{by}; in results/{place}: {', '.join(written) or 'nothing new'}"
+        return f"{notebook} is done{by}; in results/{below}: {', '.join(written) or 'nothing new'}"
 
 
 def save_image(figure: Figure, stem: str, place: Path) -> list[Path]:
     """Save a figure as `<place>/<stem>.svg` and `.png`; the same figure gives the same bytes."""
-    options = {
-        "svg": {"metadata": {"Date": None}},
-        "png": {"metadata": {"Software": None}, "dpi": PNG_DPI},
-    }
+    kinds = {"svg": {"metadata": {"Date": None}}, "png": {"metadata": {"Software": None}, "dpi": PNG_DPI}}
     with mpl.rc_context({"svg.hashsalt": stem, "svg.fonttype": "none"}):
         return [
-            write_atomic(
-                place / f"{stem}.{kind}",
-                lambda path, kind=kind, how=how: figure.savefig(path, format=kind, **how),
-            )
-            for kind, how in options.items()
+            write_atomic(place / f"{stem}.{kind}", partial(figure.savefig, format=kind, **how))
+            for kind, how in kinds.items()
         ]
 
 
-def manifest_path(
-    notebook: str, profile: str, root: Path | str | None = None, changed: Mapping[str, Any] | None = None
-) -> Path:
-    """Name the file of a notebook's manifest: `finish` writes it, the runner adds to it."""
-    return results_dir(profile, root, changed) / "notebooks" / f"{notebook}.json"
-
-
-def read_manifest(
-    notebook: str, profile: str, root: Path | str | None = None, changed: Mapping[str, Any] | None = None
-) -> dict[str, Any] | None:
-    """Read the manifest of a notebook; None if it never finished, or is damaged (see `read_kept`)."""
-    return read_kept(manifest_path(notebook, profile, root, changed))
+def manifest_path(notebook: str, profile: str, changed: Mapping[str, Any] | None = None) -> Path:
+    """Name the file of a notebook's manifest: `finish` writes it, or the runner; `read_kept` reads it."""
+    return results_dir(profile, changed=changed) / "notebooks" / f"{notebook}.json"
 
 
 def versions() -> dict[str, str]:
     """List the versions that numbers may depend on."""
-    numbers = {"python": platform.python_version(), "pruner_lib": __version__}
-    for package in PACKAGES:
-        try:
-            numbers[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return numbers
+    own = {"python": platform.python_version(), "pruner_lib": __version__}
+    return own | {package: version(package) for package in PACKAGES}
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
@@ -186,6 +164,7 @@ def model_revision(name: str) -> str | None:
     return Path(path).parent.name if isinstance(path, str) else None
 
 
+@lru_cache(maxsize=1)
 def git_revision() -> str | None:
     """Read the git revision, with `-dirty` where the library differs from it; None outside a clone."""
     root = project_root()

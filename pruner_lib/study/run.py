@@ -11,10 +11,10 @@ from __future__ import annotations
 import os
 import platform
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +70,9 @@ class Study(Results):
         self.measured_by.add(record.git_revision)
         return record
 
-    def run_all(self, experiments: Sequence[Experiment], *, progress: bool = True) -> list[Record]:
+    def run_all(self, experiments: Sequence[Experiment]) -> list[Record]:
         """Return the records of many experiments; measure only what has none, and say how many were reused.
 
-        Args:    progress: show a bar.
         Returns: the records, in the order of the experiments.
         Raises:  what `run` raises. Records made before the failure stay.
         """
@@ -85,12 +84,10 @@ class Study(Results):
             check_inputs(one)
         if jobs:
             run = self._run_here if self.client is None else self._run_on_cluster
-            records |= {record.key: record for record in run(jobs, progress)}
+            records |= {record.key: record for record in run(jobs)}
         self.measured_by |= {record.git_revision for record in records.values()}
-        if progress:
-            reused = sum(record.reused for record in records.values())
-            plural = "s" if len(unique) > 1 else ""
-            print(f"{len(unique)} experiment{plural}: {reused} reused, {len(unique) - reused} run now")
+        reused, plural = sum(record.reused for record in records.values()), "s" * (len(unique) > 1)
+        print(f"{len(unique)} experiment{plural}: {reused} reused, {len(unique) - reused} run now")
         return [records[one.key] for one in experiments]
 
     @cached_property
@@ -111,27 +108,27 @@ class Study(Results):
                 self.pipeline.unfinished(record.experiment).unlink(missing_ok=True)
         return record
 
-    def _run_here(self, jobs: Jobs, progress: bool) -> Iterator[Record]:
+    def _run_here(self, jobs: Jobs) -> Iterator[Record]:
         """Run experiments one after the other, and last those that another process is at."""
-        with tqdm(total=len(jobs), desc="experiments", disable=not progress, unit="run") as bar:
-            left = deque((one, criteria, False) for one, criteria in jobs)
-            while left:
-                one, criteria, wait = left.popleft()
+        with tqdm(total=len(jobs), desc="experiments", unit="run") as bar:
+            busy: Jobs = []
+            for one, criteria in chain(jobs, busy):  # `busy` is filled on the way
                 bar.set_postfix_str(f"{one.method} {one.stage} {one.ratio:.0%}")
+                wait = (one, criteria) in busy
                 try:
                     record = self._run(one, criteria, wait)
                 except TimeoutError:
                     if wait:
                         raise
-                    left.append((one, criteria, True))
+                    busy.append((one, criteria))
                 else:
                     bar.update()
                     yield record
 
-    def _run_on_cluster(self, jobs: Jobs, progress: bool) -> Iterator[Record]:
+    def _run_on_cluster(self, jobs: Jobs) -> Iterator[Record]:
         self.folder.mkdir(parents=True, exist_ok=True)  # by which workers see that they share it
         calls = [(one, self.profile.name, self.folder.parent, criteria) for one, criteria in jobs]
-        made = cluster.results_of(self.client, run_experiment, calls, progress=progress)
+        made = cluster.results_of(self.client, run_experiment, calls)
         for (one, _), record in zip(jobs, made, strict=True):
             if record.machine["inputs_hash"] != inputs_hash(one):
                 raise ValueError(
@@ -230,8 +227,7 @@ class Study(Results):
         if not path.is_file():
             return None
         record = read_record(path)
-        inputs = record.machine.get("inputs_hash", record.machine.get("model_hash"))  # its earlier name
-        return record if inputs == inputs_hash(experiment) else None
+        return record if record.machine.get("inputs_hash") == inputs_hash(experiment) else None
 
     @contextmanager
     def _alone(self, experiment: Experiment, *, wait: bool = True) -> Iterator[None]:
@@ -245,6 +241,7 @@ class Study(Results):
         meters.reset_peak()
         self.pipeline.seconds.clear()
         inputs = inputs_hash(experiment)  # before they are read: what changes meanwhile does not fit
+        revision = model_revision(experiment.model)  # on the hub
         subject = self.pipeline.subject(experiment, criteria)
         metrics = self.pipeline.evaluate(experiment, subject)
         self.pipeline.forget_large()
@@ -255,30 +252,22 @@ class Study(Results):
             subject.history,
             {name: round(seconds, 3) for name, seconds in self.pipeline.seconds.items()},
             meters.peak_mb(),
-            self._machine
-            | {
-                "inputs_hash": inputs,  # of files of the user's own
-                "model_revision": model_revision(experiment.model),  # on the hub
-            },
+            _machine(self.pipeline.device) | {"inputs_hash": inputs, "model_revision": revision},
             versions(),
-            self._revision,
+            git_revision(),
             now(),
         )
 
-    @cached_property
-    def _revision(self) -> str | None:
-        return git_revision()
 
-    @property
-    def _machine(self) -> dict[str, Any]:
-        device = self.pipeline.device
-        return {
-            "device": device,
-            "device_name": torch.cuda.get_device_name() if device == "cuda" else platform.machine(),
-            "threads": torch.get_num_threads(),
-            "cpus": os.cpu_count(),
-            "system": platform.system(),
-        }
+def _machine(device: str) -> dict[str, Any]:
+    """Describe the machine, for a record."""
+    return {
+        "device": device,
+        "device_name": torch.cuda.get_device_name() if device == "cuda" else platform.machine(),
+        "threads": torch.get_num_threads(),
+        "cpus": os.cpu_count(),
+        "system": platform.system(),
+    }
 
 
 _worker_study = lru_cache(maxsize=1)(Study)  # a worker's dense model stays for the experiments that follow

@@ -39,15 +39,15 @@ def measure(workers: int, profile: str, experiments: int, tasks: int) -> dict[st
         study = Study(profile, Path(folder), client=client)
         one = {"criterion": "random", "recovery": None}
         first = [study.profile.experiment(seed=1000 + seed, **one) for seed in range(workers)]
-        study.run_all(first, progress=False)
+        study.run_all(first)
         start = time.perf_counter()
         rest = [study.profile.experiment(seed=seed, **one) for seed in range(experiments)]
-        study.run_all(rest, progress=False)
+        study.run_all(rest)
         seconds = time.perf_counter() - start
         before, peak = meter("cpu")
         start = time.perf_counter()
         calls = [(number, 1) for number in range(tasks)]
-        assert list(cluster.results_of(client, pow, calls, progress=False)) == list(range(tasks))
+        assert list(cluster.results_of(client, pow, calls)) == list(range(tasks))
         each = (time.perf_counter() - start) / tasks
         row = {"an_hour": round(3600 * experiments / seconds, 1), "task_ms": round(1000 * each, 2)}
         row["added_mb"] = round(peak() - before, 1)

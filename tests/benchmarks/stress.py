@@ -37,9 +37,8 @@ import psutil
 
 from pruner_lib.study import Recovery, Study, load_profile
 from pruner_lib.study.claims import claims, read_answer
-from pruner_lib.study.records import records_frame
+from pruner_lib.study.records import read_kept, records_frame
 from pruner_lib.study.reproduce import CIRCUMSTANCES
-from pruner_lib.study.results import read_manifest
 from pruner_lib.study.statistics import Interval
 
 TINY, ROOT, NAME = load_profile("tiny"), Path(__file__).resolve().parents[2], "00_stress"
@@ -75,7 +74,7 @@ def work(folder: Path, log: Path) -> None:
         return make(experiment, *given)
 
     study.pipeline.subject = subject
-    records = study.run_all(WANTED, progress=False)
+    records = study.run_all(WANTED)
     scores = study.scores(WANTED[2], ["element1"])["element1"]
     sums = {name: score.sum().item() for name, score in scores.items()}
     sums |= {"beside": sum(study.cached([NAME], lambda: [0.5, 1.25, 3.0]))}
@@ -83,7 +82,7 @@ def work(folder: Path, log: Path) -> None:
     claim = next(one for one in claims() if one.id == "few steps")
     read_answer(study.folder, claim)  # as the summary does
     study.answer(claim.id, Interval(0.9, 0.8, 1.0, 3), note="under stress")
-    if read_manifest(NAME, "tiny", folder) is None:
+    if read_kept(study.folder / "notebooks" / f"{NAME}.json") is None:
         study.finish(NAME)
 
 

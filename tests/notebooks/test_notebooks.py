@@ -15,7 +15,8 @@ import pytest
 from in_process import NOTEBOOKS, execute
 
 from pruner_lib.study.notebooks import run_study
-from pruner_lib.study.results import read_manifest, results_dir
+from pruner_lib.study.records import read_kept
+from pruner_lib.study.results import manifest_path, results_dir
 
 FOLDER = NOTEBOOKS[0].parent
 LONGEST_CELL, MEDIAN_CELL, LONGEST_DEF, MOST_PARAMETERS = 25, 9, 15, 12  # lines, lines, lines, names
@@ -251,7 +252,7 @@ def tiny(tmp_path_factory):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs_in_the_tiny_profile(path, tiny, capsys):
     execute(path, profile="tiny")
-    manifest = read_manifest(path.stem, "tiny")
+    manifest = read_kept(manifest_path(path.stem, "tiny"))
     assert manifest["status"] == "done" and manifest["outputs"]
     kinds = {output.partition(".")[2] for output in manifest["outputs"] if output.startswith("figures/")}
     assert {"svg", "png", "csv"} <= kinds, "a figure is an SVG and a PNG beside its CSV"

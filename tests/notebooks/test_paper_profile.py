@@ -22,8 +22,8 @@ from stand_ins import CHATGLM, LLAMA, LLAMA_13B, VICUNA
 
 from pruner_lib.study import measure, stages
 from pruner_lib.study.profiles import load_profile
-from pruner_lib.study.records import load_records
-from pruner_lib.study.results import read_manifest, results_dir
+from pruner_lib.study.records import load_records, read_kept
+from pruner_lib.study.results import manifest_path, results_dir
 
 pytestmark = [pytest.mark.slow, pytest.mark.notebook]
 IN_FULL = ("00_quickstart", "03_compare_methods")  # the whole way of one model; every model and method
@@ -108,7 +108,7 @@ def test_notebook_runs_in_the_paper_profile(path, place, capsys, monkeypatch):
         monkeypatch.setattr(stages, "recover", untrained)
         monkeypatch.setattr(measure, "zero_shot", unanswered)
     execute(path, profile="paper")
-    manifest = read_manifest(path.stem, "paper")
+    manifest = read_kept(manifest_path(path.stem, "paper"))
     assert manifest["status"] == "done" and manifest["outputs"]
 
 

@@ -73,7 +73,7 @@ def test_study_done_before_runs_side_by_side_the_summary_last_and_alone_and_valu
         assert run.changed == given and run.place == "tiny/changed/ratio=0.5,names=x+y"
         place = results_dir("tiny", changed=given)
         assert (place / run.outputs[0]).read_text() == "float,0.5,['x', 'y']"
-        manifest = json.loads(manifest_path(path.stem, "tiny", changed=given).read_text())
+        manifest = json.loads(manifest_path(path.stem, "tiny", given).read_text())
         assert manifest["status"] == "done" and manifest["seconds"] == run.seconds
         assert manifest["parameters"] == given | {"profile": "tiny"}
         assert was_done(path, "tiny", given)
@@ -219,6 +219,17 @@ def test_signal_to_any_process_ends_the_study_and_all_its_processes(folder, tmp_
         study.kill()
 
 
+@pytest.mark.slow
+def test_notebook_whose_runner_was_killed_before_it_began_does_not_run(folder, tmp_path):
+    note = tmp_path / "kernel.txt"
+    path = notebook(folder, "00_long", NOTES.format(note=str(note)), FINISH)
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    command = [sys.executable, "-m", "pruner_lib.study.execution", path, tmp_path / path.name, "{}"]
+    assert subprocess.run([*command, str(gone.pid)], timeout=400).returncode == 1, "it would sleep for 600 s"
+    assert not note.exists()
+
+
 def wait_until(condition, seconds: float = 120.0):
     """Wait for a condition; a test that fails here has seen it false for the whole time."""
     for _ in range(int(seconds / 0.1)):
@@ -270,11 +281,10 @@ def test_notebooks_come_in_the_order_of_their_names_and_can_be_chosen(folder):
 @pytest.mark.notebook
 def test_manifest_of_another_run_neither_helps_nor_harms(folder):
     """Two studies on the same results write the same manifests."""
-    other = "from pruner_lib.study.results import manifest_path\nmanifest_path('NAME', 'tiny')"
-    notebook(folder, "00_first", WRITE, FINISH, f"{other}.write_text('{{}}')")
-    notebook(
-        folder, "01_silent", WRITE, f"{other}.parent.mkdir(exist_ok=True)", f"{other}.write_text('{{}}')"
-    )
+    other = "from pruner_lib.study.results import manifest_path\nother = manifest_path('NAME', 'tiny')\n"
+    other += "other.parent.mkdir(exist_ok=True)\nother.write_text('{}')"
+    notebook(folder, "00_first", WRITE, FINISH, other)
+    notebook(folder, "01_silent", WRITE, other)
     first, silent = run_study("tiny")
     assert first.done and first.outputs == ("tables/00_first.csv",), first.error
     assert not silent.done and "without results.finish" in silent.error

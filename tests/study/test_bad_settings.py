@@ -211,7 +211,7 @@ def test_experiment_is_refused_before_one_of_its_list_is_run(case, place, monkey
     right = study.profile.experiment(criterion="random")
     monkeypatch.setattr(Study, "_measure", lambda *_: pytest.fail("an experiment was run"))
     with pytest.raises(ValueError) as caught:
-        study.run_all([right, changed(right, changes)], progress=False)
+        study.run_all([right, changed(right, changes)])
     sentence = str(caught.value)
     assert came in sentence and wanted in sentence and "\n" not in sentence, sentence
     assert not list(place.iterdir())

@@ -50,7 +50,7 @@ def kill_a_busy_worker(client, killed):
 def test_killed_worker_costs_no_record_and_changes_none(tmp_path, monkeypatch):
     monkeypatch.setenv("PRUNER_LIB_RESULTS", str(tmp_path))
     alone, spread, killed = Study("tiny", tmp_path / "alone"), Study("tiny"), []
-    alone.run_all(WANTED, progress=False)
+    alone.run_all(WANTED)
     with cluster.serving(2) as address:
         monkeypatch.setenv(cluster.SCHEDULER, address)
         client = spread.client
@@ -58,7 +58,7 @@ def test_killed_worker_costs_no_record_and_changes_none(tmp_path, monkeypatch):
         assert len(workers) == 2
         killer = threading.Thread(target=kill_a_busy_worker, args=(client, killed), daemon=True)
         killer.start()
-        spread.run_all(WANTED, progress=False)
+        spread.run_all(WANTED)
         killer.join(timeout=60)
         client.close()
     assert killed and killed[0] in workers.values()
@@ -71,7 +71,7 @@ def test_cluster_that_can_not_be_had_is_said_in_a_sentence(monkeypatch, tmp_path
     monkeypatch.setenv(cluster.SCHEDULER, "tcp://127.0.0.1:9")
     study = Study("tiny", tmp_path)  # asks for no cluster yet
     with pytest.raises(ValueError, match="no Dask scheduler answers at 'tcp://127.0.0.1:9'.*dask scheduler"):
-        study.run_all([TINY.dense()], progress=False)
+        study.run_all([TINY.dense()])
     for workers, address, message in ((2, "tcp://a:1", "give one of them"), (-1, "", "should be at least 1")):
         with pytest.raises(ValueError, match=message), cluster.serving(workers, address):
             pytest.fail("served")
@@ -111,7 +111,7 @@ def test_experiment_takes_a_gpu_only_where_workers_offer_some(gpus):
             return super().submit(function, *call)
 
     with Client(2) as client:
-        assert list(cluster.results_of(client, max, [(1, 2), (5, 3)], progress=False)) == [2, 5]
+        assert list(cluster.results_of(client, max, [(1, 2), (5, 3)])) == [2, 5]
     assert asked == [{"resources": {"GPU": 1}} if gpus else {}] * 2
 
 
@@ -119,7 +119,7 @@ def test_error_of_an_experiment_is_raised_and_the_rest_is_cancelled():
     made, gate = [], threading.Event()
     calls = [(made.append, 1), (divmod, 1, 0), (gate.wait, 60), (made.append, 2), (made.append, 3)]
     with ThreadPoolExecutor(1) as client:
-        results = cluster.results_of(client, lambda call, *given: call(*given), calls, progress=False)
+        results = cluster.results_of(client, lambda call, *given: call(*given), calls)
         with pytest.raises(ZeroDivisionError):
             list(results)
         gate.set()

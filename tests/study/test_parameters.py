@@ -13,7 +13,8 @@ import yaml
 from pruner_lib.study import parameters as module
 from pruner_lib.study.execution import changed_in
 from pruner_lib.study.parameters import changed_parameters, folder_of
-from pruner_lib.study.results import Results, manifest_path, read_manifest, results_dir
+from pruner_lib.study.records import read_kept
+from pruner_lib.study.results import Results, manifest_path, results_dir
 
 NOTEBOOKS = sorted((Path(module.__file__).parents[2] / "notebooks").glob("*.ipynb"))
 TAGGED = 'profile: str = "quick"  # which\nratio: float = 0.2\nplain = 1\n'
@@ -102,6 +103,7 @@ def test_changed_results_do_not_touch_those_of_the_profile(tmp_path, monkeypatch
         place = "/".join(["results", "tiny", *folder_of(changed).parts])
         assert f"in {place}: tables/numbers.csv" in own.finish("00_test")
         assert own.provenance().endswith(own.place.relative_to(tmp_path).as_posix())
-        assert read_manifest("00_test", "tiny", changed=changed)["outputs"] == ["tables/numbers.csv"]
-        seen[manifest_path("00_test", "tiny", changed=changed)] = own.outputs[0].read_text()
+        manifest = manifest_path("00_test", "tiny", changed)
+        assert read_kept(manifest)["outputs"] == ["tables/numbers.csv"]
+        seen[manifest] = own.outputs[0].read_text()
     assert len(seen) == len(set(seen.values())) == 3 and all(path.is_file() for path in seen)

@@ -23,7 +23,7 @@ from pruner_lib.evaluation.int8 import is_quantised
 from pruner_lib.method.offload import offloaded
 from pruner_lib.study import Calibration, Recovery, Study, load_profile, results, run, stages
 from pruner_lib.study.cache import model_hash
-from pruner_lib.study.records import MetricName, read_record, record_path, records_frame
+from pruner_lib.study.records import MetricName, read_kept, read_record, record_path, records_frame
 from pruner_lib.study.run import run_experiment
 from pruner_lib.study.statistics import Interval
 
@@ -114,7 +114,7 @@ def test_text_is_tokenised_once_for_many_models_and_again_in_another_data_direct
 ):
     texts, read = [], windows.read_corpus
     monkeypatch.setattr(windows, "read_corpus", lambda name, *how: texts.append(name) or read(name, *how))
-    first = study.run_all([asked().dense, asked(criterion="l2")], progress=False)
+    first = study.run_all([asked().dense, asked(criterion="l2")])
     assert sorted(texts) == ["story", "tiny"] and len({record.key for record in first}) == 2
     other = place.parent / "other"
     other.mkdir()
@@ -150,16 +150,16 @@ def test_criteria_and_aggregations_share_one_calibration_pass(study, monkeypatch
 
     monkeypatch.setattr(stages, "estimate_members", counted)
     wanted = [asked(criterion=name) for name in ("vector", "element1", "element2")]
-    study.run_all([*wanted, asked(aggregation="max", dependency=False)], progress=False)
+    study.run_all([*wanted, asked(aggregation="max", dependency=False)])
     assert [sorted(criteria) for criteria in passes] == [["element1", "element2", "vector"]]
-    study.run_all([asked(calibration=Calibration("tiny", 4, 16, seed=0))], progress=False)
+    study.run_all([asked(calibration=Calibration("tiny", 4, 16, seed=0))])
     assert len(passes) == 2
 
 
 @pytest.mark.slow
 def test_one_pass_for_many_criteria_gives_the_records_of_many_passes(study, tmp_path):
     wanted = [asked(criterion=name) for name in ("element1", "mixed")]
-    together = study.run_all(wanted, progress=False)
+    together = study.run_all(wanted)
     apart = [Study("tiny", tmp_path / str(i)).run(one) for i, one in enumerate(wanted)]
     assert [one.plan for one in together] == [one.plan for one in apart]
     for one, other in zip(together, apart, strict=True):
@@ -169,7 +169,7 @@ def test_one_pass_for_many_criteria_gives_the_records_of_many_passes(study, tmp_
 @pytest.mark.slow
 def test_dense_model_in_memory_is_left_as_it_was(study):
     before = {name: value.clone() for name, value in load_model("tiny")[0].state_dict().items()}
-    study.run_all([asked(), asked(recovery=RECOVERY), asked(granularity="channel")], progress=False)
+    study.run_all([asked(), asked(recovery=RECOVERY), asked(granularity="channel")])
     after = study.dense("tiny").model
     assert all(torch.equal(after.state_dict()[name], value) for name, value in before.items())
     assert all(parameter.grad is None for parameter in after.parameters())
@@ -178,10 +178,10 @@ def test_dense_model_in_memory_is_left_as_it_was(study):
 @pytest.mark.slow
 def test_model_too_large_to_copy_gives_the_same_records(study, tmp_path, monkeypatch):
     wanted = [asked().dense, asked()]
-    copied = study.run_all(wanted, progress=False)
+    copied = study.run_all(wanted)
     monkeypatch.setattr(stages, "KEEP_BYTES", 0)
     other = Study("tiny", tmp_path / "other")
-    reloaded = other.run_all(wanted, progress=False)
+    reloaded = other.run_all(wanted)
     assert [outcome(one) for one in reloaded] == [outcome(one) for one in copied]
     assert not other.pipeline._dense
 
@@ -207,7 +207,7 @@ def run_until_killed(name, times):
         return result
 
     setattr(stages, name, call)
-    Study("tiny").run_all(study_of_three(), progress=False)
+    Study("tiny").run_all(study_of_three())
 
 
 def study_of_three():
@@ -221,7 +221,7 @@ def uninterrupted(tmp_path_factory):
     (folder / "data" / "story.txt").write_text("Once there was a small network that lost a head. " * 20)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PRUNER_LIB_DATA", str(folder / "data"))
-        return Study("tiny", folder).run_all(study_of_three(), progress=False)
+        return Study("tiny", folder).run_all(study_of_three())
 
 
 @pytest.mark.slow
@@ -241,7 +241,7 @@ def test_killed_study_goes_on_to_the_records_of_an_uninterrupted_one(
     assert len(left) == records
     for path in left:
         json.loads(path.read_text())
-    resumed = study.run_all(study_of_three(), progress=False)
+    resumed = study.run_all(study_of_three())
     assert [one.reused for one in resumed].count(True) == records
     assert [outcome(one) for one in resumed] == [outcome(one) for one in uninterrupted]
     assert not list((place / "cache").glob("partial-*"))
@@ -280,7 +280,7 @@ def test_recovery_is_trained_once_for_two_ways_to_measure(study):
 def test_steps_of_one_training_are_measured_after_one_training(study):
     kept = replace(RECOVERY, evaluate_at=(), keep_at=(1, 2))
     steps = [asked(recovery=replace(kept, at=at)) for at in (2, 1, None)]
-    records = study.run_all(steps, progress=False)
+    records = study.run_all(steps)
     assert [record.history[-1]["step"] for record in records] == [2, 1, 3]
     assert len({record.perplexity["story"] for record in records}) == len({one.key for one in steps}) == 3
     folders = [path for path in (study.folder / "cache").glob("recovery-*") if path.is_dir()]
@@ -316,7 +316,7 @@ def run_with_others(barrier, made):
         return make(experiment, *given)
 
     study.pipeline.subject = subject
-    study.run_all(study_of_three(), progress=False)
+    study.run_all(study_of_three())
 
 
 @pytest.mark.slow
@@ -332,7 +332,7 @@ def test_two_studies_at_once_share_the_work_and_measure_nothing_twice(study, uni
         process.join(timeout=300)
     assert [process.exitcode for process in both] == [0, 0] and made.empty()
     assert sorted(keys) == sorted(one.key for one in study_of_three()) and len(set(whose)) == 2
-    records = study.run_all(study_of_three(), progress=False)
+    records = study.run_all(study_of_three())
     assert [outcome(one) for one in records] == [outcome(one) for one in uninterrupted]
 
 
@@ -359,9 +359,9 @@ def test_lock_of_a_dead_process_is_taken_over_and_that_of_a_living_one_is_not(st
 @pytest.mark.slow
 def test_executor_gives_the_records_of_a_serial_run(study, tmp_path):
     wanted = [asked().dense, asked(criterion="l2"), asked()]
-    serial = Study("tiny", tmp_path / "serial").run_all(wanted, progress=False)
+    serial = Study("tiny", tmp_path / "serial").run_all(wanted)
     with ThreadPoolExecutor(2) as client:
-        spread = Study("tiny", client=client).run_all(wanted, progress=False)
+        spread = Study("tiny", client=client).run_all(wanted)
     assert [outcome(one) for one in spread] == [outcome(one) for one in serial]
 
 
@@ -377,11 +377,11 @@ class ElsewhereExecutor:
 def test_records_of_a_worker_with_a_disk_of_its_own_come_into_the_one_folder(study, place, monkeypatch):
     wanted, here = [asked().dense, asked()], place.parent / "here"
     there = Study("tiny", here, client=ElsewhereExecutor())  # a worker falls back to the folder of `study`
-    made = there.run_all(wanted, progress=False)
+    made = there.run_all(wanted)
     for one, record in zip(wanted, made, strict=True):
         assert read_record(record_path(there.folder, one.key)).reused
         assert outcome(study.run(one)) == outcome(record)
-    again = Study("tiny", here, client=None).run_all(wanted, progress=False)
+    again = Study("tiny", here, client=None).run_all(wanted)
     assert all(record.reused for record in again)
     story = place.parent / "data" / "story.txt"
     client, kept = ElsewhereExecutor(), story.read_text()
@@ -394,7 +394,7 @@ def test_records_of_a_worker_with_a_disk_of_its_own_come_into_the_one_folder(stu
 
     client.submit = submit
     with pytest.raises(ValueError, match="from other files of your own than lie here.*PRUNER_LIB_DATA"):
-        Study("tiny", place.parent / "third", client=client).run_all(wanted[:1], progress=False)
+        Study("tiny", place.parent / "third", client=client).run_all(wanted[:1])
 
 
 def test_changed_model_folder_is_measured_again(study, tmp_path):
@@ -496,7 +496,7 @@ def test_adapter_that_was_changed_is_set_aside_and_trained_again(study):
 
 
 def test_frame_of_a_study_compares_only_what_was_measured_alike(study):
-    records = study.run_all([asked().dense, asked()], progress=False)
+    records = study.run_all([asked().dense, asked()])
     frame = records_frame(records)
     assert len(frame) == 4 and set(frame.method) == {"dense", "element1"}
     other = study.run(replace(asked(), evaluation=replace(asked().evaluation, windows=2)))
@@ -597,9 +597,9 @@ def test_manifest_names_the_revision_that_measured_and_not_the_one_that_reads(pl
     first.run(asked())
     monkeypatch.setattr(run, "git_revision", lambda: "bbbb2")
     second = Study("tiny")
-    second.run_all([asked()], progress=False)
+    second.run_all([asked()])
     said = second.finish("00_test")
-    assert results.read_manifest("00_test", "tiny")["measured_by"] == ["aaaa1"]
+    assert read_kept(results.manifest_path("00_test", "tiny"))["measured_by"] == ["aaaa1"]
     assert "records measured at aaaa1;" in said
     second.run(asked(criterion="l2"))
     assert "records measured at aaaa1, bbbb2;" in second.finish("00_test")
@@ -615,7 +615,7 @@ def test_manifest_names_every_file_that_the_study_wrote(study):
 
     study.answer("few steps", Interval(2.0, 1.5, 2.5, 3), note="by hand")
     said = study.finish("00_test")
-    assert results.read_manifest("00_test", "tiny")["outputs"] == [
+    assert read_kept(results.manifest_path("00_test", "tiny"))["outputs"] == [
         "claims/few_steps.json",
         "figures/00_figure.csv",
         "figures/00_figure.png",
