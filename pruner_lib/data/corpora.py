@@ -109,7 +109,10 @@ def describe(text: Text) -> str:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+        content = path.read_bytes()
+        if b"\0" in content:
+            raise UnicodeDecodeError("utf-8", content, content.index(0), 0, "zero, as UTF-16 has them")
+        return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8"

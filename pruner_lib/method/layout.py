@@ -105,6 +105,16 @@ def _are_inputs(entry: object) -> bool:
     )
 
 
+def layout_of(model: nn.Module) -> dict | None:
+    """The layout of a pruned model as it is now: its vocabulary may have grown since the cut."""
+    layout = getattr(model, "pruning_layout", None)
+    if layout is not None:
+        now = {n: p for n, p in model.named_parameters(remove_duplicate=False) if p.is_floating_point()}
+        shapes = {n: list(now[n].shape) if n in now else shape for n, shape in layout["shapes"].items()}
+        layout = {**layout, "shapes": shapes}
+    return layout
+
+
 def merge_layouts(old: dict | None, new: dict) -> dict:
     """The layout after a further cut; selections of inputs compose."""
     merged = copy.deepcopy(old or empty_layout())

@@ -17,7 +17,14 @@ from pruner_lib.method.decoder import decoder_layers
 from pruner_lib.method.depth import drop_layers_
 from pruner_lib.method.discover import discover
 from pruner_lib.method.groups import Axes, Axis, Member, Plan
-from pruner_lib.method.layout import apply_layout_, empty_layout, merge_layouts, set_layout, set_parameter_
+from pruner_lib.method.layout import (
+    apply_layout_,
+    empty_layout,
+    layout_of,
+    merge_layouts,
+    set_layout,
+    set_parameter_,
+)
 from pruner_lib.method.norms import norm_factor, norm_members, scaled_eps
 from pruner_lib.method.offload import check_in_memory, without_weights
 from pruner_lib.method.options import check_axes
@@ -56,7 +63,7 @@ def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modu
     scaled = any(factor != 1 for factor in factors.values())  # a plain config has one epsilon for all norms
     plain = None if scaled else _plain_config(model, axes, kept, layout, rules)
     layout["config"] = {} if plain else layout["config"]
-    merged = merge_layouts(getattr(model, "pruning_layout", None), layout)
+    merged = merge_layouts(layout_of(model), layout)
     trial = without_weights(model)
     _set_widths_(trial, merged, plain)
     check_cut(trial, plan, axes, keep, cuts)

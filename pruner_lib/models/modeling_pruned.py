@@ -29,7 +29,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module, get
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from pruner_lib.method.layout import apply_layout_, check_layout
+from pruner_lib.method.layout import apply_layout_, check_layout, layout_of
 
 AUTO_CLASS = "AutoModelForCausalLM"
 MODULE = "modeling_pruned"  # this file, beside the weights
@@ -105,7 +105,7 @@ def make_saveable_(model: PreTrainedModel) -> PreTrainedModel:
 def write_layout(model: PreTrainedModel) -> None:
     """Write into the config of a pruned model what its folder needs to be loaded again."""
     config, dense = model.config, type(model).dense_class
-    config.pruning_layout = model.pruning_layout
+    model.pruning_layout = config.pruning_layout = layout_of(model)
     heads = {auto_class: f"{MODULE}.{name}" for auto_class, (name, _) in HEADS.items()}
     if is_foreign(dense):
         heads = {AUTO_CLASS: heads[AUTO_CLASS]}

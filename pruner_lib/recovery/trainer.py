@@ -27,6 +27,7 @@ DECIDED = (  # arguments of the Trainer that follow from the settings of `recove
     *("output_dir", "max_steps", "num_train_epochs", "per_device_train_batch_size"),
     *("gradient_accumulation_steps", "learning_rate", "warmup_steps", "seed", "train_sampling_strategy"),
     *("remove_unused_columns", "logging_steps", "logging_nan_inf_filter", "save_steps", "save_total_limit"),
+    *("logging_strategy", "save_strategy", "eval_strategy", "load_best_model_at_end", "push_to_hub"),
     *("use_cpu", "bf16", "fp16"),
     # a setting, switched on around the training; the Trainer's own argument warns that it gets another name
     *("gradient_checkpointing", "activation_checkpointing"),

@@ -15,7 +15,8 @@ import torch
 from chatglm_folder import IDS, SPECIAL, prompts, random_chatglm, train_tokenizer
 
 from pruner_lib.models import chatglm
-from pruner_lib.models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration, ChatGLMRotaryEmbedding
+from pruner_lib.models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
+from pruner_lib.models.chatglm_positions import ChatGLMRotaryEmbedding, two_positions
 from pruner_lib.models.chatglm_tokenizer import ChatGLMTokenizer
 
 KNOWN = json.loads((Path(chatglm_folder.__file__).parent / "chatglm6b.json").read_text())
@@ -138,7 +139,7 @@ def test_masks_and_positions_in_the_form_of_the_hubs_tokenizer(model):
 def test_answer_stands_at_the_gap_and_gmask_wins_over_mask(model):
     def first_positions(*row):
         ids = torch.tensor([row])
-        return chatglm.two_positions(ids, torch.ones_like(ids), model.config)[0, 0].tolist()
+        return two_positions(ids, torch.ones_like(ids), model.config)[0, 0].tolist()
 
     assert first_positions(200, MASK, 201, SOP, 202) == [0, 1, 2, 1, 1]
     assert first_positions(MASK, 201, GMASK, SOP, 202) == [0, 1, 2, 2, 2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -14,11 +15,12 @@ from transformers import (
     AutoTokenizer,
 )
 
-from pruner_lib import discover, load_model, prune_, save_model, select
+from pruner_lib import discover, load_model, mask_, prune_, save_model, select
 from pruner_lib.models.tiny import tiny_tokenizer
 
 PLAIN, UNEVEN = {"ratio": 0.5}, {"ratio": 0.4, "scope": "global", "protect_first": 1}
 CHANNELS = {"ratio": 0.25, "granularity": "channel"}
+ODD = {"ratio": 0.3, "granularity": "channel"}  # of a width that the config can't say
 HEADS = [AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification]
 
 
@@ -86,7 +88,7 @@ def test_the_tokenizer_needs_no_trust(kind, folders, monkeypatch):
     assert tokenizer("a b")["input_ids"] == tiny_tokenizer()("a b")["input_ids"]
 
 
-@pytest.mark.parametrize("options", [UNEVEN, CHANNELS], ids=["uneven", "channels"])
+@pytest.mark.parametrize("options", [UNEVEN, CHANNELS, ODD], ids=["uneven", "channels", "odd"])
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_vocabulary_may_grow_after_the_cut(tied, options, tmp_path):
     model = pruned("llama-gqa", options, tie_word_embeddings=tied)
@@ -96,8 +98,21 @@ def test_a_vocabulary_may_grow_after_the_cut(tied, options, tmp_path):
     for name in ("ours", "theirs"):
         again = load(tmp_path / name)
         assert torch.equal(logits(again, tokens()), logits(model, tokens()))
-        assert again.get_output_embeddings().weight.shape == (70, again.config.hidden_size)
+        assert again.get_output_embeddings().weight.shape == model.get_output_embeddings().weight.shape
+        assert len(again.get_input_embeddings().weight) == 70
         assert (again.get_output_embeddings().weight is again.get_input_embeddings().weight) == tied
+
+
+@pytest.mark.parametrize("options", [UNEVEN, ODD], ids=["uneven", "odd"])
+def test_a_model_whose_vocabulary_grew_can_be_cut_again(options, tmp_path):
+    model = pruned("llama-gqa", options)
+    model.resize_token_embeddings(70)
+    axes = discover(model)
+    plan = select(axes, random_scores(axes, seed=1), ratio=0.5, protect_first=1)
+    masked = logits(mask_(copy.deepcopy(model), plan, axes=axes), tokens())
+    assert (logits(prune_(model, plan, axes=axes), tokens()) - masked).abs().max() < 1e-4
+    save_model(model, None, tmp_path / "m")
+    assert torch.equal(logits(load(tmp_path / "m"), tokens()), logits(model, tokens()))
 
 
 def test_folders_of_an_earlier_form_load(folders, tmp_path):

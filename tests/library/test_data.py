@@ -236,7 +236,12 @@ def test_a_text_may_be_a_path_a_list_or_a_dataset(tmp_path):
 
 @pytest.mark.parametrize(
     "written",
-    [b"one\n\ntwo\nlines", b"\xef\xbb\xbfone\r\n\r\ntwo\r\nlines\r\n", b"one\n \t\n\n  \ntwo\nlines\n"],
+    [
+        b"one\n\ntwo\nlines",
+        b"\xef\xbb\xbfone\r\n\r\ntwo\r\nlines\r\n",
+        b"one\n \t\n\n  \ntwo\nlines\n",
+        b"one\r\rtwo\rlines",
+    ],
 )
 def test_a_file_may_come_from_any_editor(written, local):
     (local / "mine.txt").write_bytes(written)
@@ -247,6 +252,9 @@ def test_a_file_may_come_from_any_editor(written, local):
 def test_another_encoding_is_named_with_its_place(local):
     (local / "mine.txt").write_bytes("caf\u00e9".encode("latin-1"))
     with pytest.raises(ValueError, match=r"mine.txt is not UTF-8 \(.* at byte 3\); save it as UTF-8"):
+        read_corpus("mine")
+    (local / "mine.txt").write_bytes("cafe".encode("utf-16-le"))  # without a mark, each byte could be UTF-8
+    with pytest.raises(ValueError, match=r"mine.txt is not UTF-8 \(zero, as UTF-16 .* at byte 1\); save"):
         read_corpus("mine")
     (local / "ours.json").write_bytes(b"\xff\xfe[")
     with pytest.raises(ValueError, match=r"ours.json is not UTF-8"):

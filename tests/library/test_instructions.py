@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 
 import datasets
@@ -71,6 +72,11 @@ def test_of_a_chat_the_last_answer_is_learned_and_nothing_is_added_to_the_templa
     assert learned == tokenizer("a tree <end>\n", add_special_tokens=False)["input_ids"]
     with pytest.raises(ValueError, match=r"messages of \['user', 'assistant', 'user'\]; the last should be"):
         encode([{"messages": rows[0]["messages"][:3]}], tokenizer)
+    for wrong, roles in (("hi", "['str', 'str']"), (5, "['int']"), (["a"], "['str']"), ([], "[]")):
+        with pytest.raises(ValueError, match=re.escape(f"messages of {roles}")):
+            encode([{"messages": wrong}], tokenizer)
+    with pytest.raises(ValueError, match="the assistant's, with a text"):
+        encode([{"messages": [{"role": "assistant", "content": None}]}], tokenizer)
 
 
 def test_all_of_a_text_is_learned(tokenizer):
