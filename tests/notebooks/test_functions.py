@@ -43,7 +43,7 @@ CASES = {
 def test_cases_of_figure_6_say_the_degree_that_decides_and_who_follows(case, said, fills):
     ax = plt.subplots()[1]
     part = pd.DataFrame(CASES[case], columns=["source", "target", "rule"])
-    functions_of("16_equations").draw_case(ax, case, part)
+    functions_of("16_equations", sizes={}).draw_case(ax, case, part)
     assert ax.get_title() == f"{case}: {said}"
     drawn = {t.get_text(): t.get_bbox_patch().get_facecolor() for t in ax.texts if t.get_text()}
     assert set(drawn) == {*part.source, *part.target}

@@ -21,6 +21,9 @@ from pruner_lib.study.results import manifest_path, results_dir
 FOLDER = NOTEBOOKS[0].parent
 LONGEST_CELL, MEDIAN_CELL, LONGEST_DEF, MOST_PARAMETERS = 25, 9, 15, 12  # lines, lines, lines, names
 PROSE = (6, 17)  # words for each line of code
+MOST_CODE = {"00": 100, "01": 150, "02": 150}  # lines without comments, of the first lectures
+WIDTH = 88  # columns of code
+STILL_WIDE = {"06", "08", "09", "10", "13"}  # their long lines are not shortened yet
 PARAMETER = re.compile(r"[a-z_]\w*: (str|int|float|bool|list\S*) = .+  # \S.*")
 MAGIC = re.compile(r"^\s*(%|!|\?)|^\s*(pip|conda) install|get_ipython\(", re.MULTILINE)
 PLACE = re.compile(
@@ -41,6 +44,7 @@ def problems(path: Path) -> list[str]:
     code = [cell for cell in book.cells if cell.cell_type == "code"]
     prose = [cell.source for cell in book.cells if cell.cell_type == "markdown"]
     found = [*_form(book), *_opening(path.stem, book), *_parameters(code), *_code(code), *_prose(prose, code)]
+    found += _size(path.stem[:2], code)
     if not re.search(rf"finish\(\s*['\"]{path.stem}['\"]", code[-1].source):
         found.append("the last code cell does not call finish with the notebook's name")
     return found
@@ -113,6 +117,16 @@ def _code(code):
                 yield f"assert without a message: {ast.unparse(node)[:60]}"
     if checks < 2:
         yield f"{checks} checks"
+
+
+def _size(number, code):
+    lines = [line for cell in code for line in cell.source.splitlines() if line.strip()]
+    count = sum(not line.lstrip().startswith("#") for line in lines)
+    if count > MOST_CODE.get(number, count):
+        yield f"{count} lines of code, {MOST_CODE[number]} at most in a first lecture"
+    for line in lines if number not in STILL_WIDE else ():
+        if len(line) > WIDTH:
+            yield f"{len(line)} columns: {line.strip()[:60]}"
 
 
 def _prose(prose, code):
@@ -207,6 +221,11 @@ FAULTS = {
     "absolute path": (add('data = "/home/somebody/data.csv"'), "place of one machine"),
     "path of Windows": (add(r'data = "C:\\data"'), "place of one machine"),
     "path in the text": (change("markdown", "# 01", "See /tmp/notes for # 01"), "place of one machine"),
+    "wide line": (add("x = " + " + ".join(["1"] * 30)), "columns: x = 1"),
+    "long first lecture": (
+        lambda book: [add("\n".join(["x = 1"] * 8))(book) for _ in range(9)],
+        "150 at most",
+    ),
     "long cell": (add("\n".join(f"x{i} = {i}" for i in range(26))), "a code cell of 26 lines"),
     "long function": (
         add("def f():\n" + "    a = 1\n" * 14 + "    return a"),
