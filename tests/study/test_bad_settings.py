@@ -59,6 +59,7 @@ PARAMETERS = [  # notebook, what is given, what came, what is wanted
     ("10", {"tokens": 0}, "0", "at least 1"),
     ("11", {"prompts": -1}, "-1", "at least 2"),
     ("11", {"prompts": 1}, "1", "at least 2"),
+    ("11", {"prompts": 13}, "13", "[2, 12]"),
     ("11", {"new_tokens": "many"}, "'many'", "a whole number"),
     ("12", {"profile": 7}, "7", "a text"),
     ("13", {"samples": [1]}, "1", "at least 2"),
