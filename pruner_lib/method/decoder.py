@@ -9,14 +9,14 @@ from torch import nn
 def check_plain(model: nn.Module) -> None:
     """Refuse a model whose weights are not ordinary floating-point tensors in modules of its own.
 
-    Raises: ValueError: it was made or is used in inference mode, is compiled, carries an adapter, or is
-        quantised; the message says what to give instead.
+    Raises: ValueError: it was made or is used in inference mode, is compiled, carries an adapter, is
+        quantised, or reads more than text; the message says what to give instead.
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"a model is wanted, got {type(model).__name__}; load_model gives one")
     tensors = [*model.named_parameters(), *model.named_buffers()]
     small = [name for name, t in tensors if t.ndim == 2 and _is_code(t.dtype)]
-    modules = list(model.modules())
+    modules, config = list(model.modules()), getattr(model, "config", None)
     checks = (
         (
             torch.is_inference_mode_enabled() or any(t.is_inference() for _, t in tensors),
@@ -36,6 +36,11 @@ def check_plain(model: nn.Module) -> None:
             bool(small) or getattr(model, "is_quantized", False),
             f"is quantised ({', '.join(small[:1] or ['model.is_quantized'])}); give the model in floating "
             "point, and quantise it when it is pruned and saved",
+        ),
+        (
+            hasattr(config, "get_text_config") and config.get_text_config() is not config,
+            "reads more than text, which is all that a cut is proven on; give its language model alone, as "
+            "the ...ForCausalLM of config.get_text_config(), with its weights",
         ),
     )
     for wrong, what in checks:

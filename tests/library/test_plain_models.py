@@ -6,9 +6,10 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from families import build, discovered, random_scores, tokens
+from families import NO_HEAD_DIM, build, discovered, random_scores, tokens
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from torch import nn
+from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from pruner_lib import discover, estimate, mask_, prune_, recover, save_model, select
 from pruner_lib.evaluation.int8 import quantise_
@@ -53,7 +54,15 @@ def _of_inference(model):
         return build(FAMILY)
 
 
+def _with_pictures(model):
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
+    text = NO_HEAD_DIM | {"hidden_size": 48, "rope_parameters": rope}
+    vision = {"depth": 1, "embed_dim": 16, "hidden_size": 48, "num_heads": 2, "mlp_ratio": 2}
+    return Qwen2VLForConditionalGeneration(Qwen2VLConfig(text_config=text, vision_config=vision))
+
+
 NOT_PLAIN = {
+    "pictures": (_with_pictures, "reads more than text"),
     "compiled": (torch.compile, "model._orig_mod"),
     "compiled in place": (_compiled_in_place, "is compiled"),
     "adapter": (lambda model: get_peft_model(model, LoraConfig(**LORA)), "merge_and_unload"),
