@@ -61,7 +61,8 @@ def imported(source: str, *, inside_functions: bool) -> set[str]:
         inner = {node for each in functions for node in ast.walk(each)}
         nodes = [node for node in nodes if node not in inner]
     found = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    found |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+    others = [node for node in nodes if isinstance(node, ast.ImportFrom) and not node.level]  # not relative
+    found |= {node.module for node in others}
     own = {"pruner_lib", "tests", *(path.stem for path in (ROOT / "tests").rglob("*.py"))}
     names = {name.partition(".")[0] for name in found} - own - set(sys.stdlib_module_names)
     return {distribution(name) for name in names}
