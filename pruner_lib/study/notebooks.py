@@ -182,16 +182,15 @@ def _run_together(
         for path, code in ended(processes):
             changed = changed_in(path, given[path])
             error = _problem(path, scratch, code, results_dir(profile, changed=changed))
-            good = (
-                read_kept(manifest_path(path.stem, profile, changed)) or {}
-            )  # its files stay after a failure
+            place = manifest_path(path.stem, profile, changed)
+            good = read_kept(place) or {}  # its files stay after a failure
             manifest = good | {"finished": now()} if error else read_kept(scratch / f"{path.stem}.json")
             seconds, outputs = round(time.perf_counter() - start, 1), tuple(manifest.get("outputs", ()))
             status = "failed" if error else "done"
             runs.append(NotebookRun(path.stem, profile, status, seconds, outputs, error, changed))
             settings = {"asked": _settings_key(profile, given[path])}
             settings["parameters"] = given[path] | {"profile": profile}
-            write_kept(manifest_path(path.stem, profile, changed), manifest | asdict(runs[-1]) | settings)
+            write_kept(place, manifest | asdict(runs[-1]) | settings)
             if error and any(os.strerror(full) in error for full in FULL):
                 raise OSError(f"{path.stem} stopped: {error.strip().splitlines()[-1]}")
     return sorted(runs, key=lambda run: run.notebook)
