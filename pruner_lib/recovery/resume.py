@@ -32,6 +32,7 @@ from pruner_lib.files import content_hash, content_hashes, read_json, write_json
 from pruner_lib.recovery.instructions import Row
 
 CONTENTS, LAST = "contents.json", "trainer_state.json"  # of a checkpoint; the second Trainer writes last
+OWN_COLUMNS = ("step", "loss", "seconds", "tokens")  # of the history, beside what `evaluate` returns
 GROWING = ("steps", "examples", "evaluated_steps", "kept_steps")  # what more steps change
 
 
@@ -117,7 +118,9 @@ class Run:
 
     def close(self, adapted: PeftModel, history: list[dict[str, Any]]) -> None:
         """Save the history; after the last of all steps also its adapter."""
-        self.history = history
+        # the Trainer's own file, from which a stopped run goes on, sorts the names
+        names = [*OWN_COLUMNS, *sorted(set().union(*history) - set(OWN_COLUMNS))]
+        self.history = [{name: row[name] for name in names if name in row} for row in history]
         self._save()
         if history[-1]["step"] == len(self.data):
             self.keep(adapted, len(self.data))

@@ -70,7 +70,7 @@ def work(folder: Path, log: Path) -> None:
     make = study.pipeline.subject
 
     def subject(experiment, *given):
-        print(f"measured {experiment.key}")
+        print(f"\nmeasured {experiment.key}")  # a bar may stand before it
         return make(experiment, *given)
 
     study.pipeline.subject = subject

@@ -60,6 +60,9 @@ def check_same_run(folder: Path, result, whole) -> None:
     for name in KEPT:
         assert same(adapter(folder, name), adapter(whole[0], name)), name
     assert without_time(result.history) == without_time(whole[2].history)
+    assert [[*row] for row in result.history] == [[*row] for row in whole[2].history], (
+        "names in another order"
+    )
     assert sorted(path.name for path in folder.iterdir()) == [*sorted(KEPT), "checkpoint-6", "recovery.json"]
 
 
