@@ -20,7 +20,7 @@ from pruner_lib.study.results import results_root, save_image
 from tests.benchmarks.rows import read_rows
 
 PARTS = ("scoring", "discovery", "speed", "evaluation")
-ALONE = ("zero_shot", "recovery")  # two ways in turns in one process, by a script that is run by itself
+ALONE = ("zero_shot", "recovery", "repair", "cluster")  # by scripts that are run by themselves
 GOALS = pd.read_csv(Path(__file__).with_name("goals.csv"))  # all numbers of these rows lie in [low, high]
 HEAD = """# Benchmark
 
@@ -38,8 +38,9 @@ On small and shallow models both tools take about a tenth of a second for discov
 Where memory is still too short, `estimate(..., checkpointing=True)` computes activations again instead of
 keeping them, and smaller micro-batches give the same scores.
 
-The last two rows are measured by scripts of their own (`python tests/benchmarks/zero_shot_speed.py`,
-`recovery_speed.py`), in seconds of the processor. Most of the last one comes from sorting by length.
+The rows from zero_shot.csv on are measured by scripts of their own (`python -m tests.benchmarks.zero_shot_speed`,
+`recovery_speed`, `repair`, `cluster`), in seconds of the processor but for the cluster. Most of the gain in
+recovery comes from sorting by length.
 """
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#000000")
 
