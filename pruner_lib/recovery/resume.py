@@ -77,9 +77,7 @@ class Run:
             )
         if results and resume:
             saved = read_json(state)
-            if any(checkpoints.values()):
-                self._find_shorter(saved["identity"])
-            self._compare(saved["identity"])
+            self._compare(saved["identity"], can_go_on=any(checkpoints.values()))
             self.history = [  # JSON keeps infinities as text
                 {name: float(value) if isinstance(value, str) else value for name, value in row.items()}
                 for row in saved["history"]
@@ -129,19 +127,19 @@ class Run:
         if first_process():
             write_json(self.folder / "recovery.json", {"identity": self.identity, "history": self.history})
 
-    def _find_shorter(self, saved: dict[str, Any]) -> None:
-        """See whether the earlier run was the beginning of this one, measured and kept where this one is."""
-        steps = saved["steps"]
+    def _compare(self, saved: dict[str, Any], can_go_on: bool) -> None:
+        """Refuse a run with other arguments, but not the beginning of this one, measured and kept alike."""
+        steps, growing = saved["steps"], ()
         before = {*saved["evaluated_steps"], *saved.get("kept_steps", ())}
         wanted = {step for step in (*self.points, *self.kept) if step < steps}
-        is_beginning = saved["examples"] == digest(self.data[:steps]) and wanted <= before
-        self.shorter = steps if steps < len(self.data) and is_beginning else None
-
-    def _compare(self, saved: dict[str, Any]) -> None:
-        pairs = {name: (saved.get(name), self.identity.get(name)) for name in {**saved, **self.identity}}
-        if self.shorter:
-            pairs = {name: pair for name, pair in pairs.items() if name not in GROWING}
-        differing = [f"{name}: {a!r} there, {b!r} now" for name, (a, b) in pairs.items() if a != b]
+        is_beginning = steps < len(self.data) and saved["examples"] == digest(self.data[:steps])
+        if can_go_on and is_beginning and wanted <= before:
+            self.shorter, growing = steps, GROWING
+        differing = [
+            f"{name}: {saved.get(name)!r} there, {self.identity.get(name)!r} now"
+            for name in {**saved, **self.identity}
+            if name not in growing and saved.get(name) != self.identity.get(name)
+        ]
         if differing:
             raise ValueError(
                 f"{self.folder} holds a recovery with other arguments ({'; '.join(differing)}). "
