@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from pruner_lib.evaluation.int8 import Int8Linear
-from pruner_lib.evaluation.meters import in_turn
+from pruner_lib.evaluation.meters import timed
 from pruner_lib.method.checks import require
 from pruner_lib.method.decoder import prompt_for
 from pruner_lib.method.offload import evaluating
@@ -164,6 +164,6 @@ def latency(
     special = prompt_for(model, 1)[0, :tokens]  # some models look for them
     ids[:, : len(special)] = special
     ids = ids.to(weight.device)
-    calls = {"pass": lambda: model(input_ids=ids, use_cache=False)}
+    passes = range(warmup + repeats)
     with evaluating(model):
-        return in_turn(calls, repeats, weight.device, warmup=warmup)["pass"]
+        return [timed(lambda: model(input_ids=ids, use_cache=False), ids.device) for _ in passes][warmup:]

@@ -138,10 +138,12 @@ def completed(tokenizer: Any, add_bos: bool | None) -> Any:
         own.pad_token = own.unk_token or own.eos_token or own.bos_token
     if own.eos_token_id is None:
         own.add_special_tokens({"eos_token": NO_TOKEN})  # never read by the model
-    if add_bos and own("a")["input_ids"][:1] != [own.bos_token_id]:
+    first = [own.bos_token_id]
+    if add_bos and own.bos_token_id is not None and own("a")["input_ids"][:1] != first:
         own.add_bos_token = True
-        if own("a")["input_ids"][:1] != [own.bos_token_id]:
-            raise ValueError(f"add_bos=True, but {type(own).__name__} puts no BOS token first; ask without")
+    if add_bos and own("a")["input_ids"][:1] != first:
+        kind = type(own).__name__
+        raise ValueError(f"add_bos=True, but this {kind} has no BOS token, or puts none first; ask without")
     return own
 
 
@@ -164,30 +166,16 @@ class ChoicesLM(HFLM):
             super().__init__(pretrained=pretrained, tokenizer=own, **settings)
         finally:
             del pretrained.tie_weights
-        self.can_pad = own.pad_token != NO_TOKEN
-        self.can_begin = tokenizer.bos_token_id is not None or tokenizer.eos_token_id is not None
         self.shared_context, self.wanted = shared_context, wanted
         self._documents: list[Document] = []  # of the requests that are being scored
 
-    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        self._need_beginning(True)
-        return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
-
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        if not self.can_pad:  # side by side, short prompts are padded
+        if self.tokenizer.pad_token == NO_TOKEN:  # side by side, short prompts are padded
             self.batch_size_per_gpu = 1
         return super().generate_until(requests, disable_tqdm=disable_tqdm)
 
-    def _need_beginning(self, is_needed: bool) -> None:
-        if is_needed and not self.can_begin:
-            raise ValueError(
-                "a text that is scored from its first token on needs a BOS or EOS token before it, but this "
-                f"{type(self.tokenizer).__name__} has neither; set one, or ask other tasks"
-            )
-
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Answer]:
         chosen = [request for request in requests if self.wanted(request)]
-        self._need_beginning(any(request.args[0] == "" for request in chosen))
         self._documents = [(request.task_name, request.doc_id) for request in chosen]
         answers = iter(super().loglikelihood(chosen, disable_tqdm=disable_tqdm))
         self._documents = []
@@ -203,6 +191,12 @@ class ChoicesLM(HFLM):
     def _loglikelihood_tokens(
         self, requests: list[Encoded], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[Answer]:
+        unknown = self.tokenizer.eos_token_id if self.tokenizer.eos_token == NO_TOKEN else None
+        if any(unknown in context for _, context, _ in requests):
+            raise ValueError(
+                "a text that is scored from its first token on needs a BOS or EOS token before it, but this "
+                f"{type(self.tokenizer).__name__} has neither; set one, or ask other tasks"
+            )
         one_by_one = super()._loglikelihood_tokens
         if not (self.shared_context and self._documents):
             return one_by_one(requests, disable_tqdm, override_bs)
@@ -214,10 +208,8 @@ class ChoicesLM(HFLM):
         fitting = {document: row for document, row in rows.items() if len(row.tokens) <= limit}
         reason = f"a row would be longer than {limit} tokens"
         if fitting:
-            # one row of middle length, with several branches if any has them, is compared with lm-eval's own
-            branching = [document for document, row in fitting.items() if max(row.branches) > 1]
-            ordered = sorted(branching or fitting, key=lambda document: len(rows[document].tokens))
-            typical = ordered[len(ordered) // 2]
+            # a row with the most branches, where mistakes would show, is compared with lm-eval's own
+            typical = max(fitting, key=lambda document: max(rows[document].branches))
             own = [requests[n] for n in numbers[typical]]
             if fault := self._difference(rows[typical], own):
                 fitting, reason = {}, fault

@@ -158,23 +158,32 @@ def load_task(task: str, data: Path | None, content: str | None) -> Any:
     return loaded
 
 
-def set_examples(name: str, task: Any, wanted: int | None) -> int:
-    """Let a task's prompts begin with solved examples, as lm-eval's command line does.
+def prepare(name: str, task: Any, limit: int | None, seed: int | None, num_fewshot: int | None) -> Any:
+    """Copy a task for one call, so that the copy asks some of its questions, each after solved examples.
 
-    Args:    wanted: how many; None: as many as the task's definition says, of the seven none.
-    Raises:  ValueError: the definition forbids examples.
+    Args:    limit, seed: see `draw`.    num_fewshot: how many examples, drawn as by lm-eval's command line;
+             None: as many as the task's definition says, of the seven none.
+    Returns: the copy; its `numbers` are those of the questions. Examples still come from all.
+    Raises:  ValueError: the definition forbids examples, or there are too few.
     """
-    if not hasattr(task, "defined"):  # a task may be asked again
-        task.defined = task.config.num_fewshot
-    if wanted and task.defined == 0:
+    defined = task.config.num_fewshot
+    if num_fewshot and defined == 0:
         raise ValueError(
-            f"num_fewshot came as {wanted}, but the definition of {name} says 0: ask it without num_fewshot"
+            f"num_fewshot came as {num_fewshot}, but the definition of {name} says 0: ask without num_fewshot"
         )
-    count = (task.defined or 0) if wanted is None else wanted
-    task.set_config("num_fewshot", count)
+    count = (defined or 0) if num_fewshot is None else num_fewshot
     if count and count >= (there := len(task.fewshot_docs())):  # one may be the question itself
         raise ValueError(f"num_fewshot came as {count}, but {name} has {there} examples; take fewer")
-    return count
+    asked, documents = copy.copy(task), task.eval_docs
+    asked._config = copy.copy(task.config)
+    asked.set_config("num_fewshot", count)
+    asked.numbers = draw(task, limit, seed)
+    if hasattr(documents, "select"):
+        documents = documents.select(asked.numbers)
+    else:
+        documents = [documents[i] for i in asked.numbers]
+    asked.has_test_docs, asked.test_docs = (lambda: True), (lambda: documents)
+    return asked
 
 
 def draw(task: Any, limit: int | None, seed: int | None) -> list[int]:
@@ -183,14 +192,6 @@ def draw(task: Any, limit: int | None, seed: int | None) -> list[int]:
     if limit is None or seed is None:
         return list(range(n))[:limit]
     return sorted(np.random.default_rng(seed).permutation(n)[:limit].tolist())
-
-
-def with_questions(task: Any, numbers: list[int]) -> Any:
-    """Copy a task, so that the copy asks some of its questions; examples still come from all."""
-    asked, documents = copy.copy(task), task.eval_docs
-    some = documents.select(numbers) if hasattr(documents, "select") else [documents[i] for i in numbers]
-    asked.has_test_docs, asked.test_docs = (lambda: True), (lambda: some)
-    return asked
 
 
 def right_answer(task: Any, document: dict[str, Any]) -> int | None:

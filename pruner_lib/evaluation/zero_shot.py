@@ -26,12 +26,10 @@ from pruner_lib.evaluation.tasks import (
     FEWSHOT_SEED,
     SEVEN_TASKS,
     TASKS,
-    draw,
     load_tasks,
+    prepare,
     quiet,
     right_answer,
-    set_examples,
-    with_questions,
 )
 from pruner_lib.method.checks import require
 from pruner_lib.method.offload import evaluating
@@ -100,69 +98,47 @@ def zero_shot(
     require("1..", batch_size=batch_size)
     tasks = [tasks] if isinstance(tasks, (str, Path)) else tasks
     require([os.PathLike], tasks=tasks)
-    _check_tokenizer(tokenizer, apply_chat_template, add_bos)
+    if add_bos not in (True, False, None):
+        raise ValueError(f"add_bos came as {add_bos!r}, wanted True, False or None")
+    if apply_chat_template and not getattr(tokenizer, "chat_template", None):
+        kind = type(tokenizer).__name__
+        raise ValueError(f"apply_chat_template=True, but {kind} has no chat template; set one or ask without")
     protocol = {"lm_eval": version("lm_eval"), "limit": limit, "add_bos": add_bos}
     if limit is not None and seed is not None:
         protocol |= {"seed": seed}
     if apply_chat_template:
         protocol |= {"chat_template": _hash(str(tokenizer.chat_template))}
-    way = {"add_bos_token": add_bos, "shared_context": shared_context}
+    how = {"add_bos_token": add_bos, "shared_context": shared_context}
     with quiet(), evaluating(model):
         loaded = {name: task for one in tasks for name, task in load_tasks(one).items()}
-        protocols = {
-            name: protocol | {"fewshot": set_examples(name, task, num_fewshot)}
-            for name, task in loaded.items()
-        }
-        drawn = {name: draw(task, limit, seed) for name, task in loaded.items()}
+        asked = {name: prepare(name, loaded[name], limit, seed, num_fewshot) for name in loaded}
         if right_answers_only:
-            _check_right_answers(loaded)
-        asked = {name: with_questions(task, drawn[name]) for name, task in loaded.items()}
-        ask = partial(_ask, model, tokenizer, asked, apply_chat_template, right_answers_only, way)
+            for name, task in asked.items():
+                if right_answer(task, next(iter(task.eval_docs))) is None:
+                    raise ValueError(
+                        f"right_answers_only=True, but a question of {name} is no choice with one right "
+                        "answer; ask with False"
+                    )
+            how["wanted"] = lambda one: one.idx == right_answer(asked[one.task_name], one.doc)
+        ask = partial(_ask, model, tokenizer, asked, apply_chat_template, how)
         answers = in_fitting_batches(ask, batch_size, "zero-shot")
-    scored = {name: (loaded[name], drawn[name], answers, protocols[name]) for name in loaded}
-    return {name: _score(name, *parts, right_answers_only) for name, parts in scored.items()}
-
-
-def _check_tokenizer(tokenizer: Any, apply_chat_template: bool, add_bos: bool | None) -> None:
-    kind = type(tokenizer).__name__
-    if apply_chat_template and not getattr(tokenizer, "chat_template", None):
-        raise ValueError(
-            f"apply_chat_template=True, but this {kind} has no chat template: set one, or ask without"
-        )
-    if add_bos not in (True, False, None):
-        raise ValueError(f"add_bos came as {add_bos!r}, wanted True, False or None")
-    if add_bos and tokenizer.bos_token_id is None:
-        raise ValueError(f"add_bos=True, but this {kind} has no BOS token: ask without")
-
-
-def _check_right_answers(loaded: dict[str, Any]) -> None:
-    for name, task in loaded.items():
-        if right_answer(task, next(iter(task.eval_docs))) is None:
-            raise ValueError(
-                f"right_answers_only=True, but a question of {name} is no choice with one right answer; ask "
-                "with False"
-            )
+    return {name: _score(name, asked[name], answers, protocol, right_answers_only) for name in asked}
 
 
 def _ask(
-    model: nn.Module, tokenizer: Any, loaded: dict[str, Any], is_chat: bool,
-    right_answers_only: bool, way: dict[str, Any], batch_size: int,
-) -> dict[str, Any]:  # fmt: skip
+    model: nn.Module, tokenizer: Any, asked: dict[str, Any], is_chat: bool, how: dict[str, Any], size: int
+) -> dict[str, Any]:
     """Let lm-eval put the drawn questions: its own results."""
     from lm_eval.evaluator import evaluate
 
     from pruner_lib.evaluation.shared_context import ChoicesLM
 
-    def is_wanted(request: Any) -> bool:
-        return not right_answers_only or request.idx == right_answer(loaded[request.task_name], request.doc)
-
-    for task in loaded.values():
+    for task in asked.values():
         task.set_fewshot_seed(FEWSHOT_SEED)
-    settings = way | {"backend": "causal", "batch_size": batch_size, "wanted": is_wanted}
-    subject = ChoicesLM(pretrained=model, tokenizer=tokenizer, **settings)
+    subject = ChoicesLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=size, **how)
     chat = {"apply_chat_template": is_chat, "fewshot_as_multiturn": is_chat}
     with model.get_output_embeddings().register_forward_hook(_check_logits):
-        return evaluate(subject, {"tasks": loaded}, bootstrap_iters=RESAMPLES, **chat)
+        return evaluate(subject, {"tasks": asked}, bootstrap_iters=RESAMPLES, **chat)
 
 
 def _check_logits(_head: nn.Module, _inputs: tuple, logits: Tensor) -> None:
@@ -174,54 +150,50 @@ def _check_logits(_head: nn.Module, _inputs: tuple, logits: Tensor) -> None:
 
 
 def _score(
-    name: str, task: Any, numbers: list[int], answers: dict[str, Any], protocol: dict[str, Any],
-    right_answers_only: bool,
-) -> TaskScore:  # fmt: skip
-    samples = sorted(answers["samples"][name], key=lambda sample: sample["doc_id"])
+    name: str, task: Any, answers: dict[str, Any], protocol: dict[str, Any], right_answers_only: bool
+) -> TaskScore:
+    samples = answers["samples"][name]  # filter by filter of the answers, each in the order of the split
     samples = [sample for sample in samples if sample["filter"] == samples[0]["filter"]]
-    row = answers["results"][name]  # "acc,none": a metric and a filter of the answers
-    values = {key.removesuffix(",none"): row[key] for key in row if "," in key}
-    values = {key: math.nan if value == "N/A" else float(value) for key, value in values.items()}
-    metric = next(one for one in (name in TASKS and TASKS[name].metric, *values) if one in values)
-    correct = [sample[metric.partition(",")[0]] for sample in samples]
+    row = {key: value for key, value in answers["results"][name].items() if "," in key}
+    row = {key: math.nan if value == "N/A" else float(value) for key, value in row.items()}
+    own = f"{TASKS[name].metric},none" if name in TASKS else ""
+    metric = next(key for key in (own, *row) if key in row)  # "acc,none": a metric and a filter
+    kind = metric.partition(",")[0]
     prompts = "".join(sample["prompt_hash"] + sample["target_hash"] for sample in samples)
-    split = task.config.test_split or task.config.validation_split
-    protocol = protocol | {"metric": metric, "split": split, "questions": _hash(prompts)}
-    protocol |= {"task_version": answers["versions"][name]}
-    protocol |= {"doc_ids": _hash(repr(numbers))} if "seed" in protocol else {}
-    p_right, bits = _of_right_answers(task, samples, right_answers_only)
-    if right_answers_only:
-        correct, values = (), {}
+    protocol = protocol | {
+        "fewshot": task.config.num_fewshot,
+        "metric": metric.removesuffix(",none"),
+        "split": task.config.test_split or task.config.validation_split,
+        "questions": _hash(prompts),
+        "task_version": answers["versions"][name],
+    }
+    protocol |= {"doc_ids": _hash(repr(task.numbers))} if "seed" in protocol else {}
+    correct = [sample[kind] for sample in samples]
     correct = tuple(int(hit) for hit in correct) if all(hit in (0, 1) for hit in correct) else ()
-    value, error = (values.get(key, math.nan) for key in (metric, _stderr_of(metric)))
+    p_right, bits = _of_right_answers(task, samples)
+    value, error = row[metric], row.get(metric.replace(",", "_stderr,"), math.nan)
+    values = {key.removesuffix(",none"): number for key, number in row.items()}
+    if right_answers_only:
+        value, error, correct, p_right, values = math.nan, math.nan, (), (), {}
+    metric = metric.removesuffix(",none")
     return TaskScore(name, metric, value, error, len(samples), correct, p_right, bits, values, protocol)
 
 
-def _stderr_of(metric: str) -> str:
-    kind, comma, way = metric.partition(",")
-    return f"{kind}_stderr{comma}{way}"
-
-
 def _of_right_answers(
-    task: Any, samples: list[dict[str, Any]], right_answers_only: bool
+    task: Any, samples: list[dict[str, Any]]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Compute p(right answer among the choices) and its bits a byte for each question, where it has one."""
-    if task.OUTPUT_TYPE == "generate_until":
-        return (), ()
     right = [right_answer(task, sample["doc"]) for sample in samples]
-    logs = [[float(np.ravel(one)[0]) for one in sample["filtered_resps"]] for sample in samples]
-    bits = (
-        ()
-        if None in right
-        else tuple(
-            -log[i] / math.log(2) / len(sample["arguments"][i][1].encode())
-            for i, log, sample in zip(right, logs, samples, strict=True)
-        )
-    )
-    if right_answers_only or not bits or task.OUTPUT_TYPE != "multiple_choice":
-        return (), bits
-    choices = [len(task.doc_to_choice(sample["doc"])) for sample in samples]  # some metrics ask for more
-    return tuple(float(softmax(log[:n])[i]) for i, log, n in zip(right, logs, choices, strict=True)), bits
+    if None in right:
+        return (), ()
+    p_right, bits = [], []
+    for i, sample in zip(right, samples, strict=True):
+        logs = [float(np.ravel(one)[0]) for one in sample["filtered_resps"]]
+        bits.append(-logs[i] / math.log(2) / len(sample["arguments"][i][1].encode()))
+        if task.OUTPUT_TYPE == "multiple_choice":
+            n = len(task.doc_to_choice(sample["doc"]))  # some metrics ask for more
+            p_right.append(float(softmax(logs[:n])[i]))
+    return tuple(p_right), tuple(bits)
 
 
 def _hash(text: str) -> str:

@@ -49,23 +49,27 @@ def encode(examples: Sequence[Mapping[str, Any]], tokenizer: Any, *, cutoff: int
     """
     if getattr(tokenizer, "eos_token_id", None) is None:
         raise ValueError("The tokenizer has no EOS token, which ends a response: set tokenizer.eos_token.")
-    if not isinstance(examples, Iterable) or not all(isinstance(one, Mapping) for one in examples):
-        raise ValueError(
-            f"examples must be a list of dicts, with instruction and output, got {examples!r:.80}"
-        )
-    examples = list(examples)
-    kinds = {next((kind for kind in KINDS if kind in one), "instruction") for one in examples}
+    examples = list(examples) if isinstance(examples, Iterable) else [examples]
+    are_dicts = all(isinstance(one, Mapping) for one in examples)
+    kinds = {next((kind for kind in KINDS if kind in one), KINDS[-1]) for one in examples if are_dicts}
     if len(kinds) != 1:
         raise ValueError(
-            f"{len(examples)} examples hold {sorted(kinds) or 'nothing'}: give dicts of one kind, with "
-            "instruction, output and, optionally, input; or with messages; or with text."
+            f"{len(examples)} examples hold {sorted(kinds) or 'no dicts'}: give dicts of one kind, with "
+            f"instruction, output and, optionally, input; or messages; or text; got {examples!r:.80}"
         )
     parts = [_parts(number, example, tokenizer) for number, example in enumerate(examples)]
-    is_chat = kinds == {"messages"}  # its template writes all special tokens
-    prompt_ids = _token_ids([prompt for prompt, _ in parts], tokenizer, not is_chat)
-    rows = zip(prompt_ids, _whole_ids(parts, prompt_ids, tokenizer, not is_chat), strict=True)
-    end = [] if is_chat else [tokenizer.eos_token_id]
-    encoded = [_labelled(prompt, (whole + end)[:cutoff]) for prompt, whole in rows]
+    special = kinds != {"messages"}  # a chat template writes all special tokens itself
+    prompt_ids = _token_ids([prompt for prompt, _ in parts], tokenizer, special)
+    if hasattr(tokenizer, "prompt_end_ids"):  # they stand between prompt and response
+        answers = _token_ids([response for _, response in parts], tokenizer, False)
+        whole_ids = [prompt + answer for prompt, answer in zip(prompt_ids, answers, strict=True)]
+    else:
+        whole_ids = _token_ids([prompt + response for prompt, response in parts], tokenizer, special)
+    encoded, end = [], [tokenizer.eos_token_id] if special else []
+    for prompt, whole in zip(prompt_ids, whole_ids, strict=True):
+        ids = (whole + end)[:cutoff]
+        n_prompt = len(commonprefix([prompt, ids]))
+        encoded.append({"input_ids": ids, "labels": [IGNORED] * n_prompt + ids[n_prompt:]})
     usable = [row for row in encoded if row["labels"] and row["labels"][-1] != IGNORED]
     if not usable:
         shortest = min(map(len, prompt_ids))
@@ -95,13 +99,14 @@ def batches(encoded: Sequence[Row], *, steps: int, batch_size: int, seed: int) -
 def collate(rows: Sequence[Row], pad: int) -> dict[str, torch.Tensor]:
     """Stack examples into `(batch, tokens)`, padded on the right with token `pad` to the longest."""
 
-    def stack(name: str, value: int) -> torch.Tensor:
-        return pad_sequence([torch.tensor(row[name]) for row in rows], batch_first=True, padding_value=value)
+    def stack(lists: Iterable[list[int]], value: int) -> torch.Tensor:
+        return pad_sequence([torch.tensor(one) for one in lists], batch_first=True, padding_value=value)
 
-    lengths = torch.tensor([len(row["input_ids"]) for row in rows])
-    ids = stack("input_ids", pad)
-    mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
-    return {"input_ids": ids, "attention_mask": mask, "labels": stack("labels", IGNORED)}
+    return {
+        "input_ids": stack((row["input_ids"] for row in rows), pad),
+        "attention_mask": stack(([1] * len(row["input_ids"]) for row in rows), 0),
+        "labels": stack((row["labels"] for row in rows), IGNORED),
+    }
 
 
 def _parts(number: int, example: Mapping[str, Any], tokenizer: Any) -> tuple[str, str]:
@@ -141,18 +146,3 @@ def _token_ids(texts: list[str], tokenizer: Any, special: bool) -> list[list[int
     if not special:
         return rows
     return [row[:-1] if row and row[-1] == tokenizer.eos_token_id else row for row in rows]  # some append EOS
-
-
-def _whole_ids(
-    parts: list[tuple[str, str]], prompt_ids: list[list[int]], tokenizer: Any, special: bool
-) -> list[list[int]]:
-    """Token ids of prompt and response: of the joined text, unless special tokens stand between the two."""
-    if not hasattr(tokenizer, "prompt_end_ids"):
-        return _token_ids([prompt + response for prompt, response in parts], tokenizer, special)
-    answers = _token_ids([response for _, response in parts], tokenizer, False)
-    return [prompt + answer for prompt, answer in zip(prompt_ids, answers, strict=True)]
-
-
-def _labelled(prompt: list[int], ids: list[int]) -> Row:
-    n_prompt = len(commonprefix([prompt, ids]))
-    return {"input_ids": ids, "labels": [IGNORED] * n_prompt + ids[n_prompt:]}

@@ -12,7 +12,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,11 @@ from pruner_lib.files import check_folder, plain
 from pruner_lib.method.checks import require
 from pruner_lib.method.decoder import check_plain
 from pruner_lib.method.discover import discover
-from pruner_lib.recovery.instructions import Row, batches, encode
+from pruner_lib.recovery.instructions import batches, encode
 from pruner_lib.recovery.predict_memory import check_training_memory
 from pruner_lib.recovery.resume import Run, digest, random_state
 from pruner_lib.recovery.settings import RecoverySettings
-from pruner_lib.recovery.trainer import check_arguments, train
+from pruner_lib.recovery.trainer import train, trainer_arguments
 
 WITHOUT = {"without-mlp": "mlp", "without-attention": "attention"}  # the paper's Table 12
 
@@ -109,8 +109,13 @@ def recover(
     steps = settings.steps or math.ceil(settings.epochs * len(encoded) / settings.batch_size)
     data = batches(encoded, steps=steps, batch_size=settings.batch_size, seed=settings.seed)
     points, kept = _checked_steps(evaluate, evaluate_at, keep_at, at, steps)
-    more = check_arguments(training_arguments or {})
-    identity, last = _identity(model, settings, data, points, kept, more), at or steps
+    more, device = training_arguments or {}, next(model.parameters()).device
+    arguments = trainer_arguments(output_dir, settings, steps, device, save_steps, more)
+    identity = asdict(settings) | {"steps": steps, "evaluated_steps": points, "examples": digest(data)}
+    del identity["gradient_checkpointing"]  # decides nothing
+    identity |= {"model": _weights_digest(model)} | ({"kept_steps": kept} if kept else {})
+    identity = plain(identity | {name: str(value) for name, value in more.items()})
+    last = at or steps
     run = Run(Path(output_dir), identity, data, points, kept, evaluate, last)
     with _put_back(model, after=merge), random_state(settings.seed):
         adapted = add_adapter(model, settings)
@@ -119,8 +124,8 @@ def recover(
         if not done:
             check_training_memory(adapted, settings, encoded)
             pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-            how = {"save_steps": save_steps, "pad": pad, "more": more, "callbacks": callbacks}
-            train(adapted, run, settings, **how)
+            recompute = settings.gradient_checkpointing
+            train(adapted, run, arguments, recompute=recompute, pad=pad, callbacks=callbacks)
         if done or last != steps:
             adapted.load_adapter(str(run.place(last)), "default", is_trainable=True)
         result = adapted.merge_and_unload() if merge else adapted
@@ -224,27 +229,14 @@ def _checked_steps(
     return points, kept[:-1]
 
 
-def _identity(
-    model: nn.Module,
-    settings: RecoverySettings,
-    data: list[list[Row]],
-    points: list[int],
-    kept: list[int],
-    more: dict[str, Any],
-) -> dict[str, Any]:
-    """All that decides the result of a run, as plain data.
-
-    Of each weight the name, the shape and 1000 evenly spaced numbers are hashed: prunings of a model differ.
-    """
+def _weights_digest(model: nn.Module) -> str:
+    """Hash name, shape and 1000 evenly spaced numbers of each weight: prunings of a model differ."""
     weights = hashlib.sha256()
     for name, weight in model.named_parameters():
         flat = weight.detach().reshape(-1)
         sample = flat[:: max(1, flat.numel() // 1000)].float().cpu().numpy()
         weights.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode() + sample.tobytes())
-    identity = settings.deciding() | {"steps": len(data), "evaluated_steps": points}
-    identity |= {"examples": digest(data), "model": weights.hexdigest()[:12]}
-    identity |= {"kept_steps": kept} if kept else {}
-    return plain(identity | {name: str(value) for name, value in more.items()})
+    return weights.hexdigest()[:12]
 
 
 @contextmanager

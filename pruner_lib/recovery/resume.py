@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from torch import nn
 from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from pruner_lib.files import content_hash, content_hashes, read_json, write_json
+from pruner_lib.files import content_hash, content_hashes, read_json, write_folder, write_json
 from pruner_lib.recovery.instructions import Row
 
 CONTENTS, LAST = "contents.json", "trainer_state.json"  # of a checkpoint; the second Trainer writes last
@@ -68,30 +69,29 @@ class Run:
         Raises: ValueError: the earlier run had other arguments (the message names them), or is no recovery.
         """
         state = self.folder / "recovery.json"
-        checkpoints = {path: _as_noted(path) for path in self.folder.glob("checkpoint-*")}
-        results = [*checkpoints, *self.folder.glob("adapter*")]
-        if results and not state.exists():
+        kinds = ("checkpoint-*", "adapter", "adapter-*", ".adapter-*")  # the last: a killed process left it
+        whole = {path: _is_whole(path) for kind in kinds for path in self.folder.glob(kind)}
+        if whole and not state.exists():
             raise ValueError(
-                f"{self.folder} holds {results[0].name} but no recovery.json, so something else made it. "
-                "Give another output_dir."
+                f"{self.folder} holds {next(iter(whole)).name} but no recovery.json, so something else made "
+                "it. Give another output_dir."
             )
-        if results and resume:
+        if whole and resume:
             saved = read_json(state)
-            if any(checkpoints.values()):
-                self._find_shorter(saved["identity"])
-            self._compare(saved["identity"])
+            can_go_on = any(whole[path] for path in whole if path.match("checkpoint-*"))
+            self._compare(saved["identity"], can_go_on)
             self.history = [  # JSON keeps infinities as text
                 {name: float(value) if isinstance(value, str) else value for name, value in row.items()}
                 for row in saved["history"]
             ]
-        adapters = [path for path in results if path not in checkpoints and path.suffix != ".part"]
-        if damaged := [path for path in adapters if self.history and not _complete(path)]:
+        damaged = [path for path in whole if path.match("adapter*") and not whole[path]]
+        if damaged and self.history:
             warnings.warn(f"{damaged[0]} is damaged: the recovery is run again", stacklevel=3)
             resume, self.history = False, []
-        for path in results:
-            if not resume or not checkpoints.get(path, True):
+        for path in whole:
+            if not resume or not whole[path]:
                 shutil.rmtree(path, ignore_errors=True)
-        self.checkpoint = get_last_checkpoint(self.folder) if results else None
+        self.checkpoint = get_last_checkpoint(self.folder) if whole else None
         if self.shorter and self.checkpoint:
             last = self.folder / "adapter"
             if last.exists():
@@ -111,10 +111,8 @@ class Run:
     def keep(self, adapted: PeftModel, step: int) -> None:
         """Save the adapter of a step, whole or not at all."""
         if first_process():
-            part = self.folder / "adapter.part"
-            adapted.save_pretrained(part, save_embedding_layers=False)  # "auto" asks the hub
-            shutil.rmtree(self.place(step), ignore_errors=True)  # of a process killed before its checkpoint
-            part.rename(self.place(step))
+            save = partial(adapted.save_pretrained, save_embedding_layers=False)  # "auto" asks the hub
+            write_folder(self.place(step), save)
 
     def close(self, adapted: PeftModel, history: list[dict[str, Any]]) -> None:
         """Save the history; after the last of all steps also its adapter."""
@@ -129,19 +127,19 @@ class Run:
         if first_process():
             write_json(self.folder / "recovery.json", {"identity": self.identity, "history": self.history})
 
-    def _find_shorter(self, saved: dict[str, Any]) -> None:
-        """See whether the earlier run was the beginning of this one, measured and kept where this one is."""
-        steps = saved["steps"]
+    def _compare(self, saved: dict[str, Any], can_go_on: bool) -> None:
+        """Refuse a run with other arguments, but not the beginning of this one, measured and kept alike."""
+        steps, growing = saved["steps"], ()
         before = {*saved["evaluated_steps"], *saved.get("kept_steps", ())}
         wanted = {step for step in (*self.points, *self.kept) if step < steps}
-        is_beginning = saved["examples"] == digest(self.data[:steps]) and wanted <= before
-        self.shorter = steps if steps < len(self.data) and is_beginning else None
-
-    def _compare(self, saved: dict[str, Any]) -> None:
-        pairs = {name: (saved.get(name), self.identity.get(name)) for name in {**saved, **self.identity}}
-        if self.shorter:
-            pairs = {name: pair for name, pair in pairs.items() if name not in GROWING}
-        differing = [f"{name}: {a!r} there, {b!r} now" for name, (a, b) in pairs.items() if a != b]
+        is_beginning = steps < len(self.data) and saved["examples"] == digest(self.data[:steps])
+        if can_go_on and is_beginning and wanted <= before:
+            self.shorter, growing = steps, GROWING
+        differing = [
+            f"{name}: {saved.get(name)!r} there, {self.identity.get(name)!r} now"
+            for name in {**saved, **self.identity}
+            if name not in growing and saved.get(name) != self.identity.get(name)
+        ]
         if differing:
             raise ValueError(
                 f"{self.folder} holds a recovery with other arguments ({'; '.join(differing)}). "
@@ -155,21 +153,15 @@ def note_contents(checkpoint: Path) -> None:
         write_json(checkpoint / CONTENTS, content_hashes(checkpoint))
 
 
-def _as_noted(checkpoint: Path) -> bool:
-    """Look whether the files of a checkpoint are those that were noted, the last of them too."""
+def _is_whole(folder: Path) -> bool:
+    """Look whether a checkpoint's files are those that were noted, or an adapter's is there to its end."""
     try:
-        noted = read_json(checkpoint / CONTENTS)
-        return LAST in noted and all(content_hash(checkpoint / name) == noted[name] for name in noted)
-    except (OSError, ValueError, TypeError):
-        return False
-
-
-def _complete(adapter: Path) -> bool:
-    """Look whether an adapter is there to its end, by the head of its file."""
-    try:
-        with safe_open(adapter / "adapter_model.safetensors", "pt"):
+        if folder.match("checkpoint-*"):
+            noted = read_json(folder / CONTENTS)
+            return LAST in noted and all(content_hash(folder / name) == noted[name] for name in noted)
+        with safe_open(folder / "adapter_model.safetensors", "pt"):
             return True
-    except (OSError, SafetensorError):
+    except (OSError, ValueError, TypeError, SafetensorError):
         return False
 
 

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from pruner_lib.method.checks import require
 
 WANTED = {
-    "steps": "1.. or None",
-    "epochs": "(0, inf)",
-    "batch_size": "1..",
-    "micro_batch_size": "1..",
-    "learning_rate": "(0, inf)",
-    "warmup_steps": "0..",
-    "rank": "1..",
-    "alpha": "(0, inf)",
-    "dropout": "[0, 1)",
-    "cutoff": "1..",
-    "seed": "0..",
-    "gradient_checkpointing": bool,
+    "1.. or None": ("steps",),
+    "1..": ("batch_size", "micro_batch_size", "rank", "cutoff"),
+    "0..": ("warmup_steps", "seed"),
+    "(0, inf)": ("epochs", "learning_rate", "alpha"),
+    "[0, 1)": ("dropout",),
+    bool: ("gradient_checkpointing",),
 }
 
 
@@ -49,8 +42,8 @@ class RecoverySettings:
     gradient_checkpointing: bool = False  # less memory, a forward pass more; the result is the same
 
     def __post_init__(self) -> None:
-        for name, wanted in WANTED.items():
-            require(wanted, **{name: getattr(self, name)})
+        for wanted, names in WANTED.items():
+            require(wanted, **{name: getattr(self, name) for name in names})
         if self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"batch_size={self.batch_size} is not a multiple of micro_batch_size={self.micro_batch_size}:"
@@ -59,7 +52,3 @@ class RecoverySettings:
         if not isinstance(self.target_modules, str):
             require([str], target_modules=self.target_modules)
             object.__setattr__(self, "target_modules", tuple(self.target_modules))
-
-    def deciding(self) -> dict[str, Any]:
-        """Return the settings that decide the result, by name: all but `gradient_checkpointing`."""
-        return {name: value for name, value in asdict(self).items() if name != "gradient_checkpointing"}

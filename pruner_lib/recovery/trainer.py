@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,38 +24,81 @@ from pruner_lib.recovery.instructions import IGNORED, collate
 from pruner_lib.recovery.resume import Run, first_process, note_contents, random_state
 from pruner_lib.recovery.settings import RecoverySettings
 
-DECIDED = (  # arguments of the Trainer that follow from the settings of `recover` and from the device
-    *("output_dir", "max_steps", "num_train_epochs", "per_device_train_batch_size"),
-    *("gradient_accumulation_steps", "learning_rate", "warmup_steps", "seed", "train_sampling_strategy"),
-    *("remove_unused_columns", "logging_steps", "logging_nan_inf_filter", "save_steps", "save_total_limit"),
-    *("logging_strategy", "save_strategy", "eval_strategy", "load_best_model_at_end", "push_to_hub"),
-    *("use_cpu", "bf16", "fp16"),
+FIXED = {  # arguments of the Trainer that are the same in every recovery
+    "train_sampling_strategy": "sequential",  # `run.data` is in its order
+    "remove_unused_columns": False,
+    "logging_steps": 1,
+    "logging_nan_inf_filter": False,
+    "save_total_limit": 1,
+}
+KEPT = (  # and those that stay as the Trainer has them, or as is decided below
+    *("num_train_epochs", "gradient_accumulation_steps", "logging_strategy", "save_strategy"),
+    *("eval_strategy", "load_best_model_at_end", "push_to_hub"),
     # a setting, switched on around the training; the Trainer's own argument warns that it gets another name
     *("gradient_checkpointing", "activation_checkpointing"),
 )
+DEFAULTS = {"lr_scheduler_type": "linear", "optim": "adamw_torch", "report_to": "none", "disable_tqdm": True}
 ROWS_ON_CPU = 2  # examples computed at once on a CPU: more make it no faster, and pad more tokens
+
+
+def trainer_arguments(
+    folder: str | Path,
+    settings: RecoverySettings,
+    steps: int,
+    device: torch.device,
+    save_steps: int,
+    more: Mapping[str, Any],
+) -> TrainingArguments:
+    """Turn the settings of a recovery into arguments of the Trainer.
+
+    Args:    device: of the model.    more: arguments of the Trainer that the settings leave open.
+    Raises:  ValueError: `more` holds others, or the devices can't share a batch evenly.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1  # by accelerate, which chooses the devices
+    on_gpu = device.type == "cuda" or (launched and torch.cuda.is_available())
+    bf16 = on_gpu and torch.cuda.is_bf16_supported()
+    size = settings.micro_batch_size
+    decided = FIXED | {"output_dir": str(folder), "max_steps": steps, "per_device_train_batch_size": size}
+    decided |= {name: getattr(settings, name) for name in ("learning_rate", "warmup_steps", "seed")}
+    decided |= {"save_steps": save_steps, "use_cpu": not on_gpu, "bf16": bf16, "fp16": on_gpu and not bf16}
+    refused = (*decided, *KEPT)
+    possible = {one.name for one in fields(TrainingArguments)}.difference(refused)
+    if wrong := set(more) - possible if isinstance(more, Mapping) else [more]:
+        raise ValueError(
+            f"training_arguments holds {', '.join(sorted(map(str, wrong)))}: no such argument of "
+            f"TrainingArguments, or one that settings of recover decide ({', '.join(refused)})."
+        )
+    arguments = TrainingArguments(**decided, **{"dataloader_pin_memory": on_gpu} | DEFAULTS | dict(more))
+    arguments._n_gpu = min(1, arguments.n_gpu)  # a process drives one device: no DataParallel
+    per_round = size * arguments.world_size
+    if settings.batch_size % per_round:
+        raise ValueError(
+            f"batch_size={settings.batch_size} is not a multiple of {per_round}, micro_batch_size times "
+            f"{arguments.world_size} devices. Change one of them."
+        )
+    arguments.gradient_accumulation_steps = settings.batch_size // per_round
+    return arguments
 
 
 def train(
     adapted: PeftModel,
     run: Run,
-    settings: RecoverySettings,
+    arguments: TrainingArguments,
     *,
-    save_steps: int,
+    recompute: bool,
     pad: int,
-    more: Mapping[str, Any],
     callbacks: Sequence[TrainerCallback] = (),
 ) -> None:
     """Train what requires a gradient on the batches of `run`, resuming from its checkpoint if it has one.
 
-    Args:    adapted: on a GPU it trains under autocast.    pad: token id for padding.
-             more: see `check_arguments`.    callbacks: called beside our own.
+    Args:    adapted: on a GPU it trains under autocast.    recompute: activations, to save memory.
+             pad: token id for padding.    callbacks: called beside our own.
     Raises:  ValueError: the loss is not finite, or `run.evaluate` returns a name that the history uses.
     """
     recorder = _Recorder(run)
     trainer = _ResponseTrainer(
         adapted,
-        _arguments(run, settings, next(adapted.parameters()).device, save_steps, more),
+        arguments,
         data_collator=partial(collate, pad=pad),
         train_dataset=[row for batch in run.data for row in batch],
         callbacks=[recorder, *callbacks],
@@ -63,71 +107,19 @@ def train(
     log = logging.getLogger("transformers.trainer_utils")
     level = log.level
     log.setLevel(logging.ERROR)  # else it warns of checkpoints that are equally old
-    if settings.gradient_checkpointing:
+    if recompute:
         adapted.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
     try:
         trainer.train(resume_from_checkpoint=run.checkpoint)
     finally:
         log.setLevel(level)
         recorder.bar.close()
-        if settings.gradient_checkpointing:
+        if recompute:
             adapted.get_base_model().gradient_checkpointing_disable()
         for name in ("forward", "_original_forward"):  # where accelerate puts autocast
             vars(adapted).pop(name, None)
     run.close(adapted, trainer.state.log_history)
     trainer.accelerator.wait_for_everyone()  # the first process writes the adapter
-
-
-def check_arguments(more: Mapping[str, Any]) -> dict[str, Any]:
-    """Copy further arguments of the Trainer; refuse those that it has not or that `recover` decides."""
-    possible = {one.name for one in fields(TrainingArguments)} - set(DECIDED)
-    if not isinstance(more, Mapping) or set(more) - possible:
-        wrong = ", ".join(sorted(set(more) - possible)) if isinstance(more, Mapping) else repr(more)
-        raise ValueError(
-            f"training_arguments holds {wrong}: no such argument of TrainingArguments, or one that "
-            f"settings of recover decide ({', '.join(DECIDED)})."
-        )
-    return dict(more)
-
-
-def _arguments(
-    run: Run, settings: RecoverySettings, device: torch.device, save_steps: int, more: Mapping[str, Any]
-) -> TrainingArguments:
-    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1  # by accelerate, which chooses the devices
-    on_gpu = device.type == "cuda" or (launched and torch.cuda.is_available())
-    bf16 = on_gpu and torch.cuda.is_bf16_supported()
-    decided = {
-        "output_dir": str(run.folder),
-        "max_steps": len(run.data),
-        "num_train_epochs": 1,
-        "per_device_train_batch_size": settings.micro_batch_size,
-        "gradient_accumulation_steps": 1,  # set below, when the number of devices is known
-        "learning_rate": settings.learning_rate,
-        "warmup_steps": settings.warmup_steps,
-        "seed": settings.seed,
-        "train_sampling_strategy": "sequential",  # `run.data` is in its order
-        "remove_unused_columns": False,
-        "logging_steps": 1,
-        "logging_nan_inf_filter": False,
-        "save_steps": save_steps,
-        "save_total_limit": 1,
-        "use_cpu": not on_gpu,
-        "bf16": bf16,
-        "fp16": on_gpu and not bf16,
-    }
-    ours = {"lr_scheduler_type": "linear", "optim": "adamw_torch", "report_to": "none", "disable_tqdm": True}
-    assert set(decided) <= set(DECIDED)
-    ours |= {"dataloader_pin_memory": on_gpu} | dict(more)
-    arguments = TrainingArguments(**decided, **ours)
-    arguments._n_gpu = min(1, arguments.n_gpu)  # a process drives one device: no DataParallel
-    per_round = settings.micro_batch_size * arguments.world_size
-    if settings.batch_size % per_round:
-        raise ValueError(
-            f"batch_size={settings.batch_size} is not a multiple of {per_round}, micro_batch_size times "
-            f"{arguments.world_size} devices. Change one of them."
-        )
-    arguments.gradient_accumulation_steps = settings.batch_size // per_round
-    return arguments
 
 
 class _ResponseTrainer(Trainer):

@@ -21,7 +21,7 @@ from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 
 from pruner_lib.evaluation.shared_context import ChoicesLM
-from pruner_lib.evaluation.tasks import SEVEN_TASKS, TASKS, draw, load_tasks, quiet, set_examples
+from pruner_lib.evaluation.tasks import SEVEN_TASKS, TASKS, load_tasks, prepare, quiet
 from pruner_lib.method.offload import evaluating
 from pruner_lib.models.load import load_model
 
@@ -30,7 +30,7 @@ COLUMNS = ["task", "way", "questions", "tokens", "seconds", "ratio"]
 CSV = Path(__file__).parents[2] / "results" / "bench" / "zero_shot.csv"
 
 
-def run(way: str, model, tokenizer, tasks: dict, samples: dict, batch_size: int) -> dict:
+def run(way: str, model, tokenizer, tasks: dict, batch_size: int) -> dict:
     """Answer the questions in one way: a row of the table, and which answers were right."""
     tokens = []
     embedding = model.get_input_embeddings()
@@ -41,7 +41,6 @@ def run(way: str, model, tokenizer, tasks: dict, samples: dict, batch_size: int)
         found = evaluate(
             WAYS[way](pretrained=model, tokenizer=tokenizer, **settings),
             {"tasks": tasks},
-            samples=samples,
             bootstrap_iters=1,
         )
         seconds = time.process_time() - start
@@ -54,13 +53,10 @@ def main(questions: int = 12, name: str = "smollm2-135m", batch_size: int = 8) -
     model, tokenizer = load_model(name)
     rows = []
     with quiet(), evaluating(model):
-        tasks = {task: load_tasks(task)[task] for task in SEVEN_TASKS}
-        for task in tasks:
-            set_examples(task, tasks[task], None)
-        samples = {task: draw(tasks[task], questions, seed=0) for task in tasks}
+        tasks = {task: prepare(task, load_tasks(task)[task], questions, 0, None) for task in SEVEN_TASKS}
         for part in (tasks, *({task: tasks[task]} for task in tasks)):
             name = next(iter(part)) if len(part) == 1 else "all seven"
-            pair = [run(way, model, tokenizer, part, samples, batch_size) for way in WAYS]
+            pair = [run(way, model, tokenizer, part, batch_size) for way in WAYS]
             assert pair[0].pop("correct") == pair[1].pop("correct"), f"the ways answer differently: {name}"
             for row in pair:
                 ratio = round(pair[0]["seconds"] / row["seconds"], 2)

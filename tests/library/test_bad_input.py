@@ -301,6 +301,7 @@ CASES = [  # function, what is wrong, what came, what is wanted
     (recover, {"training_arguments": {"nope": 1}}, "nope", "TrainingArguments"),
     (recover, {"training_arguments": {"seed": 1}}, "seed", "seed"),
     (recover, {"training_arguments": {"logging_strategy": "no"}}, "logging_strategy", "settings of recover"),
+    (recover, {"training_arguments": {"lr_scheduler_type": "nope"}}, "nope", "SchedulerType"),
     (recover, {"training_arguments": 5}, "5", "TrainingArguments"),
     (recover, {"rate": 1e-3}, "rate", "learning_rate"),
     (recover, {"steps": 0}, "0", "at least 1"),

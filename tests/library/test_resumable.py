@@ -119,6 +119,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(n, tokenizer, tmp_path, w
         recover(make(), tokenizer, EXAMPLES, output_dir=tmp_path, evaluate=Stop(n), **KEEP)
     assert not (tmp_path / "adapter").exists()
     (tmp_path / "checkpoint-5").mkdir()  # half a checkpoint
+    (tmp_path / ".adapter-4-half").mkdir()  # half an adapter
     (tmp_path / "adapter-4").mkdir(exist_ok=True)  # of a process that died before its checkpoint
     again = recover(make(), tokenizer, EXAMPLES, output_dir=tmp_path, evaluate=score, **KEEP)
     check_same_run(tmp_path, again, whole)
