@@ -84,9 +84,8 @@ def read_corpus(text: Text, separator: str = "\n\n") -> Corpus:
         if wrong := [type(row).__name__ for row in corpus.documents if not isinstance(row, str)]:
             raise ValueError(f"a text is a list of documents, each a str, but one is of type {wrong[0]}")
     elif path := local_path(f"{text}.txt") or _own_file(text):
-        blocks = (
-            re.split(r"\n(?:[ \t]*\n)+", _read(path)) if separator == "\n\n" else _read(path).split(separator)
-        )
+        blank = r"\n(?:[ \t]*\n)+"  # lines, which may hold spaces
+        blocks = re.split(blank if separator == "\n\n" else re.escape(separator), _read(path))
         corpus = Corpus(tuple(block.strip("\n") for block in blocks if block.strip()), separator)
     elif text in CORPORA:
         corpus = CORPORA[text]()
