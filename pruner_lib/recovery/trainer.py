@@ -17,8 +17,10 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional
 from tqdm.auto import tqdm
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, get_scheduler
+from transformers.integrations import get_reporting_integration_callbacks
 
+from pruner_lib.method.checks import require
 from pruner_lib.recovery.instructions import IGNORED, collate
 from pruner_lib.recovery.resume import Run, first_process, note_contents, random_state
 from pruner_lib.recovery.settings import RecoverySettings
@@ -79,14 +81,29 @@ def train(
 
 
 def check_arguments(more: Mapping[str, Any]) -> dict[str, Any]:
-    """Copy further arguments of the Trainer; refuse those that it has not or that `recover` decides."""
-    possible = {one.name for one in fields(TrainingArguments)} - set(DECIDED)
-    if not isinstance(more, Mapping) or set(more) - possible:
-        wrong = ", ".join(sorted(set(more) - possible)) if isinstance(more, Mapping) else repr(more)
+    """Copy further arguments of the Trainer; refuse those that it has not, that `recover` decides, or wrong.
+
+    Raises: ValueError: names the argument.
+    """
+    possible = {one.name: one.default for one in fields(TrainingArguments) if one.name not in DECIDED}
+    if not isinstance(more, Mapping) or set(more) - set(possible):
+        wrong = ", ".join(sorted(set(more) - set(possible))) if isinstance(more, Mapping) else repr(more)
         raise ValueError(
             f"training_arguments holds {wrong}: no such argument of TrainingArguments, or one that "
             f"settings of recover decide ({', '.join(DECIDED)})."
         )
+    for name, value in more.items():
+        if isinstance(possible[name], bool | int | float):
+            require(bool if isinstance(possible[name], bool) else "[0, inf)", **{name: value})
+    try:  # the rest as the Trainer checks it, before anything is written
+        arguments = TrainingArguments(output_dir="recovery", **more)
+        optimizer, how = Trainer.get_optimizer_cls_and_kwargs(arguments)
+        made = optimizer([nn.Parameter(torch.zeros(1))], **how)
+        rate = {"scheduler_specific_kwargs": arguments.lr_scheduler_kwargs}
+        get_scheduler(arguments.lr_scheduler_type, made, 1, 2, **rate)
+        get_reporting_integration_callbacks(arguments.report_to)
+    except Exception as error:
+        raise ValueError(f"training_arguments={dict(more)} can't be used: {error}") from error
     return dict(more)
 
 
