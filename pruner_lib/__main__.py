@@ -12,33 +12,26 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 import pruner_lib  # its public functions, each imported when it is used: recovery needs peft
 from pruner_lib.data.corpora import CORPORA, INSTRUCTIONS, read_corpus
 from pruner_lib.data.windows import instructions
-from pruner_lib.method.groups import (
-    AGGREGATIONS,
-    CRITERIA,
-    DATA_FREE,
-    GRANULARITIES,
-    SCOPES,
-    TARGETS,
-    Axes,
-    Plan,
-)
+from pruner_lib.files import check_folder
+from pruner_lib.method.checks import require
+from pruner_lib.method.groups import AGGREGATIONS, CRITERIA, DATA_FREE, GRANULARITIES, SCOPES, TARGETS, Axes
 from pruner_lib.method.options import check_options
 from pruner_lib.models.export import check_gguf
 from pruner_lib.models.load import NAMES
+from pruner_lib.recovery.instructions import encode
 from pruner_lib.recovery.settings import RecoverySettings
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PROTECTED = (4, 2)  # layers left whole at either end, as in the README
 EXAMPLES = """examples:
   python -m pruner_lib prune smollm2-135m smaller --ratio 0.2
@@ -48,23 +41,24 @@ EXAMPLES = """examples:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run the command; explain it where no verb is given.
+    """Run the command; explain it where no word follows.
 
     Args:    words: of the command line; None takes those of this process.
     Returns: the exit code: 0, 2 for what is refused or fails (one sentence on stderr), 130 if interrupted.
     """
-    parser = _parser()
-    options = parser.parse_args(words)
-    if options.verb is None:
+    words, parser = sys.argv[1:] if words is None else words, _parser()
+    if not words:
         parser.print_help()
         return 0
+    options = parser.parse_args(words)
     try:
         prune(options)
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"interrupted; {options.out} {_state(options.out)}", file=sys.stderr)
+        state = "is there and whole" if options.out.exists() else "was not written"
+        print(f"interrupted; {options.out} {state}", file=sys.stderr)
         return 130
     return 0
 
@@ -74,31 +68,40 @@ def prune(options: argparse.Namespace) -> None:
 
     Raises: ValueError: an option, the model or a text can't be used; nothing was written.
     """
-    examples = _check_first(options)
+    examples, ids, seed = _check_first(options), None, options.seed or 0
     with _stage(f"loading {options.model}"):
         model, tokenizer = pruner_lib.load_model(
-            options.model, dtype=DTYPES[options.dtype], device=options.device,
+            options.model, dtype=getattr(torch, options.dtype), device=options.device,
             trust_remote_code=options.trust_remote_code,
         )  # fmt: skip
     if options.gguf:
         check_gguf(model, tokenizer)
+    if examples:
+        encode(examples, tokenizer, cutoff=RecoverySettings.cutoff)  # refuses what can not be learned from
+    if options.criterion not in DATA_FREE:
+        how = {"samples": options.samples, "length": options.length, "seed": options.seed}
+        ids = pruner_lib.calibration_ids(options.calibration, tokenizer, **how)
     with _stage("discovering groups"):
         axes = pruner_lib.discover(model)
         _check_plan(axes, options)
     with _stage(f"scoring groups by {options.criterion}"):
-        scores = _scores(model, tokenizer, axes, options)
+        how = {"criterion": options.criterion, "aggregation": options.aggregation, "seed": seed}
+        scores = pruner_lib.estimate(model, axes, ids, **how)
     plan, before = pruner_lib.select(axes, scores, **_plan_options(options)), model.num_parameters()
     with _stage("cutting"):
         pruner_lib.prune_(model, plan, axes=axes)
     if examples:
-        with _stage(f"recovering on {len(examples)} instructions"):
-            model = _recovered(model, tokenizer, examples, options)
+        how, steps = {"merge": True, "seed": seed}, options.recover_steps
+        if steps:
+            how |= {"steps": steps, "warmup_steps": min(steps // 4, RecoverySettings.warmup_steps)}
+        with _stage(f"recovering on {len(examples)} instructions"), tempfile.TemporaryDirectory() as folder:
+            model = pruner_lib.recover(model, tokenizer, examples, output_dir=folder, **how).model
     with _stage(f"writing {options.out}"):
         pruner_lib.save_model(model, tokenizer, options.out)
     if options.gguf:
         with _stage(f"writing {options.gguf}"):
             pruner_lib.to_gguf(model, options.gguf, tokenizer=tokenizer)
-    print(_summary(plan, before, model, options))
+    print(plan, _summary(model, before, options), sep="\n")
 
 
 def _check_first(options: argparse.Namespace) -> list[dict[str, str]]:
@@ -106,13 +109,23 @@ def _check_first(options: argparse.Namespace) -> list[dict[str, str]]:
 
     Raises: ValueError: a place is taken, an option out of range, or a text not found.
     """
+    if options.gguf == options.out:
+        raise ValueError(f"OUT and --gguf are both {options.out}; give the file another place")
     for place in filter(None, (options.out, options.gguf)):
         if place.exists():
             raise ValueError(f"{place} exists and is not overwritten; give another place or remove it")
+        check_folder(place.parent)
+    require("(0, 1)", ratio=options.ratio)
+    require("1..", samples=options.samples)
+    require("2..", length=options.length)
+    require("0.. or None", seed=options.seed)
+    require("1.. or None", recover_steps=options.recover_steps)
     check_options(_plan_options(options) | {"ignore": (), "dependency": True})
     if options.criterion not in DATA_FREE:
         read_corpus(options.calibration)
     if options.recover == "none":
+        if options.recover_steps:
+            raise ValueError("--recover-steps came without --recover; say what to train on, too")
         return []
     try:
         pruner_lib.recover  # noqa: B018, imports peft
@@ -138,46 +151,15 @@ def _check_plan(axes: Axes, options: argparse.Namespace) -> None:
         pruner_lib.select(axes, made_up, **_plan_options(options))
 
 
-def _scores(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, axes: Axes, options: argparse.Namespace
-) -> Mapping[str, Tensor]:
-    ids = None
-    if options.criterion not in DATA_FREE:
-        ids = pruner_lib.calibration_ids(
-            options.calibration, tokenizer, samples=options.samples, length=options.length, seed=options.seed
-        )
-    how = {"criterion": options.criterion, "aggregation": options.aggregation, "seed": options.seed or 0}
-    return pruner_lib.estimate(model, axes, ids, **how)
-
-
-def _recovered(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: list[dict[str, str]],
-    options: argparse.Namespace,
-) -> PreTrainedModel:
-    how = {"merge": True, "seed": options.seed or 0}
-    if steps := options.recover_steps:
-        how |= {"steps": steps, "warmup_steps": min(steps // 4, RecoverySettings.warmup_steps)}
-    with tempfile.TemporaryDirectory(prefix="recovery-") as folder:
-        return pruner_lib.recover(model, tokenizer, examples, output_dir=folder, **how).model
-
-
-def _summary(plan: Plan, before: int, model: PreTrainedModel, options: argparse.Namespace) -> str:
+def _summary(model: PreTrainedModel, before: int, options: argparse.Namespace) -> str:
     after, out = model.num_parameters(), str(options.out)
     trusted = ", trust_remote_code=True" if getattr(model, "pruning_layout", None) else ""
-    lines = [
-        f"{before:,} -> {after:,} parameters ({1 - after / before:.1%} fewer)",
-        str(plan),
-        f"saved to {out}; it loads with",
-        f"  pruner_lib.load_model({out!r})",
-        f"  transformers.AutoModelForCausalLM.from_pretrained({out!r}{trusted})",
-    ]
-    return "\n".join(lines + ([f"  llama-cli -m {options.gguf}"] if options.gguf else []))
-
-
-def _state(place: Path) -> str:
-    return "is there and whole" if place.exists() else "was not written"
+    return (
+        f"{before:,} -> {after:,} parameters ({1 - after / before:.1%} fewer)\nsaved to {out}; loads with\n"
+        f"  pruner_lib.load_model({out!r})\n"
+        f"  transformers.AutoModelForCausalLM.from_pretrained({out!r}{trusted})"
+        + (f"\n  llama-cli -m {options.gguf}" if options.gguf else "")
+    )
 
 
 @contextmanager
@@ -189,91 +171,58 @@ def _stage(what: str) -> Iterator[None]:
     print(f"  {time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)
 
 
-def _count(text: str) -> int:
-    """A whole number of at least 1, for argparse."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
-    return int(text)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m pruner_lib",
-        description="Prune a language model: remove the groups of weights that matter least.",
+        description="Prune a language model and save it as a folder that transformers loads.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    verb = parser.add_subparsers(dest="verb", metavar="prune").add_parser(
-        "prune",
-        help="prune a model and save it; `prune --help` lists the options",
-        description="Prune a model and save it as a folder that transformers loads.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    verb.add_argument(
-        "model", metavar="MODEL", help=f"{', '.join(NAMES)}, a folder, or a hub id (owner/name)"
-    )
-    verb.add_argument("out", metavar="OUT", type=Path, help="a new folder for the pruned model")
-    _add_plan(verb.add_argument_group("how much goes, and where"))
-    _add_scores(verb.add_argument_group("what matters least"))
-    _add_rest(verb.add_argument_group("afterwards, and the machine"))
+    parser.add_argument("verb", choices=("prune",), metavar="prune")
+    parser.add_argument("model", metavar="MODEL", help=f"{', '.join(NAMES)}, a folder, or a hub id")
+    parser.add_argument("out", metavar="OUT", type=Path, help="a new folder for the pruned model")
+    _add_options(parser)
     return parser
 
 
-def _add_plan(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    add("--ratio", type=float, default=0.2, help="share that goes, in [0, 1) (default: %(default)s)")
-    add("--target", choices=TARGETS, default="parameters", help="share of what (default: %(default)s)")
-    add(
-        "--granularity", choices=tuple(GRANULARITIES), default="block",
-        help="block: heads and MLP channels; channel: hidden channels; layer: whole layers (default: block)",
-    )  # fmt: skip
-    add("--scope", choices=SCOPES, default="local", help="where groups are ranked (default: each layer)")
-    default = "(default: %d; with --uniform or --granularity channel 0)"
-    add(
-        "--protect-first",
-        type=int,
-        metavar="N",
-        help=f"layers left whole at the start {default % PROTECTED[0]}",
-    )
-    add(
-        "--protect-last", type=int, metavar="N", help=f"layers left whole at the end {default % PROTECTED[1]}"
-    )
-    add("--uniform", action="store_true", help="the same widths in all layers: a plain checkpoint")
-    add(
-        "--multiple-of", type=_count, default=8, metavar="N",
-        help="MLP widths are multiples of it, which hardware likes; 1 takes any (default: 8)",
-    )  # fmt: skip
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    number, add = {"type": int, "metavar": "N"}, partial(_add, parser.add_argument_group("how much goes"))
+    add("ratio", 0.2, "share that goes, in (0, 1)")
+    add("target", "parameters", "share of what", choices=TARGETS)
+    kinds = "block: heads and MLP channels; channel: hidden channels; layer: whole layers"
+    add("granularity", "block", kinds, choices=tuple(GRANULARITIES))
+    add("scope", "local", "where groups are ranked; local: in each layer", choices=SCOPES)
+    for end, n in zip(("first", "last"), PROTECTED, strict=True):
+        text = f"{end} layers left whole (default: {n}; with --uniform or --granularity channel 0)"
+        add(f"protect-{end}", None, text, **number)
+    add("uniform", False, "equal widths in all layers: a plain checkpoint")
+    add("multiple-of", 8, "MLP widths are multiples of it, which hardware likes; 1 takes any", **number)
+    add = partial(_add, parser.add_argument_group("what matters least"))
+    add("criterion", "element1", "the score", choices=CRITERIA)
+    add("aggregation", "sum", "within a group", choices=AGGREGATIONS)
+    text = f"{', '.join(CORPORA)}, or a .txt file, a blank line between documents"
+    add("calibration", "bookcorpus", text, metavar="TEXT")
+    add("samples", 10, "pieces of text", **number)
+    add("length", 64, "tokens of each", **number)
+    add("seed", None, "of the texts, random scores and recovery (default: first texts, 0)", **number)
+    add = partial(_add, parser.add_argument_group("afterwards, and the machine"))
+    sets = f"{', '.join(INSTRUCTIONS)}, a .json or .jsonl file, or none"
+    text = f"train LoRA on instructions and merge it: {sets}; two passes over the set take hours"
+    add("recover", "none", text, metavar="SET")
+    add("recover-steps", None, "so many steps of 64 examples instead", **number)
+    add("gguf", None, "write a GGUF file too, for llama.cpp and ollama", type=Path, metavar="FILE")
+    add("dtype", "float32", "of the weights", choices=("float32", "float16", "bfloat16"))
+    add("device", "auto", "cpu, cuda, cuda:1 or auto")
+    add("trust-remote-code", False, "run code that lies beside the weights")
 
 
-def _add_scores(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    add("--criterion", choices=CRITERIA, default="element1", help="(default: %(default)s)")
-    add("--aggregation", choices=AGGREGATIONS, default="sum", help="within a group (default: %(default)s)")
-    add(
-        "--calibration", default="bookcorpus", metavar="TEXT",
-        help=f"{', '.join(CORPORA)}, or a .txt file, a blank line between documents (default: bookcorpus)",
-    )  # fmt: skip
-    add("--samples", type=_count, default=10, metavar="N", help="pieces of text (default: %(default)s)")
-    add("--length", type=_count, default=64, metavar="N", help="tokens of each (default: %(default)s)")
-    add(
-        "--seed", type=int, metavar="N",
-        help="draws the texts, the scores of random, the order of recovery (default: first texts, 0)",
-    )  # fmt: skip
-
-
-def _add_rest(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    add(
-        "--recover", default="none", metavar="SET",
-        help=f"train LoRA on instructions and merge it: {', '.join(INSTRUCTIONS)}, a .json or .jsonl file, "
-        "or none (default); two passes over the set take hours",
-    )  # fmt: skip
-    add("--recover-steps", type=_count, metavar="N", help="so many steps of 64 examples instead")
-    add("--gguf", type=Path, metavar="FILE", help="write a GGUF file too, for llama.cpp and ollama")
-    add("--dtype", choices=tuple(DTYPES), default="float32", help="of the weights (default: %(default)s)")
-    add("--device", default="auto", help="cpu, cuda, cuda:1 or auto (default: %(default)s)")
-    add("--trust-remote-code", action="store_true", help="run code that lies beside the weights")
+def _add(group: argparse._ArgumentGroup, name: str, default: object, text: str, **how: object) -> None:
+    """Add an option that is read as its default is: a switch, a number or a text."""
+    if default is False:
+        how = {"action": "store_true"}
+    elif default is not None:
+        text, how = f"{text} (default: {default})", {"type": type(default)} | how
+    group.add_argument(f"--{name}", default=default, help=text, **how)
 
 
 if __name__ == "__main__":

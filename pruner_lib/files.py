@@ -76,15 +76,21 @@ def write_folder(path: Path | str, write: Callable[[Path], Any]) -> Path:
 
 
 def check_folder(path: Path | str) -> Path:
-    """Refuse what can be no folder: no path, a file, or a place below a file.
+    """Refuse what can be no folder: no path, a file, or a place below one or where nothing can be written.
 
-    Raises: ValueError: says which file it is.
+    Raises: ValueError: says which file or folder it is.
     """
     if not isinstance(path, (str, Path)) or not str(path):
         raise ValueError(f"a folder must be named by a text or a Path, got {path!r}")
     place = next(one for one in (Path(path).absolute(), *Path(path).absolute().parents) if one.exists())
     if not place.is_dir():
         raise ValueError(f"{place} is a file; give a folder")
+    try:
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        raise ValueError(
+            f"nothing can be written in {place} ({error.strerror}); give another folder"
+        ) from error
     return Path(path)
 
 

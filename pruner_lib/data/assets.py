@@ -16,16 +16,15 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from huggingface_hub import constants, get_session
 
-from pruner_lib.files import content_hash, only_one, write_folder, write_json
+from pruner_lib.files import content_hash, content_hashes, only_one, write_folder, write_json
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def extract(asset: Asset, archive: Path, folder: Path) -> None:
         raise RuntimeError(f"{archive.name} is damaged or not what was expected: {error}") from error
 
 
-MANIFEST, SIZES = "sha256.json", "manifest.json"  # what a folder holds; that of earlier versions
+MANIFEST = "sha256.json"  # what a folder holds
 ARROW = "validation/data-00000-of-00001.arrow"
 ASSETS = {
     "smollm2-135m": Asset(
@@ -159,8 +158,7 @@ def build_folder(folder: Path, build: Callable[[Path], None], *, source: str) ->
 
     def write(partial: Path) -> None:
         build(partial)
-        files = (path.relative_to(partial).as_posix() for path in partial.rglob("*") if path.is_file())
-        write_json(partial / MANIFEST, {"source": source, "files": _hashes(partial, sorted(files))})
+        write_json(partial / MANIFEST, {"source": source, "files": content_hashes(partial, "**/*")})
 
     if _is_whole(folder, source):
         return folder
@@ -182,28 +180,11 @@ def build_folder(folder: Path, build: Callable[[Path], None], *, source: str) ->
 
 def _is_whole(folder: Path, source: str) -> bool:
     try:
-        manifest = _manifest(folder)
-        return manifest == {"source": source, "files": _hashes(folder, manifest["files"])}
+        manifest = json.loads((folder / MANIFEST).read_text())
+        hashes = {name: content_hash(folder / name) for name in manifest["files"]}
+        return manifest == {"source": source, "files": hashes}
     except (OSError, ValueError, TypeError, KeyError):
         return False
-
-
-def _hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    return {name: content_hash(folder / name) for name in names}
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    """Read the manifest; one of sizes alone is turned into one of hashes, once, if the sizes fit."""
-    path = folder / MANIFEST
-    if path.exists():
-        return json.loads(path.read_text())
-    older = json.loads((folder / SIZES).read_text())
-    if any((folder / name).stat().st_size != size for name, size in older["files"].items()):
-        raise ValueError(f"{folder} is damaged")
-    manifest = older | {"files": _hashes(folder, older["files"])}
-    with suppress(OSError):  # a cache that can only be read
-        write_json(path, manifest)
-    return manifest
 
 
 def fetch(name: str) -> Path:

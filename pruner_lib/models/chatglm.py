@@ -153,14 +153,7 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
     _input_embed_layer = "word_embeddings"
     _no_split_modules = ["ChatGLMBlock"]
     _skip_keys_device_placement = ["past_key_values"]
-    _keep_in_fp32_modules_strict = ["rotary_emb"]
-    _keys_to_ignore_on_load_missing = [r"rotary_emb\.inv_freq"]
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, ChatGLMRotaryEmbedding):
-            module.inv_freq.copy_(module.frequencies())
+    _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq"]  # they follow from the size
 
 
 class ChatGLMModel(ChatGLMPreTrainedModel):

@@ -53,18 +53,15 @@ class ChatGLMRotaryEmbedding(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         self.channels = channels
-        self.register_buffer("inv_freq", self.frequencies())
 
-    def frequencies(self) -> Tensor:
+    @property
+    def inv_freq(self) -> Tensor:  # (channels / 2,)
         return (10000.0 ** (-torch.arange(0, self.channels, 2).float() / self.channels)).half().float()
-
-    def _load_from_state_dict(self, *args):
-        """Read nothing: frequencies follow from the size, and not every checkpoint has them."""
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
         """Turn x `(batch, heads, tokens, channels)` by positions `(batch, tokens)`."""
         precise = torch.float16 if x.dtype == torch.float16 else torch.float32  # in half as in training
-        angle = positions[:, None, :, None].to(precise) * self.inv_freq.to(precise)
+        angle = positions[:, None, :, None].to(precise) * self.inv_freq.to(x.device, precise)
         cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)  # (batch, 1, tokens, channels / 2)
         first, second = x.chunk(2, dim=-1)
         return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
@@ -72,14 +69,12 @@ class ChatGLMRotaryEmbedding(nn.Module):
 
 def check_forms(attention_mask: Tensor | None, position_ids: Tensor | None, past: int) -> None:
     """Refuse masks and positions of another form than `ChatGLMModel.forward` takes."""
-    if attention_mask is not None and attention_mask.ndim not in (2, 4):
+    mask, places = (None if given is None else tuple(given.shape) for given in (attention_mask, position_ids))
+    if mask is not None and len(mask) not in (2, 4):
         raise ValueError(
-            f"attention_mask came with shape {tuple(attention_mask.shape)}, wanted (batch, tokens) or "
-            "(batch, 1, tokens, tokens)"
+            f"attention_mask came with shape {mask}, wanted (batch, tokens) or (batch, 1, tokens, tokens)"
         )
-    if position_ids is not None and (position_ids.ndim != 3 or position_ids.shape[1] != 2):
-        raise ValueError(
-            f"position_ids came with shape {tuple(position_ids.shape)}, wanted (batch, 2, tokens)"
-        )
-    if past and position_ids is None:
+    if places is not None and (len(places) != 3 or places[1] != 2):
+        raise ValueError(f"position_ids came with shape {places}, wanted (batch, 2, tokens)")
+    if past and places is None:
         raise ValueError("after a cache position_ids are wanted: they follow from the whole prompt")

@@ -15,6 +15,10 @@ import sentencepiece
 from transformers import PreTrainedTokenizer
 
 LONGEST_BLANK = 80  # spaces that one token stands for
+SPECIAL = {
+    "bos_token": "<sop>", "eos_token": "<eop>", "end_token": "</s>", "mask_token": "[MASK]",
+    "gmask_token": "[gMASK]", "pad_token": "<pad>", "unk_token": "<unk>",
+}  # fmt: skip
 
 
 class ChatGLMTokenizer(PreTrainedTokenizer):
@@ -28,41 +32,18 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
     model_input_names = ["input_ids", "attention_mask"]
     _auto_class = "AutoTokenizer"  # saved with this file beside it, for who has transformers alone
 
-    def __init__(
-        self,
-        vocab_file: str,
-        bos_token: str = "<sop>",
-        eos_token: str = "<eop>",
-        end_token: str = "</s>",
-        mask_token: str = "[MASK]",
-        gmask_token: str = "[gMASK]",
-        pad_token: str = "<pad>",
-        unk_token: str = "<unk>",
-        padding_side: str = "left",
-        num_image_tokens: int = 20000,
-        **kwargs,
-    ):
+    def __init__(self, vocab_file: str, num_image_tokens: int = 20000, **kwargs):
         self.vocab_file, self.num_image_tokens = str(vocab_file), num_image_tokens
         self.sp_model = sentencepiece.SentencePieceProcessor(model_file=self.vocab_file)
-        needed = [str(token) for token in (bos_token, eos_token, mask_token, gmask_token, pad_token)]
-        absent = [token for token in needed if self.sp_model.id_to_piece(self._piece(token)) != token]
-        if absent:
+        kwargs = SPECIAL | {"padding_side": "left"} | kwargs
+        needed = [str(kwargs[f"{name}_token"]) for name in ("bos", "eos", "mask", "gmask", "pad")]
+        pieces = self.sp_model.id_to_piece(self.sp_model.piece_to_id(needed))
+        if absent := [token for token, piece in zip(needed, pieces, strict=True) if token != piece]:
             raise ValueError(
                 f"{vocab_file} has no {', '.join(absent)}; wanted ice_text.model of the current revision of "
                 "THUDM/chatglm-6b, whose config.json has vocab_size 130528"
             )
-        super().__init__(
-            bos_token=bos_token,
-            eos_token=eos_token,
-            end_token=end_token,
-            mask_token=mask_token,
-            gmask_token=gmask_token,
-            pad_token=pad_token,
-            unk_token=unk_token,
-            padding_side=padding_side,
-            num_image_tokens=num_image_tokens,
-            **kwargs,
-        )
+        super().__init__(num_image_tokens=num_image_tokens, **kwargs)
 
     @property
     def vocab_size(self) -> int:
@@ -97,21 +78,16 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
 
     def _tokenize(self, text: str, **kwargs) -> list[str]:
         text = text.replace("\n", "<n>").replace("\t", "<|tab|>")
-        blanks = f" {{2,{LONGEST_BLANK}}}"
-        text = re.sub(blanks, lambda found: f"<|blank_{len(found[0])}|>", text)
+        text = re.sub(f" {{2,{LONGEST_BLANK}}}", lambda found: f"<|blank_{len(found[0])}|>", text)
         return self.sp_model.encode(text, out_type=str)
-
-    def _piece(self, token: str) -> int:
-        return self.sp_model.piece_to_id(token)
 
     def _convert_token_to_id(self, token: str) -> int:
         image = re.fullmatch(r"<image_(\d+)>", token)
-        return int(image[1]) if image else self.num_image_tokens + self._piece(token)
+        return int(image[1]) if image else self.num_image_tokens + self.sp_model.piece_to_id(token)
 
     def _convert_id_to_token(self, index: int) -> str:
         if index < self.num_image_tokens:
             return f"<image_{index}>"
         # the model's vocabulary is rounded up: its last ids have no piece, but can be drawn
-        return (
-            self.sp_model.id_to_piece(index - self.num_image_tokens) if index < self.vocab_size else "<unk>"
-        )
+        is_piece = index < self.vocab_size
+        return self.sp_model.id_to_piece(index - self.num_image_tokens) if is_piece else "<unk>"

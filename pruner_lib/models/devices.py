@@ -15,7 +15,6 @@ from accelerate import dispatch_model
 from accelerate.hooks import remove_hook_from_submodules
 from torch import nn
 
-from pruner_lib.method.checks import require
 from pruner_lib.method.offload import offloaded
 
 
@@ -27,9 +26,8 @@ def find_device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        require(str, device=name)
-        is_here = torch.device(name).type != "cuda" or torch.cuda.is_available()
-    except (RuntimeError, ValueError):  # no name of a device
+        is_here = torch.device(str(name)).type != "cuda" or torch.cuda.is_available()
+    except RuntimeError:  # no name of a device
         is_here = False
     if not is_here:
         raise ValueError(f"device came as {name!r}, wanted auto, cpu or, where there is CUDA, cuda or cuda:1")

@@ -20,9 +20,11 @@ from pruner_lib.method.checks import require
 from pruner_lib.method.offload import check_in_memory
 from pruner_lib.models.export_tokenizer import add_tokenizer
 from pruner_lib.models.load import load_model
+from pruner_lib.models.twins import interleaved
 
 MODEL_TYPES = ("llama", "mistral", "qwen2")  # one function: RMS norms, rotated halves, SiLU-gated MLPs
 STATIC_ROPES = ("default", "linear", "llama3")  # angles that depend on nothing but the position
+Entry = tuple[str, Tensor, int | None]  # name in the file, tensor, heads whose rows are put in another order
 TYPES = {  # dtype of the weights -> of the tensor, of the file
     torch.float32: (GGMLQuantizationType.F32, LlamaFileType.ALL_F32),
     torch.float16: (GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16),
@@ -55,9 +57,8 @@ def to_gguf(
         tokenizer = tokenizer or found
     if Path(path).is_dir():
         raise ValueError(f"{path} is a folder; give the name of a file, such as {Path(path) / 'model.gguf'}")
-    _check_function(model)
+    writer, tensors = check_gguf(model, tokenizer, dtype)
     dtype = dtype or model.dtype
-    writer, tensors = _described(model, tokenizer, dtype), _tensors(model)
     for name, parameter, _ in tensors:
         kind, size = _stored_type(parameter, dtype), parameter.numel()
         writer.add_tensor_info(name, parameter.shape, None, size * kind.itemsize, raw_dtype=TYPES[kind][0])
@@ -76,24 +77,24 @@ def to_gguf(
     return write_atomic(path, write)
 
 
-def check_gguf(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> None:
-    """Raise the ValueError of `to_gguf`, if there is one, without writing anything."""
-    _check_function(model)
-    _described(model, tokenizer, model.dtype)
-    _tensors(model)
+def check_gguf(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, dtype: torch.dtype | None = None
+) -> tuple[GGUFWriter, list[Entry]]:
+    """Describe a model as GGUF, or raise the ValueError of `to_gguf`; nothing is written.
 
-
-def _described(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, dtype: torch.dtype
-) -> GGUFWriter:
-    """A writer that holds all but the tensors: sizes, rope, tokenizer.
-
-    Raises: ValueError: see `to_gguf`.
+    Returns: a writer that holds all but the tensors (sizes, rope, tokenizer), and the tensors.
     """
+    _check_function(model)
+    dtype = dtype or model.dtype
     if dtype not in TYPES:
         raise ValueError(f"dtype came as {dtype}, wanted one of {', '.join(map(str, TYPES))}")
     config, vocabulary = model.config, model.get_input_embeddings().num_embeddings
-    widths = _widths(model)
+    parts = [(layer.self_attn, layer.mlp) for layer in model.model.layers]
+    widths = [  # query heads, key and value heads, and MLP channels, a number a layer
+        [attention.q_proj.out_features // attention.head_dim for attention, _ in parts],
+        [attention.k_proj.out_features // attention.head_dim for attention, _ in parts],
+        [mlp.down_proj.in_features for _, mlp in parts],
+    ]
     uniform = all(len(set(numbers)) == 1 for numbers in widths)
     n_q, n_kv, n_mlp = [numbers[0] if uniform else numbers for numbers in widths]
     writer = GGUFWriter(None, "llama" if uniform else "deci")
@@ -101,8 +102,8 @@ def _described(
     writer.add_head_count_kv(n_kv)
     writer.add_feed_forward_length(n_mlp)
     for add in (writer.add_key_length, writer.add_value_length, writer.add_rope_dimension_count):
-        add(model.model.layers[0].self_attn.head_dim)
-    writer.add_block_count(len(model.model.layers))
+        add(parts[0][0].head_dim)
+    writer.add_block_count(len(parts))
     writer.add_embedding_length(model.get_input_embeddings().embedding_dim)
     # a model that looks back over a sliding window only is the same up to that length
     window = getattr(config, "sliding_window", None) or config.max_position_embeddings
@@ -112,15 +113,7 @@ def _described(
     writer.add_file_type(TYPES[dtype][1])
     writer.add_vocab_size(vocabulary)
     add_tokenizer(writer, tokenizer, vocabulary)
-    return writer
-
-
-def _widths(model: PreTrainedModel) -> tuple[list[int], list[int], list[int]]:
-    """Query heads, key and value heads, and MLP channels of each layer."""
-    layers = [(layer.self_attn, layer.mlp) for layer in model.model.layers]
-    n_q = [attention.q_proj.out_features // attention.head_dim for attention, _ in layers]
-    n_kv = [attention.k_proj.out_features // attention.head_dim for attention, _ in layers]
-    return n_q, n_kv, [mlp.down_proj.in_features for _, mlp in layers]
+    return writer, _tensors(model)
 
 
 def _check_function(model: PreTrainedModel) -> None:
@@ -150,8 +143,8 @@ def _check_function(model: PreTrainedModel) -> None:
             raise ValueError(f"llama.cpp has no llama like this one, {name}: {came}; no GGUF can be written")
 
 
-def _tensors(model: PreTrainedModel) -> list[tuple[str, Tensor, int | None]]:
-    """Name in the file, tensor, and the number of heads whose rows are put in another order (or None).
+def _tensors(model: PreTrainedModel) -> list[Entry]:
+    """List the tensors of the file.
 
     Raises: ValueError: a parameter has no place in a llama of llama.cpp.
     """
@@ -191,16 +184,3 @@ def _stored(name: str, tensor: Tensor, n_heads: int | None, dtype: torch.dtype) 
     if dtype == torch.float16 and not stored.isfinite().all():
         raise ValueError(f"{name} holds numbers that float16 can't; write bfloat16 or float32")
     return stored
-
-
-def interleaved(rows: Tensor, n_heads: int) -> Tensor:
-    """Put the rows of each head in the order in which llama.cpp rotates them.
-
-    transformers turns row i of a head together with row i + head_dim / 2, llama.cpp row 2 i with 2 i + 1:
-
-        0 1 2 3 | 4 5 6 7  ->  0 4 1 5 2 6 3 7
-
-    Args:    rows: `(n_heads * head_dim, ...)`, a weight or a bias.
-    """
-    halves = rows.unflatten(0, (n_heads, 2, -1))  # (n_heads, 2, head_dim / 2, ...)
-    return halves.transpose(1, 2).flatten(0, 2)

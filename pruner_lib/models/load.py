@@ -8,16 +8,15 @@ of that name), then in the asset cache; else it is a folder or a hub id.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
-import transformers
+from accelerate.utils import patch_environment
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -34,20 +33,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from pruner_lib.data.assets import ASSETS, build_folder, cache_root, fetch, hub_lookup, local_path
-from pruner_lib.files import read_json
 from pruner_lib.method.checks import require
 from pruner_lib.method.layout import check_layout
 from pruner_lib.models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration, tie_equal_
 from pruner_lib.models.chatglm_tokenizer import ChatGLMTokenizer
 from pruner_lib.models.devices import find_device
-from pruner_lib.models.modeling_pruned import (
-    AUTO_CLASS,
-    PREFIX,
-    PrunedConfig,
-    PrunedModelForCausalLM,
-    dense_type,
-    pruned_class,
-)
+from pruner_lib.models.modeling_pruned import AUTO_CLASS, PrunedModelForCausalLM, pruned_class
 from pruner_lib.models.tiny import tiny_model, tiny_tokenizer
 from pruner_lib.models.twins import as_glm, with_own_heads
 
@@ -55,7 +46,6 @@ EMBEDDED = "smollm2-135m"
 TWINS = {"smollm2-135m-mha": with_own_heads, "smollm2-135m-glm": as_glm}
 NAMES = (EMBEDDED, *TWINS, "tiny")  # what `load_model` knows, apart from folders and hub ids
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-ONE_BY_ONE = "HF_DEACTIVATE_ASYNC_LOAD"  # makes transformers read without threads
 OLD_MASKS = re.compile(r"\.(attn|attention)\.(masked_bias|bias|causal_mask)$")  # no weights, but once saved
 
 
@@ -91,20 +81,17 @@ def load_model(
         if device_map is not None:
             raise ValueError("tiny fits every device: device_map is for checkpoints, leave it out")
         return tiny_model(seed).to(device=device, dtype=dtype).eval(), tiny_tokenizer()
-    folder = find_model(name)
+    folder, (hub_id, _, revision) = find_model(name), name.partition("@")
     # each weight goes straight to its GPU: the whole model never is in CPU memory
     placed = {"": device} if device_map is None and device.startswith("cuda") else device_map
-    how = {"dtype": dtype, "device_map": placed, "trusted": trust_remote_code}
-    if folder is None:
-        hub_id, _, revision = name.partition("@")
-        with hub_lookup(f"model {name!r}", f"Known names: {', '.join(NAMES)}; or give a folder."):
-            model, tokenizer = _load(hub_id, pruned=False, revision=revision or "main", **how)
-    else:
-        try:
-            model, tokenizer = _load(str(folder), pruned=_is_pruned(folder, trust_remote_code), **how)
-        # missing, damaged, of other shapes, or settings of another kind than transformers reads
-        except (OSError, RuntimeError, SafetensorError, TypeError, AttributeError) as error:
-            raise ValueError(f"{folder} is no whole checkpoint with its tokenizer: {error}") from error
+    how = {"dtype": dtype, "device_map": placed, "trusted": trust_remote_code, "revision": revision or "main"}
+    advice = f"Known names: {', '.join(NAMES)}; or give a folder."
+    try:
+        with nullcontext() if folder else hub_lookup(f"model {name!r}", advice):
+            model, tokenizer = _load(str(folder or hub_id), **how)
+    # missing, damaged, of other shapes, or settings of another kind than transformers reads
+    except (OSError, RuntimeError, SafetensorError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder or name} is no whole checkpoint with its tokenizer: {error}") from error
     return (model.to(device) if placed is None else model).eval(), tokenizer
 
 
@@ -143,55 +130,24 @@ def _embedded(name: str) -> Path:
     return build_folder(cache_root() / "models" / name, build, source=ASSETS[EMBEDDED].sha256)
 
 
-def _is_pruned(folder: Path, trusted: bool) -> bool:
-    """Does our own code build this model?
-
-    Raises: ValueError: the folder's own code would have to run untrusted, or its layout is damaged.
-    """
-    path = folder / "config.json"
-    settings = read_json(path)
-    unknown = "auto_map" in settings and dense_type(settings) not in CONFIG_MAPPING
-    ours = ChatGLMConfig.describes(settings)
-    if not trusted and not ours and (unknown or "dense_class" in settings):
-        files = ", ".join(sorted(p.name for p in folder.glob("*.py")))
-        raise ValueError(
-            f"{folder} holds a model of type {settings.get('model_type')!r} with code of its own ({files}), "
-            "which runs only where it is trusted: read it, then load_model(..., trust_remote_code=True)"
-        )
-    if "pruning_layout" in settings:
-        try:
-            check_layout(settings["pruning_layout"])
-        except ValueError as error:
-            raise ValueError(f"{path} is damaged: {error}; save the model again with save_model") from error
-    return "pruning_layout" in settings
-
-
 def _load(
-    source: str,
-    *,
-    dtype: torch.dtype,
-    device_map: str | dict | None,
-    pruned: bool,
-    trusted: bool,
-    revision: str = "main",
+    source: str, *, dtype: torch.dtype, device_map: str | dict | None, trusted: bool, revision: str
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a checkpoint; an unevenly pruned one by our own code, never by the copy in its folder.
 
     So is ChatGLM-6B, whose code on the hub no longer runs.
     """
-    config = _config(source, pruned, trusted, revision)
-    ours = isinstance(config, ChatGLMConfig)
+    config = _config(source, trusted, revision)
+    pruned, ours = hasattr(config, "pruning_layout"), isinstance(config, ChatGLMConfig)
     trusted = trusted and not ours
     if not trusted:
         config._attn_implementation = None  # the name of a kernel would fetch code from the hub
     build = PrunedModelForCausalLM if pruned else AutoModelForCausalLM
     if ours:
         dense = ChatGLMForConditionalGeneration
-        build = pruned_class(dense) if hasattr(config, "pruning_layout") else dense
+        build = pruned_class(dense) if pruned else dense
     elif not (trusted and AUTO_CLASS in (getattr(config, "auto_map", None) or {})):
-        dense = _decoder_class(source, config)
-        # an untrusted folder only says which class of transformers it is
-        build = pruned_class(dense) if pruned and not trusted else build
+        _check_decoder(source, config)
     how = {"dtype": dtype, "device_map": device_map, "trust_remote_code": trusted, "revision": revision}
     try:
         with _read_into_memory():
@@ -211,16 +167,45 @@ def _load(
     return model, _load_tokenizer(source, trusted, revision)
 
 
-def _config(source: str, pruned: bool, trusted: bool, revision: str) -> PreTrainedConfig:
-    """Read a config; ChatGLM-6B's, and that of an unevenly pruned model, by our own code."""
+def _config(source: str, trusted: bool, revision: str) -> PreTrainedConfig:
+    """Read a config; ChatGLM-6B's, and that of an unevenly pruned model, by our own code.
+
+    Raises: ValueError: code beside the weights would have to run untrusted, or the layout is damaged.
+    """
     settings, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
-    if ChatGLMConfig.describes(settings):
+    ours = ChatGLMConfig.describes(settings)
+    unknown = "auto_map" in settings and settings.get("model_type") not in CONFIG_MAPPING
+    if not trusted and not ours and (unknown or "dense_class" in settings):
+        files = ", ".join(sorted(p.name for p in Path(source).glob("*.py"))) or "on the hub"
+        raise ValueError(
+            f"{source} holds a model of type {settings.get('model_type')!r} with code of its own ({files}), "
+            "which runs only where it is trusted: read it, then load_model(..., trust_remote_code=True)"
+        )
+    if "pruning_layout" in settings:
+        try:
+            check_layout(settings["pruning_layout"])
+        except ValueError as error:
+            advice = "save the model again with save_model"
+            raise ValueError(f"{source}/config.json is damaged: {error}; {advice}") from error
+    if ours:
         config = ChatGLMConfig.from_pretrained(source, revision=revision)
         vars(config).pop("auto_map", None)  # names the hub's own code
         return config
-    if pruned and settings["model_type"].startswith(PREFIX):
-        return PrunedConfig.from_pretrained(source)
     return AutoConfig.from_pretrained(source, trust_remote_code=trusted, revision=revision)
+
+
+def _check_decoder(source: str, config: PreTrainedConfig) -> None:
+    """Refuse a config from which transformers builds no decoder with a language-model head."""
+    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type) or ()
+    known = [known] if isinstance(known, str) else known
+    named = config.architectures or []
+    # where the architecture is not named, go by what the config says of itself
+    decodes = bool(named) or getattr(config, "is_decoder", True)
+    if getattr(config, "is_encoder_decoder", False) or not decodes or not {*known} & {*(named or known)}:
+        raise ValueError(
+            f"{source} is no decoder with a language-model head: it holds {named or config.model_type}; "
+            f"wanted a causal language model such as {', '.join(known) or 'LlamaForCausalLM'}, no encoder"
+        )
 
 
 def _load_tokenizer(source: str, trusted: bool, revision: str) -> PreTrainedTokenizerBase:
@@ -239,36 +224,14 @@ def _read_into_memory() -> Iterator[None]:
     after a cut the old weights would still be there beside the new ones, and so while a dtype is converted.
     What threads read in parallel lies in pools of their own, which the system doesn't get back after a cut.
     """
-    mapped, before = modeling_utils.safe_open, os.environ.get(ONE_BY_ONE)
+    mapped = modeling_utils.safe_open
     # transformers >= 5.23 names a backend of its own, which would win over that of a `partial`
     modeling_utils.safe_open = lambda *args, **how: mapped(*args, **how | {"backend": "pread"})
-    os.environ[ONE_BY_ONE] = "1"
     try:
-        yield
+        with patch_environment(HF_DEACTIVATE_ASYNC_LOAD="1"):  # without threads
+            yield
     finally:
         modeling_utils.safe_open = mapped
-        os.environ.pop(ONE_BY_ONE) if before is None else os.environ.update({ONE_BY_ONE: before})
-
-
-def _decoder_class(source: str, config: PreTrainedConfig) -> type[PreTrainedModel]:
-    """The class of transformers that builds a decoder from this config.
-
-    Raises: ValueError: it is no decoder with a language-model head.
-    """
-    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type) or ()
-    known = (known,) if isinstance(known, str) else known
-    named = config.architectures or []
-    # where the architecture is not named, go by what the config says of itself
-    encodes = getattr(config, "is_encoder_decoder", False) or not (
-        named or getattr(config, "is_decoder", True)
-    )
-    fitting = [name for name in known if name in (named or known)]
-    if encodes or not fitting:
-        raise ValueError(
-            f"{source} is no decoder with a language-model head: it holds {named or config.model_type}; "
-            f"wanted a causal language model such as {', '.join(known) or 'LlamaForCausalLM'}, no encoder"
-        )
-    return getattr(transformers, fitting[0])
 
 
 def _dequantise(folder: Path) -> None:

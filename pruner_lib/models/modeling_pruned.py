@@ -4,16 +4,15 @@
 say. The dense class is built first and then given these widths, so this file knows no architecture and
 copies no model code. Where that class is no part of transformers, its own files lie in the folder too, and
 the key `dense_class` names it. Loaded by `AutoModelForCausalLM.from_pretrained(folder,
-trust_remote_code=True)`, or by AutoModel and AutoModelForSequenceClassification; needs transformers, not
-pruner_lib.
+trust_remote_code=True)`, or by the Auto classes in `HEADS`; needs transformers, not pruner_lib.
 
-The `model_type` in the file is `pruned-llama` for a llama: so transformers asks for the trust that it needs,
-where it would else build the dense widths and offer to fill them at random (`ignore_mismatched_sizes`).
+Every other class would build the dense widths and, where it may (`ignore_mismatched_sizes`), fill them at
+random. So the key `transformers_weights` names no file, but says what to do: transformers stops there, and
+only the classes here take the key away.
 
-The key `per_layer_config` of transformers is not used: up to 5.23 the model classes do not build from it (a
-config that carries it raises as soon as a class, or the check of the config itself, reads a key that differs
-between layers, such as `num_attention_heads`), and it holds config keys only, so not the widths of models
-whose head size follows from the hidden size, nor slices of inputs.
+transformers' own `per_layer_config` is not used: up to 5.23 no model class builds from it, and it holds
+config keys only, so not the widths of models whose head size follows from the hidden size, nor slices of
+inputs.
 """
 
 from __future__ import annotations
@@ -24,24 +23,23 @@ from functools import cache
 from pathlib import Path
 
 import transformers
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module, get_relative_import_files
-from transformers.models.auto import modeling_auto
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from pruner_lib.method.layout import apply_layout_, check_layout, layout_of
 
 AUTO_CLASS = "AutoModelForCausalLM"
 MODULE = "modeling_pruned"  # this file, beside the weights
-CONFIG_CLASS = f"{MODULE}.PrunedConfig"
-PREFIX = "pruned-"  # before the dense model's `model_type`
-HEADS = {  # auto class -> the class here that it finds, and the names of transformers' classes by model type
-    AUTO_CLASS: ("PrunedModelForCausalLM", modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
-    "AutoModel": ("PrunedModel", modeling_auto.MODEL_MAPPING_NAMES),
-    "AutoModelForSequenceClassification": (
-        "PrunedModelForSequenceClassification",
-        modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
-    ),
+NO_FILE = (  # the end of the error of every class that is not from here
+    "these are pruned weights, which AutoModelForCausalLM.from_pretrained reads; pass the argument "
+    "`trust_remote_code=True`"
+)
+HEADS = {  # Auto class -> the class here that it finds
+    auto_class: auto_class.replace("Auto", "Pruned")
+    for auto_class in (
+        *(AUTO_CLASS, "AutoModel", "AutoModelForSequenceClassification"),
+        *("AutoModelForTokenClassification", "AutoModelForMultipleChoice"),
+    )
 }
 
 
@@ -60,6 +58,12 @@ def pruned_class(dense: type[PreTrainedModel]) -> type[PreTrainedModel]:
                 self.pruning_layout = config.pruning_layout
                 apply_layout_(self, _layout_for(self, config.pruning_layout))
 
+        @classmethod
+        def from_pretrained(cls, source, *args, config=None, **kwargs):
+            config = config or cls.config_class.from_pretrained(source)
+            vars(config).pop("transformers_weights", None)
+            return super().from_pretrained(source, *args, config=config, **kwargs)
+
         def __reduce_ex__(self, protocol):  # this class can't be imported by its name
             return _new_instance, (dense,), *super().__reduce_ex__(protocol)[2:]
 
@@ -67,11 +71,11 @@ def pruned_class(dense: type[PreTrainedModel]) -> type[PreTrainedModel]:
             copy_code(save_directory, dense)
             write_layout(self)
             super().save_pretrained(save_directory, *args, **kwargs)
-            write_model_type(save_directory)
+            stop_others(save_directory)
 
         def _upload_modified_files(self, working_dir, *args, **kwargs):
             copy_code(working_dir, dense)  # only what is newer than the call of save_pretrained is uploaded
-            write_model_type(working_dir)
+            stop_others(working_dir)
             return super()._upload_modified_files(working_dir, *args, **kwargs)
 
     # transformers renames weights on loading and saving for its own classes only, and goes by these names
@@ -106,29 +110,21 @@ def write_layout(model: PreTrainedModel) -> None:
     """Write into the config of a pruned model what its folder needs to be loaded again."""
     config, dense = model.config, type(model).dense_class
     model.pruning_layout = config.pruning_layout = layout_of(model)
-    heads = {auto_class: f"{MODULE}.{name}" for auto_class, (name, _) in HEADS.items()}
+    heads = {auto_class: f"{MODULE}.{name}" for auto_class, name in HEADS.items()}
     if is_foreign(dense):
         heads = {AUTO_CLASS: heads[AUTO_CLASS]}
         config.dense_class = f"{dense.__module__.rpartition('.')[2]}.{dense.__name__}"
     if is_foreign(type(config)):
         type(config).register_for_auto_class()
-    else:
-        heads["AutoConfig"] = CONFIG_CLASS
     config.auto_map = {**(getattr(config, "auto_map", None) or {}), **heads}
 
 
-def write_model_type(folder: str | Path) -> None:
-    """Let the config in a folder say that it is a pruned model's, if our `PrunedConfig` reads it."""
+def stop_others(folder: str | Path) -> None:
+    """Let the config in a folder stop every class that would build the dense widths."""
     path = Path(folder) / "config.json"
-    settings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if settings.get("auto_map", {}).get("AutoConfig") == CONFIG_CLASS:
-        settings["model_type"] = PREFIX + dense_type(settings)
+    if path.exists():
+        settings = json.loads(path.read_text(encoding="utf-8")) | {"transformers_weights": NO_FILE}
         path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def dense_type(settings: dict) -> str | None:
-    """The `model_type` of the dense model, from what is in a config.json."""
-    return (settings.get("model_type") or "").removeprefix(PREFIX) or None
 
 
 def _layout_for(model: PreTrainedModel, layout: dict) -> dict:
@@ -156,20 +152,16 @@ def _class_for(config, source: str, auto_class: str, **kwargs) -> type[PreTraine
     if own:
         dense = get_class_from_dynamic_module(own, source, **kwargs)
     else:
-        dense = getattr(transformers, _dense_name(config, auto_class), None)
+        known = getattr(transformers, auto_class)._model_mapping._model_mapping.get(config.model_type, [])
+        known, saved = [known] if isinstance(known, str) else known, (config.architectures or [""])[0]
+        is_saved = saved in known or (not known and auto_class == AUTO_CLASS)
+        dense = getattr(transformers, saved if is_saved else "".join(known[:1]), None)
     if dense is None:
         raise ValueError(
             f"transformers {transformers.__version__} has no class of {auto_class} for {config.model_type} "
             f"({', '.join(config.architectures)}); install a newer one, or load it by another Auto class"
         )
     return pruned_class(dense) if pruned else dense
-
-
-def _dense_name(config, auto_class: str) -> str:
-    known = HEADS[auto_class][1].get(config.model_type, ())
-    known = (known,) if isinstance(known, str) else known
-    saved = (config.architectures or [""])[0]
-    return saved if saved in known or not known and auto_class == AUTO_CLASS else "".join(known[:1])
 
 
 def is_foreign(cls: type) -> bool:
@@ -206,16 +198,6 @@ def copy_code(folder: str | Path, dense: type[PreTrainedModel]) -> None:
             target.write_text(text.replace("from pruner_lib.method.layout", "from .layout"), encoding="utf-8")
 
 
-class PrunedConfig(PreTrainedConfig):
-    """What `auto_map` names for the config: hands over to the dense model's. It is never built itself."""
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        settings, kwargs = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **kwargs)
-        settings["model_type"] = dense_type(settings)
-        return CONFIG_MAPPING[settings["model_type"]].from_dict(settings, **kwargs)
-
-
 class PrunedModelForCausalLM:
     """What `auto_map` names: hands over to the pruned form of the dense class. It is never built itself."""
 
@@ -239,13 +221,5 @@ class PrunedModelForCausalLM:
         """Called by transformers; the files are copied by `copy_code` instead."""
 
 
-class PrunedModel(PrunedModelForCausalLM):
-    """The body without a head."""
-
-    auto_class = "AutoModel"
-
-
-class PrunedModelForSequenceClassification(PrunedModelForCausalLM):
-    """The body with a new head, to be trained."""
-
-    auto_class = "AutoModelForSequenceClassification"
+for auto_class, name in HEADS.items():  # PrunedModel, PrunedModelForSequenceClassification ...
+    globals().setdefault(name, type(name, (PrunedModelForCausalLM,), {"auto_class": auto_class}))

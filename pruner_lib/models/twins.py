@@ -45,8 +45,6 @@ def with_own_heads(model: PreTrainedModel) -> PreTrainedModel:
 def as_glm(model: PreTrainedModel) -> PreTrainedModel:
     """Write a llama as a GLM.
 
-    A llama turns the channels i and i + n / 2 of a head of n together, GLM 2 i and 2 i + 1.
-
     Args:    model: of the LLaMA kind, of one width in all layers, without biases in its MLPs.
     Returns: a new model with the same logits and as many parameters; it shares those that are the same.
     """
@@ -61,14 +59,26 @@ def as_glm(model: PreTrainedModel) -> PreTrainedModel:
     weights: dict[str, Tensor] = {}
     for name, weight in model.state_dict().items():
         if name.endswith((".q_proj.weight", ".k_proj.weight", ".q_proj.bias", ".k_proj.bias")):
-            halves = weight.unflatten(0, (-1, 2, old.head_dim // 2))  # (heads, 2, head_dim / 2, ...)
-            weight = halves.transpose(1, 2).flatten(0, 2)
+            weight = interleaved(weight, len(weight) // old.head_dim)
         elif name.endswith(".gate_proj.weight"):
             up = model.get_parameter(name.replace("gate_proj", "up_proj"))
             name, weight = name.replace("gate_proj", "gate_up_proj"), torch.cat([weight, up])
         if not name.endswith(".up_proj.weight"):
             weights[name] = weight
     return _build(GlmForCausalLM, config, weights, model)
+
+
+def interleaved(rows: Tensor, n_heads: int) -> Tensor:
+    """Put the rows of each head in the order in which GLM and llama.cpp rotate them.
+
+    A llama turns row i of a head together with row i + head_dim / 2, they turn row 2 i with 2 i + 1:
+
+        0 1 2 3 | 4 5 6 7  ->  0 4 1 5 2 6 3 7
+
+    Args:    rows: `(n_heads * head_dim, ...)`, a weight or a bias.
+    """
+    halves = rows.unflatten(0, (n_heads, 2, -1))  # (n_heads, 2, head_dim / 2, ...)
+    return halves.transpose(1, 2).flatten(0, 2)
 
 
 def _build(

@@ -18,8 +18,10 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional
 from tqdm.auto import tqdm
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, get_scheduler
+from transformers.integrations import get_reporting_integration_callbacks
 
+from pruner_lib.method.checks import require
 from pruner_lib.recovery.instructions import IGNORED, collate
 from pruner_lib.recovery.resume import Run, first_process, note_contents, random_state
 from pruner_lib.recovery.settings import RecoverySettings
@@ -52,7 +54,7 @@ def trainer_arguments(
     """Turn the settings of a recovery into arguments of the Trainer.
 
     Args:    device: of the model.    more: arguments of the Trainer that the settings leave open.
-    Raises:  ValueError: `more` holds others, or the devices can't share a batch evenly.
+    Raises:  ValueError: `more` holds others or wrong values, or the devices can't share a batch evenly.
     """
     launched = int(os.environ.get("WORLD_SIZE", "1")) > 1  # by accelerate, which chooses the devices
     on_gpu = device.type == "cuda" or (launched and torch.cuda.is_available())
@@ -61,14 +63,12 @@ def trainer_arguments(
     decided = FIXED | {"output_dir": str(folder), "max_steps": steps, "per_device_train_batch_size": size}
     decided |= {name: getattr(settings, name) for name in ("learning_rate", "warmup_steps", "seed")}
     decided |= {"save_steps": save_steps, "use_cpu": not on_gpu, "bf16": bf16, "fp16": on_gpu and not bf16}
-    refused = (*decided, *KEPT)
-    possible = {one.name for one in fields(TrainingArguments)}.difference(refused)
-    if wrong := set(more) - possible if isinstance(more, Mapping) else [more]:
-        raise ValueError(
-            f"training_arguments holds {', '.join(sorted(map(str, wrong)))}: no such argument of "
-            f"TrainingArguments, or one that settings of recover decide ({', '.join(refused)})."
-        )
-    arguments = TrainingArguments(**decided, **{"dataloader_pin_memory": on_gpu} | DEFAULTS | dict(more))
+    _check_more(more, (*decided, *KEPT))
+    try:
+        arguments = TrainingArguments(**decided, **{"dataloader_pin_memory": on_gpu} | DEFAULTS | dict(more))
+        _make_once(arguments)
+    except Exception as error:
+        raise ValueError(f"training_arguments={dict(more)} can't be used: {error}") from error
     arguments._n_gpu = min(1, arguments.n_gpu)  # a process drives one device: no DataParallel
     per_round = size * arguments.world_size
     if settings.batch_size % per_round:
@@ -78,6 +78,28 @@ def trainer_arguments(
         )
     arguments.gradient_accumulation_steps = settings.batch_size // per_round
     return arguments
+
+
+def _check_more(more: Mapping[str, Any], refused: Sequence[str]) -> None:
+    """Refuse arguments that the Trainer has not or that are decided here, and numbers out of their range."""
+    possible = {one.name: one.default for one in fields(TrainingArguments) if one.name not in refused}
+    if wrong := set(more) - set(possible) if isinstance(more, Mapping) else [more]:
+        raise ValueError(
+            f"training_arguments holds {', '.join(sorted(map(str, wrong)))}: no such argument of "
+            f"TrainingArguments, or one that settings of recover decide ({', '.join(refused)})."
+        )
+    for name, value in more.items():
+        if isinstance(possible[name], bool | int | float):
+            require(bool if isinstance(possible[name], bool) else "[0, inf)", **{name: value})
+
+
+def _make_once(arguments: TrainingArguments) -> None:
+    """Make what the Trainer makes only when it begins to train, so that a wrong value fails before."""
+    optimizer, how = Trainer.get_optimizer_cls_and_kwargs(arguments)
+    made = optimizer([nn.Parameter(torch.zeros(1))], **how)
+    more = {"scheduler_specific_kwargs": arguments.lr_scheduler_kwargs}
+    get_scheduler(arguments.lr_scheduler_type, made, 1, 2, **more)
+    get_reporting_integration_callbacks(arguments.report_to)
 
 
 def train(

@@ -38,9 +38,9 @@ On small and shallow models both tools take about a tenth of a second for discov
 Where memory is still too short, `estimate(..., checkpointing=True)` computes activations again instead of
 keeping them, and smaller micro-batches give the same scores.
 
-The rows from zero_shot.csv on are measured by scripts of their own (`python -m tests.benchmarks.zero_shot_speed`,
-`recovery_speed`, `repair`, `cluster`), in seconds of the processor but for the cluster. Most of the gain in
-recovery comes from sorting by length.
+The rows from zero_shot.csv on are measured by scripts of their own, `python -m tests.benchmarks.NAME` with
+zero_shot_speed, recovery_speed, repair or cluster, all but the last in seconds of the processor. Most of the
+gain in recovery comes from sorting by length.
 """
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#000000")
 

@@ -31,8 +31,8 @@ def cases() -> Cases:
 def measure(model: str, *, tokens: int, ratio: float, corpus: str, rounds: int) -> dict[str, Any]:
     """Score by element1 and repair what that choice cuts.
 
-    Returns: a row: seconds of each at the median, their ratio with its quartiles, and what the process grew by
-             at most, in MiB, in the first round of each, beside the largest matrix G (float64) of a layer.
+    Returns: a row: seconds of each at the median, their ratio with its quartiles, and what the process grew
+             by at most, in MiB, in the first round of each, beside the largest matrix G (float64) of a layer.
     """
     subject, tokenizer = load_model(model)
     axes, ids = discover(subject), calibration_ids(corpus, tokenizer, samples=tokens // LENGTH, length=LENGTH)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import tarfile
 import threading
@@ -123,19 +122,6 @@ def test_damaged_folder_is_called_damaged_where_it_cannot_be_fetched(index, monk
     (index / "toy-1.0-py3-none-any.whl").unlink()
     with pytest.raises(ValueError, match="(?s)'toy' in .* is damaged or out of date.*toy==1.0"):
         fetch("toy")
-
-
-def test_folder_of_an_earlier_version_is_taken_by_its_sizes_once(without_pip, monkeypatch):
-    asset = publish(without_pip, monkeypatch)
-    folder = fetch("toy")
-    (folder / "sha256.json").unlink()
-    manifest = {"source": f"{asset.sha256} wanted.txt", "files": {"wanted.txt": 5}}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    with monkeypatch.context() as patch:
-        patch.setattr(assets, "download", lambda *_: pytest.fail("downloaded"))
-        assert fetch("toy") == folder and (folder / "sha256.json").exists()
-    overwrite(folder / "wanted.txt", "jello")  # of the same size, so the old manifest would have taken it
-    assert (fetch("toy") / "wanted.txt").read_text() == "hello"
 
 
 def test_fetched_asset_needs_no_index_any_more_and_may_hold_files_of_others(without_pip, monkeypatch):

@@ -11,8 +11,14 @@ from families import build, logits, random_scores, tokens
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForMultipleChoice,
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
+    LlamaForCausalLM,
+    LlamaForTokenClassification,
+    LlamaModel,
 )
 
 from pruner_lib import discover, load_model, mask_, prune_, save_model, select
@@ -63,11 +69,34 @@ def test_the_body_loads_alone_and_under_a_classifier(head, family, tmp_path):
         assert ours == theirs
 
 
-def test_a_head_that_transformers_has_not_is_named(tmp_path):
+@pytest.mark.parametrize("family", ["llama-tied", "gpt2"])
+def test_tokens_are_classified_on_the_same_body(family, tmp_path):
+    model = pruned(family, UNEVEN)
+    once = load(save_model(model, None, tmp_path / "m"), AutoModelForTokenClassification)
+    assert torch.equal(hidden(once), hidden(model))
+
+
+@pytest.mark.parametrize("mismatch", [False, True])
+@pytest.mark.parametrize("by_name", [LlamaForCausalLM, LlamaModel, LlamaForTokenClassification])
+def test_a_class_that_is_called_by_its_name_is_stopped(by_name, mismatch, folders):
+    """It would build the dense widths, and fill them at random where it may."""
+    with pytest.raises(ValueError, match="AutoModelForCausalLM.from_pretrained.*trust_remote_code=True"):
+        by_name.from_pretrained(folders["uneven"], ignore_mismatched_sizes=mismatch)
+    assert by_name.from_pretrained(folders["plain"], ignore_mismatched_sizes=mismatch)
+
+
+def test_trust_lets_no_other_head_fill_the_body_at_random(folders):
+    with pytest.raises(ValueError, match="AutoModelForCausalLM.from_pretrained.*trust_remote_code=True"):
+        load(folders["uneven"], AutoModelForQuestionAnswering, ignore_mismatched_sizes=True)
+
+
+def test_a_head_that_transformers_has_not_is_named(folders, tmp_path):
     save_model(pruned("granite", UNEVEN), None, tmp_path / "m")
     with pytest.raises(ValueError, match="no class of AutoModelForSequenceClassification for granite"):
         load(tmp_path / "m", AutoModelForSequenceClassification)
     assert load(tmp_path / "m", AutoModel)
+    with pytest.raises(ValueError, match="no class of AutoModelForMultipleChoice for llama"):
+        load(folders["uneven"], AutoModelForMultipleChoice)
 
 
 @pytest.mark.parametrize("mismatch", [False, True])
@@ -116,13 +145,14 @@ def test_a_model_whose_vocabulary_grew_can_be_cut_again(options, tmp_path):
 
 
 def test_folders_of_an_earlier_form_load(folders, tmp_path):
-    """Their config named the dense model's type, and the causal language model alone."""
+    """Their config named the causal language model alone, and stopped nobody."""
     model, old = load(folders["uneven"]), tmp_path / "old"
     model.save_pretrained(old)
     tiny_tokenizer().save_pretrained(old)
     settings = json.loads((old / "config.json").read_text())
     head = "AutoModelForCausalLM"
-    settings |= {"model_type": "llama", "auto_map": {head: settings["auto_map"][head]}}
+    del settings["transformers_weights"]
+    settings["auto_map"] = {head: settings["auto_map"][head]}
     (old / "config.json").write_text(json.dumps(settings))
     for again in (load(old), load_model(old)[0], load_model(old, trust_remote_code=True)[0]):
         assert torch.equal(logits(again, tokens()), logits(model, tokens()))

@@ -118,20 +118,78 @@ def test_a_model_that_can_be_no_gguf_is_refused_before_it_is_pruned(tmp_path, ca
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--ratio", "1.5"], "ratio must be a number in [0, 1), got 1.5"),
+        (["--ratio", "0"], "ratio must be a number in (0, 1), got 0.0"),
+        (["--ratio", "1"], "ratio must be a number in (0, 1), got 1.0"),
+        (["--ratio", "nan"], "ratio must be a number in (0, 1), got nan"),
+        (["--ratio", "-0.1"], "ratio must be a number in (0, 1), got -0.1"),
+        (["--ratio", "1.5"], "ratio must be a number in (0, 1), got 1.5"),
         (["--ratio", "much"], "invalid float value: 'much'"),
-        (["--samples", "0"], "'0' is no whole number of at least 1"),
-        (["--samples", "1000"], "text 'tiny' has 200 documents"),
+        (["--samples", "0"], "samples must be a whole number of at least 1, got 0"),
+        (["--samples", "-1"], "samples must be a whole number of at least 1, got -1"),
+        (["--samples", "2.5"], "invalid int value: '2.5'"),
+        (["--length", "1"], "length must be a whole number of at least 2, got 1"),
+        (["--seed", "-1"], "seed must be a whole number of at least 0"),
+        (["--multiple-of", "0"], "multiple_of must be a whole number of at least 1"),
+        (["--protect-first", "-1"], "protect_first must be a whole number of at least 0"),
+        (["--granularity", "channel", "--protect-last", "1"], "protect_first and protect_last must be 0"),
+        (["--criterion", "taylor"], "invalid choice: 'taylor'"),
+        (["--aggregation", "none"], "invalid choice: 'none'"),
+        (["--granularity", "head"], "invalid choice: 'head'"),
+        (["--scope", "all"], "invalid choice: 'all'"),
+        (["--target", "weights"], "invalid choice: 'weights'"),
+        (["--dtype", "int8"], "invalid choice: 'int8'"),
         (["--calibration", "wikki"], "unknown text 'wikki'"),
         (["--recover", "alpacca"], "unknown instructions 'alpacca'"),
-        (["--criterion", "taylor"], "invalid choice: 'taylor'"),
-        (["--uniform", "--protect-first", "1"], "uniform=True needs scope='local', no protected"),
-        (["--granularity", "channel", "--protect-last", "1"], "protect_first and protect_last must be 0"),
-        (["--target", "parameters", "--ratio", "0.9"], "no plan removes 90.0% of the parameters"),
-        (["--device", "tpu7"], "device came as 'tpu7'"),
+        (["--recover", "tiny", "--recover-steps", "0"], "recover_steps must be a whole number of at least 1"),
+        (["--recover-steps", "5"], "--recover-steps came without --recover"),
+        (["--gguf", "new/m"], "OUT and --gguf are both new/m"),
+        (["--gguf", "/proc/m.gguf"], "nothing can be written in /proc"),
+        (["--gguf", "/dev/null/m.gguf"], "/dev/null is a file"),
+        (["--nope"], "unrecognized arguments: --nope"),
+        (["another"], "unrecognized arguments: another"),
     ],
 )
-def test_what_is_wrong_is_said_in_a_sentence(words, sentence, tmp_path, capsys):
+def test_wrong_options_are_refused_before_a_model_is_loaded(words, sentence, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(pruner_lib.models.load, "load_model", None)  # calling it would be a TypeError
+    monkeypatch.chdir(tmp_path)
+    assert sentence in refused(["prune", "tiny", "new/m", *TINY, *words], capsys)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["prune", "tiny"], "the following arguments are required: OUT"),
+        (["pruin", "tiny", "m"], "invalid choice: 'pruin'"),
+        (["prune", "tiny", "/proc/m"], "nothing can be written in /proc"),
+        (["prune", "tiny", "/dev/null/m"], "/dev/null is a file; give a folder"),
+        (["prune", "mine.gguf", "m"], "unknown model 'mine.gguf'"),
+        (["prune", "tiny", "m", "--device", "tpu7"], "device came as 'tpu7'"),
+        (["prune", "tiny", "m", "--samples", "1000"], "text 'tiny' has 200 documents"),
+        (["prune", "tiny", "m", "--recover", "chats.jsonl"], "has no chat template"),
+    ],
+)
+def test_other_words_are_refused_before_groups_are_discovered(words, sentence, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(pruner_lib.method.discover, "discover", None)
+    monkeypatch.chdir(tmp_path)
+    Path("mine.gguf").touch()
+    turns = [{"role": role, "content": "a"} for role in ("user", "assistant")]
+    Path("chats.jsonl").write_text(json.dumps({"messages": turns}))
+    assert sentence in refused([*words, *TINY], capsys)
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.gguf", "chats.jsonl"}
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--uniform", "--protect-first", "1"], "uniform=True needs scope='local', no protected"),
+        (["--target", "parameters", "--ratio", "0.9"], "no plan removes 90.0% of the parameters"),
+    ],
+)
+def test_a_plan_that_can_not_be_is_refused_before_groups_are_scored(
+    words, sentence, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(pruner_lib.method.importance, "estimate", None)
     assert sentence in refused(["prune", "tiny", tmp_path / "new" / "m", *TINY, *words], capsys)
     assert not list(tmp_path.iterdir())
 

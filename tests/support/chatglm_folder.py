@@ -69,6 +69,8 @@ def write_hub_folder(folder: Path, text: Sequence[str] = TEXT, *, tied: bool = T
     folder.mkdir(parents=True, exist_ok=True)
     model = random_chatglm(**changes)
     state = {name: tensor.half() for name, tensor in model.state_dict().items()}
+    for i in range(model.config.num_layers):  # as the hub has them; they are not read
+        state[f"transformer.layers.{i}.attention.rotary_emb.inv_freq"] = torch.ones(2).half()
     if tied:
         state["lm_head.weight"] = state["transformer.word_embeddings.weight"].clone()
     files = {name: f"pytorch_model-0000{1 + i % 2}-of-00002.bin" for i, name in enumerate(state)}
