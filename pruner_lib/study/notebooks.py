@@ -34,15 +34,8 @@ from pruner_lib.study.execution import changed_in, ended, parameters_cell, runni
 from pruner_lib.study.parameters import assigned, folder_of
 from pruner_lib.study.profiles import load_profile
 from pruner_lib.study.records import read_kept, write_kept
-from pruner_lib.study.report import SUMMARY, write_index
-from pruner_lib.study.results import (
-    RECEIPTS,
-    manifest_path,
-    now,
-    project_root,
-    results_dir,
-    results_root,
-)
+from pruner_lib.study.report import find_notebooks, write_index
+from pruner_lib.study.results import RECEIPTS, manifest_path, now, results_dir, results_root
 from pruner_lib.study.settings import settings_key
 
 TAIL = 4000  # characters of a failed notebook's messages that are kept
@@ -72,33 +65,6 @@ class NotebookRun:
     def done(self) -> bool:
         """Whether the notebook ran to its end and every file that it lists is there."""
         return self.status == "done"
-
-
-# --- which notebooks, and their parameters ----------------------------------------------------------
-
-
-def find_notebooks(only: Sequence[str] = (), folder: Path | None = None) -> list[Path]:
-    """List the notebooks in the order in which they run: by their file names, the summary last.
-
-    Args:    only: names or their beginnings, as "00" or "01_discover_groups"; empty: all.
-             folder: where they lie; None: `notebooks/` of the project, or of the current folder.
-    Raises:  ValueError: there is none, or no name begins with one of `only` (the message lists the names).
-    """
-    folder = folder or (project_root() or Path.cwd()) / "notebooks"
-    paths = sorted(folder.glob("[!.]*.ipynb"), key=lambda path: (path.stem == SUMMARY, path))
-    if not paths:
-        raise ValueError(f"there are no notebooks in {folder}; run this in a clone of the project")
-    chosen: set[Path] = set()
-    for start in only:
-        exact = [path for path in paths if path.stem == start]
-        matching = exact or [path for path in paths if start and path.stem.startswith(start)]
-        if not matching:
-            names = ", ".join(path.stem for path in paths)
-            raise ValueError(
-                f"no notebook in {folder} has a name that begins with {start!r}; there are {names}"
-            )
-        chosen.update(matching)
-    return [path for path in paths if not only or path in chosen]
 
 
 # --- running ----------------------------------------------------------------------------------------

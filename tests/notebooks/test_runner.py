@@ -15,9 +15,11 @@ import psutil
 import pytest
 
 from pruner_lib.study import notebooks as runner
+from pruner_lib.study import report
 from pruner_lib.study.cluster import SCHEDULER
-from pruner_lib.study.notebooks import find_notebooks, main, run_study, was_done
+from pruner_lib.study.notebooks import main, run_study, was_done
 from pruner_lib.study.records import read_kept
+from pruner_lib.study.report import find_notebooks
 from pruner_lib.study.results import manifest_path, results_dir
 
 PARAMETERS = 'profile = "tiny"\nratio: float = 0.25  # share\nnames = ["a"]'
@@ -38,7 +40,7 @@ DIE_ONCE = "import os, signal\nif not killed_before:\n    os.kill(os.getpid(), s
 def folder(tmp_path, monkeypatch):
     """An empty project, whose notebooks lie in this folder."""
     monkeypatch.setenv("PRUNER_LIB_RESULTS", str(tmp_path / "results"))
-    monkeypatch.setattr(runner, "project_root", lambda: tmp_path)
+    monkeypatch.setattr(report, "project_root", lambda: tmp_path)
     (tmp_path / "notebooks").mkdir()
     return tmp_path / "notebooks"
 
@@ -270,11 +272,11 @@ def test_bad_input_on_the_command_line_ends_with_exit_code_2(folder, capsys):
 def test_notebooks_come_in_the_order_of_their_names_and_can_be_chosen(folder):
     for name in ("02_c", "00_a", "01_b", "00_a_more"):
         notebook(folder, name)
-    assert [path.stem for path in find_notebooks(folder=folder)] == ["00_a", "00_a_more", "01_b", "02_c"]
-    assert [path.stem for path in find_notebooks(["01", "02"], folder)] == ["01_b", "02_c"]
-    assert [path.stem for path in find_notebooks(["00_a"], folder)] == ["00_a"]
+    assert [path.stem for path in find_notebooks()] == ["00_a", "00_a_more", "01_b", "02_c"]
+    assert [path.stem for path in find_notebooks(["01", "02"])] == ["01_b", "02_c"]
+    assert [path.stem for path in find_notebooks(["00_a"])] == ["00_a"]
     with pytest.raises(ValueError, match="begins with '9'; there are 00_a"):
-        find_notebooks(["9"], folder)
+        find_notebooks(["9"])
 
 
 @pytest.mark.slow
