@@ -9,17 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from pruner_lib.data.corpora import local_text
 from pruner_lib.method.decoder import decoder_layers
 from pruner_lib.method.groups import Axis
-from pruner_lib.study.cache import files_hash, inputs_hash
+from pruner_lib.study.cache import calibration_key, inputs_hash
 from pruner_lib.study.run import Study
 from pruner_lib.study.settings import Experiment
 from pruner_lib.study.stages import Loaded
@@ -28,12 +26,6 @@ from pruner_lib.study.stages import Loaded
 def model_key(experiment: Experiment) -> list:
     """What makes an experiment's model, for `Study.cached`; how it is measured otherwise does not matter."""
     return [experiment.model_settings(), inputs_hash(experiment, evaluated=False)]
-
-
-def calibration_key(experiment: Experiment) -> list:
-    """What makes the model and the calibration samples of an experiment, for `Study.cached`."""
-    how = experiment.calibration
-    return [experiment.model, files_hash(experiment.model, [local_text(how.corpus)]), asdict(how)]
 
 
 def calibrated(study: Study, experiment: Experiment) -> tuple[Loaded, Tensor]:

@@ -57,16 +57,24 @@ class Study(Results):
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.pipeline = Pipeline(self.folder, self.profile.dtype, device)
 
-    def run(self, experiment: Experiment, *, criteria: Sequence[str] = ()) -> Record:
+    def run(self, experiment: Experiment, *, criteria: Sequence[str] = (), wait: bool = True) -> Record:
         """Return the record of an experiment; measure it only if there is none.
 
         Args:    criteria: others that experiments to come need of the same calibration pass.
+                 wait: for another process that is at this experiment.
         Returns: the record, `reused` if it was there already.
         Raises:  ValueError: unknown model, or whatever a stage refuses. Nothing half-written is left.
+                 TimeoutError: another process is at it, and `wait` is False.
         """
         require(Experiment, experiment=experiment)
         check_inputs(experiment)
-        record = self._run(experiment, criteria, wait=True)
+        if (record := self._existing(experiment)) is None:
+            with self._alone(experiment, wait=wait):
+                record = self._existing(experiment)  # another process may have made it while we waited
+                if record is None:
+                    record = self._measure(experiment.canonical(), criteria)
+                    write_record(record, self.folder)
+                    self.pipeline.unfinished(record.experiment).unlink(missing_ok=True)
         self.measured_by.add(record.git_revision)
         return record
 
@@ -96,18 +104,6 @@ class Study(Results):
         address = os.environ.get(cluster.SCHEDULER)
         return cluster.connect(address) if self._client is None and address else self._client
 
-    def _run(self, experiment: Experiment, criteria: Sequence[str], wait: bool) -> Record:
-        record = self._existing(experiment)
-        if record is not None:
-            return record
-        with self._alone(experiment, wait=wait):
-            record = self._existing(experiment)  # another process may have made it while we waited
-            if record is None:
-                record = self._measure(experiment.canonical(), criteria)
-                write_record(record, self.folder)
-                self.pipeline.unfinished(record.experiment).unlink(missing_ok=True)
-        return record
-
     def _run_here(self, jobs: Jobs) -> Iterator[Record]:
         """Run experiments one after the other, and last those that another process is at."""
         with tqdm(total=len(jobs), desc="experiments", unit="run") as bar:
@@ -116,7 +112,7 @@ class Study(Results):
                 bar.set_postfix_str(f"{one.method} {one.stage} {one.ratio:.0%}")
                 wait = (one, criteria) in busy
                 try:
-                    record = self._run(one, criteria, wait)
+                    record = self.run(one, criteria=criteria, wait=wait)
                 except TimeoutError:
                     if wait:
                         raise
@@ -247,7 +243,7 @@ class Study(Results):
         self.pipeline.forget_large()
         return Record(
             experiment,
-            subject.summary(),
+            subject.cut,
             metrics,
             subject.history,
             {name: round(seconds, 3) for name, seconds in self.pipeline.seconds.items()},
