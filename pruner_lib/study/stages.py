@@ -195,7 +195,7 @@ class Pipeline:
         plan = self.plan(experiment, criteria) if experiment.ratio else None
         changes = plan is not None or experiment.recovery or experiment.int8
         loaded = self.own(experiment.model) if changes else self.dense(experiment.model)
-        model, history, n_dense = loaded.model, [], count_parameters(loaded.model)
+        model, history, n_dense = loaded.model, (), count_parameters(loaded.model)
         if plan is not None:
             if experiment.repaired:
                 with self.timed("repair"), in_place(model):
@@ -209,11 +209,9 @@ class Pipeline:
         if experiment.int8:
             with self.timed("quantise"):
                 quantise_(model)
-        return Loaded(model, loaded.tokenizer, cut=cut, history=tuple(history))
+        return Loaded(model, loaded.tokenizer, cut=cut, history=history)
 
-    def _recover(
-        self, experiment: Experiment, model: Any, tokenizer: Any
-    ) -> tuple[Any, list[dict[str, Any]]]:
+    def _recover(self, experiment: Experiment, model: Any, tokenizer: Any) -> tuple[Any, tuple]:
         """Fine-tune a pruned model, from the last checkpoint if there is one: the model and its history."""
         how = experiment.recovery
         on_the_way = experiment.evaluation.texts if how.evaluate_at else ()
@@ -224,21 +222,13 @@ class Pipeline:
         def evaluate(model: Any) -> dict[str, float]:
             return {text: perplexity(model, ids) for text, ids in texts.items()}
 
+        watch = {"evaluate": evaluate if texts else None, "evaluate_at": how.evaluate_at}
+        keep = {"output_dir": folder, "keep_at": how.keep_at, "at": how.at, "merge": True}
         with self.timed("recover"), in_place(model):
-            done = recover(
-                model,
-                tokenizer,
-                instructions(how.corpus, samples=how.samples, seed=how.seed),
-                output_dir=folder,
-                evaluate=evaluate if texts else None,
-                evaluate_at=how.evaluate_at,
-                keep_at=how.keep_at,
-                at=how.at,
-                merge=True,
-                **how.training(),
-            )
+            data = instructions(how.corpus, samples=how.samples, seed=how.seed)
+            done = recover(model, tokenizer, data, **watch, **keep, **how.training())
             cache.note_adapters(folder)
-        return done.model.eval(), list(done.history)
+        return done.model.eval(), tuple(done.history)
 
     def evaluate(self, experiment: Experiment, subject: Loaded) -> dict[MetricName, Metric]:
         """Measure a model on every text and task of an experiment, but what was measured before a kill."""
