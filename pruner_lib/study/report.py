@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -164,8 +163,8 @@ def write_slides(name: str, profile: str) -> Path:
     return write_text(folder / f"{path.stem}.slides.html", page)
 
 
-def main() -> int:
-    """Write slides, and give the exit code: 0, or 2 for bad input."""
+def main() -> None:
+    """Write slides, and print where they are."""
     parser = argparse.ArgumentParser(prog="python -m pruner_lib.study.report", description=__doc__)
     parser.add_argument("name", help="a notebook or the beginning of its name, as 04")
     parser.add_argument("--profile", default="quick")
@@ -173,10 +172,8 @@ def main() -> int:
     try:
         print(write_slides(options.name, options.profile))
     except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        parser.error(str(error))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

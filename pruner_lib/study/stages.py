@@ -232,19 +232,16 @@ class Pipeline:
 
     def evaluate(self, experiment: Experiment, subject: Loaded) -> dict[MetricName, Metric]:
         """Measure a model on every text and task of an experiment, but what was measured before a kill."""
-        how, path, model = experiment.evaluation, self.unfinished(experiment), subject.model
+        how, path = experiment.evaluation, self.unfinished(experiment)
         saved = read_kept(path) or {}
-        for name in (*how.texts, *how.tasks):
-            if name not in saved:
-                start = time.perf_counter()
-                if name in how.texts:
-                    ids = self.text_ids(how, name, subject.tokenizer)
-                    metrics = measure_text(name, ids, how, model, subject.tokenizer)
-                else:
-                    metrics = measure_task(name, how, model, subject.tokenizer)
-                values = {str(one): asdict(metric) for one, metric in metrics.items()}
-                saved[name] = {"metrics": values, "seconds": time.perf_counter() - start}
-                write_kept(path, saved)
+        for measure, names in ((self.measure_text, how.texts), (measure_task, how.tasks)):
+            for name in names:
+                if name not in saved:
+                    start = time.perf_counter()
+                    metrics = measure(name, how, subject.model, subject.tokenizer)
+                    values = {str(one): asdict(metric) for one, metric in metrics.items()}
+                    saved[name] = {"metrics": values, "seconds": time.perf_counter() - start}
+                    write_kept(path, saved)
         parts = [saved[name] for name in (*how.texts, *how.tasks)]
         self.seconds["evaluate"] = sum(part["seconds"] for part in parts)
         return metrics_from({name: one for part in parts for name, one in part["metrics"].items()})
@@ -252,6 +249,12 @@ class Pipeline:
     def unfinished(self, experiment: Experiment) -> Path:
         """Name the file of the metrics of an unfinished experiment."""
         return self.cache(f"partial-{settings_key([experiment.key, cache.inputs_hash(experiment)])}.json")
+
+    def measure_text(
+        self, text: str, how: Evaluation, model: Any, tokenizer: Any
+    ) -> dict[MetricName, Metric]:
+        """Measure the perplexity of a model on a text, see `measure.measure_text`."""
+        return measure_text(text, self.text_ids(how, text, tokenizer), how, model, tokenizer)
 
 
 def _cut(plan: Plan | None, n_dense: int, n_left: int) -> dict[str, Any]:

@@ -248,7 +248,7 @@ def test_killed_study_goes_on_to_the_records_of_an_uninterrupted_one(
 
 
 def test_text_that_was_measured_before_a_stop_is_not_measured_again(study, monkeypatch):
-    measured, measure = [], stages.measure_text
+    measured, measure = [], study.pipeline.measure_text
 
     def stops(name, *given):
         measured.append(name)
@@ -256,7 +256,7 @@ def test_text_that_was_measured_before_a_stop_is_not_measured_again(study, monke
             raise KeyboardInterrupt
         return measure(name, *given)
 
-    monkeypatch.setattr(stages, "measure_text", stops)
+    monkeypatch.setattr(study.pipeline, "measure_text", stops)
     with pytest.raises(KeyboardInterrupt):
         study.run(asked())
     assert not list((study.folder / "records").glob("*"))

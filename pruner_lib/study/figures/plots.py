@@ -38,8 +38,7 @@ def plot_intervals(
     ...                reference={"dense model": 1}, title="smollm2-135m, wiki, 20 % removed")
 
     Args:
-        frame: columns `value`, `rows`, `series`, `marker`, `each`, and those of `drawing.marks_frame`: `low`
-            and `high`, or `stderr`; `paper`, or `source`.
+        frame: columns `value`, `rows`, `series`, `marker`, `each`, and those of `drawing.marks_frame`.
         label: what is measured, with its unit.    rows: column of the names.
         series: column that chooses the colour; without it the row's name does.
         marker: column that chooses the marker, such as a stage.
@@ -117,8 +116,7 @@ def plot_curves(
     ...             label="perplexity / perplexity before recovery", scale="log")
 
     Args:
-        frame: columns `value`, `x`, `series`, `line`, `marker`, and those of `drawing.marks_frame`: `low` and
-            `high`, or `stderr`; `paper`, or `source`.
+        frame: columns `value`, `x`, `series`, `line`, `marker`, and those of `drawing.marks_frame`.
         x: column of numbers or of names.    xlabel, label: what the axes show, with its unit.
         series, line, marker: columns that choose the colour, the line style and the marker.
         joined: False: marks alone, as for estimates beside the truth.
