@@ -97,7 +97,7 @@ def figures(context, profile="quick"):
 @task(help={"name": "for example 04", "profile": PROFILE_HELP})
 def slides(context, name, profile="quick"):
     """Make slides of the cells of a notebook that are tagged `slide`."""
-    _python("-m", "pruner_lib.study.slides", name, "--profile", profile)
+    _python("-m", "pruner_lib.study.report", name, "--profile", profile)
 
 
 @task(

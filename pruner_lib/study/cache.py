@@ -13,8 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pruner_lib.data.corpora import CORPORA, INSTRUCTIONS, local_instructions, local_questions, local_text
@@ -94,14 +93,17 @@ def recovery_key(experiment: Experiment) -> str:
     return settings_key([settings, watched, files_hash(experiment.model, files)])
 
 
+def calibration_key(experiment: Experiment) -> list:
+    """What makes the model and the calibration samples of an experiment, for `Study.cached`."""
+    how = experiment.calibration
+    return [experiment.model, files_hash(experiment.model, [local_text(how.corpus)]), asdict(how)]
+
+
 def members_key(experiment: Experiment, criterion: str) -> str:
     """Name the scores of a model's members by one criterion."""
-    looks = criterion not in DATA_FREE
-    calibration = asdict(experiment.calibration) if looks else None
-    files = [local_text(experiment.calibration.corpus)] if looks else []
-    seed = experiment.seed if criterion == "random" else 0
-    inputs = files_hash(experiment.model, files)
-    return settings_key([experiment.model, inputs, criterion, calibration, seed])
+    whole = [experiment.model, model_hash(experiment.model)]
+    made = whole if criterion in DATA_FREE else calibration_key(experiment)
+    return settings_key([*made, criterion, experiment.seed if criterion == "random" else 0])
 
 
 def note_adapters(folder: Path) -> None:
@@ -118,10 +120,10 @@ def check_adapters(folder: Path) -> None:
 
 
 def write_scores(path: Path, scores: Mapping[str, Tensor]) -> None:
-    """Write tensors as safetensors in one step, with a digest of them."""
+    """Write tensors as safetensors in one step, and beside them a note of the file's content."""
     whole = {name: tensor.contiguous() for name, tensor in scores.items()}
-    written = {"digest": _digest(whole)}
-    write_atomic(path, lambda temporary: save_file(whole, str(temporary), written))
+    write_atomic(path, lambda temporary: save_file(whole, temporary))
+    write_kept(path.with_suffix(".json"), content_hash(path))
 
 
 def read_scores(path: Path) -> dict[str, Tensor] | None:
@@ -129,22 +131,10 @@ def read_scores(path: Path) -> dict[str, Tensor] | None:
 
     A damaged file counts as not there: it is set aside as NAME.damaged, with a warning.
     """
-    if not path.is_file():
+    noted = read_kept(path.with_suffix(".json"))
+    if noted is None or not path.is_file():
         return None
-    try:
-        with safe_open(path, "pt") as file:
-            scores = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            written = (file.metadata() or {}).get("digest")  # none in files of earlier versions
-        if written not in (None, _digest(scores)):
-            raise ValueError("its numbers are not those that were written")
-        return scores
-    except (SafetensorError, ValueError) as error:
-        set_aside(path, error)
-        return None
-
-
-def _digest(scores: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(scores):
-        digest.update(name.encode() + scores[name].cpu().numpy().tobytes())
-    return digest.hexdigest()
+    if content_hash(path) == noted:
+        return load_file(path)
+    set_aside(path, "it was changed after it was written")
+    return None

@@ -124,9 +124,9 @@ def p_values(number: Interval, holds: tuple[float, float], scale: str = "linear"
         raise ValueError(f"the interval runs from {ends}, but must not end below its beginning")
     if math.isnan(number.mean):
         return 1.0, 1.0
-    edge = _edge(number)
+    edge, degrees = _student(number)
     margins = {border: _margin(number, border, scale) for border in holds}
-    p = {border: 2 * float(t.sf(edge * margin, _degrees(number))) for border, margin in margins.items()}
+    p = {border: 2 * float(t.sf(edge * margin, degrees)) for border, margin in margins.items()}
     low, high = holds
     if low <= number.mean <= high:
         exact = number.low == number.high  # a count has no error, on a border too
@@ -145,13 +145,10 @@ def _margin(number: Interval, border: float, scale: str) -> float:
     return float(abs(border - middle) / abs(end - middle))
 
 
-def _degrees(number: Interval) -> int:
-    return max(1, (number.draws if number.draws > 1 else number.n) - 1)
-
-
-def _edge(number: Interval) -> float:
-    """Give Student's t at the ends of an interval."""
-    return float(t.ppf((1 + number.level) / 2, _degrees(number)))
+def _student(number: Interval) -> tuple[float, int]:
+    """Give Student's t at the ends of an interval, and its degrees of freedom."""
+    degrees = max(1, (number.draws if number.draws > 1 else number.n) - 1)
+    return float(t.ppf((1 + number.level) / 2, degrees)), degrees
 
 
 @dataclass(frozen=True)
@@ -212,7 +209,7 @@ class Verdict:
         margin = min(_margin(part, border, self.claim.scale) for border in self.claim.holds)
         for times in (1.1**power for power in range(50)):  # up to a hundred times as many
             more = math.ceil(n * times) + 1
-            if 2 * t.sf(margin * _edge(part) * math.sqrt(more / n), more - 1) <= level:
+            if 2 * t.sf(margin * _student(part)[0] * math.sqrt(more / n), more - 1) <= level:
                 return f"about {more:,} {what}"
         return f"more than {100 * n:,} {what}: the number lies at the border"
 

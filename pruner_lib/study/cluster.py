@@ -21,6 +21,7 @@ import torch
 from tqdm.auto import tqdm
 
 SCHEDULER = "PRUNER_LIB_SCHEDULER"  # the address of a scheduler; empty: no cluster
+GPUS = "CUDA_VISIBLE_DEVICES"
 CONNECT_S = 20  # seconds that a scheduler has to answer
 
 
@@ -91,35 +92,27 @@ def serving(workers: int = 0, address: str = "") -> Iterator[str]:
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     spawned = dict.fromkeys(names, threads) | {"DASK_LOGGING__DISTRIBUTED": "error"}
     config = {f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in spawned.items()}
-    made = {number: _worker(distributed, gpus[number : number + 1]) for number in range(workers)}
-    local = {"host": "127.0.0.1", "port": 0, "dashboard": False}
-    scheduler = {"cls": distributed.Scheduler, "options": local}
+    here = {"n_workers": workers, "threads_per_worker": 1, "memory_limit": 0}  # one experiment at a time
+    here |= {"resources": {"GPU": min(1, len(gpus))}, "preload": __name__}  # which calls `dask_setup`
+    here["env"] = {SCHEDULER: "", GPUS: ",".join(gpus)}
     with dask.config.set(config):
-        cluster = distributed.SpecCluster(made, scheduler, silence_logs="ERROR", shutdown_on_close=False)
+        cluster = distributed.LocalCluster(**here, dashboard_address=None, silence_logs="ERROR")
+        cluster.shutdown_on_close = False  # after an error it ends with this process, at once
         yield cluster.scheduler_address
         cluster.close()
 
 
 def _gpus() -> list[str]:
-    """Name the GPUs that this process sees, as CUDA_VISIBLE_DEVICES names them."""
-    named, count = os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.device_count()
+    """Name the GPUs that this process sees, as `GPUS` names them."""
+    named, count = os.environ.get(GPUS), torch.cuda.device_count()
     return (named.split(",") if named else [str(number) for number in range(count)])[:count]
 
 
-def _worker(distributed: ModuleType, gpu: list[str]) -> dict[str, Any]:
-    """Describe a worker process of this machine, which its nanny starts again if it dies.
-
-    Args:    gpu: the name of its GPU, or nothing.
-    """
-    options = {"nthreads": 1, "memory_limit": 0, "host": "127.0.0.1"}  # one experiment at a time, no limit
-    options["env"] = {SCHEDULER: ""} | ({"CUDA_VISIBLE_DEVICES": gpu[0]} if gpu else {})
-    options |= {"resources": {"GPU": len(gpu)}, "preload": __name__}  # which calls `dask_setup`
-    return {"cls": distributed.Nanny, "options": options}
-
-
-def dask_setup(_worker: Any) -> None:
-    """Let a worker not hear a Ctrl-C, which goes to all processes of a terminal: the runner ends it."""
+def dask_setup(worker: Any) -> None:
+    """Give a worker the GPU of its number, if there are any; the runner alone hears Ctrl-C, and ends it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if gpus := os.environ[GPUS]:
+        os.environ[GPUS] = gpus.split(",")[worker.name]
 
 
 def _dask() -> tuple[ModuleType, ModuleType]:

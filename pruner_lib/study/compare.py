@@ -101,11 +101,8 @@ def kept(a: Group, b: Group, metric: MetricName) -> Interval:
     Args:    metric: an accuracy or the probability of the right answer, of a task or the mean of the tasks.
     Raises:  as `ratio`.
     """
-    sides = _paired_values(a, b, metric)
-    if metric.dataset == "mean":
-        above = [{task: one[task] - CHANCES[task.dataset] for task in one} for one in sides]
-    else:
-        above = [one - CHANCES[metric.dataset] for one in sides]
+    sides = [one if isinstance(one, dict) else {metric: one} for one in _paired_values(a, b, metric)]
+    above = [{task: one[task] - CHANCES[task.dataset] for task in one} for one in sides]
     return paired_ratio(*above)
 
 

@@ -1,31 +1,23 @@
-"""One notebook in a process of its own: papermill runs it, and the exit code says how that ended.
+"""One notebook by papermill, in a thread beside the main one, which alone hears signals.
 
-    python -m pruner_lib.study.execution NOTEBOOK EXECUTED PARAMETERS RUNNER
-
-0: it ran to its end; 1: a cell failed, or the kernel died; 130, 143: SIGINT or SIGTERM stopped the kernel or
-this process, and so it stops the study. No kernel outlives this process, and it does not outlive the RUNNER,
-whose process id it is given, since that may be gone before this process asks for its parent.
-Papermill runs beside the main thread, which alone hears signals.
+Its kernel is a process and does not outlive the runner: a shell holds a pipe to this process, and where that
+closes it kills the kernel and all that the kernel started.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Iterator, Mapping
+import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import nbformat
 import papermill
-import psutil
-import yaml
 from jupyter_client import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
@@ -33,9 +25,6 @@ from papermill.translators import PythonTranslator
 
 from pruner_lib.study.parameters import changed_parameters
 
-LOOK_S = 0.5  # seconds between looks at whether the runner is still there
-SHORT_S = 0.1  # seconds between looks at the notebooks that run
-STOP_S = 3  # seconds that processes have to end by themselves
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit codes
 
 
@@ -64,55 +53,52 @@ def changed_in(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     return changed_parameters([parameters_cell(path), PythonTranslator.codify(given)])
 
 
-@contextlib.contextmanager
-def running(
-    path: Path, scratch: Path, parameters: Mapping[str, Any], environment: Mapping[str, str], progress: bool
-) -> Iterator[subprocess.Popen]:
-    """Start the process of a notebook; at the end of the block it and all that it started are gone.
+def execute(
+    path: Path, executed: Path, parameters: Mapping[str, Any], environment: Mapping[str, str], progress: bool
+) -> str:
+    """Run a notebook, and say what went wrong, if anything did.
 
-    Args:    scratch: gets the executed notebook and, as `<name>.txt`, what the process says.
-             progress: let it show a bar on this terminal instead.
+    Args:    executed: where the executed notebook goes.    environment: of the kernel.
+             progress: show a bar on this terminal.
+    Raises:  SystemExit: SIGINT or SIGTERM stopped the kernel, and so stops the study.
     """
-    command = [sys.executable, "-m", "pruner_lib.study.execution", path.resolve(), scratch / path.name]
-    command += [yaml.safe_dump(dict(parameters)), str(os.getpid())]
-    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
-    with (scratch / f"{path.stem}.txt").open("wb") as messages:
-        streams["stderr"] = None if progress else messages
-        place = path.resolve().parent
-        process = subprocess.Popen(command, env=environment, cwd=place, start_new_session=True, **streams)
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                end(psutil.Process(process.pid).children(recursive=True), process)
-                process.wait()
+    kernels: list[subprocess.Popen] = []
+    guards: list[subprocess.Popen] = []
+
+    class Manager(AsyncKernelManager):
+        async def start_kernel(self, **how: Any) -> None:
+            await super().start_kernel(**how, env=dict(environment), cwd=str(path.resolve().parent))
+            kernels.append(self.provisioner.process)
+            if os.name != "nt":  # there ipykernel itself ends with its parent
+                guards.append(_guard(kernels[0].pid))
+
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # this Python's kernel, whatever the user has installed
+    how = {"kernel_name": "python3", "kernel_manager_class": Manager, "progress_bar": progress}
+    try:
+        papermill.execute_notebook(path, executed, dict(parameters), **how)
+        return ""
+    except PapermillExecutionError as error:
+        if error.ename == "KeyboardInterrupt":
+            sys.exit(STOPPED[0])
+        return str(error)
+    except DeadKernelError:
+        code = kernels[0].wait()
+        code = code if code >= 0 else 128 - code  # as a shell says that a signal ended it
+        if code in STOPPED:
+            sys.exit(code)
+        return f"its kernel died with exit code {code} (137: killed, as where memory runs out)"
+    except Exception:
+        return traceback.format_exc()
+    finally:
+        for guard in guards:
+            guard.communicate()
 
 
-def ended(processes: Mapping[Path, subprocess.Popen]) -> Iterator[tuple[Path, int]]:
-    """Give notebooks with the exit codes of their processes, in the order in which they end.
-
-    Raises:  SystemExit: SIGINT or SIGTERM ended one of them, or its kernel; the code is 128 + n.
-    """
-    left = dict(processes)
-    while left:
-        time.sleep(SHORT_S)
-        for path in [path for path, process in left.items() if process.poll() is not None]:
-            code = exit_code(left.pop(path).returncode)
-            if code in STOPPED:
-                sys.exit(code)
-            yield path, code
-
-
-def end(processes: list[psutil.Process], first: subprocess.Popen | None = None) -> None:
-    """End processes, and kill what is left after a while; `first`, if it is given, ends the others itself."""
-    asked = [psutil.Process(first.pid)] if first else processes
-    for one in asked:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            one.terminate()
-    everything = dict.fromkeys([*asked, *processes])
-    for left in psutil.wait_procs(list(everything), STOP_S + bool(first))[1]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            left.kill()
+def _guard(group: int) -> subprocess.Popen:
+    """Start a shell that kills a process group once this process closes the pipe to it, or is gone."""
+    command = ["sh", "-c", f"read -r _; kill -9 -{group}"]
+    pipe = {"stdin": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen(command, start_new_session=True, **pipe)
 
 
 def stop_at_signals() -> None:
@@ -125,56 +111,3 @@ def stop_at_signals() -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-
-
-def exit_code(code: int) -> int:
-    """Give the exit code that a shell would: 128 + n for a process that signal n ended."""
-    return code if code >= 0 else 128 - code
-
-
-def execute(source: str, executed: str, parameters: dict[str, Any]) -> int:
-    """Run a notebook by papermill, and give the exit code."""
-    kernels: list[subprocess.Popen] = []
-
-    class Manager(AsyncKernelManager):
-        async def start_kernel(self, **how: Any) -> None:
-            await super().start_kernel(**how)
-            kernels.append(self.provisioner.process)
-
-    how = {"kernel_name": "python3", "kernel_manager_class": Manager, "progress_bar": sys.stderr.isatty()}
-    try:
-        papermill.execute_notebook(source, executed, parameters, **how)
-        return 0
-    except PapermillExecutionError as error:
-        print(error, file=sys.stderr)
-        return STOPPED[0] if error.ename == "KeyboardInterrupt" else 1
-    except DeadKernelError:
-        code = exit_code(kernels[-1].wait())
-        with contextlib.suppress(OSError, AttributeError):  # AttributeError: on Windows
-            os.killpg(kernels[-1].pid, signal.SIGKILL)  # what the kernel had started
-        print(
-            f"its kernel died with exit code {code} (137: killed, as where memory runs out)", file=sys.stderr
-        )
-        return code if code in STOPPED else 1
-
-
-def main() -> int:
-    """Run the notebook that the command line names, until it ends, a signal comes or the runner is gone."""
-    source, executed, parameters, runner = sys.argv[1:]
-    codes, arguments = [], (source, executed, yaml.safe_load(parameters))
-    thread = threading.Thread(target=lambda: codes.append(execute(*arguments)), daemon=True)
-    try:
-        stop_at_signals()
-        thread.start()
-        while thread.is_alive() and int(runner) in [one.pid for one in psutil.Process().parents()]:
-            thread.join(LOOK_S)
-        code = codes[0] if codes else 1
-    except SystemExit as stop:
-        code = stop.code
-    end(psutil.Process().children(recursive=True))
-    sys.stderr.flush()
-    os._exit(code)  # papermill's thread may wait for the kernel that is gone
-
-
-if __name__ == "__main__":
-    main()

@@ -28,15 +28,11 @@ def measure_text(
     Args:    ids: the windows of the text, `(windows, length)` int64.
     """
     result = perplexity_result(model, ids)
-    protocol = {
-        "metric": "perplexity",
-        "corpus_hash": corpus_hash(ids),
-        "window": how.length,
-        "stride": how.length,
-        "bos": {True: "text", False: "none"}.get(bos := has_bos(tokenizer, how.bos), bos),
-        "tokenizer_hash": tokenizer_hash(tokenizer),
-        "dtype": _dtype(model),
-    }
+    protocol = {"metric": "perplexity", "corpus_hash": corpus_hash(ids)}
+    protocol |= {"window": how.length, "stride": how.length}
+    bos = has_bos(tokenizer, how.bos)
+    protocol["bos"] = {True: "text", False: "none"}.get(bos, bos)
+    protocol |= {"tokenizer_hash": tokenizer_hash(tokenizer), "dtype": _dtype(model)}
     if how.seed is not None:
         protocol |= {"stride": "one window an article", "seed": how.seed}
     metric = Metric(result.value, result.stderr, len(ids), protocol, _rounded(result.nll.tolist()))

@@ -1,4 +1,4 @@
-"""Run the notebooks of a study by papermill, each in a process of its own.
+"""Run the notebooks of a study by papermill, each in a kernel of its own.
 
     python -m pruner_lib.study.notebooks --profile quick [--only 00,01] [--set ratio=0.5 ...]
                                          [--workers 4 | --scheduler tcp://host:8786]
@@ -15,13 +15,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
-import json
 import os
 import re
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,19 +30,12 @@ import yaml
 
 from pruner_lib.files import write_text
 from pruner_lib.study.cluster import SCHEDULER, serving
-from pruner_lib.study.execution import changed_in, ended, parameters_cell, running, stop_at_signals
+from pruner_lib.study.execution import changed_in, execute, parameters_cell, stop_at_signals
 from pruner_lib.study.parameters import assigned, folder_of
 from pruner_lib.study.profiles import load_profile
 from pruner_lib.study.records import read_kept, write_kept
-from pruner_lib.study.report import SUMMARY, write_index
-from pruner_lib.study.results import (
-    RECEIPTS,
-    manifest_path,
-    now,
-    project_root,
-    results_dir,
-    results_root,
-)
+from pruner_lib.study.report import find_notebooks, write_index
+from pruner_lib.study.results import RECEIPTS, manifest_path, now, results_dir, results_root
 from pruner_lib.study.settings import settings_key
 
 TAIL = 4000  # characters of a failed notebook's messages that are kept
@@ -74,36 +67,6 @@ class NotebookRun:
         return self.status == "done"
 
 
-# --- which notebooks, and their parameters ----------------------------------------------------------
-
-
-def find_notebooks(only: Sequence[str] = (), folder: Path | None = None) -> list[Path]:
-    """List the notebooks in the order in which they run: by their file names, the summary last.
-
-    Args:    only: names or their beginnings, as "00" or "01_discover_groups"; empty: all.
-             folder: where they lie; None: `notebooks/` of the project, or of the current folder.
-    Raises:  ValueError: there is none, or no name begins with one of `only` (the message lists the names).
-    """
-    folder = folder or (project_root() or Path.cwd()) / "notebooks"
-    paths = sorted(folder.glob("[!.]*.ipynb"), key=lambda path: (path.stem == SUMMARY, path))
-    if not paths:
-        raise ValueError(f"there are no notebooks in {folder}; run this in a clone of the project")
-    chosen: set[Path] = set()
-    for start in only:
-        exact = [path for path in paths if path.stem == start]
-        matching = exact or [path for path in paths if start and path.stem.startswith(start)]
-        if not matching:
-            names = ", ".join(path.stem for path in paths)
-            raise ValueError(
-                f"no notebook in {folder} has a name that begins with {start!r}; there are {names}"
-            )
-        chosen.update(matching)
-    return [path for path in paths if not only or path in chosen]
-
-
-# --- running ----------------------------------------------------------------------------------------
-
-
 def run_study(
     profile: str = "quick",
     only: Sequence[str] = (),
@@ -113,22 +76,20 @@ def run_study(
 ) -> list[NotebookRun]:
     """Run the notebooks of a study, the summary last; a failure does not stop those that follow.
 
-    Each runs in a process of its own; the executed notebooks go to `results/<profile>/notebooks/` (`failed/`
+    Each runs in a kernel of its own; the executed notebooks go to `results/<profile>/notebooks/` (`failed/`
     there, if they fail) or, where parameters differ from their defaults, below `results/<profile>/changed/`.
     Measurements of an earlier run are reused. Where all notebooks have been done before with the same
     parameters they run two at a time, and the last one, which reads the others' results, after them.
 
     Args:    only: see `find_notebooks`.
              parameters: plain scalars or flat lists; each goes to the notebooks that have it.
-             environment: of their processes.
+             environment: of the kernels.
     Raises:  ValueError: unknown profile or notebook, or a parameter that none of the notebooks has. Nothing
              has run then.    OSError: the results can't be written, or the disk is full.
     """
     load_profile(profile)
     if "profile" in (parameters or {}):
-        raise ValueError(
-            f"parameters hold profile={parameters['profile']!r}: give it by --profile, not --set"
-        )
+        raise ValueError(f"profile={parameters['profile']!r} is to be given by --profile, not by --set")
     names = {path: assigned(parameters_cell(path)) for path in find_notebooks(only)}
     parameters, known = parameters or {}, sorted({name for each in names.values() for name in each})
     if unknown := sorted(set(parameters) - set(known)):
@@ -163,59 +124,59 @@ def _settings_key(profile: str, parameters: Mapping[str, Any]) -> str:
 def _run_together(
     given: Mapping[Path, dict[str, Any]], profile: str, environment: Mapping[str, str]
 ) -> list[NotebookRun]:
-    """Run notebooks side by side, wait for all of them, and write the result of each into its manifest."""
-    start, runs = time.perf_counter(), []
-    environment = dict(environment) | {
-        "PRUNER_LIB_RESULTS": str(results_root()),
-        "JUPYTER_PREFER_ENV_PATH": "1",
-        "PYTHONPATH": os.pathsep.join(filter(None, [PACKAGE_PARENT, environment.get("PYTHONPATH")])),
-    }
+    """Run notebooks side by side, and wait for all of them."""
+    environment = dict(environment) | {"PRUNER_LIB_RESULTS": str(results_root())}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [PACKAGE_PARENT, environment.get("PYTHONPATH")]))
     if len(given) > 1:
         environment |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     progress = len(given) == 1 and sys.stderr.isatty()
-    with contextlib.ExitStack() as stack:  # whatever ends this block ends the processes
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        environment[RECEIPTS], processes = str(scratch), {}
-        for path, parameters in given.items():
-            process = running(path, scratch, parameters | {"profile": profile}, environment, progress)
-            processes[path] = stack.enter_context(process)
-        for path, code in ended(processes):
-            changed = changed_in(path, given[path])
-            error = _problem(path, scratch, code, results_dir(profile, changed=changed))
-            place = manifest_path(path.stem, profile, changed)
-            good = read_kept(place) or {}  # its files stay after a failure
-            manifest = good | {"finished": now()} if error else read_kept(scratch / f"{path.stem}.json")
-            seconds, outputs = round(time.perf_counter() - start, 1), tuple(manifest.get("outputs", ()))
-            status = "failed" if error else "done"
-            runs.append(NotebookRun(path.stem, profile, status, seconds, outputs, error, changed))
-            settings = {"asked": _settings_key(profile, given[path])}
-            settings["parameters"] = given[path] | {"profile": profile}
-            write_kept(place, manifest | asdict(runs[-1]) | settings)
-            if error and any(os.strerror(full) in error for full in FULL):
-                raise OSError(f"{path.stem} stopped: {error.strip().splitlines()[-1]}")
-    return sorted(runs, key=lambda run: run.notebook)
+    threads = ThreadPoolExecutor(len(given))  # not waited for where a signal or a full disk ends the study
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        environment[RECEIPTS] = scratch
+        jobs = [threads.submit(_run, path, profile, given[path], environment, progress) for path in given]
+        return sorted((job.result() for job in as_completed(jobs)), key=lambda run: run.notebook)
 
 
-def _problem(path: Path, scratch: Path, code: int, folder: Path) -> str | None:
+def _run(
+    path: Path, profile: str, parameters: dict[str, Any], environment: Mapping[str, str], progress: bool
+) -> NotebookRun:
+    """Run a notebook, and write how it ended into its manifest.
+
+    Raises:  SystemExit: a signal ended its kernel.    OSError: the disk is full.
+    """
+    start, scratch = time.perf_counter(), Path(environment[RECEIPTS])
+    asked = parameters | {"profile": profile}
+    said = execute(path, scratch / path.name, asked, environment, progress)
+    changed, receipt = changed_in(path, parameters), scratch / f"{path.stem}.json"
+    folder, place = results_dir(profile, changed=changed), manifest_path(path.stem, profile, changed)
+    error = _problem(path, scratch, said, folder)
+    good = read_kept(place) or {}  # its files stay after a failure
+    manifest = good | {"finished": now()} if error else read_kept(receipt)
+    seconds, outputs = round(time.perf_counter() - start, 1), tuple(manifest.get("outputs", ()))
+    run = NotebookRun(path.stem, profile, "failed" if error else "done", seconds, outputs, error, changed)
+    settings = {"asked": _settings_key(profile, parameters), "parameters": asked}
+    write_kept(place, manifest | asdict(run) | settings)
+    if error and any(os.strerror(full) in error for full in FULL):
+        raise OSError(f"{path.stem} stopped: {error.splitlines()[-1]}")
+    return run
+
+
+def _problem(path: Path, scratch: Path, said: str, folder: Path) -> str | None:
     """Keep the executed notebook in the folder of its results, and say what went wrong.
 
-    Returns: the traceback of the notebook, or what papermill said, where it ended with an exit code; else
-             what is wrong with its receipt; None where there is one and all files that it lists.
+    Args:    said: by `execute`.
+    Returns: that, or what is wrong with the receipt; None where there is one and all files that it lists.
     """
-    tracebacks, executed = [], scratch / path.name
-    with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):  # papermill was killed
-        text = executed.read_text(encoding="utf-8")
+    manifest = read_kept(scratch / f"{path.stem}.json")
+    with contextlib.suppress(FileNotFoundError):  # papermill did not come so far
+        text = (scratch / path.name).read_text(encoding="utf-8")
         for place in (scratch, path.resolve().parent):
             text = text.replace(f"{place}{os.sep}", "")
-        outputs = [one for cell in json.loads(text)["cells"] for one in cell.get("outputs", ())]
-        tracebacks = ["\n".join(one["traceback"]) for one in outputs if one["output_type"] == "error"]
-        failed = "failed" if code or not (scratch / f"{path.stem}.json").is_file() else ""
+        failed = "failed" if said or manifest is None else ""
         write_text(folder / "notebooks" / failed / path.name, _without_places(text))
-    if code:
-        message = tracebacks[-1] if tracebacks else (scratch / f"{path.stem}.txt").read_text(errors="replace")
-        message = _without_places(re.sub(r"\x1b\[[0-9;]*m", "", message)[-TAIL:]).strip()
-        return message or f"papermill ended with exit code {code}"
-    if (manifest := read_kept(scratch / f"{path.stem}.json")) is None:
+    if said:
+        return _without_places(re.sub(r"\x1b\[[0-9;]*m", "", said)[-TAIL:]).strip()
+    if manifest is None:
         return "it ended without results.finish(...): its kernel died, or its last cell does not call it"
     missing = [name for name in manifest["outputs"] if not (folder / name).is_file()]
     return f"its manifest lists {', '.join(missing)}, but there is no such file" if missing else None
@@ -229,9 +190,6 @@ def _without_places(text: str) -> str:
     return text
 
 
-# --- the command line -------------------------------------------------------------------------------
-
-
 def _setting(text: str) -> tuple[str, Any]:
     """Read `name=value` as YAML does: numbers stay numbers, `true` and lists are read too."""
     name, equals, value = text.partition("=")
@@ -241,9 +199,7 @@ def _setting(text: str) -> tuple[str, Any]:
         plain = all(isinstance(one, (int, float, str, type(None))) for one in values)
         if equals and name.isidentifier() and plain:
             return name, read
-    raise argparse.ArgumentTypeError(
-        f"{text!r} is no setting; write name=value, as ratio=0.5 or models=[tiny]"
-    )
+    raise argparse.ArgumentTypeError(f"{text!r} is no setting; write name=value, as models=[tiny]")
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -254,11 +210,7 @@ def main(words: Sequence[str] | None = None) -> int:
     add("--only", action="append", default=[], help="names or their beginnings, with commas: 00,01")
     add("--set", type=_setting, action="extend", nargs="+", default=[], metavar="NAME=VALUE")
     add("--workers", type=int, default=0, metavar="N", help="experiments on N processes of this machine")
-    add(
-        "--scheduler",
-        default=os.environ.get(SCHEDULER, ""),
-        help="experiments on a Dask cluster: tcp://host:port",
-    )
+    add("--scheduler", default=os.environ.get(SCHEDULER, ""), help="of a Dask cluster: tcp://host:port")
     options = parser.parse_args(words)
     only = [name.strip() for names in options.only for name in names.split(",")]
     try:

@@ -7,19 +7,18 @@ beside the records, each once: a study keeps them in `results/<profile>/measured
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from pruner_lib.data.corpora import local_text
 from pruner_lib.method.decoder import decoder_layers
 from pruner_lib.method.groups import Axis
-from pruner_lib.study.cache import files_hash, inputs_hash
+from pruner_lib.study.cache import calibration_key, inputs_hash
 from pruner_lib.study.run import Study
 from pruner_lib.study.settings import Experiment
 from pruner_lib.study.stages import Loaded
@@ -28,12 +27,6 @@ from pruner_lib.study.stages import Loaded
 def model_key(experiment: Experiment) -> list:
     """What makes an experiment's model, for `Study.cached`; how it is measured otherwise does not matter."""
     return [experiment.model_settings(), inputs_hash(experiment, evaluated=False)]
-
-
-def calibration_key(experiment: Experiment) -> list:
-    """What makes the model and the calibration samples of an experiment, for `Study.cached`."""
-    how = experiment.calibration
-    return [experiment.model, files_hash(experiment.model, [local_text(how.corpus)]), asdict(how)]
 
 
 def calibrated(study: Study, experiment: Experiment) -> tuple[Loaded, Tensor]:
@@ -59,29 +52,23 @@ def block_outputs(
     inputs: Tensors = {}
     outputs: Tensors = {}
 
-    def feed(name: str) -> Callable:
-        def before(_: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-            given = args[0] if args else kwargs["hidden_states"]
-            inputs[name] = given.detach().cpu()
-            new = given if fed is None else fed[name].to(given.device)
-            return ((new, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": new})
+    def feed(name: str, _: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        given = args[0] if args else kwargs["hidden_states"]
+        inputs[name] = given.detach().cpu()
+        new = given if fed is None else fed[name].to(given.device)
+        return ((new, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": new})
 
-        return before
-
-    def keep(name: str) -> Callable:
-        def after(_: nn.Module, __: tuple, output: Any) -> None:
-            outputs[name] = (output if isinstance(output, Tensor) else output[0]).detach().cpu()
-
-        return after
+    def keep(name: str, _: nn.Module, __: tuple, output: Any) -> None:
+        outputs[name] = (output if isinstance(output, Tensor) else output[0]).detach().cpu()
 
     with ExitStack() as hooks, torch.no_grad():
         for name, axis in axes.items():
             if axis.layer is not None:
                 block, last = model.get_submodule(axis.module), model.get_submodule(axis.last)
-                hooks.callback(block.register_forward_pre_hook(feed(name), with_kwargs=True).remove)
-                hooks.callback(last.register_forward_hook(keep(name)).remove)
+                hooks.callback(block.register_forward_pre_hook(partial(feed, name), with_kwargs=True).remove)
+                hooks.callback(last.register_forward_hook(partial(keep, name)).remove)
         for number, layer in enumerate(decoder_layers(model)[1]):
-            hooks.callback(layer.register_forward_hook(keep(f"layers.{number}")).remove)
+            hooks.callback(layer.register_forward_hook(partial(keep, f"layers.{number}")).remove)
         model(input_ids=ids.to(next(model.parameters()).device), use_cache=False)
     return inputs, outputs
 

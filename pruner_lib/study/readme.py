@@ -41,14 +41,8 @@ def with_tables(text: str, tables: Mapping[str, str]) -> str:
 
 
 def verdict_tables(root: Path) -> dict[str, str]:
-    """Write the verdicts below `root` as Markdown: in words what was not reproduced, and a table of all.
-
-    What was not reproduced comes first; claims that were not measured share a line.
-    """
+    """Write the verdicts below `root` as Markdown: those not reproduced in words, and first in the table."""
     file, shown = _verdicts(root)
-    if not file:
-        nothing = "Not there yet: `python tasks.py study` makes it."
-        return {"not reproduced": "Nothing was measured yet.", "verdicts": nothing}
     groups = {name: shown[shown.answer == name] for name in ANSWERS}
     lines = [_counts(file, shown), "", _markdown(COLUMNS, pd.concat(groups)[COLUMNS].to_numpy())]
     if rest := shown.claim[shown.answer == NOT_MEASURED].tolist():
@@ -62,8 +56,6 @@ def report_tables(root: Path) -> dict[str, str]:
     """Write what REPRODUCIBILITY.md takes from the results: the claims by their verdict, and the cost."""
     file, shown = _verdicts(root)
     marks = ("counts", *ANSWERS.values(), NOT_MEASURED, "cost")
-    if not file:
-        return dict.fromkeys(marks, "Nothing was measured yet.")
     said = [_in_words(shown[shown.answer == one]) or "None." for one in ANSWERS]
     rest = "\n".join(f"- *{claim}*" for claim in shown[COLUMNS[0]][shown.answer == NOT_MEASURED])
     cost = _cost(root / Path(file).parents[1])
@@ -71,10 +63,10 @@ def report_tables(root: Path) -> dict[str, str]:
 
 
 def _verdicts(root: Path) -> tuple[str, pd.DataFrame]:
-    """Read the verdicts below `root` as they are shown, beside claim and answer; "" without any."""
-    file = next((name for name in VERDICTS if (root / name).is_file()), "")
-    if not file:
-        return "", pd.DataFrame()
+    """Read the verdicts below `root` as they are shown, beside claim and answer."""
+    file = next((name for name in VERDICTS if (root / name).is_file()), None)
+    if file is None:
+        raise ValueError(f"{root} holds none of {', '.join(VERDICTS)}; run `python tasks.py study` first")
     missing = dict.fromkeys(("ours", "low", "high", "paper"), ["", "nan"])
     rows = pd.read_csv(root / file, keep_default_na=False, na_values=missing)
     ours, low, high, paper = (rows[name].map(_number) for name in missing)
@@ -105,12 +97,8 @@ def _cost(folder: Path) -> str:
         (one.machine["device_name"], sum(one.seconds.values()) / 3600, one.peak_memory_mb / 1024)
         for one in load_records(folder)
     ]
-    columns = ["device", "hours", "memory"]
-    table = (
-        pd.DataFrame(records, columns=columns)
-        .groupby("device")
-        .agg(records=("hours", "size"), hours=("hours", "sum"), memory=("memory", "max"))
-    )
+    machines = pd.DataFrame(records, columns=["device", "hours", "memory"]).groupby("device")
+    table = machines.agg(records=("hours", "size"), hours=("hours", "sum"), memory=("memory", "max"))
     rows = [(name, f"{n:,.0f}", f"{hours:.1f}", f"{gib:.1f}") for name, n, hours, gib in table.itertuples()]
     return _markdown(["machine", "experiments", "hours", "highest memory, GiB"], rows)
 

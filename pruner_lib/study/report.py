@@ -1,13 +1,18 @@
-"""HTML pages of executed notebooks, by nbconvert; the summary is the front page, `index.html` of a profile.
+"""HTML pages of executed notebooks, and slides, by nbconvert; the summary is the front page of a profile.
 
-All pages share `style.css` beside the front page and need no network: what nbconvert would load from
-elsewhere (MathJax, widgets) is left out, and formulas are read as LaTeX. Nothing is measured here.
+    python -m pruner_lib.study.report 04 --profile quick         # the slides of a notebook
+
+All pages share `style.css` beside the front page `index.html` and need no network: what nbconvert would load
+from elsewhere (MathJax, widgets) is left out, and formulas are read as LaTeX. Slides hold the cells tagged
+`slide`, with their outputs where the notebook has run in the profile, and do need a network (reveal.js,
+MathJax). Which cells belong to a lecture: `notebooks/README.md`. Nothing is measured here.
 """
 
 from __future__ import annotations
 
+import argparse
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -15,16 +20,16 @@ from urllib.parse import quote
 
 import nbformat
 import pandas as pd
-from nbconvert import HTMLExporter
+from nbconvert import HTMLExporter, SlidesExporter
 from nbconvert.preprocessors.sanitize import SanitizeHTML
 from nbformat.v4 import new_markdown_cell, new_notebook
 
 from pruner_lib.files import write_text
 from pruner_lib.study.execution import read_notebook
 from pruner_lib.study.records import read_kept
-from pruner_lib.study.results import results_dir
+from pruner_lib.study.results import project_root, results_dir
 
-SUMMARY = "12_summary"
+SUMMARY = "12_summary"  # reads what all others wrote
 REMOTE = ("html_head_js", "html_head_js_mathjax", "html_head_js_mermaidjs", "jupyter_widgets")
 TEMPLATE = "{% extends 'lab/index.html.j2' %}" + "".join(
     f"{{% block {name} %}}{{% endblock %}}" for name in REMOTE
@@ -39,6 +44,27 @@ SAFE = SanitizeHTML(tags=TAGS, attributes=ATTRIBUTES, styles=LOOKS)
 LINK = re.compile(r'href="\.\./(?=(?:notebooks|pruner_lib|results)/)')  # from the folder of the notebooks
 PAGE = re.compile(r'href="(\d\d_\w+)\.ipynb"')
 WIDGET = "application/vnd.jupyter.widget-view+json"  # progress bars, which a page can't move
+
+
+def find_notebooks(only: Sequence[str] = ()) -> list[Path]:
+    """List the notebooks of the project (or of the current folder): by their file names, the summary last.
+
+    Args:    only: names or their beginnings, as "00" or "01_discover_groups"; empty: all.
+    Raises:  ValueError: there is none, or no name begins with one of `only` (the message lists the names).
+    """
+    folder = (project_root() or Path.cwd()) / "notebooks"
+    paths = sorted(folder.glob("[!.]*.ipynb"), key=lambda path: (path.stem == SUMMARY, path))
+    if not paths:
+        raise ValueError(f"there are no notebooks in {folder}; run this in a clone of the project")
+    chosen: set[Path] = set()
+    for start in only:
+        exact = [path for path in paths if path.stem == start]
+        matching = exact or [path for path in paths if start and path.stem.startswith(start)]
+        if not matching:
+            names = ", ".join(path.stem for path in paths)
+            raise ValueError(f"no notebook in {folder} begins with {start!r}; there are {names}")
+        chosen.update(matching)
+    return [path for path in paths if not only or path in chosen]
 
 
 def runs_frame(profile: str, changed: Mapping[str, Any] | None = None) -> pd.DataFrame:
@@ -108,3 +134,46 @@ def _row(run: tuple, linked: bool) -> str:
     seconds = f"{run.seconds:.0f} s" if pd.notna(run.seconds) else ""
     cells = (name, *(escape(str(each)) for each in (run.status, seconds, run.finished)))
     return f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+
+
+def slides_page(notebook: nbformat.NotebookNode) -> str:
+    """Make slides of the cells tagged `slide`: a heading begins one, other prose one below it.
+
+    Raises:  ValueError: no cell has the tag.
+    """
+    notebook.cells = [cell for cell in notebook.cells if "slide" in cell.metadata.get("tags", ())]
+    if not notebook.cells:
+        raise ValueError("no cell has the tag `slide`; notebooks/README.md lists the notebooks that do")
+    for cell in notebook.cells:
+        heading = re.search("^##? ", cell.source, re.MULTILINE)
+        prose = "slide" if heading else "subslide"
+        cell.metadata["slideshow"] = {"slide_type": prose if cell.cell_type == "markdown" else "-"}
+    exporter = SlidesExporter(reveal_scroll=True, sanitize_html=True)
+    return exporter.from_notebook_node(without_bars(notebook))[0]
+
+
+def write_slides(name: str, profile: str) -> Path:
+    """Write the slides of a notebook beside its page in the results of a profile, and give their path."""
+    path, *others = find_notebooks([name])
+    if others:
+        raise ValueError(f"{name!r} begins the names of {1 + len(others)} notebooks; name one, as 04")
+    folder = results_dir(profile) / "notebooks"
+    executed = folder / path.name
+    page = slides_page(read_notebook(executed if executed.is_file() else path))
+    return write_text(folder / f"{path.stem}.slides.html", page)
+
+
+def main() -> None:
+    """Write slides, and print where they are."""
+    parser = argparse.ArgumentParser(prog="python -m pruner_lib.study.report", description=__doc__)
+    parser.add_argument("name", help="a notebook or the beginning of its name, as 04")
+    parser.add_argument("--profile", default="quick")
+    options = parser.parse_args()
+    try:
+        print(write_slides(options.name, options.profile))
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -55,10 +55,7 @@ def results_root() -> Path:
 def results_dir(
     profile: str, root: Path | str | None = None, changed: Mapping[str, Any] | None = None
 ) -> Path:
-    """Name the folder of a profile's results, or of a notebook's with changed parameters (it may not exist).
-
-    Raises:  ValueError: there is no such profile.
-    """
+    """Name the folder of a profile's results, or of a notebook's with changed parameters."""
     folder = (Path(root).resolve() if root else results_root()) / load_profile(profile).name
     return folder / folder_of(changed or {})
 
@@ -67,7 +64,7 @@ class Results:
     """The folder of a profile's results; it remembers what was written, for the manifest of a notebook.
 
     Args:    profile: its name.    root: the folder of all results; None: `results_root()`.
-    Raises:  ValueError: there is no such profile, or papermill gave a parameter that the notebook has not.
+    Raises:  ValueError: see `load_profile` and `changed_parameters`.
     """
 
     def __init__(self, profile: str, root: Path | str | None = None) -> None:
@@ -92,18 +89,16 @@ class Results:
         if frame.empty:
             raise ValueError(f"figure {stem!r} has no numbers: pass the frame that it was drawn from")
         place = self.place / "figures"
-        images = save_image(figure, stem, place)
-        paths = [write_csv(place / f"{stem}.csv", frame), *images]
+        paths = [write_csv(place / f"{stem}.csv", frame), *save_image(figure, stem, place)]
         self.outputs += paths
         return paths
 
     def provenance(self) -> str:
         """Say in one line what makes the numbers of this session: code, packages, profile and place."""
-        packages = ", ".join(f"{name} {versions()[name]}" for name in PACKAGES[:2])
+        packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES[:2])
         code = f"pruner_lib {__version__} ({git_revision() or 'no git'})"
         place = os.path.relpath(self.place, project_root() or Path.cwd())
-        profile = self.profile
-        return f"profile {profile.name} of {profile.model}; {code}; {packages}; results in {place}"
+        return f"profile {self.profile.name} of {self.profile.model}; {code}; {packages}; results in {place}"
 
     def finish(self, notebook: str) -> str:
         """Write the manifest that marks a notebook as done, with every file that was written.

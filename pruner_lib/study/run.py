@@ -26,16 +26,17 @@ from pruner_lib.evaluation import meters
 from pruner_lib.method.checks import require
 from pruner_lib.method.groups import Plan
 from pruner_lib.method.importance import aggregate
-from pruner_lib.study import claims, cluster
+from pruner_lib.study import cluster
 from pruner_lib.study.cache import check_inputs, inputs_hash, recovery_key
-from pruner_lib.study.compare import describe, parts
-from pruner_lib.study.order import Jobs, in_order
+from pruner_lib.study.claims import Verdict, answer_path, write_answer
+from pruner_lib.study.compare import Group, describe, parts
 from pruner_lib.study.records import Record, read_kept, read_record, record_path, write_kept, write_record
 from pruner_lib.study.results import Results, git_revision, model_revision, now, results_root, versions
-from pruner_lib.study.settings import Experiment, settings_key
+from pruner_lib.study.settings import DATA_FREE, OWN_PASS, Experiment, settings_key
 from pruner_lib.study.stages import Loaded, Pipeline
 from pruner_lib.study.statistics import Interval
 
+Jobs = list[tuple[Experiment, tuple[str, ...]]]  # experiments, each with the criteria to score beside its own
 _one_at_a_time = threading.RLock()  # torch's random state and the peak-memory counter are the process's
 
 
@@ -57,16 +58,24 @@ class Study(Results):
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.pipeline = Pipeline(self.folder, self.profile.dtype, device)
 
-    def run(self, experiment: Experiment, *, criteria: Sequence[str] = ()) -> Record:
+    def run(self, experiment: Experiment, *, criteria: Sequence[str] = (), wait: bool = True) -> Record:
         """Return the record of an experiment; measure it only if there is none.
 
         Args:    criteria: others that experiments to come need of the same calibration pass.
+                 wait: for another process that is at this experiment.
         Returns: the record, `reused` if it was there already.
         Raises:  ValueError: unknown model, or whatever a stage refuses. Nothing half-written is left.
+                 TimeoutError: another process is at it, and `wait` is False.
         """
         require(Experiment, experiment=experiment)
         check_inputs(experiment)
-        record = self._run(experiment, criteria, wait=True)
+        if (record := self._existing(experiment)) is None:
+            with self._alone(experiment, wait=wait):
+                record = self._existing(experiment)  # another process may have made it while we waited
+                if record is None:
+                    record = self._measure(experiment.canonical(), criteria)
+                    write_record(record, self.folder)
+                    self.pipeline.unfinished(record.experiment).unlink(missing_ok=True)
         self.measured_by.add(record.git_revision)
         return record
 
@@ -79,7 +88,7 @@ class Study(Results):
         require([Experiment, ...], experiments=experiments)
         unique = {one.key: one for one in experiments}
         records = {key: record for key, one in unique.items() if (record := self._existing(one)) is not None}
-        jobs = in_order([one for key, one in unique.items() if key not in records])
+        jobs = _in_order([one for key, one in unique.items() if key not in records])
         for one, _ in jobs:
             check_inputs(one)
         if jobs:
@@ -96,18 +105,6 @@ class Study(Results):
         address = os.environ.get(cluster.SCHEDULER)
         return cluster.connect(address) if self._client is None and address else self._client
 
-    def _run(self, experiment: Experiment, criteria: Sequence[str], wait: bool) -> Record:
-        record = self._existing(experiment)
-        if record is not None:
-            return record
-        with self._alone(experiment, wait=wait):
-            record = self._existing(experiment)  # another process may have made it while we waited
-            if record is None:
-                record = self._measure(experiment.canonical(), criteria)
-                write_record(record, self.folder)
-                self.pipeline.unfinished(record.experiment).unlink(missing_ok=True)
-        return record
-
     def _run_here(self, jobs: Jobs) -> Iterator[Record]:
         """Run experiments one after the other, and last those that another process is at."""
         with tqdm(total=len(jobs), desc="experiments", unit="run") as bar:
@@ -116,7 +113,7 @@ class Study(Results):
                 bar.set_postfix_str(f"{one.method} {one.stage} {one.ratio:.0%}")
                 wait = (one, criteria) in busy
                 try:
-                    record = self._run(one, criteria, wait)
+                    record = self.run(one, criteria=criteria, wait=wait)
                 except TimeoutError:
                     if wait:
                         raise
@@ -174,8 +171,8 @@ class Study(Results):
         with _one_at_a_time:
             members = self.pipeline.members(experiment, criteria)
             axes = self.pipeline.dense(experiment.model).axes
-        how, order = experiment.aggregation, experiment.order
-        return {name: aggregate(axes, members[name], how, order=order) for name in criteria}
+        how = experiment.aggregation
+        return {name: aggregate(axes, members[name], how, order=experiment.order) for name in criteria}
 
     def dense(self, model_name: str) -> Loaded:
         """Load a whole model, or return the one in memory: model, tokenizer and axes, not to be changed."""
@@ -196,22 +193,15 @@ class Study(Results):
                     kept = read_kept(write_kept(path, make()))
         return kept
 
-    def answer(
-        self,
-        claim_id: str,
-        numbers: Interval | Mapping[str, Interval],
-        *,
-        note: str = "",
-        records: Sequence[Record] = (),
-    ) -> claims.Verdict:
-        """Hand over the numbers by which a claim of the paper is judged; see `claims.write_answer`."""
-        verdict = claims.write_answer(self.place, claim_id, numbers, note, records)
-        self.outputs.append(claims.answer_path(self.place, claim_id))
+    def answer(self, claim_id: str, numbers: Interval | Mapping[str, Interval], **how: Any) -> Verdict:
+        """Hand over the numbers by which a claim of the paper is judged; `how`: see `claims.write_answer`."""
+        verdict = write_answer(self.place, claim_id, numbers, **how)
+        self.outputs.append(answer_path(self.place, claim_id))
         return verdict
 
     def settle(
-        self, claim_id: str, a: Sequence[Record], b: Sequence[Record], kind: str = "perplexity", **how: Any
-    ) -> claims.Verdict | str:
+        self, claim_id: str, a: Group, b: Group, kind: str = "perplexity", **how: Any
+    ) -> Verdict | str:
         """Compare two ways of pruning, and hand the numbers over as the answer to a claim.
 
         Args:    kind, how: see `compare.parts`.
@@ -224,10 +214,8 @@ class Study(Results):
 
     def _existing(self, experiment: Experiment) -> Record | None:
         path = record_path(self.folder, experiment.key)
-        if not path.is_file():
-            return None
-        record = read_record(path)
-        return record if record.machine.get("inputs_hash") == inputs_hash(experiment) else None
+        record = read_record(path) if path.is_file() else None
+        return record if record and record.machine.get("inputs_hash") == inputs_hash(experiment) else None
 
     @contextmanager
     def _alone(self, experiment: Experiment, *, wait: bool = True) -> Iterator[None]:
@@ -245,18 +233,32 @@ class Study(Results):
         subject = self.pipeline.subject(experiment, criteria)
         metrics = self.pipeline.evaluate(experiment, subject)
         self.pipeline.forget_large()
-        return Record(
-            experiment,
-            subject.summary(),
-            metrics,
-            subject.history,
-            {name: round(seconds, 3) for name, seconds in self.pipeline.seconds.items()},
-            meters.peak_mb(),
-            _machine(self.pipeline.device) | {"inputs_hash": inputs, "model_revision": revision},
-            versions(),
-            git_revision(),
-            now(),
-        )
+        seconds = {name: round(value, 3) for name, value in self.pipeline.seconds.items()}
+        machine = _machine(self.pipeline.device) | {"inputs_hash": inputs, "model_revision": revision}
+        made = subject.cut, metrics, subject.history, seconds, meters.peak_mb(), machine
+        return Record(experiment, *made, versions(), git_revision(), now())
+
+
+def _in_order(experiments: list[Experiment]) -> Jobs:
+    """Put experiments of one model side by side, those without recovery first, then by calibration.
+
+    Returns: the experiments, each with all criteria that are needed of the calibration pass that it makes.
+    """
+    models = list(dict.fromkeys(one.model for one in experiments))
+
+    def place(one: Experiment) -> tuple:
+        return models.index(one.model), one.recovery is not None, one.ratio > 0, repr(one.calibration)
+
+    return [(one, _criteria_of(one, experiments)) for one in sorted(experiments, key=place)]
+
+
+def _criteria_of(experiment: Experiment, experiments: list[Experiment]) -> tuple[str, ...]:
+    """List the criteria that experiments need of the same calibration pass as this one."""
+    if experiment.canonical().calibration != experiment.calibration or not experiment.ratio:
+        return ()
+    place = experiment.model, experiment.calibration
+    same = [one for one in experiments if one.ratio and (one.model, one.calibration) == place]
+    return tuple(sorted({one.criterion for one in same} - {*DATA_FREE, *OWN_PASS}))
 
 
 def _machine(device: str) -> dict[str, Any]:

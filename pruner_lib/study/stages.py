@@ -7,10 +7,11 @@ what becomes of its numbers, is decided in `run`.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -46,43 +47,22 @@ KEEP_BYTES = 2 << 30  # a larger dense model is not copied: it is cut itself and
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model with its tokenizer and, of the dense model, its axes."""
+    """A model with its tokenizer and, of the dense model, its axes.
+
+    Args:    cut: what a record says of it: parameters, sparsity and, for each axis, groups [kept, there].
+             history: of the recovery, step by step.
+    """
 
     model: Any
     tokenizer: Any
     axes: Any = None
+    cut: dict[str, Any] = field(default_factory=dict)
+    history: tuple[dict[str, Any], ...] = ()
 
     @property
     def large(self) -> bool:
         """Whether the model is too large to be kept beside another."""
         return weight_bytes(self.model) > KEEP_BYTES or bool(offloaded(self.model))
-
-
-@dataclass(frozen=True)
-class Subject:
-    """The model that an experiment measures, and how it came about.
-
-    Args:    plan: which groups stayed; None for the whole model.    history: of the recovery, step by step.
-             n_dense, n_left: scalar parameters before and after the cut.
-    """
-
-    model: Any
-    tokenizer: Any
-    plan: Plan | None
-    history: tuple[dict[str, Any], ...]
-    n_dense: int
-    n_left: int
-
-    def summary(self) -> dict[str, Any]:
-        """What a record says of the cut: parameters, sparsity and, for each axis, [kept, there]."""
-        sparsity = 1 - self.n_left / self.n_dense
-        numbers = {"parameters_dense": self.n_dense, "parameters": self.n_left, "sparsity": sparsity}
-        if self.plan is not None:
-            there = self.plan.n_groups
-            numbers["kept"] = {name: [len(kept), there[name]] for name, kept in self.plan.keep.items()}
-            if "layers" in self.plan.keep:
-                numbers["layers_kept"] = self.plan.keep["layers"].tolist()
-        return numbers
 
 
 class Pipeline:
@@ -93,7 +73,7 @@ class Pipeline:
 
     def __init__(self, folder: Path, dtype: str = "float32", device: str = "cpu") -> None:
         self.folder, self.dtype, self.device = folder, dtype, device
-        self.seconds: dict[str, float] = {}
+        self.seconds: Counter[str] = Counter()
         self._dense: dict[tuple[str, str | None], Loaded] = {}  # at most one
         # to tokenise takes as long as to measure few windows; `_` is the content of a file of the user's own
         self._text_ids = lru_cache(maxsize=8)(lambda name, _, *given, **how: text_ids(name, *given, **how))
@@ -114,10 +94,8 @@ class Pipeline:
     def timed(self, stage: str) -> Iterator[None]:
         """Add the time of what follows to `seconds[stage]`."""
         start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+        yield
+        self.seconds[stage] += time.perf_counter() - start
 
     def dense(self, name: str) -> Loaded:
         """Load a whole model and discover its axes, or return the one in memory; it must not be changed."""
@@ -209,7 +187,7 @@ class Pipeline:
                 return obs_scores(dense.model, dense.axes, ids)
             return as_group_scores(dense.axes, block_influence(dense.model, ids))
 
-    def subject(self, experiment: Experiment, criteria: Sequence[str] = ()) -> Subject:
+    def subject(self, experiment: Experiment, criteria: Sequence[str] = ()) -> Loaded:
         """Make the model of an experiment; the dense one is that in memory, which must not be changed.
 
         Args:    criteria: others to estimate in the same calibration pass, for experiments that follow.
@@ -217,25 +195,23 @@ class Pipeline:
         plan = self.plan(experiment, criteria) if experiment.ratio else None
         changes = plan is not None or experiment.recovery or experiment.int8
         loaded = self.own(experiment.model) if changes else self.dense(experiment.model)
-        model, history, n_dense = loaded.model, [], count_parameters(loaded.model)
-        if experiment.repaired and plan is not None:
-            with self.timed("repair"), in_place(model):
-                ids = self.calibration_ids(experiment.calibration, loaded.tokenizer)
-                repair_(model, plan, ids, axes=loaded.axes)
+        model, history, n_dense = loaded.model, (), count_parameters(loaded.model)
         if plan is not None:
+            if experiment.repaired:
+                with self.timed("repair"), in_place(model):
+                    ids = self.calibration_ids(experiment.calibration, loaded.tokenizer)
+                    repair_(model, plan, ids, axes=loaded.axes)
             with self.timed("prune"), in_place(model):
                 prune_(model, plan, axes=loaded.axes)
-        n_left = count_parameters(model)
+        cut = _cut(plan, n_dense, count_parameters(model))
         if experiment.recovery:
             model, history = self._recover(experiment, model, loaded.tokenizer)
         if experiment.int8:
             with self.timed("quantise"):
                 quantise_(model)
-        return Subject(model, loaded.tokenizer, plan, tuple(history), n_dense, n_left)
+        return Loaded(model, loaded.tokenizer, cut=cut, history=history)
 
-    def _recover(
-        self, experiment: Experiment, model: Any, tokenizer: Any
-    ) -> tuple[Any, list[dict[str, Any]]]:
+    def _recover(self, experiment: Experiment, model: Any, tokenizer: Any) -> tuple[Any, tuple]:
         """Fine-tune a pruned model, from the last checkpoint if there is one: the model and its history."""
         how = experiment.recovery
         on_the_way = experiment.evaluation.texts if how.evaluate_at else ()
@@ -246,23 +222,15 @@ class Pipeline:
         def evaluate(model: Any) -> dict[str, float]:
             return {text: perplexity(model, ids) for text, ids in texts.items()}
 
+        watch = {"evaluate": evaluate if texts else None, "evaluate_at": how.evaluate_at}
+        keep = {"output_dir": folder, "keep_at": how.keep_at, "at": how.at, "merge": True}
         with self.timed("recover"), in_place(model):
-            done = recover(
-                model,
-                tokenizer,
-                instructions(how.corpus, samples=how.samples, seed=how.seed),
-                output_dir=folder,
-                evaluate=evaluate if texts else None,
-                evaluate_at=how.evaluate_at,
-                keep_at=how.keep_at,
-                at=how.at,
-                merge=True,
-                **how.training(),
-            )
+            data = instructions(how.corpus, samples=how.samples, seed=how.seed)
+            done = recover(model, tokenizer, data, **watch, **keep, **how.training())
             cache.note_adapters(folder)
-        return done.model.eval(), list(done.history)
+        return done.model.eval(), tuple(done.history)
 
-    def evaluate(self, experiment: Experiment, subject: Subject) -> dict[MetricName, Metric]:
+    def evaluate(self, experiment: Experiment, subject: Loaded) -> dict[MetricName, Metric]:
         """Measure a model on every text and task of an experiment, but what was measured before a kill."""
         how, path = experiment.evaluation, self.unfinished(experiment)
         saved = read_kept(path) or {}
@@ -287,3 +255,13 @@ class Pipeline:
     ) -> dict[MetricName, Metric]:
         """Measure the perplexity of a model on a text, see `measure.measure_text`."""
         return measure_text(text, self.text_ids(how, text, tokenizer), how, model, tokenizer)
+
+
+def _cut(plan: Plan | None, n_dense: int, n_left: int) -> dict[str, Any]:
+    """Describe a cut for a record, from the scalar parameters before and after it."""
+    numbers = {"parameters_dense": n_dense, "parameters": n_left, "sparsity": 1 - n_left / n_dense}
+    if plan is not None:
+        numbers["kept"] = {name: [len(kept), plan.n_groups[name]] for name, kept in plan.keep.items()}
+        if "layers" in plan.keep:
+            numbers["layers_kept"] = plan.keep["layers"].tolist()
+    return numbers

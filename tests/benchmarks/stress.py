@@ -222,7 +222,6 @@ def signals(scratch: Path) -> dict[str, dict[str, int]]:
     words = {
         "tasks.py": "-c",
         "runner": "study.notebooks",
-        "papermill": "execution",
         "kernel": "ipykernel_launcher",
     }
     rows, pipes = {}, {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}

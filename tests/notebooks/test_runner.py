@@ -15,9 +15,11 @@ import psutil
 import pytest
 
 from pruner_lib.study import notebooks as runner
+from pruner_lib.study import report
 from pruner_lib.study.cluster import SCHEDULER
-from pruner_lib.study.notebooks import find_notebooks, main, run_study, was_done
+from pruner_lib.study.notebooks import main, run_study, was_done
 from pruner_lib.study.records import read_kept
+from pruner_lib.study.report import find_notebooks
 from pruner_lib.study.results import manifest_path, results_dir
 
 PARAMETERS = 'profile = "tiny"\nratio: float = 0.25  # share\nnames = ["a"]'
@@ -38,7 +40,7 @@ DIE_ONCE = "import os, signal\nif not killed_before:\n    os.kill(os.getpid(), s
 def folder(tmp_path, monkeypatch):
     """An empty project, whose notebooks lie in this folder."""
     monkeypatch.setenv("PRUNER_LIB_RESULTS", str(tmp_path / "results"))
-    monkeypatch.setattr(runner, "project_root", lambda: tmp_path)
+    monkeypatch.setattr(report, "project_root", lambda: tmp_path)
     (tmp_path / "notebooks").mkdir()
     return tmp_path / "notebooks"
 
@@ -190,25 +192,22 @@ def start_study(folder):
     [
         ("runner", signal.SIGTERM),
         ("runner", signal.SIGINT),
-        ("papermill", signal.SIGTERM),
-        ("papermill", signal.SIGINT),
         ("kernel", signal.SIGTERM),
         ("kernel", signal.SIGINT),
         ("runner", signal.SIGKILL),
     ],
 )
 def test_signal_to_any_process_ends_the_study_and_all_its_processes(folder, tmp_path, who, number):
-    """The kernel starts a process; after the signal both are gone, and so is papermill."""
+    """The kernel starts a process; after the signal both are gone, and so is the runner."""
     note = tmp_path / "kernel.txt"
     notebook(folder, "00_long", NOTES.format(note=str(note)), FINISH)
     notebook(folder, "01_next", WRITE, FINISH)
     study = start_study(folder)
     try:
         wait_until(lambda: note.is_file() and len(note.read_text().split()) == 3)
-        processes = dict(
-            zip(("papermill", "kernel", "child"), map(int, note.read_text().split()), strict=True)
-        )
-        os.kill((processes | {"runner": study.pid})[who], number)
+        processes = dict(zip(("runner", "kernel", "child"), map(int, note.read_text().split()), strict=True))
+        assert processes["runner"] == study.pid
+        os.kill(processes[who], number)
         said = study.communicate(timeout=120)[1]
         killed = number == signal.SIGKILL
         assert study.returncode == (-number if killed else 128 + number)
@@ -217,17 +216,6 @@ def test_signal_to_any_process_ends_the_study_and_all_its_processes(folder, tmp_
         assert not (results_dir("tiny") / "tables").exists(), "the next notebook ran"
     finally:
         study.kill()
-
-
-@pytest.mark.slow
-def test_notebook_whose_runner_was_killed_before_it_began_does_not_run(folder, tmp_path):
-    note = tmp_path / "kernel.txt"
-    path = notebook(folder, "00_long", NOTES.format(note=str(note)), FINISH)
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    command = [sys.executable, "-m", "pruner_lib.study.execution", path, tmp_path / path.name, "{}"]
-    assert subprocess.run([*command, str(gone.pid)], timeout=400).returncode == 1, "it would sleep for 600 s"
-    assert not note.exists()
 
 
 def wait_until(condition, seconds: float = 120.0):
@@ -270,11 +258,11 @@ def test_bad_input_on_the_command_line_ends_with_exit_code_2(folder, capsys):
 def test_notebooks_come_in_the_order_of_their_names_and_can_be_chosen(folder):
     for name in ("02_c", "00_a", "01_b", "00_a_more"):
         notebook(folder, name)
-    assert [path.stem for path in find_notebooks(folder=folder)] == ["00_a", "00_a_more", "01_b", "02_c"]
-    assert [path.stem for path in find_notebooks(["01", "02"], folder)] == ["01_b", "02_c"]
-    assert [path.stem for path in find_notebooks(["00_a"], folder)] == ["00_a"]
+    assert [path.stem for path in find_notebooks()] == ["00_a", "00_a_more", "01_b", "02_c"]
+    assert [path.stem for path in find_notebooks(["01", "02"])] == ["01_b", "02_c"]
+    assert [path.stem for path in find_notebooks(["00_a"])] == ["00_a"]
     with pytest.raises(ValueError, match="begins with '9'; there are 00_a"):
-        find_notebooks(["9"], folder)
+        find_notebooks(["9"])
 
 
 @pytest.mark.slow

@@ -51,11 +51,13 @@ def test_killed_worker_costs_no_record_and_changes_none(tmp_path, monkeypatch):
     monkeypatch.setenv("PRUNER_LIB_RESULTS", str(tmp_path))
     alone, spread, killed = Study("tiny", tmp_path / "alone"), Study("tiny"), []
     alone.run_all(WANTED)
+    monkeypatch.setattr(cluster, "_gpus", lambda: ["4", "GPU-7"])  # names of GPUs, which nothing here uses
     with cluster.serving(2) as address:
         monkeypatch.setenv(cluster.SCHEDULER, address)
         client = spread.client
         workers = client.run(os.getpid)
         assert len(workers) == 2
+        assert sorted(client.run(os.getenv, cluster.GPUS).values()) == ["4", "GPU-7"]
         killer = threading.Thread(target=kill_a_busy_worker, args=(client, killed), daemon=True)
         killer.start()
         spread.run_all(WANTED)
@@ -93,9 +95,12 @@ def test_each_worker_has_a_gpu_of_its_own(monkeypatch):
     assert cluster._gpus() == ["0", "1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-7")
     assert cluster._gpus() == ["4", "GPU-7"]
-    worker = cluster._worker(SimpleNamespace(Nanny="nanny"), ["GPU-7"])["options"]
-    assert worker["resources"] == {"GPU": 1} and worker["env"]["CUDA_VISIBLE_DEVICES"] == "GPU-7"
-    assert "CUDA_VISIBLE_DEVICES" not in cluster._worker(SimpleNamespace(Nanny="nanny"), [])["options"]["env"]
+    heard = signal.getsignal(signal.SIGINT)
+    for named, own in (("4,GPU-7", "GPU-7"), ("", "")):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+        cluster.dask_setup(SimpleNamespace(name=1))
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == own
+    signal.signal(signal.SIGINT, heard)
 
 
 @pytest.mark.parametrize("gpus", [0, 1])

@@ -89,15 +89,22 @@ def test_cost_adds_up_the_records_of_each_machine(tmp_path):
     assert tables["counts"].startswith(f"Of {len(claims())} claims, in the profile `quick`: 1 not reproduced")
 
 
-def test_text_around_the_tables_stays_and_old_tables_go(tmp_path):
-    new = with_tables(MARKED, verdict_tables(tmp_path))
-    assert new.startswith("a\n<!-- verdicts -->\nNot there yet") and "old" not in new
-    assert "\nb\n" in new and "-->\nc\n" in new and with_tables(new, verdict_tables(tmp_path)) == new
-    assert "\nNothing was measured yet.\n" in new
+def test_text_around_the_tables_stays_and_old_tables_go():
+    tables = {"verdicts": "a table", "not reproduced": "Nothing."}
+    new = with_tables(MARKED, tables)
+    assert new.startswith("a\n<!-- verdicts -->\na table\n<!--") and "old" not in new
+    assert "\nb\n" in new and "-->\nc\n" in new and with_tables(new, tables) == new
+    assert "\nNothing.\n" in new
     beside = with_tables(new, {"benchmark": "none"})
     assert beside == new.replace("<!-- benchmark -->", "<!-- benchmark -->\nnone\n")
     with pytest.raises(ValueError, match="<!-- not reproduced -->"):
-        with_tables("<!-- verdict --><!-- end of verdict -->", verdict_tables(tmp_path))
+        with_tables("<!-- verdicts --><!-- end of verdicts -->", tables)
+
+
+def test_results_without_verdicts_are_refused_with_what_makes_them(tmp_path):
+    for tables in (verdict_tables, report_tables):
+        with pytest.raises(ValueError, match="holds none of results/decide.*run `python tasks.py study`"):
+            tables(tmp_path)
 
 
 def test_measured_claims_have_rows_and_what_was_not_reproduced_comes_first(tmp_path):

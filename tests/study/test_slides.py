@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from pruner_lib.study.slides import slides_page, write_slides
+from pruner_lib.study.report import slides_page, write_slides
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 SYLLABUS = (FOLDER / "README.md").read_text(encoding="utf-8")

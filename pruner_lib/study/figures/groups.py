@@ -65,9 +65,8 @@ def slices_frame(
     for axis, member in shown:
         height, width, *more = (*model.get_parameter(member.parameter).shape, 0)
         if len(more) > 1:
-            raise ValueError(
-                f"{member.parameter} has {len(more) + 1} dims; only vectors and matrices are listed"
-            )
+            dims = len(more) + 1
+            raise ValueError(f"{member.parameter} has {dims} dims; only vectors and matrices are listed")
         place = (stages[member.structure], member.structure, member.parameter, height, width, axis.name)
         for group in range(axis.n_groups) if axis.kind == "attention" else [chosen[axis]]:
             own = (axis.kind, member.role, member.dim, group, axis.n_groups, group == chosen[axis])
@@ -162,10 +161,8 @@ def _boxes(frame: pd.DataFrame) -> pd.DataFrame:
     first = boxes.drop_duplicates("structure")
     tall = size.rows[first.index].groupby(first.stage).sum().max()
     boxes["unit"] = min(HIDDEN / longest, TALLEST / tall)
-    boxes["height"], boxes["width"] = (
-        size.rows * boxes.unit,
-        (size["columns"] * boxes.unit).replace(0, VECTOR),
-    )
+    boxes["height"] = size.rows * boxes.unit
+    boxes["width"] = (size["columns"] * boxes.unit).replace(0, VECTOR)
     boxes["label"] = [_label(box) for box in boxes.itertuples()]
     step = boxes.height[first.index] + LABEL
     total, down = (getattr(step.groupby(first.stage), how) for how in ("transform", "cumsum"))

@@ -11,17 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from pruner_lib.study.figures.drawing import (
-    MIN_BAND,
-    draw_paper,
-    finish_axes,
-    finish_axis,
-    legend_keys,
-    marks_frame,
-    new_axes,
-    reference_lines,
-    summary,
-)
+from pruner_lib.study.figures import drawing
 from pruner_lib.study.figures.style import GREY, styles_of
 
 
@@ -48,8 +38,7 @@ def plot_intervals(
     ...                reference={"dense model": 1}, title="smollm2-135m, wiki, 20 % removed")
 
     Args:
-        frame: columns `value`, `rows`, `series`, `marker`, `each`, and those of `drawing.marks_frame`: `low`
-            and `high`, or `stderr`; `paper`, or `source`.
+        frame: columns `value`, `rows`, `series`, `marker`, `each`, and those of `drawing.marks_frame`.
         label: what is measured, with its unit.    rows: column of the names.
         series: column that chooses the colour; without it the row's name does.
         marker: column that chooses the marker, such as a stage.
@@ -57,11 +46,11 @@ def plot_intervals(
         reference: name -> number, a dashed line.    scale: "linear", "log" or "percent" (of shares).
     """
     within = [column for column in dict.fromkeys((series, marker)) if column and column != rows]
-    marks = marks_frame(frame, value, [rows, *within], series=series or rows, marker=marker)
+    marks = drawing.marks_frame(frame, value, [rows, *within], series=series or rows, marker=marker)
     marks = marks.drop_duplicates() if each else marks
     slots = marks.drop_duplicates([rows, *within]).groupby(rows, sort=False)
     names, most = styles_of(marks[rows]), slots.size().max()
-    ax = new_axes(ax, 6.4, 1.3 + len(names) * (0.2 + 0.2 * most))
+    ax = drawing.new_axes(ax, 6.4, 1.3 + len(names) * (0.2 + 0.2 * most))
     ax.set_xscale("log" if scale == "log" else "linear")
     spans = []  # height, low, high, colour
     for row, (_, slot) in enumerate(slots):
@@ -72,27 +61,27 @@ def plot_intervals(
             if each:
                 own = frame[(frame[[rows, *within]] == list(cell)).all(axis=1)][each]
                 ax.plot(own, [y] * len(own), "|", color=here.color.iloc[0], alpha=0.5, markersize=12)
-    keys = legend_keys(marks, series, None, marker, joined=False)
-    keys += reference_lines(ax, "x", reference, {})
+    keys = drawing.legend_keys(marks, series, None, marker, joined=False)
+    keys += drawing.reference_lines(ax, "x", reference, {})
     limits = ax.get_xlim()
     for y, low, high, color in spans:
         ax.plot(np.clip([low, high], *limits), [y, y], color=color, linewidth=1.5, zorder=2)
     ax.set_yticks(range(len(names)), [style.label for style in names.values()])
     ax.set(xlim=limits, ylim=(len(names) - 0.5, -0.5))
-    finish_axis(ax, "x", label, scale)
-    return finish_axes(ax, title, keys)
+    drawing.finish_axis(ax, "x", label, scale)
+    return drawing.finish_axes(ax, title, keys)
 
 
 def _draw_row(ax: Axes, y: float, marks: pd.DataFrame, log: bool) -> list[tuple[float, float, float, str]]:
     """Draw the marks at one height, and the caps of their intervals; return these: y, low, high, colour."""
     paper, ours = marks[marks.source == "paper"], marks[marks.source != "paper"]
     if len(paper):
-        draw_paper(ax, paper.value, [y] * len(paper), paper)
-    numbers = [summary(ours.iloc[[i]], log) for i in range(len(ours))]
+        drawing.draw_paper(ax, paper.value, [y] * len(paper), paper)
+    numbers = [drawing.summary(ours.iloc[[i]], log) for i in range(len(ours))]
     color, symbol = marks.color.iloc[0], marks.symbol.iloc[0]
-    if len(ours) >= MIN_BAND:
+    if len(ours) >= drawing.MIN_BAND:
         ax.plot(ours.value, [y] * len(ours), "|", color=color, alpha=0.5, markersize=9)
-        numbers = [summary(ours, log)]
+        numbers = [drawing.summary(ours, log)]
     for middle, low, high in numbers:
         ax.plot(middle, y, symbol, color=color, markersize=10 if symbol == "*" else 7, zorder=3)
         ax.plot([low, high], [y, y], "|", color=color, markersize=6)
@@ -127,8 +116,7 @@ def plot_curves(
     ...             label="perplexity / perplexity before recovery", scale="log")
 
     Args:
-        frame: columns `value`, `x`, `series`, `line`, `marker`, and those of `drawing.marks_frame`: `low` and
-            `high`, or `stderr`; `paper`, or `source`.
+        frame: columns `value`, `x`, `series`, `line`, `marker`, and those of `drawing.marks_frame`.
         x: column of numbers or of names.    xlabel, label: what the axes show, with its unit.
         series, line, marker: columns that choose the colour, the line style and the marker.
         joined: False: marks alone, as for estimates beside the truth.
@@ -138,24 +126,24 @@ def plot_curves(
         legend: False: another panel explains the curves.
     """
     columns = [name for name in dict.fromkeys((series, line, marker)) if name]
-    marks = marks_frame(frame, value, [x, *columns], series=series, line=line, marker=marker)
-    ax = new_axes(ax)
+    marks = drawing.marks_frame(frame, value, [x, *columns], series=series, line=line, marker=marker)
+    ax = drawing.new_axes(ax)
     named = not pd.api.types.is_numeric_dtype(marks[x])
     places = list(dict.fromkeys(marks[x])) if named else sorted(set(marks[x]))
     marks["place"] = marks[x].map(places.index) if named else marks[x].astype(float)
     joined = joined and not named
     for _, part in marks.groupby([*columns, "source"], sort=False):
         if part.source.iloc[0] == "paper":
-            draw_paper(ax, part["place"], part.value, part, line=":" if joined else "")
+            drawing.draw_paper(ax, part["place"], part.value, part, line=":" if joined else "")
         else:
             _draw_curve(ax, part, joined, scale == "log")
-    keys = legend_keys(marks, series, line, marker, joined)
-    keys += reference_lines(ax, "y", reference, styles_of(marks[series]) if series else {})
+    keys = drawing.legend_keys(marks, series, line, marker, joined)
+    keys += drawing.reference_lines(ax, "y", reference, styles_of(marks[series]) if series else {})
     if diagonal:
         at = marks["place"].median()  # a place inside the axes
         keys.append(ax.axline((at, at), (2 * at, 2 * at), color=GREY, ls="--", lw=1, label=diagonal))
-    finish_axis(ax, "x", xlabel, xscale)
-    finish_axis(ax, "y", label, scale)
+    drawing.finish_axis(ax, "x", xlabel, xscale)
+    drawing.finish_axis(ax, "y", label, scale)
     if named:
         ax.set_xticks(range(len(places)), places)
         ax.set_xlim(-0.6, len(places) - 0.4)
@@ -163,12 +151,12 @@ def plot_curves(
         ax.set_xticks(places, [f"{place:,g}" for place in places])
     elif xscale == "linear" and (marks["place"] % 1 == 0).all():
         ax.xaxis.get_major_locator().set_params(integer=True)
-    return finish_axes(ax, title, keys if legend else [])
+    return drawing.finish_axes(ax, title, keys if legend else [])
 
 
 def _draw_curve(ax: Axes, part: pd.DataFrame, joined: bool, log: bool) -> None:
     """Draw a part of the marks: a curve with its band and each of its draws, or single marks."""
-    points = np.array([(at, *summary(rows, log)) for at, rows in part.groupby("place")], dtype=float)
+    points = np.array([(at, *drawing.summary(rows, log)) for at, rows in part.groupby("place")], dtype=float)
     known = points[:, 1:][np.isfinite(points[:, 1:])]
     at, middle, low, high = points[:, 0], *points[:, 1:].clip(known.min(), known.max()).T  # no open ends
     look = part.iloc[0]
@@ -193,7 +181,7 @@ def plot_heatmap(frame: pd.DataFrame, *, label: str = "", title: str = "", ax: A
     table = frame.pivot(index="method_a", columns="method_b", values="overlap")
     table = table.combine_first(table.T).loc[names, names].to_numpy()
     size = 1.6 + 0.62 * len(names)
-    ax = new_axes(ax, size + 1.2 * bool(label), size)
+    ax = drawing.new_axes(ax, size + 1.2 * bool(label), size)
     image = ax.imshow(table, cmap="cividis", vmin=0, vmax=1)
     for (row, column), number in np.ndenumerate(table):
         shown, color = f"{round(number, 2) + 0:.2f}", "black" if number > 0.55 else "white"  # + 0: no -0.00
