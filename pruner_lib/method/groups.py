@@ -1,4 +1,4 @@
-"""The terms of the method as data: members, axes, plans and the names of all options (paper section 3.1).
+"""The terms of the method as data: members, axes and plans (paper section 3.1).
 
 An axis holds n interchangeable groups; a plan says which of them stay. Nothing here reads a model or weights.
 """
@@ -19,17 +19,6 @@ import torch
 
 from pruner_lib.method.checks import require
 from pruner_lib.method.display import axes_html, axes_text, axis_text, plan_html, plan_text
-
-KINDS = ("attention", "mlp", "hidden")
-GRANULARITIES = {"block": ("attention", "mlp"), "channel": ("hidden",), "layer": ()}  # -> kinds that are cut
-SCOPES = ("local", "global", "joint")
-TARGETS = ("groups", "parameters")
-AGGREGATIONS = ("sum", "mean", "prod", "max", "last")
-ORDERS = ("channel", "group")
-CRITERIA = ("random", "l1", "l2", "vector", "element1", "element2", "mixed")
-DATA_FREE = ("random", "l1", "l2")
-SECOND_ORDER = ("element2", "mixed")  # need the gradient of each sample
-ADDITIVE = ("vector", "element2")  # sums over samples: micro-batches are scored one by one
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -57,7 +46,7 @@ class Axis:
     """n interchangeable groups at one place of the model, numbered 0..n_groups-1."""
 
     name: str  # `layers.3.attention`, `layers.3.mlp` or `hidden`
-    kind: str  # one of `KINDS`
+    kind: str  # one of `names.KINDS`
     n_groups: int
     members: tuple[Member, ...]  # in the order in which the forward pass reaches them
     group_parameters: int  # number of scalar parameters that go with one group
