@@ -15,6 +15,7 @@ from typing import Any
 
 def start(function: Callable, *given: Any, said: Path | str = os.devnull) -> BaseProcess:
     """Call a function in a new process; what it prints goes to a file, line by line."""
+    open(said, "w").close()  # it is there from now on
     context = multiprocessing.get_context("fork" if hasattr(os, "fork") else "spawn")
     process = context.Process(target=_call, args=(said, function, *given))
     process.start()
