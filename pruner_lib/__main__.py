@@ -23,8 +23,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import pruner_lib  # its public functions, each imported when it is used: recovery needs peft
 from pruner_lib.data.corpora import CORPORA, INSTRUCTIONS, read_corpus
 from pruner_lib.data.windows import instructions
-from pruner_lib.method.groups import Axes, Plan
-from pruner_lib.method.names import AGGREGATIONS, CRITERIA, DATA_FREE, GRANULARITIES, SCOPES, TARGETS
+from pruner_lib.method.groups import (
+    AGGREGATIONS,
+    CRITERIA,
+    DATA_FREE,
+    GRANULARITIES,
+    SCOPES,
+    TARGETS,
+    Axes,
+    Plan,
+)
 from pruner_lib.method.options import check_options
 from pruner_lib.models.export import check_gguf
 from pruner_lib.models.load import NAMES

@@ -1,4 +1,4 @@
-"""The terms of the method as data: members, axes and plans (paper section 3.1).
+"""The terms of the method as data: members, axes, plans and the names of all options (paper section 3.1).
 
 An axis holds n interchangeable groups; a plan says which of them stay. Nothing here reads a model or weights.
 """
@@ -19,6 +19,7 @@ import torch
 
 from pruner_lib.method.checks import require
 from pruner_lib.method.display import axes_html, axes_text, axis_text, plan_html, plan_text
+from pruner_lib.method.names import *  # noqa: F403, terms too, in a module without torch
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -46,7 +47,7 @@ class Axis:
     """n interchangeable groups at one place of the model, numbered 0..n_groups-1."""
 
     name: str  # `layers.3.attention`, `layers.3.mlp` or `hidden`
-    kind: str  # one of `names.KINDS`
+    kind: str  # one of `KINDS`
     n_groups: int
     members: tuple[Member, ...]  # in the order in which the forward pass reaches them
     group_parameters: int  # number of scalar parameters that go with one group

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from pruner_lib.method.checks import require
-from pruner_lib.method.groups import Axes, Axis
-from pruner_lib.method.names import GRANULARITIES, SCOPES, TARGETS
+from pruner_lib.method.groups import GRANULARITIES, SCOPES, TARGETS, Axes, Axis
 
 OPTIONS = {  # of `select`, and what each may be
     "granularity": tuple(GRANULARITIES),

@@ -15,8 +15,7 @@ from fnmatch import fnmatchcase
 import torch
 
 from pruner_lib.method.checks import plain_number, require
-from pruner_lib.method.groups import Axes, Axis, Plan
-from pruner_lib.method.names import GRANULARITIES
+from pruner_lib.method.groups import GRANULARITIES, Axes, Axis, Plan
 from pruner_lib.method.options import (
     check_axes,
     check_fit,

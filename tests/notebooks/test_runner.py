@@ -143,11 +143,11 @@ def test_notebook_without_the_parameters_tag_is_an_error(folder):
 def test_notebooks_come_in_the_order_of_their_names_and_can_be_chosen(folder):
     for name in ("02_c", "00_a", "01_b", "00_a_more"):
         notebook(folder, name)
-    assert [path.stem for path in find_notebooks(folder=folder)] == ["00_a", "00_a_more", "01_b", "02_c"]
-    assert [path.stem for path in find_notebooks(["01", "02"], folder)] == ["01_b", "02_c"]
-    assert [path.stem for path in find_notebooks(["00_a"], folder)] == ["00_a"]
+    assert [path.stem for path in find_notebooks()] == ["00_a", "00_a_more", "01_b", "02_c"]
+    assert [path.stem for path in find_notebooks(["01", "02"])] == ["01_b", "02_c"]
+    assert [path.stem for path in find_notebooks(["00_a"])] == ["00_a"]
     with pytest.raises(ValueError, match="begins with '9'; there are 00_a"):
-        find_notebooks(["9"], folder)
+        find_notebooks(["9"])
 
 
 @pytest.mark.slow

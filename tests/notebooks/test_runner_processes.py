@@ -66,11 +66,11 @@ time.sleep(600)
 
 def start_study(folder, said="said.txt"):
     """Start a runner; what it says goes to a file in the project."""
-    return forked.start(be_the_runner, folder.parent, said=folder.parent / said)
+    return forked.start(be_the_runner, results.__file__, said=folder.parent / said)
 
 
-def be_the_runner(place):
-    results.project_root = lambda: place
+def be_the_runner(file):
+    results.__file__ = file  # by which it finds the project, where the process is not forked
     forked.as_program("pruner_lib.study.notebooks", "--profile=tiny")
 
 

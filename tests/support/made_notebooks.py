@@ -6,7 +6,7 @@ from pathlib import Path
 
 import nbformat
 
-from pruner_lib.study import notebooks as runner
+from pruner_lib.study import results
 
 PARAMETERS = 'profile = "tiny"\nratio: float = 0.25  # share\nnames = ["a"]'
 WRITE = """
@@ -24,7 +24,8 @@ FINISH = "results.outputs.append(path)\nresults.finish('NAME')"
 def make_project(place: Path, patch) -> Path:
     """An empty project, from here on the one that is run; give the folder of its notebooks."""
     patch.setenv("PRUNER_LIB_RESULTS", str(place / "results"))
-    patch.setattr(runner, "project_root", lambda: place)
+    patch.setattr(results, "__file__", str(place / "pruner_lib/study/results.py"))  # by which it is found
+    (place / "pyproject.toml").touch()
     (place / "notebooks").mkdir()
     return place / "notebooks"
 
