@@ -38,6 +38,8 @@ BOTH = (signal.SIGTERM,) if os.name == "nt" else (signal.SIGINT, signal.SIGTERM)
 CACHES = ("__pycache__", ".pytest_cache", ".ruff_cache", ".ipynb_checkpoints", "build", "dist", "*.egg-info")
 PLACES = ("pruner_lib", "pruner_lib/*", "pruner_lib/study/figures", "tests", "tests/*", "notebooks")
 BENCHMARKS = ("scoring", "discovery", "speed", "evaluation")
+# over the cores, a file at a time, in the order that tests/conftest.py gives: the long ones first
+SPREAD = ("-n", "logical", "--maxprocesses", "4", "--dist", "loadfile", "--no-loadscope-reorder")
 PROFILE_HELP = "tiny, quick, decide or paper"
 SET_HELP = "parameter=value; repeatable"
 CLUSTER_HELP = {
@@ -116,7 +118,7 @@ def bench(context, only=None, set=None, again=False):
 @task(pre=[setup], iterable=["only"], help={"only": "a test file or test id; repeatable"})
 def test(context, only=None):
     """Run the tests, all of them on several cores."""
-    _python("-m", "pytest", *(only or ["-n", "logical", "--maxprocesses", "4", "--dist", "loadfile"]))
+    _python("-m", "pytest", *(only or SPREAD))
 
 
 @task(pre=[setup], help={"record": "its path, or its key"})

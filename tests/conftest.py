@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
 
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
@@ -20,12 +21,22 @@ os.environ |= {
     "MKL_NUM_THREADS": "1",
 }
 
+sys.modules.setdefault("rfc3987_syntax", None)  # as in study.execution: seconds of imports for nothing
+
 # A job in the background of a script is started with SIGINT ignored, and so would be what a test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser):
     parser.addoption("--write-tables", action="store_true", help="write results/architectures/ anew")
+
+
+def pytest_collection_modifyitems(items):
+    """Files that run notebooks first, then those with other slow tests: no core is left with a long one."""
+    marks = {}
+    for item in items:
+        marks.setdefault(item.path, set()).update(mark.name for mark in item.iter_markers())
+    items.sort(key=lambda item: ("notebook" not in marks[item.path], "slow" not in marks[item.path]))
 
 
 def pytest_collection_finish():

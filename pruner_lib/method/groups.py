@@ -19,17 +19,7 @@ import torch
 
 from pruner_lib.method.checks import require
 from pruner_lib.method.display import axes_html, axes_text, axis_text, plan_html, plan_text
-
-KINDS = ("attention", "mlp", "hidden")
-GRANULARITIES = {"block": ("attention", "mlp"), "channel": ("hidden",), "layer": ()}  # -> kinds that are cut
-SCOPES = ("local", "global", "joint")
-TARGETS = ("groups", "parameters")
-AGGREGATIONS = ("sum", "mean", "prod", "max", "last")
-ORDERS = ("channel", "group")
-CRITERIA = ("random", "l1", "l2", "vector", "element1", "element2", "mixed")
-DATA_FREE = ("random", "l1", "l2")
-SECOND_ORDER = ("element2", "mixed")  # need the gradient of each sample
-ADDITIVE = ("vector", "element2")  # sums over samples: micro-batches are scored one by one
+from pruner_lib.method.names import *  # noqa: F403, terms too, in a module without torch
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-import torch
 from tqdm.auto import tqdm
 
 SCHEDULER = "PRUNER_LIB_SCHEDULER"  # the address of a scheduler; empty: no cluster
@@ -104,6 +103,8 @@ def serving(workers: int = 0, address: str = "") -> Iterator[str]:
 
 def _gpus() -> list[str]:
     """Name the GPUs that this process sees, as `GPUS` names them."""
+    import torch  # here: a runner without workers does not wait for it
+
     named, count = os.environ.get(GPUS), torch.cuda.device_count()
     return (named.split(",") if named else [str(number) for number in range(count)])[:count]
 

@@ -16,14 +16,14 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 from pydantic import AfterValidator, ConfigDict, Field, Strict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from pruner_lib.method import groups
-from pruner_lib.method.groups import AGGREGATIONS, CRITERIA, GRANULARITIES, ORDERS, SCOPES, TARGETS
+from pruner_lib.method import names
+from pruner_lib.method.names import AGGREGATIONS, CRITERIA, GRANULARITIES, ORDERS, SCOPES, TARGETS
 from pruner_lib.recovery.settings import RecoverySettings
 
 FORMAT = 1  # raised when a record of the same settings would hold other numbers; old records are made anew
 LAYER_CRITERIA = ("influence", "alternate")  # block influence, every second layer; see `method.depth`
 OWN_PASS = ("obs", *LAYER_CRITERIA)  # not scored together with others; "obs": see `method.repair`
-DATA_FREE = ("none", "alternate", *groups.DATA_FREE)  # criteria that look at no calibration samples
+DATA_FREE = ("none", "alternate", *names.DATA_FREE)  # criteria that look at no calibration samples
 ORDERED = ("prod", "max")  # aggregations for which the order matters
 ADDED = {  # settings that later versions added -> their default, which keeps the names of older records
     "": {"repaired": False},  # of the experiment itself

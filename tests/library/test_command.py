@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from families import tokens
+from forked import wait_until
 from gguf_client import LlamaCpp
 from transformers import AutoModelForCausalLM
 
@@ -217,28 +218,24 @@ def test_a_full_disk_is_said_in_a_sentence(tmp_path, capsys, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def run(words: list[str]) -> subprocess.Popen:
-    command = [sys.executable, "-m", "pruner_lib", *words]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def test_without_a_verb_it_explains_itself(capsys):
+    assert main([]) == 0
+    shown = capsys.readouterr()
+    assert "usage: python -m pruner_lib" in shown.out and not shown.err
+    assert "prune smollm2-135m smaller --ratio 0.2" in shown.out
 
 
-@pytest.mark.slow
-def test_without_a_verb_it_explains_itself():
-    with run([]) as process:
-        out, err = process.communicate()
-    assert process.returncode == 0 and not err
-    assert "usage: python -m pruner_lib" in out and "prune smollm2-135m smaller --ratio 0.2" in out
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_command_leaves_nothing(how, tmp_path):
-    words = ["prune", "tiny", str(tmp_path / "m"), *TINY, "--recover", "tiny", "--recover-steps", "10000"]
-    with run(words) as process:
-        while not process.stderr.readline().startswith("recovering"):
-            assert process.poll() is None
-        process.send_signal(how)
-        _, err = process.communicate()
-    assert process.returncode == 130
-    assert f"interrupted; {tmp_path / 'm'} was not written" in err and "Traceback" not in err
-    assert not list(tmp_path.iterdir())
+    out, said = tmp_path / "m", tmp_path / "said.txt"
+    words = ["prune", "tiny", str(out), *TINY, "--recover", "tiny", "--recover-steps", "10000"]
+    process = forked.start(forked.as_program, "pruner_lib", *words, said=said)
+    try:
+        wait_until(lambda: not process.is_alive() or "\nrecovering" in said.read_text())
+        os.kill(process.pid, how)
+        process.join(120)
+        assert process.exitcode == 130
+    finally:
+        process.kill()
+    assert f"interrupted; {out} was not written" in said.read_text() and "Traceback" not in said.read_text()
+    assert list(tmp_path.iterdir()) == [said]

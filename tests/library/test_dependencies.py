@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -52,6 +53,7 @@ def distribution(module: str) -> str:
     return canonicalize_name(DISTRIBUTIONS.get(module, [module.replace("_", "-")])[0])
 
 
+@cache
 def imported(source: str, *, inside_functions: bool) -> set[str]:
     """Distributions that a module imports at its top, or anywhere; its own project and Python's left out."""
     tree = ast.parse(source)

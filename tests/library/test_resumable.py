@@ -6,41 +6,24 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import warnings
 from itertools import pairwise
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from peft import PeftModel
 from small_recovery import EXAMPLES, KEEP, QUICK, Stop, adapter, logits, make, same, score, without_time
 from transformers import TrainerCallback
 
+from pruner_lib.models.tiny import tiny_tokenizer
 from pruner_lib.recovery import trainer as trainer_module
 from pruner_lib.recovery.recover import recover
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 KEPT = ("adapter-2", "adapter-4", "adapter")
-KILLED = """
-import os, signal, sys
-sys.path[:0] = sys.argv[2:]
-import torch
-from small_recovery import EXAMPLES, KEEP, make, score
-from pruner_lib.models.tiny import tiny_tokenizer
-from pruner_lib.recovery.recover import recover
-
-torch.set_num_threads(1)
-calls = []
-def kill(model):
-    calls.append(1)
-    if len(calls) == 4:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return score(model)
-recover(make(), tiny_tokenizer(), EXAMPLES, output_dir=sys.argv[1], evaluate=kill, **KEEP)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +95,6 @@ def test_an_infinite_result_is_read_back_as_a_number(tokenizer, tmp_path):
 # A run can be killed
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 2, 4])  # before the first step, after step 2, at the end
 def test_an_interrupted_run_ends_as_if_it_had_not_been(n, tokenizer, tmp_path, whole):
     with pytest.raises(KeyboardInterrupt):
@@ -125,12 +107,23 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(n, tokenizer, tmp_path, w
     check_same_run(tmp_path, again, whole)
 
 
-@pytest.mark.slow
+def be_killed(folder: Path) -> None:
+    """Train, and be killed when the model is measured for the fourth time."""
+    calls = []
+
+    def kill(model):
+        calls.append(1)
+        if len(calls) == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return score(model)
+
+    recover(make(), tiny_tokenizer(), EXAMPLES, output_dir=folder, evaluate=kill, **KEEP)
+
+
 def test_a_killed_process_is_taken_over_by_another(tokenizer, tmp_path, whole):
-    tests = Path(__file__).parents[1]
-    command = [sys.executable, "-c", KILLED, tmp_path, tests / "support", tests.parent]
-    killed = subprocess.run(command, capture_output=True, timeout=300)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    killed = forked.start(be_killed, tmp_path)
+    killed.join(300)
+    assert killed.exitcode == -signal.SIGKILL
     (state,) = tmp_path.glob("checkpoint-*/trainer_state.json")
     left = json.loads(state.read_text())["log_history"]
     assert state.parent.name == "checkpoint-4" and len(left) == 5

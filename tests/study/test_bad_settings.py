@@ -244,6 +244,8 @@ LINES = [
     (run_notebooks, ["--set", "ratio"], "'ratio'", "name=value"),
     (run_notebooks, ["--set", "ratio=[1,"], "'ratio=[1,'", "name=value"),
     (run_notebooks, ["--set", "ratio={a: 1}"], "'ratio={a: 1}'", "name=value"),
+    (run_notebooks, ["--set", "ratio=[[1]]"], "'ratio=[[1]]'", "name=value"),
+    (run_notebooks, ["--set", "ratio=!!python/name:os.system"], "os.system", "name=value"),
     (run_notebooks, ["--set", "=5"], "'=5'", "name=value"),
     (run_notebooks, ["--profile", "tiny", "--set", "ration=1"], "ration", "there are"),
     (run_notebooks, ["--profile", "tiny", "--set", "profile=quick"], "'quick'", "--profile"),
