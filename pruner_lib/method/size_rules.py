@@ -18,7 +18,7 @@ from torch import nn
 
 from pruner_lib.method.groups import Axis, Member
 from pruner_lib.method.layout import LEAF_SIZES
-from pruner_lib.method.trace import constants_in_forward
+from pruner_lib.method.trace import trace
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def _find_size_rule(
             attributes = _attributes(dense, probe, axes, n, probe_n, ())
             # a factor that follows the width, as that of a scaled embedding, was trained otherwise
             in_config = first.kind != "hidden" or (
-                not other_floats(dense, probe) and constants_in_forward(dense) == constants_in_forward(probe)
+                not other_floats(dense, probe) and trace(dense).factors == trace(probe).factors
             )
             return SizeRule(per_group, fixed, attributes, in_config)
         tied = tied or probe

@@ -278,7 +278,7 @@ def test_what_is_recorded_grows_with_the_layers_and_no_faster():
     sizes = []
     for layers in (1, 2, 3):
         model = _without_weights(layers, **SEVEN_BILLION)
-        rec = trace(model, model.model.layers)
+        rec = trace(model)
         sizes.append((rec.n_labels, sum(len(pairs) for pairs in [*rec.equal, *rec.shared, *rec.spread])))
     for one, two, three in zip(*sizes, strict=True):
         assert 0 < two - one == three - two
