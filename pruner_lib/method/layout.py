@@ -19,8 +19,7 @@ class LayerConfig:
     """A layer's own view of the model's config: a few keys differ, everything else is the shared config's."""
 
     def __init__(self, shared, overrides: dict):
-        object.__setattr__(self, "_shared", shared)
-        object.__setattr__(self, "_overrides", dict(overrides))
+        vars(self).update(_shared=shared, _overrides=dict(overrides))
 
     def __getattr__(self, name: str):
         if name in ("_shared", "_overrides"):  # not there yet while being copied

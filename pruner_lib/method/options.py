@@ -36,11 +36,13 @@ def check_ids(model: nn.Module, ids: torch.Tensor, what: str = "calibration ids"
     is_tensor = isinstance(ids, torch.Tensor)
     if not is_tensor or ids.dtype != torch.int64 or ids.ndim != 2 or ids.shape[0] < 1 or ids.shape[1] < 2:
         got = f"{ids.dtype} {tuple(ids.shape)}" if is_tensor else type(ids).__name__
-        raise ValueError(f"{what} must be int64 of shape (samples, tokens), at least 2 tokens, got {got}")
-    size, (low, high) = model.get_input_embeddings().weight.shape[0], map(int, ids.aminmax())
-    if low < 0 or high >= size:
         raise ValueError(
-            f"{what} run from {low} to {high}, but the vocabulary has {size} entries: another tokenizer?"
+            f"this needs {what}: int64 of shape (samples, tokens) with at least 2 tokens, got {got}"
+        )
+    n, (low, high) = model.get_input_embeddings().weight.shape[0], map(int, ids.aminmax())
+    if low < 0 or high >= n:
+        raise ValueError(
+            f"{what} run from {low} to {high}, but the model's vocabulary has {n} entries: wrong tokenizer?"
         )
 
 

@@ -157,9 +157,8 @@ def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 def _rest(model: nn.Module, axis: Axis, member: Member) -> int:
     """Entries along a member's dim that are no group's, as keys and values beside the query heads."""
-    return (
-        model.get_parameter(member.parameter).shape[member.dim] - axis.side_by_side * member.indices.numel()
-    )
+    shape = model.get_parameter(member.parameter).shape
+    return shape[member.dim] - axis.side_by_side * member.indices.numel()
 
 
 def _candidates(config: dict, axis: Axis, n: int, probe_n: int) -> Iterator[tuple[dict, dict]]:
@@ -183,10 +182,9 @@ def _candidates(config: dict, axis: Axis, n: int, probe_n: int) -> Iterator[tupl
             yield {key: None}, {}
     else:
         yield hidden, {}
-        head_dim = next((v for k, v in numbers.items() if k == "head_dim"), None)
         heads = config.get("num_attention_heads") or config.get("n_head")
         if heads and hidden:
-            yield hidden, {"head_dim": head_dim or next(iter(hidden.values())) // heads}
+            yield hidden, {"head_dim": numbers.get("head_dim") or next(iter(hidden.values())) // heads}
 
 
 def _fits(shapes: dict, model: nn.Module, axis: Axis, probe_n: int) -> bool:
