@@ -9,7 +9,6 @@ import reprlib
 from collections.abc import Sequence
 from typing import Any
 
-NUMBER = re.compile(r"\d+(?:\.\d+)?|inf")
 KINDS = {  # types that can be wanted, in words
     "Module": "a model, such as load_model gives",
     "PreTrainedModel": "a model of transformers, such as load_model gives",
@@ -39,24 +38,15 @@ def require(wanted: str | tuple | list | type, **given: object) -> None:
     Raises: ValueError: names the first value that does not fit, and says what does.
     """
     for name, value in given.items():
-        if isinstance(wanted, tuple):
-            check_choice(name, value, wanted)
-        elif isinstance(wanted, list) and _is_list(value) and (len(value) or ... in wanted):
+        is_list = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+        if isinstance(wanted, list) and is_list and (len(value) or ... in wanted):
             require(wanted[0], **{f"{name}[{i}]": one for i, one in enumerate(value)})
-        elif not _fits(value, wanted):
+        elif isinstance(wanted, tuple) and value not in wanted:
+            raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(map(str, wanted))}")
+        elif not isinstance(wanted, tuple) and not _fits(value, wanted):
             value = plain_number(value)
             shown = reprlib.repr(value) if isinstance(value, PLAIN) else type(value).__name__
             raise ValueError(f"{name} must be {_in_words(wanted)}, got {shown}")
-
-
-def _is_list(value: object) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
-
-
-def check_choice(option: str, value: object, choices: Sequence[Any]) -> None:
-    """Raise a ValueError unless a value is one of the choices."""
-    if value not in choices:
-        raise ValueError(f"unknown {option} {value!r}; choose one of {', '.join(map(str, choices))}")
 
 
 def plain_number(value: Any) -> Any:
@@ -74,7 +64,7 @@ def _fits(value: object, wanted: str | list | type) -> bool:
     value, kind = plain_number(value), int if ".." in wanted else (int, float)
     if not isinstance(value, kind) or isinstance(value, bool):
         return False
-    low, high = [*map(float, NUMBER.findall(wanted)), math.inf][:2]
+    low, high = [*map(float, re.findall(r"\d+(?:\.\d+)?|inf", wanted)), math.inf][:2]
     above = value > low if wanted.startswith("(") else value >= low
     return above and (value <= high if "]" in wanted else value < high)
 

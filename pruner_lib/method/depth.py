@@ -1,21 +1,20 @@
 """Whole decoder layers, the granularity "layer" (the rivals of the paper's Table 8): scores, and the cut.
 
 The sum of a layer's group scores is what `select` ranks by default; it tends to drop neighbours in a row.
-Here are the two rules that others use: every second layer, and block influence. `prune_` hands a plan of
-layers over to `drop_layers_`.
+Here are the two rules that others use, every second layer and block influence; `select` takes their scores as
+`{"layers": scores}`. `prune_` hands a plan of layers over to `drop_layers_`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from pruner_lib.method.decoder import decoder_layers, residual_stream
-from pruner_lib.method.groups import Axis, Plan
+from pruner_lib.method.decoder import decoder_layers
+from pruner_lib.method.groups import Plan
 from pruner_lib.method.layout import empty_layout, set_layout
 from pruner_lib.method.offload import frozen, without_weights
 from pruner_lib.method.options import check_ids
@@ -39,7 +38,7 @@ def block_influence(model: nn.Module, calibration_ids: Tensor) -> Tensor:
 
     def look(_layer: nn.Module, args: tuple, kwargs: dict, output: Tensor | tuple) -> None:
         before = args[0] if args else kwargs["hidden_states"]  # (samples, tokens, hidden)
-        after = residual_stream(output)
+        after = output[0] if isinstance(output, tuple) else output
         scores.append(1 - cosine_similarity(before.float(), after.float(), dim=-1).mean())
 
     with ExitStack() as stack, frozen(model), torch.no_grad():
@@ -65,27 +64,13 @@ def every_second(n_layers: int) -> Tensor:
     return scores
 
 
-def as_group_scores(axes: Mapping[str, Axis], scores: Tensor) -> dict[str, Tensor]:
-    """Spread scores of layers, `(n_layers,)`, over their groups, for `select(granularity="layer")`."""
-    spread, shares = {}, torch.zeros(len(scores))
-    for axis in axes.values():
-        if axis.layer is not None:
-            shares[axis.layer] += axis.n_groups
-    for name, axis in axes.items():
-        each = 0.0 if axis.layer is None else float(scores[axis.layer] / shares[axis.layer])
-        spread[name] = torch.full((axis.n_groups,), each)
-    return spread
-
-
 def drop_layers_(model: nn.Module, plan: Plan) -> nn.Module:
     """Keep some decoder layers, renumber them, and shorten what the config lists by layer."""
     path, layers = decoder_layers(model)
     n, keep = len(layers), plan.keep["layers"].tolist()
     plan.check_count("layers", n)
     if getattr(model, "pruning_layout", None):
-        raise ValueError(
-            "drop layers before cutting widths unevenly: the layout names layers by their number"
-        )
+        raise ValueError("drop layers before cutting widths unevenly: the layout numbers the layers")
     edits = layer_edits(model, path, keep, n)
     trained = other_floats(model, build_twin(model, edits))
     trial = without_weights(model)

@@ -50,7 +50,7 @@ def discover(model: nn.Module, *, query_heads: bool = False) -> Axes:
     check_plain(model)
     model = without_weights(model)
     path, layers = decoder_layers(model)
-    rec = trace(model, layers)
+    rec = trace(model)
     whole = rec.components(query_heads=False)
     components = rec.components(query_heads=True) if query_heads else whole
     key_value_head = np.zeros(components.max() + 1, np.int64)  # component -> the one that it is part of
@@ -86,7 +86,9 @@ def _candidates(model: nn.Module, rec: Recording, components: np.ndarray, path: 
         form_of_entry = forms[entries[owner]]
         for form in np.unique(form_of_entry).tolist():
             by_form.setdefault(form, []).append((owner, np.flatnonzero(form_of_entry == form)))
-    heads = _heads(rec, components)
+    heads: Counter[int] = Counter()  # component -> attention heads in it: batch indices of one product
+    for labels in rec.products:
+        heads |= Counter(components[labels].tolist())  # the larger count of each
     reached = np.concatenate(rec.outputs)
     outputs = set(components[reached[reached >= 0]].tolist())
     candidates = []
@@ -107,9 +109,8 @@ def _candidates(model: nn.Module, rec: Recording, components: np.ndarray, path: 
         layer = layers.pop() if len(layers) == 1 else None
         kind = "hidden" if layer is None else "attention" if groups[0] in heads else "mlp"
         name = kind if layer is None else f"layers.{layer}.{kind}"
-        axis = Axis(name, kind, len(groups), tuple(members), size, tuple(constants))
-        in_stack = any(m.parameter in rec.stacks for m in members)
-        axis = replace(axis, in_stack=in_stack, heads=heads.get(groups[0], 1))
+        more = {"in_stack": any(m.parameter in rec.stacks for m in members), "heads": heads.get(groups[0], 1)}
+        axis = Axis(name, kind, len(groups), tuple(members), size, tuple(constants), **more)
         candidates.append((axis, groups))
     return candidates
 
@@ -142,14 +143,6 @@ def _forms(entries: Sequence[np.ndarray], n_components: int) -> np.ndarray:
         forms[components] = fresh + inverse.reshape(-1)
         fresh += len(keys)
     return forms
-
-
-def _heads(rec: Recording, components: np.ndarray) -> dict[int, int]:
-    """Component -> attention heads in it: the batch indices of one product of two activations."""
-    heads: Counter[int] = Counter()
-    for labels in rec.products:
-        heads |= Counter(components[labels].tolist())  # the larger count of each
-    return heads
 
 
 def _without_obstacles(
@@ -207,13 +200,9 @@ def _stacked(axis: Axis, stacks: set[str]) -> bool:
 
 def _split_experts(axis: Axis, n_experts: int) -> list[Axis]:
     """One axis for each matrix of a stack `(experts, ...)`."""
-    size, siblings = axis.group_parameters // n_experts, axis.name
-    parts = []
-    for e in range(n_experts):
-        members = tuple(replace(m, at=(0, e)) for m in axis.members)
-        part = replace(axis, name=f"{axis.name}.{e}", members=members, group_parameters=size)
-        parts.append(replace(part, siblings=siblings))
-    return parts
+    members = [tuple(replace(m, expert=e) for m in axis.members) for e in range(n_experts)]
+    own = {"siblings": axis.name, "group_parameters": axis.group_parameters // n_experts}
+    return [replace(axis, name=f"{axis.name}.{e}", members=each, **own) for e, each in enumerate(members)]
 
 
 def _split_queries(axis: Axis, owner: np.ndarray) -> list[Axis]:
@@ -228,6 +217,6 @@ def _split_queries(axis: Axis, owner: np.ndarray) -> list[Axis]:
     for i, head in enumerate(heads):
         own = np.flatnonzero(owner == head)
         members = tuple(replace(m, indices=m.indices[own]) for m in axis.members)
-        part = replace(axis, name=f"{axis.name}.{i}", n_groups=len(own), members=members)
-        parts.append(replace(part, siblings=axis.name, side_by_side=len(heads)))
+        shared = {"siblings": axis.name, "side_by_side": len(heads)}
+        parts.append(replace(axis, name=f"{axis.name}.{i}", n_groups=len(own), members=members, **shared))
     return parts

@@ -243,16 +243,11 @@ def visit_gradients(
             summed, gradient = loss_and_gradient_(logits, part)
             loss += summed * scale
             if not math.isfinite(loss):
-                raise ValueError(
-                    f"the calibration loss is {loss}; use a wider dtype or other calibration samples"
-                )
+                raise ValueError(f"the calibration loss is {loss}; use a wider dtype or other samples")
             pass_.backward(logits, gradient, finish=additive or number == len(sizes) - 1)
             del logits, gradient
-    missed = parameters - pass_.visited
-    if missed:
-        raise ValueError(
-            f"no gradient reached {sorted(missed)[:3]}; they take no part in the forward pass of this model"
-        )
+    if missed := sorted(parameters - pass_.visited):
+        raise ValueError(f"no gradient reached {missed[:3]}, which the forward pass does not use")
     return loss
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from pruner_lib.method.checks import require
+from pruner_lib.method.checks import plain_number, require
 from pruner_lib.method.display import axes_html, axes_text, axis_text, plan_html, plan_text
 from pruner_lib.method.names import *  # noqa: F403, terms too, in a module without torch
 
@@ -31,14 +31,14 @@ class Member:
     indices: torch.Tensor  # `(n_groups, width)` int64; row k: the entries along `dim` that belong to group k
     role: str  # "out" where the entries produce the channel, "in" where they consume it
     structure: str  # the paper's W_i that this member is part of; a weight and its bias are one structure
-    at: tuple[int, int] | None = None  # (dim, index) where only one slice is meant, as one expert of a stack
+    expert: int | None = None  # where only one slice along dim 0 is meant, of a stack of experts
 
     @property
     def width(self) -> int:
         return self.indices.shape[1]
 
     def __repr__(self) -> str:
-        place = f" of slice {self.at[1]}" if self.at else ""
+        place = "" if self.expert is None else f" of slice {self.expert}"
         return f"{self.parameter}: {self.width} of dim {self.dim}{place} a group ({self.role})"
 
 
@@ -133,19 +133,20 @@ class Plan:
 
     def __post_init__(self):
         require(Mapping, keep=self.keep, n_groups=self.n_groups)
-        if set(self.keep) != set(self.n_groups):
-            raise ValueError(
-                f"keep and n_groups name different axes: {sorted(set(self.keep) ^ set(self.n_groups))[:4]}"
-            )
+        if one_sided := self.keep.keys() ^ self.n_groups.keys():
+            raise ValueError(f"keep and n_groups name different axes: {sorted(one_sided)[:4]}")
         require("1..", **{f"n_groups[{name!r}]": n for name, n in self.n_groups.items()})
-        keep = {name: _as_numbers(kept) for name, kept in self.keep.items()}
-        for name, kept in keep.items():
-            n, is_list = self.n_groups[name], kept.ndim == 1 and len(kept) > 0
-            if not (is_list and (kept.diff() > 0).all() and kept[0] >= 0 and kept[-1] < n):
+        keep = {}
+        for name, kept in self.keep.items():
+            kept = kept.tolist() if hasattr(kept, "tolist") else kept  # of torch or numpy
+            numbers = [plain_number(k) for k in kept] if isinstance(kept, (list, tuple, range)) else []
+            n, are_whole = self.n_groups[name], all(type(k) is int for k in numbers)
+            if not numbers or not are_whole or numbers != sorted({*numbers} & {*range(n)}):
                 raise ValueError(
                     f"plan for {name}: kept groups must be a sorted list of at least one number in "
                     f"0..{n - 1} without repeats, got {self.keep[name]!r:.60}"
                 )
+            keep[name] = torch.tensor(numbers)
         for name, value in (("keep", keep), ("n_groups", self.n_groups), ("settings", self.settings)):
             object.__setattr__(self, name, MappingProxyType(dict(value)))
 
@@ -161,8 +162,7 @@ class Plan:
         """Raise a ValueError unless the plan is for so many groups at this key."""
         if self.n_groups[key] != present:
             raise ValueError(
-                f"the plan is for {self.n_groups[key]} groups at {key}, this model has {present}: "
-                "make the plan from discover(model)"
+                f"the plan has {self.n_groups[key]} groups at {key}, this model has {present}: discover anew"
             )
 
     def to_dict(self) -> dict:
@@ -193,19 +193,8 @@ class Plan:
             return cls(data["keep"], data["n_groups"], data["settings"], data["query_heads"])
         except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{source!r:.80} is not a plan ({error}); a plan has the keys keep, n_groups, settings and "
-                "query_heads"
+                f"{source!r:.80} is not a plan, with keep, n_groups, settings and query_heads ({error})"
             ) from error
 
     __repr__ = plan_text
     _repr_html_ = plan_html
-
-
-def _as_numbers(kept: Any) -> torch.Tensor:
-    """Copy a list of whole numbers; what is none becomes an empty one, which no plan takes."""
-    try:
-        table = torch.as_tensor(kept)
-    except (TypeError, ValueError, RuntimeError):
-        table = torch.empty(0)
-    is_whole = not table.is_floating_point() and table.dtype != torch.bool
-    return table.to(torch.int64, copy=True) if is_whole else torch.empty(0, dtype=torch.int64)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from pruner_lib.method.checks import check_choice, require
+from pruner_lib.method.checks import require
 from pruner_lib.method.gradients import visit_gradients
 from pruner_lib.method.groups import (
     ADDITIVE,
@@ -68,13 +68,12 @@ def estimate(
         needed than is available (the message says how much, and a setting that fits).
     Source: paper Eq. 3 (vector), Eq. 4 and 5 (element1, element2, mixed), section 3.2 (aggregation).
     """
-    check_choice("aggregation", aggregation, (*AGGREGATIONS, "none"))
-    check_choice("order", order, ORDERS)
+    require((*AGGREGATIONS, "none"), aggregation=aggregation)
+    require(ORDERS, order=order)
     if criterion == "obs":
         if aggregation != "sum":
             raise ValueError(
-                f"criterion 'obs' looks at the last matrix of a group alone, so aggregation {aggregation!r} "
-                "means nothing to it; leave it out"
+                f"criterion 'obs' scores the last matrix alone, no aggregation {aggregation!r}; leave it out"
             )
         return obs_scores(model, axes, calibration_ids)
     scores = estimate_members(
@@ -108,17 +107,16 @@ def estimate_members(
     criteria = list(criteria)
     for criterion in criteria:
         if not callable(criterion):
-            check_choice("criterion", criterion, CRITERIA)
+            require(CRITERIA, criterion=criterion)
     criteria = list(dict.fromkeys(criteria))
     require("1.. or None", micro_batch=micro_batch)
     require("0..", seed=seed)
     check_in_memory(model)
     check_axes(axes, model)
     parameters = dict(model.named_parameters())
-    sums = ChannelSums(axes, parameters)
-    sums.add_magnitudes([c for c in criteria if c in ("l1", "l2")])
-    with_data = [c for c in criteria if c not in DATA_FREE]
-    if with_data:
+    sums = ChannelSums(axes, parameters, criteria)
+    sums.add_magnitudes()
+    if with_data := sums.with_data:
         check_ids(model, calibration_ids)
         names = set(sums.kept_dims)
         check_memory(model, calibration_ids, with_data, micro_batch, checkpointing, parameters=names)
@@ -126,7 +124,7 @@ def estimate_members(
             model,
             calibration_ids.to(next(iter(parameters.values())).device),
             names,
-            lambda name, row, g, a: sums.add_gradient(name, row, g, a, with_data),
+            sums.add_gradient,
             per_sample=any(c in SECOND_ORDER for c in with_data),
             micro_batch=micro_batch,
             additive=set(with_data) <= set(ADDITIVE),
@@ -158,8 +156,8 @@ def aggregate(
     Raises: ValueError: unknown aggregation or order.
     Source: paper section 3.2 (i) to (iv), which does not say what comes first; "channel" is the code's.
     """
-    check_choice("aggregation", aggregation, (*AGGREGATIONS, "none"))
-    check_choice("order", order, ORDERS)
+    require((*AGGREGATIONS, "none"), aggregation=aggregation)
+    require(ORDERS, order=order)
     scores = {}
     for name, axis in axes.items():
         table = members[name].double()  # (n_structures, n_groups, channels)
@@ -193,12 +191,11 @@ def saliencies(
     """
     for criterion in filter(callable, criteria):
         saliency = criterion(w.clone(), g.clone())
-        if getattr(saliency, "shape", None) != w.shape:
-            got = tuple(getattr(saliency, "shape", ())) or type(saliency).__name__
+        got = tuple(saliency.shape) if isinstance(saliency, Tensor) else type(saliency).__name__
+        if got != w.shape:
             name = getattr(criterion, "__name__", criterion)
             raise ValueError(
-                f"criterion {name} returned {got} for a weight of shape {tuple(w.shape)}; it must return one "
-                "number for each entry, a tensor of the weight's shape"
+                f"criterion {name} returned {got} for a weight of shape {tuple(w.shape)}; return that shape"
             )
         yield criterion, saliency
     s = g.mul_(w)
@@ -217,32 +214,32 @@ def saliencies(
 class ChannelSums:
     """Running sums of the saliencies along the dims that axes cut, filled slice by slice."""
 
-    def __init__(self, axes: Mapping[str, Axis], parameters: Mapping[str, Tensor]):
+    def __init__(self, axes: Mapping[str, Axis], parameters: Mapping[str, Tensor], criteria: list[Criterion]):
         self.axes, self.parameters = axes, parameters
+        self.magnitudes = [c for c in criteria if c in ("l1", "l2")]
+        self.with_data = [c for c in criteria if c not in DATA_FREE]
         self.kept_dims: dict[str, set[tuple[int, ...]]] = {}  # parameter -> dims not summed over
         self.sums: dict[tuple[Criterion, str, tuple[int, ...]], Tensor] = {}
         for axis in axes.values():
             for m in axis.members:
                 self.kept_dims.setdefault(m.parameter, set()).add(_dims(m))
 
-    def add_magnitudes(self, criteria: Collection[Criterion]) -> None:
+    def add_magnitudes(self) -> None:
         """Add all weights, slice by slice.    l1: |w|    l2: w^2"""
         trimmer = HeapTrimmer()
-        for name in self.kept_dims if criteria else ():
+        for name in self.kept_dims if self.magnitudes else ():
             trimmer.check()
             w = self.parameters[name].detach()
             step = rows_of(w.shape, w.device)
             for row, part in zip(range(0, w.shape[0], step), w.split(step), strict=True):
                 magnitude = part.to(torch.promote_types(w.dtype, torch.float32)).abs()
-                for criterion in criteria:
+                for criterion in self.magnitudes:
                     self._add(criterion, name, row, magnitude if criterion == "l1" else magnitude * magnitude)
 
-    def add_gradient(
-        self, name: str, row: int, g: Tensor, a: Tensor | None, criteria: Collection[Criterion]
-    ) -> None:
+    def add_gradient(self, name: str, row: int, g: Tensor, a: Tensor | None) -> None:
         """Add a slice of the gradient, from `row` on; `g` and `a` are used up."""
         w = self.parameters[name].detach()[row : row + len(g)].to(g.dtype)
-        for criterion, saliency in saliencies(w, g, a, criteria):
+        for criterion, saliency in saliencies(w, g, a, self.with_data):
             self._add(criterion, name, row, saliency)
 
     def _add(self, criterion: Criterion, name: str, row: int, saliency: Tensor) -> None:
@@ -265,8 +262,8 @@ class ChannelSums:
             tables = dict.fromkeys(axis.structures, 0)
             for m in axis.members:
                 channels = self.sums[criterion, m.parameter, _dims(m)].cpu()
-                if m.at:
-                    channels = channels.select(_dims(m).index(m.at[0]), m.at[1])
+                if m.expert is not None:
+                    channels = channels[m.expert]
                 tables[m.structure] = tables[m.structure] + channels[m.indices]  # (n_groups, width)
             # (n_groups, width) -> (n_groups, width / channels, channels) -> (n_groups, channels)
             common = [
@@ -279,4 +276,4 @@ class ChannelSums:
 
 def _dims(member: Member) -> tuple[int, ...]:
     """The dims of a parameter whose entries a member distinguishes."""
-    return tuple(sorted({member.dim} | ({member.at[0]} if member.at else set())))
+    return (member.dim,) if member.expert is None else (0, member.dim)

@@ -45,6 +45,7 @@ class Recording:
     roles: dict[tuple[str, int], str] = field(default_factory=dict)  # (parameter, dim) -> "in" or "out"
     executed: list[tuple[str, int]] = field(default_factory=list)  # in order; what runs again is listed again
     outputs: list[np.ndarray] = field(default_factory=list)  # labels that reach the output of the model
+    factors: list[float] = field(default_factory=list)  # constants that activations were scaled by
     pinned: list[tuple[np.ndarray, str]] = field(default_factory=list)  # what can't be removed, and why
     # parameters whose slices along dim 0 are separate matrices, picked while the model runs (experts)
     stacks: set[str] = field(default_factory=set)
@@ -226,10 +227,9 @@ def _attend(rec: Recording, a: torch.Tensor, b: torch.Tensor, shape: tuple[int, 
         private = np.unique(pairs[~shared, 0])
         rec.equal.append(pairs[~shared])
         rec.shared.append(pairs[shared & ~np.isin(pairs[:, 0], private)])
-    if constant_along(b, 1) and not bool((b < 0).any()):
-        return Labels((_of_each_head(rec, head, b[:, :1, :]).expand(shape),))
-    if constant_along(a, 2) and not bool((a < 0).any()):
-        return Labels((_of_each_head(rec, head, a[:, :, :1]).expand(shape),))
+    for table, dim in ((b, 1), (a, 2)):
+        if constant_along(table, dim) and not bool((table < 0).any()):
+            return Labels((_of_each_head(rec, head, table.narrow(dim, 0, 1)).expand(shape),))
     return Labels((head.view(-1, 1, 1).expand(shape),))
 
 

@@ -19,8 +19,7 @@ class LayerConfig:
     """A layer's own view of the model's config: a few keys differ, everything else is the shared config's."""
 
     def __init__(self, shared, overrides: dict):
-        object.__setattr__(self, "_shared", shared)
-        object.__setattr__(self, "_overrides", dict(overrides))
+        vars(self).update(_shared=shared, _overrides=dict(overrides))
 
     def __getattr__(self, name: str):
         if name in ("_shared", "_overrides"):  # not there yet while being copied
@@ -48,11 +47,8 @@ class InputSelection:
         args = list(args)
         for argument, cut in self.inputs.items():
             holder, key = (args, int(argument)) if argument.isdigit() else (kwargs, argument)
-            if isinstance(holder, list) and key >= len(args):
-                continue
-            value = holder[key] if isinstance(holder, list) else holder.get(key)
-            if value is not None:
-                holder[key] = _select(value, **cut)
+            if key in (range(len(args)) if holder is args else kwargs) and holder[key] is not None:
+                holder[key] = _select(holder[key], **cut)
         return tuple(args), kwargs
 
 
@@ -115,9 +111,9 @@ def layout_of(model: nn.Module) -> dict | None:
     return layout
 
 
-def merge_layouts(old: dict | None, new: dict) -> dict:
-    """The layout after a further cut; selections of inputs compose."""
-    merged = copy.deepcopy(old or empty_layout())
+def merge_layouts(model: nn.Module, new: dict) -> dict:
+    """The layout of a model after a further cut; selections of inputs compose."""
+    merged = copy.deepcopy(layout_of(model) or empty_layout())
     for path, cuts in new["inputs"].items():
         for name, cut in cuts.items():
             if before := merged["inputs"].setdefault(path, {}).get(name):
@@ -152,7 +148,14 @@ def apply_layout_(model: nn.Module, layout: dict) -> nn.Module:
                     shared = shared._shared if isinstance(shared, LayerConfig) else shared
                     module.config = LayerConfig(shared, overrides)
         for path, inputs in layout["inputs"].items():
-            _select_inputs_(model.get_submodule(path), inputs)
+            module = model.get_submodule(path)
+            hook = next(
+                (h for h in module._forward_pre_hooks.values() if isinstance(h, InputSelection)), None
+            )
+            if hook is None:
+                module.register_forward_pre_hook(InputSelection(inputs), with_kwargs=True, prepend=True)
+            else:
+                hook.inputs = inputs
     except AttributeError as error:
         raise ValueError(f"the layout does not fit {type(model).__name__}: {error}") from error
     return model
@@ -165,14 +168,6 @@ def set_layout(model: nn.Module, layout: dict | None) -> None:
         model.config.pruning_layout = layout
     elif hasattr(model.config, "pruning_layout"):
         del model.config.pruning_layout
-
-
-def _select_inputs_(module: nn.Module, inputs: dict) -> None:
-    hook = next((h for h in module._forward_pre_hooks.values() if isinstance(h, InputSelection)), None)
-    if hook is None:
-        module.register_forward_pre_hook(InputSelection(inputs), with_kwargs=True, prepend=True)
-    else:
-        hook.inputs = inputs
 
 
 def set_parameter_(model: nn.Module, name: str, value: torch.Tensor) -> None:

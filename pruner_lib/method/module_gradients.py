@@ -161,6 +161,5 @@ def _chunks(use: Use, x: torch.Tensor) -> Sequence[torch.Tensor]:
         return x.chunk(n)
     raise ValueError(
         f"{use.module} sees tensors of shape {tuple(shape)} for {n} samples of {use.tokens} tokens, so its "
-        "gradient can't be split by sample; second-order criteria need that, use micro_batch=1, or "
-        "vector or element1"
+        "gradient can't be split by sample: use micro_batch=1, or vector or element1"
     )

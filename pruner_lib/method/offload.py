@@ -32,11 +32,9 @@ def offloaded(model: nn.Module) -> list[str]:
 def input_device(model: nn.Module) -> torch.device:
     """The device for a model's token ids: that of its embedding, or where that is computed if offloaded."""
     embedding = model.get_input_embeddings()
-    if embedding.weight.is_meta:
-        for hook in _hooks(embedding):
-            if getattr(hook, "execution_device", None) is not None:
-                return torch.device(hook.execution_device)
-    return embedding.weight.device
+    places = [getattr(hook, "execution_device", None) for hook in _hooks(embedding)]
+    place = next((p for p in places if p is not None), None) if embedding.weight.is_meta else None
+    return embedding.weight.device if place is None else torch.device(place)
 
 
 def _hooks(module: nn.Module) -> list:
@@ -53,9 +51,8 @@ def check_in_memory(model: nn.Module) -> None:
     check_plain(model)
     if names := offloaded(model):
         raise ValueError(
-            f"{len(names)} weights, such as {names[0]}, are offloaded to CPU memory or disk and not in the "
-            "model; to score or cut it, put that into `with devices.in_place(model):`, which computes where "
-            "the weights lie"
+            f"{len(names)} weights, such as {names[0]}, are offloaded to CPU memory or disk; score or cut "
+            "the model inside `with devices.in_place(model):`, which computes where the weights lie"
         )
 
 

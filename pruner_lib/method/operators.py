@@ -88,16 +88,12 @@ def labels_for(rec: Recording, func, args: tuple, kwargs: dict, out) -> list[Lab
 
 def _pin_all(rec: Recording, op, operands: list, outputs: list) -> list[Labels]:
     """An operator without a rule: what goes in stays whole, and so does what comes out."""
-    reason = f"{NO_RULE} {op}"
-    for tensor in operands:
-        rec.pin(labels_of(tensor), reason)
     mark = rec.new_labels(1)
-    fresh = Labels((mark,))
-    rec.pin(fresh, reason)
-    return [
-        Labels((mark.view([1] * out.ndim).expand(out.shape),)) if out.is_floating_point() else None
-        for out in outputs
-    ]
+    for labels in [*map(labels_of, operands), Labels((mark,))]:
+        rec.pin(labels, f"{NO_RULE} {op}")
+    floats = [out.is_floating_point() for out in outputs]
+    fresh = [Labels((mark.view([1] * out.ndim).expand(out.shape),)) for out in outputs]
+    return [labels if is_float else None for labels, is_float in zip(fresh, floats, strict=True)]
 
 
 def _write(target: torch.Tensor, labels: Labels | None) -> Labels | None:
@@ -146,9 +142,8 @@ def _product(rec: Recording, op, args: tuple, out: torch.Tensor) -> Labels | Non
         labels = labels.map(lambda t: t.squeeze(0))
     if bias is None or labels_of(bias) is None:
         return labels
-    holder = torch.empty_like(out)
-    set_labels(holder, labels)
-    return _elementwise(rec, [holder, bias], out)
+    set_labels(out, labels)
+    return _elementwise(rec, [out, bias], out)
 
 
 def _elementwise(rec: Recording, operands: list, out: torch.Tensor) -> Labels | None:

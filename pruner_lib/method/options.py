@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -11,17 +12,6 @@ from torch import nn
 
 from pruner_lib.method.checks import require
 from pruner_lib.method.groups import GRANULARITIES, SCOPES, TARGETS, Axes, Axis
-
-OPTIONS = {  # of `select`, and what each may be
-    "granularity": tuple(GRANULARITIES),
-    "scope": SCOPES,
-    "target": TARGETS,
-    "protect_first": "0..",
-    "protect_last": "0..",
-    "multiple_of": "1..",
-    "dependency": bool,
-    "uniform": bool,
-}
 
 
 def check_axes(axes: object, model: nn.Module | None = None) -> None:
@@ -49,61 +39,51 @@ def check_ids(model: nn.Module, ids: torch.Tensor, what: str = "calibration ids"
         raise ValueError(
             f"this needs {what}: int64 of shape (samples, tokens) with at least 2 tokens, got {got}"
         )
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    if ids.min() < 0 or ids.max() >= vocabulary:
+    n, (low, high) = model.get_input_embeddings().weight.shape[0], map(int, ids.aminmax())
+    if low < 0 or high >= n:
         raise ValueError(
-            f"{what} run from {ids.min().item()} to {ids.max().item()}, but the model's vocabulary "
-            f"has {vocabulary} entries: were they made with another tokenizer?"
+            f"{what} run from {low} to {high}, but the model's vocabulary has {n} entries: wrong tokenizer?"
         )
 
 
-def check_options(options: Mapping[str, Any]) -> None:
-    """Refuse options of `select` that are out of range or exclude each other, whatever the model."""
-    ratio = options["ratio"]
-    by_name, by_layer = isinstance(ratio, Mapping), options["granularity"] == "layer"
-    if by_name and not ratio:
+def check_options(options: Mapping[str, Any], axes: Mapping[str, Axis] | None = None) -> None:
+    """Refuse options of `select` that are out of range, exclude each other or do not fit the axes."""
+    o = SimpleNamespace(**options)
+    by_name, by_layer = isinstance(o.ratio, Mapping), o.granularity == "layer"
+    if by_name and not o.ratio:
         raise ValueError("ratio is {}; give one number, or names or patterns of axes with their ratios")
-    for value in ratio.values() if by_name else [ratio]:
+    for value in o.ratio.values() if by_name else [o.ratio]:
         require("[0, 1)", ratio=value)
-    for name, wanted in OPTIONS.items():
-        require(wanted, **{name: options[name]})
-    protected = options["protect_first"] + options["protect_last"]
-    if options["granularity"] == "channel" and protected:
+    require(tuple(GRANULARITIES), granularity=o.granularity)
+    require(SCOPES, scope=o.scope)
+    require(TARGETS, target=o.target)
+    require("0..", protect_first=o.protect_first, protect_last=o.protect_last)
+    require("1..", multiple_of=o.multiple_of)
+    require(bool, dependency=o.dependency, uniform=o.uniform)
+    protected = o.protect_first + o.protect_last
+    if o.granularity == "channel" and protected:
         raise ValueError(
-            "channel granularity cuts the residual stream of every layer: protect_first and protect_last "
-            "must be 0"
+            "channels go from the residual stream of every layer: protect_first and protect_last must be 0"
         )
-    if by_layer and (not options["dependency"] or by_name or options["ignore"]):
+    if by_layer and (not o.dependency or by_name or o.ignore):
         raise ValueError(
             "granularity='layer' ranks whole layers: it takes one number as ratio, no ignore (use "
             "protect_first and protect_last) and no dependency=False (use granularity='block')"
         )
-    if not options["dependency"] and options["scope"] != "local":
-        raise ValueError(
-            f"dependency=False with scope={options['scope']!r} would give the matrices of a group different "
-            "numbers of channels; use scope='local'"
-        )
-    if by_name and (options["scope"] != "local" or options["target"] != "groups"):
+    if not o.dependency and o.scope != "local":
+        raise ValueError(f"dependency=False needs scope='local', got {o.scope!r}")
+    if by_name and (o.scope != "local" or o.target != "groups"):
         raise ValueError("ratios by axis need scope='local' and target='groups': each axis loses its own")
-
-
-def check_fit(axes: Mapping[str, Axis], options: Mapping[str, Any]) -> None:
-    """Refuse options of `select` that do not fit the axes."""
-    protected, by_layer = (
-        options["protect_first"] + options["protect_last"],
-        options["granularity"] == "layer",
-    )
-    if (protected or options["target"] == "parameters" or by_layer) and not isinstance(axes, Axes):
+    if axes is None:
+        return
+    if (protected or by_layer or o.target == "parameters") and not isinstance(axes, Axes):
         raise ValueError(
-            "protect_first, protect_last, target='parameters' and granularity='layer' need the whole model, "
-            "which a plain dict of axes lacks: pass what discover returned, or axes.of_kind(...), and leave "
-            "axes whole by ignore=[...]"
+            "protect_first, protect_last, target='parameters' and granularity='layer' need the whole model: "
+            "pass what discover returned, or axes.of_kind(...), and leave axes whole by ignore=[...]"
         )
     if protected and protected >= axes.n_layers:
-        raise ValueError(
-            f"protect_first + protect_last = {protected} leaves none of {axes.n_layers} layers to prune"
-        )
-    check_names(axes, options["ignore"])
+        raise ValueError(f"protect_first + protect_last = {protected} leaves none of {axes.n_layers} layers")
+    check_names(axes, o.ignore)
 
 
 def check_names(axes: Mapping[str, Axis], patterns: Iterable[str]) -> None:
@@ -112,28 +92,22 @@ def check_names(axes: Mapping[str, Axis], patterns: Iterable[str]) -> None:
         raise ValueError(f"ignore must be a list of names or patterns of axes, got {patterns!r}")
     for pattern in patterns:
         if not isinstance(pattern, str) or not any(fnmatchcase(name, pattern) for name in axes):
-            raise ValueError(
-                f"{pattern!r} fits none of the {len(axes)} axes: {', '.join(list(axes)[:4])} ..."
-            )
+            raise ValueError(f"{pattern!r} fits none of the {len(axes)} axes, such as {[*axes][:4]}")
 
 
-def check_scores(axis: Axis, scores: Mapping[str, torch.Tensor], dependency: bool) -> torch.Tensor:
-    """Give the scores of an axis in float32; refuse those of another shape, and those that are not finite."""
-    if axis.name not in scores:
-        raise ValueError(
-            f"no scores for axis {axis.name}; scores cover {sorted(scores)[:4]}...: "
-            "run estimate on the same axes, or leave the axis whole by ignore"
-        )
+def check_scores(scores: Mapping[str, torch.Tensor], name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """Give the scores of an axis or of the layers in float32; refuse other shapes, and what is not finite."""
+    if name not in scores:
+        raise ValueError(f"no scores for axis {name}: estimate them, or leave it whole by ignore")
     try:
-        table = torch.as_tensor(scores[axis.name]).float()
+        table = torch.as_tensor(scores[name]).float()
     except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f"scores of {axis.name} must be a tensor, got {scores[axis.name]!r}") from None
-    shape = (axis.n_groups,) if dependency else (len(axis.structures), axis.n_groups)
+        raise ValueError(f"scores of {name} must be a tensor, got {scores[name]!r}") from None
     if tuple(table.shape) != shape:
-        hint = "" if dependency else "; dependency=False needs estimate(..., aggregation='none')"
-        raise ValueError(f"scores of {axis.name} have shape {tuple(table.shape)}, but it needs {shape}{hint}")
+        hint = "; dependency=False needs estimate(..., aggregation='none')" if len(shape) == 2 else ""
+        raise ValueError(f"scores of {name} have shape {tuple(table.shape)}, but it needs {shape}{hint}")
     if not table.isfinite().all():
-        raise ValueError(f"scores of {axis.name} are not all finite; check the calibration loss")
+        raise ValueError(f"scores of {name} are not all finite; check the calibration loss")
     return table
 
 
@@ -144,6 +118,5 @@ def check_uniform(keep: Mapping[str, torch.Tensor]) -> None:
         widths.setdefault(".".join(key.partition("/")[0].split(".")[2:]), set()).add(len(kept))
     if any(len(counts) > 1 for counts in widths.values()):
         raise ValueError(
-            "uniform=True needs scope='local', no protected or ignored layers and one ratio, else the widths "
-            "differ between layers"
+            "uniform=True needs scope='local', one ratio and no protected or ignored layers, for equal widths"
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
 
@@ -19,7 +19,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves
 
-from pruner_lib.method.decoder import decoder_layers
+from pruner_lib.method.decoder import decoder_layers, prompt_for
 from pruner_lib.method.gradients import PIECE, Pass, batch_sizes
 from pruner_lib.method.groups import ADDITIVE, DATA_FREE, SECOND_ORDER
 from pruner_lib.method.memory import HOLES, available_bytes, held_bytes
@@ -27,7 +27,6 @@ from pruner_lib.method.module_gradients import in_slices, product_dtype, rows_of
 from pruner_lib.method.offload import frozen
 
 FLOAT32 = 4
-PARTS = ("activations", "kept", "logits", "optimizer", "temporary")  # of what a pass takes
 
 
 @dataclass(frozen=True)
@@ -36,14 +35,19 @@ class Memory:
 
     held: int  # by the process now, with the weights (on a GPU: by tensors)
     activations: int  # kept for backward by one micro-batch; of scoring with the logits
-    temporary: int  # the largest: a piece of the loss, or gradients on their way
     kept: int = 0  # scoring: inputs and output gradients of modules that wait for the last micro-batch
     logits: int = 0  # training: at the labels of one micro-batch, with their gradients
     optimizer: int = 0  # training: gradients of the adapter and the two moments of Adam
+    temporary: int = 0  # the largest: a piece of the loss, or gradients on their way
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """What comes to the bytes that are held now."""
+        return {name: size for name, size in asdict(self).items() if size and name != "held"}
 
     @property
     def extra(self) -> int:
-        return sum(getattr(self, name) for name in PARTS)
+        return sum(self.parts.values())
 
     @property
     def total(self) -> int:
@@ -98,11 +102,24 @@ def predict_memory(
     Returns: bytes; `.total` is resident memory, on a GPU that of its tensors.
     Raises: ValueError: the model has no weights.
     """
-    if next(model.parameters()).is_meta:
+    device, criteria = next(model.parameters()).device, set(criteria)
+    if device.type == "meta":
         raise ValueError("a model on the meta device can't be run to count what it keeps; load its weights")
     names = {name for name, _ in model.named_parameters()} if parameters is None else parameters
-    ids = torch.arange(tokens)[None] % model.get_input_embeddings().weight.shape[0]
-    return _predictor(model, names, ids, samples, criteria)(micro_batch, checkpointing)
+    ids = prompt_for(model, tokens)[:, :tokens].to(device)
+    pass_ = Pass(model, names, lambda name, uses: None)
+    with frozen(model), pass_.hooked():
+        counted = count_forward(model, lambda: pass_.forward(ids), pass_.owners)
+    second = not criteria.isdisjoint(SECOND_ORDER)
+    sizes = batch_sizes(samples, tokens, micro_batch, second)
+    largest, waits = max(sizes), len(sizes) > 1 and not criteria - set(DATA_FREE) <= set(ADDITIVE)
+    gradient = _largest_gradient(pass_.owners, second, (samples if waits else largest) * tokens)
+    return Memory(
+        held=held_bytes(model),
+        activations=largest * (counted.kept(checkpointing) + counted.result),
+        kept=samples * (counted.inputs + counted.outputs) if waits else 0,
+        temporary=max(3 * FLOAT32 * PIECE, gradient + 3 * largest * counted.widest) + HOLES // 2,
+    )
 
 
 def check_memory(
@@ -123,7 +140,7 @@ def check_memory(
     check_fits(
         f"scoring {samples} samples of {tokens} tokens",
         available,
-        _predictor(model, parameters, ids, samples, criteria),
+        partial(predict_memory, model, samples, tokens, criteria, parameters=parameters),
         [size // 2**k for k in range(size.bit_length())],  # down to 1
         checkpointing,
         names=("micro_batch", "checkpointing"),
@@ -156,39 +173,13 @@ def check_fits(
         needed = predict(size, again).extra
         if needed <= available:
             break
-    gb = {name: f"{getattr(asked, name) / 1e9:.2f} GB" for name in ("extra", "held", *PARTS)}
-    parts = ", ".join(f"{name} {gb[name]}" for name in PARTS if getattr(asked, name))
+    parts = ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in asked.parts.items())
     advice = "try" if needed <= available else otherwise
     raise ValueError(
-        f"{what} needs {gb['extra']} ({parts}) beside the {gb['held']} held now, and {available / 1e9:.2f} "
-        f"GB are available; {advice} {names[0]}={size}, {names[1]}={again}, {needed / 1e9:.2f} GB"
+        f"{what} needs {asked.extra / 1e9:.2f} GB ({parts}) beside the {asked.held / 1e9:.2f} GB held now, "
+        f"and {available / 1e9:.2f} GB are available; {advice} {names[0]}={size}, {names[1]}={again}, "
+        f"{needed / 1e9:.2f} GB"
     )
-
-
-def _predictor(
-    model: nn.Module, names: set[str], ids: torch.Tensor, samples: int, criteria: Iterable[str]
-) -> Callable[[int | None, bool], Memory]:
-    """Count one sample, and return what predicts the memory of a micro-batch size, recomputed or not."""
-    criteria = set(criteria)
-    second = not criteria.isdisjoint(SECOND_ORDER)
-    pass_, device = Pass(model, names, lambda name, uses: None), next(model.parameters()).device
-    with frozen(model), pass_.hooked():
-        counted = count_forward(model, lambda: pass_.forward(ids[:1].to(device)), pass_.owners)
-
-    def predict(micro_batch: int | None, checkpointing: bool) -> Memory:
-        sizes = batch_sizes(samples, ids.shape[1], micro_batch, second)
-        waits = len(sizes) > 1 and not criteria - set(DATA_FREE) <= set(ADDITIVE)
-        largest = max(sizes)
-        n_tokens = (samples if waits else largest) * ids.shape[1]
-        gradient = _largest_gradient(pass_.owners, second, n_tokens) + 3 * largest * counted.widest
-        return Memory(
-            held=held_bytes(model),
-            activations=largest * (counted.kept(checkpointing) + counted.result),
-            kept=samples * (counted.inputs + counted.outputs) if waits else 0,
-            temporary=max(3 * FLOAT32 * PIECE, gradient) + HOLES // 2,
-        )
-
-    return predict
 
 
 def _largest_gradient(owners: Mapping[nn.Module, Iterable[str]], second: bool, n_tokens: int) -> int:

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from pruner_lib.method.decoder import decoder_layers
 from pruner_lib.method.groups import Axes, Plan
 from pruner_lib.method.trace import trace
 
@@ -37,7 +36,7 @@ def check_cut(
     names = list(plan.cut)
     what = f"what the plan cuts ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
     try:
-        rec = trace(cut, decoder_layers(cut)[1])
+        rec = trace(cut)
     except ValueError as error:
         raise ValueError(f"{what} would leave a model that does not run; nothing was cut: {error}") from error
     if not keep:
@@ -47,7 +46,7 @@ def check_cut(
         tables = []
         for member in axes[name].members:
             left = stays[member.parameter][member.dim]
-            left = left[member.at[1]] if member.at else left
+            left = left if member.expert is None else left[member.expert]
             places = torch.searchsorted(left, member.indices[per_structure[member.structure]])
             tables.append(entries[member.parameter, member.dim, "parameter"][places.numpy()])
         found = np.concatenate(tables, 1)  # (n_kept, entries of a group): components

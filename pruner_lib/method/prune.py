@@ -7,8 +7,6 @@ every architecture. Nothing is chosen here; see `select`. The cut of whole decod
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import nn
 
@@ -17,14 +15,7 @@ from pruner_lib.method.decoder import decoder_layers
 from pruner_lib.method.depth import drop_layers_
 from pruner_lib.method.discover import discover
 from pruner_lib.method.groups import Axes, Axis, Member, Plan
-from pruner_lib.method.layout import (
-    apply_layout_,
-    empty_layout,
-    layout_of,
-    merge_layouts,
-    set_layout,
-    set_parameter_,
-)
+from pruner_lib.method.layout import apply_layout_, empty_layout, merge_layouts, set_layout, set_parameter_
 from pruner_lib.method.norms import norm_factor, norm_members, scaled_eps
 from pruner_lib.method.offload import check_in_memory, without_weights
 from pruner_lib.method.options import check_axes
@@ -33,15 +24,10 @@ from pruner_lib.method.size_rules import SizeRule, builds, find_size_rules, shap
 
 
 def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Module:
-    """Remove the groups that a plan does not keep.
+    """Remove the groups that a plan does not keep; `models.prune` has the one for users, which can be saved.
 
-    Args:
-        model: on any device, in any dtype; its parameters are replaced by smaller ones, one after the other.
-        plan: from `select`, for this model.
-        axes: of the model as it is, if at hand, to save discovering them again.
-    Returns: the same model. `model.pruning_layout` is None if its config alone now says all (a plain
-        checkpoint), else the widths that its config can't say. `model.pruned_by` lists the plans carried
-        out so far.
+    Args: axes: of the model as it is, if at hand, to save discovering them again.
+    Returns: the same model, with `pruning_layout` and `pruned_by`.
     Raises: ValueError: the plan does not fit the model, the model would no longer run or mix its groups (see
         `proof`), or its weights are offloaded. The model is then unchanged.
     """
@@ -49,10 +35,9 @@ def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modu
     require(Plan, plan=plan)
     if "layers" in plan.keep:
         return drop_layers_(model, plan)
-    axes = _axes_of(model, plan, axes)
+    axes = axes_of(model, plan, axes)
     keep = _keep_by_structure(axes, plan)
     kept = {name: len(next(iter(per.values()))) for name, per in keep.items()}
-    _check_even(axes, kept)
     cuts = _cut_indices(model, axes, keep)
     factors = _norm_factors(model, axes, keep, cuts)
     rules = find_size_rules(model, axes, kept)
@@ -63,7 +48,7 @@ def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modu
     scaled = any(factor != 1 for factor in factors.values())  # a plain config has one epsilon for all norms
     plain = None if scaled else _plain_config(model, axes, kept, layout, rules)
     layout["config"] = {} if plain else layout["config"]
-    merged = merge_layouts(layout_of(model), layout)
+    merged = merge_layouts(model, layout)
     trial = without_weights(model)
     _set_widths_(trial, merged, plain)
     check_cut(trial, plan, axes, keep, cuts)
@@ -97,8 +82,7 @@ def mask_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modul
     """Set the weights of the groups that a plan does not keep to zero; shapes stay.
 
     Args: axes: of the model as it is, if at hand, to save discovering them again.
-    Raises: ValueError: the plan does not fit the model, or its weights are offloaded. The model is then
-        unchanged.
+    Raises: ValueError: the plan does not fit the model, or its weights are offloaded; nothing is changed.
     """
     check_in_memory(model)
     require(Plan, plan=plan)
@@ -109,18 +93,19 @@ def mask_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modul
             for parameter in layers[i].parameters():
                 parameter.zero_()
         return model
-    axes = _axes_of(model, plan, axes)
+    axes = axes_of(model, plan, axes)
     for name, per_structure in _keep_by_structure(axes, plan).items():
         for member in axes[name].members:
             weight, dim = model.get_parameter(member.parameter), member.dim
-            if member.at:
-                weight, dim = weight.select(*member.at), dim - (member.at[0] < dim)
+            if member.expert is not None:
+                weight, dim = weight[member.expert], dim - 1
             gone = gone_entries(axes[name], member, per_structure[member.structure])
             weight.index_fill_(dim, gone.to(weight.device), 0)
     return model
 
 
-def _axes_of(model: nn.Module, plan: Plan, axes: Axes | None) -> Axes:
+def axes_of(model: nn.Module, plan: Plan, axes: Axes | None) -> Axes:
+    """The axes that a plan is for: discovered, or those that are at hand, after a check."""
     if axes is None:
         return discover(model, query_heads=plan.query_heads)
     require(Axes, axes=axes)
@@ -141,19 +126,11 @@ def _keep_by_structure(axes: Axes, plan: Plan) -> dict[str, dict[str, torch.Tens
         axis = axes[name]
         plan.check_count(key, axis.n_groups)
         if structure and structure not in axis.structures:
-            raise ValueError(
-                f"the plan ranks {structure} alone, but {name} consists of {', '.join(axis.structures)}"
-            )
+            raise ValueError(f"the plan ranks {structure} alone, but {name} has {axis.structures}")
         if len(kept) < axis.n_groups:
             own = [structure] if structure else axis.structures
             keep.setdefault(name, {}).update(dict.fromkeys(own, kept))
-    for name, per in keep.items():
-        counts = {len(kept) for kept in per.values()}
-        if set(per) != set(axes[name].structures) or len(counts) > 1:
-            raise ValueError(
-                f"the structures of {name} must all keep the same number of groups, else the matrices no "
-                f"longer fit each other; the plan keeps { {s: len(k) for s, k in per.items()} }"
-            )
+    _check_even(axes, keep)
     return keep
 
 
@@ -171,10 +148,11 @@ def _cut_indices(model: nn.Module, axes: Axes, keep: dict) -> dict[str, dict[int
     for name, per_structure in keep.items():
         for member in axes[name].members:
             shape = model.get_parameter(member.parameter).shape
-            whole = torch.ones(*shape[:1] if member.at else (), shape[member.dim], dtype=torch.bool)
+            slices = () if member.expert is None else shape[:1]
+            whole = torch.ones(*slices, shape[member.dim], dtype=torch.bool)
             mask = stays.setdefault(member.parameter, {}).setdefault(member.dim, whole)
             gone = gone_entries(axes[name], member, per_structure[member.structure])
-            (mask[member.at[1]] if member.at else mask)[gone] = False
+            (mask if member.expert is None else mask[member.expert])[gone] = False
     return {
         # slice after slice where the mask has slices
         parameter: {dim: mask.nonzero()[:, -1].view(*mask.shape[:-1], -1) for dim, mask in by_dim.items()}
@@ -210,9 +188,7 @@ def _layout(model: nn.Module, axes: Axes, keep: dict, cuts: dict, rules: dict[st
             if not around or f"{module}.".startswith(f"{around}."):
                 layout["attributes"].setdefault(module, {}).update({a: c * n for a, c in attributes.items()})
         if axis.layer is None and axis.constants:
-            raise ValueError(
-                f"{name} can't be cut: {axis.constants[0][:2]} enters the layers with one slice a channel"
-            )
+            raise ValueError(f"{name} can't be cut: {axis.constants[0][:2]} has one slice a channel")
         if axis.layer is not None:
             layout["config"].setdefault(f"{path}.{axis.layer}", {}).update(rule.config(n))
         for module, argument, dim in axis.constants:
@@ -237,16 +213,18 @@ def _plain_config(
     return edits if builds(model, edits, shapes) else None
 
 
-def _check_even(axes: Mapping[str, Axis], kept: Mapping[str, int]) -> None:
-    """Refuse a plan after which siblings keep different numbers of groups.
-
-    Args: kept: axis name -> groups kept, for the axes that lose some.
-    """
-    for siblings in {axes[name].siblings for name in kept} - {""}:
-        counts = {n: kept.get(n, a.n_groups) for n, a in axes.items() if a.siblings == siblings}
-        if len(set(counts.values())) > 1:
-            uneven = ", ".join(f"{name}: {n}" for name, n in list(counts.items())[:6])
+def _check_even(axes: Axes, keep: dict[str, dict[str, torch.Tensor]]) -> None:
+    """Refuse a plan after which the structures of an axis, or siblings, keep different numbers of groups."""
+    counts: dict[str, dict[str, int]] = {}  # axis or siblings -> what must keep as many -> how many it keeps
+    for name, axis in axes.items():
+        kept = {s: len(keep.get(name, {}).get(s, range(axis.n_groups))) for s in axis.structures}
+        counts[name] = kept
+        if axis.siblings:
+            counts.setdefault(axis.siblings, {})[name] = min(kept.values())
+    for name, kept in counts.items():
+        if len(set(kept.values())) > 1:
+            uneven = ", ".join(f"{part}: {n}" for part, n in list(kept.items())[:6])
             raise ValueError(
-                f"the axes of {siblings} share their tensors and must all keep the same number of groups; "
-                f"the plan keeps {uneven} ..."
+                f"the parts of {name} must all keep the same number of groups, else their tensors no longer "
+                f"fit each other; the plan keeps {uneven} ..."
             )

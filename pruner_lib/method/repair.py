@@ -3,30 +3,28 @@
 A group speaks to the rest of the model through one matrix alone, its last (o_proj, down_proj), which reads
 one or more columns of the group. With x what that matrix reads, G the mean of x x' over the calibration
 tokens, and k the columns that stay, `repair_` moves what the lost columns did to those that stay, and
-`obs_scores` scores a group by what such a fit would leave undone. Both walk through the decoder layers one
-by one, with one layer's inputs in memory at a time.
+`obs_scores` scores a group by what such a fit would leave undone. Both look at one layer after the other
+while the model runs, with one layer's inputs in memory at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from pruner_lib.method.checks import require
-from pruner_lib.method.decoder import decoder_layers, residual_stream
-from pruner_lib.method.discover import discover
+from pruner_lib.method.decoder import decoder_layers
 from pruner_lib.method.groups import Axes, Axis, Member, Plan
 from pruner_lib.method.offload import check_in_memory, frozen, input_device
 from pruner_lib.method.options import check_ids
-from pruner_lib.method.prune import gone_entries
+from pruner_lib.method.prune import axes_of, gone_entries
 
 RIDGES = (0.01, 0.1, 0.3, 1.0, 3.0, 10.0)  # tried by `repair_`, in units of the mean diagonal of G
-BATCH = 8  # samples that run at a time
 
 
 @dataclass(frozen=True)
@@ -78,13 +76,16 @@ def repair_(
     require(["(0, inf)"], ridges=ridges)
     if len(calibration_ids) < 2:
         raise ValueError("repair_ holds samples out to choose lambda: it needs at least 2, got 1")
-    axes = discover(model, query_heads=plan.query_heads) if axes is None else axes
+    axes = axes_of(model, plan, axes)
     lost = _lost_columns(model, axes, plan)
     n_held = max(1, len(calibration_ids) // 5)
     repairs = {}
-    for inputs in _walk(model, calibration_ids, list(lost), changing=True):
-        for name, x in inputs.items():  # (samples, tokens, columns)
-            repairs[name] = _repair_(model, name, lost[name], x, n_held, ridges)
+
+    def mend(inputs: dict[str, Tensor]) -> None:
+        for name, x in inputs.items():
+            repairs[name] = _repair_(_matrix(model, name), lost[name], x, n_held, ridges)
+
+    _visit_inputs(model, calibration_ids, lost, mend)
     return repairs
 
 
@@ -105,7 +106,8 @@ def obs_scores(
     check_ids(model, calibration_ids)
     last = {name: _last(model, axis) for name, axis in axes.items() if axis.layer is not None}
     scores = {}
-    for inputs in _walk(model, calibration_ids, [member.parameter for member in last.values()]):
+
+    def score(inputs: dict[str, Tensor]) -> None:
         for axis, member in last.items():
             if member.parameter in inputs:
                 gram = _gram(inputs[member.parameter])
@@ -116,6 +118,8 @@ def obs_scores(
                 columns = _matrix(model, member.parameter).double().T[at]  # (n_groups, width, out)
                 left = torch.linalg.solve(blocks, columns) * columns
                 scores[axis] = left.sum((1, 2)).float().cpu()
+
+    _visit_inputs(model, calibration_ids, [member.parameter for member in last.values()], score)
     return scores
 
 
@@ -139,8 +143,7 @@ def _last(model: nn.Module, axis: Axis) -> Member:
     inputs = [m for m in axis.members if m.structure == axis.last and m.role == "in"]
     if len(inputs) != 1 or model.get_parameter(inputs[0].parameter).ndim != 2:
         raise ValueError(
-            f"the last matrix of {axis.name}, {axis.last}, is no linear layer: it can be cut, but not "
-            "repaired"
+            f"the last matrix of {axis.name}, {axis.last}, is not linear: it can be cut, but not repaired"
         )
     return inputs[0]
 
@@ -152,64 +155,40 @@ def _matrix(model: nn.Module, name: str) -> Tensor:
     return weight if linear else weight.T
 
 
-def _walk(
-    model: nn.Module, ids: Tensor, names: Sequence[str], *, changing: bool = False
-) -> Iterator[dict[str, Tensor]]:
-    """Yield for one layer after the other what the named weights read: `(samples, tokens, columns)` each.
+class _AllSeen(Exception):
+    """Ends a forward pass whose last layers and logits nobody needs."""
 
-    Args:    changing: a layer is changed before the next one is asked for; it runs again, so that the later
-             ones see that.
+
+def _visit_inputs(
+    model: nn.Module, ids: Tensor, names: Collection[str], visit: Callable[[dict[str, Tensor]], None]
+) -> None:
+    """Run the model and show, for one layer after the other, what the named weights read.
+
+    Args:    visit: takes name -> `(samples, tokens, columns)`, and may change these weights: the layer runs
+             again afterwards, so that the later ones see that.
     """
     path, layers = decoder_layers(model)
-    with frozen(model), torch.no_grad():
-        states, calls = _calls(model, layers, ids)
-        for number, layer in enumerate(layers):
-            prefix = f"{path}.{number}."
-            inputs: dict[str, list[Tensor]] = {name: [] for name in names if name.startswith(prefix)}
+    left = set(names)
+
+    def before(number: int, layer: nn.Module, args: tuple, kwargs: dict) -> None:
+        here, inputs = [name for name in names if name.startswith(f"{path}.{number}.")], {}
+        if here:
             with ExitStack() as stack:
-                for name, seen in inputs.items():
+                for name in here:
                     module = model.get_submodule(name.rpartition(".")[0])
-                    hook = module.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
-                    stack.callback(hook.remove)
-                outputs = [_run(layer, x, call[number]) for x, call in zip(states, calls, strict=True)]
-            if inputs:
-                yield {name: torch.cat(seen) for name, seen in inputs.items()}
-            if inputs and changing:
-                outputs = [_run(layer, x, call[number]) for x, call in zip(states, calls, strict=True)]
-            states = outputs
+                    look = lambda _, args, name=name: inputs.update({name: args[0]})  # noqa: E731
+                    stack.enter_context(module.register_forward_pre_hook(look))
+                layer.forward(*args, **kwargs)
+            visit(inputs)
+        left.difference_update(here)
+        if not left:
+            raise _AllSeen
 
-
-def _calls(model: nn.Module, layers: nn.ModuleList, ids: Tensor) -> tuple[list[Tensor], list[list[tuple]]]:
-    """Run the model: for each batch what the first layer reads, and how each layer is called besides."""
-    states, calls, chain = [], [], []
-
-    def before(_layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        first, others = (args[:1], args[1:]) if args else ((kwargs["hidden_states"],), ())
-        rest = {name: value for name, value in kwargs.items() if name != "hidden_states"}
-        if not calls[-1]:
-            states.append(first[0])
-        elif first[0] is not chain[-1]:
-            raise ValueError(
-                f"{type(model).__name__} changes the residual stream between its layers: it can be cut, but "
-                "not repaired layer by layer"
-            )
-        calls[-1].append((others, rest))
-
-    def after(_layer: nn.Module, _args: tuple, output: Tensor | tuple) -> None:
-        chain[:] = [residual_stream(output)]
-
-    with ExitStack() as stack:
-        for layer in layers:
-            stack.callback(layer.register_forward_pre_hook(before, with_kwargs=True).remove)
-            stack.callback(layer.register_forward_hook(after).remove)
-        for batch in ids.to(input_device(model)).split(BATCH):
-            calls.append([])
-            model(batch, use_cache=False)
-    return states, calls
-
-
-def _run(layer: nn.Module, x: Tensor, call: tuple[tuple, dict[str, Any]]) -> Tensor:
-    return residual_stream(layer(x, *call[0], **call[1]))
+    with frozen(model), torch.no_grad(), ExitStack() as stack, suppress(_AllSeen):
+        for number, layer in enumerate(layers):
+            hook = partial(before, number)
+            stack.enter_context(layer.register_forward_pre_hook(hook, with_kwargs=True))
+        model(ids.to(input_device(model)), use_cache=False)
 
 
 def _gram(x: Tensor) -> Tensor:
@@ -218,32 +197,25 @@ def _gram(x: Tensor) -> Tensor:
     return (rows.T @ rows).double() / len(rows)
 
 
-def _repair_(
-    model: nn.Module, name: str, lost: Tensor, x: Tensor, n_held: int, ridges: Sequence[float]
-) -> Repair:
-    """Choose lambda on the last `n_held` samples of x, fit one weight on all of them, and write it."""
-    weight = _matrix(model, name)  # (out, in)
+def _repair_(weight: Tensor, lost: Tensor, x: Tensor, n_held: int, ridges: Sequence[float]) -> Repair:
+    """Choose lambda on the last `n_held` samples of x, fit the weight `(out, in)` on all, and write it."""
     kept = torch.ones(weight.shape[1], dtype=torch.bool, device=weight.device)
     kept[lost.to(weight.device)] = False
     gram = _gram(x[:-n_held])
     fits = {ridge: _fit(weight.double(), gram, kept, ridge).float() for ridge in ridges}
-    seen, unseen = _Outputs(weight, x[:-n_held]), _Outputs(weight, x[-n_held:])
-    errors = {ridge: unseen.error(fit) for ridge, fit in fits.items()}
-    best, unrepaired = min(errors, key=errors.get), unseen.error(weight * kept)
+    seen, unseen = _error_of(weight, x[:-n_held]), _error_of(weight, x[-n_held:])
+    errors = {ridge: unseen(fit) for ridge, fit in fits.items()}
+    best = min(errors, key=errors.get)
+    repair = Repair(best, seen(fits[best]), errors, unseen(weight * kept))
     weight.copy_(_fit(weight.double(), _gram(x), kept, best))
-    return Repair(best, seen.error(fits[best]), errors, unrepaired)
+    return repair
 
 
-class _Outputs:
-    """What a whole weight makes of its inputs, to compare other weights with."""
-
-    def __init__(self, weight: Tensor, x: Tensor) -> None:
-        self.x = x.flatten(0, -2).float()  # (tokens, in)
-        self.y = self.x @ weight.float().T  # (tokens, out)
-
-    def error(self, changed: Tensor) -> float:
-        """|W'x - Wx|^2 / |Wx|^2 over all tokens."""
-        return float((self.x @ changed.float().T - self.y).square().sum() / self.y.square().sum())
+def _error_of(weight: Tensor, x: Tensor) -> Callable[[Tensor], float]:
+    """Return what gives the error of a changed weight, |W'x - Wx|^2 / |Wx|^2 over all tokens."""
+    rows = x.flatten(0, -2).float()  # (tokens, in)
+    whole = rows @ weight.float().T  # (tokens, out)
+    return lambda changed: float((rows @ changed.float().T - whole).square().sum() / whole.square().sum())
 
 
 def _fit(whole: Tensor, gram: Tensor, kept: Tensor, ridge: float) -> Tensor:

@@ -16,14 +16,7 @@ import torch
 
 from pruner_lib.method.checks import plain_number, require
 from pruner_lib.method.groups import GRANULARITIES, Axes, Axis, Plan
-from pruner_lib.method.options import (
-    check_axes,
-    check_fit,
-    check_names,
-    check_options,
-    check_scores,
-    check_uniform,
-)
+from pruner_lib.method.options import check_axes, check_names, check_options, check_scores, check_uniform
 
 EXPERT_ROWS = 8  # channels of experts are kept in multiples of it: grouped products want 16-byte rows
 TOLERANCE = 0.005  # of all parameters: how near `target="parameters"` must come
@@ -63,7 +56,8 @@ def select(
     Args:
         axes: what `discover` returned, or some of it (`axes.of_kind(...)`).
         scores: axis name -> `(n_groups,)`, higher means keep; with `dependency=False` `(n_structures,
-            n_groups)`, as `estimate(..., aggregation="none")` returns them.
+            n_groups)`, as `estimate(..., aggregation="none")` returns them; for granularity "layer" also
+            `{"layers": scores}` with `(n_layers,)`.
         ratio: share of groups to remove where pruning applies, in [0, 1); with `target="parameters"` the
             share of all parameters of the model. Or names or patterns of axes -> their shares,
             `{"layers.3.mlp": 0.4, "layers.*.attention": 0.2}`: an axis takes the share of its own name, else
@@ -85,8 +79,7 @@ def select(
     settings = {n: plain_number(v) for n, v in locals().items() if n not in ("axes", "scores")}
     check_axes(axes)
     require(Mapping, scores=scores)
-    check_options(settings)
-    check_fit(axes, settings)
+    check_options(settings, axes)
     ratio = settings["ratio"]
     if isinstance(ratio, Mapping):
         ratio = {name: plain_number(one) for name, one in ratio.items()}
@@ -133,7 +126,8 @@ def _keys(axis: Axis, dependency: bool) -> list[str]:
 
 def _units(axis: Axis, scores: Mapping[str, torch.Tensor], dependency: bool) -> list[Unit]:
     keys = _keys(axis, dependency)
-    table = check_scores(axis, scores, dependency).view(len(keys), -1)
+    shape = (axis.n_groups,) if dependency else (len(keys), axis.n_groups)
+    table = check_scores(scores, axis.name, shape).view(len(keys), -1)
     share = axis.group_parameters / len(keys)
     return [Unit(key, axis, row, share) for key, row in zip(keys, table, strict=True)]
 
@@ -236,11 +230,13 @@ def _bisect(rising: Callable[[float], float], goal: float) -> float:
 
 
 def _select_layers(axes: Axes, scores, ratio: float, target: str, layers: range, settings: dict) -> Plan:
-    """Whole layers: a layer's score is the sum over its attention and MLP groups."""
-    totals = torch.zeros(axes.n_layers)
-    for axis in axes.values():
-        if axis.layer is not None:
-            totals[axis.layer] += check_scores(axis, scores, dependency=True).sum()
+    """Whole layers: a layer's score is its own, or the sum over its attention and MLP groups."""
+    if "layers" in scores:
+        totals = check_scores(scores, "layers", (axes.n_layers,))
+    else:
+        totals = torch.zeros(axes.n_layers)
+        for axis in (a for a in axes.values() if a.layer is not None):
+            totals[axis.layer] += check_scores(scores, axis.name, (axis.n_groups,)).sum()
     order = [i for i in torch.argsort(totals, stable=True).tolist() if i in layers]
     if target == "groups":
         n = len(order) - int(len(order) * (1 - ratio))

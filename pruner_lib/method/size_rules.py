@@ -18,7 +18,7 @@ from torch import nn
 
 from pruner_lib.method.groups import Axis, Member
 from pruner_lib.method.layout import LEAF_SIZES
-from pruner_lib.method.trace import constants_in_forward
+from pruner_lib.method.trace import trace
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def _find_size_rule(
             attributes = _attributes(dense, probe, axes, n, probe_n, ())
             # a factor that follows the width, as that of a scaled embedding, was trained otherwise
             in_config = first.kind != "hidden" or (
-                not other_floats(dense, probe) and constants_in_forward(dense) == constants_in_forward(probe)
+                not other_floats(dense, probe) and trace(dense).factors == trace(probe).factors
             )
             return SizeRule(per_group, fixed, attributes, in_config)
         tied = tied or probe
@@ -157,9 +157,8 @@ def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 def _rest(model: nn.Module, axis: Axis, member: Member) -> int:
     """Entries along a member's dim that are no group's, as keys and values beside the query heads."""
-    return (
-        model.get_parameter(member.parameter).shape[member.dim] - axis.side_by_side * member.indices.numel()
-    )
+    shape = model.get_parameter(member.parameter).shape
+    return shape[member.dim] - axis.side_by_side * member.indices.numel()
 
 
 def _candidates(config: dict, axis: Axis, n: int, probe_n: int) -> Iterator[tuple[dict, dict]]:
@@ -183,10 +182,9 @@ def _candidates(config: dict, axis: Axis, n: int, probe_n: int) -> Iterator[tupl
             yield {key: None}, {}
     else:
         yield hidden, {}
-        head_dim = next((v for k, v in numbers.items() if k == "head_dim"), None)
         heads = config.get("num_attention_heads") or config.get("n_head")
         if heads and hidden:
-            yield hidden, {"head_dim": head_dim or next(iter(hidden.values())) // heads}
+            yield hidden, {"head_dim": numbers.get("head_dim") or next(iter(hidden.values())) // heads}
 
 
 def _fits(shapes: dict, model: nn.Module, axis: Axis, probe_n: int) -> bool:

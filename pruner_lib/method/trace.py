@@ -7,13 +7,15 @@ what was collected into groups.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from pruner_lib.method.decoder import prompt_for
+from pruner_lib.method.decoder import decoder_layers, prompt_for
 from pruner_lib.method.labels import Recording, labels_of, set_labels
 from pruner_lib.method.operators import LOOKUPS, labels_for, tensors_in
 
@@ -32,7 +34,11 @@ class LabelMode(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         labelled = any(labels_of(x) is not None for x in tensors_in([args, kwargs]))
-        args, kwargs = _on_one_device(func, args, kwargs)
+        if func.overloadpacket in (aten.mul, aten.div):
+            numbers = (x for x in args if isinstance(x, (int, float)) or not (x.ndim or x.is_meta))
+            self.recording.factors += map(float, numbers)
+        if func.overloadpacket not in LOOKUPS and any(x.is_meta for x in tensors_in([args, kwargs])):
+            args, kwargs = tree_map_only(torch.Tensor, _to_meta, (args, kwargs))
         out = func(*args, **kwargs)
         if labelled:
             labels = labels_for(self.recording, func, args, kwargs, out)
@@ -51,14 +57,8 @@ class KeepIndices(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _on_one_device(func, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """Move tensors that the model creates on the CPU (masks, positions) to the weights' meta device."""
-    if func.overloadpacket in LOOKUPS or not any(x.is_meta for x in tensors_in([args, kwargs])):
-        return args, kwargs
-    return tree_map_only(torch.Tensor, _to_meta, (args, kwargs))
-
-
 def _to_meta(tensor: torch.Tensor) -> torch.Tensor:
+    """Move what the model creates on the CPU (masks, positions) to the meta device of the weights."""
     if tensor.device.type != "cpu" or not tensor.ndim:
         return tensor
     moved = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
@@ -66,56 +66,29 @@ def _to_meta(tensor: torch.Tensor) -> torch.Tensor:
     return moved
 
 
-def trace(model: nn.Module, layers: nn.ModuleList) -> Recording:
+def trace(model: nn.Module) -> Recording:
     """Run `model` on labels and return what was recorded.
 
-    Args:
-        model: a decoder on the meta device, as from `without_weights`; keeps the trace's hooks and settings.
-        layers: its decoder layers, at whose entry unlabelled inputs (position biases) get labels.
+    Inputs of the decoder layers that have no labels (position biases, masks, rotary tables) get some.
+
+    Args: model: a decoder on the meta device, as from `without_weights`; keeps its hooks and settings.
     Raises: ValueError: the model does not run on the meta device.
     """
     rec = Recording()
     for name, parameter in model.named_parameters():
         set_labels(parameter, rec.label(parameter, name, "parameter"))
-    paths = {module: name for name, module in model.named_modules()}
-    for layer in layers:
-        layer.register_forward_pre_hook(
-            lambda m, a, k: _label_constants(rec, paths[m], a, k), with_kwargs=True
-        )
+    path, layers = decoder_layers(model)
+    for number, layer in enumerate(layers):
+        hook = partial(_label_constants, rec, f"{path}.{number}")
+        layer.register_forward_pre_hook(hook, with_kwargs=True)
     with torch.no_grad(), KeepIndices(), LabelMode(rec):
         out = _forward_on_meta(model)
     logits = out[0] if isinstance(out, tuple) else getattr(out, "logits", None)
     labels = labels_of(logits)
     if labels is None:
-        raise ValueError(
-            f"{type(model).__name__} returned no logits made by its weights; give a decoder with a head"
-        )
+        raise ValueError(f"{type(model).__name__} gave no logits of its weights; give a decoder with a head")
     rec.outputs.append(torch.unique(labels.tensors[0]).numpy())
     return rec
-
-
-class ConstantMode(TorchDispatchMode):
-    """Note the numbers that a forward pass multiplies or divides its activations by."""
-
-    def __init__(self):
-        super().__init__()
-        self.factors: list[float] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.overloadpacket in (aten.mul, aten.div):
-            for x in args:
-                if isinstance(x, (int, float)) or (not x.ndim and x.device.type == "cpu"):
-                    self.factors.append(float(x))
-        args, kwargs = _on_one_device(func, args, kwargs or {})
-        return func(*args, **kwargs)
-
-
-def constants_in_forward(model: nn.Module) -> list[float]:
-    """The constant factors of a forward pass, in order, for a model on the meta device."""
-    mode = ConstantMode()
-    with torch.no_grad(), mode:
-        _forward_on_meta(model)
-    return mode.factors
 
 
 def _forward_on_meta(model: nn.Module):
@@ -125,9 +98,8 @@ def _forward_on_meta(model: nn.Module):
         if getattr(getattr(model, "config", None), key, None) is not None:
             setattr(model.config, key, plain)
     ids = torch.zeros(1, N_TOKENS, dtype=torch.long, device="meta")
-    mask = torch.zeros(1, 1, N_TOKENS, N_TOKENS, device="meta")
     attempts = (
-        {"input_ids": ids, "attention_mask": mask},
+        {"input_ids": ids, "attention_mask": torch.zeros(1, 1, N_TOKENS, N_TOKENS, device="meta")},
         {"input_ids": ids, "attention_mask": None},  # some models build their own mask from None only
         {"input_ids": prompt_for(model, N_TOKENS)},  # some need their special tokens in the prompt
     )
@@ -143,8 +115,8 @@ def _forward_on_meta(model: nn.Module):
     )
 
 
-def _label_constants(rec: Recording, path: str, args: tuple, kwargs: dict) -> None:
-    """Give labels to tensors that enter a layer without any (position biases, masks, rotary tables)."""
+def _label_constants(rec: Recording, path: str, layer: nn.Module, args: tuple, kwargs: dict) -> None:
+    """Give labels to tensors that enter a layer without any."""
     for argument, value in [*((str(i), a) for i, a in enumerate(args)), *kwargs.items()]:
         labels = labels_of(value)
         unlabelled = labels is None or labels.source == "constant"

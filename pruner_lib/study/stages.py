@@ -25,7 +25,7 @@ from pruner_lib.evaluation.efficiency import count_parameters, weight_bytes
 from pruner_lib.evaluation.int8 import quantise_
 from pruner_lib.evaluation.perplexity import perplexity
 from pruner_lib.files import content_hash, only_one, write_text
-from pruner_lib.method.depth import as_group_scores, block_influence, every_second
+from pruner_lib.method.depth import block_influence, every_second
 from pruner_lib.method.discover import discover
 from pruner_lib.method.groups import Plan
 from pruner_lib.method.importance import aggregate, estimate_members
@@ -180,12 +180,12 @@ class Pipeline:
             aggregation = experiment.aggregation if experiment.dependency else "none"
             return aggregate(dense.axes, members, aggregation, order=experiment.order)
         if experiment.criterion == "alternate":
-            return as_group_scores(dense.axes, every_second(dense.axes.n_layers))
+            return {"layers": every_second(dense.axes.n_layers)}
         with self.timed("estimate"), in_place(dense.model):
             ids = self.calibration_ids(experiment.calibration, dense.tokenizer)
             if experiment.criterion == "obs":
                 return obs_scores(dense.model, dense.axes, ids)
-            return as_group_scores(dense.axes, block_influence(dense.model, ids))
+            return {"layers": block_influence(dense.model, ids)}
 
     def subject(self, experiment: Experiment, criteria: Sequence[str] = ()) -> Loaded:
         """Make the model of an experiment; the dense one is that in memory, which must not be changed.

@@ -17,7 +17,7 @@ from pruner_lib import discover, load_model, mask_, prune_, recover, save_model,
 from pruner_lib.evaluation.efficiency import latency, macs
 from pruner_lib.method.groups import Plan
 from pruner_lib.method.norms import norm_members
-from pruner_lib.method.trace import constants_in_forward
+from pruner_lib.method.trace import trace
 from pruner_lib.recovery.recover import add_adapter
 from pruner_lib.recovery.settings import RecoverySettings
 from pruner_lib.recovery.trainer import _ResponseTrainer
@@ -83,7 +83,7 @@ def test_axes_are_those_that_a_person_would_draw(axes):
 
 def test_factors_of_the_forward_pass_are_seen_without_weights(model):
     """Its own scaling of the residual, twice a layer; the prompt must hold its special tokens."""
-    found = constants_in_forward(copy.deepcopy(model).to("meta"))
+    found = trace(copy.deepcopy(model).to("meta")).factors
     assert sum(abs(value - 6**0.5) < 1e-6 for value in found) == 2 * 3
 
 

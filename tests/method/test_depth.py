@@ -10,7 +10,7 @@ from families import build, generates_alike_with_cache, logits, tokens
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pruner_lib import discover, prune_, save_model, select
-from pruner_lib.method.depth import as_group_scores, block_influence, every_second
+from pruner_lib.method.depth import block_influence, every_second
 from pruner_lib.method.groups import Plan
 
 IDS = torch.arange(24).view(2, 12)
@@ -51,10 +51,12 @@ def test_influence_is_the_one_of_the_hidden_states(model):
 
 def test_layers_of_least_score_are_dropped(model):
     axes = discover(model)
-    plan = select(axes, as_group_scores(axes, block_influence(model, IDS)), ratio=1 / 3, granularity="layer")
+    plan = select(axes, {"layers": block_influence(model, IDS)}, ratio=1 / 3, granularity="layer")
     assert plan.keep["layers"].tolist() == [0, 2, 3, 5]
-    plan = select(axes, as_group_scores(axes, every_second(6)), ratio=0.5, granularity="layer")
+    plan = select(axes, {"layers": every_second(6)}, ratio=0.5, granularity="layer")
     assert plan.keep["layers"].tolist() == [0, 2, 4]
+    with pytest.raises(ValueError, match=r"scores of layers have shape \(5,\), but it needs \(6,\)"):
+        select(axes, {"layers": every_second(5)}, ratio=0.5, granularity="layer")
 
 
 def test_few_of_every_second_layer_are_spread_evenly():

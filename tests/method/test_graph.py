@@ -246,7 +246,7 @@ def test_experts_have_channels_of_their_own():
     axes = discovered("mixtral")[1]
     third = axes["layers.1.mlp.experts.2"]
     found = {m.parameter.split(".")[-1]: m for m in third.members}
-    assert set(found) == {"gate_up_proj", "down_proj"} and {m.at for m in third.members} == {(0, 2)}
+    assert set(found) == {"gate_up_proj", "down_proj"} and {m.expert for m in third.members} == {2}
     assert found["gate_up_proj"].indices[7].tolist() == [7, 47] and found["gate_up_proj"].dim == 1
     assert found["down_proj"].indices[7].tolist() == [7] and found["down_proj"].dim == 2
     assert third.group_parameters == 3 * 24
@@ -278,7 +278,7 @@ def test_what_is_recorded_grows_with_the_layers_and_no_faster():
     sizes = []
     for layers in (1, 2, 3):
         model = _without_weights(layers, **SEVEN_BILLION)
-        rec = trace(model, model.model.layers)
+        rec = trace(model)
         sizes.append((rec.n_labels, sum(len(pairs) for pairs in [*rec.equal, *rec.shared, *rec.spread])))
     for one, two, three in zip(*sizes, strict=True):
         assert 0 < two - one == three - two

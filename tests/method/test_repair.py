@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pruner_lib import Plan, discover, estimate, prune_, select
-from pruner_lib.method.repair import _last, _matrix, _walk, obs_scores, repair_
+from pruner_lib.method.repair import _last, _matrix, _visit_inputs, obs_scores, repair_
 from tests.support.families import build, logits, random_scores, tokens
 
 # one matrix of another kind each: plain, fused query, key and value, transposed, interleaved, parallel branch
@@ -116,7 +116,8 @@ def test_layers_are_walked_through_as_the_model_does(family):
     logits(model, IDS)
     for module in model.modules():
         module._forward_pre_hooks.clear()
-    walked = {name: x for inputs in _walk(model, IDS, names) for name, x in inputs.items()}
+    walked = {}
+    _visit_inputs(model, IDS, names, walked.update)
     assert set(walked) == set(names)
     assert all(torch.allclose(walked[name], seen[name], atol=1e-4) for name in names)
 
@@ -128,8 +129,9 @@ def test_obs_is_what_the_best_repair_leaves():
     assert scores.keys() == axes.keys()
     for name in ("layers.1.attention", "layers.2.mlp"):
         member = _last(model, axes[name])
-        [x] = [one[member.parameter] for one in _walk(model, IDS, [member.parameter]) if one]
-        rows, w = x.flatten(0, 1).double(), _matrix(model, member.parameter).double()
+        inputs = {}
+        _visit_inputs(model, IDS, [member.parameter], inputs.update)
+        rows, w = inputs[member.parameter].flatten(0, 1).double(), _matrix(model, member.parameter).double()
         gram = rows.T @ rows / len(rows)
         gram.diagonal().add_(0.1 * gram.diagonal().mean())
         for group in (0, 1):

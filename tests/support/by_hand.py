@@ -75,9 +75,8 @@ def member_scores(model, axis, found, criterion):
             "mixed": (s - w * a[m.parameter] * w / 2).abs(),
         }[criterion]  # fmt: skip
         dim = m.dim
-        if m.at:
-            salience = salience.select(*m.at)
-            dim -= m.at[0] < m.dim
+        if m.expert is not None:
+            salience, dim = salience[m.expert], dim - 1
         channels = salience.double().movedim(dim, 0).flatten(1).sum(1) if salience.ndim > 1 else salience
         raw[m.structure] = raw[m.structure] + channels.double()[m.indices]
     tables = [t.abs() if criterion == "vector" else t for t in raw.values()]
