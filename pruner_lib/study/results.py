@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import shlex
 import subprocess
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -104,7 +105,7 @@ class Results:
         """Write the manifest that marks a notebook as done, with every file that was written.
 
         Args:    notebook: its file name without the ending, as "00_quickstart".
-        Returns: a sentence that says what was written, and where.
+        Returns: what was written and where, and the command that makes it again.
         Raises:  ValueError: one of the files is not there or is empty.
         """
         if missing := [str(path) for path in self.outputs if not path.is_file() or not path.stat().st_size]:
@@ -119,7 +120,10 @@ class Results:
         write_kept(Path(folder) / f"{notebook}.json", manifest)
         below = self.place.relative_to(self.folder.parent).as_posix()
         by = f"; records measured at {', '.join(manifest['measured_by'])}" if self.measured_by else ""
-        return f"{notebook} is done{by}; in results/{below}: {', '.join(written) or 'nothing new'}"
+        again = ["python", "tasks.py", "study", "--profile", self.profile.name, "--only", notebook]
+        again += [word for name, value in self.changed.items() for word in ("--set", f"{name}={value}")]
+        what = ", ".join(written) or "nothing new"
+        return f"{notebook} is done{by}; in results/{below}: {what}. Made by: {shlex.join(again)}"
 
 
 def save_image(figure: Figure, stem: str, place: Path) -> list[Path]:

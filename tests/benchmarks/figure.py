@@ -73,7 +73,7 @@ def goals_page(frames: Mapping[str, pd.DataFrame]) -> str:
 
 def plot_bench(frames: Mapping[str, pd.DataFrame]) -> Figure:
     """Draw six panels from the rows of all four scripts."""
-    figure, axes = plt.subplots(2, 3, figsize=(15.6, 8.4), layout="constrained")
+    figure, axes = plt.subplots(6, 1, figsize=(6.4, 24), layout="constrained")
     memory, time, discovery, reading, writing, share = axes.flat
     scoring, evaluation, size = frames["scoring"], frames["evaluation"], "billion parameters"
     scoring = scoring.assign(gib=scoring.weights_mb / 1024, peak=scoring.peak_mb / 1024)
@@ -102,9 +102,9 @@ def _lines(
     ax: Axes, frame: pd.DataFrame, x: str, y: str, by: str, line: str, labels: tuple[str, str]
 ) -> None:
     """Draw a series for each value of `by`, on a logarithmic x axis."""
-    for (name, part), colour, marker in zip(frame.groupby(by, sort=False), COLOURS, "Xso^", strict=False):
-        part = part.sort_values(x)
-        ax.plot(part[x], part[y], f"{marker}{line}", color=colour, label=name)
+    for i, (name, part) in enumerate(frame.groupby(by, sort=False)):
+        part, look = part.sort_values(x), {"color": COLOURS[i], "markersize": 11 - 2 * i}  # none is covered
+        ax.plot(part[x], part[y], "Xso^"[i] + line, label=name, **look)
     ax.set(xscale="log", xlabel=labels[0], ylabel=labels[1])
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.legend(frameon=False)

@@ -23,7 +23,6 @@ LONGEST_CELL, MEDIAN_CELL, LONGEST_DEF, MOST_PARAMETERS = 25, 9, 15, 12  # lines
 PROSE = (6, 17)  # words for each line of code
 MOST_CODE = {"00": 100, "01": 150, "02": 150}  # lines without comments, of the first lectures
 WIDTH = 88  # columns of code
-STILL_WIDE = {"08", "09", "10", "13"}  # their long lines are not shortened yet
 PARAMETER = re.compile(r"[a-z_]\w*: (str|int|float|bool|list\S*) = .+  # \S.*")
 MAGIC = re.compile(r"^\s*(%|!|\?)|^\s*(pip|conda) install|get_ipython\(", re.MULTILINE)
 PLACE = re.compile(
@@ -124,7 +123,7 @@ def _size(number, code):
     count = sum(not line.lstrip().startswith("#") for line in lines)
     if count > MOST_CODE.get(number, count):
         yield f"{count} lines of code, {MOST_CODE[number]} at most in a first lecture"
-    for line in lines if number not in STILL_WIDE else ():
+    for line in lines:
         if len(line) > WIDTH:
             yield f"{len(line)} columns: {line.strip()[:60]}"
 

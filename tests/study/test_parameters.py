@@ -101,7 +101,12 @@ def test_changed_results_do_not_touch_those_of_the_profile(tmp_path, monkeypatch
         own.save_table(FRAME.assign(**changed), "numbers")
         assert own.folder == results_dir("tiny") and own.place == results_dir("tiny", changed=changed)
         place = "/".join(["results", "tiny", *folder_of(changed).parts])
-        assert f"in {place}: tables/numbers.csv" in own.finish("00_test")
+        said, again = (
+            own.finish("00_test"),
+            "".join(f" --set {name}={value}" for name, value in changed.items()),
+        )
+        assert f"in {place}: tables/numbers.csv. Made by: " in said
+        assert said.endswith(f" python tasks.py study --profile tiny --only 00_test{again}")
         assert own.provenance().endswith(own.place.relative_to(tmp_path).as_posix())
         manifest = manifest_path("00_test", "tiny", changed)
         assert read_kept(manifest)["outputs"] == ["tables/numbers.csv"]

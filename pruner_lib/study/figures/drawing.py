@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
+from matplotlib import ticker
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter, StrMethodFormatter
 
 from pruner_lib.study.figures.style import GREY, PLAIN, MethodStyle, styles_of
 
@@ -126,12 +126,14 @@ def finish_axis(ax: Axes, name: str, label: str, scale: str) -> None:
     if scale == "log":
         getattr(ax, f"set_{name}scale")("log")
         low, high = axis.get_view_interval()
-        powers = LogLocator(subs=(1, 2, 5) if high / low < 2e4 else (1,), numticks=30)
-        axis.set_major_locator(powers if high / low > 6 else MaxNLocator(6, steps=[1, 2, 5, 10]))
-        axis.set_minor_locator(NullLocator())
-        axis.set_major_formatter(StrMethodFormatter("{x:,.6g}"))
+        powers = ticker.LogLocator(subs=(1, 2, 5) if high / low < 2e4 else (1,), numticks=30)
+        axis.set_major_locator(powers if high / low > 6 else ticker.MaxNLocator(6, steps=[1, 2, 5, 10]))
+        axis.set_minor_locator(ticker.NullLocator())
+        plain = low >= 1e-4 and high < 1e6  # else powers of ten
+        form = ticker.StrMethodFormatter("{x:,.6g}") if plain else ticker.LogFormatterMathtext()
+        axis.set_major_formatter(form)
     if scale == "percent":
-        axis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+        axis.set_major_formatter(ticker.PercentFormatter(1, symbol=" %"))
     axis.set_label_text(label)
     axis.grid(alpha=0.25)
     ax.set_axisbelow(True)

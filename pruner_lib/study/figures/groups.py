@@ -26,11 +26,11 @@ from pruner_lib.study.figures.style import KINDS
 COLUMNS = "stage structure parameter rows columns axis kind role dim group n_groups chosen start stop"
 # all lengths of a drawing are inches
 TALLEST = 3.4  # the tallest column of matrices
-HIDDEN = 0.95  # at most so long is the residual stream's side of a matrix
+HIDDEN = 0.5  # at most so long is the residual stream's side of a matrix
 VECTOR = 0.09  # thickness of norms and biases
 THINNEST = 0.03  # no slice is drawn thinner
-GAP = 0.34  # between columns
-LABEL = 0.36  # above a matrix, for its name and shape
+GAP = 0.1  # between columns
+LABEL = 0.5  # above a matrix, for its name and shape
 LETTER = 0.075  # a letter of a name
 ARROW = {"arrowstyle": "-|>", "shrinkA": 0, "shrinkB": 2, "mutation_scale": 9}
 
@@ -148,7 +148,7 @@ def _boxes(frame: pd.DataFrame) -> pd.DataFrame:
     """Place the parameters: name -> structure, label, lower left corner, size, and the length of one entry.
 
     The structures of a column stand below each other, their middle at height 0; a weight stands left of its
-    bias. A vector is narrow, so its name takes several lines.
+    bias. Long names are broken at their underscores, so that a figure is narrow.
     """
     boxes = frame.drop_duplicates("parameter").set_index("parameter")
     sides = pd.Series(np.where(frame.dim, frame["columns"], frame.rows), frame.index)
@@ -177,7 +177,8 @@ def _boxes(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _label(box: Any) -> str:
     name = box.structure.rpartition(".")[2]
-    return f"{name}\n{box.rows} × {box.columns}" if box.columns else f"{name}\n{box.rows}".replace("_", "_\n")
+    name = name.replace("_", "_\n") if len(name) > 7 else name
+    return f"{name}\n{box.rows} × {box.columns}" if box.columns else f"{name}\n{box.rows}"
 
 
 def _strip(box: Any, dim: int, start: int, stop: int) -> tuple[tuple[float, float], float, float]:

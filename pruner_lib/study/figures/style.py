@@ -77,7 +77,7 @@ STYLE = {
     "a": MethodStyle("#0072B2", "o", "first is better"),
     "b": MethodStyle("#E69F00", "o", "second is better"),
     "true": MethodStyle("#0072B2", "o", "true"),
-    "first order": MethodStyle("#E69F00", "s", "first order", ":"),
+    "first order": MethodStyle("#E69F00", "", "first order", ":"),
     "few": MethodStyle("#CC79A7", "s", "few samples"),
     "many": MethodStyle("#0072B2", "o", "many samples"),
     "seen": MethodStyle("#0072B2", "o", "trained on"),
