@@ -68,6 +68,7 @@ class Sweep:
     layer_draws: Count  # of its calibration
     draws: Count | None = None  # of the sweep by parameters; None: as many as in the profile
     group_draws: Count = 1  # of the sweep by groups, and of the answers of local and global ranking
+    scope_draws: Count | None = None  # of the perplexity of these two; None: as many as of the sweep
     answering: Names = ()  # methods whose halved model answers the questions too
     recovered: Names = ()  # methods whose halved model is recovered (`short_recovery`, from the first draw)
     models: Names = ()  # swept besides the profile's own
