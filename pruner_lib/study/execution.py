@@ -68,10 +68,13 @@ def execute(
     """
     kernels: list[subprocess.Popen] = []
     guards: list[subprocess.Popen] = []
+    messages = executed.with_suffix(".txt")  # of the kernel
 
     class Manager(AsyncKernelManager):
         async def start_kernel(self, **how: Any) -> None:
-            await super().start_kernel(**how, env=dict(environment), cwd=str(path.resolve().parent))
+            how |= {"env": dict(environment), "cwd": str(path.resolve().parent)}
+            with messages.open("wb") as stderr:
+                await super().start_kernel(**how, stdout=subprocess.DEVNULL, stderr=stderr)
             kernels.append(self.provisioner.process)
             if os.name != "nt":  # there ipykernel itself ends with its parent
                 guards.append(_guard(kernels[0].pid))
@@ -90,7 +93,8 @@ def execute(
         code = code if code >= 0 else 128 - code  # as a shell says that a signal ended it
         if code in STOPPED:
             sys.exit(code)
-        return f"its kernel died with exit code {code} (137: killed, as where memory runs out)"
+        said = messages.read_text(errors="replace")
+        return f"{said}\nits kernel died with exit code {code} (137: killed, as where memory runs out)"
     except Exception:
         return traceback.format_exc()
     finally:
