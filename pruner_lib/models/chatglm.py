@@ -24,7 +24,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 # not by the package's name: the file lies beside this one, here and in a saved folder
-from .chatglm_positions import ChatGLMRotaryEmbedding, check_forms, hidden_from, lacks_gap, two_positions
+from .chatglm_positions import check_forms, hidden_from, lacks_gap, turned, two_positions
 
 HIDDEN = -10000.0  # the score of what a token may not see
 ALPHA = math.sqrt(2 * 28)  # the released code has this number for any number of layers
@@ -94,7 +94,6 @@ class ChatGLMAttention(nn.Module):
                 "of them in its half; change hidden_size or num_attention_heads, or set head_dim"
             )
         width = self.num_attention_heads * self.head_dim
-        self.rotary_emb = ChatGLMRotaryEmbedding(self.head_dim // 2)
         self.query_key_value = nn.Linear(config.hidden_size, 3 * width)
         self.dense = nn.Linear(width, config.hidden_size)
 
@@ -102,7 +101,7 @@ class ChatGLMAttention(nn.Module):
         mixed = self.query_key_value(x).unflatten(-1, (self.num_attention_heads, 3 * self.head_dim))
         query, key, value = mixed.transpose(1, 2).chunk(3, dim=-1)  # (batch, heads, tokens, head_dim)
         query, key = (
-            torch.cat([self.rotary_emb(half, positions[:, i]) for i, half in enumerate(z.chunk(2, -1))], -1)
+            torch.cat([turned(half, positions[:, i]) for i, half in enumerate(z.chunk(2, -1))], -1)
             for z in (query, key)
         )
         if cache is not None:

@@ -7,7 +7,7 @@ beside the weights of a saved model, so it needs transformers alone.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedConfig
 
 
@@ -47,24 +47,18 @@ def lacks_gap(input_ids: Tensor, config: PreTrainedConfig) -> Tensor:
     return ~(masks.any(-1) & (input_ids == config.bos_token_id).any(-1))
 
 
-class ChatGLMRotaryEmbedding(nn.Module):
-    """The frequencies by which pairs of channels turn, rounded to half precision as those in training."""
+def turned(x: Tensor, positions: Tensor) -> Tensor:
+    """Turn pairs of the channels of x `(batch, heads, tokens, channels)` by positions `(batch, tokens)`.
 
-    def __init__(self, channels: int):
-        super().__init__()
-        self.channels = channels
-
-    @property
-    def inv_freq(self) -> Tensor:  # (channels / 2,)
-        return (10000.0 ** (-torch.arange(0, self.channels, 2).float() / self.channels)).half().float()
-
-    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
-        """Turn x `(batch, heads, tokens, channels)` by positions `(batch, tokens)`."""
-        precise = torch.float16 if x.dtype == torch.float16 else torch.float32  # in half as in training
-        angle = positions[:, None, :, None].to(precise) * self.inv_freq.to(x.device, precise)
-        cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)  # (batch, 1, tokens, channels / 2)
-        first, second = x.chunk(2, dim=-1)
-        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    The frequencies are rounded to half precision, as those in training.
+    """
+    exponents = -torch.arange(0, x.shape[-1], 2).float() / x.shape[-1]
+    precise = torch.float16 if x.dtype == torch.float16 else torch.float32  # in half as in training
+    frequencies = (10000.0**exponents).half().to(x.device, precise)  # (channels / 2,)
+    angle = positions[:, None, :, None].to(precise) * frequencies
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)  # (batch, 1, tokens, channels / 2)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
 def check_forms(attention_mask: Tensor | None, position_ids: Tensor | None, past: int) -> None:

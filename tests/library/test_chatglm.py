@@ -16,7 +16,7 @@ from chatglm_folder import IDS, SPECIAL, prompts, random_chatglm, train_tokenize
 
 from pruner_lib.models import chatglm
 from pruner_lib.models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
-from pruner_lib.models.chatglm_positions import ChatGLMRotaryEmbedding, two_positions
+from pruner_lib.models.chatglm_positions import turned, two_positions
 from pruner_lib.models.chatglm_tokenizer import ChatGLMTokenizer
 
 KNOWN = json.loads((Path(chatglm_folder.__file__).parent / "chatglm6b.json").read_text())
@@ -160,18 +160,21 @@ def test_plain_text_is_read_behind_an_empty_prompt(model):
 
 
 def test_half_precision_turns_as_the_authors_code_and_bfloat16_as_float32():
-    rotary, x = ChatGLMRotaryEmbedding(64), torch.randn(1, 2, 3, 64)
-    places = torch.tensor([[3, 400, 2001]])
+    x, places = torch.randn(1, 2, 3, 64), torch.tensor([[3, 400, 2001]])
     plain = 1 / 10000 ** (torch.arange(0, 64, 2).float() / 64)
-    assert torch.equal(rotary.inv_freq, plain.half().float()) and not torch.equal(rotary.inv_freq, plain)
-    angle = (places[0, :, None].half() * plain.half()).double()
-    first, second = x.half().double().chunk(2, -1)
-    wanted = torch.cat(
-        [first * angle.cos() - second * angle.sin(), second * angle.cos() + first * angle.sin()], -1
-    )
-    assert (rotary(x.half(), places) - wanted).abs().max() < 1e-2
-    assert (rotary(x, places) - wanted).abs().max() > 0.1  # angles in float32
-    assert (rotary(x.bfloat16(), places) - rotary(x, places)).abs().max() < 0.1
+
+    def wanted(x, angle):
+        first, second = x.double().chunk(2, -1)
+        cos, sin = angle.double().cos(), angle.double().sin()
+        return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+
+    angles = places[0, :, None] * plain.half().float()
+    assert (turned(x, places) - wanted(x, angles)).abs().max() < 1e-3
+    assert (turned(x, places) - wanted(x, places[0, :, None] * plain)).abs().max() > 0.1
+    half = places[0, :, None].half() * plain.half()
+    assert (turned(x.half(), places) - wanted(x.half(), half)).abs().max() < 1e-2
+    assert (turned(x, places) - wanted(x.half(), half)).abs().max() > 0.1  # angles in float32
+    assert (turned(x.bfloat16(), places) - turned(x, places)).abs().max() < 0.1
 
 
 def test_gradients_are_the_same_with_checkpointing(model):
