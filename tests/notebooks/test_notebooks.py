@@ -13,8 +13,9 @@ from pathlib import Path
 import nbformat
 import pytest
 from in_process import NOTEBOOKS, execute
+from made_notebooks import WRITE, notebook
+from solutions import with_solutions
 
-from pruner_lib.study.notebooks import run_study
 from pruner_lib.study.records import read_kept
 from pruner_lib.study.results import manifest_path, results_dir
 
@@ -268,8 +269,9 @@ def tiny(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.notebook
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_runs_in_the_tiny_profile(path, tiny, capsys):
-    execute(path, profile="tiny")
+def test_notebook_and_its_solutions_run_in_the_tiny_profile(path, tiny, tmp_path, capsys):
+    """The solutions stand where they say, and assert their answers; test_paper_profile runs without them."""
+    execute(with_solutions(path, tmp_path), profile="tiny")
     manifest = read_kept(manifest_path(path.stem, "tiny"))
     assert manifest["status"] == "done" and manifest["outputs"]
     kinds = {output.partition(".")[2] for output in manifest["outputs"] if output.startswith("figures/")}
@@ -279,18 +281,16 @@ def test_notebook_runs_in_the_tiny_profile(path, tiny, capsys):
 
 @pytest.mark.slow
 @pytest.mark.notebook
-def test_papermill_alone_reuses_the_records_and_refuses_a_misspelt_parameter(tiny):
+def test_papermill_alone_reuses_the_records(tiny):
     """As on the command line: `papermill 11_generation.ipynb /dev/null -p profile tiny`."""
     path = FOLDER / "11_generation.ipynb"
     command = [sys.executable, "-m", "papermill", str(path), os.devnull, "-p", "profile", "tiny"]
     if not (tiny / "samples").is_dir():
         execute(path, profile="tiny")  # this test runs alone
     before = states(tiny / "samples") | states(tiny / "records")
-    good = subprocess.run([*command, "--inject-paths"], capture_output=True, text=True)
-    assert good.returncode == 0, good.stderr[-2000:]
+    done = subprocess.run([*command, "--inject-paths"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
     assert states(tiny / "samples") | states(tiny / "records") == before, "something was measured again"
-    bad = subprocess.run([*command, "-p", "ration", "0.5"], capture_output=True, text=True)
-    assert bad.returncode != 0 and "has no parameter ration; it has profile" in bad.stderr
     assert not list(Path.cwd().iterdir()), "something was written where we stood"
 
 
@@ -299,9 +299,11 @@ def states(folder):
     return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in sorted(folder.glob("*"))}
 
 
-def test_misspelt_parameter_is_an_error_before_anything_runs(tmp_path, monkeypatch):
-    monkeypatch.setenv("PRUNER_LIB_RESULTS", str(tmp_path))
-    for path in NOTEBOOKS:
-        with pytest.raises(ValueError, match="no notebook has a parameter profil; there are .*profile"):
-            run_study("tiny", [path.stem], {"profil": "tiny"})
-    assert not list(tmp_path.iterdir())
+@pytest.mark.slow
+@pytest.mark.notebook
+def test_papermill_alone_refuses_a_misspelt_parameter(tiny, tmp_path):
+    """In a notebook of one cell, which asks for its results as the set-up of all others does."""
+    path = notebook(tmp_path, "00_made", WRITE)
+    command = [sys.executable, "-m", "papermill", str(path), os.devnull, "-p", "profile", "tiny"]
+    done = subprocess.run([*command, "-p", "ration", "0.5"], capture_output=True, text=True)
+    assert done.returncode != 0 and "has no parameter ration; it has profile" in done.stderr

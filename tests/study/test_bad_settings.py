@@ -7,6 +7,7 @@ own functions are in `tests/library/test_bad_input.py`.
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import nbformat
@@ -68,6 +69,7 @@ PARAMETERS = [  # notebook, what is given, what came, what is wanted
 ]
 
 
+@cache
 def cells(notebook: Path) -> list[str]:
     """The cell of the parameters, the imports and the set-up."""
     code = [c.source for c in nbformat.read(notebook, as_version=4).cells if c.cell_type == "code"]
