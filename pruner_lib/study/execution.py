@@ -16,10 +16,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-# ruff: noqa: E402, since this goes first: the import of a grammar for addresses, which takes jsonschema
-# seconds; the format of notebooks has none
-sys.modules.setdefault("rfc3987_syntax", None)
-
 import nbformat
 import papermill
 from jupyter_client import AsyncKernelManager
