@@ -21,7 +21,7 @@ os.environ |= {
     "MKL_NUM_THREADS": "1",
 }
 
-sys.modules.setdefault("rfc3987_syntax", None)  # as in study.execution: seconds of imports for nothing
+sys.modules.setdefault("rfc3987_syntax", None)  # of jsonschema for addresses: seconds of imports for nothing
 
 # A job in the background of a script is started with SIGINT ignored, and so would be what a test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
