@@ -18,7 +18,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,8 +76,10 @@ def read_corpus(text: Text, separator: str = "\n\n") -> Corpus:
                  of documents, or a `datasets.Dataset` with a column "text".
              separator: ends a document in a file; "\\n\\n" is one blank line or more, "\\n" makes each line
                  a document.
-    Raises:  ValueError: unknown name, a file that is not UTF-8, or no text in it.
+    Raises:  ValueError: unknown name, a dict of texts, a file that is not UTF-8, or no text in it.
     """
+    if isinstance(text, Mapping):
+        raise ValueError(f"text is a {type(text).__name__} of {', '.join(map(str, text))}; give one of them")
     if not isinstance(text, (str, Path)):
         rows = text["text"] if "text" in getattr(text, "column_names", ()) else text
         corpus = Corpus(tuple(rows), separator)

@@ -15,7 +15,7 @@ from torch.nn.functional import cosine_similarity
 
 from pruner_lib.method.decoder import decoder_layers
 from pruner_lib.method.groups import Plan
-from pruner_lib.method.layout import empty_layout, set_layout
+from pruner_lib.method.layout import empty_layout, own_config_, set_layout
 from pruner_lib.method.offload import frozen, without_weights
 from pruner_lib.method.options import check_ids
 from pruner_lib.method.proof import check_cut
@@ -72,10 +72,11 @@ def drop_layers_(model: nn.Module, plan: Plan) -> nn.Module:
     if getattr(model, "pruning_layout", None):
         raise ValueError("drop layers before cutting widths unevenly: the layout numbers the layers")
     edits = layer_edits(model, path, keep, n)
-    trained = other_floats(model, build_twin(model, edits))
-    trial = without_weights(model)
+    trial, twin = without_weights(model), build_twin(model, edits)
     _keep_layers_(trial, keep, edits)
+    trained = other_floats(trial, twin)  # layer by layer: each is compared with the one at its new place
     check_cut(trial, plan)
+    own_config_(model)
     _keep_layers_(model, keep, edits)
     set_layout(model, {**empty_layout(), "attributes": trained} if trained else None)
     model.pruned_by = [*getattr(model, "pruned_by", ()), plan]

@@ -13,7 +13,6 @@ the last micro-batch; they are much smaller than the gradients.
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -72,6 +71,7 @@ class Pass:
         with ExitStack() as stack:
             for module in self.model.modules():
                 if isinstance(module, nn.Embedding):
+                    stack.enter_context(module.register_forward_pre_hook(self._spread))
                     stack.enter_context(module.register_forward_hook(self._open))
             for module in self.owners:
                 stack.enter_context(module.register_forward_hook(self._watch, with_kwargs=True))
@@ -84,11 +84,7 @@ class Pass:
         """Run the model on a micro-batch; `(samples, tokens, vocabulary)`."""
         self.shape = (*ids.shape, number)
         self.pending.clear()
-        how = {}
-        if "position_ids" in inspect.signature(self.model.forward).parameters:
-            # for every sample: a row shared by all would mix their gradients
-            how["position_ids"] = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-        return self.model(input_ids=ids, use_cache=False, **how).logits
+        return self.model(input_ids=ids, use_cache=False).logits
 
     def backward(self, logits: torch.Tensor, gradient: torch.Tensor, *, finish: bool) -> None:
         self.finishing, self.in_backward = finish, True
@@ -98,6 +94,12 @@ class Pass:
             self.in_backward = False
         for name in list(self.uses) if finish else ():  # not used by the last micro-batch
             self._finish(name)
+
+    def _spread(self, module, args: tuple):
+        """Give each sample the row of positions that all share: it would mix their gradients."""
+        samples, tokens, _ = self.shape
+        if not self.local and args and getattr(args[0], "shape", None) == (1, tokens):
+            return (args[0].expand(samples, tokens), *args[1:])
 
     def _open(self, module, inputs, output):
         return output if self.local or output.requires_grad else output.requires_grad_()

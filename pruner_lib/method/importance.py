@@ -259,18 +259,19 @@ class ChannelSums:
         a KV head) are summed onto the common channels."""
         scores = {}
         for name, axis in self.axes.items():
-            tables = dict.fromkeys(axis.structures, 0)
+            tables = {}  # structure, width -> (n_groups, width)
             for m in axis.members:
                 channels = self.sums[criterion, m.parameter, _dims(m)].cpu()
                 if m.expert is not None:
                     channels = channels[m.expert]
-                tables[m.structure] = tables[m.structure] + channels[m.indices]  # (n_groups, width)
-            # (n_groups, width) -> (n_groups, width / channels, channels) -> (n_groups, channels)
-            common = [
-                (table.abs() if criterion == "vector" else table).unflatten(1, (-1, axis.width)).sum(1)
-                for table in tables.values()
-            ]
-            scores[name] = torch.stack(common).float()
+                key = m.structure, m.width
+                tables[key] = tables.get(key, 0) + channels[m.indices]
+            common = dict.fromkeys(axis.structures, 0)
+            for (structure, _), table in tables.items():
+                table = table.abs() if criterion == "vector" else table
+                # (n_groups, width) -> (n_groups, width / channels, channels) -> (n_groups, channels)
+                common[structure] = common[structure] + table.unflatten(1, (-1, axis.width)).sum(1)
+            scores[name] = torch.stack([*common.values()]).float()
         return scores
 
 

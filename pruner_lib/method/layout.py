@@ -170,6 +170,15 @@ def set_layout(model: nn.Module, layout: dict | None) -> None:
         del model.config.pruning_layout
 
 
+def own_config_(model: nn.Module) -> None:
+    """Give a model a config of its own: others that were built from the same object stay as they are."""
+    copies: dict = {}
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, (type(model.config), LayerConfig)):
+                vars(module)[name] = copy.deepcopy(value, copies)
+
+
 def set_parameter_(model: nn.Module, name: str, value: torch.Tensor) -> None:
     """Replace a parameter wherever the model shares it."""
     old = model.get_parameter(name)

@@ -138,26 +138,27 @@ def in_slices(module: nn.Module) -> bool:
 def _by_sample(use: Use) -> list[Use]:
     """Split a call into those of the single samples: all tensors that hold samples together."""
     split = [_chunks(use, x) if isinstance(x, torch.Tensor) else [x] * use.samples for x in use.inputs]
-    grads = [[None] * use.samples if g is None else _chunks(use, g) for g in use.grads]
+    grads = [[None] * use.samples if g is None else _chunks(use, g, shared=False) for g in use.grads]
     numbers = range(use.samples)
     return [replace(use, inputs=[x[n] for x in split], grads=[g[n] for g in grads]) for n in numbers]
 
 
-def _chunks(use: Use, x: torch.Tensor) -> Sequence[torch.Tensor]:
-    """The samples of a tensor, by its shape.
+def _chunks(use: Use, x: torch.Tensor, *, shared: bool = True) -> Sequence[torch.Tensor]:
+    """The samples of a tensor, by its shape; one that none has alone must be `shared`, as a gradient is not.
 
     (samples, ...) and (samples * tokens, ...), as most models have it, are cut along dim 0;
     (tokens, samples, ...) along dim 1; (1, ...) and numbers belong to every sample.
     """
     n, shape = use.samples, x.shape
-    if n == 1 or not shape or shape[0] == 1:
+    first = shape[0] if shape and (shared or len(shape) > 1) else 1
+    if n == 1 or (shared and first == 1):
         return [x] * n
-    if shape[0] == n:
+    if first == n:
         return x.chunk(n)
-    if shape[0] == use.tokens:  # else one row of positions for all samples, or samples that are hidden
+    if first == use.tokens:  # else one row of positions for all samples, or samples that are hidden
         if len(shape) > 1 and shape[1] == n:
             return x.chunk(n, 1)
-    elif shape[0] % n == 0:
+    elif first % n == 0:
         return x.chunk(n)
     raise ValueError(
         f"{use.module} sees tensors of shape {tuple(shape)} for {n} samples of {use.tokens} tokens, so its "

@@ -15,7 +15,14 @@ from pruner_lib.method.decoder import decoder_layers
 from pruner_lib.method.depth import drop_layers_
 from pruner_lib.method.discover import discover
 from pruner_lib.method.groups import Axes, Axis, Member, Plan
-from pruner_lib.method.layout import apply_layout_, empty_layout, merge_layouts, set_layout, set_parameter_
+from pruner_lib.method.layout import (
+    apply_layout_,
+    empty_layout,
+    merge_layouts,
+    own_config_,
+    set_layout,
+    set_parameter_,
+)
 from pruner_lib.method.norms import norm_factor, norm_members, scaled_eps
 from pruner_lib.method.offload import check_in_memory, without_weights
 from pruner_lib.method.options import check_axes
@@ -27,7 +34,8 @@ def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modu
     """Remove the groups that a plan does not keep; `models.prune` has the one for users, which can be saved.
 
     Args: axes: of the model as it is, if at hand, to save discovering them again.
-    Returns: the same model, with `pruning_layout` and `pruned_by`.
+    Returns: the same model, with `pruning_layout` and `pruned_by`; another model that holds one of its
+        modules is cut with it.
     Raises: ValueError: the plan does not fit the model, the model would no longer run or mix its groups (see
         `proof`), or its weights are offloaded. The model is then unchanged.
     """
@@ -52,6 +60,7 @@ def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modu
     trial = without_weights(model)
     _set_widths_(trial, merged, plain)
     check_cut(trial, plan, axes, keep, cuts)
+    own_config_(model)
     with torch.no_grad():
         for parameter, by_dim in cuts.items():
             weight = model.get_parameter(parameter).detach()

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pruner_lib.method.checks import require
 from pruner_lib.method.decoder import decoder_layers
 from pruner_lib.method.groups import Axes, Axis, Member, Plan
+from pruner_lib.method.norms import norm_members
 from pruner_lib.method.offload import check_in_memory, frozen, input_device
 from pruner_lib.method.options import check_ids
 from pruner_lib.method.prune import axes_of, gone_entries
@@ -66,7 +67,8 @@ def repair_(
              ridges: to choose lambda from, above 0, in units of the mean diagonal of G.
     Returns: name of the weight -> how it was repaired.
     Raises:  ValueError: the plan is of another kind or another model, there is one sample alone, a ridge is
-             not above 0, or a last matrix is no linear layer, as in a stack of experts. Nothing is changed.
+             not above 0, a last matrix is no linear layer, as in a stack of experts, or groups meet before
+             it, as in a norm over all heads. Nothing is changed.
     Source:  not in the paper. Least squares on the inputs as in Frantar and Alistarh, SparseGPT (2023), but
              for whole groups, pulled to the old weights, and with lambda chosen on tokens held out.
     """
@@ -99,7 +101,7 @@ def obs_scores(
     Args:    axes: of `discover`, heads and MLP channels.    calibration_ids: `(samples, tokens)` int64.
              ridge: lambda, in units of the mean diagonal of G.
     Returns: axis name -> `(n_groups,)` float32; higher means keep.
-    Raises:  ValueError: ids that do not fit the model, or a last matrix that is no linear layer.
+    Raises:  ValueError: ids that do not fit the model, or axes that `repair_` refuses.
     Source:  not in the paper. Hassibi and Stork, optimal brain surgeon (1993), for blocks of columns.
     """
     check_in_memory(model)
@@ -141,6 +143,13 @@ def _lost_columns(model: nn.Module, axes: Axes, plan: Plan) -> dict[str, Tensor]
 def _last(model: nn.Module, axis: Axis) -> Member:
     """The weight through which the groups of an axis act on the rest of the model."""
     inputs = [m for m in axis.members if m.structure == axis.last and m.role == "in"]
+    meet = [m.structure for m in axis.members if m.structure != axis.last and m.role == "in"]
+    meet += [m.structure for m in norm_members(model, axis.members, axis.side_by_side)]
+    if meet:
+        raise ValueError(
+            f"the groups of {axis.name} meet in {meet[0]}, so that {axis.last} reads something else when "
+            "some are gone: they can be cut, but not repaired; leave them whole by ignore, or out of the axes"
+        )
     if len(inputs) != 1 or model.get_parameter(inputs[0].parameter).ndim != 2:
         raise ValueError(
             f"the last matrix of {axis.name}, {axis.last}, is not linear: it can be cut, but not repaired"

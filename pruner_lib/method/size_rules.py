@@ -212,7 +212,7 @@ def other_floats(model: nn.Module, twin: nn.Module) -> dict[str, dict[str, float
     floats: dict[str, dict[str, float]] = {}
     for path, module in model.named_modules():
         for name, value in vars(module).items():
-            if isinstance(value, float) and path in twins and value != vars(twins[path]).get(name):
+            if isinstance(value, float) and path in twins and value != vars(twins[path]).get(name, value):
                 floats.setdefault(path, {})[name] = value
     return floats
 

@@ -183,7 +183,10 @@ def test_other_words_are_refused_before_groups_are_discovered(words, sentence, t
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--uniform", "--protect-first", "1"], "uniform=True needs scope='local', no protected"),
+        (
+            ["--uniform", "--protect-first", "1"],
+            "uniform=True needs scope='local', one ratio and no protected",
+        ),
         (["--target", "parameters", "--ratio", "0.9"], "no plan removes 90.0% of the parameters"),
     ],
 )

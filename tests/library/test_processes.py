@@ -20,7 +20,8 @@ how = {"steps": 4, "batch_size": 4, "micro_batch_size": 2, "warmup_steps": 1, "d
 examples = instructions("tiny", samples=16)
 recover(*load_model("tiny"), examples, output_dir=sys.argv[1], learning_rate=0.01, **how)
 if torch.distributed.is_initialized():
-    print("process", torch.distributed.get_rank(), "of", torch.distributed.get_world_size())
+    rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    sys.stdout.write(f"process {rank} of {size}\\n")  # at once: both write to one pipe
 """
 LAUNCH = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 

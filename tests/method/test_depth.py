@@ -6,8 +6,8 @@ import copy
 
 import pytest
 import torch
-from families import build, generates_alike_with_cache, logits, tokens
-from transformers import LlamaConfig, LlamaForCausalLM
+from families import COMMON, FAMILIES, build, generates_alike_with_cache, logits, tokens
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from pruner_lib import discover, prune_, save_model, select
 from pruner_lib.method.depth import block_influence, every_second
@@ -83,4 +83,33 @@ def test_layers_of_several_kinds_are_renumbered_in_each(family, kept, layers, tm
     assert generates_alike_with_cache(model, tokens()[:1])
     save_model(model, None, tmp_path / "m")
     again = type(model).from_pretrained(tmp_path / "m").eval()
+    assert torch.equal(logits(copy.deepcopy(again), tokens()), logits(model, tokens()))
+
+
+PLACED = {  # a number that each layer computes from its place; a kind of layers that none is left of
+    "diffllama": ("DiffLlamaConfig", COMMON, [1, 2], "lambda_init"),
+    "gpt2": (
+        "GPT2Config",
+        FAMILIES["gpt2"][1] | {"scale_attn_by_inverse_layer_idx": True},
+        [1, 2],
+        "scaling",
+    ),
+    "gemma3-of-two-kinds": (
+        "Gemma3TextConfig",
+        COMMON | {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+        [0, 2],
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("family", PLACED)
+def test_the_folder_of_a_layer_cut_is_the_model_that_was_cut(family, tmp_path, monkeypatch):
+    config, arguments, kept, number = PLACED[family]
+    monkeypatch.setitem(FAMILIES, family, (config, arguments))
+    model = prune_(build(family), Plan({"layers": kept}, {"layers": 3}))
+    layout = model.pruning_layout or {"attributes": {}}
+    assert {name for values in layout["attributes"].values() for name in values} == ({number} - {None})
+    save_model(model, None, tmp_path / "m")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "m", trust_remote_code=True).eval()
     assert torch.equal(logits(copy.deepcopy(again), tokens()), logits(model, tokens()))

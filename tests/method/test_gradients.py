@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from by_hand import GRADIENT, gradients, in_float64, member_scores
 from families import DIFFERENT, build, discovered, tokens
 from remote_family import build_remote, prompts
+from transformers import RobertaConfig, RobertaForCausalLM
 
 from pruner_lib import discover
 from pruner_lib.method.gradients import batch_sizes, visit_gradients
 from pruner_lib.method.importance import estimate_members
+from pruner_lib.method.module_gradients import Use, gradient_slices
 
 LAYERS = ("layers.0.attention", "layers.2.mlp", "hidden")
 
@@ -54,6 +58,30 @@ def test_one_pass_of_a_model_with_tokens_before_samples_and_code_of_its_own(tmp_
     found = estimate_members(model, axes, ids, criteria=GRADIENT)
     worst, differences = _worst(found, model, axes, gradients(model, ids))
     assert worst < 1e-6, differences
+
+
+def test_positions_are_those_that_the_model_counts():
+    """RoBERTa counts from its padding id on, and each sample for itself."""
+    sizes = dict(hidden_size=24, intermediate_size=40, num_hidden_layers=1, num_attention_heads=6)
+    config = RobertaConfig(vocab_size=64, max_position_embeddings=64, is_decoder=True, **sizes)
+    torch.manual_seed(0)
+    model, ids = RobertaForCausalLM(config).eval(), tokens(4, 7)
+    torch.nn.init.normal_(model.roberta.embeddings.position_embeddings.weight)
+    axes = discover(model)
+    model = in_float64(model)
+    found = estimate_members(model, axes, ids, criteria=GRADIENT)
+    worst, differences = _worst(found, model, axes, gradients(model, ids))
+    assert "layers.0.mlp" in axes and worst < 1e-6, differences
+
+
+def test_gradient_that_samples_share_is_not_split():
+    module, x = torch.nn.Linear(3, 2), torch.randn(1, 5, 3)
+    use = Use(module, "weight", [x], None, [torch.randn(1, 5, 2)], [0], samples=2, tokens=5, batch=0)
+    [(_, g, a)] = gradient_slices([use], 2, 1.0, per_sample=False)
+    assert g.shape == (2, 3) and a is None
+    for grad in (use.grads[0], torch.randn(2)):  # of a row that all share, of a bias that is returned
+        with pytest.raises(ValueError, match="can't be split by sample: use micro_batch=1, or vector"):
+            list(gradient_slices([replace(use, grads=[grad])], 2, 1.0, per_sample=True))
 
 
 @pytest.mark.parametrize("family", ["llama-gqa", "mixtral"])

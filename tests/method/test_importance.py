@@ -11,7 +11,7 @@ from families import build, discovered, tokens
 
 from pruner_lib import discover, estimate, prune_, select
 from pruner_lib.method import importance, module_gradients
-from pruner_lib.method.groups import ORDERS
+from pruner_lib.method.groups import ORDERS, Axis, Member
 from pruner_lib.method.importance import aggregate, estimate_members
 
 
@@ -58,6 +58,18 @@ def test_magnitudes_are_sums_of_powers():
         )
         found = estimate(model, {axis.name: axis}, criterion=criterion)[axis.name]
         torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_matrix_with_both_dims_in_a_group_counts_each_entry_of_them_once(width):
+    """As Doge's dt_proj, one row a head and all its values (1 and 8), and XLNet's relative keys (4 and 8)."""
+    model = torch.nn.ModuleDict({"dt": torch.nn.Linear(12, 3 * width, bias=False)})
+    rows, columns = torch.arange(3 * width).view(3, width), torch.arange(12).view(3, 4)
+    members = [Member("dt.weight", dim, at, "in", "dt") for dim, at in ((0, rows), (1, columns))]
+    axes = {"heads": Axis("heads", "attention", 3, tuple(members), 0)}
+    squares = model["dt"].weight.detach().square()
+    wanted = squares.view(3, width, 12).sum((1, 2)) + squares.view(3 * width, 3, 4).sum((0, 2))
+    torch.testing.assert_close(estimate(model, axes, criterion="l2")["heads"], wanted)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -20,6 +20,7 @@ from families import (
 
 from pruner_lib import discover, mask_, prune_, select
 from pruner_lib.method.groups import Plan
+from pruner_lib.method.layout import LayerConfig
 
 PLANS = {
     "every layer": dict(ratio=0.5),
@@ -201,6 +202,24 @@ def test_layers_see_their_own_widths_in_their_config():
     pruned = _pruned("phi3", ratio=0.5, protect_first=1)
     assert [layer.self_attn.config.num_key_value_heads for layer in pruned.model.layers] == [2, 1, 1]
     assert pruned.config.num_key_value_heads == 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [PLANS["every layer"], PLANS["inner layer"], dict(ratio=0.5, granularity="channel"), PLANS["layers"]],
+)
+def test_another_model_of_the_same_config_object_stays_as_it_is(options):
+    student = build("llama-gqa")
+    teacher = type(student)(student.config).eval()
+    shared, before, dense = teacher.config, teacher.config.to_dict(), logits(teacher, tokens())
+    prune_(student, _plan(student, **options))
+    assert torch.equal(logits(teacher, tokens()), dense)
+    assert teacher.config is shared and shared.to_dict() == before and not hasattr(shared, "pruning_layout")
+    # its layers' own configs, too, are of one copy
+    again = prune_(student, _plan(student, 1, axes=discover(student).of_kind("mlp"), ratio=0.25))
+    assert {
+        id(c._shared) for m in again.modules() if isinstance(c := vars(m).get("config"), LayerConfig)
+    } <= {id(again.config)}
 
 
 def test_linear_layers_know_their_sizes():

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from pruner_lib import Plan, discover, estimate, prune_, select
+from pruner_lib.method.groups import Member
 from pruner_lib.method.repair import _last, _matrix, _visit_inputs, obs_scores, repair_
 from tests.support.families import build, logits, random_scores, tokens
 
@@ -175,6 +178,7 @@ def test_criterion_obs_is_these_scores():
         ("llama-gqa", {"granularity": "layer"}, IDS, "granularity='block'"),
         ("llama-gqa", {}, IDS[:1], "needs at least 2, got 1"),
         ("mixtral", {}, IDS, "can be cut, but not repaired"),
+        ("olmo2", {}, IDS, "attention meet in model.layers.0.self_attn.q_norm, so that .*o_proj reads"),
     ],
 )
 def test_what_can_not_be_repaired_is_left_alone(family, how, ids, said):
@@ -184,6 +188,21 @@ def test_what_can_not_be_repaired_is_left_alone(family, how, ids, said):
     with pytest.raises(ValueError, match=said):
         repair_(model, plan, ids)
     assert all(torch.equal(one, before[name]) for name, one in model.state_dict().items())
+
+
+def test_groups_that_meet_before_the_last_matrix_are_not_scored_by_it():
+    model = build("olmo2", num_hidden_layers=1)
+    axes = discover(model)
+    with pytest.raises(ValueError, match="meet in .*q_norm.* out of the axes"):
+        obs_scores(model, axes, IDS)
+    assert obs_scores(model, axes.of_kind("mlp"), IDS).keys() == {"layers.0.mlp"}
+    attention, scales = axes["layers.0.attention"], model.model.layers[0].self_attn
+    scales.dt_proj, rows = nn.Linear(24, 6), torch.arange(24).view(6, 4)  # as Doge's: a row a head, from all
+    dt_proj = Member("model.layers.0.self_attn.dt_proj.weight", 1, rows, "in", "dt_proj")
+    others = [m for m in attention.members if not m.structure.endswith("norm")]
+    with pytest.raises(ValueError, match="meet in dt_proj"):
+        _last(model, replace(attention, members=(dt_proj, *others)))
+    assert _last(model, replace(attention, members=tuple(others))).structure.endswith("o_proj")
 
 
 def test_ridges_must_be_above_zero():
