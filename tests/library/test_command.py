@@ -185,7 +185,7 @@ def test_other_words_are_refused_before_groups_are_discovered(words, sentence, t
     [
         (
             ["--uniform", "--protect-first", "1"],
-            "uniform=True needs scope='local', one ratio and no protected",
+            "uniform=True needs scope='local', one ratio",
         ),
         (["--target", "parameters", "--ratio", "0.9"], "no plan removes 90.0% of the parameters"),
     ],
