@@ -184,7 +184,8 @@ def test_each_goal_has_a_row_and_one_number_that_misses_it_counts():
     frames = figure.load_rows(COMMITTED)
     assert [row[1] for row in cells(figure.goals_page(frames))] == [
         "at most 1.35", "at most 1.35", "at most 1.3", "at most 3", "0.85 to 1.15", "at most 0.333",
-        "at least 0.85", "at least 0.85", "at least 0.95", "at least 2", "at least 1.3", "at most 2", "at least 1.5",
+        "at least 0.85", "at least 0.85", "at least 0.95", "at least 2", "at least 1.3", "at most 2",
+        "at least 1.5",
     ]  # fmt: skip
     met = [row[3] for row in cells(figure.goals_page(frames))]
     assert met == [*["yes"] * 7, "no", *["yes"] * 3, "no", "yes"]  # decoding; repair of few tokens
