@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pruner_lib.evaluation.meters import in_fitting_batches
 from pruner_lib.method.checks import require
+from pruner_lib.method.decoder import check_reads
 from pruner_lib.method.offload import evaluating, input_device
 from pruner_lib.method.options import check_ids
 
@@ -166,7 +167,7 @@ def generate_samples(
     Args:    prompts: texts.    max_new_tokens: at most so many follow.    seed: prompt i takes seed + i.
              draws: texts for each prompt.    sampling: arguments of `model.generate` in place of SAMPLING.
     Returns: the samples in the order of the prompts, those of one prompt side by side.
-    Raises:  ValueError: no prompt or an empty one, or a number below 1.
+    Raises:  ValueError: no prompt or an empty one, a number below 1, or what `check_reads` refuses.
     Source:  paper, appendix D; its code samples with the same three settings. Differs: own prompts; the
              length counts new tokens, where the code's counts prompt and new tokens together.
     """
@@ -180,14 +181,19 @@ def generate_samples(
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     settings = {"max_new_tokens": max_new_tokens, "num_return_sequences": draws, "pad_token_id": pad}
     settings |= SAMPLING | sampling
+    texts = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
+    if not all(texts):
+        raise ValueError(f"prompt {prompts[texts.index([])]!r} holds no token; give one with text")
+    texts = [ids + getattr(tokenizer, "prompt_end_ids", []) for ids in texts]
+    largest = max(pad or 0, *map(max, texts))
+    check_reads(model, max(map(len, texts)) + settings["max_new_tokens"], largest)
     ends = model.generation_config.eos_token_id
     device, samples = input_device(model), []
     # the global generator stays as it was
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), evaluating(model):
-        for number, prompt in enumerate(prompts):
+        for number, (prompt, start) in enumerate(zip(prompts, texts, strict=True)):
             torch.manual_seed(seed + number)
-            ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-            ids = torch.tensor([ids + getattr(tokenizer, "prompt_end_ids", [])], device=device)
+            ids = torch.tensor([start], device=device)
             output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **settings)
             for row in output[:, ids.shape[1] :].tolist():
                 new = _until(row, ends if isinstance(ends, list) else [ends])

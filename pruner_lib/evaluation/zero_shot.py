@@ -32,6 +32,7 @@ from pruner_lib.evaluation.tasks import (
     right_answer,
 )
 from pruner_lib.method.checks import require
+from pruner_lib.method.decoder import check_reads
 from pruner_lib.method.offload import evaluating
 
 RESAMPLES = 1000  # of the bootstrap that lm-eval takes for metrics that are no mean
@@ -108,6 +109,7 @@ def zero_shot(
         protocol |= {"seed": seed}
     if apply_chat_template:
         protocol |= {"chat_template": _hash(str(tokenizer.chat_template))}
+    check_reads(model, 0, getattr(tokenizer, "vocab_size", 0) - 1)
     how = {"add_bos_token": add_bos, "shared_context": shared_context}
     with quiet(), evaluating(model):
         loaded = {name: task for one in tasks for name, task in load_tasks(one).items()}

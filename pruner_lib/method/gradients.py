@@ -102,12 +102,17 @@ class Pass:
             return (args[0].expand(samples, tokens), *args[1:])
 
     def _open(self, module, inputs, output):
-        return output if self.local or output.requires_grad else output.requires_grad_()
+        # a clone: some models scale their embeddings in place, which a leaf of the graph forbids
+        return output if self.local or output.requires_grad else output.requires_grad_().clone()
 
     def _watch(self, module: nn.Module, args: tuple, kwargs: dict, output):
-        if self.local:
+        if self.local or not torch.is_grad_enabled():
             return output
         leaves, spec = tree_flatten(output)
+        own = {id(p) for p in module._parameters.values()}  # frozen, but the model may use what is returned
+        if any(id(x) in own for x in leaves):
+            leaves = [x.detach().requires_grad_() if id(x) in own else x for x in leaves]
+            output = tree_unflatten(leaves, spec)
         floats = [x for x in leaves if isinstance(x, torch.Tensor) and x.is_floating_point()]
         if not any(x.requires_grad for x in floats):
             for x in floats:

@@ -121,6 +121,9 @@ def _called_again(use: Use) -> torch.Tensor:
     with torch.enable_grad():
         leaves = tree_leaves(functional_call(use.module, {use.key: own}, args, kwargs))
         pairs = [(leaves[i], g) for i, g in zip(use.outputs, use.grads, strict=True) if g is not None]
+        pairs = [(x, g) for x, g in pairs if x.requires_grad]  # not what is made under no_grad
+        if not pairs:
+            return torch.zeros_like(own)
         outputs, grads = zip(*pairs, strict=True)
         return torch.autograd.grad(outputs, own, grads, materialize_grads=True, allow_unused=True)[0]
 

@@ -105,7 +105,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no parameter gradients; both restored afterwards."""
+    """Evaluation mode, no parameter gradients; both restored afterwards. A state that a module holds, as of a
+    recurrent layer, keeps its values and loses its graph, with which it could not be copied."""
     flags = {p: p.requires_grad for p in model.parameters()}
     model.requires_grad_(False)
     try:
@@ -114,6 +115,9 @@ def frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter, flag in flags.items():
             parameter.requires_grad_(flag)
+        for module in model.modules():
+            held = {k: v for k, v in vars(module).items() if getattr(v, "grad_fn", None) is not None}
+            vars(module).update({k: v.detach() for k, v in held.items()})
 
 
 def recomputing(model: nn.Module) -> AbstractContextManager[None]:

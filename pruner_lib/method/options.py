@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from pruner_lib.method.checks import require
+from pruner_lib.method.decoder import check_reads
 from pruner_lib.method.groups import GRANULARITIES, SCOPES, TARGETS, Axes, Axis
 
 
@@ -30,12 +31,14 @@ def check_axes(axes: object, model: nn.Module | None = None) -> None:
 def check_ids(model: nn.Module, ids: torch.Tensor, what: str = "calibration ids") -> None:
     """Refuse token ids that the model can't have seen.
 
-    Raises: ValueError: wrong type or shape, or ids outside the vocabulary.
+    Raises: ValueError: wrong type or shape, ids outside the vocabulary, or what `check_reads` refuses.
     """
     require(nn.Module, model=model)
     is_tensor = isinstance(ids, torch.Tensor)
-    if not is_tensor or ids.dtype != torch.int64 or ids.ndim != 2 or ids.shape[0] < 1 or ids.shape[1] < 2:
-        got = f"{ids.dtype} {tuple(ids.shape)}" if is_tensor else type(ids).__name__
+    is_dense = is_tensor and ids.layout is torch.strided and not ids.is_meta
+    if not is_dense or ids.dtype != torch.int64 or ids.ndim != 2 or ids.shape[0] < 1 or ids.shape[1] < 2:
+        kind = "" if is_dense or not is_tensor else f", {ids.layout} on {ids.device}"
+        got = f"{ids.dtype} {tuple(ids.shape)}{kind}" if is_tensor else type(ids).__name__
         raise ValueError(
             f"this needs {what}: int64 of shape (samples, tokens) with at least 2 tokens, got {got}"
         )
@@ -44,6 +47,7 @@ def check_ids(model: nn.Module, ids: torch.Tensor, what: str = "calibration ids"
         raise ValueError(
             f"{what} run from {low} to {high}, but the model's vocabulary has {n} entries: wrong tokenizer?"
         )
+    check_reads(model, ids.shape[1], high)
 
 
 def check_options(options: Mapping[str, Any], axes: Mapping[str, Axis] | None = None) -> None:

@@ -25,7 +25,7 @@ from transformers.pytorch_utils import Conv1D
 
 from pruner_lib.files import check_folder, plain
 from pruner_lib.method.checks import require
-from pruner_lib.method.decoder import check_plain
+from pruner_lib.method.decoder import check_plain, check_reads
 from pruner_lib.method.discover import discover
 from pruner_lib.recovery.instructions import batches, encode
 from pruner_lib.recovery.predict_memory import check_training_memory
@@ -89,8 +89,9 @@ def recover(
         settings: fields of `RecoverySettings`: steps, epochs, batch_size, learning_rate, rank, seed, ...
 
     Raises:
-        ValueError: settings out of range, no usable example, a model that is not plain (see `check_plain`),
-            too little memory, a run with other arguments in `output_dir`, or a loss that is not finite.
+        ValueError: settings out of range, no usable example, a model that is not plain (see `check_plain`)
+            or does not fit the tokens (see `check_reads`), too little memory, a run with other arguments in
+            `output_dir`, or a loss that is not finite.
     """
     names = [one.name for one in fields(RecoverySettings)]
     if unknown := sorted(set(settings) - set(names)):
@@ -102,10 +103,10 @@ def recover(
     require("0.. or None", at=at)
     check_folder(output_dir)
     check_plain(model)
-    if getattr(model, "get_output_embeddings", lambda: None)() is None:
-        name = type(model).__name__
-        raise ValueError(f"{name} has no output embeddings; give a decoder that predicts tokens.")
     encoded = encode(examples, tokenizer, cutoff=settings.cutoff)
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    texts = [row["input_ids"] for row in encoded]
+    check_reads(model, max(map(len, texts)), max(pad, *map(max, texts)))
     steps = settings.steps or math.ceil(settings.epochs * len(encoded) / settings.batch_size)
     data = batches(encoded, steps=steps, batch_size=settings.batch_size, seed=settings.seed)
     points, kept = _checked_steps(evaluate, evaluate_at, keep_at, at, steps)
@@ -123,7 +124,6 @@ def recover(
         done = run.has(last)
         if not done:
             check_training_memory(adapted, settings, encoded)
-            pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
             recompute = settings.gradient_checkpointing
             train(adapted, run, arguments, recompute=recompute, pad=pad, callbacks=callbacks)
         if done or last != steps:

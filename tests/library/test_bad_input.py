@@ -15,7 +15,15 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+)
 
 from pruner_lib import (
     Plan,
@@ -50,6 +58,10 @@ HEADS = next(name for name in AXES if AXES[name].kind == "attention")
 OTHER_PLAN = Plan({"layers.9.mlp": [0]}, {"layers.9.mlp": 2})
 NAN = SCORES | {HEADS: SCORES[HEADS] * float("nan")}
 RECOVERY = {"steps": 1, "batch_size": 2, "micro_batch_size": 2, "warmup_steps": 0}
+SIZES = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2, pad_token_id=0)
+CLASSIFIER = LlamaForSequenceClassification(LlamaConfig(vocab_size=260, **SIZES))
+FEW_TOKENS = LlamaForCausalLM(LlamaConfig(vocab_size=9, **SIZES))
+SHORT_GPT2 = GPT2LMHeadModel(GPT2Config(vocab_size=260, n_embd=8, n_layer=1, n_head=2, n_positions=8))
 INF, SHORT = float("inf"), {HEADS: torch.ones(1)}
 
 GOOD = {  # a call of each function, with all that is right
@@ -115,6 +127,18 @@ CASES = [  # function, what is wrong, what came, what is wanted
     (estimate, {"calibration_ids": IDS - 999}, "from -", "260 entries"),
     (estimate, {"calibration_ids": IDS + 999}, "to 1", "260 entries"),
     (estimate, {"calibration_ids": IDS.numpy()}, "ndarray", "int64"),
+    (estimate, {"calibration_ids": IDS.to("meta")}, "on meta", "int64 of shape"),
+    (estimate, {"calibration_ids": IDS.to_sparse()}, "torch.sparse_coo on cpu", "int64 of shape"),
+    (estimate, {"model": CLASSIFIER, "axes": discover(CLASSIFIER)}, "LlamaForSequence", "predicts tokens"),
+    (perplexity, {"model": CLASSIFIER}, "LlamaForSequenceClassification", "a decoder that predicts tokens"),
+    (zero_shot, {"model": CLASSIFIER}, "LlamaForSequenceClassification", "a decoder that predicts tokens"),
+    (generate_samples, {"model": CLASSIFIER}, "LlamaForSequenceClass", "a decoder that predicts tokens"),
+    (perplexity, {"model": SHORT_GPT2}, "16 tokens", "8 positions"),
+    (generate_samples, {"model": SHORT_GPT2, "max_new_tokens": 8}, "too long", "8 positions"),
+    (recover, {"model": SHORT_GPT2}, "too long", "8 positions"),
+    (generate_samples, {"model": FEW_TOKENS}, "has 9 tokens", "resize_token_embeddings"),
+    (recover, {"model": FEW_TOKENS}, "has 9 tokens", "resize_token_embeddings"),
+    (zero_shot, {"model": FEW_TOKENS}, "has 9 tokens", "resize_token_embeddings"),
     (estimate, {"criterion": "taylor"}, "'taylor'", "element1"),
     (estimate, {"criterion": None}, "None", "element1"),
     (estimate, {"criterion": 5}, "5", "element1"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -124,3 +125,60 @@ def test_a_module_whose_samples_cant_be_separated_is_named(shape):
     with pytest.raises(ValueError, match=r"Embedding\(32, 6\) sees tensors of shape .* for 4 samples"):
         _seen(model, _ids(*shape))
     assert "positions.weight" in _seen(model, _ids(*shape), micro_batch=1)[0]
+
+
+class Stateful(Toy):
+    """It scales its embeddings in place, keeps its activations, and uses a bias that a module returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.biased = Biased().double()
+
+    def forward(self, input_ids, use_cache):
+        x = self.embed(input_ids)
+        x *= 2
+        y, bias = self.biased(x)
+        self.state = x + y.sin() + bias.cos()
+        return SimpleNamespace(logits=self.head(self.state))
+
+
+class Biased(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight, self.bias = (nn.Parameter(torch.randn(HIDDEN)) for _ in range(2))
+        self.unseen = nn.Parameter(torch.randn(HIDDEN))
+
+    def forward(self, x):
+        with torch.no_grad():
+            start = x + self.unseen
+        return self.weight * start * x, self.bias
+
+
+def test_returned_parameter_state_and_embeddings_in_place_have_the_gradients_of_autograd():
+    model, ids, found = Stateful(), _ids(3, 5), {}
+    used = ("embed.weight", "biased.weight", "biased.bias", "biased.unseen")
+
+    def visit(name, row, g, a):
+        found.setdefault(name, []).append(g.clone())
+
+    visit_gradients(model, ids, set(used), visit, per_sample=False)
+    wanted, _ = gradients(Stateful(), ids)
+    for name in used:
+        by_hand = torch.zeros(HIDDEN).double() if name == "biased.unseen" else wanted[name]
+        torch.testing.assert_close(torch.cat(found[name]), by_hand, msg=name)
+    assert wanted["biased.bias"].abs().max() > 0 and copy.deepcopy(model).state.grad_fn is None
+
+
+def test_call_without_gradients_counts_for_nothing():
+    class Started(Toy):
+        def forward(self, input_ids, use_cache):
+            with torch.no_grad():
+                start = self.mix(self.embed(input_ids))
+            return SimpleNamespace(logits=self.head(self.embed(input_ids) + start))
+
+    ids, found = _ids(3, 5), []
+    visit = lambda name, row, g, a: found.append(g.clone())  # noqa: E731
+    visit_gradients(Started(), ids, {"embed.weight"}, visit, per_sample=False)
+    torch.testing.assert_close(torch.cat(found), gradients(Started(), ids)[0]["embed.weight"])
+    with pytest.raises(ValueError, match="no gradient reached .*mix.bias"):
+        visit_gradients(Started(), ids, {"mix.bias"}, visit, per_sample=False)
