@@ -25,7 +25,8 @@ from pruner_lib.data.corpora import CORPORA, INSTRUCTIONS, read_corpus
 from pruner_lib.data.windows import instructions
 from pruner_lib.files import check_folder
 from pruner_lib.method.checks import require
-from pruner_lib.method.groups import AGGREGATIONS, CRITERIA, DATA_FREE, GRANULARITIES, SCOPES, TARGETS, Axes
+from pruner_lib.method.groups import Axes
+from pruner_lib.method.names import AGGREGATIONS, CRITERIA, DATA_FREE, GRANULARITIES, SCOPES, TARGETS
 from pruner_lib.method.options import check_options
 from pruner_lib.models.export import check_gguf
 from pruner_lib.models.load import NAMES

@@ -19,8 +19,9 @@ import torch
 from torch import nn
 
 from pruner_lib.method.decoder import check_plain, decoder_layers
-from pruner_lib.method.groups import KINDS, Axes, Axis, Member
+from pruner_lib.method.groups import Axes, Axis, Member
 from pruner_lib.method.labels import Recording, pairs_in, unique_pairs
+from pruner_lib.method.names import KINDS
 from pruner_lib.method.norms import obstacle_in_norms
 from pruner_lib.method.offload import without_weights
 from pruner_lib.method.operators import NO_RULE

@@ -1,4 +1,4 @@
-"""The terms of the method as data: members, axes, plans and the names of all options (paper section 3.1).
+"""The terms of the method as data: members, axes and plans (paper section 3.1).
 
 An axis holds n interchangeable groups; a plan says which of them stay. Nothing here reads a model or weights.
 """
@@ -19,7 +19,7 @@ import torch
 
 from pruner_lib.method.checks import plain_number, require
 from pruner_lib.method.display import axes_html, axes_text, axis_text, plan_html, plan_text
-from pruner_lib.method.names import *  # noqa: F403, terms too, in a module without torch
+from pruner_lib.method.names import CRITERIA as CRITERIA  # for the notebooks
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -13,18 +13,10 @@ from torch import Tensor, nn
 
 from pruner_lib.method.checks import require
 from pruner_lib.method.gradients import visit_gradients
-from pruner_lib.method.groups import (
-    ADDITIVE,
-    AGGREGATIONS,
-    CRITERIA,
-    DATA_FREE,
-    ORDERS,
-    SECOND_ORDER,
-    Axis,
-    Member,
-)
+from pruner_lib.method.groups import Axis, Member
 from pruner_lib.method.memory import HeapTrimmer
 from pruner_lib.method.module_gradients import rows_of
+from pruner_lib.method.names import ADDITIVE, AGGREGATIONS, CRITERIA, DATA_FREE, ORDERS, SECOND_ORDER
 from pruner_lib.method.offload import check_in_memory
 from pruner_lib.method.options import check_axes, check_ids
 from pruner_lib.method.predict_memory import check_memory

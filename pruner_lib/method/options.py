@@ -12,7 +12,8 @@ from torch import nn
 
 from pruner_lib.method.checks import require
 from pruner_lib.method.decoder import check_reads
-from pruner_lib.method.groups import GRANULARITIES, SCOPES, TARGETS, Axes, Axis
+from pruner_lib.method.groups import Axes, Axis
+from pruner_lib.method.names import GRANULARITIES, SCOPES, TARGETS
 
 
 def check_axes(axes: object, model: nn.Module | None = None) -> None:

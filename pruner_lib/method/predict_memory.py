@@ -21,9 +21,9 @@ from torch.utils._pytree import tree_leaves
 
 from pruner_lib.method.decoder import decoder_layers, prompt_for
 from pruner_lib.method.gradients import PIECE, Pass, batch_sizes
-from pruner_lib.method.groups import ADDITIVE, DATA_FREE, SECOND_ORDER
 from pruner_lib.method.memory import HOLES, available_bytes, held_bytes
 from pruner_lib.method.module_gradients import in_slices, product_dtype, rows_of
+from pruner_lib.method.names import ADDITIVE, DATA_FREE, SECOND_ORDER
 from pruner_lib.method.offload import frozen
 
 FLOAT32 = 4

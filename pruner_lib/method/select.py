@@ -15,7 +15,8 @@ from fnmatch import fnmatchcase
 import torch
 
 from pruner_lib.method.checks import plain_number, require
-from pruner_lib.method.groups import GRANULARITIES, Axes, Axis, Plan
+from pruner_lib.method.groups import Axes, Axis, Plan
+from pruner_lib.method.names import GRANULARITIES
 from pruner_lib.method.options import check_axes, check_names, check_options, check_scores, check_uniform
 
 EXPERT_ROWS = 8  # channels of experts are kept in multiples of it: grouped products want 16-byte rows

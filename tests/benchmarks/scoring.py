@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from pruner_lib.evaluation.meters import in_turn, meter, timed
 from pruner_lib.method.discover import discover
-from pruner_lib.method.groups import CRITERIA
 from pruner_lib.method.importance import estimate_members
 from pruner_lib.method.memory import available_bytes, trim_heap
+from pruner_lib.method.names import CRITERIA
 from pruner_lib.method.predict_memory import predict_memory
 from tests.benchmarks.rows import DEVICE, Cases, run
 from tests.benchmarks.shapes import meta_model, random_model, weights_mb

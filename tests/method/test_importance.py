@@ -11,8 +11,9 @@ from families import build, discovered, tokens
 
 from pruner_lib import discover, estimate, prune_, select
 from pruner_lib.method import importance, module_gradients
-from pruner_lib.method.groups import ORDERS, Axis, Member
+from pruner_lib.method.groups import Axis, Member
 from pruner_lib.method.importance import aggregate, estimate_members
+from pruner_lib.method.names import ORDERS
 
 
 def test_vector_score_is_the_first_order_loss_change():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pruner_lib.method import groups
+from pruner_lib.method import names
 from pruner_lib.recovery.settings import RecoverySettings
 from pruner_lib.study import settings
 from pruner_lib.study.settings import Calibration, Evaluation, Experiment, Recovery, from_plain
@@ -66,7 +66,7 @@ def test_calibration_and_seed_count_only_where_they_are_used():
 
 def test_order_counts_only_where_the_aggregation_depends_on_it():
     for aggregation, same in {"sum": True, "last": True, "prod": False, "max": False}.items():
-        keys = {replace(BASE, aggregation=aggregation, order=order).key for order in groups.ORDERS}
+        keys = {replace(BASE, aggregation=aggregation, order=order).key for order in names.ORDERS}
         assert (len(keys) == 1) is same, aggregation
 
 
@@ -126,12 +126,12 @@ def test_parts_refuse_what_makes_no_sense_and_take_what_does():
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("criterion", groups.CRITERIA),
-        ("aggregation", groups.AGGREGATIONS),
-        ("order", groups.ORDERS),
-        ("scope", groups.SCOPES),
-        ("granularity", list(groups.GRANULARITIES)),
-        ("target", groups.TARGETS),
+        ("criterion", names.CRITERIA),
+        ("aggregation", names.AGGREGATIONS),
+        ("order", names.ORDERS),
+        ("scope", names.SCOPES),
+        ("granularity", list(names.GRANULARITIES)),
+        ("target", names.TARGETS),
     ],
 )
 def test_words_are_those_of_the_method(name, words):
