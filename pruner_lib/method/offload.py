@@ -105,9 +105,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no parameter gradients; both restored afterwards. A state that a module holds, as of a
-    recurrent layer, keeps its values and loses its graph, with which it could not be copied."""
-    flags = {p: p.requires_grad for p in model.parameters()}
+    """Evaluation mode, no parameter gradients; both restored afterwards. A state that a module keeps from
+    within, as a recurrent layer does, loses its graph, with which the model could not be copied."""
+    flags, held = {p: p.requires_grad for p in model.parameters()}, _with_graph(model)
     model.requires_grad_(False)
     try:
         with evaluating(model), torch.enable_grad():
@@ -115,9 +115,15 @@ def frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter, flag in flags.items():
             parameter.requires_grad_(flag)
-        for module in model.modules():
-            held = {k: v for k, v in vars(module).items() if getattr(v, "grad_fn", None) is not None}
-            vars(module).update({k: v.detach() for k, v in held.items()})
+        for (module, name), state in _with_graph(model).items():
+            if held.get((module, name)) is not state:
+                vars(module)[name] = state.detach()
+
+
+def _with_graph(model: nn.Module) -> dict[tuple[nn.Module, str], torch.Tensor]:
+    """Module and attribute -> the tensor there, of those that carry a graph."""
+    held = {(m, name): value for m in model.modules() for name, value in vars(m).items()}
+    return {place: value for place, value in held.items() if getattr(value, "grad_fn", None) is not None}
 
 
 def recomputing(model: nn.Module) -> AbstractContextManager[None]:
