@@ -292,6 +292,13 @@ def test_reference_named_as_a_series_has_its_colour():
     assert legend(ax)[-2:] == ["wiki, dense model", "before recovery"]
 
 
+def test_two_references_are_drawn_apart():
+    """Guessing and the dense model in one panel: two grey lines that look alike say nothing."""
+    ax = steps(STEPS, reference={"dense model": 1, "guessing": 0.5})
+    lines = {line.get_label(): line.get_linestyle() for line in ax.lines}
+    assert (lines["dense model"], lines["guessing"]) == ("--", ":")
+
+
 def test_single_marks_have_the_shape_of_their_kind_and_join_no_line():
     ax = taylor(TAYLOR)
     shapes = {line.get_marker() for line in ax.lines if line.get_color() == STYLE["vector"].color}

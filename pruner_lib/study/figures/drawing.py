@@ -6,6 +6,7 @@ Filled marks are ours; a hollow mark is the paper's and nothing else. Nothing is
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import numpy as np
 import pandas as pd
@@ -89,16 +90,19 @@ def legend_keys(
 def reference_lines(
     ax: Axes, axis: str, reference: Mapping[str, float] | None, styles: Mapping[object, MethodStyle]
 ) -> list[Artist]:
-    """Draw a dashed line at each number of `reference`, across the "x" or "y" axis.
+    """Draw a line at each number of `reference`, across the "x" or "y" axis: dashed, the next one dotted.
 
     Args:    styles: of the series; a line that is named as one of them is its dense model, in its colour.
     Returns: the entries of the legend.
     """
-    lines = []
+    lines, dashes = [], cycle(("--", ":"))
     for name, number in (reference or {}).items():
-        look = {"color": styles[name].color, "label": f"{name}, dense model"} if name in styles else {}
+        if name in styles:
+            look = {"color": styles[name].color, "label": f"{name}, dense model", "linestyle": "--"}
+        else:
+            look = {"color": GREY, "label": name, "linestyle": next(dashes)}
         draw = ax.axvline if axis == "x" else ax.axhline
-        draw(number, **{"color": GREY, "label": name, "linestyle": "--", "linewidth": 1, "zorder": 0} | look)
+        draw(number, linewidth=1, zorder=0, **look)
         lines.append(ax.lines[-1])
     return lines
 
