@@ -210,13 +210,12 @@ def _repair_(weight: Tensor, lost: Tensor, x: Tensor, n_held: int, ridges: Seque
     """Choose lambda on the last `n_held` samples of x, fit the weight `(out, in)` on all, and write it."""
     kept = torch.ones(weight.shape[1], dtype=torch.bool, device=weight.device)
     kept[lost.to(weight.device)] = False
-    gram = _gram(x[:-n_held])
-    fits = {ridge: _fit(weight.double(), gram, kept, ridge).float() for ridge in ridges}
+    fits = _fits(weight.double(), _gram(x[:-n_held]), kept, ridges)
     seen, unseen = _error_of(weight, x[:-n_held]), _error_of(weight, x[-n_held:])
     errors = {ridge: unseen(fit) for ridge, fit in fits.items()}
     best = min(errors, key=errors.get)
     repair = Repair(best, seen(fits[best]), errors, unseen(weight * kept))
-    weight.copy_(_fit(weight.double(), _gram(x), kept, best))
+    weight.copy_(_fits(weight.double(), _gram(x), kept, [best])[best])
     return repair
 
 
@@ -227,12 +226,14 @@ def _error_of(weight: Tensor, x: Tensor) -> Callable[[Tensor], float]:
     return lambda changed: float((rows @ changed.float().T - whole).square().sum() / whole.square().sum())
 
 
-def _fit(whole: Tensor, gram: Tensor, kept: Tensor, ridge: float) -> Tensor:
-    """The weight `(out, in)` that does best with the kept columns alone; zero in the others. All float64."""
-    pull = ridge * gram.diagonal().mean()
-    among = gram[kept][:, kept]
-    among.diagonal().add_(pull)
-    wanted = whole @ gram[:, kept] + pull * whole[:, kept]  # (out, kept)
-    fitted = torch.zeros_like(whole)
-    fitted[:, kept] = torch.cholesky_solve(wanted.T, torch.linalg.cholesky(among)).T
-    return fitted
+def _fits(whole: Tensor, gram: Tensor, kept: Tensor, ridges: Sequence[float]) -> dict[float, Tensor]:
+    """Ridge -> the weight `(out, in)` that does best with the kept columns, zero elsewhere. All float64."""
+    wanted, among, fits = whole @ gram[:, kept], gram[kept][:, kept], {}
+    for ridge in ridges:
+        pull = ridge * gram.diagonal().mean()
+        pulled = among.clone()
+        pulled.diagonal().add_(pull)
+        right = (wanted + pull * whole[:, kept]).T  # (kept, out)
+        fits[ridge] = torch.zeros_like(whole)
+        fits[ridge][:, kept] = torch.cholesky_solve(right, torch.linalg.cholesky(pulled)).T
+    return fits

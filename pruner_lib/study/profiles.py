@@ -93,6 +93,8 @@ class MethodStudy:
     models: Names = ()  # further models, ...
     shares: Shares = ()  # ... the share that each loses, ...
     tables: Names = ()  # ... and the paper's table of each
+    beside: Names = ()  # methods compared on them, by texts alone; none: all as on the first model
+    beside_draws: Count = 3  # draws of these
 
     def __post_init__(self) -> None:
         if not len(self.models) == len(self.shares) == len(self.tables):
