@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from pruner_lib.method.decoder import decoder_layers
-from pruner_lib.method.groups import Axis
 from pruner_lib.study.cache import calibration_key, inputs_hash
 from pruner_lib.study.run import Study
 from pruner_lib.study.settings import Experiment
@@ -36,41 +35,29 @@ def calibrated(study: Study, experiment: Experiment) -> tuple[Loaded, Tensor]:
     return dense, ids.to(study.pipeline.device)
 
 
-Tensors = dict[str, Tensor]
+def block_calls(
+    model: nn.Module, modules: Mapping[str, str], ids: Tensor
+) -> dict[str, tuple[tuple, dict, Tensor]]:
+    """Run a model, and keep how some of its modules are called, and what comes out.
 
-
-def block_outputs(
-    model: nn.Module, axes: Mapping[str, Axis], ids: Tensor, *, fed: Tensors | None = None
-) -> tuple[Tensors, Tensors]:
-    """Run a model and keep what goes into and comes out of each attention and MLP block, and of each layer.
-
-    Args:    axes: of the whole model.    ids: `(samples, tokens)`.
-             fed: axis name -> what the block is given in place of its own input.
-    Returns: inputs and outputs, on the CPU: axis name -> `(samples, tokens, hidden)`; the outputs of whole
-             layers are named `layers.3`.
+    Args:    modules: name -> path in the model.    ids: `(samples, tokens)`.
+    Returns: name -> arguments, named arguments, output `(samples, tokens, hidden)`; in order of execution.
     """
-    inputs: Tensors = {}
-    outputs: Tensors = {}
+    calls = {}
 
-    def feed(name: str, _: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        given = args[0] if args else kwargs["hidden_states"]
-        inputs[name] = given.detach().cpu()
-        new = given if fed is None else fed[name].to(given.device)
-        return ((new, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": new})
-
-    def keep(name: str, _: nn.Module, __: tuple, output: Any) -> None:
-        outputs[name] = (output if isinstance(output, Tensor) else output[0]).detach().cpu()
+    def keep(name: str, _: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        calls[name] = args, kwargs, _first(output).clone()  # some models go on in place
 
     with ExitStack() as hooks, torch.no_grad():
-        for name, axis in axes.items():
-            if axis.layer is not None:
-                block, last = model.get_submodule(axis.module), model.get_submodule(axis.last)
-                hooks.callback(block.register_forward_pre_hook(partial(feed, name), with_kwargs=True).remove)
-                hooks.callback(last.register_forward_hook(partial(keep, name)).remove)
-        for number, layer in enumerate(decoder_layers(model)[1]):
-            hooks.callback(layer.register_forward_hook(partial(keep, f"layers.{number}")).remove)
+        for name, path in modules.items():
+            hook = model.get_submodule(path).register_forward_hook(partial(keep, name), with_kwargs=True)
+            hooks.callback(hook.remove)
         model(input_ids=ids.to(next(model.parameters()).device), use_cache=False)
-    return inputs, outputs
+    return calls
+
+
+def _first(output: Any) -> Tensor:
+    return output if isinstance(output, Tensor) else output[0]
 
 
 def correlation(a: Tensor, b: Tensor) -> float:
@@ -92,17 +79,23 @@ def block_correlations(study: Study, experiments: Mapping[str, Experiment]) -> p
 
     def measure() -> list[tuple]:
         dense, ids = calibrated(study, first)
-        axes = {name: axis for name, axis in dense.axes.items() if axis.layer is not None}
-        inputs, wanted = block_outputs(dense.model, axes, ids)
+        kinds = {name: axis.kind for name, axis in dense.axes.items() if axis.layer is not None}
+        blocks = {name: dense.axes[name].module for name in kinds}
+        layers = {f"layers.{i}": f"{decoder_layers(dense.model)[0]}.{i}" for i in range(dense.axes.n_layers)}
+        wanted = block_calls(dense.model, blocks | layers, ids)
         del dense  # a large one is loaded again for each cut
         rows = []
         for name, experiment in experiments.items():
             model, _ = study.model(experiment)
-            _, alone = block_outputs(model, axes, ids, fed=inputs)
-            _, running = block_outputs(model, axes, ids)
-            for place, output in wanted.items():
-                own, kind = (alone, axes[place].kind) if place in axes else (running, "layer")
-                rows.append((name, kind, int(place.split(".")[1]), correlation(own[place], output)))
+            running = block_calls(model, layers, ids)
+            for place, (args, kwargs, output) in wanted.items():
+                if place in blocks:
+                    with torch.no_grad():
+                        own = _first(model.get_submodule(blocks[place])(*args, **kwargs))
+                else:
+                    own = running[place][2]
+                layer = int(place.split(".")[1])
+                rows.append((name, kinds.get(place, "layer"), layer, correlation(own, output)))
             del model
         return rows
 
