@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from pruner_lib.method.decoder import decoder_layers
 from pruner_lib.method.groups import Axes, Axis, Member
-from pruner_lib.study.figures.drawing import new_axes
-from pruner_lib.study.figures.style import KINDS
+from pruner_lib.study.figures.drawing import KINDS, new_axes
 
 COLUMNS = "stage structure parameter rows columns axis kind role dim group n_groups chosen start stop"
 # all lengths of a drawing are inches
