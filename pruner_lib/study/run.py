@@ -245,20 +245,18 @@ def _in_order(experiments: list[Experiment]) -> Jobs:
     Returns: the experiments, each with all criteria that are needed of the calibration pass that it makes.
     """
     models = list(dict.fromkeys(one.model for one in experiments))
+    looking = [one for one in experiments if one.ratio and one.criterion not in {*DATA_FREE, *OWN_PASS}]
+    passes: dict[tuple, set[str]] = {}  # what is calibrated on what -> criteria
+    for one in looking:
+        passes.setdefault((one.model, one.calibration), set()).add(one.criterion)
 
     def place(one: Experiment) -> tuple:
         return models.index(one.model), one.recovery is not None, one.ratio > 0, repr(one.calibration)
 
-    return [(one, _criteria_of(one, experiments)) for one in sorted(experiments, key=place)]
-
-
-def _criteria_of(experiment: Experiment, experiments: list[Experiment]) -> tuple[str, ...]:
-    """List the criteria that experiments need of the same calibration pass as this one."""
-    if experiment.canonical().calibration != experiment.calibration or not experiment.ratio:
-        return ()
-    place = experiment.model, experiment.calibration
-    same = [one for one in experiments if one.ratio and (one.model, one.calibration) == place]
-    return tuple(sorted({one.criterion for one in same} - {*DATA_FREE, *OWN_PASS}))
+    return [
+        (one, tuple(sorted(passes[one.model, one.calibration])) if one in looking else ())
+        for one in sorted(experiments, key=place)
+    ]
 
 
 def _machine(device: str) -> dict[str, Any]:
