@@ -179,6 +179,12 @@ class Study(Results):
         with _one_at_a_time:
             return self.pipeline.dense(model_name)
 
+    def calibrated(self, experiment: Experiment) -> tuple[Loaded, Tensor]:
+        """Give the dense model of an experiment and its calibration samples, `(samples, length)`."""
+        dense = self.dense(experiment.model)
+        ids = self.pipeline.calibration_ids(experiment.calibration, dense.tokenizer)
+        return dense, ids.to(self.pipeline.device)
+
     def cached(self, key: list, make: Callable[[], Any], folder: str = "measured") -> Any:
         """Return what was made before with this key, else make it now and keep it as JSON; see `read_kept`.
 
