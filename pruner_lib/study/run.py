@@ -44,17 +44,11 @@ class Study(Results):
     """A profile and its results folder: experiments run once, everything measured is kept.
 
     Args:    profile: its name.    results: the folder of all results; None: `results_root()`.
-             client: a Dask client or another executor with `submit`, on which experiments run, on machines
-             that share the results folder or not; None: the Dask cluster that `$PRUNER_LIB_SCHEDULER` names
-             or, without it, here, one after the other.
     Raises:  ValueError: there is no such profile.
     """
 
-    def __init__(
-        self, profile: str = "quick", results: Path | str | None = None, *, client: Any = None
-    ) -> None:
+    def __init__(self, profile: str = "quick", results: Path | str | None = None) -> None:
         super().__init__(profile, results)
-        self._client = client
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.pipeline = Pipeline(self.folder, self.profile.dtype, device)
 
@@ -101,9 +95,12 @@ class Study(Results):
 
     @cached_property
     def client(self) -> Any:
-        """The executor on which experiments run; None: they run here."""
+        """The Dask client that `$PRUNER_LIB_SCHEDULER` names; None: experiments run here, one by one.
+
+        Any executor with `submit` may be put in its place; machines need not share the results folder.
+        """
         address = os.environ.get(cluster.SCHEDULER)
-        return cluster.connect(address) if self._client is None and address else self._client
+        return cluster.connect(address) if address else None
 
     def _run_here(self, jobs: Jobs) -> Iterator[Record]:
         """Run experiments one after the other, and last those that another process is at."""

@@ -356,12 +356,19 @@ def test_lock_of_a_dead_process_is_taken_over_and_that_of_a_living_one_is_not(st
         assert study.pipeline.cache("x.lock").exists()
 
 
+def spread_over(client, folder=None):
+    """A study whose experiments run on an executor."""
+    study = Study("tiny", folder)
+    study.client = client
+    return study
+
+
 @pytest.mark.slow
 def test_executor_gives_the_records_of_a_serial_run(study, tmp_path):
     wanted = [asked().dense, asked(criterion="l2"), asked()]
     serial = Study("tiny", tmp_path / "serial").run_all(wanted)
     with ThreadPoolExecutor(2) as client:
-        spread = Study("tiny", client=client).run_all(wanted)
+        spread = spread_over(client).run_all(wanted)
     assert [outcome(one) for one in spread] == [outcome(one) for one in serial]
 
 
@@ -376,12 +383,12 @@ class ElsewhereExecutor:
 
 def test_records_of_a_worker_with_a_disk_of_its_own_come_into_the_one_folder(study, place, monkeypatch):
     wanted, here = [asked().dense, asked()], place.parent / "here"
-    there = Study("tiny", here, client=ElsewhereExecutor())  # a worker falls back to the folder of `study`
+    there = spread_over(ElsewhereExecutor(), here)  # a worker falls back to the folder of `study`
     made = there.run_all(wanted)
     for one, record in zip(wanted, made, strict=True):
         assert read_record(record_path(there.folder, one.key)).reused
         assert outcome(study.run(one)) == outcome(record)
-    again = Study("tiny", here, client=None).run_all(wanted)
+    again = Study("tiny", here).run_all(wanted)
     assert all(record.reused for record in again)
     story = place.parent / "data" / "story.txt"
     client, kept = ElsewhereExecutor(), story.read_text()
@@ -394,7 +401,7 @@ def test_records_of_a_worker_with_a_disk_of_its_own_come_into_the_one_folder(stu
 
     client.submit = submit
     with pytest.raises(ValueError, match="from other files of your own than lie here.*PRUNER_LIB_DATA"):
-        Study("tiny", place.parent / "third", client=client).run_all(wanted[:1])
+        spread_over(client, place.parent / "third").run_all(wanted[:1])
 
 
 def test_changed_model_folder_is_measured_again(study, tmp_path):
