@@ -18,12 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from pruner_lib.evaluation import meters
 from pruner_lib.method.checks import require
-from pruner_lib.method.importance import aggregate
 from pruner_lib.study import cluster
 from pruner_lib.study.cache import check_inputs, inputs_hash, recovery_key
 from pruner_lib.study.claims import Verdict, answer_path, write_answer
@@ -31,7 +29,7 @@ from pruner_lib.study.compare import Group, describe, parts
 from pruner_lib.study.records import Record, read_kept, read_record, record_path, write_kept, write_record
 from pruner_lib.study.results import git_revision, model_revision, now, results_root, versions
 from pruner_lib.study.settings import DATA_FREE, OWN_PASS, Experiment, settings_key
-from pruner_lib.study.stages import Loaded, Stages, one_at_a_time
+from pruner_lib.study.stages import Stages, one_at_a_time
 from pruner_lib.study.statistics import Interval
 
 Jobs = list[tuple[Experiment, tuple[str, ...]]]  # experiments, each with the criteria to score beside its own
@@ -140,24 +138,6 @@ class Study(Stages):
             whole = one.stage == "dense" and not one.int8
             made = self.own(one.model) if whole else self.subject(one)
         return made.model, made.tokenizer
-
-    def scores(self, experiment: Experiment, criteria: Sequence[str]) -> dict[str, dict[str, Tensor]]:
-        """Score the groups of a model by several criteria: from the cache, the others in one pass.
-
-        Args:    experiment: gives model, calibration, aggregation, order and seed; the rest does not matter.
-        Returns: criterion -> axis name -> `(n_groups,)` float32.
-        """
-        with one_at_a_time:
-            members = self.members(experiment, criteria)
-            axes = self.dense(experiment.model).axes
-        how = experiment.aggregation
-        return {name: aggregate(axes, members[name], how, order=experiment.order) for name in criteria}
-
-    def calibrated(self, experiment: Experiment) -> tuple[Loaded, Tensor]:
-        """Give the dense model of an experiment and its calibration samples, `(samples, length)`."""
-        dense = self.dense(experiment.model)
-        ids = self.calibration_ids(experiment.calibration, dense.tokenizer)
-        return dense, ids.to(self.device)
 
     def cached(self, key: list, make: Callable[[], Any], folder: str = "measured") -> Any:
         """Return what was made before with this key, else make it now and keep it as JSON; see `read_kept`.

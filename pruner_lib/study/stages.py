@@ -136,6 +136,12 @@ class Stages(Results):
         sizes = asdict(how) | {"bos": has_bos(tokenizer, how.bos)}
         return calibration_ids(sizes.pop("corpus"), tokenizer, **sizes)
 
+    def calibrated(self, experiment: Experiment) -> tuple[Loaded, Tensor]:
+        """Give the dense model of an experiment and its calibration samples, `(samples, length)`."""
+        dense = self.dense(experiment.model)
+        ids = self.calibration_ids(experiment.calibration, dense.tokenizer)
+        return dense, ids.to(self.device)
+
     def text_ids(self, how: Evaluation, text: str, tokenizer: Any) -> Tensor:
         """Cut a text into the windows of an evaluation: `(windows, length)` int64."""
         sizes = {"length": how.length, "windows": how.windows, "bos": has_bos(tokenizer, how.bos)}
@@ -166,6 +172,19 @@ class Stages(Results):
                     found[name] = members
         return found
 
+    def scores(self, experiment: Experiment, criteria: Sequence[str]) -> dict[str, dict[str, Tensor]]:
+        """Score the groups of a model by several criteria: from the cache, the others in one pass.
+
+        Args:    experiment: gives model, calibration, aggregation, order, dependency and seed; the rest does
+                 not matter.
+        Returns: criterion -> axis name -> `(n_groups,)` float32.
+        """
+        with one_at_a_time:
+            members = self.members(experiment, criteria)
+            axes = self.dense(experiment.model).axes
+        how = experiment.aggregation if experiment.dependency else "none"
+        return {name: aggregate(axes, members[name], how, order=experiment.order) for name in criteria}
+
     def plan(self, experiment: Experiment, criteria: Sequence[str] = ()) -> Plan:
         """Choose which groups stay in an experiment, from cached scores where there are some.
 
@@ -183,16 +202,13 @@ class Stages(Results):
 
     def _scores(self, experiment: Experiment, criteria: Sequence[str]) -> dict[str, Tensor]:
         """Score the groups of an experiment, in the form that `select` takes."""
-        dense = self.dense(experiment.model)
         if experiment.criterion not in OWN_PASS:
             wanted = list(dict.fromkeys([experiment.criterion, *criteria]))
-            members = self.members(experiment, wanted)[experiment.criterion]
-            aggregation = experiment.aggregation if experiment.dependency else "none"
-            return aggregate(dense.axes, members, aggregation, order=experiment.order)
+            return self.scores(experiment, wanted)[experiment.criterion]
         if experiment.criterion == "alternate":
-            return {"layers": every_second(dense.axes.n_layers)}
+            return {"layers": every_second(self.dense(experiment.model).axes.n_layers)}
+        dense, ids = self.calibrated(experiment)
         with self.timed("estimate"), in_place(dense.model):
-            ids = self.calibration_ids(experiment.calibration, dense.tokenizer)
             if experiment.criterion == "obs":
                 return obs_scores(dense.model, dense.axes, ids)
             return {"layers": block_influence(dense.model, ids)}
