@@ -41,13 +41,19 @@ def _different(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+def _a_bos(value: bool | str) -> bool | str:
+    if not isinstance(value, bool) and value != "window":
+        raise ValueError("should be True, False or 'window'")
+    return value
+
+
 Count = Annotated[int, Field(ge=1)]
 Number = Annotated[int, Field(ge=0)]
 Length = Annotated[int, Field(ge=2)]  # tokens; the first one is never predicted
 Share = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
 Name = Annotated[str, Field(min_length=1, pattern="^[^<>]*$")]  # shown in tables that escape nothing
-Bos = Literal[True, False, "window"]  # see `data.windows`
+Bos = Annotated[Any, AfterValidator(_a_bos)]  # True, False or "window", see `data.windows`
 Names = Annotated[tuple[Name, ...], Strict(False), AfterValidator(_different)]  # a list will do
 Steps = Annotated[tuple[Number, ...], Strict(False), AfterValidator(lambda steps: tuple(sorted(steps)))]
 
