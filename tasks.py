@@ -93,7 +93,7 @@ def notebook(context, name, profile="quick", set=None):
 def figures(context, profile="quick"):
     """Draw all figures and tables again from the records of a profile, and the tables of the README."""
     _notebooks("--profile", profile)
-    _python("-m", "pruner_lib.study.readme")
+    _python("-m", "tests.benchmarks.readme")
 
 
 @task(help={"name": "for example 04", "profile": PROFILE_HELP})

@@ -99,6 +99,11 @@ def calibration_key(experiment: Experiment) -> list:
     return [experiment.model, files_hash(experiment.model, [local_text(how.corpus)]), asdict(how)]
 
 
+def model_key(experiment: Experiment) -> list:
+    """What makes an experiment's model, for `Study.cached`; how it is measured otherwise does not matter."""
+    return [experiment.model_settings(), inputs_hash(experiment, evaluated=False)]
+
+
 def members_key(experiment: Experiment, criterion: str) -> str:
     """Name the scores of a model's members by one criterion."""
     whole = [experiment.model, model_hash(experiment.model)]

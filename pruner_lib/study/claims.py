@@ -173,13 +173,11 @@ class Verdict:
         outside, inside = zip(*each, strict=True)
         return max(outside), min(1.0, len(each) * min(inside))
 
-    @property
-    def answer(self) -> str:
-        """The verdict by itself, not corrected for the other claims."""
-        return self.judged(LEVEL)
+    def judged(self, level: float = LEVEL) -> str:
+        """Give the verdict in words: `REPRODUCED`, `NOT_REPRODUCED`, `CANT_TELL` or `NOT_MEASURED`.
 
-    def judged(self, level: float) -> str:
-        """Give the verdict in words: `REPRODUCED`, `NOT_REPRODUCED`, `CANT_TELL` or `NOT_MEASURED`."""
+        Args:    level: lower where other claims are judged beside it.
+        """
         if not self.parts:
             return NOT_MEASURED
         against, inside = self.p
@@ -216,7 +214,7 @@ class Verdict:
     def __str__(self) -> str:
         ours = f" {self.deciding[1].show(3)}" if self.parts else ""
         name = f"{self.deciding[0]}: " if len(self.parts) > 1 else ""
-        return f"{self.claim.id}: {self.answer}{ours} ({name}{self.note})"
+        return f"{self.claim.id}: {self.judged()}{ours} ({name}{self.note})"
 
 
 def write_answer(
@@ -242,7 +240,7 @@ def write_answer(
         cut, parts, records = f"{others[0]:.1%} of the parameters were cut", {}, {}
         note = f"{cut}, but the claim is made for {low:.0%} to {high:.0%}"
     verdict = Verdict(claim, parts, note, tuple(sorted(records)))
-    content = {"claim": claim_id, "verdict": verdict.answer, "note": note, "records": verdict.records}
+    content = {"claim": claim_id, "verdict": verdict.judged(), "note": note, "records": verdict.records}
     numbers = {name: asdict(part) for name, part in parts.items()}
     write_kept(answer_path(folder, claim_id), content | {"numbers": numbers})
     return verdict

@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -44,36 +44,13 @@ AT_ONCE = 2  # notebooks that run side by side where nothing is left to measure
 PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
 
 
-@dataclass(frozen=True)
-class NotebookRun:
-    """One notebook: `done` or `failed`, its files (of a failed one: those it had before), below `place`."""
-
-    notebook: str
-    profile: str
-    status: str
-    seconds: float
-    outputs: tuple[str, ...] = ()
-    error: str | None = None
-    changed: Mapping[str, Any] = field(default_factory=dict)  # parameters that differ from their defaults
-
-    @property
-    def place(self) -> str:
-        """The folder of its results, below that of all results."""
-        return (Path(self.profile) / folder_of(self.changed)).as_posix()
-
-    @property
-    def done(self) -> bool:
-        """Whether the notebook ran to its end and every file that it lists is there."""
-        return self.status == "done"
-
-
 def run_study(
     profile: str = "quick",
     only: Sequence[str] = (),
     parameters: Mapping[str, Any] | None = None,
     *,
     environment: Mapping[str, str] = os.environ,
-) -> list[NotebookRun]:
+) -> list[dict[str, Any]]:
     """Run the notebooks of a study, the summary last; a failure does not stop those that follow.
 
     Each runs in a kernel of its own; the executed notebooks go to `results/<profile>/notebooks/` (`failed/`
@@ -84,6 +61,7 @@ def run_study(
     Args:    only: see `find_notebooks`.
              parameters: plain scalars or flat lists; each goes to the notebooks that have it.
              environment: of the kernels.
+    Returns: the manifest of each run; the `outputs` of a failed one are those of the last good one.
     Raises:  ValueError: unknown profile or notebook, or a parameter that none of the notebooks has. Nothing
              has run then.    OSError: the results can't be written, or the disk is full.
     """
@@ -104,9 +82,10 @@ def run_study(
             before = f", last time {manifest['seconds']:.0f} s" if manifest.get("seconds") else ""
             print(f"[{number}/{len(names)}] {path.stem} ({profile}){before}", flush=True)
         for run in _run_together({path: given[path] for path in together}, profile, environment):
-            reason = "" if run.done else run.error.strip().splitlines()[-1][:200]
-            what = reason or f"{len(run.outputs)} files in {run.place}"
-            print(f"    {run.notebook} {run.status} in {run.seconds:.1f} s: {what}", flush=True)
+            place = (Path(profile) / folder_of(run["changed"])).as_posix()
+            reason = run["error"] and run["error"].splitlines()[-1][:200]
+            what = reason or f"{len(run['outputs'])} files in {place}"
+            print(f"    {run['notebook']} {run['status']} in {run['seconds']:.1f} s: {what}", flush=True)
             runs.append(run)
     return runs
 
@@ -123,7 +102,7 @@ def _settings_key(profile: str, parameters: Mapping[str, Any]) -> str:
 
 def _run_together(
     given: Mapping[Path, dict[str, Any]], profile: str, environment: Mapping[str, str]
-) -> list[NotebookRun]:
+) -> list[dict[str, Any]]:
     """Run notebooks side by side, and wait for all of them."""
     environment = dict(environment) | {"PRUNER_LIB_RESULTS": str(results_root())}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [PACKAGE_PARENT, environment.get("PYTHONPATH")]))
@@ -134,31 +113,31 @@ def _run_together(
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         environment[RECEIPTS] = scratch
         jobs = [threads.submit(_run, path, profile, given[path], environment, progress) for path in given]
-        return sorted((job.result() for job in as_completed(jobs)), key=lambda run: run.notebook)
+        return sorted((job.result() for job in as_completed(jobs)), key=lambda run: run["notebook"])
 
 
 def _run(
     path: Path, profile: str, parameters: dict[str, Any], environment: Mapping[str, str], progress: bool
-) -> NotebookRun:
-    """Run a notebook, and write how it ended into its manifest.
+) -> dict[str, Any]:
+    """Run a notebook, write how it ended into its manifest, and give that.
 
     Raises:  SystemExit: a signal ended its kernel.    OSError: the disk is full.
     """
     start, scratch = time.perf_counter(), Path(environment[RECEIPTS])
     asked = parameters | {"profile": profile}
     said = execute(path, scratch / path.name, asked, environment, progress)
-    changed, receipt = changed_in(path, parameters), scratch / f"{path.stem}.json"
+    changed = changed_in(path, parameters)
     folder, place = results_dir(profile, changed=changed), manifest_path(path.stem, profile, changed)
     error = _problem(path, scratch, said, folder)
-    good = read_kept(place) or {}  # its files stay after a failure
-    manifest = good | {"finished": now()} if error else read_kept(receipt)
-    seconds, outputs = round(time.perf_counter() - start, 1), tuple(manifest.get("outputs", ()))
-    run = NotebookRun(path.stem, profile, "failed" if error else "done", seconds, outputs, error, changed)
-    settings = {"asked": _settings_key(profile, parameters), "parameters": asked}
-    write_kept(place, manifest | asdict(run) | settings)
+    good = {"outputs": []} | (read_kept(place) or {})  # its files stay after a failure
+    manifest = good | {"finished": now()} if error else read_kept(scratch / f"{path.stem}.json")
+    manifest |= {"notebook": path.stem, "profile": profile, "status": "failed" if error else "done"}
+    manifest |= {"seconds": round(time.perf_counter() - start, 1), "error": error, "changed": changed}
+    manifest |= {"asked": _settings_key(profile, parameters), "parameters": asked}
+    write_kept(place, manifest)
     if error and any(os.strerror(full) in error for full in FULL):
         raise OSError(f"{path.stem} stopped: {error.splitlines()[-1]}")
-    return run
+    return manifest
 
 
 def _problem(path: Path, scratch: Path, said: str, folder: Path) -> str | None:
@@ -218,13 +197,13 @@ def main(words: Sequence[str] | None = None) -> int:
         with serving(options.workers, options.scheduler) as scheduler:
             kernels = before | {SCHEDULER: scheduler}
             runs = run_study(options.profile, only, dict(options.set), environment=kernels)
-        failed = [run for run in runs if not run.done]
+        failed = [run for run in runs if run["error"]]
         for run in failed:
-            print(f"\n{run.notebook} failed:\n{run.error}", file=sys.stderr)
-        seconds = sum(run.seconds for run in runs)
+            print(f"\n{run['notebook']} failed:\n{run['error']}", file=sys.stderr)
+        seconds = sum(run["seconds"] for run in runs)
         print(f"{len(runs) - len(failed)} of {len(runs)} notebooks done in {seconds:.0f} s", end="")
         print(f", {len(failed)} FAILED" if failed else "")
-        changed = {run.place: run.changed for run in runs}
+        changed = {folder_of(run["changed"]): run["changed"] for run in runs}
         pages = [write_index(options.profile, changed[place]) for place in sorted(changed)]
         print(f"all results: {', '.join(map(str, pages))}")
     except (OSError, ValueError) as error:

@@ -116,8 +116,8 @@ def published_methods(table: str) -> pd.DataFrame:
     whole model, what the authors measured counts, not the official numbers.
     """
     sources = [name for name in (table, f"{table}, preprint v1") if name in published_tables()]
-    rows = [(name, row) for name in sources for row in published(name).row.unique()]
-    return _in_our_words([(name, row, ours) for name, row in rows if (ours := _row(row))])
+    numbers = pd.concat(published(name) for name in sources or [table])
+    return _in_our_words(numbers, {row: ours for row in numbers.row.unique() if (ours := _row(row))})
 
 
 def published_choices(table: str, rows: Mapping[str, tuple[str, str]]) -> pd.DataFrame:
@@ -125,18 +125,20 @@ def published_choices(table: str, rows: Mapping[str, tuple[str, str]]) -> pd.Dat
 
     Args:    rows: a row as printed -> our name and stage.
     """
-    return _in_our_words([(table, row, ours) for row, ours in rows.items()] + [(*DENSE, ("dense", "dense"))])
+    whole, row = DENSE
+    numbers = pd.concat([published(table), published(whole)])
+    return _in_our_words(numbers, {**rows, row: ("dense", "dense")})
 
 
-def _in_our_words(rows: Sequence[tuple[str, str, tuple[str, str]]]) -> pd.DataFrame:
-    """Look rows up: (table, the row as printed, our name and stage)."""
+def _in_our_words(numbers: pd.DataFrame, rows: Mapping[str, tuple[str, str]]) -> pd.DataFrame:
+    """Pick rows, and name them: the row as printed -> our name and stage."""
     parts = [
-        published(table).query("row == @printed").assign(name=ours[0], stage=ours[1])
-        for table, printed, ours in rows
+        numbers[numbers.row == printed].assign(name=name, stage=stage)
+        for printed, (name, stage) in rows.items()
     ]
-    numbers = pd.concat(parts, ignore_index=True)[["name", "stage", "metric", "value"]]
-    percent = numbers.metric.str.startswith("accuracy/")
-    return numbers.assign(value=numbers.value.where(~percent, numbers.value / 100))
+    found = pd.concat(parts, ignore_index=True)[["name", "stage", "metric", "value"]]
+    percent = found.metric.str.startswith("accuracy/")
+    return found.assign(value=found.value.where(~percent, found.value / 100))
 
 
 def _row(printed: str) -> tuple[str, str] | None:

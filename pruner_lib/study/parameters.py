@@ -10,7 +10,6 @@ import ast
 import contextlib
 import re
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from IPython import get_ipython
 
 from pruner_lib.study.settings import settings_key
 
+DEFAULTS_FILE = Path(__file__).with_suffix(".yaml")
 INJECTED = "# Parameters"  # the first line of the cell that papermill inserts after the tagged one
 PATHS = ("PAPERMILL_INPUT_PATH", "PAPERMILL_OUTPUT_PATH")  # of papermill's --inject-paths; no parameters
 PROFILE = "profile"  # has folders of its own
@@ -47,7 +47,8 @@ def changed_parameters(cells: Sequence[str] | None = None) -> dict[str, Any]:
         before = values
     if unknown := sorted(given.keys() - own.keys()):
         raise ValueError(f"this notebook has no parameter {', '.join(unknown)}; it has {', '.join(own)}")
-    alike = [one for one in _defaults().values() if {PROFILE, *one} == own.keys()]
+    known = yaml.safe_load(DEFAULTS_FILE.read_text(encoding="utf-8"))
+    alike = [one for one in known.values() if {PROFILE, *one} == own.keys()]
     defaults = alike[0] if alike else own
     asked = own | given
     return {name: asked[name] for name in asked if name != PROFILE and asked[name] != defaults[name]}
@@ -84,8 +85,3 @@ def _value(expression: ast.expr) -> Any:
         return ast.literal_eval(expression)
     except ValueError:  # as papermill writes float('nan')
         return ast.unparse(expression)
-
-
-@lru_cache(maxsize=1)
-def _defaults() -> dict[str, dict[str, Any]]:
-    return yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))

@@ -183,7 +183,7 @@ class Profile:
 
 def profile_names() -> list[str]:
     """List the profiles there are."""
-    return sorted({**_read(PROFILES_FILE), **_own()})
+    return sorted({**_read(PROFILES_FILE), **_read(os.environ.get(VARIABLE))})
 
 
 def load_profile(name: str) -> Profile:
@@ -192,7 +192,7 @@ def load_profile(name: str) -> Profile:
     Raises:  ValueError: there is no such profile (the message lists them), or a value is not allowed.
     """
     require(str, profile=name)
-    built_in, own = _read(PROFILES_FILE), _own()
+    built_in, own = _read(PROFILES_FILE), _read(os.environ.get(VARIABLE))
     if name not in built_in and name not in own:
         raise ValueError(f"unknown profile {name!r}; there are {', '.join(profile_names())}")
     changes = own.get(name, {})
@@ -201,30 +201,21 @@ def load_profile(name: str) -> Profile:
     base = changes.get("like", name)
     if "like" in changes and base not in list(built_in):
         raise ValueError(f"profile {name!r} is like {base!r}, but there are {', '.join(sorted(built_in))}")
-    values = _merged(built_in.get(base, {}), changes)
+    values = dict(built_in.get(base, {}))
+    for key, value in changes.items():
+        part = isinstance(value, Mapping) and isinstance(values.get(key), Mapping)  # as `evaluation`
+        values[key] = values[key] | value if part else value
     values.pop("like", None)
     if values.setdefault("name", name) != name:
         raise ValueError(f"profile {name!r} gives itself another name, {values['name']!r}; leave it out")
     return from_plain(Profile, values, f"profile {name!r}")
 
 
-def _merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Change values, and within a part (as `evaluation`) only what is named."""
-    both = dict(values)
-    for name, value in changes.items():
-        part = isinstance(value, Mapping) and isinstance(both.get(name), Mapping)
-        both[name] = both[name] | value if part else value
-    return both
-
-
-def _own() -> Mapping[str, Any]:
-    place = os.environ.get(VARIABLE)
-    return _read(Path(place).expanduser()) if place else {}
-
-
-def _read(path: Path) -> Mapping[str, Any]:
+def _read(path: Path | str | None) -> Mapping[str, Any]:
+    if not path:  # no file of the user's own
+        return {}
     try:
-        profiles = yaml.load(path.read_text(encoding="utf-8"), Loader=LOADER)
+        profiles = yaml.load(Path(path).expanduser().read_text(encoding="utf-8"), Loader=LOADER)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"the profiles {str(path)!r} can't be read: {reason}; see {VARIABLE}") from error

@@ -115,9 +115,6 @@ class Record:
         numbers += [f"{name} {value:.1%}" for name, value in self.accuracy.items()]
         return ", ".join([head, *numbers]) + (" (reused)" if self.reused else "")
 
-    def _repr_html_(self) -> str:
-        return f"<code>{self}</code>"
-
 
 def record_path(directory: Path, key: str) -> Path:
     """Give the path of the record `key` below a profile's results directory."""

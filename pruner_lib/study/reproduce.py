@@ -60,7 +60,7 @@ def made_again(path: Path) -> tuple[Record, Record]:
             f"{there}); put back the models and data that it read"
         )
     with tempfile.TemporaryDirectory() as folder:
-        return old, Study(path.parents[1].name, folder, client=None).run(old.experiment)
+        return old, Study(path.parents[1].name, folder).run(old.experiment)
 
 
 def compared(old: Record, new: Record) -> pd.DataFrame:

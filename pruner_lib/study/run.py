@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import platform
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, lru_cache
@@ -19,44 +18,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from pruner_lib.evaluation import meters
 from pruner_lib.method.checks import require
-from pruner_lib.method.groups import Plan
-from pruner_lib.method.importance import aggregate
 from pruner_lib.study import cluster
 from pruner_lib.study.cache import check_inputs, inputs_hash, recovery_key
 from pruner_lib.study.claims import Verdict, answer_path, write_answer
 from pruner_lib.study.compare import Group, describe, parts
 from pruner_lib.study.records import Record, read_kept, read_record, record_path, write_kept, write_record
-from pruner_lib.study.results import Results, git_revision, model_revision, now, results_root, versions
+from pruner_lib.study.results import git_revision, model_revision, now, results_root, versions
 from pruner_lib.study.settings import DATA_FREE, OWN_PASS, Experiment, settings_key
-from pruner_lib.study.stages import Loaded, Pipeline
+from pruner_lib.study.stages import Stages, one_at_a_time
 from pruner_lib.study.statistics import Interval
 
 Jobs = list[tuple[Experiment, tuple[str, ...]]]  # experiments, each with the criteria to score beside its own
-_one_at_a_time = threading.RLock()  # torch's random state and the peak-memory counter are the process's
 
 
-class Study(Results):
+class Study(Stages):
     """A profile and its results folder: experiments run once, everything measured is kept.
 
     Args:    profile: its name.    results: the folder of all results; None: `results_root()`.
-             client: a Dask client or another executor with `submit`, on which experiments run, on machines
-             that share the results folder or not; None: the Dask cluster that `$PRUNER_LIB_SCHEDULER` names
-             or, without it, here, one after the other.
     Raises:  ValueError: there is no such profile.
     """
-
-    def __init__(
-        self, profile: str = "quick", results: Path | str | None = None, *, client: Any = None
-    ) -> None:
-        super().__init__(profile, results)
-        self._client = client
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.pipeline = Pipeline(self.folder, self.profile.dtype, device)
 
     def run(self, experiment: Experiment, *, criteria: Sequence[str] = (), wait: bool = True) -> Record:
         """Return the record of an experiment; measure it only if there is none.
@@ -75,7 +59,7 @@ class Study(Results):
                 if record is None:
                     record = self._measure(experiment.canonical(), criteria)
                     write_record(record, self.folder)
-                    self.pipeline.unfinished(record.experiment).unlink(missing_ok=True)
+                    self.unfinished(record.experiment).unlink(missing_ok=True)
         self.measured_by.add(record.git_revision)
         return record
 
@@ -101,9 +85,12 @@ class Study(Results):
 
     @cached_property
     def client(self) -> Any:
-        """The executor on which experiments run; None: they run here."""
+        """The Dask client that `$PRUNER_LIB_SCHEDULER` names; None: experiments run here, one by one.
+
+        Any executor with `submit` may be put in its place; machines need not share the results folder.
+        """
         address = os.environ.get(cluster.SCHEDULER)
-        return cluster.connect(address) if self._client is None and address else self._client
+        return cluster.connect(address) if address else None
 
     def _run_here(self, jobs: Jobs) -> Iterator[Record]:
         """Run experiments one after the other, and last those that another process is at."""
@@ -149,35 +136,8 @@ class Study(Results):
         with self._alone(experiment):
             one = experiment.canonical()
             whole = one.stage == "dense" and not one.int8
-            made = self.pipeline.own(one.model) if whole else self.pipeline.subject(one)
+            made = self.own(one.model) if whole else self.subject(one)
         return made.model, made.tokenizer
-
-    def plan(self, experiment: Experiment) -> Plan:
-        """Choose which groups stay in an experiment, from cached scores where there are some.
-
-        Raises:  ValueError: the experiment is a dense model.
-        """
-        if experiment.ratio == 0:
-            raise ValueError("the dense model has no plan: ratio is 0, but should be above it")
-        with _one_at_a_time:
-            return self.pipeline.plan(experiment.canonical())
-
-    def scores(self, experiment: Experiment, criteria: Sequence[str]) -> dict[str, dict[str, Tensor]]:
-        """Score the groups of a model by several criteria: from the cache, the others in one pass.
-
-        Args:    experiment: gives model, calibration, aggregation, order and seed; the rest does not matter.
-        Returns: criterion -> axis name -> `(n_groups,)` float32.
-        """
-        with _one_at_a_time:
-            members = self.pipeline.members(experiment, criteria)
-            axes = self.pipeline.dense(experiment.model).axes
-        how = experiment.aggregation
-        return {name: aggregate(axes, members[name], how, order=experiment.order) for name in criteria}
-
-    def dense(self, model_name: str) -> Loaded:
-        """Load a whole model, or return the one in memory: model, tokenizer and axes, not to be changed."""
-        with _one_at_a_time:
-            return self.pipeline.dense(model_name)
 
     def cached(self, key: list, make: Callable[[], Any], folder: str = "measured") -> Any:
         """Return what was made before with this key, else make it now and keep it as JSON; see `read_kept`.
@@ -188,7 +148,7 @@ class Study(Results):
         name = settings_key(key)
         path = self.folder / folder / f"{name}.json"
         if (kept := read_kept(path)) is None:
-            with self.pipeline.lock(f"{folder}-{name}"):
+            with self.lock(f"{folder}-{name}"):
                 if (kept := read_kept(path)) is None:
                     kept = read_kept(write_kept(path, make()))
         return kept
@@ -222,19 +182,19 @@ class Study(Results):
         """Let one thread and one process at a time make the model of an experiment; see `only_one`."""
         trained = experiment.recovery is not None
         name = f"recovery-{recovery_key(experiment)}" if trained else f"record-{experiment.key}"
-        with _one_at_a_time, self.pipeline.lock(name, wait=wait):
+        with one_at_a_time, self.lock(name, wait=wait):
             yield
 
     def _measure(self, experiment: Experiment, criteria: Sequence[str]) -> Record:
         meters.reset_peak()
-        self.pipeline.seconds.clear()
+        self.seconds.clear()
         inputs = inputs_hash(experiment)  # before they are read: what changes meanwhile does not fit
         revision = model_revision(experiment.model)  # on the hub
-        subject = self.pipeline.subject(experiment, criteria)
-        metrics = self.pipeline.evaluate(experiment, subject)
-        self.pipeline.forget_large()
-        seconds = {name: round(value, 3) for name, value in self.pipeline.seconds.items()}
-        machine = _machine(self.pipeline.device) | {"inputs_hash": inputs, "model_revision": revision}
+        subject = self.subject(experiment, criteria)
+        metrics = self.evaluate(experiment, subject)
+        self.forget_large()
+        seconds = {name: round(value, 3) for name, value in self.seconds.items()}
+        machine = _machine(self.device) | {"inputs_hash": inputs, "model_revision": revision}
         made = subject.cut, metrics, subject.history, seconds, meters.peak_mb(), machine
         return Record(experiment, *made, versions(), git_revision(), now())
 
@@ -245,20 +205,18 @@ def _in_order(experiments: list[Experiment]) -> Jobs:
     Returns: the experiments, each with all criteria that are needed of the calibration pass that it makes.
     """
     models = list(dict.fromkeys(one.model for one in experiments))
+    looking = [one for one in experiments if one.ratio and one.criterion not in {*DATA_FREE, *OWN_PASS}]
+    passes: dict[tuple, set[str]] = {}  # what is calibrated on what -> criteria
+    for one in looking:
+        passes.setdefault((one.model, one.calibration), set()).add(one.criterion)
 
     def place(one: Experiment) -> tuple:
         return models.index(one.model), one.recovery is not None, one.ratio > 0, repr(one.calibration)
 
-    return [(one, _criteria_of(one, experiments)) for one in sorted(experiments, key=place)]
-
-
-def _criteria_of(experiment: Experiment, experiments: list[Experiment]) -> tuple[str, ...]:
-    """List the criteria that experiments need of the same calibration pass as this one."""
-    if experiment.canonical().calibration != experiment.calibration or not experiment.ratio:
-        return ()
-    place = experiment.model, experiment.calibration
-    same = [one for one in experiments if one.ratio and (one.model, one.calibration) == place]
-    return tuple(sorted({one.criterion for one in same} - {*DATA_FREE, *OWN_PASS}))
+    return [
+        (one, tuple(sorted(passes[one.model, one.calibration])) if one in looking else ())
+        for one in sorted(experiments, key=place)
+    ]
 
 
 def _machine(device: str) -> dict[str, Any]:

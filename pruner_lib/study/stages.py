@@ -6,6 +6,7 @@ what becomes of its numbers, is decided in `run`.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -40,8 +41,10 @@ from pruner_lib.recovery.recover import recover
 from pruner_lib.study import cache
 from pruner_lib.study.measure import measure_task, measure_text
 from pruner_lib.study.records import Metric, MetricName, metrics_from, read_kept, write_kept
+from pruner_lib.study.results import Results
 from pruner_lib.study.settings import DATA_FREE, OWN_PASS, Calibration, Evaluation, Experiment, settings_key
 
+one_at_a_time = threading.RLock()  # torch's random state and the peak-memory counter are the process's
 KEEP_BYTES = 2 << 30  # a larger dense model is not copied: it is cut itself and loaded again
 
 
@@ -65,14 +68,16 @@ class Loaded:
         return weight_bytes(self.model) > KEEP_BYTES or bool(offloaded(self.model))
 
 
-class Pipeline:
+class Stages(Results):
     """Carries the stages of experiments out: keeps one dense model in memory, and the time of each stage.
 
-    Args:    folder: of a profile's results.    dtype: of the weights.    device: where the models lie.
+    Args:    profile: its name.    results: the folder of all results; None: `results_root()`.
+    Raises:  ValueError: see `Results`.
     """
 
-    def __init__(self, folder: Path, dtype: str = "float32", device: str = "cpu") -> None:
-        self.folder, self.dtype, self.device = folder, dtype, device
+    def __init__(self, profile: str = "quick", results: Path | str | None = None) -> None:
+        super().__init__(profile, results)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"  # where the models lie
         self.seconds: Counter[str] = Counter()
         self._dense: dict[tuple[str, str | None], Loaded] = {}  # at most one
         # to tokenise takes as long as to measure few windows; `_` is the content of a file of the user's own
@@ -100,16 +105,17 @@ class Pipeline:
     def dense(self, name: str) -> Loaded:
         """Load a whole model and discover its axes, or return the one in memory; it must not be changed."""
         key = (name, cache.model_hash(name))
-        if key not in self._dense:
-            self._dense.clear()
-            with self.timed("load"):
-                # what the first GPU does not hold goes to the next ones, the rest stays in CPU memory
-                spread = self.device == "cuda" and name != "tiny"
-                where = {"device_map": "sequential"} if spread else {"device": self.device}
-                model, tokenizer = load_model(name, dtype=getattr(torch, self.dtype), **where)
-            with self.timed("discover"):
-                self._dense[key] = Loaded(model, tokenizer, discover(model))
-        return self._dense[key]
+        with one_at_a_time:
+            if key not in self._dense:
+                self._dense.clear()
+                with self.timed("load"):
+                    # what the first GPU does not hold goes to the next ones, the rest stays in CPU memory
+                    spread = self.device == "cuda" and name != "tiny"
+                    where = {"device_map": "sequential"} if spread else {"device": self.device}
+                    model, tokenizer = load_model(name, dtype=getattr(torch, self.profile.dtype), **where)
+                with self.timed("discover"):
+                    self._dense[key] = Loaded(model, tokenizer, discover(model))
+            return self._dense[key]
 
     def own(self, name: str) -> Loaded:
         """Return a whole model to change: a copy or, where two would not fit, the one in memory itself."""
@@ -129,6 +135,12 @@ class Pipeline:
         """Take the calibration samples: `(samples, length)` int64."""
         sizes = asdict(how) | {"bos": has_bos(tokenizer, how.bos)}
         return calibration_ids(sizes.pop("corpus"), tokenizer, **sizes)
+
+    def calibrated(self, experiment: Experiment) -> tuple[Loaded, Tensor]:
+        """Give the dense model of an experiment and its calibration samples, `(samples, length)`."""
+        dense = self.dense(experiment.model)
+        ids = self.calibration_ids(experiment.calibration, dense.tokenizer)
+        return dense, ids.to(self.device)
 
     def text_ids(self, how: Evaluation, text: str, tokenizer: Any) -> Tensor:
         """Cut a text into the windows of an evaluation: `(windows, length)` int64."""
@@ -160,29 +172,43 @@ class Pipeline:
                     found[name] = members
         return found
 
+    def scores(self, experiment: Experiment, criteria: Sequence[str]) -> dict[str, dict[str, Tensor]]:
+        """Score the groups of a model by several criteria: from the cache, the others in one pass.
+
+        Args:    experiment: gives model, calibration, aggregation, order, dependency and seed; the rest does
+                 not matter.
+        Returns: criterion -> axis name -> `(n_groups,)` float32.
+        """
+        with one_at_a_time:
+            members = self.members(experiment, criteria)
+            axes = self.dense(experiment.model).axes
+        how = experiment.aggregation if experiment.dependency else "none"
+        return {name: aggregate(axes, members[name], how, order=experiment.order) for name in criteria}
+
     def plan(self, experiment: Experiment, criteria: Sequence[str] = ()) -> Plan:
-        """Choose which groups stay.
+        """Choose which groups stay in an experiment, from cached scores where there are some.
 
         Args:    criteria: others to estimate in the same pass, for experiments that follow.
+        Raises:  ValueError: the experiment is a dense model.
         """
+        if experiment.ratio == 0:
+            raise ValueError("the dense model has no plan: ratio is 0, but should be above it")
         names = ("ratio", "granularity", "scope", "protect_first", "protect_last", "target", "dependency")
-        scores = self._scores(experiment, criteria)
-        with self.timed("select"):
+        with one_at_a_time:
+            scores = self._scores(experiment.canonical(), criteria)
             axes = self.dense(experiment.model).axes
-            return select(axes, scores, **{name: getattr(experiment, name) for name in names})
+            with self.timed("select"):
+                return select(axes, scores, **{name: getattr(experiment, name) for name in names})
 
     def _scores(self, experiment: Experiment, criteria: Sequence[str]) -> dict[str, Tensor]:
         """Score the groups of an experiment, in the form that `select` takes."""
-        dense = self.dense(experiment.model)
         if experiment.criterion not in OWN_PASS:
             wanted = list(dict.fromkeys([experiment.criterion, *criteria]))
-            members = self.members(experiment, wanted)[experiment.criterion]
-            aggregation = experiment.aggregation if experiment.dependency else "none"
-            return aggregate(dense.axes, members, aggregation, order=experiment.order)
+            return self.scores(experiment, wanted)[experiment.criterion]
         if experiment.criterion == "alternate":
-            return {"layers": every_second(dense.axes.n_layers)}
+            return {"layers": every_second(self.dense(experiment.model).axes.n_layers)}
+        dense, ids = self.calibrated(experiment)
         with self.timed("estimate"), in_place(dense.model):
-            ids = self.calibration_ids(experiment.calibration, dense.tokenizer)
             if experiment.criterion == "obs":
                 return obs_scores(dense.model, dense.axes, ids)
             return {"layers": block_influence(dense.model, ids)}

@@ -57,11 +57,6 @@ def samples_of(
     return [Sample(**one) for one in study.cached(key, make, folder="samples")["samples"]]
 
 
-def samples_frame(samples: Mapping[str, Sequence[Sample]]) -> pd.DataFrame:
-    """Lay the texts of several models out: columns model, prompt, text, repetition_rate, distinct."""
-    return pd.DataFrame({"model": name} | asdict(one) for name, own in samples.items() for one in own)
-
-
 def side_by_side(samples: Mapping[str, Sequence[Sample]]) -> Styler:
     """Show how several models continue the same prompts, a row a prompt; markup in a text stays text.
 

@@ -36,7 +36,8 @@ def measure(workers: int, profile: str, experiments: int, tasks: int) -> dict[st
     """
     with tempfile.TemporaryDirectory() as folder, cluster.serving(workers) as address:
         client = cluster.connect(address)
-        study = Study(profile, Path(folder), client=client)
+        study = Study(profile, Path(folder))
+        study.client = client
         one = {"criterion": "random", "recovery": None}
         first = [study.profile.experiment(seed=1000 + seed, **one) for seed in range(workers)]
         study.run_all(first)

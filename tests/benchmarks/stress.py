@@ -67,13 +67,13 @@ def work(folder: Path, log: Path) -> None:
     """Do what a notebook does: records, scores, something measured beside them, a claim, a table."""
     sys.stdout = sys.stderr = log.open("a", buffering=1)
     study = Study("tiny", folder)
-    make = study.pipeline.subject
+    make = study.subject
 
     def subject(experiment, *given):
         print(f"\nmeasured {experiment.key}")  # a bar may stand before it
         return make(experiment, *given)
 
-    study.pipeline.subject = subject
+    study.subject = subject
     records = study.run_all(WANTED)
     scores = study.scores(WANTED[2], ["element1"])["element1"]
     sums = {name: score.sum().item() for name, score in scores.items()}

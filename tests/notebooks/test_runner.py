@@ -46,12 +46,12 @@ def test_study_done_before_runs_side_by_side_the_summary_last_and_alone_and_valu
     side_by_side = ["start 00_one", "start 13_two", "end 00_one", "end 13_two"]
     assert order == [*side_by_side, "start 12_summary", "end 12_summary"]
     for path, run in zip(paths, runs, strict=True):
-        assert run.done and run.outputs == (f"tables/{path.stem}.csv",), run.error
-        assert run.changed == given and run.place == "tiny/changed/ratio=0.5,names=x+y"
+        assert run["status"] == "done" and run["outputs"] == [f"tables/{path.stem}.csv"], run["error"]
         place = results_dir("tiny", changed=given)
-        assert (place / run.outputs[0]).read_text() == "float,0.5,['x', 'y']"
+        assert run["changed"] == given and place == results_dir("tiny") / "changed/ratio=0.5,names=x+y"
+        assert (place / run["outputs"][0]).read_text() == "float,0.5,['x', 'y']"
         manifest = json.loads(manifest_path(path.stem, "tiny", given).read_text())
-        assert manifest["status"] == "done" and manifest["seconds"] == run.seconds
+        assert manifest["status"] == "done" and manifest["seconds"] == run["seconds"]
         assert manifest["parameters"] == given | {"profile": "tiny"}
         assert was_done(path, "tiny", given)
         assert not was_done(path, "tiny", given | {"ratio": 0.25}), "another study"

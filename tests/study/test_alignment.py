@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 import torch
 from families import build, tokens
 from notebook_functions import functions_of
 
 from pruner_lib import discover, load_model, prune_, select
-from pruner_lib.study import load_profile, probes
+from pruner_lib.study import load_profile
 from pruner_lib.study.paper import Compared
-from pruner_lib.study.probes import block_correlations, block_outputs, correlation
 from pruner_lib.study.records import MetricName
 
 TINY = load_profile("tiny")
 ONE = Compared("tiny", 0.3)
 NAME = MetricName("perplexity", "tiny", 16)
 PAIR = {"groups": ONE.ask(TINY, "element1"), "alone": ONE.ask(TINY, "element1", dependency=False)}
+OF_04 = functions_of("04_dependency")
 
 
 def test_correlation_knows_scale_shift_and_nothing():
-    a = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    correlation, a = OF_04.correlation, torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
     assert correlation(a, 3 * a + 2) == pytest.approx(1) and correlation(a, -a) == pytest.approx(-1)
     assert correlation(a, torch.ones_like(a)) == 0.0
     noise = torch.randn(100, 100, generator=torch.Generator().manual_seed(1))
@@ -28,19 +29,23 @@ def test_correlation_knows_scale_shift_and_nothing():
 
 
 @pytest.mark.parametrize("family", ["llama-gqa", "gpt_neox", "gpt2"])  # parallel blocks, Conv1D
-def test_blocks_are_fed_and_heard(family):
-    """Pruning layer 0 changes what it says; layer 1, given its old input, says what it said."""
+def test_calls_of_blocks_are_kept_and_can_be_made_again(family):
+    """Pruning layer 0 changes what it says; layer 1, called as before, says what it said."""
     model, ids = build(family), tokens(2, 6)
     axes = {name: axis for name, axis in discover(model).items() if axis.layer is not None}
-    inputs, before = block_outputs(model, axes, ids)
+    modules = {name: axis.module for name, axis in axes.items()}
+    hooks = n_hooks(model)
+    before = OF_04.calls_of(model, modules, ids)
     scores = {name: torch.rand(axis.n_groups) for name, axis in axes.items()}
     prune_(model, select(discover(model), scores, ratio=0.5, protect_last=2))
-    hooks = n_hooks(model)
-    fed, own = (block_outputs(model, axes, ids, fed=given)[1] for given in (inputs, None))
-    torch.testing.assert_close(fed["layers.1.mlp"], before["layers.1.mlp"], rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(own["layers.1.mlp"], before["layers.1.mlp"], rtol=1e-3, atol=1e-4)
-    assert not torch.allclose(fed["layers.0.mlp"], before["layers.0.mlp"], rtol=1e-3, atol=1e-4)
+    after = OF_04.calls_of(model, modules, ids)
     assert n_hooks(model) == hooks
+    for name in modules:
+        args, kwargs, output = before[name]
+        again = OF_04.first(model.get_submodule(modules[name])(*args, **kwargs))
+        same = torch.allclose(again, output, rtol=1e-4, atol=1e-5)
+        assert same == (axes[name].layer > 0), name
+        assert not torch.allclose(after[name][2], output, rtol=1e-3, atol=1e-4)
 
 
 def n_hooks(model):
@@ -48,17 +53,11 @@ def n_hooks(model):
 
 
 def test_groups_follow_and_matrices_alone_do_not(study):
-    found = block_correlations(study, PAIR).groupby(["name", "kind"]).correlation.mean()
+    rows = functions_of("04_dependency", study=study).block_correlations(PAIR)
+    found = pd.DataFrame(rows, columns=["name", "kind", "layer", "correlation"])
+    found = found.groupby(["name", "kind"]).correlation.mean()
     assert found["groups", "mlp"] > 0.8 > 0.3 > found["alone", "mlp"]
     assert set(found.index.get_level_values("kind")) == {"attention", "mlp", "layer"}
-
-
-def test_block_correlations_are_measured_once(study, monkeypatch):
-    first = block_correlations(study, PAIR)
-    monkeypatch.setattr(probes, "block_outputs", lambda *_: pytest.fail("measured again"))
-    assert block_correlations(study, PAIR).equals(first)
-    with pytest.raises(pytest.fail.Exception, match="measured again"):
-        block_correlations(study, {"groups": PAIR["groups"]})
 
 
 def test_zero_equals_cut_for_groups_and_not_for_matrices_alone(study):
@@ -72,7 +71,8 @@ def test_zero_equals_cut_for_groups_and_not_for_matrices_alone(study):
 
 def test_dense_model_is_left_as_it_was(study):
     dense = load_model("tiny")[0].state_dict()
-    block_correlations(study, PAIR)
-    functions_of("04_dependency", study=study).at_zero(study.run(PAIR["alone"]))
+    of_04 = functions_of("04_dependency", study=study)
+    of_04.block_correlations(PAIR)
+    of_04.at_zero(study.run(PAIR["alone"]))
     now = study.model(PAIR["groups"].dense)[0].state_dict()
     assert all(torch.equal(now[name], weight) for name, weight in dense.items())

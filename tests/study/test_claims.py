@@ -50,14 +50,18 @@ def at(mean, reach, n=64, draws=5):
 
 
 def test_verdict_follows_the_rule_on_either_side_and_between():
-    assert verdict(at(0.8, 0.1)).answer == REPRODUCED == verdict(at(1, 0)).answer
-    assert verdict(at(1.2, 0.1)).answer == NOT_REPRODUCED == verdict(at(1.2, 0)).answer
-    assert verdict(at(0.8, 0.3)).answer == CANT_TELL == verdict(at(1.2, 0.3)).answer
+    assert verdict(at(0.8, 0.1)).judged() == REPRODUCED == verdict(at(1, 0)).judged()
+    assert verdict(at(1.2, 0.1)).judged() == NOT_REPRODUCED == verdict(at(1.2, 0)).judged()
+    assert verdict(at(0.8, 0.3)).judged() == CANT_TELL == verdict(at(1.2, 0.3)).judged()
     zone = {"holds": (-0.02, 0.02)}
-    assert verdict(at(0, 0.01), **zone).answer == REPRODUCED
-    assert verdict(at(0.04, 0.01), **zone).answer == NOT_REPRODUCED == verdict(at(-0.04, 0.01), **zone).answer
-    assert verdict(at(0, 0.05), **zone).answer == CANT_TELL == verdict(at(0.02, 0.01), **zone).answer
-    assert verdict().answer == NOT_MEASURED and verdict(Interval(0.5, -INF, INF, 1)).answer == CANT_TELL
+    assert verdict(at(0, 0.01), **zone).judged() == REPRODUCED
+    assert (
+        verdict(at(0.04, 0.01), **zone).judged()
+        == NOT_REPRODUCED
+        == verdict(at(-0.04, 0.01), **zone).judged()
+    )
+    assert verdict(at(0, 0.05), **zone).judged() == CANT_TELL == verdict(at(0.02, 0.01), **zone).judged()
+    assert verdict().judged() == NOT_MEASURED and verdict(Interval(0.5, -INF, INF, 1)).judged() == CANT_TELL
 
 
 @pytest.mark.parametrize("draws", [1, 3, 20])
@@ -77,17 +81,17 @@ def test_p_is_that_of_the_interval(draws):
 
 def test_all_parts_must_hold_and_one_that_fails_is_enough():
     sure, open_, false = at(0.5, 0.1), at(0.98, 0.1), at(1.5, 0.1)
-    assert verdict(sure, sure).answer == REPRODUCED and verdict(sure, open_).answer == CANT_TELL
-    assert verdict(sure, sure, false).answer == NOT_REPRODUCED
+    assert verdict(sure, sure).judged() == REPRODUCED and verdict(sure, open_).judged() == CANT_TELL
+    assert verdict(sure, sure, false).judged() == NOT_REPRODUCED
     assert verdict(sure, open_, false).deciding == ("2", false) and verdict(sure, open_).deciding[1] == open_
     barely = Interval(1.2, 1.01, 1.39, 64, 5)
-    assert verdict(barely).answer == NOT_REPRODUCED, "by itself"
-    assert verdict(barely, *[sure] * 9).answer == CANT_TELL, "but one of ten tests fails so by chance"
+    assert verdict(barely).judged() == NOT_REPRODUCED, "by itself"
+    assert verdict(barely, *[sure] * 9).judged() == CANT_TELL, "but one of ten tests fails so by chance"
 
 
 def test_claim_on_draws_stays_open_without_them():
-    assert verdict(at(0.5, 0.1, draws=1), draws=3).answer == CANT_TELL
-    assert verdict(at(0.5, 0.1, draws=3), draws=3).answer == REPRODUCED
+    assert verdict(at(0.5, 0.1, draws=1), draws=3).judged() == CANT_TELL
+    assert verdict(at(0.5, 0.1, draws=3), draws=3).judged() == REPRODUCED
     assert verdict(at(0.5, 0.1, draws=1), draws=3).needs(0.05) == "3 draws, there is 1"
 
 
@@ -118,10 +122,10 @@ def test_paper_fulfils_its_own_claim_and_another_paper_would_not(claim):
     assert (claim.paper is None) == (not claim.numbers)
     if claim.numbers:
         exact = at(claim.paper, 0, draws=99)
-        assert Verdict(claim, {"": exact}, "").answer == REPRODUCED
+        assert Verdict(claim, {"": exact}, "").judged() == REPRODUCED
     low, high = claim.holds
     other = at(low - 0.1 if math.isfinite(low) else high + 0.1, 0, draws=99)
-    assert Verdict(claim, {"": other}, "").answer == NOT_REPRODUCED
+    assert Verdict(claim, {"": other}, "").judged() == NOT_REPRODUCED
 
 
 def test_numbers_of_the_paper_are_those_of_its_text():
@@ -164,7 +168,7 @@ def test_number_that_was_not_printed_is_an_error_and_a_mean_is_computed():
 
 def answered(folder, claim, a, b):
     numbers = {"wiki": ratio(a, b, WIKI)}
-    return write_answer(folder, claim, numbers, describe(numbers, a, b), [*a, *b]).answer
+    return write_answer(folder, claim, numbers, describe(numbers, a, b), [*a, *b]).judged()
 
 
 def test_true_effects_are_reproduced_false_ones_are_not_and_small_ones_stay_open(tmp_path):
@@ -226,7 +230,7 @@ def test_models_of_another_size_do_not_answer(tmp_path):
 def test_numbers_come_back_from_the_file_with_their_names(tmp_path):
     unsure, sure = Interval(math.nan, -INF, INF, 5, 3), at(0.9, 0.05)
     found = write_answer(tmp_path, "keeps abilities", {"one": sure, "other": unsure}, "of 5 questions")
-    assert found.answer == CANT_TELL and "[undetermined] (other: of 5 questions)" in str(found)
+    assert found.judged() == CANT_TELL and "[undetermined] (other: of 5 questions)" in str(found)
     again = read_answer(tmp_path, CLAIM["keeps abilities"])
     assert again.parts["one"] == sure and math.isnan(again.parts["other"].mean)
     row = verdicts(tmp_path).set_index("claim").loc["keeps abilities"]

@@ -102,7 +102,7 @@ def test_parts_of_a_claim_are_every_text_or_the_mean_of_the_tasks():
 def test_study_settles_a_claim_or_says_that_it_was_not_measured(study):
     one, other = draws(3.0), draws(3.4, criterion="vector")
     verdict = study.settle("element beats vector", one, other)
-    assert verdict.parts == parts(one, other) and verdict.answer == REPRODUCED
+    assert verdict.parts == parts(one, other) and verdict.judged() == REPRODUCED
     assert study.outputs == [answer_path(study.folder, "element beats vector")]
     assert study.settle("sum answers", one, other, "bits_per_byte") == (
         "sum answers: not measured in this profile"

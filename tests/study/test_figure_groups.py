@@ -14,7 +14,7 @@ from matplotlib.colors import to_hex
 
 from pruner_lib import discover
 from pruner_lib.study.figures import plot_groups, slices_frame
-from pruner_lib.study.figures.style import KINDS
+from pruner_lib.study.figures.drawing import KINDS
 
 
 @cache

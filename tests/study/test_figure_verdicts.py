@@ -9,7 +9,7 @@ from legible import assert_legible
 from matplotlib.colors import to_hex
 
 from pruner_lib.study.claims import CANT_TELL, NOT_MEASURED, NOT_REPRODUCED, REPRODUCED
-from pruner_lib.study.figures.verdicts import ANSWERS, plot_verdicts
+from pruner_lib.study.figures.plots import ANSWERS, plot_verdicts
 
 INF, NAN = np.inf, np.nan
 

@@ -13,8 +13,15 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import to_rgb
 
 from pruner_lib.study.figures import plot_curves, plot_heatmap, plot_intervals
-from pruner_lib.study.figures.drawing import finish_axis, summary
-from pruner_lib.study.figures.style import GREY, METHODS, STAGES, STYLE, styles_of
+from pruner_lib.study.figures.drawing import (
+    GREY,
+    METHODS,
+    STAGES,
+    STYLE,
+    finish_axis,
+    styles_of,
+    summary,
+)
 from pruner_lib.study.settings import CRITERIA
 
 NAN, INF = float("nan"), float("inf")

@@ -10,7 +10,7 @@ import yaml
 from notebook_functions import functions_of
 
 from pruner_lib.evaluation.perplexity import Sample
-from pruner_lib.study.texts import PROMPTS_FILE, samples_frame
+from pruner_lib.study.texts import PROMPTS_FILE
 
 RATES = {"dense": 0.1, "pruned": 0.3, "recovered": 0.12}
 NAMES, DRAWS = ["a", "b", "c", "d", "e"], 3
@@ -31,7 +31,7 @@ def made():
 
 OF_11 = functions_of("11_generation")
 prompts_of = OF_11.prompts_of
-FRAME = samples_frame(made()).assign(draw=[*range(DRAWS)] * len(NAMES) * len(RATES))
+FRAME = OF_11.frame_of(made()).assign(draw=[*range(DRAWS)] * len(NAMES) * len(RATES))
 
 
 def test_models_of_the_paper_have_their_own_prompts_and_others_take_turns():

@@ -12,16 +12,16 @@ from made_records import draws, record
 
 from pruner_lib.study.claims import claims, verdicts, write_answer
 from pruner_lib.study.compare import ratio
-from pruner_lib.study.readme import (
+from pruner_lib.study.records import MetricName, write_record
+from pruner_lib.study.results import Results
+from pruner_lib.study.statistics import Interval
+from tests.benchmarks.readme import (
     VERDICTS,
     coverage_table,
     report_tables,
     verdict_tables,
     with_tables,
 )
-from pruner_lib.study.records import MetricName, write_record
-from pruner_lib.study.results import Results
-from pruner_lib.study.statistics import Interval
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -47,7 +47,7 @@ def published(tmp_path):
 
 
 def test_tables_of_the_readmes_are_those_of_the_published_results(published):
-    message = "run python -m pruner_lib.study.readme, and commit README.md and results/README.md"
+    message = "run python -m tests.benchmarks.readme, and commit README.md and results/README.md"
     assert with_tables(README, verdict_tables(published)) == README, message
     assert with_tables(RESULTS, {"coverage": coverage_table(ROOT)}) == RESULTS, message
 
@@ -63,7 +63,7 @@ def test_report_in_the_form_of_the_challenge_is_that_of_the_published_results(pu
     )
     command = ["git", "-C", str(ROOT), "checkout-index", "-z", "--stdin", f"--prefix={published}/"]
     subprocess.run(command, input=files.stdout, check=True)
-    message = "run python -m pruner_lib.study.readme, and commit REPRODUCIBILITY.md"
+    message = "run python -m tests.benchmarks.readme, and commit REPRODUCIBILITY.md"
     assert with_tables(REPORT, report_tables(published)) == REPORT, message
     sections = ["Scope", "Method", "Results", "What was easy", "What was difficult", "Communication"]
     assert all(f"\n## {section}" in REPORT for section in sections)

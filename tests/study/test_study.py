@@ -183,7 +183,7 @@ def test_model_too_large_to_copy_gives_the_same_records(study, tmp_path, monkeyp
     other = Study("tiny", tmp_path / "other")
     reloaded = other.run_all(wanted)
     assert [outcome(one) for one in reloaded] == [outcome(one) for one in copied]
-    assert not other.pipeline._dense
+    assert not other._dense
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ def test_killed_study_goes_on_to_the_records_of_an_uninterrupted_one(
 
 
 def test_text_that_was_measured_before_a_stop_is_not_measured_again(study, monkeypatch):
-    measured, measure = [], study.pipeline.measure_text
+    measured, measure = [], study.measure_text
 
     def stops(name, *given):
         measured.append(name)
@@ -256,7 +256,7 @@ def test_text_that_was_measured_before_a_stop_is_not_measured_again(study, monke
             raise KeyboardInterrupt
         return measure(name, *given)
 
-    monkeypatch.setattr(study.pipeline, "measure_text", stops)
+    monkeypatch.setattr(study, "measure_text", stops)
     with pytest.raises(KeyboardInterrupt):
         study.run(asked())
     assert not list((study.folder / "records").glob("*"))
@@ -309,13 +309,13 @@ def test_model_in_8_bits_is_another_experiment_on_the_same_training(study):
 def run_with_others(barrier, made):
     barrier.wait()
     study = Study("tiny")
-    make = study.pipeline.subject
+    make = study.subject
 
     def subject(experiment, *given):
         made.put((os.getpid(), experiment.key))
         return make(experiment, *given)
 
-    study.pipeline.subject = subject
+    study.subject = subject
     study.run_all(study_of_three())
 
 
@@ -337,7 +337,7 @@ def test_two_studies_at_once_share_the_work_and_measure_nothing_twice(study, uni
 
 
 def test_lock_of_a_dead_process_is_taken_over_and_that_of_a_living_one_is_not(study):
-    fork, lock = multiprocessing.get_context("fork"), study.pipeline.lock
+    fork, lock = multiprocessing.get_context("fork"), study.lock
 
     def hold(held):
         with lock("x"):
@@ -353,7 +353,14 @@ def test_lock_of_a_dead_process_is_taken_over_and_that_of_a_living_one_is_not(st
     process.kill()
     process.join()
     with lock("x", wait=False):
-        assert study.pipeline.cache("x.lock").exists()
+        assert study.cache("x.lock").exists()
+
+
+def spread_over(client, folder=None):
+    """A study whose experiments run on an executor."""
+    study = Study("tiny", folder)
+    study.client = client
+    return study
 
 
 @pytest.mark.slow
@@ -361,7 +368,7 @@ def test_executor_gives_the_records_of_a_serial_run(study, tmp_path):
     wanted = [asked().dense, asked(criterion="l2"), asked()]
     serial = Study("tiny", tmp_path / "serial").run_all(wanted)
     with ThreadPoolExecutor(2) as client:
-        spread = Study("tiny", client=client).run_all(wanted)
+        spread = spread_over(client).run_all(wanted)
     assert [outcome(one) for one in spread] == [outcome(one) for one in serial]
 
 
@@ -376,12 +383,12 @@ class ElsewhereExecutor:
 
 def test_records_of_a_worker_with_a_disk_of_its_own_come_into_the_one_folder(study, place, monkeypatch):
     wanted, here = [asked().dense, asked()], place.parent / "here"
-    there = Study("tiny", here, client=ElsewhereExecutor())  # a worker falls back to the folder of `study`
+    there = spread_over(ElsewhereExecutor(), here)  # a worker falls back to the folder of `study`
     made = there.run_all(wanted)
     for one, record in zip(wanted, made, strict=True):
         assert read_record(record_path(there.folder, one.key)).reused
         assert outcome(study.run(one)) == outcome(record)
-    again = Study("tiny", here, client=None).run_all(wanted)
+    again = Study("tiny", here).run_all(wanted)
     assert all(record.reused for record in again)
     story = place.parent / "data" / "story.txt"
     client, kept = ElsewhereExecutor(), story.read_text()
@@ -394,7 +401,7 @@ def test_records_of_a_worker_with_a_disk_of_its_own_come_into_the_one_folder(stu
 
     client.submit = submit
     with pytest.raises(ValueError, match="from other files of your own than lie here.*PRUNER_LIB_DATA"):
-        Study("tiny", place.parent / "third", client=client).run_all(wanted[:1])
+        spread_over(client, place.parent / "third").run_all(wanted[:1])
 
 
 def test_changed_model_folder_is_measured_again(study, tmp_path):
@@ -586,7 +593,9 @@ def test_models_fill_the_gpu_first_and_then_what_else_is_there(place, monkeypatc
 
     monkeypatch.setattr(stages, "load_model", load)
     for device in ("cuda", "cpu"):
-        stages.Pipeline(place, device=device).dense("smollm2-135m")
+        study = Study("tiny")
+        study.device = device
+        study.dense("smollm2-135m")
         kind = {"cuda": {"device_map": "sequential"}, "cpu": {"device": "cpu"}}[device]
         assert given["smollm2-135m"] == {"dtype": torch.float32} | kind
 

@@ -4,7 +4,6 @@ One function a figure, from a tidy frame onto axes, over one table of styles. No
 """
 
 from pruner_lib.study.figures.groups import plot_groups, slices_frame
-from pruner_lib.study.figures.plots import plot_curves, plot_heatmap, plot_intervals
-from pruner_lib.study.figures.verdicts import plot_verdicts
+from pruner_lib.study.figures.plots import plot_curves, plot_heatmap, plot_intervals, plot_verdicts
 
 __all__ = ["plot_curves", "plot_groups", "plot_heatmap", "plot_intervals", "plot_verdicts", "slices_frame"]

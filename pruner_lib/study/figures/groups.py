@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from pruner_lib.method.decoder import decoder_layers
 from pruner_lib.method.groups import Axes, Axis, Member
-from pruner_lib.study.figures.drawing import new_axes
-from pruner_lib.study.figures.style import KINDS
+from pruner_lib.study.figures.drawing import KINDS, new_axes
 
 COLUMNS = "stage structure parameter rows columns axis kind role dim group n_groups chosen start stop"
 # all lengths of a drawing are inches
@@ -60,7 +59,8 @@ def slices_frame(
         for member in axis.members
         if member.parameter.startswith(f"{path}.{layer}.") or not member.parameter.startswith(f"{path}.")
     ]
-    stages = _stages(shown)
+    ordered = _in_order(shown)
+    stages = _stages(ordered)
     rows = []
     for axis, member in shown:
         height, width, *more = (*model.get_parameter(member.parameter).shape, 0)
@@ -71,7 +71,7 @@ def slices_frame(
         for group in range(axis.n_groups) if axis.kind == "attention" else [chosen[axis]]:
             own = (axis.kind, member.role, member.dim, group, axis.n_groups, group == chosen[axis])
             rows += [(*place, *own, *run) for run in _runs(member.indices[group])]
-    order = {name: i for i, name in enumerate(dict.fromkeys(m.parameter for _, m in _in_order(shown)))}
+    order = {name: i for i, name in enumerate(dict.fromkeys(m.parameter for _, m in ordered))}
     frame = pd.DataFrame(rows, columns=COLUMNS.split())
     return frame.iloc[frame.parameter.map(order).argsort(kind="stable")].reset_index(drop=True)
 
@@ -88,17 +88,13 @@ def _in_order(shown: list[tuple[Axis, Member]]) -> list[tuple[Axis, Member]]:
     return ordered
 
 
-def _stages(shown: list[tuple[Axis, Member]]) -> dict[str, int]:
+def _stages(ordered: list[tuple[Axis, Member]]) -> pd.Series:
     """Structure -> column: neighbours that take and give the same (query, key, value) stand in one column."""
     ends: dict[str, set] = {}
-    for axis, member in _in_order(shown):
+    for axis, member in ordered:
         ends.setdefault(member.structure, set()).add((axis.name, member.role))
-    stages: dict[str, int] = {}
-    before, number = None, -1
-    for structure, pairs in ends.items():
-        number += pairs != before or len(pairs) == 1  # one end only: a norm, the embedding or the head
-        stages[structure], before = number, pairs
-    return stages
+    pairs = pd.Series(ends)  # of one end only: a norm, the embedding or the head
+    return ((pairs != pairs.shift()) | (pairs.map(len) == 1)).cumsum() - 1
 
 
 def _runs(entries: Tensor) -> list[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""Probes measure what the plain calls give, once, and then read it."""
+"""What is measured on calibration samples is what the plain calls give, once, and is then read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from notebook_functions import functions_of
 
 from pruner_lib import load_model
 from pruner_lib.data.windows import calibration_ids
-from pruner_lib.study import load_profile, probes, stages
+from pruner_lib.study import load_profile, stages
+from pruner_lib.study.cache import calibration_key
 
 OF_17 = functions_of("17_criteria")
 ASKED = load_profile("tiny").experiment()
@@ -20,13 +21,13 @@ ASKED = load_profile("tiny").experiment()
 def test_what_is_measured_on_the_calibration_samples_depends_on_them_alone():
     longer = replace(ASKED, calibration=replace(ASKED.calibration, length=8))
     other = replace(ASKED, criterion="l2", evaluation=replace(ASKED.evaluation, windows=2))
-    key = probes.calibration_key(ASKED)
-    assert probes.calibration_key(other) == key != probes.calibration_key(longer)
+    key = calibration_key(ASKED)
+    assert calibration_key(other) == key != calibration_key(longer)
 
 
 def test_calibrated_model_comes_with_the_samples_of_the_public_call(study):
     model, tokenizer = load_model("tiny")
-    dense, ids = probes.calibrated(study, ASKED)
+    dense, ids = study.calibrated(ASKED)
     assert torch.equal(ids.cpu(), calibration_ids("tiny", tokenizer, samples=4, length=16))
     assert all(map(torch.equal, dense.model.cpu().parameters(), model.parameters()))
 

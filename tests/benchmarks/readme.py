@@ -1,6 +1,6 @@
 """What README.md, REPRODUCIBILITY.md and results/README.md take from results: verdicts, cost, coverage.
 
-    python -m pruner_lib.study.readme
+    python -m tests.benchmarks.readme
 
 It writes what stands between the marks `<!-- NAME -->` and `<!-- end of NAME -->` anew: the verdicts of the
 profile `decide` or, while that is not measured, of `quick`.
@@ -17,7 +17,6 @@ from pruner_lib.files import write_text
 from pruner_lib.study.claims import CANT_TELL, NOT_MEASURED, NOT_REPRODUCED, REPRODUCED
 from pruner_lib.study.paper import coverage_frame
 from pruner_lib.study.records import load_records
-from pruner_lib.study.results import project_root
 
 PROFILE = "quick"  # whose files the coverage names
 VERDICTS = [f"results/{profile}/tables/12_verdicts.csv" for profile in ("decide", PROFILE)]
@@ -127,7 +126,7 @@ def coverage_table(root: Path) -> str:
 
 def main() -> None:
     """Rewrite README.md, REPRODUCIBILITY.md and results/README.md of this project."""
-    root = project_root() or Path.cwd()
+    root = Path(__file__).resolve().parents[2]
     tables = {"README.md": verdict_tables(root), "REPRODUCIBILITY.md": report_tables(root)}
     tables["results/README.md"] = {"coverage": coverage_table(root)}
     for name, own in tables.items():
