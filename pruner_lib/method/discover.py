@@ -22,7 +22,7 @@ from pruner_lib.method.decoder import check_plain, decoder_layers
 from pruner_lib.method.groups import Axes, Axis, Member
 from pruner_lib.method.labels import Recording, pairs_in, unique_pairs
 from pruner_lib.method.names import KINDS
-from pruner_lib.method.norms import obstacle_in_norms
+from pruner_lib.method.norms import norm_members, obstacle_in_norms
 from pruner_lib.method.offload import without_weights
 from pruner_lib.method.operators import NO_RULE
 from pruner_lib.method.trace import trace
@@ -72,7 +72,8 @@ def discover(model: nn.Module, *, query_heads: bool = False) -> Axes:
             )
     per_layer = [sum(p.numel() for p in layer.parameters()) for layer in layers]
     total = sum(p.numel() for p in model.parameters())
-    return Axes(axes, n_parameters=total, layer_parameters=per_layer, notes=notes)
+    whole_model = {"n_parameters": total, "layer_parameters": per_layer, "numbers": frozenset(rec.factors)}
+    return Axes(axes, notes=notes, **whole_model)
 
 
 def _candidates(model: nn.Module, rec: Recording, components: np.ndarray, path: str) -> list[Candidate]:
@@ -154,12 +155,20 @@ def _without_obstacles(
     MLP channels must end in the residual stream, as heads do.
     """
     reasons: dict[int, str] = {}  # component that can't be cut -> why
+    averaged: dict[int, dict[str, str]] = {}  # component of a mean -> module that takes it -> why it stays
     unknown = set()  # a note for each operator without a rule and each parameter that it meets
     for labels, reason in rec.pinned:
         for component in np.unique(components[labels]).tolist():
             reasons.setdefault(component, reason)
         owners = {rec.owner_of(label) for label in labels.tolist()} if reason.startswith(NO_RULE) else ()
         unknown |= {f"{owner}: left whole, {reason}" for owner, _, kind in owners if kind == "parameter"}
+    for pairs, reason, module in rec.mixed:
+        met = np.where(pairs < 0, -1, components[pairs])
+        for component in np.unique(met[met[:, 0] != met[:, 1]]).tolist():
+            if module is None:
+                reasons.setdefault(component, reason)
+            else:
+                averaged.setdefault(component, {})[module] = reason
     pairs = unique_pairs(components[pairs_in(rec.spread)])
     for label, other in pairs[np.isin(pairs[:, 0], list(reasons))].tolist():
         reasons.setdefault(other, reasons[label])  # what a pinned label was broadcast over
@@ -168,7 +177,10 @@ def _without_obstacles(
     for axis, groups in candidates:
         obstacle = next((reasons[c] for c in groups.tolist() if c in reasons), None)
         if axis.layer is not None and not obstacle:
-            obstacle = obstacle_in_norms(model, axis.members)
+            norms = {member.structure for member in norm_members(model, axis.members)}
+            means = (averaged.get(c, {}).items() for c in groups.tolist())
+            obstacle = next((why for own in means for module, why in own if module not in norms), None)
+            obstacle = obstacle or obstacle_in_norms(model, axis.members)
         if axis.kind == "mlp" and not obstacle:
             consumers = (m for m in axis.members if m.role == "in")
             others = ((m.parameter, dim) for m in consumers for dim in range(3) if dim != m.dim)

@@ -45,8 +45,12 @@ class Recording:
     roles: dict[tuple[str, int], str] = field(default_factory=dict)  # (parameter, dim) -> "in" or "out"
     executed: list[tuple[str, int]] = field(default_factory=list)  # in order; what runs again is listed again
     outputs: list[np.ndarray] = field(default_factory=list)  # labels that reach the output of the model
-    factors: list[float] = field(default_factory=list)  # constants that activations were scaled by
+    factors: list[float] = field(default_factory=list)  # numbers that the model computes with, see `trace`
     pinned: list[tuple[np.ndarray, str]] = field(default_factory=list)  # what can't be removed, and why
+    # pairs of neighbours that one operator read together: they stay unless they are of one group. Why, and in
+    # which leaf module it ran where it took a mean: norms are allowed to (see `norms`), None is not
+    mixed: list[tuple[np.ndarray, str, str | None]] = field(default_factory=list)
+    module: str = ""  # the leaf module that runs
     # parameters whose slices along dim 0 are separate matrices, picked while the model runs (experts)
     stacks: set[str] = field(default_factory=set)
 
@@ -56,8 +60,19 @@ class Recording:
             distinct = np.unique(collapse(table)[0].numpy())
             self.pinned.append((distinct[distinct >= 0], reason))
 
+    def mix(self, labels: Labels | None, dims: Sequence[int], reason: str, module: str | None = None) -> None:
+        """Record that a result depends on how many entries there are along `dims`, of zero or not."""
+        for table in () if labels is None else labels.tensors:
+            (table,) = collapse(table)
+            lanes = table.movedim(tuple(dims), tuple(range(-len(dims), 0))).flatten(-len(dims))
+            pairs = np.stack(
+                [lanes[..., part].reshape(-1).numpy() for part in (slice(1, None), slice(-1))], 1
+            )
+            pairs = np.unique(pairs[pairs[:, 0] != pairs[:, 1]], axis=0)
+            self.mixed += [(pairs, reason, module)] if len(pairs) else []
+
     def new_labels(self, n: int, owner: tuple[str, int, str] | None = None) -> torch.Tensor:
-        labels = torch.arange(self.n_labels, self.n_labels + n)
+        labels = torch.from_numpy(np.arange(self.n_labels, self.n_labels + n))  # no operator of the model
         self.owners.append(owner or ("", 0, "product"))
         self.starts.append(self.n_labels)
         self.n_labels += n
