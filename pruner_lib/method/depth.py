@@ -15,11 +15,11 @@ from torch.nn.functional import cosine_similarity
 
 from pruner_lib.method.decoder import decoder_layers
 from pruner_lib.method.groups import Plan
-from pruner_lib.method.layout import empty_layout, own_config_, set_layout
+from pruner_lib.method.layout import NUMBERS, empty_layout, own_config_, set_layout
 from pruner_lib.method.offload import frozen, without_weights
 from pruner_lib.method.options import check_ids
 from pruner_lib.method.proof import check_cut
-from pruner_lib.method.size_rules import build_twin, layer_edits, other_floats
+from pruner_lib.method.size_rules import build_twin, layer_edits, other_values
 
 
 def block_influence(model: nn.Module, calibration_ids: Tensor) -> Tensor:
@@ -74,7 +74,14 @@ def drop_layers_(model: nn.Module, plan: Plan) -> nn.Module:
     edits = layer_edits(model, path, keep, n)
     trial, twin = without_weights(model), build_twin(model, edits)
     _keep_layers_(trial, keep, edits)
-    trained = other_floats(trial, twin)  # layer by layer: each is compared with the one at its new place
+    # layer by layer: each is compared with the one at its new place
+    trained = other_values(trial, twin, NUMBERS)
+    for path, words in other_values(trial, twin, (str, type(None))).items():
+        name, value = next(iter(words.items()))
+        raise ValueError(
+            f"{path}.{name} is {value!r} in a layer that stays, and the class builds another for its new "
+            f"place, so the layers {keep} alone can't be saved; nothing was cut. Keep other layers"
+        )
     check_cut(trial, plan)
     own_config_(model)
     _keep_layers_(model, keep, edits)

@@ -101,7 +101,7 @@ def _find_size_rule(
             attributes = _attributes(dense, probe, axes, n, probe_n, ())
             # a factor that follows the width, as that of a scaled embedding, was trained otherwise
             in_config = first.kind != "hidden" or (
-                not other_floats(dense, probe) and trace(dense).factors == trace(probe).factors
+                not other_values(dense, probe, [float]) and trace(dense).factors == trace(probe).factors
             )
             return SizeRule(per_group, fixed, attributes, in_config)
         tied = tied or probe
@@ -206,15 +206,16 @@ def _other_dims_agree(dense: nn.Module, probe: nn.Module, axes: list[Axis]) -> b
     return before.keys() == after.keys() and all(n == after[d] for d, n in before.items() if d not in cut)
 
 
-def other_floats(model: nn.Module, twin: nn.Module) -> dict[str, dict[str, float]]:
-    """Module path -> attributes that are another factor in the twin, with the model's value."""
+def other_values(model: nn.Module, twin: nn.Module, types: Sequence[type]) -> dict[str, dict[str, Any]]:
+    """Module path -> attributes of some types that are others in the twin, with the model's value."""
     twins = dict(twin.named_modules())
-    floats: dict[str, dict[str, float]] = {}
+    values: dict[str, dict[str, Any]] = {}
     for path, module in model.named_modules():
-        for name, value in vars(module).items():
-            if isinstance(value, float) and path in twins and value != vars(twins[path]).get(name, value):
-                floats.setdefault(path, {})[name] = value
-    return floats
+        for name, value in vars(module).items() if path in twins else ():
+            is_built = not name.startswith("_") and name not in ("training", "gradient_checkpointing")
+            if type(value) in types and is_built and value != vars(twins[path]).get(name, value):
+                values.setdefault(path, {})[name] = value
+    return values
 
 
 def _number(value: object) -> object:
