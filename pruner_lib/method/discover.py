@@ -59,17 +59,19 @@ def discover(model: nn.Module, *, query_heads: bool = False) -> Axes:
     candidates = _candidates(model, rec, components, path)
     free, notes = _without_obstacles(model, rec, candidates, components)
     axes: dict[str, Axis] = {}
-    for axis, groups in _named(free, path, rec.stacks):
+    named = _named(free, path, rec.stacks)
+    alone = Counter(axis.layer for axis, _ in named if axis.kind == "attention" and axis.n_groups == 1)
+    for axis, groups in named:
         if _stacked(axis, rec.stacks):
             parts = _split_experts(axis, model.get_parameter(axis.members[0].parameter).shape[0])
         else:
             parts = _split_queries(axis, key_value_head[groups])
         axes |= {part.name: part for part in parts}
         if axis.kind == "attention" and axis.n_groups == 1:
-            notes.append(
-                f"{axis.name}: all query heads share one key and value head, so there is only one group; "
-                "discover(model, query_heads=True) finds them one by one"
-            )
+            why = "all query heads share one key and value head, so there is only one group; "
+            why += "discover(model, query_heads=True) finds them one by one"
+            several = "its heads have modules of their own, so no group is like it and it stays"
+            notes.append(f"{axis.name}: {why if alone[axis.layer] == 1 else several}")
     per_layer = [sum(p.numel() for p in layer.parameters()) for layer in layers]
     total = sum(p.numel() for p in model.parameters())
     whole_model = {"n_parameters": total, "layer_parameters": per_layer, "numbers": frozenset(rec.factors)}
@@ -193,7 +195,10 @@ def _without_obstacles(
 
 
 def _named(candidates: Sequence[Candidate], path: str, stacks: set[str]) -> list[Candidate]:
-    """Order by layer, the residual stream last; where a layer has several of a kind, name them by module."""
+    """Order by layer, the residual stream last; where a layer has several of a kind, name them by module.
+
+    Those in one module are numbered.
+    """
     counts, named = Counter(axis.name for axis, _ in candidates), []
     ordered = sorted(candidates, key=lambda c: (c[0].layer is None, c[0].layer or 0, KINDS.index(c[0].kind)))
     for axis, groups in ordered:
@@ -203,6 +208,11 @@ def _named(candidates: Sequence[Candidate], path: str, stacks: set[str]) -> list
         elif counts[name] > 1 or _stacked(axis, stacks):
             name = f"layers.{axis.layer}.{axis.module.removeprefix(f'{path}.{axis.layer}.')}"
         named.append((replace(axis, name=name), groups))
+    counts, before = Counter(axis.name for axis, _ in named), Counter()
+    for i, (axis, groups) in enumerate(named):
+        if counts[axis.name] > 1:  # in one module, as heads that are not alike
+            named[i] = replace(axis, name=f"{axis.name}.{before[axis.name]}"), groups
+            before[axis.name] += 1
     return named
 
 

@@ -61,12 +61,20 @@ def find_size_rules(model: nn.Module, axes: Mapping[str, Axis], cut: Collection[
     """Find out what follows the number of groups, for every axis that is cut.
 
     Axes in modules of the same name follow the same rule, whatever their layer.
+
+    Raises: ValueError: the model's class does not build its modules, or see `_find_size_rule`.
     """
     alike: dict[tuple, list[Axis]] = {}
     for axis in axes.values():
         parts = tuple(m.parameter.replace(f".{axis.layer}.", ".*.", 1) for m in axis.members)
         alike.setdefault((axis.kind, axis.side_by_side, parts), []).append(axis)
     rules, dense = {}, build_twin(model, {})
+    built = {name for name, _ in dense.named_parameters(remove_duplicate=False)}
+    if other := {m.parameter for name in cut for m in axes[name].members} - built:
+        raise ValueError(
+            f"{type(model).__name__} does not build {min(other)}, so how its size follows from the config is "
+            "not known; give the model a class that builds all its modules"
+        )
     for group in alike.values():
         if any(axis.name in cut for axis in group):
             rules |= dict.fromkeys((axis.name for axis in group), _find_size_rule(model, group, axes, dense))
@@ -236,7 +244,10 @@ def _attributes(
     for around in {"" if axis.kind == "hidden" else axis.module for axis in axes}:
         for path, module in dense.get_submodule(around).named_modules(prefix=around):
             for name, value in vars(module).items():
-                if f"{path}.".startswith(others) or (module._parameters and name in LEAF_SIZES):
+                has_weight = module._parameters.get("weight") is not None
+                if f"{path}.".startswith(others) or (
+                    has_weight and name in (*LEAF_SIZES, "normalized_shape")
+                ):
                     continue  # a leaf repeats the shape of its own weight
                 value, other = _number(value), _number(vars(twins[path]).get(name))
                 if type(value) is not int or type(other) is not int or value == other:

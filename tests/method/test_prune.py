@@ -10,6 +10,8 @@ from families import (
     CHANNEL_FAMILIES,
     FAMILIES,
     IN_BLOCKS,
+    MHA,
+    NO_HEAD_DIM,
     build,
     discovered,
     logits,
@@ -71,6 +73,36 @@ def test_cut_equals_mask_where_heads_share_keys_and_values(family, name):
     assert discover(model)["layers.1.attention"].width == 4
     cut, masked = (change(copy.deepcopy(model), plan) for change in (prune_, mask_))
     assert (logits(cut, tokens()) - logits(masked, tokens())).abs().max() < 1e-4
+
+
+NORMED_HEADS = {  # leaves that repeat the shape of their weight stand in the attention, or beside it
+    "bert": ("BertConfig", NO_HEAD_DIM | {"is_decoder": True}),
+    "phi": ("PhiConfig", NO_HEAD_DIM | {"qk_layernorm": True}),
+    "phi-mha": ("PhiConfig", NO_HEAD_DIM | MHA | {"qk_layernorm": True}),
+}
+
+
+@pytest.mark.parametrize("family", NORMED_HEADS)
+def test_cut_equals_mask_where_a_norm_stands_among_the_heads(family, monkeypatch):
+    monkeypatch.setitem(FAMILIES, family, NORMED_HEADS[family])
+    model = build(family)
+    plan = _plan(model, ratio=0.5)
+    assert sum("attention" in name for name in plan.cut) == 3
+    cut, masked = (change(copy.deepcopy(model), plan) for change in (prune_, mask_))
+    assert (logits(cut, tokens()) - logits(masked, tokens())).abs().max() < 1e-4
+    for module in cut.modules():
+        assert not isinstance(module, torch.nn.LayerNorm) or module.normalized_shape == module.weight.shape
+
+
+def test_a_model_with_a_module_that_its_class_does_not_build_is_refused():
+    model = build("llama-gqa")
+    model.score = torch.nn.Linear(24, 1)  # beside what is cut
+    prune_(copy.deepcopy(model), _plan(model, ratio=0.5))
+    model.model.layers[1].mlp = torch.nn.Sequential(torch.nn.Linear(24, 30), torch.nn.Linear(30, 24))
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=r"LlamaForCausalLM does not build model.layers.1.mlp.0"):
+        prune_(model, _plan(model, ratio=0.5))
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
 XGLM = dict(vocab_size=64, d_model=24, ffn_dim=40, num_layers=3, attention_heads=6)
