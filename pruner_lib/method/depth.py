@@ -64,11 +64,23 @@ def every_second(n_layers: int) -> Tensor:
     return scores
 
 
+def separate_layers(model: nn.Module, plan: Plan) -> tuple[str, nn.ModuleList]:
+    """The decoder layers and their path; refuse a plan of another model, and layers that share weights."""
+    path, layers = decoder_layers(model)
+    plan.check_count("layers", len(layers))
+    each = [id(p) for layer in layers for p in layer.parameters()]
+    if len({*each}) < len(each):
+        raise ValueError(
+            f"layers of {type(model).__name__} share weights, so none of them can go alone; cut groups of "
+            "them (granularity='block'), which go from all that share them"
+        )
+    return path, layers
+
+
 def drop_layers_(model: nn.Module, plan: Plan) -> nn.Module:
     """Keep some decoder layers, renumber them, and shorten what the config lists by layer."""
-    path, layers = decoder_layers(model)
+    path, layers = separate_layers(model, plan)
     n, keep = len(layers), plan.keep["layers"].tolist()
-    plan.check_count("layers", n)
     if getattr(model, "pruning_layout", None):
         raise ValueError("drop layers before cutting widths unevenly: the layout numbers the layers")
     edits = layer_edits(model, path, keep, n)

@@ -178,6 +178,8 @@ def _without_obstacles(
     free, notes = [], sorted(unknown)
     for axis, groups in candidates:
         obstacle = next((reasons[c] for c in groups.tolist() if c in reasons), None)
+        if axis.layer is None and re.search(r"\.\d+\b", axis.module):
+            obstacle = f"{axis.module} is part of a list beside the decoder layers"
         if axis.layer is not None and not obstacle:
             norms = {member.structure for member in norm_members(model, axis.members)}
             means = (averaged.get(c, {}).items() for c in groups.tolist())

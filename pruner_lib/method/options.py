@@ -21,12 +21,24 @@ def check_axes(axes: object, model: nn.Module | None = None) -> None:
     require(Mapping, axes=axes)
     if not axes:
         raise ValueError("axes hold no axis; give what discover returned, or those of a kind that it has")
-    total = sum(p.numel() for p in model.parameters()) if model is not None else 0
-    if model is not None and isinstance(axes, Axes) and axes.n_parameters != total:
+    if model is None:
+        return
+    total, shapes = (
+        sum(p.numel() for p in model.parameters()),
+        {n: p.shape for n, p in model.named_parameters()},
+    )
+    if isinstance(axes, Axes) and axes.n_parameters != total:
         raise ValueError(
             f"the axes are those of a model of {axes.n_parameters} parameters, but this one has {total}; "
             "leave `axes` out or run discover again"
         )
+    for member in (m for axis in axes.values() for m in axis.members):
+        size = max(shapes.get(member.parameter, ())[member.dim : member.dim + 1], default=0)
+        if member.indices.max() >= size:
+            raise ValueError(
+                f"the axes are those of another model: they divide {member.indices.max() + 1} entries of "
+                f"{member.parameter}, and this one has {size}; leave `axes` out or run discover again"
+            )
 
 
 def check_ids(model: nn.Module, ids: torch.Tensor, what: str = "calibration ids") -> None:

@@ -41,12 +41,6 @@ def check_cut(
         raise ValueError(f"{what} would leave a model that does not run; nothing was cut: {error}") from error
     if not keep:
         return
-    other = set(rec.factors) - axes.numbers if "hidden" not in {axes[name].kind for name in keep} else ()
-    if other:
-        raise ValueError(
-            f"after a cut of {what} {type(cut).__name__} would compute with {min(other):.6g}, a number that "
-            "follows the width and is in the dense model another; nothing was cut. Leave the axis whole"
-        )
     entries = rec.entries(rec.components(query_heads=plan.query_heads))
     for name, per_structure in keep.items():
         tables = []
@@ -61,3 +55,9 @@ def check_cut(
                 f"{what} would mix the groups of {name}: {type(cut).__name__} divides them into blocks "
                 "of its own; nothing was cut. Keep equally many groups of each block, or leave the axis whole"
             )
+    other = set(rec.factors) - axes.numbers if "hidden" not in {axes[name].kind for name in keep} else ()
+    if other:
+        raise ValueError(
+            f"after a cut of {what} {type(cut).__name__} would compute with {min(other):.6g}, a number that "
+            "follows the width and is in the dense model another; nothing was cut. Leave the axis whole"
+        )

@@ -20,7 +20,7 @@ from families import (
     touches_stream,
 )
 
-from pruner_lib import discover, mask_, prune_, select
+from pruner_lib import discover, estimate, mask_, prune_, select
 from pruner_lib.method.groups import Plan
 from pruner_lib.method.layout import LayerConfig
 
@@ -279,6 +279,31 @@ def test_plan_of_another_model_changes_nothing():
     with pytest.raises(ValueError, match="layers.9.mlp, which this model does not have"):
         prune_(model, unknown)
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_axes_of_another_model_are_refused_in_one_sentence():
+    """Of a copy, or of another class with the same weights, they are as good as its own."""
+    (model, axes), ids = discovered("llama-gqa"), tokens()
+    total = "parameters, but this one has"
+    doors = {
+        "estimate": lambda other, axes: estimate(other, axes, ids, criterion="l1"),
+        "prune_": lambda other, axes: prune_(other, _plan(model, axes=axes, ratio=0.5), axes=axes),
+        "mask_": lambda other, axes: mask_(other, _plan(model, axes=axes, ratio=0.5), axes=axes),
+    }
+    for door in doors.values():
+        for other in (build("gpt2"), build("llama-gqa", intermediate_size=32)):
+            with pytest.raises(ValueError, match=total):
+                door(other, axes)
+            same_total = copy.copy(axes)
+            same_total.n_parameters = sum(one.numel() for one in other.parameters())
+            with pytest.raises(ValueError, match="axes are those of another model: they divide .* entries of"):
+                door(other, same_total)
+        door(build("mistral"), axes)
+    with pytest.raises(ValueError, match="they divide 40 entries of model.layers.0.mlp.gate_proj.weight"):
+        estimate(build("llama-gqa", intermediate_size=32), dict(axes.of_kind("mlp")), ids, criterion="l1")
+    more_heads = build("llama-gqa", num_attention_heads=12, num_key_value_heads=4, head_dim=4)
+    with pytest.raises(ValueError, match="would mix the groups of layers.0.attention"):
+        doors["prune_"](more_heads, axes)  # the same names, shapes and total
 
 
 def test_lopsided_independent_plan_is_refused():
