@@ -10,7 +10,7 @@ from families import COMMON, FAMILIES, build, generates_alike_with_cache, logits
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from pruner_lib import discover, prune_, save_model, select
+from pruner_lib import discover, mask_, prune_, save_model, select
 from pruner_lib.method.depth import block_influence, every_second
 from pruner_lib.method.groups import Plan
 
@@ -152,3 +152,15 @@ def test_a_word_that_follows_from_the_place_of_a_layer_is_refused(word, monkeypa
         prune_(model, Plan({"layers": [2]}, {"layers": 3}))
     assert torch.equal(logits(model, tokens()), before) and len(model.model.layers) == 3
     prune_(model, Plan({"layers": [0, 1]}, {"layers": 3}))
+
+
+@pytest.mark.parametrize("shared", ["", "mlp"])
+def test_layers_that_share_weights_are_not_dropped(shared):
+    model = build("llama-gqa")
+    path = f"model.layers.{{}}.{shared}".rstrip(".")
+    model.set_submodule(path.format(1), model.get_submodule(path.format(0)))
+    before = copy.deepcopy(model.state_dict())
+    for change in (prune_, mask_):
+        with pytest.raises(ValueError, match="share weights, so none of them can go alone"):
+            change(model, Plan({"layers": [0, 2]}, {"layers": 3}))
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())

@@ -19,6 +19,8 @@ from families import (
     tokens,
     touches_stream,
 )
+from transformers.models.llama import modeling_llama
+from transformers.models.llama.modeling_llama import LlamaModel
 
 from pruner_lib import discover, estimate, mask_, prune_, select
 from pruner_lib.method.groups import Plan
@@ -103,6 +105,58 @@ def test_a_model_with_a_module_that_its_class_does_not_build_is_refused():
     with pytest.raises(ValueError, match=r"LlamaForCausalLM does not build model.layers.1.mlp.0"):
         prune_(model, _plan(model, ratio=0.5))
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+class _Twice(LlamaModel):
+    """Each layer runs a second time, after all of them."""
+
+    def forward(self, *args, **kwargs):
+        return self.again(super().forward(*args, **kwargs), self.layers)
+
+    def again(self, out, layers):
+        x = out.last_hidden_state
+        turns = self.rotary_emb(x, torch.arange(x.shape[1], device=x.device)[None])
+        for layer in layers:
+            x = layer(x, position_embeddings=turns)
+        out.last_hidden_state = x
+        return out
+
+
+class _MoreLayers(_Twice):
+    """Two more layers, in a list of their own."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.more = torch.nn.ModuleList([modeling_llama.LlamaDecoderLayer(config, i) for i in (3, 4)])
+
+    def forward(self, *args, **kwargs):
+        return self.again(LlamaModel.forward(self, *args, **kwargs), self.more)
+
+
+@pytest.mark.parametrize("part", ["", "mlp", "self_attn"])
+def test_layers_that_share_modules_are_cut_together(part):
+    model = build("llama-gqa")
+    path = f"model.layers.{{}}.{part}".rstrip(".")
+    model.set_submodule(path.format(1), model.get_submodule(path.format(0)))
+    plan = _plan(model, ratio=0.5)
+    cut, masked = (change(copy.deepcopy(model), plan) for change in (prune_, mask_))
+    assert (logits(cut, tokens()) - logits(masked, tokens())).abs().max() < 1e-4
+    assert len(plan.cut) == 6 - (2 if not part else 1)
+
+
+@pytest.mark.parametrize("kind", [_Twice, _MoreLayers])
+@pytest.mark.parametrize("name", ["every layer", "layers"])
+def test_cut_equals_mask_where_layers_run_twice_or_stand_in_two_lists(kind, name, monkeypatch):
+    monkeypatch.setattr(modeling_llama, "LlamaModel", kind)
+    model = build("llama-gqa")
+    axes = discover(model)
+    plan = _plan(model, axes=axes, **PLANS[name])
+    cut, masked = (change(copy.deepcopy(model), plan, axes=axes) for change in (prune_, mask_))
+    assert (logits(cut, tokens()) - logits(masked, tokens())).abs().max() < 1e-4
+    # what lies in the second list is no hidden channel: it is left whole, and named
+    assert [axis.n_groups for axis in axes.values() if axis.kind == "hidden"] == [24]
+    beside = [note for note in axes.notes if "part of a list beside the decoder layers" in note]
+    assert len(beside) == (4 if kind is _MoreLayers else 0) == len(axes.notes)
 
 
 XGLM = dict(vocab_size=64, d_model=24, ffn_dim=40, num_layers=3, attention_heads=6)
@@ -296,7 +350,9 @@ def test_axes_of_another_model_are_refused_in_one_sentence():
                 door(other, axes)
             same_total = copy.copy(axes)
             same_total.n_parameters = sum(one.numel() for one in other.parameters())
-            with pytest.raises(ValueError, match="axes are those of another model: they divide .* entries of"):
+            with pytest.raises(
+                ValueError, match="axes are those of another model: they divide .* entries of"
+            ):
                 door(other, same_total)
         door(build("mistral"), axes)
     with pytest.raises(ValueError, match="they divide 40 entries of model.layers.0.mlp.gate_proj.weight"):
