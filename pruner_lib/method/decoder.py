@@ -34,18 +34,18 @@ def check_plain(model: nn.Module) -> None:
     raise ValueError(f"{type(model).__name__} {what}")
 
 
-def check_reads(model: nn.Module, length: int, largest: int) -> None:
+def check_reads(model: nn.Module, length: int, largest: int, smallest: int = 0) -> None:
     """Refuse what a model's tables of tokens and positions have no row for, and one that writes no tokens.
 
-    Args:   length: of the longest text, in tokens.    largest: token id.
+    Args:   length: of the longest text, in tokens.    largest, smallest: token ids.
     Raises: ValueError: one of the three; the message says what to do.
     """
     name, tokens = type(model).__name__, model.get_input_embeddings()
     if getattr(model, "get_output_embeddings", lambda: None)() is None:
         raise ValueError(f"{name} has no output embeddings; give a decoder that predicts tokens")
-    if largest >= (n := len(tokens.weight)):
+    if largest >= (n := len(tokens.weight)) or smallest < 0:
         raise ValueError(
-            f"the tokenizer gives token {largest}, but {name} has {n} tokens: call "
+            f"the token ids run from {smallest} to {largest}, but {name} has {n} tokens: call "
             f"model.resize_token_embeddings({largest + 1}) first, or give the tokenizer of this model"
         )
     n = getattr(getattr(model, "config", None), "max_position_embeddings", None) or 0

@@ -68,10 +68,11 @@ def discover(model: nn.Module, *, query_heads: bool = False) -> Axes:
             parts = _split_queries(axis, key_value_head[groups])
         axes |= {part.name: part for part in parts}
         if axis.kind == "attention" and axis.n_groups == 1:
-            why = "all query heads share one key and value head, so there is only one group; "
-            why += "discover(model, query_heads=True) finds them one by one"
-            several = "its heads have modules of their own, so no group is like it and it stays"
-            notes.append(f"{axis.name}: {why if alone[axis.layer] == 1 else several}")
+            why = "its heads have modules of their own, so no group is like it and it stays"
+            if alone[axis.layer] == 1:
+                why = "all query heads share one key and value head, so there is only one group; "
+                why += "discover(model, query_heads=True) finds them one by one"
+            notes.append(f"{axis.name}: {why}")
     per_layer = [sum(p.numel() for p in layer.parameters()) for layer in layers]
     total = sum(p.numel() for p in model.parameters())
     whole_model = {"n_parameters": total, "layer_parameters": per_layer, "numbers": frozenset(rec.factors)}
@@ -159,18 +160,16 @@ def _without_obstacles(
     reasons: dict[int, str] = {}  # component that can't be cut -> why
     averaged: dict[int, dict[str, str]] = {}  # component of a mean -> module that takes it -> why it stays
     unknown = set()  # a note for each operator without a rule and each parameter that it meets
-    for labels, reason in rec.pinned:
-        for component in np.unique(components[labels]).tolist():
-            reasons.setdefault(component, reason)
-        owners = {rec.owner_of(label) for label in labels.tolist()} if reason.startswith(NO_RULE) else ()
-        unknown |= {f"{owner}: left whole, {reason}" for owner, _, kind in owners if kind == "parameter"}
-    for pairs, reason, module in rec.mixed:
+    for pairs, reason, module in rec.pinned:
         met = np.where(pairs < 0, -1, components[pairs])
         for component in np.unique(met[met[:, 0] != met[:, 1]]).tolist():
             if module is None:
                 reasons.setdefault(component, reason)
             else:
                 averaged.setdefault(component, {})[module] = reason
+        labels = pairs[pairs >= 0].tolist() if reason.startswith(NO_RULE) else ()
+        owners = {rec.owner_of(label) for label in labels}
+        unknown |= {f"{owner}: left whole, {reason}" for owner, _, kind in owners if kind == "parameter"}
     pairs = unique_pairs(components[pairs_in(rec.spread)])
     for label, other in pairs[np.isin(pairs[:, 0], list(reasons))].tolist():
         reasons.setdefault(other, reasons[label])  # what a pinned label was broadcast over
@@ -182,9 +181,9 @@ def _without_obstacles(
             obstacle = f"{axis.module} is part of a list beside the decoder layers"
         if axis.layer is not None and not obstacle:
             norms = {member.structure for member in norm_members(model, axis.members)}
-            means = (averaged.get(c, {}).items() for c in groups.tolist())
-            obstacle = next((why for own in means for module, why in own if module not in norms), None)
-            obstacle = obstacle or obstacle_in_norms(model, axis.members)
+            means = (averaged[c] for c in averaged.keys() & set(groups.tolist()))
+            by_hand = [why for own in means for module, why in own.items() if module not in norms]
+            obstacle = by_hand[0] if by_hand else obstacle_in_norms(model, axis.members)
         if axis.kind == "mlp" and not obstacle:
             consumers = (m for m in axis.members if m.role == "in")
             others = ((m.parameter, dim) for m in consumers for dim in range(3) if dim != m.dim)

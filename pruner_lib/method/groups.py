@@ -121,10 +121,7 @@ class Axes(dict[str, Axis]):
     def of_kind(self, *kinds: str) -> Axes:
         """The axes of some kinds, still as part of the whole model."""
         chosen = {name: axis for name, axis in self.items() if axis.kind in kinds}
-        whole = {
-            name: getattr(self, name) for name in ("n_parameters", "layer_parameters", "notes", "numbers")
-        }
-        return Axes(chosen, **whole)
+        return Axes(chosen, **{name: value for name, value in vars(self).items() if name != "n_layers"})
 
     __repr__ = axes_text
     _repr_html_ = axes_html

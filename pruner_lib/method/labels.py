@@ -46,10 +46,9 @@ class Recording:
     executed: list[tuple[str, int]] = field(default_factory=list)  # in order; what runs again is listed again
     outputs: list[np.ndarray] = field(default_factory=list)  # labels that reach the output of the model
     factors: list[float] = field(default_factory=list)  # numbers that the model computes with, see `trace`
-    pinned: list[tuple[np.ndarray, str]] = field(default_factory=list)  # what can't be removed, and why
-    # pairs of neighbours that one operator read together: they stay unless they are of one group. Why, and in
-    # which leaf module it ran where it took a mean: norms are allowed to (see `norms`), None is not
-    mixed: list[tuple[np.ndarray, str, str | None]] = field(default_factory=list)
+    # pairs of labels that can't be removed unless they are of one group (-1 is of none), why, and the leaf
+    # module where the reason is a mean, which norms are allowed to take (see `norms`)
+    pinned: list[tuple[np.ndarray, str, str | None]] = field(default_factory=list)
     module: str = ""  # the leaf module that runs
     # parameters whose slices along dim 0 are separate matrices, picked while the model runs (experts)
     stacks: set[str] = field(default_factory=set)
@@ -58,18 +57,15 @@ class Recording:
         """Record that labels can't be removed."""
         for table in () if labels is None else labels.tensors:
             distinct = np.unique(collapse(table)[0].numpy())
-            self.pinned.append((distinct[distinct >= 0], reason))
+            self.pinned.append((np.stack([distinct, np.full_like(distinct, -1)], 1), reason, None))
 
     def mix(self, labels: Labels | None, dims: Sequence[int], reason: str, module: str | None = None) -> None:
         """Record that a result depends on how many entries there are along `dims`, of zero or not."""
         for table in () if labels is None else labels.tensors:
             (table,) = collapse(table)
             lanes = table.movedim(tuple(dims), tuple(range(-len(dims), 0))).flatten(-len(dims))
-            pairs = np.stack(
-                [lanes[..., part].reshape(-1).numpy() for part in (slice(1, None), slice(-1))], 1
-            )
-            pairs = np.unique(pairs[pairs[:, 0] != pairs[:, 1]], axis=0)
-            self.mixed += [(pairs, reason, module)] if len(pairs) else []
+            pairs = np.stack([part.reshape(-1).numpy() for part in (lanes[..., 1:], lanes[..., :-1])], 1)
+            self.pinned.append((pairs, reason, module))
 
     def new_labels(self, n: int, owner: tuple[str, int, str] | None = None) -> torch.Tensor:
         labels = torch.from_numpy(np.arange(self.n_labels, self.n_labels + n))  # no operator of the model

@@ -62,7 +62,7 @@ def find_size_rules(model: nn.Module, axes: Mapping[str, Axis], cut: Collection[
 
     Axes in modules of the same name follow the same rule, whatever their layer.
 
-    Raises: ValueError: the model's class does not build its modules, or see `_find_size_rule`.
+    Raises: ValueError: the class does not build the model's modules, or what `_find_size_rule` refuses.
     """
     alike: dict[tuple, list[Axis]] = {}
     for axis in axes.values():
@@ -243,12 +243,11 @@ def _attributes(
     others = tuple(f"{axis.module}." for axis in apart_from)
     for around in {"" if axis.kind == "hidden" else axis.module for axis in axes}:
         for path, module in dense.get_submodule(around).named_modules(prefix=around):
+            weight = module._parameters.get("weight")
+            own = () if weight is None else (*LEAF_SIZES, "normalized_shape")  # a leaf repeats its shape
             for name, value in vars(module).items():
-                has_weight = module._parameters.get("weight") is not None
-                if f"{path}.".startswith(others) or (
-                    has_weight and name in (*LEAF_SIZES, "normalized_shape")
-                ):
-                    continue  # a leaf repeats the shape of its own weight
+                if f"{path}.".startswith(others) or name in own:
+                    continue
                 value, other = _number(value), _number(vars(twins[path]).get(name))
                 if type(value) is not int or type(other) is not int or value == other:
                     continue

@@ -248,7 +248,7 @@ def test_bad_input_is_named():
         "unknown aggregation 'median'": dict(criterion="l2", aggregation="median"),
         "unknown order 'head'; choose one of channel, group": dict(criterion="l2", order="head"),
         "needs calibration ids": dict(criterion="element1"),
-        "but the model's vocabulary has 64": dict(calibration_ids=torch.full((2, 8), 64)),
+        "run from 64 to 64, but LlamaForCausalLM has 64": dict(calibration_ids=torch.full((2, 8), 64)),
         "from -1": dict(calibration_ids=torch.full((2, 8), -1)),
         r"got torch.float32 \(2, 8\)": dict(calibration_ids=torch.zeros(2, 8)),
         r"got torch.int64 \(8,\)": dict(calibration_ids=torch.zeros(8, dtype=torch.int64)),

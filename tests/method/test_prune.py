@@ -79,7 +79,7 @@ def test_cut_equals_mask_where_heads_share_keys_and_values(family, name):
 
 NORMED_HEADS = {  # leaves that repeat the shape of their weight stand in the attention, or beside it
     "bert": ("BertConfig", NO_HEAD_DIM | {"is_decoder": True}),
-    "phi": ("PhiConfig", NO_HEAD_DIM | {"qk_layernorm": True}),
+    "phi-gqa": ("PhiConfig", NO_HEAD_DIM | {"qk_layernorm": True}),
     "phi-mha": ("PhiConfig", NO_HEAD_DIM | MHA | {"qk_layernorm": True}),
 }
 
