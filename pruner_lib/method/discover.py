@@ -174,10 +174,11 @@ def _without_obstacles(
     for label, other in pairs[np.isin(pairs[:, 0], list(reasons))].tolist():
         reasons.setdefault(other, reasons[label])  # what a pinned label was broadcast over
     stream = {(m.parameter, m.dim) for axis, _ in candidates for m in axis.members if axis.layer is None}
-    free, notes = [], sorted(unknown)
+    free, notes, path = [], sorted(unknown), decoder_layers(model)[0]
     for axis, groups in candidates:
         obstacle = next((reasons[c] for c in groups.tolist() if c in reasons), None)
-        if axis.layer is None and re.search(r"\.\d+\b", axis.module):
+        beside = re.search(r"\.\d+\b", axis.module) and not path.startswith(axis.module)
+        if axis.layer is None and beside:
             obstacle = f"{axis.module} is part of a list beside the decoder layers"
         if axis.layer is not None and not obstacle:
             norms = {member.structure for member in norm_members(model, axis.members)}

@@ -222,6 +222,22 @@ def test_operator_without_a_rule_leaves_whole_what_it_touches_and_is_named():
     assert set(discover(_Odd(sort=False))) == {"layers.0.mlp", "hidden"}
 
 
+class _Wrapped(nn.Module):
+    """A decoder that is the first entry of a list."""
+
+    def __init__(self):
+        super().__init__()
+        self.whole = nn.Sequential(_Odd(sort=False))
+
+    def forward(self, input_ids, attention_mask=None, use_cache=False):
+        return self.whole[0](input_ids)
+
+
+def test_a_decoder_inside_a_list_has_its_residual_stream():
+    axes = discover(_Wrapped())
+    assert {name: axis.n_groups for name, axis in axes.items()} == {"layers.0.mlp": 6, "hidden": 4}
+
+
 class _Convolved(nn.Module):
     """A decoder with a layer that can't be cut, a fixed convolution over its channels, and one that can."""
 
