@@ -34,26 +34,28 @@ def check_plain(model: nn.Module) -> None:
     raise ValueError(f"{type(model).__name__} {what}")
 
 
-def check_reads(model: nn.Module, length: int, largest: int) -> None:
+def check_reads(model: nn.Module, length: int, largest: int, smallest: int = 0) -> None:
     """Refuse what a model's tables of tokens and positions have no row for, and one that writes no tokens.
 
-    Args:   length: of the longest text, in tokens.    largest: token id.
+    Args:   length: of the longest text, in tokens.    largest, smallest: token ids.
     Raises: ValueError: one of the three; the message says what to do.
     """
     name, tokens = type(model).__name__, model.get_input_embeddings()
     if getattr(model, "get_output_embeddings", lambda: None)() is None:
         raise ValueError(f"{name} has no output embeddings; give a decoder that predicts tokens")
-    if largest >= (n := len(tokens.weight)):
+    if largest >= (n := len(tokens.weight)) or smallest < 0:
         raise ValueError(
-            f"the tokenizer gives token {largest}, but {name} has {n} tokens: call "
-            f"model.resize_token_embeddings({largest + 1}) first, or give the tokenizer of this model"
+            f"the token ids run from {smallest} to {largest}, but {name} has {n} tokens, from 0 on: give the "
+            "tokenizer of this model, or call model.resize_token_embeddings first"
         )
     n = getattr(getattr(model, "config", None), "max_position_embeddings", None) or 0
     for table in model.modules():  # rotary positions have none; some tables begin with up to two other rows
+        fixed = [b for b in table._buffers.values() if b is not None and b.ndim == 2 and len(b) == n]
+        reach = n if len(fixed) == 1 else length  # two, cosines and sines, are made longer by their module
         if isinstance(table, nn.Embedding) and table is not tokens and 0 <= table.num_embeddings - n <= 2:
             reach = n if table.padding_idx is None else n - table.padding_idx - 1
-            if length > reach:
-                raise ValueError(f"{length} tokens are too long for {name}, which has {reach} positions")
+        if length > reach:
+            raise ValueError(f"{length} tokens are too long for {name}, which has {reach} positions")
 
 
 def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:

@@ -15,11 +15,11 @@ from torch.nn.functional import cosine_similarity
 
 from pruner_lib.method.decoder import decoder_layers
 from pruner_lib.method.groups import Plan
-from pruner_lib.method.layout import empty_layout, own_config_, set_layout
+from pruner_lib.method.layout import NUMBERS, empty_layout, own_config_, set_layout
 from pruner_lib.method.offload import frozen, without_weights
 from pruner_lib.method.options import check_ids
 from pruner_lib.method.proof import check_cut
-from pruner_lib.method.size_rules import build_twin, layer_edits, other_floats
+from pruner_lib.method.size_rules import build_twin, layer_edits, other_values
 
 
 def block_influence(model: nn.Module, calibration_ids: Tensor) -> Tensor:
@@ -64,17 +64,36 @@ def every_second(n_layers: int) -> Tensor:
     return scores
 
 
+def separate_layers(model: nn.Module, plan: Plan) -> tuple[str, nn.ModuleList]:
+    """The decoder layers and their path; refuse a plan of another model, and layers that share weights."""
+    path, layers = decoder_layers(model)
+    plan.check_count("layers", len(layers))
+    each = [id(p) for layer in layers for p in layer.parameters()]
+    if len({*each}) < len(each):
+        raise ValueError(
+            f"layers of {type(model).__name__} share weights, so none of them can go alone; cut groups of "
+            "them (granularity='block'), which go from all that share them"
+        )
+    return path, layers
+
+
 def drop_layers_(model: nn.Module, plan: Plan) -> nn.Module:
     """Keep some decoder layers, renumber them, and shorten what the config lists by layer."""
-    path, layers = decoder_layers(model)
+    path, layers = separate_layers(model, plan)
     n, keep = len(layers), plan.keep["layers"].tolist()
-    plan.check_count("layers", n)
     if getattr(model, "pruning_layout", None):
         raise ValueError("drop layers before cutting widths unevenly: the layout numbers the layers")
     edits = layer_edits(model, path, keep, n)
     trial, twin = without_weights(model), build_twin(model, edits)
     _keep_layers_(trial, keep, edits)
-    trained = other_floats(trial, twin)  # layer by layer: each is compared with the one at its new place
+    # layer by layer: each is compared with the one at its new place
+    trained = other_values(trial, twin, NUMBERS)
+    for path, words in other_values(trial, twin, (str, type(None))).items():
+        name, value = next(iter(words.items()))
+        raise ValueError(
+            f"{path}.{name} is {value!r} in a layer that stays, and the class builds another for its new "
+            f"place, so the layers {keep} alone can't be saved; nothing was cut. Keep other layers"
+        )
     check_cut(trial, plan)
     own_config_(model)
     _keep_layers_(model, keep, edits)

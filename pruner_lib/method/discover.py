@@ -22,7 +22,7 @@ from pruner_lib.method.decoder import check_plain, decoder_layers
 from pruner_lib.method.groups import Axes, Axis, Member
 from pruner_lib.method.labels import Recording, pairs_in, unique_pairs
 from pruner_lib.method.names import KINDS
-from pruner_lib.method.norms import obstacle_in_norms
+from pruner_lib.method.norms import norm_members, obstacle_in_norms
 from pruner_lib.method.offload import without_weights
 from pruner_lib.method.operators import NO_RULE
 from pruner_lib.method.trace import trace
@@ -59,20 +59,24 @@ def discover(model: nn.Module, *, query_heads: bool = False) -> Axes:
     candidates = _candidates(model, rec, components, path)
     free, notes = _without_obstacles(model, rec, candidates, components)
     axes: dict[str, Axis] = {}
-    for axis, groups in _named(free, path, rec.stacks):
+    named = _named(free, path, rec.stacks)
+    alone = Counter(axis.layer for axis, _ in named if axis.kind == "attention" and axis.n_groups == 1)
+    for axis, groups in named:
         if _stacked(axis, rec.stacks):
             parts = _split_experts(axis, model.get_parameter(axis.members[0].parameter).shape[0])
         else:
             parts = _split_queries(axis, key_value_head[groups])
         axes |= {part.name: part for part in parts}
         if axis.kind == "attention" and axis.n_groups == 1:
-            notes.append(
-                f"{axis.name}: all query heads share one key and value head, so there is only one group; "
-                "discover(model, query_heads=True) finds them one by one"
-            )
+            why = "its heads have modules of their own, so no group is like it and it stays"
+            if alone[axis.layer] == 1:
+                why = "all query heads share one key and value head, so there is only one group; "
+                why += "discover(model, query_heads=True) finds them one by one"
+            notes.append(f"{axis.name}: {why}")
     per_layer = [sum(p.numel() for p in layer.parameters()) for layer in layers]
     total = sum(p.numel() for p in model.parameters())
-    return Axes(axes, n_parameters=total, layer_parameters=per_layer, notes=notes)
+    whole_model = {"n_parameters": total, "layer_parameters": per_layer, "numbers": frozenset(rec.factors)}
+    return Axes(axes, notes=notes, **whole_model)
 
 
 def _candidates(model: nn.Module, rec: Recording, components: np.ndarray, path: str) -> list[Candidate]:
@@ -154,21 +158,33 @@ def _without_obstacles(
     MLP channels must end in the residual stream, as heads do.
     """
     reasons: dict[int, str] = {}  # component that can't be cut -> why
+    averaged: dict[int, dict[str, str]] = {}  # component of a mean -> module that takes it -> why it stays
     unknown = set()  # a note for each operator without a rule and each parameter that it meets
-    for labels, reason in rec.pinned:
-        for component in np.unique(components[labels]).tolist():
-            reasons.setdefault(component, reason)
-        owners = {rec.owner_of(label) for label in labels.tolist()} if reason.startswith(NO_RULE) else ()
+    for pairs, reason, module in rec.pinned:
+        met = np.where(pairs < 0, -1, components[pairs])
+        for component in np.unique(met[met[:, 0] != met[:, 1]]).tolist():
+            if module is None:
+                reasons.setdefault(component, reason)
+            else:
+                averaged.setdefault(component, {})[module] = reason
+        labels = pairs[pairs >= 0].tolist() if reason.startswith(NO_RULE) else ()
+        owners = {rec.owner_of(label) for label in labels}
         unknown |= {f"{owner}: left whole, {reason}" for owner, _, kind in owners if kind == "parameter"}
     pairs = unique_pairs(components[pairs_in(rec.spread)])
     for label, other in pairs[np.isin(pairs[:, 0], list(reasons))].tolist():
         reasons.setdefault(other, reasons[label])  # what a pinned label was broadcast over
     stream = {(m.parameter, m.dim) for axis, _ in candidates for m in axis.members if axis.layer is None}
-    free, notes = [], sorted(unknown)
+    free, notes, path = [], sorted(unknown), decoder_layers(model)[0]
     for axis, groups in candidates:
         obstacle = next((reasons[c] for c in groups.tolist() if c in reasons), None)
+        beside = re.search(r"\.\d+\b", axis.module) and not path.startswith(axis.module)
+        if axis.layer is None and beside:
+            obstacle = f"{axis.module} is part of a list beside the decoder layers"
         if axis.layer is not None and not obstacle:
-            obstacle = obstacle_in_norms(model, axis.members)
+            norms = {member.structure for member in norm_members(model, axis.members)}
+            means = (averaged[c] for c in averaged.keys() & set(groups.tolist()))
+            by_hand = [why for own in means for module, why in own.items() if module not in norms]
+            obstacle = by_hand[0] if by_hand else obstacle_in_norms(model, axis.members)
         if axis.kind == "mlp" and not obstacle:
             consumers = (m for m in axis.members if m.role == "in")
             others = ((m.parameter, dim) for m in consumers for dim in range(3) if dim != m.dim)
@@ -181,7 +197,10 @@ def _without_obstacles(
 
 
 def _named(candidates: Sequence[Candidate], path: str, stacks: set[str]) -> list[Candidate]:
-    """Order by layer, the residual stream last; where a layer has several of a kind, name them by module."""
+    """Order by layer, the residual stream last; where a layer has several of a kind, name them by module.
+
+    Those in one module are numbered.
+    """
     counts, named = Counter(axis.name for axis, _ in candidates), []
     ordered = sorted(candidates, key=lambda c: (c[0].layer is None, c[0].layer or 0, KINDS.index(c[0].kind)))
     for axis, groups in ordered:
@@ -191,6 +210,11 @@ def _named(candidates: Sequence[Candidate], path: str, stacks: set[str]) -> list
         elif counts[name] > 1 or _stacked(axis, stacks):
             name = f"layers.{axis.layer}.{axis.module.removeprefix(f'{path}.{axis.layer}.')}"
         named.append((replace(axis, name=name), groups))
+    counts, before = Counter(axis.name for axis, _ in named), Counter()
+    for i, (axis, groups) in enumerate(named):
+        if counts[axis.name] > 1:  # in one module, as heads that are not alike
+            named[i] = replace(axis, name=f"{axis.name}.{before[axis.name]}"), groups
+            before[axis.name] += 1
     return named
 
 

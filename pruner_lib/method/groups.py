@@ -99,12 +99,20 @@ class Axes(dict[str, Axis]):
         n_layers: number of decoder layers.
         layer_parameters: `(n_layers,)` scalar parameters of each decoder layer.
         notes: why a structure was left out, one sentence each.
+        numbers: that the model computes with besides its weights (see `trace`).
     """
 
     def __init__(
-        self, axes: Mapping[str, Axis], *, n_parameters: int, layer_parameters: list[int], notes: list[str]
+        self,
+        axes: Mapping[str, Axis],
+        *,
+        n_parameters: int,
+        layer_parameters: list[int],
+        notes: list[str],
+        numbers: frozenset[float],
     ):
         super().__init__(axes)
+        self.numbers = numbers
         self.n_parameters = n_parameters
         self.layer_parameters = layer_parameters
         self.n_layers = len(layer_parameters)
@@ -113,8 +121,7 @@ class Axes(dict[str, Axis]):
     def of_kind(self, *kinds: str) -> Axes:
         """The axes of some kinds, still as part of the whole model."""
         chosen = {name: axis for name, axis in self.items() if axis.kind in kinds}
-        whole = {name: getattr(self, name) for name in ("n_parameters", "layer_parameters", "notes")}
-        return Axes(chosen, **whole)
+        return Axes(chosen, **{name: value for name, value in vars(self).items() if name != "n_layers"})
 
     __repr__ = axes_text
     _repr_html_ = axes_html

@@ -45,8 +45,11 @@ class Recording:
     roles: dict[tuple[str, int], str] = field(default_factory=dict)  # (parameter, dim) -> "in" or "out"
     executed: list[tuple[str, int]] = field(default_factory=list)  # in order; what runs again is listed again
     outputs: list[np.ndarray] = field(default_factory=list)  # labels that reach the output of the model
-    factors: list[float] = field(default_factory=list)  # constants that activations were scaled by
-    pinned: list[tuple[np.ndarray, str]] = field(default_factory=list)  # what can't be removed, and why
+    factors: list[float] = field(default_factory=list)  # numbers that the model computes with, see `trace`
+    # pairs of labels that can't be removed unless they are of one group (-1 is of none), why, and the leaf
+    # module where the reason is a mean, which norms are allowed to take (see `norms`)
+    pinned: list[tuple[np.ndarray, str, str | None]] = field(default_factory=list)
+    module: str = ""  # the leaf module that runs
     # parameters whose slices along dim 0 are separate matrices, picked while the model runs (experts)
     stacks: set[str] = field(default_factory=set)
 
@@ -54,10 +57,18 @@ class Recording:
         """Record that labels can't be removed."""
         for table in () if labels is None else labels.tensors:
             distinct = np.unique(collapse(table)[0].numpy())
-            self.pinned.append((distinct[distinct >= 0], reason))
+            self.pinned.append((np.stack([distinct, np.full_like(distinct, -1)], 1), reason, None))
+
+    def mix(self, labels: Labels | None, dims: Sequence[int], reason: str, module: str | None = None) -> None:
+        """Record that a result depends on how many entries there are along `dims`, of zero or not."""
+        for table in () if labels is None else labels.tensors:
+            (table,) = collapse(table)
+            lanes = table.movedim(tuple(dims), tuple(range(-len(dims), 0))).flatten(-len(dims))
+            pairs = np.stack([part.reshape(-1).numpy() for part in (lanes[..., 1:], lanes[..., :-1])], 1)
+            self.pinned.append((pairs, reason, module))
 
     def new_labels(self, n: int, owner: tuple[str, int, str] | None = None) -> torch.Tensor:
-        labels = torch.arange(self.n_labels, self.n_labels + n)
+        labels = torch.from_numpy(np.arange(self.n_labels, self.n_labels + n))  # no operator of the model
         self.owners.append(owner or ("", 0, "product"))
         self.starts.append(self.n_labels)
         self.n_labels += n

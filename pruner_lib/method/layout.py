@@ -14,6 +14,8 @@ from torch import nn
 # Attribute of a leaf module -> the dim of its weight that the attribute repeats.
 LEAF_SIZES = {"out_features": 0, "in_features": 1, "num_embeddings": 0, "embedding_dim": 1, "nx": 0, "nf": 1}
 
+NUMBERS = (int, float, bool)  # types of the attributes that a layout holds
+
 
 class LayerConfig:
     """A layer's own view of the model's config: a few keys differ, everything else is the shared config's."""
@@ -63,7 +65,7 @@ def _select(value: torch.Tensor, dim: int, total: int, keep: list[int]) -> torch
 def empty_layout() -> dict:
     """A layout: module or parameter path -> what it has now, all of it JSON.
 
-    `shapes`: parameter -> shape. `attributes`: module -> {attribute: int}. `config`: layer -> {config key:
+    `shapes`: parameter -> shape. `attributes`: module -> {attribute: number}. `config`: layer -> {config key:
     int}. `inputs`: module -> {argument: {dim, total, keep}}.
     """
     return {"shapes": {}, "attributes": {}, "config": {}, "inputs": {}}
@@ -86,9 +88,7 @@ def _are_sizes(entry: object, least: int = 1) -> bool:
 
 
 def _are_numbers(entry: object) -> bool:
-    return isinstance(entry, dict) and all(
-        k.isidentifier() and type(n) in (int, float) for k, n in entry.items()
-    )
+    return isinstance(entry, dict) and all(k.isidentifier() and type(n) in NUMBERS for k, n in entry.items())
 
 
 def _are_inputs(entry: object) -> bool:

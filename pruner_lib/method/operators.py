@@ -31,13 +31,17 @@ def _operators(names: str) -> set:
 PRODUCTS = _operators("mm bmm addmm baddbmm")
 NORMS = _operators("native_layer_norm _fused_rms_norm")
 SOFTMAXES = _operators("_softmax _log_softmax cumsum cumprod")  # along a dim; the shape stays
-REDUCTIONS = _operators("sum mean amax amin max min var linalg_vector_norm var_mean prod")
-SELECTIONS = _operators("topk sort argmax any all")  # which entry won, not what it holds
+MEANS = _operators("mean var var_mean")  # of n entries: another number where zeros are left out
+EXTREMES = _operators("amax amin max min prod")  # what they give may be a zero
+REDUCTIONS = MEANS | EXTREMES | _operators("sum linalg_vector_norm")
+SELECTIONS = _operators("topk sort argmax argmin any all")  # which entry won, not what it holds
 LOOKUPS = _operators("index index_select gather")
 MOVES = _operators("_unsafe_view repeat flip roll constant_pad_nd split_with_sizes")
 COPIES = _operators("_to_copy clone lift_fresh contiguous native_dropout triu tril copy")
 COPIES |= _operators("empty_like zeros_like ones_like full_like")
 FACTORIES = _operators("new_empty new_zeros new_ones new_full new_empty_strided")
+# their numbers are compared before and after a cut; an epsilon, which is added, may change with a norm
+NUMBERED = _operators("mul div pow arange linspace full full_like new_full fill")
 
 
 def labels_for(rec: Recording, func, args: tuple, kwargs: dict, out) -> list[Labels | None]:
@@ -50,7 +54,9 @@ def labels_for(rec: Recording, func, args: tuple, kwargs: dict, out) -> list[Lab
         table = labels_of(args[0]).tensors[1]
         rec.set_role(table, "out")
         return [Labels((table[:1].reshape(*[1] * (first.ndim - 1), -1).expand(first.shape),))]
+    by_number = f"{op} divides by the number of its channels"
     if op in NORMS:
+        rec.mix(labels_of(args[0]), range(-len(args[1]), 0), by_number, rec.module)
         return [_elementwise(rec, [args[0], *args[2:4]], first)]
     if op in COPIES:
         return [labels_of(args[0])]
@@ -67,22 +73,24 @@ def labels_for(rec: Recording, func, args: tuple, kwargs: dict, out) -> list[Lab
     if op in MOVES or func.is_view:
         return _move(func, args, kwargs, out)
     if op in SOFTMAXES:
-        labels = labels_of(args[0])
-        if _drop_unless_constant(labels, [args[1]], keepdim=True) is not None:
-            return [labels]
-        rec.pin(labels, f"{op} runs along its channels")
-        return [None]
+        rec.mix(labels_of(args[0]), [args[1]], f"{op} runs along its channels")
+        return [labels_of(args[0])]
     if op in REDUCTIONS:
-        dims = args[1] if len(args) > 1 and isinstance(args[1], (list, int)) else kwargs.get("dim")
+        order, rest = (args[1], args[1:]) if op is aten.linalg_vector_norm and len(args) > 1 else (2, args)
+        dims = rest[1] if len(rest) > 1 and isinstance(rest[1], (list, int)) else kwargs.get("dim")
         dims = [dims] if isinstance(dims, int) else dims or range(args[0].ndim)
+        if op in MEANS:
+            rec.mix(labels_of(args[0]), dims, by_number, rec.module)
+        elif op in EXTREMES or order < 0:
+            rec.mix(labels_of(args[0]), dims, f"{op} runs along its channels")
         return [_drop_unless_constant(labels_of(args[0]), dims, first.ndim == args[0].ndim)]
-    if op in SELECTIONS and first.is_floating_point():
+    if op in SELECTIONS:
         rec.pin(labels_of(args[0]), f"{op} picks among its channels")
-    if op in SELECTIONS | FACTORIES or not (first.is_floating_point() or first.is_complex()):
-        return [None]
     operands = tensors_in([*args, *kwargs.values()])
     if torch.Tag.pointwise in func.tags:
         return [_elementwise(rec, operands, first)]
+    if op in SELECTIONS | FACTORIES or not (first.is_floating_point() or first.is_complex()):
+        return [None]
     return _pin_all(rec, op, operands, tensors_in([out]))
 
 

@@ -21,18 +21,28 @@ def check_axes(axes: object, model: nn.Module | None = None) -> None:
     require(Mapping, axes=axes)
     if not axes:
         raise ValueError("axes hold no axis; give what discover returned, or those of a kind that it has")
-    total = sum(p.numel() for p in model.parameters()) if model is not None else 0
-    if model is not None and isinstance(axes, Axes) and axes.n_parameters != total:
+    if model is None:
+        return
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    total = sum(shape.numel() for shape in shapes.values())
+    if isinstance(axes, Axes) and axes.n_parameters != total:
         raise ValueError(
             f"the axes are those of a model of {axes.n_parameters} parameters, but this one has {total}; "
             "leave `axes` out or run discover again"
         )
+    for member in (m for axis in axes.values() for m in axis.members):
+        size = max(shapes.get(member.parameter, ())[member.dim : member.dim + 1], default=0)
+        if member.indices.max() >= size:
+            raise ValueError(
+                f"the axes are those of another model: they divide {member.indices.max() + 1} entries of "
+                f"{member.parameter}, and this one has {size}; leave `axes` out or run discover again"
+            )
 
 
 def check_ids(model: nn.Module, ids: torch.Tensor, what: str = "calibration ids") -> None:
     """Refuse token ids that the model can't have seen.
 
-    Raises: ValueError: wrong type or shape, ids outside the vocabulary, or what `check_reads` refuses.
+    Raises: ValueError: wrong type or shape, or what `check_reads` refuses.
     """
     require(nn.Module, model=model)
     is_tensor = isinstance(ids, torch.Tensor)
@@ -43,12 +53,8 @@ def check_ids(model: nn.Module, ids: torch.Tensor, what: str = "calibration ids"
         raise ValueError(
             f"this needs {what}: int64 of shape (samples, tokens) with at least 2 tokens, got {got}"
         )
-    n, (low, high) = model.get_input_embeddings().weight.shape[0], map(int, ids.aminmax())
-    if low < 0 or high >= n:
-        raise ValueError(
-            f"{what} run from {low} to {high}, but the model's vocabulary has {n} entries: wrong tokenizer?"
-        )
-    check_reads(model, ids.shape[1], high)
+    smallest, largest = map(int, ids.aminmax())
+    check_reads(model, ids.shape[1], largest, smallest)
 
 
 def check_options(options: Mapping[str, Any], axes: Mapping[str, Axis] | None = None) -> None:

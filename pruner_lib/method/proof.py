@@ -55,3 +55,9 @@ def check_cut(
                 f"{what} would mix the groups of {name}: {type(cut).__name__} divides them into blocks "
                 "of its own; nothing was cut. Keep equally many groups of each block, or leave the axis whole"
             )
+    other = set(rec.factors) - axes.numbers if "hidden" not in {axes[name].kind for name in keep} else ()
+    if other:
+        raise ValueError(
+            f"after a cut of {what} {type(cut).__name__} would compute with {min(other):.6g}, a number that "
+            "follows the width and is in the dense model another; nothing was cut. Leave the axis whole"
+        )

@@ -12,7 +12,7 @@ from torch import nn
 
 from pruner_lib.method.checks import require
 from pruner_lib.method.decoder import decoder_layers
-from pruner_lib.method.depth import drop_layers_
+from pruner_lib.method.depth import drop_layers_, separate_layers
 from pruner_lib.method.discover import discover
 from pruner_lib.method.groups import Axes, Axis, Member, Plan
 from pruner_lib.method.layout import (
@@ -96,8 +96,7 @@ def mask_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modul
     check_in_memory(model)
     require(Plan, plan=plan)
     if "layers" in plan.keep:
-        _, layers = decoder_layers(model)
-        plan.check_count("layers", len(layers))
+        _, layers = separate_layers(model, plan)
         for i in set(range(len(layers))) - set(plan.keep["layers"].tolist()):
             for parameter in layers[i].parameters():
                 parameter.zero_()

@@ -61,12 +61,20 @@ def find_size_rules(model: nn.Module, axes: Mapping[str, Axis], cut: Collection[
     """Find out what follows the number of groups, for every axis that is cut.
 
     Axes in modules of the same name follow the same rule, whatever their layer.
+
+    Raises: ValueError: the class does not build the model's modules, or what `_find_size_rule` refuses.
     """
     alike: dict[tuple, list[Axis]] = {}
     for axis in axes.values():
         parts = tuple(m.parameter.replace(f".{axis.layer}.", ".*.", 1) for m in axis.members)
         alike.setdefault((axis.kind, axis.side_by_side, parts), []).append(axis)
     rules, dense = {}, build_twin(model, {})
+    built = {name for name, _ in dense.named_parameters(remove_duplicate=False)}
+    if other := {m.parameter for name in cut for m in axes[name].members} - built:
+        raise ValueError(
+            f"{type(model).__name__} does not build {min(other)}, so how its size follows from the config is "
+            "not known; give the model a class that builds all its modules"
+        )
     for group in alike.values():
         if any(axis.name in cut for axis in group):
             rules |= dict.fromkeys((axis.name for axis in group), _find_size_rule(model, group, axes, dense))
@@ -101,7 +109,7 @@ def _find_size_rule(
             attributes = _attributes(dense, probe, axes, n, probe_n, ())
             # a factor that follows the width, as that of a scaled embedding, was trained otherwise
             in_config = first.kind != "hidden" or (
-                not other_floats(dense, probe) and trace(dense).factors == trace(probe).factors
+                not other_values(dense, probe, [float]) and trace(dense).factors == trace(probe).factors
             )
             return SizeRule(per_group, fixed, attributes, in_config)
         tied = tied or probe
@@ -206,15 +214,16 @@ def _other_dims_agree(dense: nn.Module, probe: nn.Module, axes: list[Axis]) -> b
     return before.keys() == after.keys() and all(n == after[d] for d, n in before.items() if d not in cut)
 
 
-def other_floats(model: nn.Module, twin: nn.Module) -> dict[str, dict[str, float]]:
-    """Module path -> attributes that are another factor in the twin, with the model's value."""
+def other_values(model: nn.Module, twin: nn.Module, types: Sequence[type]) -> dict[str, dict[str, Any]]:
+    """Module path -> attributes of some types that are others in the twin, with the model's value."""
     twins = dict(twin.named_modules())
-    floats: dict[str, dict[str, float]] = {}
+    values: dict[str, dict[str, Any]] = {}
     for path, module in model.named_modules():
-        for name, value in vars(module).items():
-            if isinstance(value, float) and path in twins and value != vars(twins[path]).get(name, value):
-                floats.setdefault(path, {})[name] = value
-    return floats
+        for name, value in vars(module).items() if path in twins else ():
+            is_built = not name.startswith("_") and name not in ("training", "gradient_checkpointing")
+            if type(value) in types and is_built and value != vars(twins[path]).get(name, value):
+                values.setdefault(path, {})[name] = value
+    return values
 
 
 def _number(value: object) -> object:
@@ -234,9 +243,11 @@ def _attributes(
     others = tuple(f"{axis.module}." for axis in apart_from)
     for around in {"" if axis.kind == "hidden" else axis.module for axis in axes}:
         for path, module in dense.get_submodule(around).named_modules(prefix=around):
+            weight = module._parameters.get("weight")
+            own = () if weight is None else (*LEAF_SIZES, "normalized_shape")  # a leaf repeats its shape
             for name, value in vars(module).items():
-                if f"{path}.".startswith(others) or (module._parameters and name in LEAF_SIZES):
-                    continue  # a leaf repeats the shape of its own weight
+                if f"{path}.".startswith(others) or name in own:
+                    continue
                 value, other = _number(value), _number(vars(twins[path]).get(name))
                 if type(value) is not int or type(other) is not int or value == other:
                     continue

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map_only
 
 from pruner_lib.method.decoder import decoder_layers, prompt_for
 from pruner_lib.method.labels import Recording, labels_of, set_labels
-from pruner_lib.method.operators import LOOKUPS, labels_for, tensors_in
+from pruner_lib.method.operators import LOOKUPS, NUMBERED, labels_for, tensors_in
 
 aten = torch.ops.aten
 N_TOKENS = 3
@@ -34,9 +34,9 @@ class LabelMode(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         labelled = any(labels_of(x) is not None for x in tensors_in([args, kwargs]))
-        if func.overloadpacket in (aten.mul, aten.div):
-            numbers = (x for x in args if isinstance(x, (int, float)) or not (x.ndim or x.is_meta))
-            self.recording.factors += map(float, numbers)
+        if func.overloadpacket in NUMBERED:
+            tensors = (x for x in args if isinstance(x, torch.Tensor) and not (x.ndim or x.is_meta))
+            self.recording.factors += map(float, [*tensors, *(x for x in args if type(x) in (int, float))])
         if func.overloadpacket not in LOOKUPS and any(x.is_meta for x in tensors_in([args, kwargs])):
             args, kwargs = tree_map_only(torch.Tensor, _to_meta, (args, kwargs))
         out = func(*args, **kwargs)
@@ -81,6 +81,10 @@ def trace(model: nn.Module) -> Recording:
     for number, layer in enumerate(layers):
         hook = partial(_label_constants, rec, f"{path}.{number}")
         layer.register_forward_pre_hook(hook, with_kwargs=True)
+    for path, module in model.named_modules():
+        if not module._modules:
+            module.register_forward_pre_hook(lambda *_, path=path: setattr(rec, "module", path))
+            module.register_forward_hook(lambda *_: setattr(rec, "module", ""), always_call=True)
     with torch.no_grad(), KeepIndices(), LabelMode(rec):
         out = _forward_on_meta(model)
     logits = out[0] if isinstance(out, tuple) else getattr(out, "logits", None)

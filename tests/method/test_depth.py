@@ -8,8 +8,9 @@ import pytest
 import torch
 from families import COMMON, FAMILIES, build, generates_alike_with_cache, logits, tokens
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from pruner_lib import discover, prune_, save_model, select
+from pruner_lib import discover, mask_, prune_, save_model, select
 from pruner_lib.method.depth import block_influence, every_second
 from pruner_lib.method.groups import Plan
 
@@ -38,7 +39,7 @@ def test_layer_that_changes_nothing_has_no_influence(model):
     assert scores.shape == (6,) and scores[[1, 4]].abs().max() < 1e-6 and scores[[0, 2, 3, 5]].min() > 1e-3
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
     assert not any(layer._forward_hooks for layer in model.model.layers) and not model.training
-    with pytest.raises(ValueError, match="vocabulary has 64 entries"):
+    with pytest.raises(ValueError, match="token ids run from .* LlamaForCausalLM has 64 tokens"):
         block_influence(model, IDS + 60)
 
 
@@ -86,30 +87,80 @@ def test_layers_of_several_kinds_are_renumbered_in_each(family, kept, layers, tm
     assert torch.equal(logits(copy.deepcopy(again), tokens()), logits(model, tokens()))
 
 
-PLACED = {  # a number that each layer computes from its place; a kind of layers that none is left of
-    "diffllama": ("DiffLlamaConfig", COMMON, [1, 2], "lambda_init"),
+PLACED = {  # numbers that each layer computes from its place; a kind of layers that none is left of
+    "diffllama": ("DiffLlamaConfig", COMMON, [1, 2], {"lambda_init"}),
     "gpt2": (
         "GPT2Config",
         FAMILIES["gpt2"][1] | {"scale_attn_by_inverse_layer_idx": True},
         [1, 2],
-        "scaling",
+        {"scaling"},
     ),
+    "beam": ("BeamConfig", COMMON, [0, 2], {"attn_residual_add_idx", "mlp_residual_add_idx"}),
     "gemma3-of-two-kinds": (
         "Gemma3TextConfig",
         COMMON | {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
         [0, 2],
-        None,
+        set(),
     ),
 }
 
 
 @pytest.mark.parametrize("family", PLACED)
 def test_the_folder_of_a_layer_cut_is_the_model_that_was_cut(family, tmp_path, monkeypatch):
-    config, arguments, kept, number = PLACED[family]
+    config, arguments, kept, numbers = PLACED[family]
     monkeypatch.setitem(FAMILIES, family, (config, arguments))
     model = prune_(build(family), Plan({"layers": kept}, {"layers": 3}))
     layout = model.pruning_layout or {"attributes": {}}
-    assert {name for values in layout["attributes"].values() for name in values} == ({number} - {None})
+    assert {name for values in layout["attributes"].values() for name in values} == numbers
     save_model(model, None, tmp_path / "m")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "m", trust_remote_code=True).eval()
     assert torch.equal(logits(copy.deepcopy(again), tokens()), logits(model, tokens()))
+
+
+def _marked(monkeypatch, name, mark):
+    """The class llama, whose layers note something by their place and double their output if it is true."""
+    plain = LlamaDecoderLayer.__init__
+
+    def build_layer(self, config, layer_idx):
+        plain(self, config, layer_idx)
+        setattr(self, name, mark(layer_idx))
+        self.register_forward_hook(lambda layer, _, out: out * (2 if getattr(layer, name) else 1))
+
+    monkeypatch.setattr(LlamaDecoderLayer, "__init__", build_layer)
+
+
+def test_a_truth_that_follows_from_the_place_of_a_layer_is_kept_with_it(tmp_path, monkeypatch):
+    _marked(monkeypatch, "is_odd", lambda i: i % 2 == 1)
+    dense, plan = build("llama-gqa"), Plan({"layers": [1, 2]}, {"layers": 3})
+    model = prune_(copy.deepcopy(dense), plan)
+    assert [layer.is_odd for layer in model.model.layers] == [True, False]
+    save_model(model, None, tmp_path / "m")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "m", trust_remote_code=True).eval()
+    assert torch.equal(logits(copy.deepcopy(again), tokens()), logits(model, tokens()))
+    dense.model.layers = dense.model.layers[1:]
+    assert torch.equal(logits(dense, tokens()), logits(model, tokens()))
+
+
+@pytest.mark.parametrize("word", ["last", None])
+def test_a_word_that_follows_from_the_place_of_a_layer_is_refused(word, monkeypatch):
+    _marked(monkeypatch, "word", lambda i: word if i == 2 else "first")
+    model = build("llama-gqa")
+    before = logits(model, tokens())
+    with pytest.raises(
+        ValueError, match=r"layers.\d.word is .* builds another for its new place.*nothing was cut"
+    ):
+        prune_(model, Plan({"layers": [2]}, {"layers": 3}))
+    assert torch.equal(logits(model, tokens()), before) and len(model.model.layers) == 3
+    prune_(model, Plan({"layers": [0, 1]}, {"layers": 3}))
+
+
+@pytest.mark.parametrize("shared", ["", "mlp"])
+def test_layers_that_share_weights_are_not_dropped(shared):
+    model = build("llama-gqa")
+    path = f"model.layers.{{}}.{shared}".rstrip(".")
+    model.set_submodule(path.format(1), model.get_submodule(path.format(0)))
+    before = copy.deepcopy(model.state_dict())
+    for change in (prune_, mask_):
+        with pytest.raises(ValueError, match="share weights, so none of them can go alone"):
+            change(model, Plan({"layers": [0, 2]}, {"layers": 3}))
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
-from families import CHANNEL_FAMILIES, build, discovered, touches_stream
+from families import (
+    CHANNEL_FAMILIES,
+    FAMILIES,
+    MHA,
+    NO_HEAD_DIM,
+    build,
+    discovered,
+    logits,
+    random_scores,
+    tokens,
+    touches_stream,
+)
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.llama import modeling_llama
 
-from pruner_lib import discover, estimate, perplexity
+from pruner_lib import discover, estimate, mask_, perplexity, prune_, select
 from pruner_lib.method.trace import trace
 
 
@@ -208,6 +222,22 @@ def test_operator_without_a_rule_leaves_whole_what_it_touches_and_is_named():
     assert set(discover(_Odd(sort=False))) == {"layers.0.mlp", "hidden"}
 
 
+class _Wrapped(nn.Module):
+    """A decoder that is the first entry of a list."""
+
+    def __init__(self):
+        super().__init__()
+        self.whole = nn.Sequential(_Odd(sort=False))
+
+    def forward(self, input_ids, attention_mask=None, use_cache=False):
+        return self.whole[0](input_ids)
+
+
+def test_a_decoder_inside_a_list_has_its_residual_stream():
+    axes = discover(_Wrapped())
+    assert {name: axis.n_groups for name, axis in axes.items()} == {"layers.0.mlp": 6, "hidden": 4}
+
+
 class _Convolved(nn.Module):
     """A decoder with a layer that can't be cut, a fixed convolution over its channels, and one that can."""
 
@@ -240,6 +270,41 @@ def test_query_heads_of_a_key_and_value_head_are_its_groups():
     assert [(m.parameter.split(".")[-2], m.dim) for m in second.members] == [("q_proj", 0), ("o_proj", 1)]
     for member in second.members:  # 2 KV heads with 3 query heads of 8 channels each
         assert member.indices.tolist() == [list(range(h * 8, h * 8 + 8)) for h in (3, 4, 5)]
+
+
+class _Halves(nn.Module):
+    """An MLP of two halves, each with an activation of its own, before one output matrix."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.one, self.two = (nn.Linear(24, n, bias=False) for n in (26, 14))
+        self.down = nn.Linear(40, 24, bias=False)
+
+    def forward(self, x):
+        return self.down(torch.cat([self.one(x).relu(), self.two(x).tanh()], -1))
+
+
+def test_all_axes_of_a_module_have_names_and_can_be_cut(monkeypatch):
+    monkeypatch.setattr(modeling_llama, "LlamaMLP", _Halves)
+    model = build("llama-gqa")
+    axes = discover(model)
+    groups = [(name, axis.n_groups) for name, axis in axes.items() if axis.layer == 1]
+    assert groups == [("layers.1.attention", 2), ("layers.1.mlp.0", 26), ("layers.1.mlp.1", 14)]
+    plan = select(axes, random_scores(axes), ratio=0.5)
+    cut, masked = (change(copy.deepcopy(model), plan) for change in (prune_, mask_))
+    assert (logits(cut, tokens()) - logits(masked, tokens())).abs().max() < 1e-4
+
+
+def test_heads_with_modules_of_their_own_are_all_there_and_stay(monkeypatch):
+    """stablelm has a list of norms, one a head: no head's weights lie as another's do."""
+    monkeypatch.setitem(FAMILIES, "normed", ("StableLmConfig", NO_HEAD_DIM | MHA | {"qk_layernorm": True}))
+    model = build("normed")
+    axes = discover(model)
+    heads = [axis for axis in axes.values() if axis.kind == "attention"]
+    assert len(heads) == 3 * 6 and {axis.n_groups for axis in heads} == {1}
+    assert sum("its heads have modules of their own" in note for note in axes.notes) == 3 * 6
+    assert not any("share one key and value head" in note for note in axes.notes)
+    assert {axis.kind for axis in axes.values()} == {"attention", "mlp", "hidden"}
 
 
 def test_experts_have_channels_of_their_own():

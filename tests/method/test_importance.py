@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from by_hand import GRADIENT, loss
-from families import build, discovered, tokens
+from families import FAMILIES, IN_BLOCKS, MORE_FAMILIES, build, discovered, tokens
 
 from pruner_lib import discover, estimate, prune_, select
 from pruner_lib.method import importance, module_gradients
@@ -248,7 +248,7 @@ def test_bad_input_is_named():
         "unknown aggregation 'median'": dict(criterion="l2", aggregation="median"),
         "unknown order 'head'; choose one of channel, group": dict(criterion="l2", order="head"),
         "needs calibration ids": dict(criterion="element1"),
-        "but the model's vocabulary has 64": dict(calibration_ids=torch.full((2, 8), 64)),
+        "run from 64 to 64, but LlamaForCausalLM has 64": dict(calibration_ids=torch.full((2, 8), 64)),
         "from -1": dict(calibration_ids=torch.full((2, 8), -1)),
         r"got torch.float32 \(2, 8\)": dict(calibration_ids=torch.zeros(2, 8)),
         r"got torch.int64 \(8,\)": dict(calibration_ids=torch.zeros(8, dtype=torch.int64)),
@@ -257,6 +257,32 @@ def test_bad_input_is_named():
     for message, arguments in cases.items():
         with pytest.raises(ValueError, match=message):
             estimate(model, axes, **arguments)
+
+
+WITH_POSITIONS = {  # rows of a parameter, or of a table that is computed once
+    "gpt2": FAMILIES["gpt2"],
+    "gptj": MORE_FAMILIES["gptj"],
+    "codegen": IN_BLOCKS["codegen"],
+    "ctrl": ("CTRLConfig", dict(vocab_size=64, n_embd=24, n_layer=1, n_head=6, dff=40, n_positions=256)),
+}
+
+
+@pytest.mark.parametrize("family", WITH_POSITIONS)
+def test_a_text_longer_than_the_table_of_positions_is_refused(family, monkeypatch):
+    monkeypatch.setitem(FAMILIES, family, WITH_POSITIONS[family])
+    model = build(family, n_positions=16)
+    axes = discover(model)
+    with pytest.raises(ValueError, match="17 tokens are too long for .*, which has 16 positions"):
+        estimate(model, axes, tokens(2, 17), criterion="vector")
+    estimate(model, axes, tokens(2, 16), criterion="vector")
+
+
+def test_positions_that_are_computed_on_the_way_have_no_end():
+    """Cosines and sines of old model classes are buffers, which their module makes longer."""
+    model = build("llama-mha", max_position_embeddings=16)
+    for name in ("cos_cached", "sin_cached"):
+        model.model.rotary_emb.register_buffer(name, torch.zeros(16, 8))
+    assert estimate(model, discover(model), tokens(2, 17), criterion="vector")
 
 
 def test_loss_that_is_not_finite_is_refused():

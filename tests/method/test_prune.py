@@ -10,6 +10,8 @@ from families import (
     CHANNEL_FAMILIES,
     FAMILIES,
     IN_BLOCKS,
+    MHA,
+    NO_HEAD_DIM,
     build,
     discovered,
     logits,
@@ -17,8 +19,10 @@ from families import (
     tokens,
     touches_stream,
 )
+from transformers.models.llama import modeling_llama
+from transformers.models.llama.modeling_llama import LlamaModel
 
-from pruner_lib import discover, mask_, prune_, select
+from pruner_lib import discover, estimate, mask_, prune_, select
 from pruner_lib.method.groups import Plan
 from pruner_lib.method.layout import LayerConfig
 
@@ -71,6 +75,88 @@ def test_cut_equals_mask_where_heads_share_keys_and_values(family, name):
     assert discover(model)["layers.1.attention"].width == 4
     cut, masked = (change(copy.deepcopy(model), plan) for change in (prune_, mask_))
     assert (logits(cut, tokens()) - logits(masked, tokens())).abs().max() < 1e-4
+
+
+NORMED_HEADS = {  # leaves that repeat the shape of their weight stand in the attention, or beside it
+    "bert": ("BertConfig", NO_HEAD_DIM | {"is_decoder": True}),
+    "phi-gqa": ("PhiConfig", NO_HEAD_DIM | {"qk_layernorm": True}),
+    "phi-mha": ("PhiConfig", NO_HEAD_DIM | MHA | {"qk_layernorm": True}),
+}
+
+
+@pytest.mark.parametrize("family", NORMED_HEADS)
+def test_cut_equals_mask_where_a_norm_stands_among_the_heads(family, monkeypatch):
+    monkeypatch.setitem(FAMILIES, family, NORMED_HEADS[family])
+    model = build(family)
+    plan = _plan(model, ratio=0.5)
+    assert sum("attention" in name for name in plan.cut) == 3
+    cut, masked = (change(copy.deepcopy(model), plan) for change in (prune_, mask_))
+    assert (logits(cut, tokens()) - logits(masked, tokens())).abs().max() < 1e-4
+    for module in cut.modules():
+        assert not isinstance(module, torch.nn.LayerNorm) or module.normalized_shape == module.weight.shape
+
+
+def test_a_model_with_a_module_that_its_class_does_not_build_is_refused():
+    model = build("llama-gqa")
+    model.score = torch.nn.Linear(24, 1)  # beside what is cut
+    prune_(copy.deepcopy(model), _plan(model, ratio=0.5))
+    model.model.layers[1].mlp = torch.nn.Sequential(torch.nn.Linear(24, 30), torch.nn.Linear(30, 24))
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=r"LlamaForCausalLM does not build model.layers.1.mlp.0"):
+        prune_(model, _plan(model, ratio=0.5))
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+class _Twice(LlamaModel):
+    """Each layer runs a second time, after all of them."""
+
+    def forward(self, *args, **kwargs):
+        return self.again(super().forward(*args, **kwargs), self.layers)
+
+    def again(self, out, layers):
+        x = out.last_hidden_state
+        turns = self.rotary_emb(x, torch.arange(x.shape[1], device=x.device)[None])
+        for layer in layers:
+            x = layer(x, position_embeddings=turns)
+        out.last_hidden_state = x
+        return out
+
+
+class _MoreLayers(_Twice):
+    """Two more layers, in a list of their own."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.more = torch.nn.ModuleList([modeling_llama.LlamaDecoderLayer(config, i) for i in (3, 4)])
+
+    def forward(self, *args, **kwargs):
+        return self.again(LlamaModel.forward(self, *args, **kwargs), self.more)
+
+
+@pytest.mark.parametrize("part", ["", "mlp", "self_attn"])
+def test_layers_that_share_modules_are_cut_together(part):
+    model = build("llama-gqa")
+    path = f"model.layers.{{}}.{part}".rstrip(".")
+    model.set_submodule(path.format(1), model.get_submodule(path.format(0)))
+    plan = _plan(model, ratio=0.5)
+    cut, masked = (change(copy.deepcopy(model), plan) for change in (prune_, mask_))
+    assert (logits(cut, tokens()) - logits(masked, tokens())).abs().max() < 1e-4
+    assert len(plan.cut) == 6 - (2 if not part else 1)
+
+
+@pytest.mark.parametrize("kind", [_Twice, _MoreLayers])
+@pytest.mark.parametrize("name", ["every layer", "layers"])
+def test_cut_equals_mask_where_layers_run_twice_or_stand_in_two_lists(kind, name, monkeypatch):
+    monkeypatch.setattr(modeling_llama, "LlamaModel", kind)
+    model = build("llama-gqa")
+    axes = discover(model)
+    plan = _plan(model, axes=axes, **PLANS[name])
+    cut, masked = (change(copy.deepcopy(model), plan, axes=axes) for change in (prune_, mask_))
+    assert (logits(cut, tokens()) - logits(masked, tokens())).abs().max() < 1e-4
+    # what lies in the second list is no hidden channel: it is left whole, and named
+    assert [axis.n_groups for axis in axes.values() if axis.kind == "hidden"] == [24]
+    beside = [note for note in axes.notes if "part of a list beside the decoder layers" in note]
+    assert len(beside) == (4 if kind is _MoreLayers else 0) == len(axes.notes)
 
 
 XGLM = dict(vocab_size=64, d_model=24, ffn_dim=40, num_layers=3, attention_heads=6)
@@ -247,6 +333,33 @@ def test_plan_of_another_model_changes_nothing():
     with pytest.raises(ValueError, match="layers.9.mlp, which this model does not have"):
         prune_(model, unknown)
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_axes_of_another_model_are_refused_in_one_sentence():
+    """Of a copy, or of another class with the same weights, they are as good as its own."""
+    (model, axes), ids = discovered("llama-gqa"), tokens()
+    total = "parameters, but this one has"
+    doors = {
+        "estimate": lambda other, axes: estimate(other, axes, ids, criterion="l1"),
+        "prune_": lambda other, axes: prune_(other, _plan(model, axes=axes, ratio=0.5), axes=axes),
+        "mask_": lambda other, axes: mask_(other, _plan(model, axes=axes, ratio=0.5), axes=axes),
+    }
+    for door in doors.values():
+        for other in (build("gpt2"), build("llama-gqa", intermediate_size=32)):
+            with pytest.raises(ValueError, match=total):
+                door(other, axes)
+            same_total = copy.copy(axes)
+            same_total.n_parameters = sum(one.numel() for one in other.parameters())
+            with pytest.raises(
+                ValueError, match="axes are those of another model: they divide .* entries of"
+            ):
+                door(other, same_total)
+        door(build("mistral"), axes)
+    with pytest.raises(ValueError, match="they divide 40 entries of model.layers.0.mlp.gate_proj.weight"):
+        estimate(build("llama-gqa", intermediate_size=32), dict(axes.of_kind("mlp")), ids, criterion="l1")
+    more_heads = build("llama-gqa", num_attention_heads=12, num_key_value_heads=4, head_dim=4)
+    with pytest.raises(ValueError, match="would mix the groups of layers.0.attention"):
+        doors["prune_"](more_heads, axes)  # the same names, shapes and total
 
 
 def test_lopsided_independent_plan_is_refused():

@@ -1,0 +1,170 @@
+"""What is computed over the channels of a group and their neighbours: cut is mask, or it is not offered.
+
+A mean over n channels is another number where half of them are gone than where half of them are zero; a sum
+and a length are the same.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from families import build, logits, random_scores, tokens
+from torch.nn import functional
+
+from pruner_lib import discover, mask_, prune_, select
+
+PLACES = {"mlp": "mlp.down_proj", "attention": "self_attn.o_proj"}
+
+
+def _mean_square(h):
+    return h.pow(2).mean(-1, keepdim=True)
+
+
+LEFT_WHOLE = {  # what stands before the output matrix -> the operator that the note names
+    "an RMSNorm": (lambda h: h * torch.rsqrt(_mean_square(h) + 1e-5), "mean"),
+    "less its mean": (lambda h: h - h.mean(-1, keepdim=True), "mean"),
+    "the mean of all": (lambda h: h - h.mean(), "mean"),
+    "how many are positive": (lambda h: h + (h > 0).float().mean(-1, keepdim=True), "mean"),
+    "pooled": (lambda h: h + functional.adaptive_avg_pool1d(h, 1), "mean"),
+    "variance": (lambda h: h * h.var(-1, keepdim=True), "var"),
+    "variance with mean": (lambda h: h * torch.var_mean(h, -1, keepdim=True)[0], "var_mean"),
+    "deviation": (lambda h: h / (h.std(-1, keepdim=True) + 1), "std"),
+    "layer_norm": (lambda h: functional.layer_norm(h, h.shape[-1:]), "native_layer_norm"),
+    "rms_norm": (lambda h: functional.rms_norm(h, h.shape[-1:]), "mean"),
+    "softmax": (lambda h: h.softmax(-1), "_softmax"),
+    "times softmax": (lambda h: h * h.softmax(-1), "_softmax"),
+    "log_softmax": (lambda h: h.log_softmax(-1), "_log_softmax"),
+    "logsumexp": (lambda h: h - h.logsumexp(-1, keepdim=True), "logsumexp"),
+    "sum so far": (lambda h: h.cumsum(-1), "cumsum"),
+    "product": (lambda h: h + h.prod(-1, keepdim=True), "prod"),
+    "largest": (lambda h: h - h.amax(-1, keepdim=True), "amax"),
+    "largest with its place": (lambda h: h - h.max(-1, keepdim=True)[0], "max"),
+    "smallest": (lambda h: h - h.amin(-1, keepdim=True), "amin"),
+    "smallest length": (lambda h: h / (1 + h.norm(-float("inf"), -1, keepdim=True)), "linalg_vector_norm"),
+    "median": (lambda h: h - h.median(-1, keepdim=True)[0], "median"),
+    "second largest": (lambda h: h - h.topk(2, -1)[0][..., 1:], "topk"),
+    "place of the largest": (lambda h: h + h.argmax(-1, keepdim=True), "argmax"),
+    "place of the smallest": (lambda h: h + h.argmin(-1, keepdim=True), "argmin"),
+}
+EXACT = {
+    "nothing": lambda h: h,
+    "sum": lambda h: h + h.sum(-1, keepdim=True),
+    "length": lambda h: h / h.norm(dim=-1, keepdim=True),
+    "largest length": lambda h: h / torch.linalg.vector_norm(h, torch.inf, -1, keepdim=True),
+    "normalize": lambda h: functional.normalize(h, dim=-1),
+    "cosine": lambda h: h * functional.cosine_similarity(h, 2 * h, dim=-1)[..., None],
+}
+COUNTED = {  # a number that is read off a shape while the model runs
+    "sum by width": lambda h: h + h.sum(-1, keepdim=True) / h.shape[-1],
+    "root of the width": lambda h: h + h.sum(-1, keepdim=True) * h.shape[-1] ** -0.5,
+    "width as a tensor": lambda h: h + h.sum(-1, keepdim=True) / torch.tensor(h.shape[-1]),
+    "power": lambda h: h.abs().pow(1 + 1 / h.shape[-1]),
+    "ramp": lambda h: h * torch.linspace(0, 1, h.shape[-1], device=h.device),
+    "by number": lambda h: h + torch.arange(h.shape[-1], device=h.device),
+    "product with ones": lambda h: h + h @ torch.full((h.shape[-1], 1), 1 / h.shape[-1], device=h.device),
+}
+WITHIN_A_HEAD = {
+    "norm": lambda h: h * torch.rsqrt(_mean_square(h) + 1e-5),
+    "softmax": lambda h: h.softmax(-1),
+    "largest": lambda h: h / (1 + h.abs().amax(-1, keepdim=True)),
+}
+
+
+def _with(function, kind):
+    """A llama in which a function stands before the output matrix of each MLP, or of each attention."""
+    model = build("llama-mha", num_hidden_layers=1)
+    for layer in model.model.layers:
+        before = lambda module, args: (function(args[0]),)  # noqa: E731
+        layer.get_submodule(PLACES[kind]).register_forward_pre_hook(before)
+    return model
+
+
+def _plan(axes, kind):
+    others = [name for name, axis in axes.items() if axis.kind not in (kind, "hidden")]
+    return select(axes, random_scores(axes), ratio=0.5, ignore=others)
+
+
+def _assert_cut_is_mask(model, kind):
+    plan = _plan(discover(model), kind)
+    assert len(plan.cut) == 1
+    cut, masked = (change(copy.deepcopy(model), plan) for change in (prune_, mask_))
+    assert (logits(cut, tokens()) - logits(masked, tokens())).abs().max() < 1e-4
+    assert (logits(model, tokens()) - logits(masked, tokens())).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("kind", PLACES)
+@pytest.mark.parametrize("name", LEFT_WHOLE)
+def test_what_counts_zeros_leaves_its_channels_whole_and_is_named(name, kind):
+    function, operator = LEFT_WHOLE[name]
+    axes = discover(_with(function, kind))
+    other = {"mlp": "attention", "attention": "mlp"}[kind]
+    assert set(axes) == {f"layers.0.{other}", "hidden"}
+    assert any(f"aten.{operator}" in note and "left whole" in note for note in axes.notes)
+
+
+@pytest.mark.parametrize("kind", PLACES)
+@pytest.mark.parametrize("name", EXACT)
+def test_what_passes_over_zeros_is_cut_as_it_is_masked(name, kind):
+    _assert_cut_is_mask(_with(EXACT[name], kind), kind)
+
+
+@pytest.mark.parametrize("kind", PLACES)
+@pytest.mark.parametrize("name", COUNTED)
+def test_a_number_that_follows_the_width_is_refused_and_nothing_is_cut(name, kind):
+    model = _with(COUNTED[name], kind)
+    before = logits(model, tokens())
+    with pytest.raises(ValueError, match="would compute with .* follows the width.*nothing was cut"):
+        prune_(model, _plan(discover(model), kind))
+    assert torch.equal(logits(model, tokens()), before)
+
+
+@pytest.mark.parametrize("name", WITHIN_A_HEAD)
+def test_what_stays_within_a_head_goes_with_it(name):
+    """Heads of 8 channels each: the function sees one head after the other."""
+    function = WITHIN_A_HEAD[name]
+    _assert_cut_is_mask(
+        _with(lambda h: function(h.unflatten(-1, (-1, 8))).flatten(-2), "attention"), "attention"
+    )
+
+
+def test_norms_written_by_hand_over_the_residual_stream_are_norms():
+    """Hidden channels are cut with the norms over them, which is the paper's approximation."""
+    model = build("llama-gqa")
+    for norm in [n for n, m in model.named_modules() if n.endswith("layernorm")]:
+        model.set_submodule(norm, _NormByHand())
+    assert "hidden" in discover(model)
+    model.set_submodule(norm, _Softmax())
+    axes = discover(model)
+    assert "hidden" not in axes and any("hidden" not in n and "_softmax" in n for n in axes.notes)
+
+
+class _NormByHand(torch.nn.Module):
+    def forward(self, x):
+        return LEFT_WHOLE["an RMSNorm"][0](x)
+
+
+class _Softmax(torch.nn.Module):
+    def forward(self, x):
+        return x.softmax(-1)
+
+
+def test_a_norm_over_two_parts_of_an_mlp_is_left_whole():
+    """Its weight is longer than either part: no factor of one part makes up for what goes."""
+    model = build("llama-gqa")
+    for layer in model.model.layers:
+        layer.mlp = _TwoParts()
+    axes = discover(model)
+    assert {axis.kind for axis in axes.values()} == {"attention", "hidden"}
+
+
+class _TwoParts(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = (torch.nn.Linear(24, n, bias=False) for n in (16, 8))
+        self.norm, self.down = torch.nn.LayerNorm(24), torch.nn.Linear(24, 24, bias=False)
+
+    def forward(self, x):
+        both = torch.cat([self.one(x).relu(), self.two(x).tanh()], -1)
+        return self.down(self.norm(both))
