@@ -11,6 +11,7 @@ import pytest
 from legible import assert_legible
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_rgb
+from matplotlib.text import Text
 
 from pruner_lib.study.figures import plot_curves, plot_heatmap, plot_intervals
 from pruner_lib.study.figures.drawing import (
@@ -304,6 +305,15 @@ def test_two_references_are_drawn_apart():
     ax = steps(STEPS, reference={"dense model": 1, "guessing": 0.5})
     lines = {line.get_label(): line.get_linestyle() for line in ax.lines}
     assert (lines["dense model"], lines["guessing"]) == ("--", ":")
+
+
+@pytest.mark.parametrize("legend", [True, False])
+def test_a_long_title_stays_in_the_figure(legend):
+    title = "smollm2-135m-mha, 20% removed: bits a byte of the right answer, mean of the seven"
+    ax = steps(STEPS, title=title, legend=legend)
+    ax.figure.canvas.draw()
+    (drawn,) = (text for text in ax.findobj(Text) if text.get_text().replace("\n", " ") == title)
+    assert drawn.get_window_extent().x1 <= ax.figure.bbox.x1
 
 
 def test_single_marks_have_the_shape_of_their_kind_and_join_no_line():

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
+from textwrap import fill
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 GREY = "#757575"
+TITLE_WIDTH = 60  # characters of a line of a title, on the usual 6.4 inches
 MIN_BAND = 3  # from this many draws on their spread is drawn
 
 
@@ -237,7 +239,8 @@ def finish_axis(ax: Axes, name: str, label: str, scale: str) -> None:
 
 
 def finish_axes(ax: Axes, title: str, keys: Sequence[Artist]) -> Axes:
-    """Write the title and below it, above the axes, the legend."""
+    """Write the title, in lines that fit, and below it, above the axes, the legend."""
+    title = fill(title, TITLE_WIDTH)
     if not keys:
         ax.set_title(title, loc="left", fontsize=11)
         return ax
