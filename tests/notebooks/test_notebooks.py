@@ -12,6 +12,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from counts import put_counts
 from in_process import NOTEBOOKS, execute
 from made_notebooks import WRITE, notebook
 from solutions import with_solutions
@@ -263,6 +264,7 @@ def tiny(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PRUNER_LIB_RESULTS", str(folder / "results"))
         patch.chdir(folder / "elsewhere")
+        put_counts(results_dir("tiny"))
         yield results_dir("tiny")
 
 
