@@ -85,7 +85,7 @@ def _run(func, args: tuple, kwargs: dict, tensors: list[torch.Tensor]) -> Any:
 
 @lru_cache(maxsize=4096)
 def _result(func, args: tuple, names: tuple[str, ...], values: tuple) -> tuple | None:
-    """Describe what an operator returns for described arguments; None where that is not new, or has values."""
+    """Describe what an operator returns for described arguments; None where it is not new, or has values."""
     out = func(*_made(args), **dict(zip(names, _made(values), strict=True)))
     new = all(x.is_meta and not x.storage_offset() for x in tensors_in([out]))
     return _described(out) if new else None
