@@ -37,7 +37,7 @@ SMALL = {
     "prompts": 2,
     "new_tokens": 8,
     "ratios": [0.0, 0.25],
-    "evaluation": {"windows": 2, "tasks": ["piqa"], "limit": 4},
+    "evaluation": {"windows": 4, "tasks": ["piqa"], "limit": 4},
     "short_evaluation": {"windows": 2},
     "calibration": {"samples": 3, "length": 24},
     "calibration_study": {
