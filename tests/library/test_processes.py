@@ -47,6 +47,7 @@ def trained(folder, way):
     return [row["loss"] for row in history], adapter
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_two_processes_give_the_losses_and_the_adapter_of_one(tmp_path):
     losses, adapter = trained(tmp_path / "two", launch)

@@ -185,6 +185,7 @@ def interrupted(tokenizer, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt", "scheduler.pt"])
 @pytest.mark.parametrize("how", ["cut off", "other bytes"])
 def test_a_damaged_checkpoint_is_not_resumed_from(name, how, tokenizer, tmp_path, whole, interrupted):
@@ -246,6 +247,7 @@ def test_a_run_pauses_at_a_step_and_goes_on_from_there(tokenizer, tmp_path, whol
     assert [row["loss"] for row in last.history] == pytest.approx(losses)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [None, 3])
 def test_more_steps_go_on_from_a_shorter_run(stop, tokenizer, tmp_path, monkeypatch):
     """At a constant rate a run that went on is the longer run; `stop` kills it on the way to six steps."""
