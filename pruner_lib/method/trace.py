@@ -42,7 +42,7 @@ class LabelMode(TorchDispatchMode):
         mixed = any(x.is_meta for x in tensors) and any(x.ndim and not x.is_meta for x in tensors)
         if mixed and func.overloadpacket not in LOOKUPS:
             args, kwargs = tree_map_only(torch.Tensor, _to_meta, (args, kwargs))
-        out = _run(func, args, kwargs, tensors)
+        out = func(*args, **kwargs) if types else run(func, args, kwargs)  # types: tensors of their own kind
         if labelled:
             labels = labels_for(self.recording, func, args, kwargs, out)
             for tensor, label in zip(tensors_in([out]), labels, strict=False):
@@ -68,24 +68,29 @@ class _Like(NamedTuple):
     dtype: torch.dtype
 
 
-def _run(func, args: tuple, kwargs: dict, tensors: list[torch.Tensor]) -> Any:
+def run(func, args: tuple, kwargs: dict) -> Any:
     """Run an operator; without values, equal arguments have equal results, which are worked out once.
 
     PyTorch works out the shape of a result in Python, which takes longer than all that labels do.
     """
-    alike = tensors and all(x.is_meta and not x.is_complex() for x in tensors)
-    if not alike or func.is_view or func._schema.is_mutable:
+    tensors = tensors_in([args, kwargs])
+    plain = all(x.is_meta and x.layout is torch.strided and not x.is_complex() for x in tensors)
+    if not tensors or not plain or func.is_view or func._schema.is_mutable:
         return func(*args, **kwargs)
+    given = _described(args), tuple(kwargs), _described([*kwargs.values()])
     try:
-        result = _result(func, _described(args), tuple(kwargs), _described([*kwargs.values()]))
+        result = _result(func, torch.get_default_dtype(), *given)
     except TypeError:  # an argument that is no plain number, list or name
         result = None
     return func(*args, **kwargs) if result is None else _made(result)
 
 
 @lru_cache(maxsize=4096)
-def _result(func, args: tuple, names: tuple[str, ...], values: tuple) -> tuple | None:
-    """Describe what an operator returns for described arguments; None where it is not new, or has values."""
+def _result(func, default: torch.dtype, args: tuple, names: tuple, values: tuple) -> tuple | None:
+    """Describe what an operator returns for described arguments; None where it is not new, or has values.
+
+    Args:    default: PyTorch's type of floating point, which the quotient of whole numbers has.
+    """
     out = func(*_made(args), **dict(zip(names, _made(values), strict=True)))
     new = all(x.is_meta and not x.storage_offset() for x in tensors_in([out]))
     return _described(out) if new else None
