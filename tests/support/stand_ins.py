@@ -32,7 +32,7 @@ WORDS = (
 SIZES = {  # one hidden channel is less than a hundredth of all parameters, so that any share can be met
     "hidden_size": 128,
     "intermediate_size": 256,
-    "num_hidden_layers": 4,
+    "num_hidden_layers": 6,
     "num_attention_heads": 4,
     "max_position_embeddings": 4096,
 }
@@ -132,7 +132,7 @@ def _bytes(special: list[str]) -> Tokenizer:
 
 def _chatglm(folder: Path) -> None:
     """Save a ChatGLM-6B with the files of the hub: pickled shards, and code that nobody runs."""
-    sizes = {"hidden_size": 128, "inner_hidden_size": 256, "num_layers": 4, "num_attention_heads": 4}
+    sizes = {"hidden_size": 128, "inner_hidden_size": 256, "num_layers": 6, "num_attention_heads": 4}
     write_hub_folder(folder, sentences(200, 21), vocab_size=480, **sizes)
 
 
