@@ -8,7 +8,6 @@ be cut, and discovery says so by the operator's name.
 from __future__ import annotations
 
 import torch
-from torch.utils._pytree import tree_leaves
 
 from pruner_lib.method.labels import (
     Labels,
@@ -223,5 +222,11 @@ def _drop_unless_constant(labels: Labels, dims, keepdim: bool) -> Labels | None:
 
 
 def tensors_in(values) -> list[torch.Tensor]:
-    """All tensors in a list of arguments, those in nested lists included."""
-    return [value for value in tree_leaves(values) if isinstance(value, torch.Tensor)]
+    """All tensors in a list of arguments, those in nested lists and dicts included."""
+    if isinstance(values, torch.Tensor):
+        return [values]
+    if isinstance(values, dict):
+        values = values.values()
+    elif not isinstance(values, (list, tuple)):
+        return []
+    return [tensor for value in values for tensor in tensors_in(value)]

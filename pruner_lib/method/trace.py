@@ -7,7 +7,8 @@ what was collected into groups.
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -33,13 +34,15 @@ class LabelMode(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        labelled = any(labels_of(x) is not None for x in tensors_in([args, kwargs]))
+        tensors = tensors_in([args, kwargs])
+        labelled = any(labels_of(x) is not None for x in tensors)
         if func.overloadpacket in NUMBERED:
-            tensors = (x for x in args if isinstance(x, torch.Tensor) and not (x.ndim or x.is_meta))
-            self.recording.factors += map(float, [*tensors, *(x for x in args if type(x) in (int, float))])
-        if func.overloadpacket not in LOOKUPS and any(x.is_meta for x in tensors_in([args, kwargs])):
+            single = (x for x in args if isinstance(x, torch.Tensor) and not (x.ndim or x.is_meta))
+            self.recording.factors += map(float, [*single, *(x for x in args if type(x) in (int, float))])
+        mixed = any(x.is_meta for x in tensors) and any(x.ndim and not x.is_meta for x in tensors)
+        if mixed and func.overloadpacket not in LOOKUPS:
             args, kwargs = tree_map_only(torch.Tensor, _to_meta, (args, kwargs))
-        out = func(*args, **kwargs)
+        out = func(*args, **kwargs) if types else run(func, args, kwargs)  # types: tensors of their own kind
         if labelled:
             labels = labels_for(self.recording, func, args, kwargs, out)
             for tensor, label in zip(tensors_in([out]), labels, strict=False):
@@ -55,6 +58,59 @@ class KeepIndices(TorchFunctionMode):
             index = tuple(torch.tensor(i, device="cpu") if isinstance(i, list) else i for i in args[1])
             args = (args[0], index)
         return func(*args, **(kwargs or {}))
+
+
+class _Like(NamedTuple):
+    """All that a tensor without values can pass on to a result."""
+
+    shape: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def run(func, args: tuple, kwargs: dict) -> Any:
+    """Run an operator; without values, equal arguments have equal results, which are worked out once.
+
+    PyTorch works out the shape of a result in Python, which takes longer than all that labels do.
+    """
+    tensors = tensors_in([args, kwargs])
+    plain = all(x.is_meta and x.layout is torch.strided and not x.is_complex() for x in tensors)
+    if not tensors or not plain or func.is_view or func._schema.is_mutable:
+        return func(*args, **kwargs)
+    given = _described(args), tuple(kwargs), _described([*kwargs.values()])
+    try:
+        result = _result(func, torch.get_default_dtype(), *given)
+    except TypeError:  # an argument that is no plain number, list or name
+        result = None
+    return func(*args, **kwargs) if result is None else _made(result)
+
+
+@lru_cache(maxsize=4096)
+def _result(func, default: torch.dtype, args: tuple, names: tuple, values: tuple) -> tuple | None:
+    """Describe what an operator returns for described arguments; None where it is not new, or has values.
+
+    Args:    default: PyTorch's type of floating point, which the quotient of whole numbers has.
+    """
+    out = func(*_made(args), **dict(zip(names, _made(values), strict=True)))
+    new = all(x.is_meta and not x.storage_offset() for x in tensors_in([out]))
+    return _described(out) if new else None
+
+
+def _described(value: Any) -> tuple:
+    """Describe an argument or a result so that it can be looked up: 1, 1.0 and True are not the same."""
+    if isinstance(value, torch.Tensor):
+        return _Like(value.shape, value.stride(), value.dtype)
+    if isinstance(value, (list, tuple)):
+        return (list if isinstance(value, list) else tuple, *map(_described, value))
+    return type(value), value
+
+
+def _made(described: tuple) -> Any:
+    """Make what was described."""
+    if isinstance(described, _Like):
+        return torch.empty_strided(described.shape, described.stride, dtype=described.dtype, device="meta")
+    kind, *values = described
+    return kind(map(_made, values)) if kind in (list, tuple) else values[0]
 
 
 def _to_meta(tensor: torch.Tensor) -> torch.Tensor:

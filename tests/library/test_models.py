@@ -258,6 +258,7 @@ def test_embedded_model_knows_english(smollm2):
     assert tokenizer.decode(best) == " Paris"
 
 
+@pytest.mark.slow
 def test_twin_with_own_heads_computes_the_same(smollm2):
     model, tokenizer = smollm2
     twin, own = load_model("smollm2-135m-mha")

@@ -51,6 +51,7 @@ def test_the_loss_is_the_mean_over_the_responses_of_a_step(family, tokenizer, tm
     assert done.history[0]["loss"] != pytest.approx(np.mean(of_everything), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_the_result_depends_neither_on_the_micro_batch_nor_on_recomputation(tokenizer, tmp_path):
     ways = {
         "single": {"micro_batch_size": 1},

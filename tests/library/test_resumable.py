@@ -176,11 +176,20 @@ def test_a_folder_of_something_else_is_left_alone(tokenizer, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-10"]
 
 
+@pytest.fixture(scope="module")
+def interrupted(tokenizer, tmp_path_factory):
+    """The folder of a run that was stopped at its end."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    with pytest.raises(KeyboardInterrupt):
+        recover(make(), tokenizer, EXAMPLES, output_dir=folder, evaluate=Stop(4), **KEEP)
+    return folder
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt", "scheduler.pt"])
 @pytest.mark.parametrize("how", ["cut off", "other bytes"])
-def test_a_damaged_checkpoint_is_not_resumed_from(name, how, tokenizer, tmp_path, whole):
-    with pytest.raises(KeyboardInterrupt):
-        recover(make(), tokenizer, EXAMPLES, output_dir=tmp_path, evaluate=Stop(4), **KEEP)
+def test_a_damaged_checkpoint_is_not_resumed_from(name, how, tokenizer, tmp_path, whole, interrupted):
+    shutil.copytree(interrupted, tmp_path, dirs_exist_ok=True)
     for path in tmp_path.glob(f"checkpoint-*/{name}"):
         content = path.read_bytes()
         middle = len(content) // 2
@@ -238,6 +247,7 @@ def test_a_run_pauses_at_a_step_and_goes_on_from_there(tokenizer, tmp_path, whol
     assert [row["loss"] for row in last.history] == pytest.approx(losses)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [None, 3])
 def test_more_steps_go_on_from_a_shorter_run(stop, tokenizer, tmp_path, monkeypatch):
     """At a constant rate a run that went on is the longer run; `stop` kills it on the way to six steps."""

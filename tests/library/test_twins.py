@@ -56,6 +56,7 @@ def test_a_glm_gives_its_groups_the_scores_of_the_llama(criterion):
         torch.testing.assert_close(mine[name], theirs[name], rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_glm_of_the_embedded_model_is_found_by_its_name():
     model, tokenizer = load_model("smollm2-135m")
     glm, own = load_model("smollm2-135m-glm")

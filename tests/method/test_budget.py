@@ -21,8 +21,8 @@ LARGE = dict(hidden_size=768, intermediate_size=2048, num_attention_heads=12, vo
 SMALL = dict(hidden_size=640, intermediate_size=1728, num_attention_heads=10, vocab_size=9000)
 CASES = {  # criteria, samples, micro_batch, checkpointing
     "all at once": (ALL, 8, None, False),
-    "summed over micro-batches": (["vector"], 16, 4, False),
-    "recomputed": (["element1"], 16, 4, True),
+    "summed over micro-batches": (["vector"], 8, 4, False),
+    "recomputed": (["element1"], 8, 4, True),
 }
 
 

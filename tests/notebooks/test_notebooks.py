@@ -6,12 +6,12 @@ import ast
 import os
 import re
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import nbformat
 import pytest
+from counts import put_counts
 from in_process import NOTEBOOKS, execute
 from made_notebooks import WRITE, notebook
 from solutions import with_solutions
@@ -263,6 +263,7 @@ def tiny(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PRUNER_LIB_RESULTS", str(folder / "results"))
         patch.chdir(folder / "elsewhere")
+        put_counts(results_dir("tiny"))
         yield results_dir("tiny")
 
 
@@ -279,17 +280,24 @@ def test_notebook_and_its_solutions_run_in_the_tiny_profile(path, tiny, tmp_path
     assert not list(Path.cwd().iterdir()), "something was written where we stood"
 
 
+def papermill(tmp_path, path, *words):
+    """Run papermill's command line in the profile tiny; give its exit code and what it said."""
+    words, said = (str(path), os.devnull, "-p", "profile", "tiny", *words), tmp_path / "said.txt"
+    process = forked.start(forked.as_program, "papermill", *words, said=said)
+    process.join()
+    return process.exitcode, said.read_text()
+
+
 @pytest.mark.slow
 @pytest.mark.notebook
-def test_papermill_alone_reuses_the_records(tiny):
+def test_papermill_alone_reuses_the_records(tiny, tmp_path):
     """As on the command line: `papermill 11_generation.ipynb /dev/null -p profile tiny`."""
     path = FOLDER / "11_generation.ipynb"
-    command = [sys.executable, "-m", "papermill", str(path), os.devnull, "-p", "profile", "tiny"]
     if not (tiny / "samples").is_dir():
         execute(path, profile="tiny")  # this test runs alone
     before = states(tiny / "samples") | states(tiny / "records")
-    done = subprocess.run([*command, "--inject-paths"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    code, said = papermill(tmp_path, path, "--inject-paths")
+    assert code == 0, said[-2000:]
     assert states(tiny / "samples") | states(tiny / "records") == before, "something was measured again"
     assert not list(Path.cwd().iterdir()), "something was written where we stood"
 
@@ -304,6 +312,5 @@ def states(folder):
 def test_papermill_alone_refuses_a_misspelt_parameter(tiny, tmp_path):
     """In a notebook of one cell, which asks for its results as the set-up of all others does."""
     path = notebook(tmp_path, "00_made", WRITE)
-    command = [sys.executable, "-m", "papermill", str(path), os.devnull, "-p", "profile", "tiny"]
-    done = subprocess.run([*command, "-p", "ration", "0.5"], capture_output=True, text=True)
-    assert done.returncode != 0 and "has no parameter ration; it has profile" in done.stderr
+    code, said = papermill(tmp_path, path, "-p", "ration", "0.5")
+    assert code != 0 and "has no parameter ration; it has profile" in said

@@ -17,6 +17,7 @@ import pytest
 import stand_ins
 import torch
 import yaml
+from counts import put_counts
 from in_process import NOTEBOOKS, execute
 from stand_ins import CHATGLM, LLAMA, LLAMA_13B, VICUNA
 
@@ -36,7 +37,7 @@ SMALL = {
     "prompts": 2,
     "new_tokens": 8,
     "ratios": [0.0, 0.25],
-    "evaluation": {"windows": 2, "tasks": ["piqa"], "limit": 4},
+    "evaluation": {"windows": 4, "tasks": ["piqa"], "limit": 4},
     "short_evaluation": {"windows": 2},
     "calibration": {"samples": 3, "length": 24},
     "calibration_study": {
@@ -70,6 +71,7 @@ def place(tmp_path_factory):
         patch.setenv("PRUNER_LIB_DATA", str(stand_ins.build(folder / "data")))
         patch.setenv("PRUNER_LIB_PROFILES", str(folder / "own.yaml"))
         patch.chdir(folder)
+        put_counts(results_dir("paper", folder / "made up"))
         yield folder
 
 
