@@ -75,5 +75,4 @@ def test_files_that_stay_mapped_would_hold_more(folder):
     seen = in_fresh_process(
         "tests.method.test_without_doubling:live", {"folder": str(folder), "way": "mapped"}
     )[0]
-    assert seen["load"] < 0.9 * seen["weights"], "mapped, until the weights are used"
     assert seen["cut"] > 1.15 * seen["weights"] and seen["held"] > 1.15 * seen["left"]
