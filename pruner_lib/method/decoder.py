@@ -50,7 +50,8 @@ def check_reads(model: nn.Module, length: int, largest: int, smallest: int = 0) 
         )
     n = getattr(getattr(model, "config", None), "max_position_embeddings", None) or 0
     for table in model.modules():  # rotary positions have none; some tables begin with up to two other rows
-        fixed = [b for b in table._buffers.values() if b is not None and b.ndim == 2 and len(b) == n]
+        buffers = (b for b in table._buffers.values() if b is not None and b.is_floating_point())
+        fixed = [b for b in buffers if b.ndim == 2 and len(b) == n]
         reach = n if len(fixed) == 1 else length  # two, cosines and sines, are made longer by their module
         if isinstance(table, nn.Embedding) and table is not tokens and 0 <= table.num_embeddings - n <= 2:
             reach = n if table.padding_idx is None else n - table.padding_idx - 1

@@ -88,10 +88,10 @@ def drop_layers_(model: nn.Module, plan: Plan) -> nn.Module:
     _keep_layers_(trial, keep, edits)
     # layer by layer: each is compared with the one at its new place
     trained = other_values(trial, twin, NUMBERS)
-    for path, words in other_values(trial, twin, (str, type(None))).items():
+    for place, words in other_values(trial, twin, (str, type(None))).items():
         name, value = next(iter(words.items()))
         raise ValueError(
-            f"{path}.{name} is {value!r} in a layer that stays, and the class builds another for its new "
+            f"{place}.{name} is {value!r} in a layer that stays, and the class builds another for its new "
             f"place, so the layers {keep} alone can't be saved; nothing was cut. Keep other layers"
         )
     check_cut(trial, plan)

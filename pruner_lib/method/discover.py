@@ -75,7 +75,7 @@ def discover(model: nn.Module, *, query_heads: bool = False) -> Axes:
             notes.append(f"{axis.name}: {why}")
     per_layer = [sum(p.numel() for p in layer.parameters()) for layer in layers]
     total = sum(p.numel() for p in model.parameters())
-    whole_model = {"n_parameters": total, "layer_parameters": per_layer, "numbers": frozenset(rec.factors)}
+    whole_model = {"n_parameters": total, "layer_parameters": per_layer, "numbers": Counter(rec.factors)}
     return Axes(axes, notes=notes, **whole_model)
 
 
@@ -177,7 +177,7 @@ def _without_obstacles(
     free, notes, path = [], sorted(unknown), decoder_layers(model)[0]
     for axis, groups in candidates:
         obstacle = next((reasons[c] for c in groups.tolist() if c in reasons), None)
-        beside = re.search(r"\.\d+\b", axis.module) and not path.startswith(axis.module)
+        beside = re.search(r"\.\d+\b", axis.module) and not f"{path}.".startswith(f"{axis.module}.")
         if axis.layer is None and beside:
             obstacle = f"{axis.module} is part of a list beside the decoder layers"
         if axis.layer is not None and not obstacle:

@@ -6,6 +6,7 @@ An axis holds n interchangeable groups; a plan says which of them stay. Nothing 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -109,7 +110,7 @@ class Axes(dict[str, Axis]):
         n_parameters: int,
         layer_parameters: list[int],
         notes: list[str],
-        numbers: frozenset[float],
+        numbers: Counter[float],
     ):
         super().__init__(axes)
         self.numbers = numbers

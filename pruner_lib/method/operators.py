@@ -39,8 +39,8 @@ MOVES = _operators("_unsafe_view repeat flip roll constant_pad_nd split_with_siz
 COPIES = _operators("_to_copy clone lift_fresh contiguous native_dropout triu tril copy")
 COPIES |= _operators("empty_like zeros_like ones_like full_like")
 FACTORIES = _operators("new_empty new_zeros new_ones new_full new_empty_strided")
-# their numbers are compared before and after a cut; an epsilon, which is added, may change with a norm
-NUMBERED = _operators("mul div pow arange linspace full full_like new_full fill")
+SUMS = _operators("add add_ sub sub_ rsub")
+FILLS = _operators("arange linspace full full_like new_full fill fill_")
 
 
 def labels_for(rec: Recording, func, args: tuple, kwargs: dict, out) -> list[Labels | None]:
@@ -219,6 +219,16 @@ def _drop_unless_constant(labels: Labels, dims, keepdim: bool) -> Labels | None:
     for dim in dims:
         table = table.narrow(dim, 0, 1) if keepdim else table.select(dim, 0)
     return Labels((table,))
+
+
+def numbers_in(func, args: tuple, kwargs: dict) -> list[float]:
+    """The numbers that an operator computes with; not an epsilon, which is added and may follow a norm."""
+    op = func.overloadpacket
+    if torch.Tag.pointwise not in func.tags and op not in FILLS | PRODUCTS:
+        return []
+    values = [*([] if op in SUMS else args), *kwargs.values()]
+    single = [x for x in values if isinstance(x, torch.Tensor) and not (x.ndim or x.is_meta)]
+    return [float(x) for x in (*single, *(x for x in values if type(x) in (int, float)))]
 
 
 def tensors_in(values) -> list[torch.Tensor]:

@@ -6,6 +6,7 @@ blocks of its own (codegen), kept heads can change places and the model still ru
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
@@ -55,7 +56,7 @@ def check_cut(
                 f"{what} would mix the groups of {name}: {type(cut).__name__} divides them into blocks "
                 "of its own; nothing was cut. Keep equally many groups of each block, or leave the axis whole"
             )
-    other = set(rec.factors) - axes.numbers if "hidden" not in {axes[name].kind for name in keep} else ()
+    other = Counter(rec.factors) - axes.numbers if "hidden" not in {axes[name].kind for name in keep} else ()
     if other:
         raise ValueError(
             f"after a cut of {what} {type(cut).__name__} would compute with {min(other):.6g}, a number that "

@@ -220,8 +220,10 @@ def other_values(model: nn.Module, twin: nn.Module, types: Sequence[type]) -> di
     values: dict[str, dict[str, Any]] = {}
     for path, module in model.named_modules():
         for name, value in vars(module).items() if path in twins else ():
-            is_built = not name.startswith("_") and name not in ("training", "gradient_checkpointing")
-            if type(value) in types and is_built and value != vars(twins[path]).get(name, value):
+            of_a_library = name.startswith("_") or name in ("training", "gradient_checkpointing")
+            if type(value) not in types or (of_a_library and type(value) is not float):
+                continue
+            if value != vars(twins[path]).get(name, value):
                 values.setdefault(path, {})[name] = value
     return values
 

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map_only
 
 from pruner_lib.method.decoder import decoder_layers, prompt_for
 from pruner_lib.method.labels import Recording, labels_of, set_labels
-from pruner_lib.method.operators import LOOKUPS, NUMBERED, labels_for, tensors_in
+from pruner_lib.method.operators import LOOKUPS, labels_for, numbers_in, tensors_in
 
 aten = torch.ops.aten
 N_TOKENS = 3
@@ -36,9 +36,7 @@ class LabelMode(TorchDispatchMode):
         kwargs = kwargs or {}
         tensors = tensors_in([args, kwargs])
         labelled = any(labels_of(x) is not None for x in tensors)
-        if func.overloadpacket in NUMBERED:
-            single = (x for x in args if isinstance(x, torch.Tensor) and not (x.ndim or x.is_meta))
-            self.recording.factors += map(float, [*single, *(x for x in args if type(x) in (int, float))])
+        self.recording.factors += numbers_in(func, args, kwargs)
         mixed = any(x.is_meta for x in tensors) and any(x.ndim and not x.is_meta for x in tensors)
         if mixed and func.overloadpacket not in LOOKUPS:
             args, kwargs = tree_map_only(torch.Tensor, _to_meta, (args, kwargs))

@@ -126,7 +126,8 @@ def published_choices(table: str, rows: Mapping[str, tuple[str, str]]) -> pd.Dat
     Args:    rows: a row as printed -> our name and stage.
     """
     whole, row = DENSE
-    numbers = pd.concat([published(table), published(whole)])
+    own = published(table)
+    numbers = pd.concat([own[own.row.isin([*rows])], published(whole).query("row == @row")])
     return _in_our_words(numbers, {**rows, row: ("dense", "dense")})
 
 

@@ -175,14 +175,13 @@ class Stages(Results):
     def scores(self, experiment: Experiment, criteria: Sequence[str]) -> dict[str, dict[str, Tensor]]:
         """Score the groups of a model by several criteria: from the cache, the others in one pass.
 
-        Args:    experiment: gives model, calibration, aggregation, order, dependency and seed; the rest does
-                 not matter.
+        Args:    experiment: gives model, calibration, aggregation, order and seed; the rest does not matter.
         Returns: criterion -> axis name -> `(n_groups,)` float32.
         """
         with one_at_a_time:
             members = self.members(experiment, criteria)
             axes = self.dense(experiment.model).axes
-        how = experiment.aggregation if experiment.dependency else "none"
+        how = experiment.aggregation
         return {name: aggregate(axes, members[name], how, order=experiment.order) for name in criteria}
 
     def plan(self, experiment: Experiment, criteria: Sequence[str] = ()) -> Plan:
@@ -204,7 +203,9 @@ class Stages(Results):
         """Score the groups of an experiment, in the form that `select` takes."""
         if experiment.criterion not in OWN_PASS:
             wanted = list(dict.fromkeys([experiment.criterion, *criteria]))
-            return self.scores(experiment, wanted)[experiment.criterion]
+            members = self.members(experiment, wanted)[experiment.criterion]
+            how = experiment.aggregation if experiment.dependency else "none"
+            return aggregate(self.dense(experiment.model).axes, members, how, order=experiment.order)
         if experiment.criterion == "alternate":
             return {"layers": every_second(self.dense(experiment.model).axes.n_layers)}
         dense, ids = self.calibrated(experiment)

@@ -62,6 +62,12 @@ COUNTED = {  # a number that is read off a shape while the model runs
     "width as a tensor": lambda h: h + h.sum(-1, keepdim=True) / torch.tensor(h.shape[-1]),
     "power": lambda h: h.abs().pow(1 + 1 / h.shape[-1]),
     "ramp": lambda h: h * torch.linspace(0, 1, h.shape[-1], device=h.device),
+    "in place": lambda h: h.clone().div_(h.shape[-1] ** 0.5),
+    "power in place": lambda h: h.abs().pow_(1 + 1 / h.shape[-1]),
+    "filled": lambda h: h * torch.ones(1, device=h.device).fill_(1 / h.shape[-1]),
+    "added a share of": lambda h: torch.add(h, h.sum(-1, keepdim=True), alpha=1 / h.shape[-1]),
+    "between": lambda h: torch.lerp(h, h.sum(-1, keepdim=True), 1 / h.shape[-1]),
+    "bounded": lambda h: h.clamp(max=1.6 / h.shape[-1]),
     "by number": lambda h: h + torch.arange(h.shape[-1], device=h.device),
     "product with ones": lambda h: h + h @ torch.full((h.shape[-1], 1), 1 / h.shape[-1], device=h.device),
 }
