@@ -56,6 +56,7 @@ class Claim:
     Args:    holds: the range of its numbers in which the claim is true.
              removed: lowest and highest share of all parameters gone for which the claim is made.
              draws: how many a verdict needs.    scale: "log" for ratios, else "linear".
+             added: draws before and after more were measured because the open verdict had named a number.
              formula: one of `FORMULAS`; empty if the paper printed no numbers.
              numbers: the paper's, each a (table, row, metric).
     """
@@ -68,6 +69,7 @@ class Claim:
     holds: tuple[float, float]
     removed: tuple[float, float] = (0, 1)
     draws: int = 1
+    added: tuple[int, ...] = ()
     scale: str = "linear"
     formula: str = ""
     numbers: tuple[tuple[str, str, str], ...] = ()
@@ -288,5 +290,7 @@ def _row(verdict: Verdict, level: float) -> dict[str, object]:
     row |= {"holds_from": claim.holds[0], "holds_to": claim.holds[1], "paper": paper, "part": part}
     row |= {"ours": ours.mean, "low": ours.low, "high": ours.high, "difference": ours.mean - paper}
     row |= {"verdict": verdict.judged(level), "p": min(verdict.p), "needs": verdict.needs(level)}
-    row |= {"note": verdict.note, "source": claim.source, "notebook": claim.notebook}
+    has_more = claim.added and ours.draws >= claim.added[1]
+    added = "draws added after a first look, {} to {}".format(*claim.added) if has_more else ""
+    row |= {"added": added, "note": verdict.note, "source": claim.source, "notebook": claim.notebook}
     return row | {"records": " ".join(verdict.records)}

@@ -73,14 +73,18 @@ def _verdicts(root: Path) -> tuple[str, pd.DataFrame]:
     needs = rows.needs.map(lambda what: f"; needs {what}" if what else "")
     cells = [rows.sentence, rows.rule, paper.replace("nan", "not printed")]
     cells += [ours + " [" + low + ", " + high + "]" + part]
-    cells += [rows.verdict.str.removesuffix(" at this sample size") + needs, rows.notebook.map(_notebook)]
+    added = rows.added.map(lambda what: f"; {what}" if what else "")
+    verdict = rows.verdict.str.removesuffix(" at this sample size") + needs + added
+    cells += [verdict, rows.notebook.map(_notebook)]
     shown = pd.concat(cells, axis=1, keys=COLUMNS)
-    return file, shown.assign(claim=rows.claim, answer=rows.verdict)
+    return file, shown.assign(claim=rows.claim, answer=rows.verdict, added=rows.added != "")
 
 
 def _counts(file: str, shown: pd.DataFrame) -> str:
     counts = ", ".join(f"{(shown.answer == name).sum()} {name}" for name in ANSWERS)
-    return f"Of {len(shown)} claims, in the profile `{file.split('/')[1]}`: {counts}."
+    said = f"Of {len(shown)} claims, in the profile `{file.split('/')[1]}`: {counts}."
+    n = int(shown.added.sum())
+    return said + f" Of {n}, draws were added after a first look: the 5 % do not cover these." * bool(n)
 
 
 def _in_words(rows: pd.DataFrame) -> str:

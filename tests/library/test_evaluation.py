@@ -127,7 +127,7 @@ def test_automatic_batches_bound_the_logits(device, vocabulary):
         (torch.ones(4, dtype=torch.int64), r"torch.int64 \(4,\)"),
         (torch.ones(2, 1, dtype=torch.int64), r"torch.int64 \(2, 1\)"),
         (torch.ones(0, 4, dtype=torch.int64), r"torch.int64 \(0, 4\)"),
-        (torch.full((2, 4), VOCABULARY), rf"61 to 61, but .* has {VOCABULARY} entries"),
+        (torch.full((2, 4), VOCABULARY), rf"61 to 61, but .* has {VOCABULARY} tokens"),
         (torch.full((2, 4), -1), "-1 to -1"),
     ],
 )
