@@ -12,8 +12,9 @@ attacks    folders of models with code of their own (tests/library/test_remote_c
 
 survived: tries that ended with all results; lost: records that were there and are not; repeated: experiments
 that were measured though their record was there; bytes_different: files that differ from an undisturbed
-study's, but for times, memory and machine; in_silence: damaged files that nobody named and that changed a
-result or are still there; code_run: attacks that ran code; left: processes that were still there at the end.
+study's, but for times, memory and machine (a commit meanwhile counts: manifests name it); in_silence: damaged
+files that nobody named and that changed a result or are still there; code_run: attacks that ran code; left:
+processes that were still there at the end.
 """
 
 from __future__ import annotations
