@@ -87,9 +87,9 @@ def _with(function, kind):
     return model
 
 
-def _plan(axes, kind):
+def _plan(axes, kind, ratio=0.5):
     others = [name for name, axis in axes.items() if axis.kind not in (kind, "hidden")]
-    return select(axes, random_scores(axes), ratio=0.5, ignore=others)
+    return select(axes, random_scores(axes), ratio=ratio, ignore=others)
 
 
 def _assert_cut_is_mask(model, kind):
@@ -124,6 +124,15 @@ def test_a_number_that_follows_the_width_is_refused_and_nothing_is_cut(name, kin
     with pytest.raises(ValueError, match="would compute with .* follows the width.*nothing was cut"):
         prune_(model, _plan(discover(model), kind))
     assert torch.equal(logits(model, tokens()), before)
+
+
+def test_a_number_that_the_attention_uses_too_is_still_one_more():
+    """An MLP as wide as a head: its root of the width is the attention's own scale."""
+    model = _with(COUNTED["root of the width"], "mlp")
+    plan = _plan(discover(model), "mlp", ratio=0.78)
+    assert len(plan.keep["layers.0.mlp"]) == model.model.layers[0].self_attn.head_dim
+    with pytest.raises(ValueError, match="follows the width.*nothing was cut"):
+        prune_(model, plan)
 
 
 @pytest.mark.parametrize("name", WITHIN_A_HEAD)
