@@ -57,7 +57,7 @@ def discover(model: nn.Module, *, query_heads: bool = False) -> Axes:
     key_value_head = np.zeros(components.max() + 1, np.int64)  # component -> the one that it is part of
     key_value_head[components] = whole
     candidates = _candidates(model, rec, components, path)
-    free, notes = _without_obstacles(model, rec, candidates, components)
+    free, notes = _without_obstacles(model, rec, candidates, components, path)
     axes: dict[str, Axis] = {}
     named = _named(free, path, rec.stacks)
     alone = Counter(axis.layer for axis, _ in named if axis.kind == "attention" and axis.n_groups == 1)
@@ -151,7 +151,7 @@ def _forms(entries: Sequence[np.ndarray], n_components: int) -> np.ndarray:
 
 
 def _without_obstacles(
-    model: nn.Module, rec: Recording, candidates: Sequence[Candidate], components: np.ndarray
+    model: nn.Module, rec: Recording, candidates: Sequence[Candidate], components: np.ndarray, path: str
 ) -> tuple[list[Candidate], list[str]]:
     """Those that can be cut, and a note for each of the others: what is in the way.
 
@@ -174,7 +174,7 @@ def _without_obstacles(
     for label, other in pairs[np.isin(pairs[:, 0], list(reasons))].tolist():
         reasons.setdefault(other, reasons[label])  # what a pinned label was broadcast over
     stream = {(m.parameter, m.dim) for axis, _ in candidates for m in axis.members if axis.layer is None}
-    free, notes, path = [], sorted(unknown), decoder_layers(model)[0]
+    free, notes = [], sorted(unknown)
     for axis, groups in candidates:
         obstacle = next((reasons[c] for c in groups.tolist() if c in reasons), None)
         beside = re.search(r"\.\d+\b", axis.module) and not f"{path}.".startswith(f"{axis.module}.")

@@ -56,7 +56,7 @@ class Claim:
     Args:    holds: the range of its numbers in which the claim is true.
              removed: lowest and highest share of all parameters gone for which the claim is made.
              draws: how many a verdict needs.    scale: "log" for ratios, else "linear".
-             added: draws before and after more were measured because the open verdict had named a number.
+             added: draws before and after more were measured, once a first verdict was known.
              formula: one of `FORMULAS`; empty if the paper printed no numbers.
              numbers: the paper's, each a (table, row, metric).
     """

@@ -5,8 +5,8 @@ Nothing here measures or saves, and no setting of matplotlib is changed. How nam
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Mapping
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -236,7 +236,7 @@ def _verdict_row(ax: Axes, y: int, row: Any) -> None:
     color, marker = ANSWERS[row.verdict]
     place = _scale([row.ours, row.low, row.high, row.paper, row.holds_from, row.holds_to])
     middle, top, bottom = y + BAR, y + BAR - 0.16, y + BAR + 0.16
-    sentence = "\n".join(textwrap.wrap(row.sentence, 78))
+    sentence = fill(row.sentence, 78)
     ax.text(0, top - 0.03, sentence, ha="left", va="bottom", fontsize=9.5, linespacing=1.1)
     edges = [row.holds_from, row.holds_to]
     ax.fill_between([*map(place, edges)], top, bottom, color=TRUE_HERE, linewidth=0, zorder=0)
