@@ -45,7 +45,7 @@ class Recording:
     roles: dict[tuple[str, int], str] = field(default_factory=dict)  # (parameter, dim) -> "in" or "out"
     executed: list[tuple[str, int]] = field(default_factory=list)  # in order; what runs again is listed again
     outputs: list[np.ndarray] = field(default_factory=list)  # labels that reach the output of the model
-    factors: list[float] = field(default_factory=list)  # numbers that the model computes with, see `trace`
+    factors: list[float] = field(default_factory=list)  # that the model computes with, see `numbers_in`
     # pairs of labels that can't be removed unless they are of one group (-1 is of none), why, and the leaf
     # module where the reason is a mean, which norms are allowed to take (see `norms`)
     pinned: list[tuple[np.ndarray, str, str | None]] = field(default_factory=list)
