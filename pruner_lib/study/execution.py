@@ -26,6 +26,7 @@ from papermill.translators import PythonTranslator
 from pruner_lib.study.parameters import changed_parameters
 
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit codes
+STARTS = 3  # tries to start a kernel: another process may take a port that was chosen for it
 
 
 def read_notebook(path: Path) -> nbformat.NotebookNode:
@@ -73,29 +74,43 @@ def execute(
                 await super().start_kernel(**how, stdout=subprocess.DEVNULL, stderr=stderr)
             kernels.append(self.provisioner.process)
             if os.name != "nt":  # there ipykernel itself ends with its parent
-                guards.append(_guard(kernels[0].pid))
+                guards.append(_guard(kernels[-1].pid))
 
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # this Python's kernel, whatever the user has installed
     how = {"kernel_name": "python3", "kernel_manager_class": Manager, "progress_bar": progress}
     try:
-        papermill.execute_notebook(path, executed, dict(parameters), **how)
-        return ""
+        for left in reversed(range(STARTS)):
+            try:
+                papermill.execute_notebook(path, executed, dict(parameters), **how)
+                return ""
+            except RuntimeError as error:
+                at_start = "died before replying" in str(error)  # no cell has run
+                if not at_start and not isinstance(error, DeadKernelError):
+                    raise
+                died = _say_how_it_died(kernels[-1], messages)
+                if not at_start:
+                    return died
+                if not left:
+                    return f"{died}; before it answered, {STARTS} times in a row"
     except PapermillExecutionError as error:
         if error.ename == "KeyboardInterrupt":
             sys.exit(STOPPED[0])
         return str(error)
-    except DeadKernelError:
-        code = kernels[0].wait()
-        code = code if code >= 0 else 128 - code  # as a shell says that a signal ended it
-        if code in STOPPED:
-            sys.exit(code)
-        said = messages.read_text(errors="replace")
-        return f"{said}\nits kernel died with exit code {code} (137: killed, as where memory runs out)"
     except Exception:
         return traceback.format_exc()
     finally:
         for guard in guards:
             guard.communicate()
+
+
+def _say_how_it_died(kernel: subprocess.Popen, messages: Path) -> str:
+    """Name a dead kernel's last words and exit code; one that SIGINT or SIGTERM stopped stops the study."""
+    code = kernel.wait()
+    code = code if code >= 0 else 128 - code  # as a shell says that a signal ended it
+    if code in STOPPED:
+        sys.exit(code)
+    said = messages.read_text(errors="replace")
+    return f"{said}\nits kernel died with exit code {code} (137: killed, as where memory runs out)"
 
 
 def _guard(group: int) -> subprocess.Popen:

@@ -13,6 +13,7 @@ from made_notebooks import FINISH, WRITE, make_project, notebook
 
 from pruner_lib.study import notebooks as runner
 from pruner_lib.study.cluster import SCHEDULER
+from pruner_lib.study.execution import execute
 from pruner_lib.study.notebooks import main, run_study, was_done
 from pruner_lib.study.report import find_notebooks
 from pruner_lib.study.results import manifest_path, results_dir
@@ -177,3 +178,27 @@ def test_address_of_the_cluster_reaches_the_notebooks(folder, monkeypatch, words
     notebook(folder, "00_good")
     assert main(["--profile", "tiny", *words]) == 0
     assert given[SCHEDULER] == address and given["PATH"] == os.environ["PATH"]
+
+
+@pytest.mark.slow
+@pytest.mark.notebook
+@pytest.mark.parametrize(("deaths", "started"), [(2, True), (3, False)])
+def test_kernel_that_dies_at_its_start_is_started_three_times_at_most(folder, tmp_path, deaths, started):
+    """As where another process took a port that was chosen for it; what it said last is named."""
+    config = tmp_path / "ipython/profile_default/ipython_config.py"  # runs before a kernel binds its ports
+    config.parent.mkdir(parents=True)
+    config.write_text(
+        "import os, pathlib\n"
+        f"log = pathlib.Path({str(tmp_path / 'starts.txt')!r})\n"
+        "starts = len(log.read_text()) if log.exists() else 0\n"
+        "log.write_text('x' * (starts + 1))\n"
+        f"if starts < {deaths}:\n    os.write(2, b'the port is taken')\n    os._exit(7)\n"
+    )
+    path = notebook(folder, "00_late", WRITE, FINISH)
+    environment = {**os.environ, "IPYTHONDIR": str(tmp_path / "ipython")}
+    said = execute(path, tmp_path / "executed.ipynb", {}, environment, progress=False)
+    assert len((tmp_path / "starts.txt").read_text()) == 3
+    if started:
+        assert said == "" and (results_dir("tiny") / "tables" / "00_late.csv").is_file()
+    else:
+        assert "the port is taken" in said and "exit code 7" in said and "before it answered" in said
