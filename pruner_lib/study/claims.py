@@ -57,6 +57,7 @@ class Claim:
              removed: lowest and highest share of all parameters gone for which the claim is made.
              draws: how many a verdict needs.    scale: "log" for ratios, else "linear".
              added: draws before and after more were measured, once a first verdict was known.
+             late: what else of the claim was chosen with numbers of `decide` known.
              formula: one of `FORMULAS`; empty if the paper printed no numbers.
              numbers: the paper's, each a (table, row, metric).
     """
@@ -70,6 +71,7 @@ class Claim:
     removed: tuple[float, float] = (0, 1)
     draws: int = 1
     added: tuple[int, ...] = ()
+    late: str = ""
     scale: str = "linear"
     formula: str = ""
     numbers: tuple[tuple[str, str, str], ...] = ()
@@ -216,7 +218,7 @@ class Verdict:
     def __str__(self) -> str:
         ours = f" {self.deciding[1].show(3)}" if self.parts else ""
         name = f"{self.deciding[0]}: " if len(self.parts) > 1 else ""
-        return f"{self.claim.id}: {self.judged()}{ours} ({name}{self.note})"
+        return f"{self.claim.id}: {self.judged()}, by itself{ours} ({name}{self.note})"
 
 
 def write_answer(
@@ -242,7 +244,7 @@ def write_answer(
         cut, parts, records = f"{others[0]:.1%} of the parameters were cut", {}, {}
         note = f"{cut}, but the claim is made for {low:.0%} to {high:.0%}"
     verdict = Verdict(claim, parts, note, tuple(sorted(records)))
-    content = {"claim": claim_id, "verdict": verdict.judged(), "note": note, "records": verdict.records}
+    content = {"claim": claim_id, "note": note, "records": verdict.records}
     numbers = {name: asdict(part) for name, part in parts.items()}
     write_kept(answer_path(folder, claim_id), content | {"numbers": numbers})
     return verdict
@@ -291,6 +293,6 @@ def _row(verdict: Verdict, level: float) -> dict[str, object]:
     row |= {"ours": ours.mean, "low": ours.low, "high": ours.high, "difference": ours.mean - paper}
     row |= {"verdict": verdict.judged(level), "p": min(verdict.p), "needs": verdict.needs(level)}
     has_more = claim.added and ours.draws >= claim.added[1]
-    added = "draws added after a first look, {} to {}".format(*claim.added) if has_more else ""
+    added = "draws added after a first look, {} to {}".format(*claim.added) if has_more else claim.late
     row |= {"added": added, "note": verdict.note, "source": claim.source, "notebook": claim.notebook}
     return row | {"records": " ".join(verdict.records)}

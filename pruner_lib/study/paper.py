@@ -23,6 +23,7 @@ from pruner_lib.study.results import project_root
 from pruner_lib.study.settings import Experiment
 
 COVERAGE_FILE = Path(__file__).with_name("coverage.yaml")
+PAPER_ALONE = "in the profile `paper` alone"  # how notes on other models than a profile's begin
 TEXTS = ("wikitext2", "ptb")  # stand beside our first text and our second one
 
 
@@ -179,8 +180,9 @@ def coverage_frame(folder: Path) -> pd.DataFrame:
     Args:    folder: the results of a profile.
     Returns: a row each: columns name (as "Table 3"), shows, notebook (its name without ending; empty: none),
              file (the first of its files, below `folder`), note (what differs from the paper, or why it can't
-             be reproduced), there (whether the file exists).
+             be reproduced), there (whether the file exists and holds it).
     """
     rows = yaml.safe_load(COVERAGE_FILE.read_text(encoding="utf-8"))
     frame = pd.DataFrame(rows, columns=["name", "shows", "notebook", "file", "note"]).fillna("")
-    return frame.assign(there=[bool(name) and (folder / name).is_file() for name in frame.file])
+    held = ~frame.note.str.startswith(PAPER_ALONE) | (folder.name == "paper")
+    return frame.assign(there=held & [bool(name) and (folder / name).is_file() for name in frame.file])

@@ -224,7 +224,7 @@ def finish_axis(ax: Axes, name: str, label: str, scale: str) -> None:
     if scale == "log":
         getattr(ax, f"set_{name}scale")("log")
         low, high = axis.get_view_interval()
-        powers = ticker.LogLocator(subs=(1, 2, 5) if high / low < 2e4 else (1,), numticks=30)
+        powers = ticker.LogLocator(subs=(1, 2, 5) if high / low < 1e3 else (1,), numticks=30)
         axis.set_major_locator(powers if high / low > 6 else ticker.MaxNLocator(6, steps=[1, 2, 5, 10]))
         axis.set_minor_locator(ticker.NullLocator())
         plain = low >= 1e-4 and high < 1e6  # else powers of ten

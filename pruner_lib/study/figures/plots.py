@@ -267,5 +267,7 @@ def _scale(numbers: list[float]) -> Callable[[float], float]:
 
 
 def _number(value: float) -> str:
+    if 0 < abs(value) < 0.01:
+        return f"{value:.2g}"
     digits = 3 if abs(value) < 1 else 2 if abs(value) < 10 else 0
     return f"{value:,.{digits}f}".replace("inf", "∞").replace("-∞", "−∞")
