@@ -184,5 +184,6 @@ def coverage_frame(folder: Path) -> pd.DataFrame:
     """
     rows = yaml.safe_load(COVERAGE_FILE.read_text(encoding="utf-8"))
     frame = pd.DataFrame(rows, columns=["name", "shows", "notebook", "file", "note"]).fillna("")
-    held = ~frame.note.str.startswith(PAPER_ALONE) | (folder.name == "paper")
-    return frame.assign(there=held & [bool(name) and (folder / name).is_file() for name in frame.file])
+    is_file = frame.file.map(lambda name: bool(name) and (folder / name).is_file())
+    elsewhere = frame.note.str.startswith(PAPER_ALONE) & (folder.name != "paper")
+    return frame.assign(there=is_file & ~elsewhere)

@@ -84,7 +84,7 @@ def _counts(file: str, shown: pd.DataFrame) -> str:
     counts = ", ".join(f"{(shown.answer == name).sum()} {name}" for name in ANSWERS)
     said = f"Of {len(shown)} claims, in the profile `{file.split('/')[1]}`: {counts}."
     n = int(shown.added.sum())
-    more = f" Of {n}, draws were added or something else chosen after a first look: the 5 % do not cover these."
+    more = f" Of {n}, something was chosen or added after a first look: the 5 % do not cover these."
     return said + more * bool(n)
 
 
