@@ -93,7 +93,7 @@ class MethodStudy:
     recovery_draws: Count = 1  # draws whose models are recovered
     judged_draws: Count | None = None  # the same of element2, of which claims are made; None: recovery_draws
     all_questions: bool = (
-        False  # does the dense model answer all of them where others have published numbers?
+        False  # of the dense model, where others published numbers
     )
     models: Names = ()  # further models, ...
     shares: Shares = ()  # ... the share that each loses, ...
