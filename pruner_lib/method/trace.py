@@ -7,8 +7,8 @@ what was collected into groups.
 
 from __future__ import annotations
 
-from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,6 +31,7 @@ class LabelMode(TorchDispatchMode):
     def __init__(self, recording: Recording):
         super().__init__()
         self.recording = recording
+        self.results: dict[tuple, Any] = {}  # operator and arguments -> what it returned
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -40,12 +41,32 @@ class LabelMode(TorchDispatchMode):
         mixed = any(x.is_meta for x in tensors) and any(x.ndim and not x.is_meta for x in tensors)
         if mixed and func.overloadpacket not in LOOKUPS:
             args, kwargs = tree_map_only(torch.Tensor, _to_meta, (args, kwargs))
-        out = func(*args, **kwargs) if types else run(func, args, kwargs)  # types: tensors of their own kind
+            tensors = tensors_in([args, kwargs])
+        # `types`: there are tensors of a kind of their own
+        out = func(*args, **kwargs) if types else self.run(func, args, kwargs, tensors)
         if labelled:
             labels = labels_for(self.recording, func, args, kwargs, out)
             for tensor, label in zip(tensors_in([out]), labels, strict=False):
                 set_labels(tensor, label)
         return out
+
+    def run(self, func, args: tuple, kwargs: dict, tensors: list[torch.Tensor]) -> Any:
+        """Run an operator; without values, equal arguments have equal results, which are worked out once.
+
+        PyTorch works out the shape of a result in Python, which takes longer than all that labels do.
+
+        Args:   tensors: those in `args` and `kwargs`.
+        """
+        plain = all(x.is_meta and x.layout is torch.strided and not x.is_complex() for x in tensors)
+        if not tensors or not plain or func.is_view or func._schema.is_mutable:
+            return func(*args, **kwargs)
+        key = func, torch.get_default_dtype(), _described(args), _described([*kwargs.items()])
+        if key not in self.results:
+            out = func(*args, **kwargs)
+            if not all(x.is_meta and not x.storage_offset() for x in tensors_in([out])):
+                return out
+            self.results[key] = out
+        return _without_values(self.results[key])  # new ones: they get labels
 
 
 class KeepIndices(TorchFunctionMode):
@@ -58,64 +79,29 @@ class KeepIndices(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class _Like(NamedTuple):
-    """All that a tensor without values can pass on to a result."""
-
-    shape: torch.Size
-    stride: tuple[int, ...]
-    dtype: torch.dtype
-
-
-def run(func, args: tuple, kwargs: dict) -> Any:
-    """Run an operator; without values, equal arguments have equal results, which are worked out once.
-
-    PyTorch works out the shape of a result in Python, which takes longer than all that labels do.
-    """
-    tensors = tensors_in([args, kwargs])
-    plain = all(x.is_meta and x.layout is torch.strided and not x.is_complex() for x in tensors)
-    if not tensors or not plain or func.is_view or func._schema.is_mutable:
-        return func(*args, **kwargs)
-    given = _described(args), tuple(kwargs), _described([*kwargs.values()])
-    try:
-        result = _result(func, torch.get_default_dtype(), *given)
-    except TypeError:  # an argument that is no plain number, list or name
-        result = None
-    return func(*args, **kwargs) if result is None else _made(result)
-
-
-@lru_cache(maxsize=4096)
-def _result(func, default: torch.dtype, args: tuple, names: tuple, values: tuple) -> tuple | None:
-    """Describe what an operator returns for described arguments; None where it is not new, or has values.
-
-    Args:    default: PyTorch's type of floating point, which the quotient of whole numbers has.
-    """
-    out = func(*_made(args), **dict(zip(names, _made(values), strict=True)))
-    new = all(x.is_meta and not x.storage_offset() for x in tensors_in([out]))
-    return _described(out) if new else None
-
-
 def _described(value: Any) -> tuple:
-    """Describe an argument or a result so that it can be looked up: 1, 1.0 and True are not the same."""
+    """Describe an argument so that it can be looked up: 1, 1.0 and True are not the same."""
     if isinstance(value, torch.Tensor):
-        return _Like(value.shape, value.stride(), value.dtype)
+        return value.shape, value.stride(), value.dtype
     if isinstance(value, (list, tuple)):
-        return (list if isinstance(value, list) else tuple, *map(_described, value))
+        return (type(value), *map(_described, value))
     return type(value), value
 
 
-def _made(described: tuple) -> Any:
-    """Make what was described."""
-    if isinstance(described, _Like):
-        return torch.empty_strided(described.shape, described.stride, dtype=described.dtype, device="meta")
-    kind, *values = described
-    return kind(map(_made, values)) if kind in (list, tuple) else values[0]
+def _without_values(result: Any) -> Any:
+    """Make new tensors of the same shapes, strides and types on the meta device."""
+    if isinstance(result, (list, tuple)):
+        return type(result)(map(_without_values, result))
+    if not isinstance(result, torch.Tensor):
+        return result
+    return torch.empty_strided(result.shape, result.stride(), dtype=result.dtype, device="meta")
 
 
 def _to_meta(tensor: torch.Tensor) -> torch.Tensor:
     """Move what the model creates on the CPU (masks, positions) to the meta device of the weights."""
     if tensor.device.type != "cpu" or not tensor.ndim:
         return tensor
-    moved = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+    moved = _without_values(tensor)
     set_labels(moved, labels_of(tensor))
     return moved
 
