@@ -98,9 +98,8 @@ def _pin_all(rec: Recording, op, operands: list, outputs: list) -> list[Labels]:
     mark = rec.new_labels(1)
     for labels in [*map(labels_of, operands), Labels((mark,))]:
         rec.pin(labels, f"{NO_RULE} {op}")
-    floats = [out.is_floating_point() for out in outputs]
-    fresh = [Labels((mark.view([1] * out.ndim).expand(out.shape),)) for out in outputs]
-    return [labels if is_float else None for labels, is_float in zip(fresh, floats, strict=True)]
+    fresh = (Labels((mark.view([1] * out.ndim).expand(out.shape),)) for out in outputs)
+    return [one if out.is_floating_point() else None for one, out in zip(fresh, outputs, strict=True)]
 
 
 def _write(target: torch.Tensor, labels: Labels | None) -> Labels | None:
