@@ -156,10 +156,7 @@ def has_bos(tokenizer: PreTrainedTokenizerBase, bos: Bos) -> Bos:
 
 
 def _first_tokens(tokenizer: PreTrainedTokenizerBase, bos: Bos, length: int) -> tuple[list[int], list[int]]:
-    """Read the tokens that stand before a text, and those that stand before each window.
-
-    Raises:  ValueError: another `bos`, or windows so short that nothing else would stand in them.
-    """
+    """Read the tokens that stand before a text, and those that stand before each window."""
     if bos not in (True, False, "window"):
         raise ValueError(f'bos came as {bos!r}, wanted True, False or "window"')
     if bos and not has_bos(tokenizer, bos):

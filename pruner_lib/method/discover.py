@@ -151,10 +151,7 @@ def _forms(entries: Sequence[np.ndarray], n_components: int) -> np.ndarray:
 def _without_obstacles(
     model: nn.Module, rec: Recording, candidates: Sequence[Candidate], components: np.ndarray, path: str
 ) -> tuple[list[Candidate], list[str]]:
-    """Those that can be cut, and a note for each of the others: what is in the way.
-
-    MLP channels must end in the residual stream, as heads do.
-    """
+    """Those that can be cut, and a note for each of the others: what is in the way."""
     reasons: dict[int, str] = {}  # component that can't be cut -> why
     averaged: dict[int, dict[str, str]] = {}  # component of a mean -> module that takes it -> why it stays
     unknown = set()  # a note for each operator without a rule and each parameter that it meets
@@ -195,10 +192,7 @@ def _without_obstacles(
 
 
 def _named(candidates: Sequence[Candidate], path: str, stacks: set[str]) -> list[Candidate]:
-    """Order by layer, the residual stream last; where a layer has several of a kind, name them by module.
-
-    Those in one module are numbered.
-    """
+    """Order by layer, the residual stream last; several of a kind are named by module, in one numbered."""
     counts, named = Counter(axis.name for axis, _ in candidates), []
     ordered = sorted(candidates, key=lambda c: (c[0].layer is None, c[0].layer or 0, KINDS.index(c[0].kind)))
     for axis, groups in ordered:

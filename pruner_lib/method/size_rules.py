@@ -41,20 +41,11 @@ class SizeRule:
 
 
 def build_twin(model: nn.Module, edits: dict) -> nn.Module:
-    """Build the model's class on the meta device from its config with some keys edited.
-
-    Raises: whatever the model class raises for a config that it can't build.
-    """
-    cls = getattr(type(model), "dense_class", type(model))
-    with torch.device("meta"):
-        return cls(_edited(model.config, edits))
-
-
-def _edited(config: Any, edits: dict) -> Any:
-    """A copy of a config with some keys set."""
-    config = copy.deepcopy(config)
+    """Build the model's class on the meta device from its config with some keys edited."""
+    config = copy.deepcopy(model.config)
     config.update(edits)
-    return config
+    with torch.device("meta"):
+        return getattr(type(model), "dense_class", type(model))(config)
 
 
 def find_size_rules(model: nn.Module, axes: Mapping[str, Axis], cut: Collection[str]) -> dict[str, SizeRule]:
@@ -62,7 +53,8 @@ def find_size_rules(model: nn.Module, axes: Mapping[str, Axis], cut: Collection[
 
     Axes in modules of the same name follow the same rule, whatever their layer.
 
-    Raises: ValueError: the class does not build the model's modules, or what `_find_size_rule` refuses.
+    Raises: ValueError: the class does not build the model's modules, or an attribute changes with the number
+        of groups, but not in proportion.
     """
     alike: dict[tuple, list[Axis]] = {}
     for axis in axes.values():
@@ -87,7 +79,6 @@ def _find_size_rule(
     """Build a probe with fewer groups in like modules, and compare it with `dense`, the unedited twin.
 
     Args: all_axes: of the model; other axes of the kind may follow the same config key.
-    Raises: ValueError: an attribute changes with the number of groups, but not in proportion.
     """
     first = axes[0]
     cut = first.members[0]
@@ -151,10 +142,10 @@ def layer_edits(model: nn.Module, path: str, keep: list[int], n: int) -> dict:
 def builds(model: nn.Module, edits: dict, shapes: dict) -> bool:
     """Does the class, from a config that went through its JSON form, build exactly these shapes?"""
     try:
-        edited = _edited(model.config, edits)
+        twin = build_twin(model, edits)
         # some configs refuse, e.g. heads that do not divide the hidden size
-        type(edited).from_dict(edited.to_dict())
-        return shapes_of(build_twin(model, edits)) == shapes
+        type(twin.config).from_dict(twin.config.to_dict())
+        return shapes_of(twin) == shapes
     except Exception:  # noqa: BLE001  refused, in whichever way: then the layout is saved beside the config
         return False
 

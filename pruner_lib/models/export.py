@@ -144,10 +144,7 @@ def _check_function(model: PreTrainedModel) -> None:
 
 
 def _tensors(model: PreTrainedModel) -> list[Entry]:
-    """List the tensors of the file.
-
-    Raises: ValueError: a parameter has no place in a llama of llama.cpp.
-    """
+    """List the tensors of the file; refuse a parameter that has no place in a llama of llama.cpp."""
     layers = model.model.layers
     names = get_tensor_name_map(MODEL_ARCH.LLAMA, len(layers))
     head_dim, tensors = layers[0].self_attn.head_dim, []
@@ -174,10 +171,7 @@ def _stored_type(tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
 
 
 def _stored(name: str, tensor: Tensor, n_heads: int | None, dtype: torch.dtype) -> Tensor:
-    """A tensor as it lies in the file.
-
-    Raises: ValueError: a number is too large for the type.
-    """
+    """A tensor as it lies in the file; refuse numbers that are too large for its type."""
     if n_heads is not None:
         tensor = interleaved(tensor, n_heads)
     stored = tensor.to(device="cpu", dtype=_stored_type(tensor, dtype))

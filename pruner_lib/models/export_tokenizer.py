@@ -62,10 +62,7 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase | None,
 
 
 def _state(tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Any]:
-    """What a fast tokenizer writes into its tokenizer.json.
-
-    Raises: ValueError: there is none, or it is no BPE.
-    """
+    """What a fast tokenizer writes into its tokenizer.json; refuse one that is no BPE."""
     if tokenizer is None:
         raise ValueError("a GGUF holds the tokenizer too: to_gguf(model, path, tokenizer=tokenizer)")
     backend = getattr(tokenizer, "backend_tokenizer", None)

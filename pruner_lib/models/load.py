@@ -133,10 +133,7 @@ def _embedded(name: str) -> Path:
 def _load(
     source: str, *, dtype: torch.dtype, device_map: str | dict | None, trusted: bool, revision: str
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a checkpoint; an unevenly pruned one by our own code, never by the copy in its folder.
-
-    So is ChatGLM-6B, whose code on the hub no longer runs.
-    """
+    """Load a checkpoint; an unevenly pruned one, and ChatGLM-6B, by our own code, never by that beside it."""
     config = _config(source, trusted, revision)
     pruned, ours = hasattr(config, "pruning_layout"), isinstance(config, ChatGLMConfig)
     trusted = trusted and not ours
@@ -168,10 +165,7 @@ def _load(
 
 
 def _config(source: str, trusted: bool, revision: str) -> PreTrainedConfig:
-    """Read a config; ChatGLM-6B's, and that of an unevenly pruned model, by our own code.
-
-    Raises: ValueError: code beside the weights would have to run untrusted, or the layout is damaged.
-    """
+    """Read a config; refuse untrusted code beside the weights, and a damaged layout."""
     settings, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
     ours = ChatGLMConfig.describes(settings)
     unknown = "auto_map" in settings and settings.get("model_type") not in CONFIG_MAPPING

@@ -142,8 +142,6 @@ def _class_for(config, source: str, auto_class: str, **kwargs) -> type[PreTraine
 
     It need not be a pruned one: once such a model was loaded, transformers asks here for every model of the
     same config class.
-
-    Raises: ValueError: the installed transformers has no such class.
     """
     pruned = getattr(config, "pruning_layout", None)
     own = getattr(config, "dense_class", None)

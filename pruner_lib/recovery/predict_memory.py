@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from peft import PeftModel
 
-from pruner_lib.method.memory import HOLES, available_bytes, held_bytes
+from pruner_lib.method.memory import HOLES, held_bytes
 from pruner_lib.method.predict_memory import FLOAT32, Forward, Memory, check_fits, count_forward
 from pruner_lib.recovery.instructions import IGNORED, Row, collate
 from pruner_lib.recovery.resume import random_state
@@ -50,17 +50,14 @@ def predict_training_memory(
 
 def check_training_memory(adapted: PeftModel, settings: RecoverySettings, examples: Sequence[Row]) -> None:
     """Refuse a training that would not fit; see `check_fits`."""
-    available = available_bytes(next(adapted.parameters()).device)
-    if available is None:
-        return
 
     def predict(size: int, recomputed: bool) -> Memory:
         way = replace(settings, micro_batch_size=size, gradient_checkpointing=recomputed)
         return predict_training_memory(adapted, way, examples)
 
     check_fits(
+        adapted,
         f"A step of micro_batch_size={settings.micro_batch_size}",
-        available,
         predict,
         [n for n in range(settings.micro_batch_size, 0, -1) if settings.batch_size % n == 0],
         settings.gradient_checkpointing,

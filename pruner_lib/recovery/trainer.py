@@ -66,7 +66,12 @@ def trainer_arguments(
     _check_more(more, (*decided, *KEPT))
     try:
         arguments = TrainingArguments(**decided, **{"dataloader_pin_memory": on_gpu} | DEFAULTS | dict(more))
-        _make_once(arguments)
+        # made here once, since the Trainer makes them only when it begins to train
+        optimizer, how = Trainer.get_optimizer_cls_and_kwargs(arguments)
+        how_fast = {"scheduler_specific_kwargs": arguments.lr_scheduler_kwargs}
+        made = optimizer([nn.Parameter(torch.zeros(1))], **how)
+        get_scheduler(arguments.lr_scheduler_type, made, 1, 2, **how_fast)
+        get_reporting_integration_callbacks(arguments.report_to)
     except Exception as error:
         raise ValueError(f"training_arguments={dict(more)} can't be used: {error}") from error
     arguments._n_gpu = min(1, arguments.n_gpu)  # a process drives one device: no DataParallel
@@ -91,15 +96,6 @@ def _check_more(more: Mapping[str, Any], refused: Sequence[str]) -> None:
     for name, value in more.items():
         if isinstance(possible[name], bool | int | float):
             require(bool if isinstance(possible[name], bool) else "[0, inf)", **{name: value})
-
-
-def _make_once(arguments: TrainingArguments) -> None:
-    """Make what the Trainer makes only when it begins to train, so that a wrong value fails before."""
-    optimizer, how = Trainer.get_optimizer_cls_and_kwargs(arguments)
-    made = optimizer([nn.Parameter(torch.zeros(1))], **how)
-    more = {"scheduler_specific_kwargs": arguments.lr_scheduler_kwargs}
-    get_scheduler(arguments.lr_scheduler_type, made, 1, 2, **more)
-    get_reporting_integration_callbacks(arguments.report_to)
 
 
 def train(
@@ -245,8 +241,6 @@ class _Recorder(TrainerCallback):
             with random_state(), torch.no_grad():
                 measured = dict(self.run.evaluate(adapted.get_base_model()))
             if clash := sorted(set(row) & set(measured)):
-                raise ValueError(
-                    f"evaluate returned {clash}, names that the history uses itself: rename them."
-                )
+                raise ValueError(f"evaluate returned {clash}, names of the history's own: rename them.")
             row |= {name: float(value) for name, value in measured.items()}
         state.log_history.append(row)
