@@ -169,9 +169,8 @@ class Plan:
     def check_count(self, key: str, present: int) -> None:
         """Raise a ValueError unless the plan is for so many groups at this key."""
         if self.n_groups[key] != present:
-            raise ValueError(
-                f"the plan has {self.n_groups[key]} groups at {key}, this model has {present}: discover anew"
-            )
+            n = self.n_groups[key]
+            raise ValueError(f"the plan has {n} groups at {key}, this model has {present}: discover anew")
 
     def to_dict(self) -> dict:
         return {

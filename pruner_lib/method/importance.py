@@ -64,9 +64,7 @@ def estimate(
     require(ORDERS, order=order)
     if criterion == "obs":
         if aggregation != "sum":
-            raise ValueError(
-                f"criterion 'obs' scores the last matrix alone, no aggregation {aggregation!r}; leave it out"
-            )
+            raise ValueError(f"criterion 'obs' scores one matrix: leave out aggregation {aggregation!r}")
         return obs_scores(model, axes, calibration_ids)
     scores = estimate_members(
         model, axes, calibration_ids, criteria=[criterion], seed=seed, micro_batch=micro_batch,
@@ -169,9 +167,7 @@ def aggregate(
     return {name: s.float() for name, s in scores.items()}
 
 
-def saliencies(
-    w: Tensor, g: Tensor, a: Tensor | None, criteria: Collection[Criterion]
-) -> Iterator[tuple[Criterion, Tensor]]:
+def saliencies(w: Tensor, g: Tensor, a: Tensor | None, criteria: Collection[Criterion]) -> Iterator[tuple]:
     """Yield the saliency of each entry of a weight by each of the criteria that need gradients.
 
     With s = g * w:    vector: s    element1: |s|    element2: w a w    mixed: |s - w a w / 2|
@@ -186,9 +182,8 @@ def saliencies(
         got = tuple(saliency.shape) if isinstance(saliency, Tensor) else type(saliency).__name__
         if got != w.shape:
             name = getattr(criterion, "__name__", criterion)
-            raise ValueError(
-                f"criterion {name} returned {got} for a weight of shape {tuple(w.shape)}; return that shape"
-            )
+            wanted = f"a weight of shape {tuple(w.shape)}; return that shape"
+            raise ValueError(f"criterion {name} returned {got} for {wanted}")
         yield criterion, saliency
     s = g.mul_(w)
     if "vector" in criteria:

@@ -115,7 +115,7 @@ class Recording:
                 self.roles[owner, dim] = role
 
 
-def constant_along(labels: torch.Tensor, dim: int) -> bool:
+def same_along(labels: torch.Tensor, dim: int) -> bool:
     """True if all slices of `labels` along `dim` are equal."""
     if labels.shape[dim] == 1 or labels.stride(dim) == 0:
         return True
@@ -177,9 +177,7 @@ def combine(rec: Recording, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.where(first >= 0, first, second).expand(shape)
 
 
-def multiply(
-    rec: Recording, a: Labels | None, b: Labels | None, shape: tuple[int, int, int]
-) -> Labels | None:
+def multiply(rec: Recording, a: Labels | None, b: Labels | None, shape: tuple[int, ...]) -> Labels | None:
     """Labels of the batched matrix product `(batch, m, k) x (batch, k, n)`, with what it ties together."""
     if a is not None and a.source == "parameter":
         flip = lambda x: None if x is None else x.map(lambda t: t.transpose(1, 2))  # noqa: E731
@@ -198,9 +196,9 @@ def multiply(
     a, b = (None if nothing else x for x, nothing in zip((a, b), empty, strict=True))
     if a is not None and b is not None:
         return _attend(rec, a.tensors[0], b.tensors[0], shape)
-    if b is not None and constant_along(b.tensors[0], 1):
+    if b is not None and same_along(b.tensors[0], 1):
         return Labels((b.tensors[0][:, :1, :].expand(shape),))
-    if a is not None and constant_along(a.tensors[0], 2):
+    if a is not None and same_along(a.tensors[0], 2):
         return Labels((a.tensors[0][:, :, :1].expand(shape),))
     return None
 
@@ -208,9 +206,9 @@ def multiply(
 def _sides(tables: tuple[torch.Tensor, ...]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Split a weight's label tensors, each `(batch, k, n)`, into those of the contracted and of the
     produced dim."""
-    consumed = [t for t in tables if not constant_along(t, 1)]
-    produced = [t for t in tables if not constant_along(t, 2)]
-    rest = [t for t in tables if constant_along(t, 0) and not any(t is u for u in consumed + produced)]
+    consumed = [t for t in tables if not same_along(t, 1)]
+    produced = [t for t in tables if not same_along(t, 2)]
+    rest = [t for t in tables if same_along(t, 0) and not any(t is u for u in consumed + produced)]
     for table in rest:  # a dim of size 1 varies along nothing
         (produced if consumed and not produced else consumed).append(table)
     return consumed, produced
@@ -226,7 +224,7 @@ def _attend(rec: Recording, a: torch.Tensor, b: torch.Tensor, shape: tuple[int, 
     rec.products.append(head.numpy())
     for table in (a, b):
         for dim in (1, 2):
-            table = table.narrow(dim, 0, 1) if constant_along(table, dim) else table
+            table = table.narrow(dim, 0, 1) if same_along(table, dim) else table
         pairs = unique_pairs(_met(head.view(-1, 1, 1).expand(table.shape), table))  # (n, 2): head, label
         labels, inverse, counts = np.unique(pairs[:, 1], return_inverse=True, return_counts=True)
         shared = (counts > 1)[inverse.reshape(-1)]
@@ -234,7 +232,7 @@ def _attend(rec: Recording, a: torch.Tensor, b: torch.Tensor, shape: tuple[int, 
         rec.equal.append(pairs[~shared])
         rec.shared.append(pairs[shared & ~np.isin(pairs[:, 0], private)])
     for table, dim in ((b, 1), (a, 2)):
-        if constant_along(table, dim) and not bool((table < 0).any()):
+        if same_along(table, dim) and not bool((table < 0).any()):
             return Labels((_of_each_head(rec, head, table.narrow(dim, 0, 1)).expand(shape),))
     return Labels((head.view(-1, 1, 1).expand(shape),))
 

@@ -64,9 +64,7 @@ def available_bytes(device: torch.device) -> int | None:
     return min([free, *_left_by_limits()])
 
 
-def _left_by_limits(
-    root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
-) -> Iterator[int]:
+def _left_by_limits(root=Path("/sys/fs/cgroup"), own=Path("/proc/self/cgroup")) -> Iterator[int]:
     """What the limits of containers leave (control groups, version 1 and 2)."""
     files = {
         "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes"),

@@ -196,9 +196,7 @@ def _largest_gradient(owners: Mapping[nn.Module, Iterable[str]], second: bool, n
     return max(sizes)
 
 
-def count_forward(
-    model: nn.Module, run: Callable[[], object], watched: Collection[nn.Module] = ()
-) -> Forward:
+def count_forward(model: nn.Module, run: Callable, watched: Collection[nn.Module] = ()) -> Forward:
     """Run a forward pass and count what autograd would keep, while nothing is kept.
 
     Args:    run: the pass, with the model.    watched: modules whose inputs and outputs are counted.

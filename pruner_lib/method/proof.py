@@ -7,7 +7,6 @@ blocks of its own (codegen), kept heads can change places and the model still ru
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -18,11 +17,7 @@ from pruner_lib.method.trace import trace
 
 
 def check_cut(
-    cut: nn.Module,
-    plan: Plan,
-    axes: Axes | None = None,
-    keep: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
-    stays: Mapping[str, Mapping[int, torch.Tensor]] | None = None,
+    cut: nn.Module, plan: Plan, axes: Axes | None = None, keep: dict | None = None, stays: dict | None = None
 ) -> None:
     """Refuse a plan after which the model would not run, or would mix groups.
 

@@ -205,9 +205,7 @@ def _layout(model: nn.Module, axes: Axes, keep: dict, cuts: dict, rules: dict[st
     return layout
 
 
-def _plain_config(
-    model: nn.Module, axes: Axes, kept: dict[str, int], layout: dict, rules: dict[str, SizeRule]
-) -> dict | None:
+def _plain_config(model: nn.Module, axes: Axes, kept: dict, layout: dict, rules: dict) -> dict | None:
     """Config edits after which the model class alone builds the pruned model, or None if there are none."""
     if getattr(model, "pruning_layout", None) or layout["inputs"]:
         return None

@@ -151,9 +151,7 @@ def _last(model: nn.Module, axis: Axis) -> Member:
             "some are gone: they can be cut, but not repaired; leave them whole by ignore, or out of the axes"
         )
     if len(inputs) != 1 or model.get_parameter(inputs[0].parameter).ndim != 2:
-        raise ValueError(
-            f"the last matrix of {axis.name}, {axis.last}, is not linear: it can be cut, but not repaired"
-        )
+        raise ValueError(f"{axis.last}, last of {axis.name}, is not linear: it can be cut, but not repaired")
     return inputs[0]
 
 
@@ -168,9 +166,7 @@ class _AllSeen(Exception):
     """Ends a forward pass whose last layers and logits nobody needs."""
 
 
-def _visit_inputs(
-    model: nn.Module, ids: Tensor, names: Collection[str], visit: Callable[[dict[str, Tensor]], None]
-) -> None:
+def _visit_inputs(model: nn.Module, ids: Tensor, names: Collection[str], visit: Callable) -> None:
     """Run the model and show, for one layer after the other, what the named weights read.
 
     Args:    visit: takes name -> `(samples, tokens, columns)`, and may change these weights: the layer runs

@@ -195,9 +195,7 @@ def _rounded(axis: Axis, removed: int, multiple_of: int) -> int:
     return axis.n_groups - min(max(kept, step), axis.n_groups)
 
 
-def _removed_parameters(
-    units: Collection[Unit], total: int, share: float, scope: str, multiple_of: int
-) -> Counts:
+def _removed_parameters(units: list[Unit], total: int, share: float, scope: str, multiple_of: int) -> Counts:
     """How many groups of each unit go, if a share of all parameters is to go; refuse what comes not near."""
 
     def counts(by_kind: Ratios) -> Counts:

@@ -69,13 +69,12 @@ def find_size_rules(model: nn.Module, axes: Mapping[str, Axis], cut: Collection[
         )
     for group in alike.values():
         if any(axis.name in cut for axis in group):
-            rules |= dict.fromkeys((axis.name for axis in group), _find_size_rule(model, group, axes, dense))
+            rule = _find_size_rule(model, group, [*axes.values()], dense)
+            rules |= dict.fromkeys((axis.name for axis in group), rule)
     return rules
 
 
-def _find_size_rule(
-    model: nn.Module, axes: list[Axis], all_axes: Mapping[str, Axis], dense: nn.Module
-) -> SizeRule:
+def _find_size_rule(model: nn.Module, axes: list[Axis], all_axes: list[Axis], dense: nn.Module) -> SizeRule:
     """Build a probe with fewer groups in like modules, and compare it with `dense`, the unedited twin.
 
     Args: all_axes: of the model; other axes of the kind may follow the same config key.
@@ -85,7 +84,7 @@ def _find_size_rule(
     entries = dense.get_parameter(cut.parameter).shape[cut.dim] - _rest(model, first, cut)
     n = entries // cut.width // first.side_by_side
     probe_n, tied = min(2, n - 1), None
-    kind = [a for a in all_axes.values() if a.kind == first.kind]
+    kind = [a for a in all_axes if a.kind == first.kind]
     for keys, fixed in _candidates(model.config.to_dict(), first, n, probe_n) if n > 1 else ():
         edits = {k: v * probe_n // n if v else probe_n for k, v in keys.items()}
         try:
@@ -106,7 +105,7 @@ def _find_size_rule(
         tied = tied or probe
     if tied is None:
         return SizeRule(in_config=False)
-    heads = () if first.kind != "hidden" else [a for a in all_axes.values() if a.kind == "attention"]
+    heads = () if first.kind != "hidden" else [a for a in all_axes if a.kind == "attention"]
     return SizeRule(attributes=_attributes(dense, tied, axes, n, probe_n, heads), in_config=False)
 
 
@@ -125,12 +124,9 @@ def layer_edits(model: nn.Module, path: str, keep: list[int], n: int) -> dict:
         layer = re.match(rf"{re.escape(path)}\.\d+(?=\.)|", name)[0]
         if not layer or layer in renumbered:
             shapes[renumbered.get(layer, "") + name.removeprefix(layer)] = shape
-    fronts = [
-        {k: sum(i < v for i in keep)}
-        for k, v in config.items()
-        if type(v) is int and 0 < v < n and k not in edits
-    ]
-    for more in [{}, *fronts]:  # how many leading layers have another form is one of the integers
+    others = {k: v for k, v in config.items() if type(v) is int and 0 < v < n and k not in edits}
+    fronts = ({k: sum(i < v for i in keep)} for k, v in others.items())
+    for more in ({}, *fronts):  # how many leading layers have another form is one of the integers
         if builds(model, edits | more, shapes):
             return edits | more
     raise ValueError(

@@ -15,6 +15,7 @@ times sqrt(2 * 28). This file travels beside the weights of a saved model, so it
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
@@ -113,19 +114,6 @@ class ChatGLMAttention(nn.Module):
         return self.dense(seen.transpose(1, 2).flatten(-2))
 
 
-class ChatGLMMLP(nn.Module):
-    """Two linear layers with GELU, by its tanh formula, between them."""
-
-    def __init__(self, config: ChatGLMConfig):
-        super().__init__()
-        self.dense_h_to_4h = nn.Linear(config.hidden_size, config.inner_hidden_size)
-        self.dense_4h_to_h = nn.Linear(config.inner_hidden_size, config.hidden_size)
-        self.activation = ACT2FN["gelu_pytorch_tanh"]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.dense_4h_to_h(self.activation(self.dense_h_to_4h(x)))
-
-
 class ChatGLMBlock(GradientCheckpointingLayer):
     """A decoder layer: y = a n(x) + attention(n(x)), z = a m(y) + mlp(m(y)) with norms n, m and a = ALPHA."""
 
@@ -134,7 +122,12 @@ class ChatGLMBlock(GradientCheckpointingLayer):
         self.input_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
         self.attention = ChatGLMAttention(config, layer_idx)
         self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
-        self.mlp = ChatGLMMLP(config)
+        mlp = {
+            "dense_h_to_4h": nn.Linear(config.hidden_size, config.inner_hidden_size),
+            "activation": ACT2FN["gelu_pytorch_tanh"],
+            "dense_4h_to_h": nn.Linear(config.inner_hidden_size, config.hidden_size),
+        }
+        self.mlp = nn.Sequential(OrderedDict(mlp))
 
     def forward(self, x: Tensor, hidden: Tensor, positions: Tensor, past_key_values=None) -> Tensor:
         x = self.input_layernorm(x)

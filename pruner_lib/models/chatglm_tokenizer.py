@@ -57,9 +57,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
     def get_vocab(self) -> dict[str, int]:
         return {self._convert_id_to_token(i): i for i in range(self.vocab_size)} | self.added_tokens_encoder
 
-    def build_inputs_with_special_tokens(
-        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
-    ) -> list[int]:
+    def build_inputs_with_special_tokens(self, token_ids_0: list[int], token_ids_1=None) -> list[int]:
         """Give `prompt [gMASK] <sop>`, and for a pair `prompt [gMASK] <sop> answer <eop>`."""
         prompt = token_ids_0 + self.prompt_end_ids
         return prompt if token_ids_1 is None else prompt + token_ids_1 + [self.eos_token_id]

@@ -104,9 +104,7 @@ def find_model(name: str) -> Path | None:
     if folder is None and (name == EMBEDDED or name in TWINS):
         folder = _embedded(name)
     if folder is not None and not (folder / "config.json").is_file():
-        raise ValueError(
-            f"{folder} is no checkpoint: it has no config.json; wanted a folder that save_pretrained wrote"
-        )
+        raise ValueError(f"{folder} has no config.json; wanted a folder that save_pretrained wrote")
     if folder is None and not re.fullmatch(r"\w[\w.-]*/[\w.-]+(@[\w./-]+)?", name):
         raise ValueError(
             f"unknown model {name!r}: it is no known name ({', '.join(NAMES)}), no folder here or in "

@@ -81,9 +81,7 @@ def interleaved(rows: Tensor, n_heads: int) -> Tensor:
     return halves.transpose(1, 2).flatten(0, 2)
 
 
-def _build(
-    cls: type[PreTrainedModel], config: object, weights: dict[str, Tensor], model: PreTrainedModel
-) -> PreTrainedModel:
+def _build(cls: type, config: object, weights: dict[str, Tensor], model: PreTrainedModel) -> PreTrainedModel:
     with init_empty_weights():  # of parameters; buffers, as frequencies, are computed
         twin = cls(config)
     twin.load_state_dict(weights, assign=True)

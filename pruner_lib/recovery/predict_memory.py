@@ -6,7 +6,6 @@ Weights are frozen, so this is what the adapters need: their inputs, and all bet
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -20,9 +19,7 @@ from pruner_lib.recovery.settings import RecoverySettings
 from pruner_lib.recovery.trainer import response_loss
 
 
-def predict_training_memory(
-    adapted: PeftModel, settings: RecoverySettings, examples: Sequence[Row]
-) -> Memory:
+def predict_training_memory(adapted: PeftModel, settings: RecoverySettings, examples: list[Row]) -> Memory:
     """Predict the peak memory of a training step from one forward pass of the longest example.
 
     Args:    examples: encoded; a micro-batch of those as long as the longest is assumed.
@@ -48,7 +45,7 @@ def predict_training_memory(
     )
 
 
-def check_training_memory(adapted: PeftModel, settings: RecoverySettings, examples: Sequence[Row]) -> None:
+def check_training_memory(adapted: PeftModel, settings: RecoverySettings, examples: list[Row]) -> None:
     """Refuse a training that would not fit; see `check_fits`."""
 
     def predict(size: int, recomputed: bool) -> Memory:

@@ -219,9 +219,7 @@ def _checked_steps(
         if outside := sorted(step for step in given if not first <= step <= last):
             raise ValueError(f"{option}={outside}: steps from {first} to {last}, the last, are possible.")
     if evaluate is None and len(evaluate_at):
-        raise ValueError(
-            f"evaluate_at={sorted(evaluate_at)} but evaluate=None; give a function that measures a model."
-        )
+        raise ValueError(f"evaluate_at={sorted(evaluate_at)} but evaluate=None; give what measures a model.")
     kept = sorted({int(step) for step in keep_at} | {last})
     if at is not None and at not in kept:
         raise ValueError(f"at={at}: no adapter is kept there, only at {kept}; see keep_at.")

@@ -44,12 +44,7 @@ ROWS_ON_CPU = 2  # examples computed at once on a CPU: more make it no faster, a
 
 
 def trainer_arguments(
-    folder: str | Path,
-    settings: RecoverySettings,
-    steps: int,
-    device: torch.device,
-    save_steps: int,
-    more: Mapping[str, Any],
+    folder: Path, settings: RecoverySettings, steps: int, device: torch.device, save_steps: int, more: Mapping
 ) -> TrainingArguments:
     """Turn the settings of a recovery into arguments of the Trainer.
 
@@ -99,13 +94,7 @@ def _check_more(more: Mapping[str, Any], refused: Sequence[str]) -> None:
 
 
 def train(
-    adapted: PeftModel,
-    run: Run,
-    arguments: TrainingArguments,
-    *,
-    recompute: bool,
-    pad: int,
-    callbacks: Sequence[TrainerCallback] = (),
+    adapted: PeftModel, run: Run, arguments: TrainingArguments, *, recompute: bool, pad: int, callbacks: list
 ) -> None:
     """Train what requires a gradient on the batches of `run`, resuming from its checkpoint if it has one.
 
