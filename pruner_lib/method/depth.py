@@ -18,8 +18,8 @@ from pruner_lib.method.groups import Plan
 from pruner_lib.method.layout import NUMBERS, empty_layout, own_config_, set_layout
 from pruner_lib.method.offload import frozen, without_weights
 from pruner_lib.method.options import check_ids
-from pruner_lib.method.proof import check_cut
 from pruner_lib.method.size_rules import build_twin, layer_edits, other_values
+from pruner_lib.method.trace import check_cut
 
 
 def block_influence(model: nn.Module, calibration_ids: Tensor) -> Tensor:

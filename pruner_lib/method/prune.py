@@ -26,8 +26,8 @@ from pruner_lib.method.layout import (
 from pruner_lib.method.norms import norm_factor, norm_members, scaled_eps
 from pruner_lib.method.offload import check_in_memory, without_weights
 from pruner_lib.method.options import check_axes
-from pruner_lib.method.proof import check_cut
 from pruner_lib.method.size_rules import SizeRule, builds, find_size_rules, shapes_of
+from pruner_lib.method.trace import check_cut
 
 
 def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Module:
@@ -37,7 +37,7 @@ def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modu
     Returns: the same model, with `pruning_layout` and `pruned_by`; another model that holds one of its
         modules is cut with it.
     Raises: ValueError: the plan does not fit the model, the model would no longer run or mix its groups (see
-        `proof`), or its weights are offloaded. The model is then unchanged.
+        `check_cut`), or its weights are offloaded. The model is then unchanged.
     """
     check_in_memory(model)
     require(Plan, plan=plan)

@@ -101,10 +101,8 @@ class ChatGLMAttention(nn.Module):
     def forward(self, x: Tensor, hidden: Tensor, positions: Tensor, cache: DynamicCache | None) -> Tensor:
         mixed = self.query_key_value(x).unflatten(-1, (self.num_attention_heads, 3 * self.head_dim))
         query, key, value = mixed.transpose(1, 2).chunk(3, dim=-1)  # (batch, heads, tokens, head_dim)
-        query, key = (
-            torch.cat([turned(half, positions[:, i]) for i, half in enumerate(z.chunk(2, -1))], -1)
-            for z in (query, key)
-        )
+        places = positions.unbind(1)  # each turns one half of the channels
+        query, key = (torch.cat([*map(turned, z.chunk(2, -1), places)], -1) for z in (query, key))
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)
         scale = float(self.layer_idx + 1)  # divided out and multiplied in again: half precision overflows
@@ -184,9 +182,8 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         n = input_ids.shape[1]
         check_forms(attention_mask, position_ids, past)
-        is_square = attention_mask is not None and attention_mask.ndim == 4
         padding = input_ids.new_ones(len(input_ids), past + n)
-        if is_square:
+        if attention_mask is not None and attention_mask.ndim == 4:
             hidden = attention_mask if attention_mask.dtype == torch.bool else attention_mask < 0
         else:
             padding = padding if attention_mask is None else attention_mask
@@ -244,9 +241,8 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
         positions = kwargs.pop("position_ids", None)
         out = self.transformer(input_ids, attention_mask, positions, past_key_values, use_cache)
         logits = self.lm_head(out.last_hidden_state[:, -logits_to_keep:])  # (batch, tokens, vocabulary)
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits, labels, self.config.vocab_size, **kwargs)
+        size = self.config.vocab_size
+        loss = None if labels is None else self.loss_function(logits, labels, size, **kwargs)
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=out.past_key_values)
 
     def prepare_inputs_for_generation(

@@ -58,7 +58,15 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase | None,
             types[added["id"]] = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
     writer.add_token_list(tokens)
     writer.add_token_types(types)
-    _add_special(writer, tokenizer)
+    ids = tokenizer("a")["input_ids"]
+    writer.add_add_bos_token(ids[:1] == [tokenizer.bos_token_id])
+    writer.add_add_eos_token(ids[-1:] == [tokenizer.eos_token_id])
+    for name in ("bos", "eos", "unk", "pad"):
+        number = getattr(tokenizer, f"{name}_token_id")
+        if number is not None:
+            getattr(writer, f"add_{name}_token_id")(number)
+    if isinstance(tokenizer.chat_template, str):
+        writer.add_chat_template(tokenizer.chat_template)
 
 
 def _state(tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Any]:
@@ -116,19 +124,6 @@ def _add_characters(writer: GGUFWriter, state: dict[str, Any], tokens: list[str]
     writer.add_tokenizer_pre("default")
     writer.add_token_scores([-float(ranks.get(token, len(merges) + i)) for i, token in enumerate(tokens)])
     writer.add_add_space_prefix(prefix)
-
-
-def _add_special(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase) -> None:
-    """The tokens with a meaning, which of them frame a text, and the form of a chat."""
-    ids = tokenizer("a")["input_ids"]
-    writer.add_add_bos_token(ids[:1] == [tokenizer.bos_token_id])
-    writer.add_add_eos_token(ids[-1:] == [tokenizer.eos_token_id])
-    for name in ("bos", "eos", "unk", "pad"):
-        number = getattr(tokenizer, f"{name}_token_id")
-        if number is not None:
-            getattr(writer, f"add_{name}_token_id")(number)
-    if isinstance(tokenizer.chat_template, str):
-        writer.add_chat_template(tokenizer.chat_template)
 
 
 def _list(step: dict[str, Any] | None, parts: str) -> list[dict[str, Any]]:
