@@ -50,7 +50,7 @@ def check_ids(model: nn.Module, ids: torch.Tensor, what: str = "calibration ids"
     if not is_dense or ids.dtype != torch.int64 or ids.ndim != 2 or ids.shape[0] < 1 or ids.shape[1] < 2:
         kind = "" if is_dense or not is_tensor else f", {ids.layout} on {ids.device}"
         got = f"{ids.dtype} {tuple(ids.shape)}{kind}" if is_tensor else type(ids).__name__
-        raise ValueError(f"this needs {what}: int64 (samples, tokens) with at least 2 tokens, got {got}")
+        raise ValueError(f"this needs {what}: int64 of shape (samples, tokens), tokens at least 2, got {got}")
     smallest, largest = map(int, ids.aminmax())
     check_reads(model, ids.shape[1], largest, smallest)
 
@@ -71,7 +71,8 @@ def check_options(options: Mapping[str, Any], axes: Mapping[str, Axis] | None = 
     require(bool, dependency=o.dependency, uniform=o.uniform)
     protected = o.protect_first + o.protect_last
     if o.granularity == "channel" and protected:
-        raise ValueError("the residual stream of every layer is cut: protect_first, protect_last must be 0")
+        stream = "channels go from the residual stream of every layer"
+        raise ValueError(f"{stream}: protect_first and protect_last must be 0")
     if by_layer and (not o.dependency or by_name or o.ignore):
         raise ValueError(
             "granularity='layer' ranks whole layers: it takes one number as ratio, no ignore (use "

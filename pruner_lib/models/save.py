@@ -50,7 +50,7 @@ def save_model(
         raise ValueError(f"max_shard_size must be bytes, or a text such as '5GB', got {max_shard_size!r}")
     path = check_folder(path)
     if path.is_dir() and any(path.iterdir()) and not (path / "config.json").exists():
-        raise ValueError(f"{path} is not empty and holds no model; give a folder that is new or holds one")
+        raise ValueError(f"{path} is not empty and holds no model; give a new folder, or that of a model")
     _register_code(make_saveable_(model))
     _check_builds(model)
 

@@ -132,7 +132,8 @@ def _chat(number: int, messages: Sequence[Mapping[str, str]], tokenizer: Any) ->
     messages = list(messages) if isinstance(messages, Sequence) else [messages]
     roles = [one.get("role") if isinstance(one, Mapping) else type(one).__name__ for one in messages]
     if roles[-1:] != ["assistant"] or not isinstance(messages[-1].get("content"), str):
-        raise ValueError(f"Example {number} has messages of {roles}; the last must be the assistant's text.")
+        wanted = "the last should be the assistant's, with a text"
+        raise ValueError(f"Example {number} has messages of {roles}; {wanted}.")
     given = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
     whole = tokenizer.apply_chat_template(messages, tokenize=False)
     prompt = commonprefix([given, whole])
