@@ -116,10 +116,8 @@ def _cut(
             break
     if len(rows) < (n or 1):
         found = f"{len(rows)} {what} of" if is_joined else f"{len(rows)} documents of at least"
-        raise ValueError(
-            f"text {describe(text)} has {found} {length} tokens, wanted {n or 'some'} {what}; take fewer or "
-            f"shorter {what}, or another text"
-        )
+        wanted = f"wanted {n or 'some'} {what}; take fewer or shorter {what}, or another text"
+        raise ValueError(f"text {describe(text)} has {found} {length} tokens, {wanted}")
     return torch.tensor(rows[:n], dtype=torch.int64)
 
 

@@ -26,10 +26,8 @@ def check_axes(axes: object, model: nn.Module | None = None) -> None:
     shapes = {name: p.shape for name, p in model.named_parameters()}
     total = sum(shape.numel() for shape in shapes.values())
     if isinstance(axes, Axes) and axes.n_parameters != total:
-        raise ValueError(
-            f"the axes are those of a model of {axes.n_parameters} parameters, but this one has {total}; "
-            "leave `axes` out or run discover again"
-        )
+        came = f"the axes are those of a model of {axes.n_parameters} parameters, but this one has {total}"
+        raise ValueError(f"{came}; leave `axes` out or run discover again")
     for member in (m for axis in axes.values() for m in axis.members):
         size = max(shapes.get(member.parameter, ())[member.dim : member.dim + 1], default=0)
         if member.indices.max() >= size:
@@ -50,7 +48,8 @@ def check_ids(model: nn.Module, ids: torch.Tensor, what: str = "calibration ids"
     if not is_dense or ids.dtype != torch.int64 or ids.ndim != 2 or ids.shape[0] < 1 or ids.shape[1] < 2:
         kind = "" if is_dense or not is_tensor else f", {ids.layout} on {ids.device}"
         got = f"{ids.dtype} {tuple(ids.shape)}{kind}" if is_tensor else type(ids).__name__
-        raise ValueError(f"this needs {what}: int64 of shape (samples, tokens), tokens at least 2, got {got}")
+        wanted = "int64 of shape (samples, tokens) with at least 2 tokens"
+        raise ValueError(f"this needs {what}: {wanted}, got {got}")
     smallest, largest = map(int, ids.aminmax())
     check_reads(model, ids.shape[1], largest, smallest)
 
@@ -74,10 +73,9 @@ def check_options(options: Mapping[str, Any], axes: Mapping[str, Axis] | None = 
         stream = "channels go from the residual stream of every layer"
         raise ValueError(f"{stream}: protect_first and protect_last must be 0")
     if by_layer and (not o.dependency or by_name or o.ignore):
-        raise ValueError(
-            "granularity='layer' ranks whole layers: it takes one number as ratio, no ignore (use "
-            "protect_first and protect_last) and no dependency=False (use granularity='block')"
-        )
+        taken = "one number as ratio, no ignore (use protect_first and protect_last)"
+        taken += " and no dependency=False (use granularity='block')"
+        raise ValueError(f"granularity='layer' ranks whole layers: it takes {taken}")
     if not o.dependency and o.scope != "local":
         raise ValueError(f"dependency=False needs scope='local', got {o.scope!r}")
     if by_name and (o.scope != "local" or o.target != "groups"):

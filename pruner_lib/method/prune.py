@@ -127,10 +127,8 @@ def _keep_by_structure(axes: Axes, plan: Plan) -> dict[str, dict[str, torch.Tens
     for key, kept in plan.keep.items():
         name, _, structure = key.partition("/")
         if name not in axes:
-            raise ValueError(
-                f"the plan cuts {name}, which this model does not have; its axes: "
-                f"{', '.join(list(axes)[:6])} ... (Plan.query_heads says which axes are discovered)"
-            )
+            there = f"{', '.join(list(axes)[:6])} ... (Plan.query_heads says which axes are discovered)"
+            raise ValueError(f"the plan cuts {name}, which this model does not have; its axes: {there}")
         axis = axes[name]
         plan.check_count(key, axis.n_groups)
         if structure and structure not in axis.structures:
@@ -230,7 +228,5 @@ def _check_even(axes: Axes, keep: dict[str, dict[str, torch.Tensor]]) -> None:
     for name, kept in counts.items():
         if len(set(kept.values())) > 1:
             uneven = ", ".join(f"{part}: {n}" for part, n in list(kept.items())[:6])
-            raise ValueError(
-                f"the parts of {name} must all keep the same number of groups, else their tensors no longer "
-                f"fit each other; the plan keeps {uneven} ..."
-            )
+            wanted = "must all keep the same number of groups, else their tensors no longer fit each other"
+            raise ValueError(f"the parts of {name} {wanted}; the plan keeps {uneven} ...")

@@ -130,10 +130,8 @@ def _lost_columns(model: nn.Module, axes: Axes, plan: Plan) -> dict[str, Tensor]
     lost: dict[str, list[Tensor]] = {}
     for key, kept in plan.cut.items():
         if key not in axes or axes[key].layer is None:
-            raise ValueError(
-                f"repair_ mends heads and MLP channels, but the plan cuts {key}: make it with "
-                "granularity='block' and dependency=True, from discover(model)"
-            )
+            advice = "make it with granularity='block' and dependency=True, from discover(model)"
+            raise ValueError(f"repair_ mends heads and MLP channels, but the plan cuts {key}: {advice}")
         plan.check_count(key, axes[key].n_groups)
         member = _last(model, axes[key])
         lost.setdefault(member.parameter, []).append(gone_entries(axes[key], member, kept))

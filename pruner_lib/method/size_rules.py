@@ -63,10 +63,8 @@ def find_size_rules(model: nn.Module, axes: Mapping[str, Axis], cut: Collection[
     rules, dense = {}, build_twin(model, {})
     built = {name for name, _ in dense.named_parameters(remove_duplicate=False)}
     if other := {m.parameter for name in cut for m in axes[name].members} - built:
-        raise ValueError(
-            f"{type(model).__name__} does not build {min(other)}, so how its size follows from the config is "
-            "not known; give the model a class that builds all its modules"
-        )
+        what = f"{type(model).__name__} does not build {min(other)}, so how its size follows from the config"
+        raise ValueError(f"{what} is not known; give the model a class that builds all its modules")
     for group in alike.values():
         if any(axis.name in cut for axis in group):
             rule = _find_size_rule(model, group, [*axes.values()], dense)
@@ -129,10 +127,8 @@ def layer_edits(model: nn.Module, path: str, keep: list[int], n: int) -> dict:
     for more in ({}, *fronts):  # how many leading layers have another form is one of the integers
         if builds(model, edits | more, shapes):
             return edits | more
-    raise ValueError(
-        f"the config of {type(model).__name__} can't say that only the layers {keep} of {n} are left; "
-        "keep the layers that differ from the others"
-    )
+    what = f"the config of {type(model).__name__} can't say that only the layers {keep} of {n} are left"
+    raise ValueError(f"{what}; keep the layers that differ from the others")
 
 
 def builds(model: nn.Module, edits: dict, shapes: dict) -> bool:

@@ -156,10 +156,8 @@ def _forward_on_meta(model: nn.Module):
             return model(**arguments, use_cache=False)
         except Exception as error:  # noqa: BLE001  the model's own code may raise anything
             errors.append(f"{type(error).__name__}: {error}")
-    raise ValueError(
-        f"{type(model).__name__} does not run on the meta device with {N_TOKENS} tokens, so its groups can't "
-        "be traced: " + " | ".join(dict.fromkeys(errors))
-    )
+    what = f"{type(model).__name__} does not run on the meta device with {N_TOKENS} tokens"
+    raise ValueError(f"{what}, so its groups can't be traced: {' | '.join(dict.fromkeys(errors))}")
 
 
 def _label_constants(rec: Recording, path: str, layer: nn.Module, args: tuple, kwargs: dict) -> None:

@@ -203,10 +203,9 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         if not plain.any():
             return input_ids, padding
         if (plain & (input_ids == self.config.bos_token_id).any(-1, keepdim=True)).any():
-            raise ValueError(
-                "a row has <sop>, but no [gMASK] or [MASK] for the place that is filled in; take the ids "
-                "that the tokenizer gives, and no special tokens in plain text"
-            )
+            advice = "take the ids that the tokenizer gives, and no special tokens in plain text"
+            found = "a row has <sop>, but no [gMASK] or [MASK] for the place that is filled in"
+            raise ValueError(f"{found}; {advice}")
         opening = input_ids.new_tensor([[self.config.gmask_token_id, self.config.bos_token_id]])
         opening = torch.where(plain, opening, self.config.pad_token_id or 0)
         return torch.cat([opening, input_ids], 1), torch.cat([plain.expand(-1, 2).to(padding), padding], 1)
@@ -250,10 +249,8 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
     ) -> dict:
         """Choose what one step of generation reads; positions follow from the whole text so far."""
         if lacks_gap(input_ids, self.config).any():
-            raise ValueError(
-                "a prompt to go on from has [gMASK] or [MASK], and <sop> behind it; take the ids that the "
-                "tokenizer gives with its special tokens"
-            )
+            advice = "take the ids that the tokenizer gives with its special tokens"
+            raise ValueError(f"a prompt to go on from has [gMASK] or [MASK], and <sop> behind it; {advice}")
         n = next_sequence_length or input_ids.shape[1]
         padding = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if padding.ndim != 2:

@@ -39,10 +39,9 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         needed = [str(kwargs[f"{name}_token"]) for name in ("bos", "eos", "mask", "gmask", "pad")]
         pieces = self.sp_model.id_to_piece(self.sp_model.piece_to_id(needed))
         if absent := [token for token, piece in zip(needed, pieces, strict=True) if token != piece]:
-            raise ValueError(
-                f"{vocab_file} has no {', '.join(absent)}; wanted ice_text.model of the current revision of "
-                "THUDM/chatglm-6b, whose config.json has vocab_size 130528"
-            )
+            wanted = "ice_text.model of the current revision of THUDM/chatglm-6b"
+            wanted += ", whose config.json has vocab_size 130528"
+            raise ValueError(f"{vocab_file} has no {', '.join(absent)}; wanted {wanted}")
         super().__init__(num_image_tokens=num_image_tokens, **kwargs)
 
     @property

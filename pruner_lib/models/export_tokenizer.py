@@ -76,10 +76,8 @@ def _state(tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Any]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     state = json.loads(backend.to_str()) if backend is not None else {"model": {"type": "slow"}}
     if state["model"]["type"] != "BPE":
-        raise ValueError(
-            f"{type(tokenizer).__name__} is of the kind {state['model']['type']!r}; a GGUF is written with "
-            "BPE alone, over bytes as GPT-2's or with byte fallback as LLaMA's"
-        )
+        wanted = "a GGUF is written with BPE alone, over bytes as GPT-2's or with byte fallback as LLaMA's"
+        raise ValueError(f"{type(tokenizer).__name__} is of the kind {state['model']['type']!r}; {wanted}")
     return state
 
 

@@ -106,10 +106,8 @@ def find_model(name: str) -> Path | None:
     if folder is not None and not (folder / "config.json").is_file():
         raise ValueError(f"{folder} has no config.json; wanted a folder that save_pretrained wrote")
     if folder is None and not re.fullmatch(r"\w[\w.-]*/[\w.-]+(@[\w./-]+)?", name):
-        raise ValueError(
-            f"unknown model {name!r}: it is no known name ({', '.join(NAMES)}), no folder here or in "
-            "PRUNER_LIB_DATA, and no hub id (owner/name); check the spelling"
-        )
+        places = "no folder here or in PRUNER_LIB_DATA, and no hub id (owner/name); check the spelling"
+        raise ValueError(f"unknown model {name!r}: it is no known name ({', '.join(NAMES)}), {places}")
     return folder
 
 

@@ -174,10 +174,8 @@ def source_files(cls: type) -> list[Path]:
     """
     file = getattr(sys.modules.get(cls.__module__), "__file__", None)
     if not file or cls.__module__ == "__main__":
-        raise ValueError(
-            f"{cls.__name__} is defined in {cls.__module__}, which is no file that can be put beside the "
-            "weights; move the class into a module of its own and import it"
-        )
+        what = f"{cls.__name__} is defined in {cls.__module__}, no file that can be put beside the weights"
+        raise ValueError(f"{what}; move the class into a module of its own and import it")
     return [Path(file), *map(Path, get_relative_import_files(file))]
 
 

@@ -71,9 +71,8 @@ def _check_builds(model: PreTrainedModel) -> None:
         with torch.device("meta"):
             found = _contents(type(model)(config))
     except Exception as error:  # whatever a class raises for a config that it can't build
-        raise ValueError(
-            f"{type(model).__name__} can't be built from its config, so nothing was saved; mend that: {error}"
-        ) from error
+        what = f"{type(model).__name__} can't be built from its config, so nothing was saved"
+        raise ValueError(f"{what}; mend that: {error}") from error
     wanted = _contents(model)
     for name in sorted(wanted | found):
         if (came := wanted.get(name, "nothing")) != (built := found.get(name, "nothing")):

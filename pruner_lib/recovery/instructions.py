@@ -72,11 +72,8 @@ def encode(examples: Sequence[Mapping[str, Any]], tokenizer: Any, *, cutoff: int
         encoded.append({"input_ids": ids, "labels": [IGNORED] * n_prompt + ids[n_prompt:]})
     usable = [row for row in encoded if row["labels"] and row["labels"][-1] != IGNORED]
     if not usable:
-        shortest = min(map(len, prompt_ids))
-        raise ValueError(
-            f"cutoff={cutoff} tokens leave no response in any of {len(encoded)} examples "
-            f"(the shortest prompt has {shortest} tokens): raise the cutoff."
-        )
+        found = f"{len(encoded)} examples (the shortest prompt has {min(map(len, prompt_ids))} tokens)"
+        raise ValueError(f"cutoff={cutoff} tokens leave no response in any of {found}: raise the cutoff.")
     if len(usable) < len(encoded):
         left_out = f"{len(encoded) - len(usable)} of {len(encoded)} examples"
         warnings.warn(f"{left_out} are left out: their prompts fill the {cutoff} tokens.", stacklevel=3)
@@ -117,10 +114,8 @@ def _parts(number: int, example: Mapping[str, Any], tokenizer: Any) -> tuple[str
         return "", example["text"]
     missing = [name for name in ("instruction", "output") if not isinstance(example.get(name), str)]
     if missing:
-        raise ValueError(
-            f"Example {number} has no text under {' and '.join(missing)}, only {list(example)}; "
-            "give instruction, output and, optionally, input."
-        )
+        found = f"no text under {' and '.join(missing)}, only {list(example)}"
+        raise ValueError(f"Example {number} has {found}; give instruction, output and, optionally, input.")
     form = PROMPT_WITH_INPUT if example.get("input") else PROMPT
     return form.format(instruction=example["instruction"], input=example.get("input")), example["output"]
 

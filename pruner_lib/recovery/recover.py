@@ -204,10 +204,8 @@ def linear_modules(model: nn.Module, *, without: str) -> list[str]:
     linear = linear_names(model)
     left_out = {s for axis in discover(model).of_kind(without).values() for s in axis.structures} & linear
     if not left_out or left_out == linear:
-        raise ValueError(
-            f"{type(model).__name__} has {len(left_out)} of {len(linear)} linear layers in groups "
-            f"of kind {without!r}; there should be some, but not all."
-        )
+        found = f"{len(left_out)} of {len(linear)} linear layers in groups of kind {without!r}"
+        raise ValueError(f"{type(model).__name__} has {found}; there should be some, but not all.")
     return sorted(linear - left_out)
 
 

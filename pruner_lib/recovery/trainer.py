@@ -72,10 +72,8 @@ def trainer_arguments(
     arguments._n_gpu = min(1, arguments.n_gpu)  # a process drives one device: no DataParallel
     per_round = size * arguments.world_size
     if settings.batch_size % per_round:
-        raise ValueError(
-            f"batch_size={settings.batch_size} is not a multiple of {per_round}, micro_batch_size times "
-            f"{arguments.world_size} devices. Change one of them."
-        )
+        wanted = f"a multiple of {per_round}, micro_batch_size times {arguments.world_size} devices"
+        raise ValueError(f"batch_size={settings.batch_size} is not {wanted}. Change one of them.")
     arguments.gradient_accumulation_steps = settings.batch_size // per_round
     return arguments
 
