@@ -212,10 +212,9 @@ def _removed_parameters(units: list[Unit], total: int, share: float, scope: str,
         by_kind["mlp"] = _bisect(lambda r: sparsity(by_kind | {"mlp": r}), share)
     reached = sparsity(by_kind)
     if abs(reached - share) > TOLERANCE:
-        raise ValueError(
-            f"no plan removes {share:.1%} of the parameters to within {TOLERANCE:.1%}: the nearest removes "
-            f"{reached:.1%}. Protect fewer layers, lower the ratio or multiple_of, or use target='groups'"
-        )
+        what = f"no plan removes {share:.1%} of the parameters to within {TOLERANCE:.1%}: the nearest removes"
+        advice = "Protect fewer layers, lower the ratio or multiple_of, or use target='groups'"
+        raise ValueError(f"{what} {reached:.1%}. {advice}")
     return counts(by_kind)
 
 
@@ -244,8 +243,9 @@ def _select_layers(axes: Axes, scores, ratio: float, target: str, layers: range,
         n = int((sizes / axes.n_parameters - ratio).abs().argmin())
     n = min(n, axes.n_layers - 1)
     if ratio > 0 and n == 0:
-        message = f"ratio {ratio} of {len(order)} layers rounds to none: nothing is removed"
-        warnings.warn(message, stacklevel=3)
+        warnings.warn(
+            f"ratio {ratio} of {len(order)} layers rounds to none: nothing is removed", stacklevel=3
+        )
     kept = [i for i in range(axes.n_layers) if i not in order[:n]]
     return Plan({"layers": kept}, {"layers": axes.n_layers}, settings)
 
@@ -254,8 +254,5 @@ def _warn_of_none(units: Collection[Unit], removed: Counts, ratios: Ratios) -> N
     """Warn of each kind that is to lose groups and loses none."""
     hopes = {u.axis.kind: u.axis for u in reversed(list(units)) if ratios[u.axis.name] > 0}
     for kind in sorted(hopes.keys() - {u.axis.kind for u in units if removed[u.key]}):
-        warnings.warn(
-            f"ratio {ratios[hopes[kind].name]} of {hopes[kind].n_groups} groups rounds to none for {kind}: "
-            "nothing is removed there",
-            stacklevel=3,
-        )
+        what = f"ratio {ratios[hopes[kind].name]} of {hopes[kind].n_groups} groups rounds to none for {kind}"
+        warnings.warn(f"{what}: nothing is removed there", stacklevel=3)

@@ -201,10 +201,9 @@ def check_cut(
             tables.append(entries[member.parameter, member.dim, "parameter"][places.numpy()])
         found = np.concatenate(tables, 1)  # (n_kept, entries of a group): components
         if (found != found[:, :1]).any() or len(np.unique(found[:, 0])) < len(found):
-            raise ValueError(
-                f"{what} would mix the groups of {name}: {type(cut).__name__} divides them into blocks "
-                "of its own; nothing was cut. Keep equally many groups of each block, or leave the axis whole"
-            )
+            why = f"{type(cut).__name__} divides them into blocks of its own; nothing was cut"
+            advice = "Keep equally many groups of each block, or leave the axis whole"
+            raise ValueError(f"{what} would mix the groups of {name}: {why}. {advice}")
     other = Counter(rec.factors) - axes.numbers if "hidden" not in {axes[name].kind for name in keep} else ()
     if other:
         raise ValueError(

@@ -90,10 +90,9 @@ class ChatGLMAttention(nn.Module):
         self.num_attention_heads = config.num_attention_heads
         self.head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
         if self.head_dim < 4 or self.head_dim % 4:
-            raise ValueError(
-                f"a head has {self.head_dim} channels, wanted a multiple of four: each position turns pairs "
-                "of them in its half; change hidden_size or num_attention_heads, or set head_dim"
-            )
+            wanted = "a multiple of four: each position turns pairs of them in its half"
+            advice = "change hidden_size or num_attention_heads, or set head_dim"
+            raise ValueError(f"a head has {self.head_dim} channels, wanted {wanted}; {advice}")
         width = self.num_attention_heads * self.head_dim
         self.query_key_value = nn.Linear(config.hidden_size, 3 * width)
         self.dense = nn.Linear(width, config.hidden_size)

@@ -42,10 +42,9 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase | None,
     """
     state = _state(tokenizer)
     if len(tokenizer) > size:
-        raise ValueError(
-            f"the tokenizer has {len(tokenizer)} tokens, the model {size}: model.resize_token_embeddings "
-            f"({len(tokenizer)}) before the export, or give the tokenizer of this model"
-        )
+        n = len(tokenizer)
+        advice = f"model.resize_token_embeddings({n}) before the export, or give the tokenizer of this model"
+        raise ValueError(f"the tokenizer has {n} tokens, the model {size}: {advice}")
     by_id = {i: token for token, i in tokenizer.get_vocab().items()}
     tokens = [by_id.get(i, f"[PAD{i}]") for i in range(size)]
     types = [TokenType.NORMAL if i in by_id else TokenType.UNUSED for i in range(size)]
@@ -89,10 +88,9 @@ def _add_bytes(writer: GGUFWriter, state: dict[str, Any]) -> None:
     names = [name for name, known in WORD_RULES.items() if rule == known]
     model, normal = state["model"], state["normalizer"]
     if not names or (model.get("ignore_merges") or False) != (names[0] in IGNORES_MERGES):
-        raise ValueError(
-            f"{', '.join(WORD_RULES)} are the rules that can be written; this tokenizer cuts a text into "
-            f"words by {json.dumps(rule)} with ignore_merges {model.get('ignore_merges')}"
-        )
+        known = f"{', '.join(WORD_RULES)} are the rules that can be written"
+        found = f"words by {json.dumps(rule)} with ignore_merges {model.get('ignore_merges')}"
+        raise ValueError(f"{known}; this tokenizer cuts a text into {found}")
     if normal is not None and normal["type"] != "NFC":
         raise ValueError(f"llama.cpp changes no text before it cuts it, this tokenizer does: {normal}")
     writer.add_tokenizer_model("gpt2")

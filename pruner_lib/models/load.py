@@ -167,10 +167,9 @@ def _config(source: str, trusted: bool, revision: str) -> PreTrainedConfig:
     unknown = "auto_map" in settings and settings.get("model_type") not in CONFIG_MAPPING
     if not trusted and not ours and (unknown or "dense_class" in settings):
         files = ", ".join(sorted(p.name for p in Path(source).glob("*.py"))) or "on the hub"
-        raise ValueError(
-            f"{source} holds a model of type {settings.get('model_type')!r} with code of its own ({files}), "
-            "which runs only where it is trusted: read it, then load_model(..., trust_remote_code=True)"
-        )
+        came = f"a model of type {settings.get('model_type')!r} with code of its own ({files})"
+        advice = "which runs only where it is trusted: read it, then load_model(..., trust_remote_code=True)"
+        raise ValueError(f"{source} holds {came}, {advice}")
     if "pruning_layout" in settings:
         try:
             check_layout(settings["pruning_layout"])
@@ -192,10 +191,9 @@ def _check_decoder(source: str, config: PreTrainedConfig) -> None:
     # where the architecture is not named, go by what the config says of itself
     decodes = bool(named) or getattr(config, "is_decoder", True)
     if getattr(config, "is_encoder_decoder", False) or not decodes or not {*known} & {*(named or known)}:
-        raise ValueError(
-            f"{source} is no decoder with a language-model head: it holds {named or config.model_type}; "
-            f"wanted a causal language model such as {', '.join(known) or 'LlamaForCausalLM'}, no encoder"
-        )
+        came = f"{source} is no decoder with a language-model head: it holds {named or config.model_type}"
+        wanted = f"a causal language model such as {', '.join(known) or 'LlamaForCausalLM'}, no encoder"
+        raise ValueError(f"{came}; wanted {wanted}")
 
 
 def _load_tokenizer(source: str, trusted: bool, revision: str) -> PreTrainedTokenizerBase:

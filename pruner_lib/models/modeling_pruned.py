@@ -34,13 +34,9 @@ NO_FILE = (  # the end of the error of every class that is not from here
     "these are pruned weights, which AutoModelForCausalLM.from_pretrained reads; pass the argument "
     "`trust_remote_code=True`"
 )
-HEADS = {  # Auto class -> the class here that it finds
-    auto_class: auto_class.replace("Auto", "Pruned")
-    for auto_class in (
-        *(AUTO_CLASS, "AutoModel", "AutoModelForSequenceClassification"),
-        *("AutoModelForTokenClassification", "AutoModelForMultipleChoice"),
-    )
-}
+TASKS = ("CausalLM", "SequenceClassification", "TokenClassification", "MultipleChoice")
+HEADED = ("Model", *(f"ModelFor{task}" for task in TASKS))
+HEADS = {f"Auto{name}": f"Pruned{name}" for name in HEADED}  # Auto class -> the class here that it finds
 
 
 @cache
@@ -155,10 +151,9 @@ def _class_for(config, source: str, auto_class: str, **kwargs) -> type[PreTraine
         is_saved = saved in known or (not known and auto_class == AUTO_CLASS)
         dense = getattr(transformers, saved if is_saved else "".join(known[:1]), None)
     if dense is None:
-        raise ValueError(
-            f"transformers {transformers.__version__} has no class of {auto_class} for {config.model_type} "
-            f"({', '.join(config.architectures)}); install a newer one, or load it by another Auto class"
-        )
+        what = f"transformers {transformers.__version__} has no class of {auto_class} for {config.model_type}"
+        advice = "install a newer one, or load it by another Auto class"
+        raise ValueError(f"{what} ({', '.join(config.architectures)}); {advice}")
     return pruned_class(dense) if pruned else dense
 
 

@@ -94,11 +94,9 @@ class Run:
             last = self.folder / "adapter"
             if last.exists():
                 last.rename(self.place(self.shorter))
-            warnings.warn(
-                f"the run in {self.folder} had {self.shorter} steps and goes on to {len(self.data)}: what it "
-                "trained so far had the learning rates of the shorter run",
-                stacklevel=3,
-            )
+            what = f"the run in {self.folder} had {self.shorter} steps and goes on to {len(self.data)}"
+            rates = "what it trained so far had the learning rates of the shorter run"
+            warnings.warn(f"{what}: {rates}", stacklevel=3)
         self._save()
 
     def has(self, step: int) -> bool:

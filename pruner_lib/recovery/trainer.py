@@ -205,10 +205,9 @@ class _Recorder(TrainerCallback):
             return
         self.seconds += time.perf_counter() - self.started
         if not math.isfinite(logs["loss"]):
-            raise ValueError(
-                f"The loss is {logs['loss']} at step {state.global_step}: lower the learning rate "
-                f"({args.learning_rate}), or load the model in float32 if it is in half precision."
-            )
+            advice = f"lower the learning rate ({args.learning_rate}), or load the model in float32"
+            what = f"The loss is {logs['loss']} at step {state.global_step}"
+            raise ValueError(f"{what}: {advice} if it is in half precision.")
         self._record(state, logs["loss"], model)
         if state.global_step in self.run.kept:
             self.run.keep(model, state.global_step)
