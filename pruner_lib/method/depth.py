@@ -89,11 +89,9 @@ def drop_layers_(model: nn.Module, plan: Plan) -> nn.Module:
     trained = other_values(trial, twin, NUMBERS)
     for place, words in other_values(trial, twin, (str, type(None))).items():
         name, value = next(iter(words.items()))
-        what = (
-            f"{place}.{name} is {value!r} in a layer that stays, and the class builds another for its place"
-        )
-        why = f"so the layers {keep} alone can't be saved; nothing was cut"
-        raise ValueError(f"{what}, {why}. Keep other layers")
+        what = f"{place}.{name} is {value!r} in a layer that stays, and the class builds another"
+        why = f"for its new place, so the layers {keep} alone can't be saved; nothing was cut"
+        raise ValueError(f"{what} {why}. Keep other layers")
     check_cut(trial, plan)
     own_config_(model)
     _keep_layers_(model, keep, edits)

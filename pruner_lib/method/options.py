@@ -31,10 +31,9 @@ def check_axes(axes: object, model: nn.Module | None = None) -> None:
     for member in (m for axis in axes.values() for m in axis.members):
         size = max(shapes.get(member.parameter, ())[member.dim : member.dim + 1], default=0)
         if member.indices.max() >= size:
-            raise ValueError(
-                f"the axes are those of another model: they divide {member.indices.max() + 1} entries of "
-                f"{member.parameter}, and this one has {size}; leave `axes` out or run discover again"
-            )
+            came = f"they divide {member.indices.max() + 1} entries of {member.parameter}"
+            found = f"and this one has {size}; leave `axes` out or run discover again"
+            raise ValueError(f"the axes are those of another model: {came}, {found}")
 
 
 def check_ids(model: nn.Module, ids: torch.Tensor, what: str = "calibration ids") -> None:

@@ -57,8 +57,8 @@ def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modu
     plain = None if scaled else _plain_config(model, axes, kept, layout, rules)
     layout["config"] = {} if plain else layout["config"]
     merged = merge_layouts(model, layout)
-    trial = without_weights(model)
-    _set_widths_(trial, merged, plain)
+    trial = apply_layout_(without_weights(model), merged)
+    trial.config.update(plain or {})
     check_cut(trial, plan, axes, keep, cuts)
     own_config_(model)
     with torch.no_grad():
@@ -74,16 +74,10 @@ def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modu
             weight = weight * factors[parameter] if parameter in factors else weight
             set_parameter_(model, parameter, weight.contiguous())
             del weight
-    _set_widths_(model, merged, plain)
+    apply_layout_(model, merged).config.update(plain or {})
     set_layout(model, None if plain is not None else merged)
     model.pruned_by = [*getattr(model, "pruned_by", ()), plan]
     return model
-
-
-def _set_widths_(model: nn.Module, layout: dict, plain: dict | None) -> None:
-    apply_layout_(model, layout)
-    if plain:
-        model.config.update(plain)
 
 
 @torch.no_grad()

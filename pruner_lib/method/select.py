@@ -243,9 +243,8 @@ def _select_layers(axes: Axes, scores, ratio: float, target: str, layers: range,
         n = int((sizes / axes.n_parameters - ratio).abs().argmin())
     n = min(n, axes.n_layers - 1)
     if ratio > 0 and n == 0:
-        warnings.warn(
-            f"ratio {ratio} of {len(order)} layers rounds to none: nothing is removed", stacklevel=3
-        )
+        message = f"ratio {ratio} of {len(order)} layers rounds to none: nothing is removed"
+        warnings.warn(message, stacklevel=3)
     kept = [i for i in range(axes.n_layers) if i not in order[:n]]
     return Plan({"layers": kept}, {"layers": axes.n_layers}, settings)
 

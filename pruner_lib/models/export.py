@@ -122,11 +122,9 @@ def _check_function(model: PreTrainedModel) -> None:
     require(PreTrainedModel, model=model)
     config = model.config
     if config.model_type not in MODEL_TYPES or model.get_output_embeddings() is None:
-        raise ValueError(
-            f"GGUF is written for language models of the types {', '.join(MODEL_TYPES)}, got "
-            f"{config.model_type!r} ({type(model).__name__}): convert the folder of others, evenly pruned, "
-            "with llama.cpp's convert_hf_to_gguf.py"
-        )
+        wanted = f"GGUF is written for language models of the types {', '.join(MODEL_TYPES)}"
+        advice = "convert the folder of others, evenly pruned, with llama.cpp's convert_hf_to_gguf.py"
+        raise ValueError(f"{wanted}, got {config.model_type!r} ({type(model).__name__}): {advice}")
     layers, rope_type = model.model.layers, config.rope_parameters["rope_type"]
     head_dim, n_rotated = layers[0].self_attn.head_dim, 2 * len(model.model.rotary_emb.inv_freq)
     scalings = {layer.self_attn.scaling for layer in layers}

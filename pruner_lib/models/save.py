@@ -76,11 +76,10 @@ def _check_builds(model: PreTrainedModel) -> None:
     wanted = _contents(model)
     for name in sorted(wanted | found):
         if (came := wanted.get(name, "nothing")) != (built := found.get(name, "nothing")):
-            raise ValueError(
-                f"{name} is {came} in this {type(model).__name__}, but its config would build {built}, so "
-                "nothing was saved; change widths with prune_, put back modules that were replaced, and let "
-                "the config say which weights are tied"
-            )
+            what = f"{name} is {came} in this {type(model).__name__}, but its config would build {built}"
+            advice = "change widths with prune_, put back modules that were replaced"
+            advice += ", and let the config say which weights are tied"
+            raise ValueError(f"{what}, so nothing was saved; {advice}")
 
 
 def _contents(model: PreTrainedModel) -> dict[str, str]:
