@@ -66,10 +66,8 @@ def estimate(
         if aggregation != "sum":
             raise ValueError(f"criterion 'obs' scores one matrix: leave out aggregation {aggregation!r}")
         return obs_scores(model, axes, calibration_ids)
-    scores = estimate_members(
-        model, axes, calibration_ids, criteria=[criterion], seed=seed, micro_batch=micro_batch,
-        checkpointing=checkpointing,
-    )  # fmt: skip
+    how = {"seed": seed, "micro_batch": micro_batch, "checkpointing": checkpointing}
+    scores = estimate_members(model, axes, calibration_ids, criteria=[criterion], **how)
     return aggregate(axes, scores[criterion], aggregation, order=order)
 
 
@@ -108,18 +106,12 @@ def estimate_members(
     sums.add_magnitudes()
     if with_data := sums.with_data:
         check_ids(model, calibration_ids)
-        names = set(sums.kept_dims)
-        check_memory(model, calibration_ids, with_data, micro_batch, checkpointing, parameters=names)
-        visit_gradients(
-            model,
-            calibration_ids.to(next(iter(parameters.values())).device),
-            names,
-            sums.add_gradient,
-            per_sample=any(c in SECOND_ORDER for c in with_data),
-            micro_batch=micro_batch,
-            additive=set(with_data) <= set(ADDITIVE),
-            checkpointing=checkpointing,
-        )
+        names, how = set(sums.kept_dims), {"micro_batch": micro_batch, "checkpointing": checkpointing}
+        check_memory(model, calibration_ids, with_data, parameters=names, **how)
+        ids = calibration_ids.to(next(iter(parameters.values())).device)
+        how |= {"per_sample": any(c in SECOND_ORDER for c in with_data)}
+        how |= {"additive": set(with_data) <= set(ADDITIVE)}
+        visit_gradients(model, ids, names, sums.add_gradient, **how)
     return {c: _random(axes, seed) if c == "random" else sums.by_structure(c) for c in criteria}
 
 

@@ -82,10 +82,9 @@ def check_options(options: Mapping[str, Any], axes: Mapping[str, Axis] | None = 
     if axes is None:
         return
     if (protected or by_layer or o.target == "parameters") and not isinstance(axes, Axes):
-        raise ValueError(
-            "protect_first, protect_last, target='parameters' and granularity='layer' need the whole model: "
-            "pass what discover returned, or axes.of_kind(...), and leave axes whole by ignore=[...]"
-        )
+        came = "protect_first, protect_last, target='parameters' and granularity='layer'"
+        advice = "pass what discover returned, or axes.of_kind(...), and leave axes whole by ignore=[...]"
+        raise ValueError(f"{came} need the whole model: {advice}")
     if protected and protected >= axes.n_layers:
         raise ValueError(f"protect_first + protect_last = {protected} leaves none of {axes.n_layers} layers")
     check_names(axes, o.ignore)

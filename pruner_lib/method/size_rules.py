@@ -189,12 +189,11 @@ def _fits(shapes: dict, model: nn.Module, axis: Axis, probe_n: int) -> bool:
 
 def _other_dims_agree(dense: nn.Module, probe: nn.Module, axes: list[Axis]) -> bool:
     """Did nothing but the dims of these axes change?"""
-    cut = {(m.parameter, m.dim) for axis in axes for m in axis.members}
-    before, after = (
-        {(name, d): n for name, shape in shapes_of(twin).items() for d, n in enumerate(shape)}
-        for twin in (dense, probe)
-    )
-    return before.keys() == after.keys() and all(n == after[d] for d, n in before.items() if d not in cut)
+    cut, before, after = {(m.parameter, m.dim) for axis in axes for m in axis.members}, {}, {}
+    for twin, others in ((dense, before), (probe, after)):
+        for name, shape in shapes_of(twin).items():
+            others[name] = [n for d, n in enumerate(shape) if (name, d) not in cut]
+    return before == after
 
 
 def other_values(model: nn.Module, twin: nn.Module, types: Sequence[type]) -> dict[str, dict[str, Any]]:
@@ -237,9 +236,8 @@ def _attributes(
                 if type(value) is not int or type(other) is not int or value == other:
                     continue
                 if value * probe_n != other * n:
-                    raise ValueError(
-                        f"{path}.{name} is {value} for {n} groups of {axes[0].name}, {other} for {probe_n}: "
-                        "not in proportion, so its value after the cut can't be derived"
-                    )
+                    came = f"{path}.{name} is {value} for {n} groups of {axes[0].name}, {other} for {probe_n}"
+                    why = "not in proportion, so its value after the cut can't be derived"
+                    raise ValueError(f"{came}: {why}")
                 per_group.setdefault(path, {})[name] = value // n
     return per_group

@@ -206,7 +206,6 @@ def check_cut(
             raise ValueError(f"{what} would mix the groups of {name}: {why}. {advice}")
     other = Counter(rec.factors) - axes.numbers if "hidden" not in {axes[name].kind for name in keep} else ()
     if other:
-        raise ValueError(
-            f"after a cut of {what} {type(cut).__name__} would compute with {min(other):.6g}, a number that "
-            "follows the width and is in the dense model another; nothing was cut. Leave the axis whole"
-        )
+        number = f"{min(other):.6g}, a number that follows the width and is in the dense model another"
+        what = f"after a cut of {what} {type(cut).__name__} would compute with {number}"
+        raise ValueError(f"{what}; nothing was cut. Leave the axis whole")

@@ -69,16 +69,10 @@ class ChatGLMConfig(PreTrainedConfig):
             refused["position_encoding_2d"] = False
         if refused:
             came = ", ".join(f"{key}={value}" for key, value in refused.items())
-            raise ValueError(
-                f"the config has {came}; wanted ChatGLM-6B as it was released, in floating point: its later "
-                "versions, or one that is quantised or tuned by a prefix, are other architectures"
-            )
+            wanted = "ChatGLM-6B as it was released, in floating point: its later versions"
+            other = "or one that is quantised or tuned by a prefix, are other architectures"
+            raise ValueError(f"the config has {came}; wanted {wanted}, {other}")
         super().__post_init__(**kwargs)
-
-    @staticmethod
-    def describes(settings: dict) -> bool:
-        """Are these the settings of a ChatGLM-6B, and not of a later version?"""
-        return settings.get("model_type") == "chatglm" and not any(key in settings for key in LATER_KEYS)
 
 
 class ChatGLMAttention(nn.Module):

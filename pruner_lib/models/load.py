@@ -35,7 +35,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from pruner_lib.data.assets import ASSETS, build_folder, cache_root, fetch, hub_lookup, local_path
 from pruner_lib.method.checks import require
 from pruner_lib.method.layout import check_layout
-from pruner_lib.models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration, tie_equal_
+from pruner_lib.models.chatglm import LATER_KEYS, ChatGLMConfig, ChatGLMForConditionalGeneration, tie_equal_
 from pruner_lib.models.chatglm_tokenizer import ChatGLMTokenizer
 from pruner_lib.models.devices import find_device
 from pruner_lib.models.modeling_pruned import AUTO_CLASS, PrunedModelForCausalLM, pruned_class
@@ -101,7 +101,7 @@ def find_model(name: str) -> Path | None:
     Raises: ValueError: neither a name, nor a folder with a checkpoint, nor a hub id.
     """
     folder = own_folder(name)
-    if folder is None and (name == EMBEDDED or name in TWINS):
+    if folder is None and name in (EMBEDDED, *TWINS):
         folder = _embedded(name)
     if folder is not None and not (folder / "config.json").is_file():
         raise ValueError(f"{folder} has no config.json; wanted a folder that save_pretrained wrote")
@@ -146,10 +146,9 @@ def _load(
         with _read_into_memory():
             model, report = build.from_pretrained(source, config=config, output_loading_info=True, **how)
     except UnpicklingError as error:
-        raise ValueError(
-            f"a .bin file of {source} is damaged or holds more than numbers, none of which was run; take a "
-            "revision in safetensors, or convert the files to safetensors where you trust them"
-        ) from error
+        what = f"a .bin file of {source} is damaged or holds more than numbers, none of which was run"
+        advice = "take a revision in safetensors, or convert the files to safetensors where you trust them"
+        raise ValueError(f"{what}; {advice}") from error
     spare = {name for name in report["unexpected_keys"] if not OLD_MASKS.search(name)}
     for names, fault in ((report["missing_keys"], "lacks"), (spare, "has no place in its config.json for")):
         if names:
@@ -163,7 +162,7 @@ def _load(
 def _config(source: str, trusted: bool, revision: str) -> PreTrainedConfig:
     """Read a config; refuse untrusted code beside the weights, and a damaged layout."""
     settings, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
-    ours = ChatGLMConfig.describes(settings)
+    ours = settings.get("model_type") == "chatglm" and settings.keys().isdisjoint(LATER_KEYS)
     unknown = "auto_map" in settings and settings.get("model_type") not in CONFIG_MAPPING
     if not trusted and not ours and (unknown or "dense_class" in settings):
         files = ", ".join(sorted(p.name for p in Path(source).glob("*.py"))) or "on the hub"

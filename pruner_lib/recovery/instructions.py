@@ -53,10 +53,9 @@ def encode(examples: Sequence[Mapping[str, Any]], tokenizer: Any, *, cutoff: int
     are_dicts = all(isinstance(one, Mapping) for one in examples)
     kinds = {next((kind for kind in KINDS if kind in one), KINDS[-1]) for one in examples if are_dicts}
     if len(kinds) != 1:
-        raise ValueError(
-            f"{len(examples)} examples hold {sorted(kinds) or 'no dicts'}: give dicts of one kind, with "
-            f"instruction, output and, optionally, input; or messages; or text; got {examples!r:.80}"
-        )
+        came = f"{len(examples)} examples hold {sorted(kinds) or 'no dicts'}"
+        wanted = "dicts of one kind, with instruction, output and, optionally, input; or messages; or text"
+        raise ValueError(f"{came}: give {wanted}; got {examples!r:.80}")
     parts = [_parts(number, example, tokenizer) for number, example in enumerate(examples)]
     special = kinds != {"messages"}  # a chat template writes all special tokens itself
     prompt_ids = _token_ids([prompt for prompt, _ in parts], tokenizer, special)

@@ -82,10 +82,9 @@ def _check_more(more: Mapping[str, Any], refused: Sequence[str]) -> None:
     """Refuse arguments that the Trainer has not or that are decided here, and numbers out of their range."""
     possible = {one.name: one.default for one in fields(TrainingArguments) if one.name not in refused}
     if wrong := set(more) - set(possible) if isinstance(more, Mapping) else [more]:
-        raise ValueError(
-            f"training_arguments holds {', '.join(sorted(map(str, wrong)))}: no such argument of "
-            f"TrainingArguments, or one that settings of recover decide ({', '.join(refused)})."
-        )
+        came = f"training_arguments holds {', '.join(sorted(map(str, wrong)))}: no such argument of"
+        other = f"or one that settings of recover decide ({', '.join(refused)})"
+        raise ValueError(f"{came} TrainingArguments, {other}.")
     for name, value in more.items():
         if isinstance(possible[name], bool | int | float):
             require(bool if isinstance(possible[name], bool) else "[0, inf)", **{name: value})
@@ -101,13 +100,8 @@ def train(
     Raises:  ValueError: the loss is not finite, or `run.evaluate` returns a name that the history uses.
     """
     recorder = _Recorder(run)
-    trainer = _ResponseTrainer(
-        adapted,
-        arguments,
-        data_collator=partial(collate, pad=pad),
-        train_dataset=[row for batch in run.data for row in batch],
-        callbacks=[recorder, *callbacks],
-    )
+    collator, rows = partial(collate, pad=pad), [row for batch in run.data for row in batch]
+    trainer = _ResponseTrainer(adapted, arguments, collator, rows, callbacks=[recorder, *callbacks])
     trainer.remove_callback(PrinterCallback)
     log = logging.getLogger("transformers.trainer_utils")
     level = log.level
