@@ -180,10 +180,7 @@ def check_fits(
 
 
 def _largest_gradient(owners: Mapping[nn.Module, Iterable[str]], second: bool, n_tokens: int) -> int:
-    """Bytes that the gradient of one parameter takes while it is formed and reduced.
-
-    Args: owners: module -> names in it of the parameters that are scored.
-    """
+    """Bytes that the gradient of a parameter takes at most, while it is formed and reduced."""
     sizes = [0]
     for module, keys in owners.items():
         sliced = in_slices(module)
