@@ -99,7 +99,7 @@ def _add_bytes(writer: GGUFWriter, state: dict[str, Any]) -> None:
 
 
 def _add_characters(writer: GGUFWriter, state: dict[str, Any], tokens: list[str], types: list) -> None:
-    """sentencepiece's BPE: it merges the pair whose token has the highest score, so that is minus the rank."""
+    """sentencepiece's BPE merges the pair whose token has the highest score, so that is minus the rank."""
     spaces, rest = state["pre_tokenizer"], _list(state["normalizer"], "normalizers")
     if spaces is not None and (spaces["type"] != "Metaspace" or spaces["split"] or rest):
         raise ValueError(f"llama.cpp has no tokenizer with bytes for unknown characters and {spaces}, {rest}")
