@@ -18,8 +18,8 @@ from pruner_lib.method.groups import Plan
 from pruner_lib.method.layout import NUMBERS, empty_layout, own_config_, set_layout
 from pruner_lib.method.offload import frozen, without_weights
 from pruner_lib.method.options import check_ids
-from pruner_lib.method.proof import check_cut
 from pruner_lib.method.size_rules import build_twin, layer_edits, other_values
+from pruner_lib.method.trace import check_cut
 
 
 def block_influence(model: nn.Module, calibration_ids: Tensor) -> Tensor:
@@ -70,10 +70,9 @@ def separate_layers(model: nn.Module, plan: Plan) -> tuple[str, nn.ModuleList]:
     plan.check_count("layers", len(layers))
     each = [id(p) for layer in layers for p in layer.parameters()]
     if len({*each}) < len(each):
-        raise ValueError(
-            f"layers of {type(model).__name__} share weights, so none of them can go alone; cut groups of "
-            "them (granularity='block'), which go from all that share them"
-        )
+        advice = "cut groups of them (granularity='block'), which go from all that share them"
+        name = type(model).__name__
+        raise ValueError(f"layers of {name} share weights, so none of them can go alone; {advice}")
     return path, layers
 
 
@@ -90,10 +89,9 @@ def drop_layers_(model: nn.Module, plan: Plan) -> nn.Module:
     trained = other_values(trial, twin, NUMBERS)
     for place, words in other_values(trial, twin, (str, type(None))).items():
         name, value = next(iter(words.items()))
-        raise ValueError(
-            f"{place}.{name} is {value!r} in a layer that stays, and the class builds another for its new "
-            f"place, so the layers {keep} alone can't be saved; nothing was cut. Keep other layers"
-        )
+        what = f"{place}.{name} is {value!r} in a layer that stays, and the class builds another"
+        why = f"for its new place, so the layers {keep} alone can't be saved; nothing was cut"
+        raise ValueError(f"{what} {why}. Keep other layers")
     check_cut(trial, plan)
     own_config_(model)
     _keep_layers_(model, keep, edits)

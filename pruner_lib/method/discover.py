@@ -73,17 +73,15 @@ def discover(model: nn.Module, *, query_heads: bool = False) -> Axes:
                 why = "all query heads share one key and value head, so there is only one group; "
                 why += "discover(model, query_heads=True) finds them one by one"
             notes.append(f"{axis.name}: {why}")
-    per_layer = [sum(p.numel() for p in layer.parameters()) for layer in layers]
-    total = sum(p.numel() for p in model.parameters())
-    whole_model = {"n_parameters": total, "layer_parameters": per_layer, "numbers": Counter(rec.factors)}
-    return Axes(axes, notes=notes, **whole_model)
+    total, *per_layer = (sum(p.numel() for p in module.parameters()) for module in (model, *layers))
+    numbers = Counter(rec.factors)
+    return Axes(axes, n_parameters=total, layer_parameters=per_layer, notes=notes, numbers=numbers)
 
 
 def _candidates(model: nn.Module, rec: Recording, components: np.ndarray, path: str) -> list[Candidate]:
     """All components that produce and consume channels and do not reach the output, by their form."""
     entries = rec.entries(components)
-    in_order = list(dict.fromkeys(reversed(rec.executed)))[::-1]  # by the last time that each is executed
-    used = [(name, dim, "parameter") for name, dim in in_order]
+    used = [(name, dim, "parameter") for name, dim in rec.roles]
     used += [owner for owner in entries if owner[2] == "constant"]
     forms = _forms([entries[owner] for owner in used], components.max() + 1)
     by_form: dict[int, list[tuple]] = {}  # form -> (owner, its entries that are of this form)
@@ -153,10 +151,7 @@ def _forms(entries: Sequence[np.ndarray], n_components: int) -> np.ndarray:
 def _without_obstacles(
     model: nn.Module, rec: Recording, candidates: Sequence[Candidate], components: np.ndarray, path: str
 ) -> tuple[list[Candidate], list[str]]:
-    """Those that can be cut, and a note for each of the others: what is in the way.
-
-    MLP channels must end in the residual stream, as heads do.
-    """
+    """Those that can be cut, and a note for each of the others: what is in the way."""
     reasons: dict[int, str] = {}  # component that can't be cut -> why
     averaged: dict[int, dict[str, str]] = {}  # component of a mean -> module that takes it -> why it stays
     unknown = set()  # a note for each operator without a rule and each parameter that it meets
@@ -197,10 +192,7 @@ def _without_obstacles(
 
 
 def _named(candidates: Sequence[Candidate], path: str, stacks: set[str]) -> list[Candidate]:
-    """Order by layer, the residual stream last; where a layer has several of a kind, name them by module.
-
-    Those in one module are numbered.
-    """
+    """Order by layer, the residual stream last; several of a kind are named by module, in one numbered."""
     counts, named = Counter(axis.name for axis, _ in candidates), []
     ordered = sorted(candidates, key=lambda c: (c[0].layer is None, c[0].layer or 0, KINDS.index(c[0].kind)))
     for axis, groups in ordered:

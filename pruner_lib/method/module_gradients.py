@@ -163,7 +163,6 @@ def _chunks(use: Use, x: torch.Tensor, *, shared: bool = True) -> Sequence[torch
             return x.chunk(n, 1)
     elif first % n == 0:
         return x.chunk(n)
-    raise ValueError(
-        f"{use.module} sees tensors of shape {tuple(shape)} for {n} samples of {use.tokens} tokens, so its "
-        "gradient can't be split by sample: use micro_batch=1, or vector or element1"
-    )
+    what = f"{use.module} sees tensors of shape {tuple(shape)} for {n} samples of {use.tokens} tokens"
+    advice = "use micro_batch=1, or vector or element1"
+    raise ValueError(f"{what}, so its gradient can't be split by sample: {advice}")

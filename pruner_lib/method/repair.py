@@ -130,10 +130,8 @@ def _lost_columns(model: nn.Module, axes: Axes, plan: Plan) -> dict[str, Tensor]
     lost: dict[str, list[Tensor]] = {}
     for key, kept in plan.cut.items():
         if key not in axes or axes[key].layer is None:
-            raise ValueError(
-                f"repair_ mends heads and MLP channels, but the plan cuts {key}: make it with "
-                "granularity='block' and dependency=True, from discover(model)"
-            )
+            advice = "make it with granularity='block' and dependency=True, from discover(model)"
+            raise ValueError(f"repair_ mends heads and MLP channels, but the plan cuts {key}: {advice}")
         plan.check_count(key, axes[key].n_groups)
         member = _last(model, axes[key])
         lost.setdefault(member.parameter, []).append(gone_entries(axes[key], member, kept))
@@ -146,14 +144,11 @@ def _last(model: nn.Module, axis: Axis) -> Member:
     meet = [m.structure for m in axis.members if m.structure != axis.last and m.role == "in"]
     meet += [m.structure for m in norm_members(model, axis.members, axis.side_by_side)]
     if meet:
-        raise ValueError(
-            f"the groups of {axis.name} meet in {meet[0]}, so that {axis.last} reads something else when "
-            "some are gone: they can be cut, but not repaired; leave them whole by ignore, or out of the axes"
-        )
+        why = f"meet in {meet[0]}, so that {axis.last} reads something else when some are gone"
+        advice = "they can be cut, but not repaired; leave them whole by ignore, or out of the axes"
+        raise ValueError(f"the groups of {axis.name} {why}: {advice}")
     if len(inputs) != 1 or model.get_parameter(inputs[0].parameter).ndim != 2:
-        raise ValueError(
-            f"the last matrix of {axis.name}, {axis.last}, is not linear: it can be cut, but not repaired"
-        )
+        raise ValueError(f"{axis.last}, last of {axis.name}, is not linear: it can be cut, but not repaired")
     return inputs[0]
 
 
@@ -168,9 +163,7 @@ class _AllSeen(Exception):
     """Ends a forward pass whose last layers and logits nobody needs."""
 
 
-def _visit_inputs(
-    model: nn.Module, ids: Tensor, names: Collection[str], visit: Callable[[dict[str, Tensor]], None]
-) -> None:
+def _visit_inputs(model: nn.Module, ids: Tensor, names: Collection[str], visit: Callable) -> None:
     """Run the model and show, for one layer after the other, what the named weights read.
 
     Args:    visit: takes name -> `(samples, tokens, columns)`, and may change these weights: the layer runs

@@ -50,9 +50,7 @@ def save_model(
         raise ValueError(f"max_shard_size must be bytes, or a text such as '5GB', got {max_shard_size!r}")
     path = check_folder(path)
     if path.is_dir() and any(path.iterdir()) and not (path / "config.json").exists():
-        raise ValueError(
-            f"{path} is not empty and holds no model; give a new folder, so that nothing is overwritten"
-        )
+        raise ValueError(f"{path} is not empty and holds no model; give a new folder, or that of a model")
     _register_code(make_saveable_(model))
     _check_builds(model)
 
@@ -73,17 +71,15 @@ def _check_builds(model: PreTrainedModel) -> None:
         with torch.device("meta"):
             found = _contents(type(model)(config))
     except Exception as error:  # whatever a class raises for a config that it can't build
-        raise ValueError(
-            f"{type(model).__name__} can't be built from its config, so nothing was saved; mend that: {error}"
-        ) from error
+        what = f"{type(model).__name__} can't be built from its config, so nothing was saved"
+        raise ValueError(f"{what}; mend that: {error}") from error
     wanted = _contents(model)
     for name in sorted(wanted | found):
         if (came := wanted.get(name, "nothing")) != (built := found.get(name, "nothing")):
-            raise ValueError(
-                f"{name} is {came} in this {type(model).__name__}, but its config would build {built}, so "
-                "nothing was saved; change widths with prune_, put back modules that were replaced, and let "
-                "the config say which weights are tied"
-            )
+            what = f"{name} is {came} in this {type(model).__name__}, but its config would build {built}"
+            advice = "change widths with prune_, put back modules that were replaced"
+            advice += ", and let the config say which weights are tied"
+            raise ValueError(f"{what}, so nothing was saved; {advice}")
 
 
 def _contents(model: PreTrainedModel) -> dict[str, str]:
