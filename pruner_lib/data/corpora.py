@@ -181,7 +181,7 @@ def read_instructions(name: str | Path) -> list[dict[str, Any]]:
         rows = json.loads(_read(path)) if is_list else _json_lines(path)
         return [
             dict(row)
-            if "messages" in row or "text" in row
+            if "messages" in row or ("text" in row and "instruction" not in row)
             else _instruction(row["instruction"], row["output"], row.get("input") or "")
             for row in rows
         ]

@@ -15,10 +15,13 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pruner_lib.files import check_folder, write_folder
+from pruner_lib.files import check_folder, read_json, write_folder
 from pruner_lib.method.checks import require
 from pruner_lib.method.decoder import check_plain
 from pruner_lib.models.modeling_pruned import AUTO_CLASS, is_foreign, make_saveable_, source_files
+
+# how the names of files end that a model and a tokenizer write; .py too, where the config names code
+WRITTEN = (".json", ".safetensors", ".bin", ".model", ".jinja", "merges.txt", "vocab.txt")
 
 
 def save_model(
@@ -31,7 +34,7 @@ def save_model(
     """Write weights (safetensors), config, tokenizer and plan to a folder, all or nothing.
 
     Args:
-        path: a new folder, an empty one, or one that holds a model, which is then replaced.
+        path: a new folder, an empty one, or one that holds a model and nothing else, which is then replaced.
         max_shard_size: bytes, or text such as "5GB"; larger weights are spread over several files with an
             index.
     Returns: the folder. It loads with `load_model(path)` and with
@@ -48,9 +51,7 @@ def save_model(
         require(Callable, tokenizer=tokenizer)
     if not re.fullmatch(r"[1-9]\d*|\d+(\.\d+)? *[KMGT]B", str(max_shard_size).upper()):
         raise ValueError(f"max_shard_size must be bytes, or a text such as '5GB', got {max_shard_size!r}")
-    path = check_folder(path)
-    if path.is_dir() and any(path.iterdir()) and not (path / "config.json").exists():
-        raise ValueError(f"{path} is not empty and holds no model; give a new folder, or that of a model")
+    _check_replaceable(path := check_folder(path))
     _register_code(make_saveable_(model))
     _check_builds(model)
 
@@ -62,6 +63,19 @@ def save_model(
             (folder / "plan.json").write_text(json.dumps(plans[-1] | {"earlier": plans[:-1]}))
 
     return write_folder(path, write)
+
+
+def _check_replaceable(path: Path) -> None:
+    """Refuse a folder that holds anything but a model: all that is there would be lost."""
+    there = list(path.iterdir()) if path.exists() else []
+    config = path / "config.json"
+    settings = read_json(config) if config in there else {}
+    is_model = isinstance(settings, dict) and "model_type" in settings
+    kinds = (*WRITTEN, ".py") if is_model and "auto_map" in settings else WRITTEN
+    foreign = [one.name for one in there if one.is_dir() or not one.name.endswith(kinds)]
+    if there and (foreign or not is_model):
+        holds = ", ".join(sorted(foreign)[:3]) or "no config.json of a model"
+        raise ValueError(f"{path} is not empty and holds {holds}; give a new folder, so that nothing is lost")
 
 
 def _check_builds(model: PreTrainedModel) -> None:

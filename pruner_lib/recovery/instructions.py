@@ -25,7 +25,8 @@ PROMPT_WITH_INPUT = (
     "Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
 )
-KINDS = ("messages", "text", "instruction")  # keys of the three kinds of examples
+KINDS = ("messages", "instruction", "text")  # keys of the three kinds of examples; the first counts
+ANSWERED = ("instruction", "output")
 Row = dict[str, list[int]]  # input_ids and labels of one example, equally long
 
 
@@ -51,7 +52,7 @@ def encode(examples: Sequence[Mapping[str, Any]], tokenizer: Any, *, cutoff: int
         raise ValueError("The tokenizer has no EOS token, which ends a response: set tokenizer.eos_token.")
     examples = list(examples) if isinstance(examples, Iterable) else [examples]
     are_dicts = all(isinstance(one, Mapping) for one in examples)
-    kinds = {next((kind for kind in KINDS if kind in one), KINDS[-1]) for one in examples if are_dicts}
+    kinds = {next((kind for kind in KINDS if kind in one), "instruction") for one in examples if are_dicts}
     if len(kinds) != 1:
         came = f"{len(examples)} examples hold {sorted(kinds) or 'no dicts'}"
         wanted = "dicts of one kind, with instruction, output and, optionally, input; or messages; or text"
@@ -109,14 +110,14 @@ def _parts(number: int, example: Mapping[str, Any], tokenizer: Any) -> tuple[str
     """Prompt and response of one example, as text."""
     if "messages" in example:
         return _chat(number, example["messages"], tokenizer)
-    if isinstance(example.get("text"), str):
+    if "instruction" not in example and isinstance(example.get("text"), str):
         return "", example["text"]
-    missing = [name for name in ("instruction", "output") if not isinstance(example.get(name), str)]
-    if missing:
-        found = f"no text under {' and '.join(missing)}, only {list(example)}"
+    texts = {"input": example.get("input") or ""} | {name: example.get(name) for name in ANSWERED}
+    if missing := [name for name, one in texts.items() if not isinstance(one, str)]:
+        found = f"no text under {' and '.join(missing)}, only {example!r:.80}"
         raise ValueError(f"Example {number} has {found}; give instruction, output and, optionally, input.")
-    form = PROMPT_WITH_INPUT if example.get("input") else PROMPT
-    return form.format(instruction=example["instruction"], input=example.get("input")), example["output"]
+    form = PROMPT_WITH_INPUT if texts["input"] else PROMPT
+    return form.format(**texts), example["output"]
 
 
 def _chat(number: int, messages: Sequence[Mapping[str, str]], tokenizer: Any) -> tuple[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
 
 import pytest
@@ -144,11 +145,34 @@ def test_tied_embeddings_are_tied_after_loading(tmp_path):
     assert again.lm_head.weight is again.model.embed_tokens.weight
 
 
-def test_foreign_folder_is_not_overwritten(tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="holds no model"):
+@pytest.mark.parametrize(
+    ("files", "named"),
+    [
+        ({"notes.txt": "mine"}, "notes.txt"),
+        ({"config.json": '{"my": "settings"}'}, "no config.json of a model"),
+        ({"config.json": '{"model_type": "llama"}', "src/thesis.tex": "mine"}, "src"),
+        ({"config.json": '{"model_type": "llama"}', "model.safetensors": "", "train.py": "mine"}, "train.py"),
+        (
+            {"config.json": '{"model_type": "llama"}', ".git/HEAD": "a clone", "README.md": ""},
+            ".git, README.md",
+        ),
+    ],
+)
+def test_folder_that_holds_anything_but_a_model_is_not_replaced(tmp_path, files, named):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=f"is not empty and holds {re.escape(named)}; give a new folder"):
         save_model(build("llama-gqa"), None, tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+    there = {p.relative_to(tmp_path).as_posix(): p.read_text() for p in tmp_path.rglob("*") if p.is_file()}
+    assert there == files
+
+
+def test_every_folder_that_was_saved_here_is_replaced(tmp_path):
+    folder = tmp_path / "m"
+    for ratio in (0.25, 0.5):
+        save_model(_pruned("llama-gqa", ratio=ratio), tiny_tokenizer(), folder)
+    assert (folder / "modeling_pruned.py").is_file() and load_model(folder)[0] is not None
 
 
 def test_full_disk_leaves_the_old_checkpoint_whole(tmp_path, monkeypatch):
