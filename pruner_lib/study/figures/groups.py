@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from pruner_lib.method.decoder import decoder_layers
 from pruner_lib.method.groups import Axes, Axis, Member
-from pruner_lib.study.figures.drawing import KINDS, new_axes
+from pruner_lib.study.figures.drawing import STYLE, new_axes
 
 COLUMNS = "stage structure parameter rows columns axis kind role dim group n_groups chosen start stop"
 # all lengths of a drawing are inches
@@ -126,14 +126,14 @@ def plot_groups(frame: pd.DataFrame, *, ax: canvas.Axes | None = None) -> canvas
         ax.add_patch(Rectangle((box.x, box.y), box.width, box.height, **line))
     chosen = frame[frame.chosen]
     for row in chosen.itertuples():
-        look = {"facecolor": KINDS[row.kind].color, "alpha": 0.9, "linewidth": 0}
+        look = {"facecolor": STYLE[row.kind].color, "alpha": 0.9, "linewidth": 0}
         strip = _strip(boxes.loc[row.parameter], row.dim, row.start, row.stop)
         ax.add_patch(Rectangle(*strip, zorder=3 if row.kind == "hidden" else 2, **look))
     _draw_heads(ax, frame[frame.kind == "attention"], boxes)
     _draw_stream(ax, frame[(frame.kind == "hidden") & (frame["columns"] > 0)], boxes, stream)
     groups = chosen.drop_duplicates("kind").set_index("kind")
     said = {kind: f"group {row.group} of 0 to {row.n_groups - 1}" for kind, row in groups.iterrows()}
-    keys = [Patch(color=KINDS[kind].color, label=f"{KINDS[kind].label}: {said[kind]}") for kind in said]
+    keys = [Patch(color=STYLE[kind].color, label=f"{STYLE[kind].label}: {said[kind]}") for kind in said]
     ax.legend(handles=keys, frameon=False, loc="lower center", fontsize=9, borderaxespad=0)
     ax.set(xlim=(-0.2, right + 0.2), ylim=(stream - 1.1, top), aspect="equal")
     ax.axis("off")
@@ -198,7 +198,7 @@ def _draw_heads(ax: canvas.Axes, frame: pd.DataFrame, boxes: pd.DataFrame) -> No
 
 def _draw_stream(ax: canvas.Axes, matrices: pd.DataFrame, boxes: pd.DataFrame, height: float) -> None:
     """Draw the residual stream, and an arrow for each column of matrices that reads or writes it."""
-    color, middles = KINDS["hidden"].color, []
+    color, middles = STYLE["hidden"].color, []
     for (_, role), part in matrices.groupby(["stage", "role"]):
         here = boxes.loc[part.parameter]
         middles.append(here.x.iloc[0] + here.width.iloc[0] / 2)

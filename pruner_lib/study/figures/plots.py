@@ -62,20 +62,20 @@ def plot_intervals(
         reference: name -> number, a dashed line.    scale: "linear", "log" or "percent" (of shares).
     """
     within = [column for column in dict.fromkeys((series, marker)) if column and column != rows]
-    marks = drawing.marks_frame(frame, value, [rows, *within], series=series or rows, marker=marker)
+    places = [rows, *within]
+    marks = drawing.marks_frame(frame, value, places, series or rows, None, marker)
     marks = marks.drop_duplicates() if each else marks
-    slots = marks.drop_duplicates([rows, *within]).groupby(rows, sort=False)
-    names, most = styles_of(marks[rows]), slots.size().max()
+    slots = [[*row.groupby(places, sort=False)] for _, row in marks.groupby(rows, sort=False)]
+    names, most = styles_of(marks[rows]), max(map(len, slots))
     ax = drawing.new_axes(ax, 6.4, 1.3 + len(names) * (0.2 + 0.2 * most))
     ax.set_xscale("log" if scale == "log" else "linear")
     spans = []  # height, low, high, colour
-    for row, (_, slot) in enumerate(slots):
-        for place, cell in enumerate(slot[[rows, *within]].itertuples(index=False)):
+    for row, slot in enumerate(slots):
+        for place, (cell, here) in enumerate(slot):
             y = row + (place - (len(slot) - 1) / 2) / (most + 1)
-            here = marks[(marks[[rows, *within]] == list(cell)).all(axis=1)]
             spans += _draw_row(ax, y, here, scale == "log")
             if each:
-                own = frame[(frame[[rows, *within]] == list(cell)).all(axis=1)][each]
+                own = frame[(frame[places] == list(cell)).all(axis=1)][each]
                 ax.plot(own, [y] * len(own), "|", color=here.color.iloc[0], alpha=0.5, markersize=12)
     keys = drawing.legend_keys(marks, series, None, marker, joined=False)
     keys += drawing.reference_lines(ax, "x", reference, {})
@@ -142,7 +142,7 @@ def plot_curves(
         legend: False: another panel explains the curves.
     """
     columns = [name for name in dict.fromkeys((series, line, marker)) if name]
-    marks = drawing.marks_frame(frame, value, [x, *columns], series=series, line=line, marker=marker)
+    marks = drawing.marks_frame(frame, value, [x, *columns], series, line, marker)
     ax = drawing.new_axes(ax)
     named = not pd.api.types.is_numeric_dtype(marks[x])
     places = list(dict.fromkeys(marks[x])) if named else sorted(set(marks[x]))
