@@ -14,8 +14,8 @@ import re
 import secrets
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -41,11 +41,9 @@ def write_atomic(path: Path | str, write: Callable[[Path], Any]) -> Path:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        reason = error.strerror or str(error)
-        advice = "free some space or set PRUNER_LIB_RESULTS to another folder, then run again"
-        raise OSError(
-            error.errno, f"could not write {path}: {reason}; nothing was changed; {advice}"
-        ) from error
+        said = f"could not write {path}: {error.strerror or error}; nothing was changed; free some space or "
+        said += "set PRUNER_LIB_RESULTS to another folder, then run again"
+        raise OSError(error.errno, said) from error
     finally:
         with suppress(OSError):
             temporary.unlink()
@@ -88,9 +86,8 @@ def check_folder(path: Path | str) -> Path:
     try:
         tempfile.TemporaryFile(dir=place).close()
     except OSError as error:
-        raise ValueError(
-            f"nothing can be written in {place} ({error.strerror}); give another folder"
-        ) from error
+        reason = error.strerror
+        raise ValueError(f"nothing can be written in {place} ({reason}); give another folder") from error
     return Path(path)
 
 
@@ -165,12 +162,10 @@ def plain(data: Any) -> Any:
     return data
 
 
-@contextmanager
-def only_one(path: Path | str, *, wait: bool = True) -> Iterator[None]:
-    """Hold the lock `path`: one process at a time runs the block; a killed one releases it.
+def only_one(path: Path | str, *, wait: bool = True) -> FileLock:
+    """Give the lock `path`: one process at a time runs a block `with` it; a killed one releases it.
 
     Raises:  TimeoutError: another process holds it, and `wait` is False.
     """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(path), timeout=-1 if wait else 0):
-        yield
+    return FileLock(path, timeout=-1 if wait else 0)

@@ -22,7 +22,6 @@ from pruner_lib.method.offload import evaluating
 
 MACS_TOKENS = 64  # the paper's input: one sequence of 64 tokens
 MIB = 2**20
-
 aten = torch.ops.aten
 FUSED_PRODUCT = re.compile(r"mm\b|mm_|dot|linear|conv|attention|einsum")
 
@@ -63,9 +62,7 @@ def operator_macs(op, args: tuple, kwargs: dict, out) -> int:
     if op in (aten.native_layer_norm, aten._fused_rms_norm, aten.native_group_norm):
         return 2 * out[0].numel()
     if FUSED_PRODUCT.search(op.__name__):
-        raise ValueError(
-            f"operator {op} multiplies but has no rule to count it, wanted one; add it to operator_macs"
-        )
+        raise ValueError(f"{op} multiplies but has no rule to count it, wanted one; add it to operator_macs")
     return 0
 
 

@@ -96,8 +96,7 @@ def in_turn(
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
     """Compute the lower quartile, the median and the upper quartile."""
-    low, middle, high = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
-    return low, middle, high
+    return tuple(np.quantile(values, (0.25, 0.5, 0.75)).tolist())
 
 
 def in_fitting_batches(run: Callable[[int], Result], batch_size: int, what: str) -> Result:

@@ -88,10 +88,8 @@ def window_nll(logits: Tensor, ids: Tensor) -> Tensor:
     """
     step = chunk_rows(logits.shape[-1], logits.device.type)
     parts = zip(logits[:-1].split(step), ids[1:].split(step), strict=True)
-    losses = [
-        F.cross_entropy(part.float(), targets, reduction="none").double().sum() for part, targets in parts
-    ]
-    return torch.stack(losses).sum() / (len(ids) - 1)
+    losses = [F.cross_entropy(part.float(), next_ids, reduction="none") for part, next_ids in parts]
+    return torch.stack([loss.double().sum() for loss in losses]).sum() / (len(ids) - 1)
 
 
 def perplexity_result(model: nn.Module, ids: Tensor, *, batch_size: int | None = None) -> Perplexity:

@@ -32,6 +32,7 @@ Encoded = tuple[tuple[str, str], list[int], list[int]]  # texts, ids of the cont
 Document = tuple[str, int]  # task and number of a question
 Wanted = Callable[[Any], bool]
 Answer = tuple[float, bool]  # log-likelihood of a continuation in nats, whether it is the greedy one
+Scored = tuple[Document, list[Answer]]
 
 TOLERANCE = 1e-3  # nats: how far a choice's log-likelihood may lie from lm-eval's own
 WINDOWS = ("sliding_window", "attention_chunk_size", "window_size")  # names in configs of local attention
@@ -121,10 +122,8 @@ def score(model: nn.Module, rows: Sequence[Row], device: torch.device) -> list[l
     logs = (logits[which, targets] - logits.logsumexp(-1)[which]).tolist()
     greedy = (logits.argmax(-1)[which] == targets).tolist()
     values = iter(zip(logs, greedy, strict=True))
-    answers = [[list(islice(values, len(target))) for target in row.targets] for row in rows]
-    return [
-        [(math.fsum(log for log, _ in one), all(hit for _, hit in one)) for one in row] for row in answers
-    ]
+    parts = [[list(islice(values, len(target))) for target in row.targets] for row in rows]
+    return [[(math.fsum(log for log, _ in one), all(hit for _, hit in one)) for one in row] for row in parts]
 
 
 def completed(tokenizer: Any, add_bos: bool | None) -> Any:
@@ -218,11 +217,9 @@ class ChoicesLM(HFLM):
             answers |= zip(numbers[document], scored, strict=True)
         left = [n for n in range(len(requests)) if n not in answers]
         if left:
-            warnings.warn(
-                f"{len(rows) - len(fitting)} of {len(rows)} questions are scored choice by choice as in "
-                f"lm-eval, without sharing their context: {reason}",
-                stacklevel=2,
-            )
+            said = f"{len(rows) - len(fitting)} of {len(rows)} questions are scored choice by choice as in "
+            said += f"lm-eval, without sharing their context: {reason}"
+            warnings.warn(said, stacklevel=2)
             answers |= zip(left, one_by_one([requests[n] for n in left], disable_tqdm), strict=True)
         return [answers[n] for n in range(len(requests))]
 
@@ -245,9 +242,7 @@ class ChoicesLM(HFLM):
         is_same = abs(ours - theirs) <= max(TOLERANCE, rounding)
         return "" if is_same else f"a log-likelihood would be {ours:.4f} instead of {theirs:.4f}"
 
-    def _score_in_batches(
-        self, rows: dict[Document, Row], disable_tqdm: bool
-    ) -> Iterator[tuple[Document, list[Answer]]]:
+    def _score_in_batches(self, rows: dict[Document, Row], quiet: bool) -> Iterator[Scored]:
         """Score rows of about the same length together, the longest first, so that memory runs out early."""
         batches: list[list[Document]] = []
         longest = 0
@@ -258,7 +253,7 @@ class ChoicesLM(HFLM):
                 batches.append([])
                 longest = length
             batches[-1].append(document)
-        with tqdm(total=len(rows), desc="zero-shot", unit="question", disable=disable_tqdm) as bar:
+        with tqdm(total=len(rows), desc="zero-shot", unit="question", disable=quiet) as bar:
             for batch in batches:
                 yield from zip(batch, score(self.model, [rows[d] for d in batch], self.device), strict=True)
                 bar.update(len(batch))

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,7 @@ def load_tasks(name: str | Path) -> dict[str, Any]:
     return loaded
 
 
-@lru_cache(maxsize=1)
+@cache
 def all_tasks() -> Any:
     """Index the tasks that lm-eval knows by name: takes seconds, so once a process."""
     from lm_eval.tasks import TaskManager
@@ -168,21 +168,17 @@ def prepare(name: str, task: Any, limit: int | None, seed: int | None, num_fewsh
     """
     defined = task.config.num_fewshot
     if num_fewshot and defined == 0:
-        raise ValueError(
-            f"num_fewshot came as {num_fewshot}, but the definition of {name} says 0: ask without num_fewshot"
-        )
+        said = f"the definition of {name} says 0: ask without num_fewshot"
+        raise ValueError(f"num_fewshot came as {num_fewshot}, but {said}")
     count = (defined or 0) if num_fewshot is None else num_fewshot
     if count and count >= (there := len(task.fewshot_docs())):  # one may be the question itself
         raise ValueError(f"num_fewshot came as {count}, but {name} has {there} examples; take fewer")
-    asked, documents = copy.copy(task), task.eval_docs
+    asked = copy.copy(task)
     asked._config = copy.copy(task.config)
     asked.set_config("num_fewshot", count)
-    asked.numbers = draw(task, limit, seed)
-    if hasattr(documents, "select"):
-        documents = documents.select(asked.numbers)
-    else:
-        documents = [documents[i] for i in asked.numbers]
-    asked.has_test_docs, asked.test_docs = (lambda: True), (lambda: documents)
+    asked.numbers, docs = draw(task, limit, seed), task.eval_docs
+    drawn = docs.select(asked.numbers) if hasattr(docs, "select") else [docs[i] for i in asked.numbers]
+    asked.has_test_docs, asked.test_docs = (lambda: True), (lambda: drawn)
     return asked
 
 

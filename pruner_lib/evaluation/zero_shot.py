@@ -21,16 +21,9 @@ import torch
 from scipy.special import softmax
 from torch import Tensor, nn
 
+from pruner_lib.evaluation import tasks as asking
 from pruner_lib.evaluation.meters import in_fitting_batches
-from pruner_lib.evaluation.tasks import (
-    FEWSHOT_SEED,
-    SEVEN_TASKS,
-    TASKS,
-    load_tasks,
-    prepare,
-    quiet,
-    right_answer,
-)
+from pruner_lib.evaluation.tasks import SEVEN_TASKS, TASKS, right_answer
 from pruner_lib.method.checks import require
 from pruner_lib.method.decoder import check_reads
 from pruner_lib.method.offload import evaluating
@@ -105,22 +98,18 @@ def zero_shot(
         kind = type(tokenizer).__name__
         raise ValueError(f"apply_chat_template=True, but {kind} has no chat template; set one or ask without")
     protocol = {"lm_eval": version("lm_eval"), "limit": limit, "add_bos": add_bos}
-    if limit is not None and seed is not None:
-        protocol |= {"seed": seed}
-    if apply_chat_template:
-        protocol |= {"chat_template": _hash(str(tokenizer.chat_template))}
+    protocol |= {} if None in (limit, seed) else {"seed": seed}
+    protocol |= {"chat_template": _hash(str(tokenizer.chat_template))} if apply_chat_template else {}
     check_reads(model, 0, getattr(tokenizer, "vocab_size", 0) - 1)
     how = {"add_bos_token": add_bos, "shared_context": shared_context}
-    with quiet(), evaluating(model):
-        loaded = {name: task for one in tasks for name, task in load_tasks(one).items()}
-        asked = {name: prepare(name, loaded[name], limit, seed, num_fewshot) for name in loaded}
+    with asking.quiet(), evaluating(model):
+        loaded = {name: task for one in tasks for name, task in asking.load_tasks(one).items()}
+        asked = {name: asking.prepare(name, loaded[name], limit, seed, num_fewshot) for name in loaded}
         if right_answers_only:
             for name, task in asked.items():
                 if right_answer(task, next(iter(task.eval_docs))) is None:
-                    raise ValueError(
-                        f"right_answers_only=True, but a question of {name} is no choice with one right "
-                        "answer; ask with False"
-                    )
+                    said = f"a question of {name} is no choice with one right answer; ask with False"
+                    raise ValueError(f"right_answers_only=True, but {said}")
             how["wanted"] = lambda one: one.idx == right_answer(asked[one.task_name], one.doc)
         ask = partial(_ask, model, tokenizer, asked, apply_chat_template, how)
         answers = in_fitting_batches(ask, batch_size, "zero-shot")
@@ -136,7 +125,7 @@ def _ask(
     from pruner_lib.evaluation.shared_context import ChoicesLM
 
     for task in asked.values():
-        task.set_fewshot_seed(FEWSHOT_SEED)
+        task.set_fewshot_seed(asking.FEWSHOT_SEED)
     subject = ChoicesLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=size, **how)
     chat = {"apply_chat_template": is_chat, "fewshot_as_multiturn": is_chat}
     with model.get_output_embeddings().register_forward_hook(_check_logits):
@@ -145,10 +134,8 @@ def _ask(
 
 def _check_logits(_head: nn.Module, _inputs: tuple, logits: Tensor) -> None:
     if not logits.sum(dtype=torch.float32).isfinite():
-        raise ValueError(
-            "the model gives NaN or infinite logits, so its answers say nothing; check its weights, or "
-            "evaluate in float32"
-        )
+        said = "the model gives NaN or infinite logits, so its answers say nothing"
+        raise ValueError(f"{said}; check its weights, or evaluate in float32")
 
 
 def _score(
@@ -159,31 +146,28 @@ def _score(
     row = {key: value for key, value in answers["results"][name].items() if "," in key}
     row = {key: math.nan if value == "N/A" else float(value) for key, value in row.items()}
     own = f"{TASKS[name].metric},none" if name in TASKS else ""
-    metric = next(key for key in (own, *row) if key in row)  # "acc,none": a metric and a filter
-    kind = metric.partition(",")[0]
+    key = next(key for key in (own, *row) if key in row)  # "acc,none": a metric and a filter
+    metric = key.removesuffix(",none")
     prompts = "".join(sample["prompt_hash"] + sample["target_hash"] for sample in samples)
     protocol = protocol | {
         "fewshot": task.config.num_fewshot,
-        "metric": metric.removesuffix(",none"),
+        "metric": metric,
         "split": task.config.test_split or task.config.validation_split,
         "questions": _hash(prompts),
         "task_version": answers["versions"][name],
     }
     protocol |= {"doc_ids": _hash(repr(task.numbers))} if "seed" in protocol else {}
-    correct = [sample[kind] for sample in samples]
+    correct = [sample[key.partition(",")[0]] for sample in samples]
     correct = tuple(int(hit) for hit in correct) if all(hit in (0, 1) for hit in correct) else ()
     p_right, bits = _of_right_answers(task, samples)
-    value, error = row[metric], row.get(metric.replace(",", "_stderr,"), math.nan)
-    values = {key.removesuffix(",none"): number for key, number in row.items()}
+    value, error = row[key], row.get(key.replace(",", "_stderr,"), math.nan)
+    values = {name.removesuffix(",none"): number for name, number in row.items()}
     if right_answers_only:
         value, error, correct, p_right, values = math.nan, math.nan, (), (), {}
-    metric = metric.removesuffix(",none")
     return TaskScore(name, metric, value, error, len(samples), correct, p_right, bits, values, protocol)
 
 
-def _of_right_answers(
-    task: Any, samples: list[dict[str, Any]]
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _of_right_answers(task: Any, samples: list[dict[str, Any]]) -> tuple[tuple[float, ...], ...]:
     """Compute p(right answer among the choices) and its bits a byte for each question, where it has one."""
     right = [right_answer(task, sample["doc"]) for sample in samples]
     if None in right:
