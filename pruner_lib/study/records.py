@@ -66,6 +66,9 @@ class Metric:
     values: tuple[float, ...] = ()
 
 
+Metrics = dict[Annotated[MetricName, PlainValidator(MetricName.parse)], Metric]
+
+
 @dataclass(frozen=True)
 class Record:
     """What one experiment gave.
@@ -80,7 +83,7 @@ class Record:
 
     experiment: Experiment
     plan: dict[str, Any]
-    metrics: dict[Annotated[MetricName, PlainValidator(MetricName.parse)], Metric]
+    metrics: Metrics
     history: tuple[dict[str, Any], ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
     peak_memory_mb: float | None = None
@@ -235,6 +238,6 @@ def _row(record: Record, name: MetricName, metric: Metric) -> dict[str, Any]:
     return settings | row | {"value": metric.value, "stderr": metric.stderr, "n": metric.n}
 
 
-def metrics_from(values: dict[str, Any]) -> dict[MetricName, Metric]:
+def metrics_from(values: dict[str, Any]) -> Metrics:
     """Rebuild metrics from their JSON form."""
-    return {MetricName.parse(name): from_plain(Metric, metric) for name, metric in values.items()}
+    return from_plain(Metrics, values)

@@ -54,12 +54,8 @@ class Study(Stages):
         require(Experiment, experiment=experiment)
         check_inputs(experiment)
         if (record := self._existing(experiment)) is None:
-            with self._alone(experiment, wait=wait):
-                record = self._existing(experiment)  # another process may have made it while we waited
-                if record is None:
-                    record = self._measure(experiment.canonical(), criteria)
-                    write_record(record, self.folder)
-                    self.unfinished(record.experiment).unlink(missing_ok=True)
+            with self._alone(experiment, wait=wait):  # meanwhile another process may have made it
+                record = self._existing(experiment) or self._measure(experiment.canonical(), criteria)
         self.measured_by.add(record.git_revision)
         return record
 
@@ -134,9 +130,7 @@ class Study(Stages):
         What is not cached is made anew; of a recovered model that is its training.
         """
         with self._alone(experiment):
-            one = experiment.canonical()
-            whole = one.stage == "dense" and not one.int8
-            made = self.own(one.model) if whole else self.subject(one)
+            made = self.subject(experiment.canonical(), own=True)
         return made.model, made.tokenizer
 
     def cached(self, key: list, make: Callable[[], Any], folder: str = "measured") -> Any:
@@ -194,9 +188,21 @@ class Study(Stages):
         metrics = self.evaluate(experiment, subject)
         self.forget_large()
         seconds = {name: round(value, 3) for name, value in self.seconds.items()}
-        machine = _machine(self.device) | {"inputs_hash": inputs, "model_revision": revision}
+        on_gpu = self.device == "cuda"
+        machine = {
+            "device": self.device,
+            "device_name": torch.cuda.get_device_name() if on_gpu else platform.machine(),
+            "threads": torch.get_num_threads(),
+            "cpus": os.cpu_count(),
+            "system": platform.system(),
+            "inputs_hash": inputs,
+            "model_revision": revision,
+        }
         made = subject.cut, metrics, subject.history, seconds, meters.peak_mb(), machine
-        return Record(experiment, *made, versions(), git_revision(), now())
+        record = Record(experiment, *made, versions(), git_revision(), now())
+        write_record(record, self.folder)
+        self.unfinished(experiment).unlink(missing_ok=True)
+        return record
 
 
 def _in_order(experiments: list[Experiment]) -> Jobs:
@@ -204,7 +210,7 @@ def _in_order(experiments: list[Experiment]) -> Jobs:
 
     Returns: the experiments, each with all criteria that are needed of the calibration pass that it makes.
     """
-    models = list(dict.fromkeys(one.model for one in experiments))
+    models = [one.model for one in experiments]
     looking = [one for one in experiments if one.ratio and one.criterion not in {*DATA_FREE, *OWN_PASS}]
     passes: dict[tuple, set[str]] = {}  # what is calibrated on what -> criteria
     for one in looking:
@@ -217,17 +223,6 @@ def _in_order(experiments: list[Experiment]) -> Jobs:
         (one, tuple(sorted(passes[one.model, one.calibration])) if one in looking else ())
         for one in sorted(experiments, key=place)
     ]
-
-
-def _machine(device: str) -> dict[str, Any]:
-    """Describe the machine, for a record."""
-    return {
-        "device": device,
-        "device_name": torch.cuda.get_device_name() if device == "cuda" else platform.machine(),
-        "threads": torch.get_num_threads(),
-        "cpus": os.cpu_count(),
-        "system": platform.system(),
-    }
 
 
 _worker_study = lru_cache(maxsize=1)(Study)  # a worker's dense model stays for the experiments that follow

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from pruner_lib.data.corpora import local_text
@@ -40,7 +41,7 @@ from pruner_lib.models.prune import prune_
 from pruner_lib.recovery.recover import recover
 from pruner_lib.study import cache
 from pruner_lib.study.measure import measure_task, measure_text
-from pruner_lib.study.records import Metric, MetricName, metrics_from, read_kept, write_kept
+from pruner_lib.study.records import Metrics, metrics_from, read_kept, write_kept
 from pruner_lib.study.results import Results
 from pruner_lib.study.settings import DATA_FREE, OWN_PASS, Calibration, Evaluation, Experiment, settings_key
 
@@ -69,11 +70,7 @@ class Loaded:
 
 
 class Stages(Results):
-    """Carries the stages of experiments out: keeps one dense model in memory, and the time of each stage.
-
-    Args:    profile: its name.    results: the folder of all results; None: `results_root()`.
-    Raises:  ValueError: see `Results`.
-    """
+    """Carries the stages of experiments out: keeps one dense model in memory, and the time of each stage."""
 
     def __init__(self, profile: str = "quick", results: Path | str | None = None) -> None:
         super().__init__(profile, results)
@@ -87,13 +84,11 @@ class Stages(Results):
         """Name the file of a cache entry."""
         return self.folder / "cache" / name
 
-    @contextmanager
-    def lock(self, name: str, *, wait: bool = True) -> Iterator[None]:
+    def lock(self, name: str, *, wait: bool = True) -> FileLock:
         """Let one process at a time do what follows; without `wait`, TimeoutError where another does it."""
         if not self.cache(".gitignore").is_file():
             write_text(self.cache(".gitignore"), "*\n")
-        with only_one(self.cache(f"{name}.lock"), wait=wait):
-            yield
+        return only_one(self.cache(f"{name}.lock"), wait=wait)
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -163,9 +158,8 @@ class Stages(Results):
                 with self.timed("estimate"), in_place(dense.model):
                     if set(missing) - set(DATA_FREE):
                         ids = self.calibration_ids(experiment.calibration, dense.tokenizer)
-                    scores = estimate_members(
-                        dense.model, dense.axes, ids, criteria=missing, seed=experiment.seed
-                    )
+                    how = {"criteria": missing, "seed": experiment.seed}
+                    scores = estimate_members(dense.model, dense.axes, ids, **how)
                     trim_heap()
                 for name, members in scores.items():
                     cache.write_scores(paths[name], members)
@@ -214,14 +208,15 @@ class Stages(Results):
                 return obs_scores(dense.model, dense.axes, ids)
             return {"layers": block_influence(dense.model, ids)}
 
-    def subject(self, experiment: Experiment, criteria: Sequence[str] = ()) -> Loaded:
-        """Make the model of an experiment; the dense one is that in memory, which must not be changed.
+    def subject(self, experiment: Experiment, criteria: Sequence[str] = (), *, own: bool = False) -> Loaded:
+        """Make the model of an experiment.
 
         Args:    criteria: others to estimate in the same calibration pass, for experiments that follow.
+                 own: False: the dense one is that in memory, which must not be changed.
         """
         plan = self.plan(experiment, criteria) if experiment.ratio else None
-        changes = plan is not None or experiment.recovery or experiment.int8
-        loaded = self.own(experiment.model) if changes else self.dense(experiment.model)
+        own = own or plan is not None or experiment.recovery or experiment.int8
+        loaded = self.own(experiment.model) if own else self.dense(experiment.model)
         model, history, n_dense = loaded.model, (), count_parameters(loaded.model)
         if plan is not None:
             if experiment.repaired:
@@ -257,7 +252,7 @@ class Stages(Results):
             cache.note_adapters(folder)
         return done.model.eval(), tuple(done.history)
 
-    def evaluate(self, experiment: Experiment, subject: Loaded) -> dict[MetricName, Metric]:
+    def evaluate(self, experiment: Experiment, subject: Loaded) -> Metrics:
         """Measure a model on every text and task of an experiment, but what was measured before a kill."""
         how, path = experiment.evaluation, self.unfinished(experiment)
         saved = read_kept(path) or {}
@@ -277,9 +272,7 @@ class Stages(Results):
         """Name the file of the metrics of an unfinished experiment."""
         return self.cache(f"partial-{settings_key([experiment.key, cache.inputs_hash(experiment)])}.json")
 
-    def measure_text(
-        self, text: str, how: Evaluation, model: Any, tokenizer: Any
-    ) -> dict[MetricName, Metric]:
+    def measure_text(self, text: str, how: Evaluation, model: Any, tokenizer: Any) -> Metrics:
         """Measure the perplexity of a model on a text, see `measure.measure_text`."""
         return measure_text(text, self.text_ids(how, text, tokenizer), how, model, tokenizer)
 
