@@ -36,6 +36,7 @@ REPRODUCED, NOT_REPRODUCED = "reproduced", "not reproduced"
 CANT_TELL, NOT_MEASURED = "can't tell at this sample size", "not measured"
 CLAIMS_FILE = Path(__file__).with_name("claims.yaml")
 LEVEL = 0.05  # chance of any false verdict in a summary
+Numbers = Interval | Mapping[str, Interval]
 FORMULAS: dict[str, Callable[..., float]] = {  # what is made of the paper's numbers
     "ratio": lambda one, other: one / other,
     "ratio of ratios": lambda a, b, c, d: (a / b) / (c / d),
@@ -220,11 +221,7 @@ class Verdict:
 
 
 def write_answer(
-    folder: Path,
-    claim_id: str,
-    numbers: Interval | Mapping[str, Interval],
-    note: str = "",
-    records: Iterable[Record] = (),
+    folder: Path, claim_id: str, numbers: Numbers, note: str = "", records: Iterable[Record] = ()
 ) -> Verdict:
     """Hand over the numbers of a claim, as `<folder>/claims/<id>.json`; an older answer is replaced.
 

@@ -73,9 +73,8 @@ def serving(workers: int = 0, address: str = "") -> Iterator[str]:
     Raises:  ValueError: both are given, nothing answers, Dask is not installed, or a GPU would be shared.
     """
     if workers and address:
-        raise ValueError(
-            f"--workers {workers} starts a cluster here, --scheduler {address} names one: give one of them"
-        )
+        said = f"--workers {workers} starts a cluster here, --scheduler {address} names one"
+        raise ValueError(f"{said}: give one of them")
     if address:
         connect(address).close()
     if not workers:
@@ -121,7 +120,6 @@ def _dask() -> tuple[ModuleType, ModuleType]:
         import dask  # optional: the extra `cluster`
         import distributed
     except ImportError as error:
-        raise ValueError(
-            "a cluster needs Dask, which is not installed: run `pip install dask distributed`"
-        ) from error
+        said = "a cluster needs Dask, which is not installed: run `pip install dask distributed`"
+        raise ValueError(said) from error
     return dask, distributed

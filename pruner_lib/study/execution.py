@@ -63,8 +63,7 @@ def execute(
              progress: show a bar on this terminal.
     Raises:  SystemExit: SIGINT or SIGTERM stopped the kernel, and so stops the study.
     """
-    kernels: list[subprocess.Popen] = []
-    guards: list[subprocess.Popen] = []
+    kernels, guards = [], []
     messages = executed.with_suffix(".txt")  # of the kernel
 
     class Manager(AsyncKernelManager):

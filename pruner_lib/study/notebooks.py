@@ -100,9 +100,7 @@ def _settings_key(profile: str, parameters: Mapping[str, Any]) -> str:
     return settings_key([asdict(load_profile(profile)), dict(parameters) | {"profile": profile}])
 
 
-def _run_together(
-    given: Mapping[Path, dict[str, Any]], profile: str, environment: Mapping[str, str]
-) -> list[dict[str, Any]]:
+def _run_together(given: Mapping[Path, dict], profile: str, environment: Mapping[str, str]) -> list[dict]:
     """Run notebooks side by side, and wait for all of them."""
     environment = dict(environment) | {"PRUNER_LIB_RESULTS": str(results_root())}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [PACKAGE_PARENT, environment.get("PYTHONPATH")]))
@@ -116,9 +114,7 @@ def _run_together(
         return sorted((job.result() for job in as_completed(jobs)), key=lambda run: run["notebook"])
 
 
-def _run(
-    path: Path, profile: str, parameters: dict[str, Any], environment: Mapping[str, str], progress: bool
-) -> dict[str, Any]:
+def _run(path: Path, profile: str, parameters: dict, environment: Mapping[str, str], progress: bool) -> dict:
     """Run a notebook, write how it ended into its manifest, and give that.
 
     Raises:  SystemExit: a signal ended its kernel.    OSError: the disk is full.

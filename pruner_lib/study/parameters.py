@@ -72,9 +72,8 @@ def folder_of(changed: Mapping[str, Any]) -> Path:
 def assigned(cell: str) -> dict[str, Any]:
     """Read what a cell assigns to names, as `name = value` or `name: type = value`."""
     with contextlib.suppress(SyntaxError):  # of the notebook's own commands
-        found = [
-            one for one in ast.parse(cell).body if isinstance(one, (ast.Assign, ast.AnnAssign)) and one.value
-        ]
+        body = ast.parse(cell).body
+        found = [one for one in body if isinstance(one, (ast.Assign, ast.AnnAssign)) and one.value]
         pairs = [(one.targets[0] if isinstance(one, ast.Assign) else one.target, one.value) for one in found]
         return {target.id: _value(value) for target, value in pairs if isinstance(target, ast.Name)}
     return {}

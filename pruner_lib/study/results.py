@@ -130,10 +130,8 @@ def save_image(figure: Figure, stem: str, place: Path) -> list[Path]:
     """Save a figure as `<place>/<stem>.svg` and `.png`; the same figure gives the same bytes."""
     kinds = {"svg": {"metadata": {"Date": None}}, "png": {"metadata": {"Software": None}, "dpi": PNG_DPI}}
     with mpl.rc_context({"svg.hashsalt": stem, "svg.fonttype": "none"}):
-        return [
-            write_atomic(place / f"{stem}.{kind}", partial(figure.savefig, format=kind, **how))
-            for kind, how in kinds.items()
-        ]
+        saves = {kind: partial(figure.savefig, format=kind, **how) for kind, how in kinds.items()}
+        return [write_atomic(place / f"{stem}.{kind}", save) for kind, save in saves.items()]
 
 
 def manifest_path(notebook: str, profile: str, changed: Mapping[str, Any] | None = None) -> Path:
@@ -169,16 +167,12 @@ def git_revision() -> str | None:
     root = project_root()
     if root is None or not (root / ".git").exists():
         return None
+    say = partial(subprocess.check_output, cwd=root, stderr=subprocess.DEVNULL, text=True, timeout=20)
     try:
-        commit = _git(root, "rev-parse", "--short=10", "HEAD")
-        return commit + "-dirty" * bool(_git(root, "status", "--porcelain", "--", "pruner_lib"))
+        commit = say(["git", "rev-parse", "--short=10", "HEAD"]).strip()
+        return commit + "-dirty" * bool(say(["git", "status", "--porcelain", "--", "pruner_lib"]))
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _git(root: Path, *words: str) -> str:
-    command = ["git", "-C", str(root), *words]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
 
 
 def now() -> str:

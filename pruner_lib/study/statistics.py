@@ -193,9 +193,7 @@ def _deviations(stratum: np.ndarray, level: float, generator: np.random.Generato
     items = stratum.mean(axis=1)  # (sides, items)
     n, tail = items.shape[1], (1 + level) / 2
     chunk = max(1, min(RESAMPLES, CHUNK // n))
-    parts = [
-        items[:, generator.integers(0, n, (min(chunk, RESAMPLES - start), n))].mean(axis=2)
-        for start in range(0, RESAMPLES, chunk)
-    ]
+    sizes = [min(chunk, RESAMPLES - start) for start in range(0, RESAMPLES, chunk)]
+    parts = [items[:, generator.integers(0, n, (size, n))].mean(axis=2) for size in sizes]
     widen = np.sqrt(n / (n - 1)) * t.ppf(tail, n - 1) / norm.ppf(tail)
     return widen * (np.concatenate(parts, axis=1) - items.mean(axis=1, keepdims=True))

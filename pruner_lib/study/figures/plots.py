@@ -6,6 +6,7 @@ Nothing here measures or saves, and no setting of matplotlib is changed. How nam
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from textwrap import fill
 from typing import Any
 
@@ -226,10 +227,9 @@ def plot_verdicts(frame: pd.DataFrame, *, title: str = "") -> Axes:
     ax.set_xlabel("each row has its own scale; shaded: where the claim holds, its edge labelled")
     ax.spines[:].set_visible(False)
     there = {name: look for name, look in ANSWERS.items() if look[1] and name in set(frame.verdict)}
-    keys = [
-        Line2D([], [], color=c, marker=m, linewidth=2.4, label=f"ours: {n}") for n, (c, m) in there.items()
-    ]
-    return drawing.finish_axes(ax, title, [*keys, Line2D([], [], label="paper", **PAPER)])
+    key = partial(Line2D, [], [])
+    keys = [key(color=c, marker=m, linewidth=2.4, label=f"ours: {n}") for n, (c, m) in there.items()]
+    return drawing.finish_axes(ax, title, [*keys, key(label="paper", **PAPER)])
 
 
 def _verdict_row(ax: Axes, y: int, row: Any) -> None:
