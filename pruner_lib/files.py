@@ -142,6 +142,11 @@ def content_hashes(folder: Path, pattern: str = "*") -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): content_hash(path) for path in paths}
 
 
+def text_hash(text: str) -> str:
+    """Name a text by twelve hex digits of its sha256."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
 @lru_cache(maxsize=1024)
 def _content_hash(path: Path, size: int, changed: int) -> str:
     digest = hashlib.sha256()

@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from pruner_lib.evaluation import tasks as asking
 from pruner_lib.evaluation.meters import in_fitting_batches
 from pruner_lib.evaluation.tasks import SEVEN_TASKS, TASKS, right_answer
+from pruner_lib.files import text_hash
 from pruner_lib.method.checks import require
 from pruner_lib.method.decoder import check_reads
 from pruner_lib.method.offload import evaluating
@@ -99,7 +99,7 @@ def zero_shot(
         raise ValueError(f"apply_chat_template=True, but {kind} has no chat template; set one or ask without")
     protocol = {"lm_eval": version("lm_eval"), "limit": limit, "add_bos": add_bos}
     protocol |= {} if None in (limit, seed) else {"seed": seed}
-    protocol |= {"chat_template": _hash(str(tokenizer.chat_template))} if apply_chat_template else {}
+    protocol |= {"chat_template": text_hash(str(tokenizer.chat_template))} if apply_chat_template else {}
     check_reads(model, 0, getattr(tokenizer, "vocab_size", 0) - 1)
     how = {"add_bos_token": add_bos, "shared_context": shared_context}
     with asking.quiet(), evaluating(model):
@@ -153,10 +153,10 @@ def _score(
         "fewshot": task.config.num_fewshot,
         "metric": metric,
         "split": task.config.test_split or task.config.validation_split,
-        "questions": _hash(prompts),
+        "questions": text_hash(prompts),
         "task_version": answers["versions"][name],
     }
-    protocol |= {"doc_ids": _hash(repr(task.numbers))} if "seed" in protocol else {}
+    protocol |= {"doc_ids": text_hash(repr(task.numbers))} if "seed" in protocol else {}
     correct = [sample[key.partition(",")[0]] for sample in samples]
     correct = tuple(int(hit) for hit in correct) if all(hit in (0, 1) for hit in correct) else ()
     p_right, bits = _of_right_answers(task, samples)
@@ -180,7 +180,3 @@ def _of_right_answers(task: Any, samples: list[dict[str, Any]]) -> tuple[tuple[f
             n = len(task.doc_to_choice(sample["doc"]))  # some metrics ask for more
             p_right.append(float(softmax(logs[:n])[i]))
     return tuple(p_right), tuple(bits)
-
-
-def _hash(text: str) -> str:
-    return sha256(text.encode()).hexdigest()[:12]

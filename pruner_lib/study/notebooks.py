@@ -140,7 +140,7 @@ def _problem(path: Path, scratch: Path, said: str, folder: Path) -> str | None:
     """Keep the executed notebook in the folder of its results, and say what went wrong.
 
     Args:    said: by `execute`.
-    Returns: that, or what is wrong with the receipt; None where there is one and all files that it lists.
+    Returns: that, or that there is no receipt; None where there is one.
     """
     manifest = read_kept(scratch / f"{path.stem}.json")
     with contextlib.suppress(FileNotFoundError):  # papermill did not come so far
@@ -151,10 +151,8 @@ def _problem(path: Path, scratch: Path, said: str, folder: Path) -> str | None:
         write_text(folder / "notebooks" / failed / path.name, _without_places(text))
     if said:
         return _without_places(re.sub(r"\x1b\[[0-9;]*m", "", said)[-TAIL:]).strip()
-    if manifest is None:
-        return "it ended without results.finish(...): its kernel died, or its last cell does not call it"
-    missing = [name for name in manifest["outputs"] if not (folder / name).is_file()]
-    return f"its manifest lists {', '.join(missing)}, but there is no such file" if missing else None
+    unfinished = "it ended without results.finish(...): its kernel died, or its last cell does not call it"
+    return unfinished if manifest is None else None
 
 
 def _without_places(text: str) -> str:

@@ -11,7 +11,6 @@ results/<profile>/changed/    tables, figures, claims and notebooks of other par
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import shlex
@@ -30,7 +29,7 @@ from huggingface_hub.errors import HFValidationError
 from matplotlib.figure import Figure
 
 from pruner_lib import __version__
-from pruner_lib.files import write_atomic, write_csv
+from pruner_lib.files import text_hash, write_atomic, write_csv
 from pruner_lib.study.parameters import changed_parameters, folder_of
 from pruner_lib.study.profiles import load_profile
 from pruner_lib.study.records import write_kept
@@ -147,8 +146,7 @@ def versions() -> dict[str, str]:
 
 def tokenizer_hash(tokenizer: Any) -> str:
     """Name a tokenizer by a hash of its vocabulary; two with the same ids for all tokens have the same."""
-    text = repr(sorted(tokenizer.get_vocab().items()))
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return text_hash(repr(sorted(tokenizer.get_vocab().items())))
 
 
 def model_revision(name: str) -> str | None:

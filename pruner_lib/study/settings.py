@@ -6,7 +6,6 @@ The settings of whole studies, from which notebooks make their experiments, are 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, field, fields, is_dataclass, replace
@@ -16,6 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 from pydantic import AfterValidator, ConfigDict, Field, Strict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
+from pruner_lib.files import text_hash
 from pruner_lib.method import names
 from pruner_lib.method.names import AGGREGATIONS, CRITERIA, GRANULARITIES, ORDERS, SCOPES, TARGETS
 from pruner_lib.recovery.settings import RecoverySettings
@@ -253,4 +253,4 @@ class Experiment:
 def settings_key(settings: Any) -> str:
     """Twelve hex digits that name these settings: the hash of their JSON with sorted keys."""
     text = json.dumps([FORMAT, settings], sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return text_hash(text)
