@@ -133,10 +133,9 @@ def macs(model: nn.Module, tokens: int = MACS_TOKENS) -> int:
             if not weight.is_meta:
                 raise
             reason = error
-    raise ValueError(
-        f"{type(model).__name__} can't be counted on the meta device ({reason}), wanted a pass "
-        "that looks at no values; load the model with its weights and count again"
-    )
+    said = f"{type(model).__name__} can't be counted on the meta device ({reason})"
+    wanted = "wanted a pass that looks at no values; load the model with its weights and count again"
+    raise ValueError(f"{said}, {wanted}")
 
 
 def latency(

@@ -116,10 +116,8 @@ def in_fitting_batches(run: Callable[[int], Result], batch_size: int, what: str)
             if not should_reduce_batch_size(error):
                 raise
         if batch_size == 1:
-            raise ValueError(
-                f"{what} ran out of memory with a batch of one; use shorter texts, a narrower dtype, a model "
-                "spread by device_map='auto', or a machine with more memory"
-            )
+            advice = "a narrower dtype, a model spread by device_map='auto', or a machine with more memory"
+            raise ValueError(f"{what} ran out of memory with a batch of one; use shorter texts, {advice}")
         batch_size //= 2
         clear_device_cache(garbage_collection=True)
         warnings.warn(f"{what} ran out of memory; it goes on with batches of {batch_size}", stacklevel=3)

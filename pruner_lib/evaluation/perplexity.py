@@ -123,10 +123,8 @@ def perplexity_result(model: nn.Module, ids: Tensor, *, batch_size: int | None =
     values = torch.stack(nll).cpu().numpy()
     if not np.isfinite(values).all():
         bad = int(np.flatnonzero(~np.isfinite(values))[0])
-        raise ValueError(
-            f"window {bad} has a loss of {values[bad]}, wanted a finite number: the model gives NaN or "
-            "infinite logits; check its weights, or evaluate in float32"
-        )
+        said = f"window {bad} has a loss of {values[bad]}, wanted a finite number: the model gives NaN or "
+        raise ValueError(f"{said}infinite logits; check its weights, or evaluate in float32")
     return Perplexity(values, ids.shape[0] * (ids.shape[1] - 1))
 
 

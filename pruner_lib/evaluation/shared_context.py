@@ -192,10 +192,8 @@ class ChoicesLM(HFLM):
     ) -> list[Answer]:
         unknown = self.tokenizer.eos_token_id if self.tokenizer.eos_token == NO_TOKEN else None
         if any(unknown in context for _, context, _ in requests):
-            raise ValueError(
-                "a text that is scored from its first token on needs a BOS or EOS token before it, but this "
-                f"{type(self.tokenizer).__name__} has neither; set one, or ask other tasks"
-            )
+            said = f"but this {type(self.tokenizer).__name__} has neither; set one, or ask other tasks"
+            raise ValueError(f"a text scored from its first token needs a BOS or EOS token before it, {said}")
         one_by_one = super()._loglikelihood_tokens
         if not (self.shared_context and self._documents):
             return one_by_one(requests, disable_tqdm, override_bs)

@@ -108,17 +108,13 @@ def load_tasks(name: str | Path) -> dict[str, Any]:
     if Path(name).suffix in (".yaml", ".yml") and Path(name).is_file():
         name = str(Path(name).resolve())
     elif name not in all_tasks().all_tasks:
-        raise ValueError(
-            f"unknown: {str(name)!r} is no task; wanted some of {', '.join(TASKS)}, another name that "
-            "`lm-eval ls tasks` lists, or the path of a task file (.yaml)"
-        )
+        others = "another name that `lm-eval ls tasks` lists, or the path of a task file (.yaml)"
+        raise ValueError(f"unknown: {str(name)!r} is no task; wanted some of {', '.join(TASKS)}, {others}")
     try:
         loaded = all_tasks().load(name)["tasks"]
     except Exception as error:  # of a file, of code that it names, of the hub
-        raise ValueError(
-            f"task {name!r} can't be loaded ({type(error).__name__}: {error}); mend its file, or let it "
-            "fetch its data with a network"
-        ) from error
+        said = f"task {name!r} can't be loaded ({type(error).__name__}: {error})"
+        raise ValueError(f"{said}; mend its file, or let it fetch its data with a network") from error
     for task, one in loaded.items():
         for kind, what in NOT_HERE.items():
             if getattr(one, kind, False):
@@ -150,10 +146,9 @@ def load_task(task: str, data: Path | None, content: str | None) -> Any:
     except (OSError, ValueError, KeyError, DatasetsError) as error:
         if data is not None:
             raise ValueError(f"{data} holds no questions of {task} ({error!r}); mend or delete it") from error
-        raise ValueError(
-            f"no questions for {task}: no tasks/{task}.jsonl in PRUNER_LIB_DATA, none in asset 'tasks', and "
-            f"the hub gave {error!r}; run `python -m pruner_lib.data.assets` with a network"
-        ) from error
+        said = f"no tasks/{task}.jsonl in PRUNER_LIB_DATA, none in asset 'tasks', and the hub gave {error!r}"
+        advice = "run `python -m pruner_lib.data.assets` with a network"
+        raise ValueError(f"no questions for {task}: {said}; {advice}") from error
     loaded.scratch = scratch  # its files are there as long as the task is
     return loaded
 

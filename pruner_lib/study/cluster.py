@@ -34,10 +34,9 @@ def connect(address: str) -> Any:
     try:
         return distributed.Client(address, timeout=CONNECT_S, set_as_default=False)
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"no Dask scheduler answers at {address!r}, wanted an address as tcp://host:8786; start one by "
-            f"`dask scheduler`, or leave {SCHEDULER} and --scheduler empty to run without a cluster"
-        ) from error
+        said = f"no Dask scheduler answers at {address!r}, wanted an address as tcp://host:8786"
+        advice = f"or leave {SCHEDULER} and --scheduler empty to run without a cluster"
+        raise ValueError(f"{said}; start one by `dask scheduler`, {advice}") from error
 
 
 def results_of(client: Any, function: Callable[..., Any], calls: Sequence[tuple]) -> Iterator[Any]:

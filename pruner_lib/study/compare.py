@@ -23,6 +23,7 @@ from pruner_lib.study.statistics import Interval, corrected, mean_interval, pair
 
 Group = Sequence[Record]
 Named = Mapping[Any, Group]
+Pair = tuple[Group, Group]
 SHARES = ("accuracy", "p_right")  # kinds that count above chance, and of which more is better
 
 
@@ -130,15 +131,10 @@ def parts(
     return found
 
 
-def named_parts(
-    pairs: Mapping[str, tuple[Group, Group]], kind: str = "perplexity", **how: Any
-) -> dict[str, Interval]:
+def named_parts(pairs: Mapping[str, Pair], kind: str = "perplexity", **how: Any) -> dict[str, Interval]:
     """Compare several pairs as one claim wants them, see `parts`: "name of the pair, text" -> the number."""
-    return {
-        f"{name}, {what}": number
-        for name, pair in pairs.items()
-        for what, number in parts(*pair, kind, **how).items()
-    }
+    each = {name: parts(*pair, kind, **how) for name, pair in pairs.items()}
+    return {f"{name}, {text}": number for name in each for text, number in each[name].items()}
 
 
 def difference(a: Group, b: Group, metric: MetricName, *, level: float = 0.95) -> Interval:
@@ -155,7 +151,7 @@ def _paired_values(a: Group, b: Group, metric: MetricName, allow: Sequence[str] 
     return [values_of(side, metric) for side in sides]
 
 
-def paired_draws(a: Group, b: Group) -> tuple[Group, Group]:
+def paired_draws(a: Group, b: Group) -> Pair:
     """Bring two groups into the same order of draws: by their seeds, else one after the other.
 
     One record stands beside every draw of the other group if it knows no draws (dense, L2), or if all were
@@ -259,8 +255,7 @@ def to_markdown(compared: pd.DataFrame) -> str:
         middle, low, high = (f"{x * scale:+.{digits}f}" for x in (row.difference, row.low, row.high))
         what, shown = words.format(row.dataset), f"{middle} [{low}, {high}] {unit}"
         best, rest = (row.a, row.b) if row.better == "a" else (row.b, row.a)
-        said = f"**{best} is better than {rest}** by {what} ({row.a} - {row.b}: {shown})."
-        lines.append(
-            f"- {said}" if row.better else f"- {row.a} and {row.b} do not differ clearly by {what} ({shown})."
-        )
+        clear = f"**{best} is better than {rest}** by {what} ({row.a} - {row.b}: {shown})."
+        unclear = f"{row.a} and {row.b} do not differ clearly by {what} ({shown})."
+        lines.append(f"- {clear if row.better else unclear}")
     return "\n".join(lines) or "- There is nothing to compare."

@@ -198,11 +198,8 @@ def records_frame(records: Iterable[Record], *, allow: Sequence[str] = ()) -> pd
     """
     records = list({record.key: record for record in records}.values())
     refuse_mixed_protocols(records, allow=allow)
-    return pd.DataFrame(
-        _row(record, name, metric) | {item: metric.protocol.get(item) for item in allow}
-        for record in records
-        for name, metric in record.metrics.items()
-    )
+    rows = [_row(record, name, allow) for record in records for name in record.metrics]
+    return pd.DataFrame(rows)
 
 
 def refuse_mixed_protocols(records: Iterable[Record], *, allow: Sequence[str] = ()) -> None:
@@ -217,15 +214,13 @@ def refuse_mixed_protocols(records: Iterable[Record], *, allow: Sequence[str] = 
             for item in sorted((wanted.keys() | metric.protocol.keys()) - set(allow)):
                 ours, theirs = metric.protocol.get(item), wanted.get(item)
                 if ours != theirs:
-                    raise ValueError(
-                        f"{name} can't be compared: {item} is {ours!r} in record {record.key}, "
-                        f"but {theirs!r} in record {first_key}; "
-                        f"measure both alike, or pass allow=({item!r},) and show that column"
-                    )
+                    said = f"{item} is {ours!r} in record {record.key}, but {theirs!r} in record {first_key}"
+                    advice = f"measure both alike, or pass allow=({item!r},) and show that column"
+                    raise ValueError(f"{name} can't be compared: {said}; {advice}")
 
 
-def _row(record: Record, name: MetricName, metric: Metric) -> dict[str, Any]:
-    made = record.experiment
+def _row(record: Record, name: MetricName, allow: Sequence[str]) -> dict[str, Any]:
+    made, metric = record.experiment, record.metrics[name]
     settings = made.settings()
     row = {"key": record.key, "method": made.method, "stage": made.stage}
     for part in ("calibration", "recovery"):
@@ -235,7 +230,8 @@ def _row(record: Record, name: MetricName, metric: Metric) -> dict[str, Any]:
     del settings["evaluation"]
     size = {column: record.plan.get(column) for column in ("parameters", "sparsity")}
     row |= size | {"metric": name.kind, "dataset": name.dataset, "length": name.length}
-    return settings | row | {"value": metric.value, "stderr": metric.stderr, "n": metric.n}
+    row |= {"value": metric.value, "stderr": metric.stderr, "n": metric.n}
+    return settings | row | {item: metric.protocol.get(item) for item in allow}
 
 
 def metrics_from(values: dict[str, Any]) -> Metrics:

@@ -111,10 +111,9 @@ class Study(Stages):
         made = cluster.results_of(self.client, run_experiment, calls)
         for (one, _), record in zip(jobs, made, strict=True):
             if record.machine["inputs_hash"] != inputs_hash(one):
-                raise ValueError(
-                    f"a worker made {record} from other files of your own than lie here; give all machines "
-                    "the same models and data (PRUNER_LIB_DATA), then run again"
-                )
+                said = f"a worker made {record} from other files of your own than lie here"
+                advice = "give all machines the same models and data (PRUNER_LIB_DATA), then run again"
+                raise ValueError(f"{said}; {advice}")
             if self._existing(one) is None:  # from a worker that does not share our disk
                 write_record(record, self.folder)
             yield record
@@ -219,10 +218,8 @@ def _in_order(experiments: list[Experiment]) -> Jobs:
     def place(one: Experiment) -> tuple:
         return models.index(one.model), one.recovery is not None, one.ratio > 0, repr(one.calibration)
 
-    return [
-        (one, tuple(sorted(passes[one.model, one.calibration])) if one in looking else ())
-        for one in sorted(experiments, key=place)
-    ]
+    wanted = {one: tuple(sorted(passes[one.model, one.calibration])) for one in looking}
+    return [(one, wanted.get(one, ())) for one in sorted(experiments, key=place)]
 
 
 _worker_study = lru_cache(maxsize=1)(Study)  # a worker's dense model stays for the experiments that follow

@@ -201,10 +201,8 @@ class Experiment:
             raise ValueError("criterion 'obs' scores groups as a whole: aggregation should be 'sum'")
         blocks = self.granularity == "block" and self.dependency
         if self.repaired and (self.criterion in DATA_FREE or not blocks):
-            raise ValueError(
-                "repaired mends blocks that were chosen on calibration samples: granularity should be "
-                f"'block', dependency True and criterion none of {', '.join(DATA_FREE)}"
-            )
+            said = f"granularity should be 'block', dependency True, criterion none of {', '.join(DATA_FREE)}"
+            raise ValueError(f"repaired mends blocks that were chosen on calibration samples: {said}")
 
     @property
     def dense(self) -> Experiment:
