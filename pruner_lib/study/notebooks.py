@@ -115,18 +115,26 @@ def _run_together(given: Mapping[Path, dict], profile: str, environment: Mapping
 
 
 def _run(path: Path, profile: str, parameters: dict, environment: Mapping[str, str], progress: bool) -> dict:
-    """Run a notebook, write how it ended into its manifest, and give that.
+    """Run a notebook, keep it as it was executed, write how it ended into its manifest, and give that.
 
     Raises:  SystemExit: a signal ended its kernel.    OSError: the disk is full.
     """
     start, scratch = time.perf_counter(), Path(environment[RECEIPTS])
     asked = parameters | {"profile": profile}
     said = execute(path, scratch / path.name, asked, environment, progress)
+    receipt = read_kept(scratch / f"{path.stem}.json")
+    if receipt is None and not said:
+        said = "it ended without results.finish(...): its kernel died, or its last cell does not call it"
+    error = _without_places(re.sub(r"\x1b\[[0-9;]*m", "", said)[-TAIL:]).strip() or None
     changed = changed_in(path, parameters)
-    folder, place = results_dir(profile, changed=changed), manifest_path(path.stem, profile, changed)
-    error = _problem(path, scratch, said, folder)
+    place = manifest_path(path.stem, profile, changed)
+    with contextlib.suppress(FileNotFoundError):  # papermill did not come so far
+        text = (scratch / path.name).read_text(encoding="utf-8")
+        for folder in (scratch, path.resolve().parent):
+            text = text.replace(f"{folder}{os.sep}", "")
+        write_text(place.parent / ("failed" if error else "") / path.name, _without_places(text))
     good = {"outputs": []} | (read_kept(place) or {})  # its files stay after a failure
-    manifest = good | {"finished": now()} if error else read_kept(scratch / f"{path.stem}.json")
+    manifest = good | {"finished": now()} if error else receipt
     manifest |= {"notebook": path.stem, "profile": profile, "status": "failed" if error else "done"}
     manifest |= {"seconds": round(time.perf_counter() - start, 1), "error": error, "changed": changed}
     manifest |= {"asked": _settings_key(profile, parameters), "parameters": asked}
@@ -134,25 +142,6 @@ def _run(path: Path, profile: str, parameters: dict, environment: Mapping[str, s
     if error and any(os.strerror(full) in error for full in FULL):
         raise OSError(f"{path.stem} stopped: {error.splitlines()[-1]}")
     return manifest
-
-
-def _problem(path: Path, scratch: Path, said: str, folder: Path) -> str | None:
-    """Keep the executed notebook in the folder of its results, and say what went wrong.
-
-    Args:    said: by `execute`.
-    Returns: that, or that there is no receipt; None where there is one.
-    """
-    manifest = read_kept(scratch / f"{path.stem}.json")
-    with contextlib.suppress(FileNotFoundError):  # papermill did not come so far
-        text = (scratch / path.name).read_text(encoding="utf-8")
-        for place in (scratch, path.resolve().parent):
-            text = text.replace(f"{place}{os.sep}", "")
-        failed = "failed" if said or manifest is None else ""
-        write_text(folder / "notebooks" / failed / path.name, _without_places(text))
-    if said:
-        return _without_places(re.sub(r"\x1b\[[0-9;]*m", "", said)[-TAIL:]).strip()
-    unfinished = "it ended without results.finish(...): its kernel died, or its last cell does not call it"
-    return unfinished if manifest is None else None
 
 
 def _without_places(text: str) -> str:

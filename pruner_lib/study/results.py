@@ -52,9 +52,7 @@ def results_root() -> Path:
     return (project_root() or Path.cwd()) / "results"
 
 
-def results_dir(
-    profile: str, root: Path | str | None = None, changed: Mapping[str, Any] | None = None
-) -> Path:
+def results_dir(profile: str, root: Path | str | None = None, changed: Mapping | None = None) -> Path:
     """Name the folder of a profile's results, or of a notebook's with changed parameters."""
     folder = (Path(root).resolve() if root else results_root()) / load_profile(profile).name
     return folder / folder_of(changed or {})

@@ -24,13 +24,12 @@ from pruner_lib.evaluation import meters
 from pruner_lib.method.checks import require
 from pruner_lib.study import cluster
 from pruner_lib.study.cache import check_inputs, inputs_hash, recovery_key
-from pruner_lib.study.claims import Verdict, answer_path, write_answer
+from pruner_lib.study.claims import Numbers, Verdict, answer_path, write_answer
 from pruner_lib.study.compare import Group, describe, parts
 from pruner_lib.study.records import Record, read_kept, read_record, record_path, write_kept, write_record
 from pruner_lib.study.results import git_revision, model_revision, now, results_root, versions
 from pruner_lib.study.settings import DATA_FREE, OWN_PASS, Experiment, settings_key
 from pruner_lib.study.stages import Stages, one_at_a_time
-from pruner_lib.study.statistics import Interval
 
 Jobs = list[tuple[Experiment, tuple[str, ...]]]  # experiments, each with the criteria to score beside its own
 
@@ -146,15 +145,13 @@ class Study(Stages):
                     kept = read_kept(write_kept(path, make()))
         return kept
 
-    def answer(self, claim_id: str, numbers: Interval | Mapping[str, Interval], **how: Any) -> Verdict:
+    def answer(self, claim: str, numbers: Numbers, **how: Any) -> Verdict:
         """Hand over the numbers by which a claim of the paper is judged; `how`: see `claims.write_answer`."""
-        verdict = write_answer(self.place, claim_id, numbers, **how)
-        self.outputs.append(answer_path(self.place, claim_id))
+        verdict = write_answer(self.place, claim, numbers, **how)
+        self.outputs.append(answer_path(self.place, claim))
         return verdict
 
-    def settle(
-        self, claim_id: str, a: Group, b: Group, kind: str = "perplexity", **how: Any
-    ) -> Verdict | str:
+    def settle(self, claim: str, a: Group, b: Group, kind: str = "perplexity", **how: Any) -> Verdict | str:
         """Compare two ways of pruning, and hand the numbers over as the answer to a claim.
 
         Args:    kind, how: see `compare.parts`.
@@ -162,8 +159,8 @@ class Study(Stages):
         """
         numbers = parts(a, b, kind, **how)
         if not numbers:
-            return f"{claim_id}: not measured in this profile"
-        return self.answer(claim_id, numbers, note=describe(numbers, a, b), records=[*a, *b])
+            return f"{claim}: not measured in this profile"
+        return self.answer(claim, numbers, note=describe(numbers, a, b), records=[*a, *b])
 
     def _existing(self, experiment: Experiment) -> Record | None:
         path = record_path(self.folder, experiment.key)
@@ -225,9 +222,7 @@ def _in_order(experiments: list[Experiment]) -> Jobs:
 _worker_study = lru_cache(maxsize=1)(Study)  # a worker's dense model stays for the experiments that follow
 
 
-def run_experiment(
-    experiment: Experiment, profile: str, results: Path, criteria: Sequence[str] = ()
-) -> Record:
+def run_experiment(experiment: Experiment, profile: str, results: Path, criteria: Sequence[str]) -> Record:
     """Run one experiment in a worker process: `Study.run`, as a function that an executor can send.
 
     Args:    results: the folder of all results; where a worker does not see it, its own `results_root()`.

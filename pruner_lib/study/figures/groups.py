@@ -53,12 +53,9 @@ def slices_frame(
     here = [a for a in axes.values() if a.layer == layer or (a.layer is None and a.kind == "hidden")]
     chosen = {a: (groups or {}).get(a.kind, a.n_groups // 3) for a in here}
     path = decoder_layers(model)[0]
-    shown = [
-        (axis, member)
-        for axis in chosen
-        for member in axis.members
-        if member.parameter.startswith(f"{path}.{layer}.") or not member.parameter.startswith(f"{path}.")
-    ]
+    own, inside = f"{path}.{layer}.", f"{path}."
+    members = [(axis, member) for axis in chosen for member in axis.members]
+    shown = [(a, m) for a, m in members if m.parameter.startswith(own) or inside not in m.parameter]
     ordered = _in_order(shown)
     stages = _stages(ordered)
     rows = []
@@ -69,8 +66,8 @@ def slices_frame(
             raise ValueError(f"{member.parameter} has {dims} dims; only vectors and matrices are listed")
         place = (stages[member.structure], member.structure, member.parameter, height, width, axis.name)
         for group in range(axis.n_groups) if axis.kind == "attention" else [chosen[axis]]:
-            own = (axis.kind, member.role, member.dim, group, axis.n_groups, group == chosen[axis])
-            rows += [(*place, *own, *run) for run in _runs(member.indices[group])]
+            which = (axis.kind, member.role, member.dim, group, axis.n_groups, group == chosen[axis])
+            rows += [(*place, *which, *run) for run in _runs(member.indices[group])]
     order = {name: i for i, name in enumerate(dict.fromkeys(m.parameter for _, m in ordered))}
     frame = pd.DataFrame(rows, columns=COLUMNS.split())
     return frame.iloc[frame.parameter.map(order).argsort(kind="stable")].reset_index(drop=True)
