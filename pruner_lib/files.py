@@ -26,11 +26,9 @@ from filelock import FileLock
 def write_atomic(path: Path | str, write: Callable[[Path], Any]) -> Path:
     """Let `write` make a file under a temporary name, then move it to `path` in one step.
 
-    Args:    path: where the file goes; missing folders are made.
-             write: is given the temporary path, which ends in `.tmp`.
+    Args:    path: missing folders are made.    write: is given the temporary path, which ends in `.tmp`.
     Returns: `path`.
-    Raises:  OSError: the file can't be written (disk full, no permission); the message names the file,
-             nothing is left.
+    Raises:  OSError: the disk is full, or forbids it; the message names the file, nothing is left.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")

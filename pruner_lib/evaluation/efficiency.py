@@ -143,8 +143,7 @@ def latency(
 ) -> list[float]:
     """Time a forward pass over random tokens, after a warm-up, waiting for the device each time.
 
-    Args:    tokens: length of a sequence.    batch: sequences a pass.    repeats: timed passes.
-             warmup: passes before them, not timed.
+    Args:    batch: sequences a pass.    repeats: timed passes.    warmup: passes before them, not timed.
     Returns: seconds of each repeat; `meters.quartiles` gives their median and spread.
     Raises:  ValueError: the model has no weights to run (meta device).
     Source:  paper, Table 3. Differs: that times WikiText2 on one A5000 and states neither batch nor length.

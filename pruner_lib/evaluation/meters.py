@@ -80,8 +80,7 @@ def in_turn(
 ) -> dict[str, list[float]]:
     """Time each call once a round, so that a slow moment of the machine strikes all of them.
 
-    Args:    rounds: that count.    warmup: rounds before them, not timed.
-             before: done before each call, not timed.
+    Args:    warmup: rounds before those that count.    before: done before each call, not timed.
     Returns: name -> seconds of each round.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}

@@ -224,8 +224,7 @@ class ChoicesLM(HFLM):
     def _difference(self, row: Row, requests: list[Encoded]) -> str:
         """Compare a row's last branch, where a wrong mask or position shows, with lm-eval's own answer to it.
 
-        Returns: why rows can't be used; empty where they can. The tolerance is TOLERANCE in float32; coarser
-            types are given what their own rounding costs.
+        Returns: why rows can't be used; empty where they can. Types coarser than float32 may differ by more.
         """
         last = max(range(len(requests)), key=lambda request: row.scored[request][-1])
         ((theirs, _),) = super()._loglikelihood_tokens([requests[last]], disable_tqdm=True)

@@ -92,8 +92,7 @@ def zero_shot(
     require("1..", batch_size=batch_size)
     tasks = [tasks] if isinstance(tasks, (str, Path)) else tasks
     require([os.PathLike], tasks=tasks)
-    if add_bos not in (True, False, None):
-        raise ValueError(f"add_bos came as {add_bos!r}, wanted True, False or None")
+    require((True, False, None), add_bos=add_bos)
     if apply_chat_template and not getattr(tokenizer, "chat_template", None):
         kind = type(tokenizer).__name__
         raise ValueError(f"apply_chat_template=True, but {kind} has no chat template; set one or ask without")

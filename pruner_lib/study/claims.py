@@ -9,8 +9,7 @@ of all notebooks together. A claim that needs several numbers (every text, every
     can't tell       otherwise: the sample is too small, or has too few draws for what the claim says
 
 Many claims are judged at once, so their tests are corrected together (Holm): the chance that any verdict of a
-summary is false is 5 %. The paper's own number is computed from its tables (`results/paper/`) by the claim's
-formula. Nothing is measured here.
+summary is false is 5 %. The paper's own number is computed from its tables by the claim's formula.
 """
 
 from __future__ import annotations

@@ -25,9 +25,8 @@ CONNECT_S = 20  # seconds that a scheduler has to answer
 
 
 def connect(address: str) -> Any:
-    """Connect to a scheduler.
+    """Connect to a scheduler: a Dask client.
 
-    Returns: a Dask client.
     Raises:  ValueError: Dask is not installed, or nothing answers at the address.
     """
     _, distributed = _dask()

@@ -2,8 +2,7 @@
 
 A way of pruning is a name with its group of records: one for each draw of the calibration, before and after
 recovery, texts and tasks alike. Two models that answered the same questions, or read the same windows of
-text, are compared question by question and window by window (`statistics`): what both find hard cancels.
-Nothing is measured or drawn here.
+text, are compared item by item (`statistics`): what both find hard cancels. Nothing is measured here.
 """
 
 from __future__ import annotations
@@ -188,10 +187,9 @@ def kept_frame(named: Named, paper: pd.DataFrame | None = None) -> pd.DataFrame:
     ours = perplexity / dense perplexity, bits a byte / dense bits a byte, and of accuracies and probabilities
     (a - chance) / (dense - chance), see `kept`; all paired and over draws, of answers the mean of the tasks
 
-    Both sides are relative to their dense model, because models and texts differ.
-
     Args:    named: the whole model's records among them, under "dense".
-             paper: what is published: columns name, stage, metric, value, with rows of the name "dense".
+             paper: what is published of other models, relative to its own rows of the name "dense": columns
+             name, stage, metric, value.
     Returns: a row for each name, stage and number: columns name, stage, metric (one of `records.KINDS`),
              dataset ("mean": of all tasks), value (as measured), ours, low, high (95 % interval of ours),
              paper (NaN if there is none), difference (ours - paper), draws, n (windows or questions).

@@ -1,8 +1,7 @@
 """What others published: the numbers of the paper's tables, and those of model cards for our default model.
 
-The numbers lie in `results/paper/*.csv`, as printed; the rows of Tables 1, 2, 4 and 5 are also given as
-experiments. `coverage.yaml` says where each table and figure is reproduced. Nothing is measured or compared
-here.
+The numbers lie in `results/paper/*.csv`, as printed; rows of Tables 1, 2, 4 and 5 are also given as
+experiments. `coverage.yaml` says where each table and figure is reproduced. Nothing is measured here.
 """
 
 from __future__ import annotations

@@ -55,8 +55,7 @@ class Metric:
 
     Args:    value: perplexity, accuracy or probability in [0, 1], or bits.    stderr: its standard error.
              n: windows or questions.    protocol: what must agree before two values may be compared.
-             values: a window's mean negative log-likelihood; a question's 0 or 1, probability or bits. For
-             paired comparisons.
+             values: a window's mean negative log-likelihood; a question's 0 or 1, probability or bits.
     """
 
     value: float
@@ -73,9 +72,7 @@ Metrics = dict[Annotated[MetricName, PlainValidator(MetricName.parse)], Metric]
 class Record:
     """What one experiment gave.
 
-    Args:    experiment: its settings.
-             plan: parameters, sparsity and, for each axis, [groups kept, groups there].
-             metrics: name -> what was measured.
+    Args:    plan: parameters, sparsity and, for each axis, [groups kept, groups there].
              history: of the recovery, step by step.    seconds: of each stage that ran.
              peak_memory_mb: highest resident memory, in MiB.    machine: where it ran.
              reused: read from disk and not measured just now.
@@ -135,8 +132,7 @@ def write_record(record: Record, directory: Path) -> Path:
 def read_record(path: Path) -> Record:
     """Read a record from disk.
 
-    Raises:  ValueError: the file is damaged, was edited or is of another format; the message names it and
-             says what to do.
+    Raises:  ValueError: it is damaged, edited or of another format; the message says what to do.
     """
     data = read_json(path)
     try:

@@ -63,8 +63,7 @@ def made_again(path: Path) -> tuple[Record, Record]:
 def compared(old: Record, new: Record) -> pd.DataFrame:
     """Compare all that two records say of the same experiment.
 
-    Returns: a row a value: columns item, old, new, difference (of numbers, relative to the old one; infinite
-             for all else that differs).
+    Returns: a row a value: columns item, old, new, difference (relative to the old number, else infinite).
     """
     one, other = (dict(_leaves(asdict(replace(record, reused=False)))) for record in (old, new))
     rows = [(item, one.get(item), other.get(item)) for item in one | other]

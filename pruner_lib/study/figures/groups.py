@@ -1,8 +1,7 @@
 """Figure 2 of the paper, drawn from what discovery found (section 3.1): where groups lie in the parameters.
 
 First as a tidy frame of runs of entries, then onto axes. The order of execution and the columns follow from
-the roles of the members alone, so that fused projections and models that nobody has seen are drawn too.
-Nothing is discovered here.
+the members' roles alone: fused projections and new models are drawn too. Nothing is discovered here.
 """
 
 from __future__ import annotations

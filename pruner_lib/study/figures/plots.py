@@ -57,8 +57,7 @@ def plot_intervals(
     Args:
         frame: columns `value`, `rows`, `series`, `marker`, `each`, and those of `drawing.marks_frame`.
         label: what is measured, with its unit.    rows: column of the names.
-        series: column that chooses the colour; without it the row's name does.
-        marker: column that chooses the marker, such as a stage.
+        series, marker: columns that choose the colour (None: the row's name does) and the marker.
         each: column of single measurements, dashes behind the interval of their mean.
         reference: name -> number, a dashed line.    scale: "linear", "log" or "percent" (of shares).
     """
