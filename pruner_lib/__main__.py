@@ -166,12 +166,9 @@ def _stage(what: str) -> Iterator[None]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m pruner_lib",
-        description="Prune a language model and save it as a folder that transformers loads.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    about = "Prune a language model and save it as a folder that transformers loads."
+    how = {"epilog": EXAMPLES, "formatter_class": argparse.RawDescriptionHelpFormatter}
+    parser = argparse.ArgumentParser(prog="python -m pruner_lib", description=about, **how)
     parser.add_argument("verb", choices=("prune",), metavar="prune")
     parser.add_argument("model", metavar="MODEL", help=f"{', '.join(NAMES)}, a folder, or a hub id")
     parser.add_argument("out", metavar="OUT", type=Path, help="a new folder for the pruned model")

@@ -21,10 +21,12 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from pruner_lib.method.memory import trim_heap
 
+Call = Callable[[], object]
+Device = torch.device | str
 Result = TypeVar("Result")
 
 
-def meter(device: torch.device | str) -> tuple[float, Callable[[], float]]:
+def meter(device: Device) -> tuple[float, Callable[[], float]]:
     """Reset the peak-memory counter of a device.
 
     Args:    device: on a GPU, what PyTorch's allocator holds counts; elsewhere the process's resident memory.
@@ -61,7 +63,7 @@ def resident_mb() -> float:
     return psutil.Process().memory_info().rss / 2**20
 
 
-def timed(once: Callable[[], object], device: torch.device | str) -> float:
+def timed(once: Call, device: Device) -> float:
     """Time one call in seconds, waiting for the device at its end."""
     start = time.perf_counter()
     once()
@@ -71,12 +73,7 @@ def timed(once: Callable[[], object], device: torch.device | str) -> float:
 
 
 def in_turn(
-    calls: Mapping[str, Callable[[], object]],
-    rounds: int,
-    device: torch.device | str,
-    *,
-    warmup: int = 1,
-    before: Callable[[], object] = lambda: None,
+    calls: Mapping[str, Call], rounds: int, device: Device, *, warmup: int = 1, before: Call = lambda: None
 ) -> dict[str, list[float]]:
     """Time each call once a round, so that a slow moment of the machine strikes all of them.
 

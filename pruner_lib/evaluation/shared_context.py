@@ -110,14 +110,10 @@ def score(model: nn.Module, rows: Sequence[Row], device: torch.device) -> list[l
         hidden = inputs[0]  # (rows, tokens, hidden)
         return (hidden.flatten(0, 1)[kept.to(hidden.device)][None], *inputs[1:])
 
+    mask = block_mask(padded("branches", PADDING), model.dtype)
+    inputs = {"input_ids": padded("tokens", 0), "position_ids": padded("positions", 0)}
     with model.get_output_embeddings().register_forward_pre_hook(select):
-        logits = model(
-            input_ids=padded("tokens", 0),
-            attention_mask=block_mask(padded("branches", PADDING), model.dtype),
-            position_ids=padded("positions", 0),
-            use_cache=False,
-        ).logits[0]  # (kept, vocabulary)
-    logits = logits.float()
+        logits = model(**inputs, attention_mask=mask, use_cache=False).logits[0].float()  # (kept, vocabulary)
     which, targets = which.to(logits.device), targets.to(logits.device)
     logs = (logits[which, targets] - logits.logsumexp(-1)[which]).tolist()
     greedy = (logits.argmax(-1)[which] == targets).tolist()

@@ -85,11 +85,9 @@ def write_definition(task: str, data: Path | None, folder: Path) -> Path:
             lines = [json.dumps(row) + "\n" for row in read_requests(task, data)]
             data = folder / f"{task}.jsonl"
             data.write_text("".join(lines), encoding="utf-8")
-        settings |= {
-            "dataset_path": "arrow" if data.suffix == ".arrow" else "json",
-            "dataset_name": None,
-            "dataset_kwargs": {"data_files": {spec.split: str(data)}, "cache_dir": str(folder / "cache")},
-        }
+        kind = "arrow" if data.suffix == ".arrow" else "json"
+        files = {"data_files": {spec.split: str(data)}, "cache_dir": str(folder / "cache")}
+        settings |= {"dataset_path": kind, "dataset_name": None, "dataset_kwargs": files}
         settings |= {f"{split}_split": None for split in ("training", "validation", "test")}
         settings[f"{spec.split}_split"] = spec.split
     path = folder / f"{task}.yaml"

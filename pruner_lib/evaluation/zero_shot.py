@@ -147,12 +147,11 @@ def _score(
     own = f"{TASKS[name].metric},none" if name in TASKS else ""
     key = next(key for key in (own, *row) if key in row)  # "acc,none": a metric and a filter
     metric = key.removesuffix(",none")
-    prompts = "".join(sample["prompt_hash"] + sample["target_hash"] for sample in samples)
     protocol = protocol | {
         "fewshot": task.config.num_fewshot,
         "metric": metric,
         "split": task.config.test_split or task.config.validation_split,
-        "questions": text_hash(prompts),
+        "questions": text_hash("".join(one["prompt_hash"] + one["target_hash"] for one in samples)),
         "task_version": answers["versions"][name],
     }
     protocol |= {"doc_ids": text_hash(repr(task.numbers))} if "seed" in protocol else {}

@@ -29,8 +29,7 @@ def model_hash(name: str) -> str | None:
     folder = own_folder(name)
     if folder is None or not folder.is_dir():
         return None
-    text = "".join(f"{file} {content}\n" for file, content in content_hashes(folder).items())
-    return text_hash(text)
+    return text_hash("".join(f"{file} {content}\n" for file, content in content_hashes(folder).items()))
 
 
 def files_hash(model: str, files: Sequence[Path | None]) -> str | None:

@@ -53,14 +53,13 @@ def metric_names(group: Group, kind: str) -> list[MetricName]:
 
 def group_of(records: Group, metric: MetricName, stage: str = "") -> Group:
     """Pick the draws that hold a metric, in order; those of one stage (or dense), if one is named."""
-    held = {
-        record.key: record
-        for record in records
-        if (metric_names([record], metric.kind) if metric.dataset == "mean" else metric in record.metrics)
-        and (not stage or record.experiment.stage in (stage, "dense"))
-    }
-    group = tuple(sorted(held.values(), key=draw_of))
-    return group if metric.dataset != "mean" or metric_names(group, metric.kind) else ()
+    of_stage = [one for one in records if not stage or one.experiment.stage in (stage, "dense")]
+    is_mean = metric.dataset == "mean"  # of any tasks
+    held = [
+        one for one in of_stage if (metric_names([one], metric.kind) if is_mean else metric in one.metrics)
+    ]
+    group = tuple(sorted({one.key: one for one in held}.values(), key=draw_of))
+    return group if not is_mean or metric_names(group, metric.kind) else ()
 
 
 def values_of(group: Group, metric: MetricName) -> np.ndarray | dict[MetricName, np.ndarray]:

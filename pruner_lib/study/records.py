@@ -194,8 +194,7 @@ def records_frame(records: Iterable[Record], *, allow: Sequence[str] = ()) -> pd
     """
     records = list({record.key: record for record in records}.values())
     refuse_mixed_protocols(records, allow=allow)
-    rows = [_row(record, name, allow) for record in records for name in record.metrics]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(_row(record, name, allow) for record in records for name in record.metrics)
 
 
 def refuse_mixed_protocols(records: Iterable[Record], *, allow: Sequence[str] = ()) -> None:

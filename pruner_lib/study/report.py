@@ -142,8 +142,7 @@ def slides_page(notebook: nbformat.NotebookNode) -> str:
     if not notebook.cells:
         raise ValueError("no cell has the tag `slide`; notebooks/README.md lists the notebooks that do")
     for cell in notebook.cells:
-        heading = re.search("^##? ", cell.source, re.MULTILINE)
-        prose = "slide" if heading else "subslide"
+        prose = "slide" if re.search("^##? ", cell.source, re.MULTILINE) else "subslide"
         cell.metadata["slideshow"] = {"slide_type": prose if cell.cell_type == "markdown" else "-"}
     exporter = SlidesExporter(reveal_scroll=True, sanitize_html=True)
     return exporter.from_notebook_node(without_bars(notebook))[0]

@@ -108,13 +108,11 @@ class Results:
         if missing := [str(path) for path in self.outputs if not path.is_file() or not path.stat().st_size]:
             names = ", ".join(missing)
             raise ValueError(f"{notebook} says that it wrote {names}, but a file is missing or empty")
-        place = self.place.resolve()
-        written = sorted({path.resolve().relative_to(place).as_posix() for path in self.outputs})
+        written = sorted({path.relative_to(self.place).as_posix() for path in self.outputs})
         manifest = {"notebook": notebook, "profile": self.profile.name, "status": "done", "finished": now()}
         manifest |= {"git_revision": git_revision(), "versions": versions(), "outputs": written}
         manifest["measured_by"] = sorted(revision or "no git" for revision in self.measured_by)
-        folder = os.environ.get(RECEIPTS) or self.place / "notebooks"
-        write_kept(Path(folder) / f"{notebook}.json", manifest)
+        write_kept(Path(os.environ.get(RECEIPTS) or self.place / "notebooks", f"{notebook}.json"), manifest)
         below = self.place.relative_to(self.folder.parent).as_posix()
         by = f"; records measured at {', '.join(manifest['measured_by'])}" if self.measured_by else ""
         again = ["python", "tasks.py", "study", "--profile", self.profile.name, "--only", notebook]

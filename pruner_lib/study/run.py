@@ -184,16 +184,10 @@ class Study(Stages):
         metrics = self.evaluate(experiment, subject)
         self.forget_large()
         seconds = {name: round(value, 3) for name, value in self.seconds.items()}
-        on_gpu = self.device == "cuda"
-        machine = {
-            "device": self.device,
-            "device_name": torch.cuda.get_device_name() if on_gpu else platform.machine(),
-            "threads": torch.get_num_threads(),
-            "cpus": os.cpu_count(),
-            "system": platform.system(),
-            "inputs_hash": inputs,
-            "model_revision": revision,
-        }
+        device_name = torch.cuda.get_device_name() if self.device == "cuda" else platform.machine()
+        machine = {"device": self.device, "device_name": device_name, "threads": torch.get_num_threads()}
+        machine |= {"cpus": os.cpu_count(), "system": platform.system()}
+        machine |= {"inputs_hash": inputs, "model_revision": revision}
         made = subject.cut, metrics, subject.history, seconds, meters.peak_mb(), machine
         record = Record(experiment, *made, versions(), git_revision(), now())
         write_record(record, self.folder)

@@ -250,5 +250,4 @@ class Experiment:
 
 def settings_key(settings: Any) -> str:
     """Twelve hex digits that name these settings: the hash of their JSON with sorted keys."""
-    text = json.dumps([FORMAT, settings], sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return text_hash(text)
+    return text_hash(json.dumps([FORMAT, settings], sort_keys=True, separators=(",", ":"), allow_nan=False))

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -134,8 +134,7 @@ class Stages(Results):
     def calibrated(self, experiment: Experiment) -> tuple[Loaded, Tensor]:
         """Give the dense model of an experiment and its calibration samples, `(samples, length)`."""
         dense = self.dense(experiment.model)
-        ids = self.calibration_ids(experiment.calibration, dense.tokenizer)
-        return dense, ids.to(self.device)
+        return dense, self.calibration_ids(experiment.calibration, dense.tokenizer).to(self.device)
 
     def text_ids(self, how: Evaluation, text: str, tokenizer: Any) -> Tensor:
         """Cut a text into the windows of an evaluation: `(windows, length)` int64."""
@@ -149,9 +148,9 @@ class Stages(Results):
         Args:    experiment: gives model, calibration and seed.    criteria: all that will be needed of them.
         Returns: criterion -> axis name -> `(n_structures, n_groups, channels)` float32.
         """
-        keys = {name: cache.members_key(experiment, name) for name in criteria}
-        paths = {name: self.cache(f"members-{key}.safetensors") for name, key in keys.items()}
-        with self.lock(f"members-{cache.members_key(experiment, 'pass')}"):
+        key = partial(cache.members_key, experiment)
+        paths = {name: self.cache(f"members-{key(name)}.safetensors") for name in criteria}
+        with self.lock(f"members-{key('pass')}"):
             found = {name: cache.read_scores(path) for name, path in paths.items()}
             if missing := [name for name, members in found.items() if members is None]:
                 dense, ids = self.dense(experiment.model), None

@@ -235,8 +235,7 @@ def _verdict_row(ax: Axes, y: int, row: Any) -> None:
     color, marker = ANSWERS[row.verdict]
     place = _scale([row.ours, row.low, row.high, row.paper, row.holds_from, row.holds_to])
     middle, top, bottom = y + BAR, y + BAR - 0.16, y + BAR + 0.16
-    sentence = fill(row.sentence, 78)
-    ax.text(0, top - 0.03, sentence, ha="left", va="bottom", fontsize=9.5, linespacing=1.1)
+    ax.text(0, top - 0.03, fill(row.sentence, 78), va="bottom", fontsize=9.5, linespacing=1.1)
     edges = [row.holds_from, row.holds_to]
     ax.fill_between([*map(place, edges)], top, bottom, color=TRUE_HERE, linewidth=0, zorder=0)
     for edge in filter(np.isfinite, edges):
