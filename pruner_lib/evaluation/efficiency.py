@@ -119,10 +119,9 @@ def macs(model: nn.Module, tokens: int = MACS_TOKENS) -> int:
     require("1..", tokens=tokens)
     weight = model.get_input_embeddings().weight
     ids = prompt_for(model, tokens)[:, :tokens].to(weight.device)
-    masks = [None]
-    if weight.is_meta:  # to build a mask a model looks at values, so it gets one; some models take None only
-        masks = [torch.zeros(1, 1, tokens, tokens, dtype=weight.dtype, device="meta"), None]
-    for mask in masks:
+    # to build a mask a model looks at values, so on the meta device it gets one; some models take None only
+    masks = [torch.zeros(1, 1, tokens, tokens, dtype=weight.dtype, device="meta"), None]
+    for mask in masks if weight.is_meta else [None]:
         try:
             # fused attention runs as the products and the softmax that it stands for
             math = sdpa_kernel(SDPBackend.MATH)

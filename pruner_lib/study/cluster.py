@@ -54,8 +54,7 @@ def results_of(client: Any, function: Callable[..., Any], calls: Sequence[tuple]
         try:
             for future in futures:
                 future.add_done_callback(lambda _: bar.update())
-            for future in futures:
-                yield future.result()
+            yield from (future.result() for future in futures)
         finally:
             for future in futures:
                 future.cancel()

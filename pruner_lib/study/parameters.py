@@ -48,8 +48,7 @@ def changed_parameters(cells: Sequence[str] | None = None) -> dict[str, Any]:
     if unknown := sorted(given.keys() - own.keys()):
         raise ValueError(f"this notebook has no parameter {', '.join(unknown)}; it has {', '.join(own)}")
     known = yaml.safe_load(DEFAULTS_FILE.read_text(encoding="utf-8"))
-    alike = [one for one in known.values() if {PROFILE, *one} == own.keys()]
-    defaults = alike[0] if alike else own
+    defaults = next((one for one in known.values() if {PROFILE, *one} == own.keys()), own)
     asked = own | given
     return {name: asked[name] for name in asked if name != PROFILE and asked[name] != defaults[name]}
 

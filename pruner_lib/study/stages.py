@@ -224,7 +224,12 @@ class Stages(Results):
                     repair_(model, plan, ids, axes=loaded.axes)
             with self.timed("prune"), in_place(model):
                 prune_(model, plan, axes=loaded.axes)
-        cut = _cut(plan, n_dense, count_parameters(model))
+        n_left = count_parameters(model)
+        cut = {"parameters_dense": n_dense, "parameters": n_left, "sparsity": 1 - n_left / n_dense}
+        if plan is not None:
+            cut["kept"] = {name: [len(kept), plan.n_groups[name]] for name, kept in plan.keep.items()}
+            if "layers" in plan.keep:
+                cut["layers_kept"] = plan.keep["layers"].tolist()
         if experiment.recovery:
             model, history = self._recover(experiment, model, loaded.tokenizer)
         if experiment.int8:
@@ -274,13 +279,3 @@ class Stages(Results):
     def measure_text(self, text: str, how: Evaluation, model: Any, tokenizer: Any) -> Metrics:
         """Measure the perplexity of a model on a text, see `measure.measure_text`."""
         return measure_text(text, self.text_ids(how, text, tokenizer), how, model, tokenizer)
-
-
-def _cut(plan: Plan | None, n_dense: int, n_left: int) -> dict[str, Any]:
-    """Describe a cut for a record, from the scalar parameters before and after it."""
-    numbers = {"parameters_dense": n_dense, "parameters": n_left, "sparsity": 1 - n_left / n_dense}
-    if plan is not None:
-        numbers["kept"] = {name: [len(kept), plan.n_groups[name]] for name, kept in plan.keep.items()}
-        if "layers" in plan.keep:
-            numbers["layers_kept"] = plan.keep["layers"].tolist()
-    return numbers
