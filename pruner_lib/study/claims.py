@@ -155,16 +155,12 @@ def _student(number: Interval) -> tuple[float, int]:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a claim.
-
-    Args:    parts: our numbers by name; empty if it was not measured.
-             note: what was compared, or what is missing.    records: keys of the records that speak.
-    """
+    """What became of a claim."""
 
     claim: Claim
-    parts: Mapping[str, Interval]
-    note: str
-    records: tuple[str, ...] = ()
+    parts: Mapping[str, Interval]  # our numbers by name; empty if it was not measured
+    note: str  # what was compared, or what is missing
+    records: tuple[str, ...] = ()  # keys of the records that speak
 
     @property
     def p(self) -> tuple[float, float]:

@@ -15,20 +15,16 @@ from pruner_lib.files import plain, read_json, set_aside, write_json
 from pruner_lib.study.settings import DATA_FREE, FORMAT, Experiment, from_plain, settings_key
 
 KEPT = "kept"  # holds data that are no dictionary
+# of a text; of a task, the last two of the right answer: its probability among the choices, and its bits
 KINDS = ("perplexity", "accuracy", "p_right", "bits_per_byte")
 
 
 class MetricName(NamedTuple):
-    """What was measured on which data; `str(name)` is how it is written in files.
+    """What was measured on which data; `str(name)` is how it is written in files."""
 
-    Args:    kind: "perplexity" of a text; of a task "accuracy", "p_right" (probability of the right answer
-             among the choices) or "bits_per_byte" (of the right answer).
-             dataset: a text or a task; "mean": of all tasks.    length: tokens a window, for perplexity.
-    """
-
-    kind: str
-    dataset: str
-    length: int | None = None
+    kind: str  # one of KINDS
+    dataset: str  # a text or a task; "mean": of all tasks
+    length: int | None = None  # tokens a window, for perplexity
 
     def __str__(self) -> str:
         return f"{self.kind}/{self.dataset}" + ("" if self.length is None else f"@{self.length}")
@@ -51,18 +47,13 @@ MEAN = MetricName("accuracy", "mean")  # every task counts alike, as in the pape
 
 @dataclass(frozen=True)
 class Metric:
-    """One measured number.
+    """One measured number."""
 
-    Args:    value: perplexity, accuracy or probability in [0, 1], or bits.    stderr: its standard error.
-             n: windows or questions.    protocol: what must agree before two values may be compared.
-             values: a window's mean negative log-likelihood; a question's 0 or 1, probability or bits.
-    """
-
-    value: float
-    stderr: float | None = None
-    n: int | None = None
-    protocol: dict[str, Any] = field(default_factory=dict)
-    values: tuple[float, ...] = ()
+    value: float  # perplexity, accuracy or probability in [0, 1], or bits
+    stderr: float | None = None  # its standard error
+    n: int | None = None  # windows or questions
+    protocol: dict[str, Any] = field(default_factory=dict)  # must agree before two values may be compared
+    values: tuple[float, ...] = ()  # a window's mean NLL; a question's 0 or 1, probability or bits
 
 
 Metrics = dict[Annotated[MetricName, PlainValidator(MetricName.parse)], Metric]
@@ -70,25 +61,19 @@ Metrics = dict[Annotated[MetricName, PlainValidator(MetricName.parse)], Metric]
 
 @dataclass(frozen=True)
 class Record:
-    """What one experiment gave.
-
-    Args:    plan: parameters, sparsity and, for each axis, [groups kept, groups there].
-             history: of the recovery, step by step.    seconds: of each stage that ran.
-             peak_memory_mb: highest resident memory, in MiB.    machine: where it ran.
-             reused: read from disk and not measured just now.
-    """
+    """What one experiment gave."""
 
     experiment: Experiment
-    plan: dict[str, Any]
+    plan: dict[str, Any]  # parameters, sparsity and, for each axis, [groups kept, groups there]
     metrics: Metrics
-    history: tuple[dict[str, Any], ...] = ()
-    seconds: dict[str, float] = field(default_factory=dict)
-    peak_memory_mb: float | None = None
-    machine: dict[str, Any] = field(default_factory=dict)
+    history: tuple[dict[str, Any], ...] = ()  # of the recovery, step by step
+    seconds: dict[str, float] = field(default_factory=dict)  # of each stage that ran
+    peak_memory_mb: float | None = None  # highest resident memory, MiB
+    machine: dict[str, Any] = field(default_factory=dict)  # where it ran
     versions: dict[str, str] = field(default_factory=dict)
     git_revision: str | None = None
     created: str = ""
-    reused: bool = False
+    reused: bool = False  # read from disk and not measured just now
 
     @property
     def key(self) -> str:

@@ -51,17 +51,13 @@ KEEP_BYTES = 2 << 30  # a larger dense model is not copied: it is cut itself and
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model with its tokenizer and, of the dense model, its axes.
-
-    Args:    cut: what a record says of it: parameters, sparsity and, for each axis, groups [kept, there].
-             history: of the recovery, step by step.
-    """
+    """A model with its tokenizer and, of the dense model, its axes."""
 
     model: Any
     tokenizer: Any
     axes: Any = None
-    cut: dict[str, Any] = field(default_factory=dict)
-    history: tuple[dict[str, Any], ...] = ()
+    cut: dict[str, Any] = field(default_factory=dict)  # see `Record.plan`
+    history: tuple[dict[str, Any], ...] = ()  # of the recovery, step by step
 
     @property
     def large(self) -> bool:

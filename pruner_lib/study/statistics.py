@@ -22,17 +22,13 @@ CHUNK = 1 << 21  # resampled values in memory at once
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and where the true value lies in `level` of all studies made like this one.
+    """An estimate and where the true value lies in `level` of all studies made like this one."""
 
-    Args:    mean: the estimate.    n: questions or windows.    draws: of the calibration; with one draw the
-             interval speaks of that draw alone.
-    """
-
-    mean: float
+    mean: float  # the estimate
     low: float
     high: float
-    n: int
-    draws: int = 1
+    n: int  # questions or windows
+    draws: int = 1  # of the calibration; with one draw the interval speaks of that draw alone
     level: float = 0.95
 
     @property
