@@ -27,7 +27,6 @@ def write_atomic(path: Path | str, write: Callable[[Path], Any]) -> Path:
     """Let `write` make a file under a temporary name, then move it to `path` in one step.
 
     Args:    path: missing folders are made.    write: is given the temporary path, which ends in `.tmp`.
-    Returns: `path`.
     Raises:  OSError: the disk is full, or forbids it; the message names the file, nothing is left.
     """
     path = Path(path)
@@ -51,7 +50,6 @@ def write_atomic(path: Path | str, write: Callable[[Path], Any]) -> Path:
 def write_folder(path: Path | str, write: Callable[[Path], Any]) -> Path:
     """Let `write` fill a folder beside `path`, then move it there; an older folder goes only after that.
 
-    Returns: `path`.
     Raises:  what `write` raises, or OSError; the older folder is untouched, nothing else is left.
     """
     path = Path(path)

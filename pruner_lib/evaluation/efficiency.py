@@ -47,7 +47,6 @@ def operator_macs(op, args: tuple, kwargs: dict, out) -> int:
     activation functions, powers and products with a single number count nothing.
 
     Args:    op: operator without its overload.    args, kwargs: its call.    out: its result.
-    Returns: multiply-accumulate operations.
     Raises:  ValueError: a fused product that has no rule here; the message names it.
     """
     if op in (aten._grouped_mm, aten._int_mm):  # rows of (m, k), each times (one of several) (k, n)
@@ -89,7 +88,6 @@ def memory_mb(model: nn.Module, *, tables_mb: float = 0.0) -> float:
 
     Args:    tables_mb: constant tables beside the weights, MiB. The paper's LLaMA-7B kept 32: a cosine and
              a sine of 2048 x 128 in each of 32 layers.
-    Returns: MiB.
     Source:  paper, Table 3 (`torch.cuda.memory_allocated()` in its code). Differs: computed, so it needs no
              GPU; every row agrees to 0.1 MiB.
     """

@@ -99,7 +99,6 @@ def perplexity_result(model: nn.Module, ids: Tensor, *, batch_size: int | None =
 
     Args:    ids: `(windows, tokens)` int64.    batch_size: windows a pass, None: by device and memory. Where
              memory runs out, it goes on with half of it, with a warning.
-    Returns: Perplexity: the value, its standard error and the mean NLL of each window.
     Raises:  ValueError: ids of a wrong type, shape or range; logits that are NaN or infinite; too little
              memory for a single window.
     Source:  paper, section 4.1 (windows of 128 tokens are its code's default). No difference known.

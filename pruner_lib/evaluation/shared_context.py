@@ -90,11 +90,9 @@ def block_mask(branches: Tensor, dtype: torch.dtype) -> Tensor:
 
 @torch.no_grad()
 def score(model: nn.Module, rows: Sequence[Row], device: torch.device) -> list[list[Answer]]:
-    """Score the requests of several rows in one forward pass.
+    """Score the requests of several rows in one forward pass: row -> request -> answer.
 
     The output layer runs at the scored places alone. log p is in float32 (lm-eval: in the model's type).
-
-    Returns: row -> request -> answer.
     """
     width = max(len(row.tokens) for row in rows)
 

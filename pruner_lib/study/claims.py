@@ -51,28 +51,20 @@ FORMULAS: dict[str, Callable[..., float]] = {  # what is made of the paper's num
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim of the paper, and how it is judged; see `claims.yaml`.
-
-    Args:    holds: the range of its numbers in which the claim is true.
-             removed: lowest and highest share of all parameters gone for which the claim is made.
-             draws: how many a verdict needs.    scale: "log" for ratios, else "linear".
-             added: draws before and after more were measured, once a first verdict was known.
-             formula: one of `FORMULAS`; empty if the paper printed no numbers.
-             numbers: the paper's, each a (table, row, metric).
-    """
+    """One claim of the paper, and how it is judged; see `claims.yaml`."""
 
     id: str
     sentence: str
     source: str
     notebook: str
     measured: str
-    holds: tuple[float, float]
-    removed: tuple[float, float] = (0, 1)
-    draws: int = 1
-    added: tuple[int, ...] = ()
-    scale: str = "linear"
-    formula: str = ""
-    numbers: tuple[tuple[str, str, str], ...] = ()
+    holds: tuple[float, float]  # the range of its numbers in which the claim is true
+    removed: tuple[float, float] = (0, 1)  # share of all parameters gone for which it is made
+    draws: int = 1  # how many a verdict needs
+    added: tuple[int, ...] = ()  # draws before and after more were measured, a first verdict being known
+    scale: str = "linear"  # "log" for ratios
+    formula: str = ""  # one of FORMULAS; empty if the paper printed no numbers
+    numbers: tuple[tuple[str, str, str], ...] = ()  # the paper's, each a (table, row, metric)
 
     @property
     def paper(self) -> float | None:
