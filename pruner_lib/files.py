@@ -27,7 +27,7 @@ def write_atomic(path: Path | str, write: Callable[[Path], Any]) -> Path:
     """Let `write` make a file under a temporary name, then move it to `path` in one step.
 
     Args:    path: missing folders are made.    write: is given the temporary path, which ends in `.tmp`.
-    Raises:  OSError: the disk is full, or forbids it; the message names the file, nothing is left.
+    Raises:  OSError: the disk is full or may not be written; the message names the file, nothing is left.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
