@@ -18,6 +18,7 @@ from pruner_lib.models import modeling_pruned
 from pruner_lib.models.tiny import tiny_tokenizer
 
 UNEVEN = dict(ratio=0.4, scope="global", protect_first=1)
+A_MODEL = {"config.json": '{"model_type": "llama"}', "model.safetensors": ""}
 UNIFORM_HEADS = {"hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 6, "head_dim": 8}
 
 
@@ -150,12 +151,9 @@ def test_tied_embeddings_are_tied_after_loading(tmp_path):
     [
         ({"notes.txt": "mine"}, "notes.txt"),
         ({"config.json": '{"my": "settings"}'}, "no config.json of a model"),
-        ({"config.json": '{"model_type": "llama"}', "src/thesis.tex": "mine"}, "src"),
-        ({"config.json": '{"model_type": "llama"}', "model.safetensors": "", "train.py": "mine"}, "train.py"),
-        (
-            {"config.json": '{"model_type": "llama"}', ".git/HEAD": "a clone", "README.md": ""},
-            ".git, README.md",
-        ),
+        (A_MODEL | {"src/thesis.tex": "mine"}, "src"),
+        (A_MODEL | {"train.py": "mine"}, "train.py"),
+        (A_MODEL | {".git/HEAD": "a clone", "README.md": ""}, ".git, README.md"),
     ],
 )
 def test_folder_that_holds_anything_but_a_model_is_not_replaced(tmp_path, files, named):
@@ -170,9 +168,10 @@ def test_folder_that_holds_anything_but_a_model_is_not_replaced(tmp_path, files,
 
 def test_every_folder_that_was_saved_here_is_replaced(tmp_path):
     folder = tmp_path / "m"
-    for ratio in (0.25, 0.5):
-        save_model(_pruned("llama-gqa", ratio=ratio), tiny_tokenizer(), folder)
-    assert (folder / "modeling_pruned.py").is_file() and load_model(folder)[0] is not None
+    for uniform in (False, True):
+        how = {"ratio": 0.25, "uniform": True} if uniform else UNEVEN
+        save_model(_pruned("llama-gqa", **how), tiny_tokenizer(), folder)
+        assert (folder / "modeling_pruned.py").is_file() != uniform and load_model(folder)
 
 
 def test_full_disk_leaves_the_old_checkpoint_whole(tmp_path, monkeypatch):
