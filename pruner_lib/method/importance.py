@@ -64,7 +64,7 @@ def estimate(
     require(ORDERS, order=order)
     if criterion == "obs":
         if aggregation != "sum":
-            raise ValueError(f"criterion 'obs' scores one matrix: leave out aggregation {aggregation!r}")
+            raise ValueError(f"criterion 'obs' has no aggregation {aggregation!r}; leave it out")
         return obs_scores(model, axes, calibration_ids)
     how = {"seed": seed, "micro_batch": micro_batch, "checkpointing": checkpointing}
     scores = estimate_members(model, axes, calibration_ids, criteria=[criterion], **how)
