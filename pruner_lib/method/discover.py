@@ -179,6 +179,7 @@ def _without_obstacles(
     for label, other in pairs[np.isin(pairs[:, 0], list(reasons))].tolist():
         reasons.setdefault(other, reasons[label])  # what a pinned label was broadcast over
     stream = {(m.parameter, m.dim) for axis, _ in candidates for m in axis.members if axis.layer is None}
+    heads = set(np.concatenate([components[labels] for labels in rec.products] or [()]).tolist())
     free, notes = [], sorted(unknown)
     for axis, groups in candidates:
         obstacle = next((reasons[c] for c in groups.tolist() if c in reasons), None)
@@ -196,6 +197,9 @@ def _without_obstacles(
             obstacle = "inner channels that feed no residual stream" if stream.isdisjoint(others) else None
         if not obstacle:
             free.append((axis, groups))
+            if axis.layer is None and groups[0] in heads:
+                what = f"{axis.members[0].parameter}: {axis.n_groups} attention heads that layers share"
+                notes.append(f"{what} are cut with the hidden channels, by granularity='channel' alone")
         elif not obstacle.startswith(NO_RULE):  # those are in the notes already
             notes.append(f"{axis.members[0].parameter}: {axis.n_groups} groups left whole, {obstacle}")
     return free, notes

@@ -22,7 +22,7 @@ from torch import nn
 from transformers import BitNetConfig, BitNetForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama import modeling_llama
 
-from pruner_lib import discover, estimate, mask_, perplexity, prune_, select
+from pruner_lib import Plan, discover, estimate, mask_, perplexity, prune_, select
 from pruner_lib.method.labels import Recording
 from pruner_lib.method.operators import tensors_in
 from pruner_lib.method.trace import LabelMode, trace
@@ -288,6 +288,30 @@ def test_query_heads_that_share_values_before_a_norm_over_all_of_them_stay():
     assert not whole.notes and (logits(cut, tokens()) - logits(masked, tokens())).abs().max() < 1e-4
     before_the_product = discover(build("olmo2"), query_heads=True)  # norms over queries, which are zero
     assert before_the_product["layers.1.attention.0"].n_groups == 3
+
+
+class _ValuesOfTheFirst(nn.Linear):
+    """Values to which those of the first layer are added."""
+
+    def forward(self, x):
+        own = super().forward(x)
+        self.first[:] = [own] if self.is_first else self.first
+        return own + self.first[0]
+
+
+def test_heads_that_layers_share_are_in_the_notes():
+    model, first = build("llama-mha", num_hidden_layers=2), []
+    for i, layer in enumerate(model.model.layers):
+        layer.self_attn.v_proj.__class__ = _ValuesOfTheFirst
+        layer.self_attn.v_proj.is_first, layer.self_attn.v_proj.first = i == 0, first
+    axes = discover(model)
+    assert not axes.of_kind("attention")
+    [heads] = [axis for axis in axes.of_kind("hidden").values() if axis.n_groups == 6]
+    [note] = axes.notes
+    assert "q_proj.weight: 6 attention heads that layers share" in note and "'channel' alone" in note
+    plan = Plan({heads.name: [0, 2, 5]}, {heads.name: 6})
+    cut, masked = (change(copy.deepcopy(model), plan) for change in (prune_, mask_))
+    assert (logits(cut, tokens()) - logits(masked, tokens())).abs().max() < 1e-4
 
 
 class _Halves(nn.Module):
