@@ -95,10 +95,11 @@ def _find_size_rule(model: nn.Module, axes: list[Axis], all_axes: list[Axis], de
         if _other_dims_agree(dense, probe, kind):
             per_group = {k: (v or n) // n for k, v in keys.items()}
             attributes = _attributes(dense, probe, axes, n, probe_n, ())
-            # a factor that follows the width, as that of a scaled embedding, was trained otherwise
-            in_config = first.kind != "hidden" or (
-                not other_values(dense, probe, [float]) and trace(dense).factors == trace(probe).factors
-            )
+            # a float that follows the width, as the scale of an embedding, was trained otherwise; of what is
+            # cut in a layer, `check_cut` compares those that are made while the model runs
+            in_config = not other_values(dense, probe, [float])
+            if first.kind == "hidden":
+                in_config = in_config and trace(dense).factors == trace(probe).factors
             return SizeRule(per_group, fixed, attributes, in_config)
         tied = tied or probe
     if tied is None:

@@ -204,8 +204,7 @@ def check_cut(
             why = f"{type(cut).__name__} divides them into blocks of its own; nothing was cut"
             advice = "Keep equally many groups of each block, or leave the axis whole"
             raise ValueError(f"{what} would mix the groups of {name}: {why}. {advice}")
-    other = Counter(rec.factors) - axes.numbers if "hidden" not in {axes[name].kind for name in keep} else ()
-    if other:
+    if other := Counter(rec.factors) - axes.numbers:
         number = f"{min(other):.6g}, a number that follows the width and is in the dense model another"
         what = f"after a cut of {what} {type(cut).__name__} would compute with {number}"
         raise ValueError(f"{what}; nothing was cut. Leave the axis whole")
