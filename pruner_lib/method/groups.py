@@ -100,7 +100,7 @@ class Axes(dict[str, Axis]):
         n_layers: number of decoder layers.
         layer_parameters: `(n_layers,)` scalar parameters of each decoder layer.
         notes: why a structure was left out, one sentence each.
-        numbers: that the model computes with besides its weights, and how often (see `numbers_in`).
+        numbers: that the model computes with besides its weights, and how often (see `Recording.factors`).
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Axes(dict[str, Axis]):
         n_parameters: int,
         layer_parameters: list[int],
         notes: list[str],
-        numbers: Counter[float],
+        numbers: Counter[tuple],
     ):
         super().__init__(axes)
         self.numbers = numbers

@@ -45,11 +45,14 @@ class Recording:
     # (parameter, dim) -> "in" or "out", in the order of the last time that each is executed
     roles: dict[tuple[str, int], str] = field(default_factory=dict)
     outputs: list[np.ndarray] = field(default_factory=list)  # labels that reach the output of the model
-    factors: list[float] = field(default_factory=list)  # that the model computes with, see `numbers_in`
+    # what the model computes with besides weights: the number of the decoder layer or None, then one number
+    # (see `numbers_in`) or those of a list that becomes a tensor
+    factors: list[tuple] = field(default_factory=list)
     # pairs of labels that can't be removed unless they are of one group (-1 is of none), why, and the leaf
     # module where the reason is a mean, which norms are allowed to take (see `norms`)
     pinned: list[tuple[np.ndarray, str, str | None]] = field(default_factory=list)
     module: str = ""  # the leaf module that runs
+    layer: int | None = None  # the decoder layer that runs
     # parameters whose slices along dim 0 are separate matrices, picked while the model runs (experts)
     stacks: set[str] = field(default_factory=set)
 

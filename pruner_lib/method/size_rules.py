@@ -15,10 +15,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from pruner_lib.method.groups import Axis, Member
 from pruner_lib.method.layout import LEAF_SIZES
 from pruner_lib.method.trace import trace
+
+HOLDERS, PLAIN = (list, tuple, dict), (str, int, float, bool, type(None))  # types of attributes and entries
 
 
 @dataclass(frozen=True)
@@ -95,10 +98,11 @@ def _find_size_rule(model: nn.Module, axes: list[Axis], all_axes: list[Axis], de
         if _other_dims_agree(dense, probe, kind):
             per_group = {k: (v or n) // n for k, v in keys.items()}
             attributes = _attributes(dense, probe, axes, n, probe_n, ())
-            # a factor that follows the width, as that of a scaled embedding, was trained otherwise
-            in_config = first.kind != "hidden" or (
-                not other_values(dense, probe, [float]) and trace(dense).factors == trace(probe).factors
-            )
+            # a float that follows the width, as the scale of an embedding, was trained otherwise; of what is
+            # cut in a layer, `check_cut` compares those that are made while the model runs
+            in_config = not other_values(dense, probe, (float, *HOLDERS), [float])
+            if first.kind == "hidden":
+                in_config = in_config and trace(dense).factors == trace(probe).factors
             return SizeRule(per_group, fixed, attributes, in_config)
         tied = tied or probe
     if tied is None:
@@ -196,8 +200,17 @@ def _other_dims_agree(dense: nn.Module, probe: nn.Module, axes: list[Axis]) -> b
     return before == after
 
 
-def other_values(model: nn.Module, twin: nn.Module, types: Sequence[type]) -> dict[str, dict[str, Any]]:
-    """Module path -> attributes of some types that are others in the twin, with the model's value."""
+def other_values(
+    model: nn.Module, twin: nn.Module, types: Sequence[type], held: Sequence[type] = PLAIN
+) -> dict[str, dict[str, Any]]:
+    """Module path -> attributes of some types that are others in the twin, with the model's value.
+
+    Args: held: of a list, tuple or dict the entries of these types are compared, at any depth.
+    """
+
+    def entries(value: Any) -> list:
+        return [x for x in tree_leaves(value) if type(x) in held]
+
     twins = dict(twin.named_modules())
     values: dict[str, dict[str, Any]] = {}
     for path, module in model.named_modules():
@@ -205,7 +218,7 @@ def other_values(model: nn.Module, twin: nn.Module, types: Sequence[type]) -> di
             of_a_library = name.startswith("_") or name in ("training", "gradient_checkpointing")
             if type(value) not in types or (of_a_library and type(value) is not float):
                 continue
-            if value != vars(twins[path]).get(name, value):
+            if entries(value) != entries(vars(twins[path]).get(name, value)):
                 values.setdefault(path, {})[name] = value
     return values
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from pruner_lib.method.decoder import decoder_layers, prompt_for
 from pruner_lib.method.groups import Axes, Plan
@@ -25,6 +25,7 @@ from pruner_lib.method.operators import LOOKUPS, labels_for, numbers_in, tensors
 
 aten = torch.ops.aten
 N_TOKENS = 3
+MAKERS = (torch.tensor, torch.as_tensor, torch.asarray, torch.Tensor.new_tensor)  # of tensors from lists
 PLAIN = {"_attn_implementation": "eager", "_experts_implementation": "batched_mm"}  # of a config
 
 
@@ -40,7 +41,7 @@ class LabelMode(TorchDispatchMode):
         kwargs = kwargs or {}
         tensors = tensors_in([args, kwargs])
         labelled = any(labels_of(x) is not None for x in tensors)
-        self.recording.factors += numbers_in(func, args, kwargs)
+        self.recording.factors += ((self.recording.layer, x) for x in numbers_in(func, args, kwargs))
         mixed = any(x.is_meta for x in tensors) and any(x.ndim and not x.is_meta for x in tensors)
         if mixed and func.overloadpacket not in LOOKUPS:
             args, kwargs = tree_map_only(torch.Tensor, _to_meta, (args, kwargs))
@@ -72,10 +73,18 @@ class LabelMode(TorchDispatchMode):
         return _without_values(self.results[key])  # new ones: they get labels
 
 
-class KeepIndices(TorchFunctionMode):
-    """Keep the values of indices written as lists, `x[:, [-2]]`: on the meta device they would be lost."""
+class KeepLists(TorchFunctionMode):
+    """Keep the values of lists, as in `x[:, [-2]]` and `torch.tensor([0.5, 0.25])`: on the meta device they
+    would be lost."""
+
+    def __init__(self, recording: Recording):
+        super().__init__()
+        self.recording = recording
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in MAKERS:
+            numbers = [x for x in tree_leaves([args, kwargs]) if type(x) in (int, float)]
+            self.recording.factors += [(self.recording.layer, *numbers)] if numbers else []
         if func is torch.Tensor.__getitem__ and isinstance(args[1], tuple):
             index = tuple(torch.tensor(i, device="cpu") if isinstance(i, list) else i for i in args[1])
             args = (args[0], index)
@@ -124,11 +133,13 @@ def trace(model: nn.Module) -> Recording:
     for number, layer in enumerate(layers):
         hook = partial(_label_constants, rec, f"{path}.{number}")
         layer.register_forward_pre_hook(hook, with_kwargs=True)
+        layer.register_forward_pre_hook(lambda *_, number=number: setattr(rec, "layer", number))
+        layer.register_forward_hook(lambda *_: setattr(rec, "layer", None), always_call=True)
     for path, module in model.named_modules():
         if not module._modules:
             module.register_forward_pre_hook(lambda *_, path=path: setattr(rec, "module", path))
             module.register_forward_hook(lambda *_: setattr(rec, "module", ""), always_call=True)
-    with torch.no_grad(), KeepIndices(), LabelMode(rec):
+    with torch.no_grad(), KeepLists(rec), LabelMode(rec):
         out = _forward_on_meta(model)
     logits = out[0] if isinstance(out, tuple) else getattr(out, "logits", None)
     labels = labels_of(logits)
@@ -170,9 +181,15 @@ def _label_constants(rec: Recording, path: str, layer: nn.Module, args: tuple, k
 
 
 def check_cut(
-    cut: nn.Module, plan: Plan, axes: Axes | None = None, keep: dict | None = None, stays: dict | None = None
+    cut: nn.Module,
+    plan: Plan,
+    numbers: Counter[tuple],
+    axes: Axes | None = None,
+    keep: dict | None = None,
+    stays: dict | None = None,
 ) -> None:
-    """Prove a cut before it is made: refuse a plan after which the model would not run, or would mix groups.
+    """Prove a cut before it is made: refuse a plan after which the model would not run, would mix groups, or
+    would compute with other numbers.
 
     Shapes that fit are not enough: where a model splits its heads into blocks of its own (codegen), kept
     heads can change places and it still runs. The r-th kept group of each structure must be one component of
@@ -180,7 +197,8 @@ def check_cut(
 
     Args:
         cut: a copy without weights that has the widths, or the layers, of the plan.
-        axes: of the whole model.    keep: axis name -> structure -> kept groups.    Both None: only run it.
+        numbers: `Axes.numbers` of the dense model, by the layers' numbers after the cut.
+        axes: of the whole model.    keep: axis name -> structure -> kept groups.    Both None: whole layers.
         stays: parameter -> dim -> sorted entries that stay, `(n,)` or `(slices, n)`.
     """
     names = list(plan.cut)
@@ -189,10 +207,8 @@ def check_cut(
         rec = trace(cut)
     except ValueError as error:
         raise ValueError(f"{what} would leave a model that does not run; nothing was cut: {error}") from error
-    if not keep:
-        return
-    entries = rec.entries(rec.components(query_heads=plan.query_heads))
-    for name, per_structure in keep.items():
+    entries = rec.entries(rec.components(query_heads=plan.query_heads)) if keep else {}
+    for name, per_structure in (keep or {}).items():
         tables = []
         for member in axes[name].members:
             left = stays[member.parameter][member.dim]
@@ -204,8 +220,9 @@ def check_cut(
             why = f"{type(cut).__name__} divides them into blocks of its own; nothing was cut"
             advice = "Keep equally many groups of each block, or leave the axis whole"
             raise ValueError(f"{what} would mix the groups of {name}: {why}. {advice}")
-    other = Counter(rec.factors) - axes.numbers if "hidden" not in {axes[name].kind for name in keep} else ()
-    if other:
-        number = f"{min(other):.6g}, a number that follows the width and is in the dense model another"
+    if other := Counter(rec.factors) - numbers:
+        followed = "width" if keep else "place or count of its layers"
+        number = f"{next(iter(other))[1]:.6g}, a number that follows the {followed}"
         what = f"after a cut of {what} {type(cut).__name__} would compute with {number}"
-        raise ValueError(f"{what}; nothing was cut. Leave the axis whole")
+        advice = "Leave the axis whole" if keep else "Cut groups of the layers (granularity='block')"
+        raise ValueError(f"{what} and is in the dense model another; nothing was cut. {advice}")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from families import CHANNEL_FAMILIES, build, logits, random_scores, tokens
 from transformers import AutoModelForCausalLM
+from transformers.models.llama import modeling_llama
 
 from pruner_lib import discover, load_model, prune_, save_model, select
 from pruner_lib.method.groups import Plan
@@ -43,6 +44,32 @@ def test_uniform_checkpoint_is_a_plain_one(family, tmp_path):
     )
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "m").eval()
     assert type(again).__name__ == type(build(family)).__name__
+    assert torch.equal(logits(again, tokens()), logits(model, tokens()))
+
+
+FACTORS = {  # of the output matrix, made from a width of the config; the layers of equal width are cut alike
+    "attention": (modeling_llama.LlamaAttention, "o_proj", lambda c: 8 / c.num_attention_heads),
+    "mlp": (modeling_llama.LlamaMLP, "down_proj", lambda c: 8 / c.intermediate_size),
+    "list": (modeling_llama.LlamaMLP, "down_proj", lambda c: [8 / c.intermediate_size]),
+}
+
+
+@pytest.mark.parametrize("name", FACTORS)
+def test_a_float_that_a_class_makes_from_the_width_stays_the_dense_one(name, tmp_path, monkeypatch):
+    part, output, factor = FACTORS[name]
+    plain = part.__init__
+
+    def build_part(self, config, **more):
+        plain(self, config, **more)
+        matrix = self.get_submodule(output)
+        matrix.factor = factor(config)
+        matrix.register_forward_hook(lambda m, _, out: out * torch.tensor(m.factor))
+
+    monkeypatch.setattr(part, "__init__", build_part)
+    model = _pruned("llama-mha", UNIFORM_HEADS, ratio=0.5, uniform=True)
+    assert model.pruning_layout
+    save_model(model, None, tmp_path / "m")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "m", trust_remote_code=True).eval()
     assert torch.equal(logits(again, tokens()), logits(model, tokens()))
 
 
