@@ -25,7 +25,6 @@ from pruner_lib.data.corpora import CORPORA, INSTRUCTIONS, read_corpus
 from pruner_lib.data.windows import instructions
 from pruner_lib.files import check_folder
 from pruner_lib.method.checks import require
-from pruner_lib.method.groups import Axes
 from pruner_lib.method.names import AGGREGATIONS, CRITERIA, DATA_FREE, GRANULARITIES, SCOPES, TARGETS
 from pruner_lib.method.options import check_options
 from pruner_lib.models.export import check_gguf
@@ -71,10 +70,8 @@ def prune(options: argparse.Namespace) -> None:
     """
     examples, ids, seed = _check_first(options), None, options.seed or 0
     with _stage(f"loading {options.model}"):
-        model, tokenizer = pruner_lib.load_model(
-            options.model, dtype=getattr(torch, options.dtype), device=options.device,
-            trust_remote_code=options.trust_remote_code,
-        )  # fmt: skip
+        how = {"device": options.device, "trust_remote_code": options.trust_remote_code}
+        model, tokenizer = pruner_lib.load_model(options.model, dtype=getattr(torch, options.dtype), **how)
     if options.gguf:
         check_gguf(model, tokenizer)
     if examples:
@@ -84,7 +81,11 @@ def prune(options: argparse.Namespace) -> None:
         ids = pruner_lib.calibration_ids(options.calibration, tokenizer, **how)
     with _stage("discovering groups"):
         axes = pruner_lib.discover(model)
-        _check_plan(axes, options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they come again with the scores
+        # a plan that is impossible is so with any scores, and these take long
+        made_up = {name: torch.arange(axis.n_groups).float() for name, axis in axes.items()}
+        pruner_lib.select(axes, made_up, **_plan_options(options))
     with _stage(f"scoring groups by {options.criterion}"):
         how = {"criterion": options.criterion, "aggregation": options.aggregation, "seed": seed}
         scores = pruner_lib.estimate(model, axes, ids, **how)
@@ -144,14 +145,6 @@ def _plan_options(options: argparse.Namespace) -> dict[str, object]:
     return {name: getattr(options, name) for name in names} | {"protect_first": first, "protect_last": last}
 
 
-def _check_plan(axes: Axes, options: argparse.Namespace) -> None:
-    """Choose once by made-up scores: a plan that is impossible is so with any, and scores take long."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they come again with the scores
-        made_up = {name: torch.arange(axis.n_groups).float() for name, axis in axes.items()}
-        pruner_lib.select(axes, made_up, **_plan_options(options))
-
-
 def _summary(model: PreTrainedModel, before: int, options: argparse.Namespace) -> str:
     after, out = model.num_parameters(), str(options.out)
     trusted = ", trust_remote_code=True" if getattr(model, "pruning_layout", None) else ""
@@ -173,20 +166,12 @@ def _stage(what: str) -> Iterator[None]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m pruner_lib",
-        description="Prune a language model and save it as a folder that transformers loads.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    about = "Prune a language model and save it as a folder that transformers loads."
+    how = {"epilog": EXAMPLES, "formatter_class": argparse.RawDescriptionHelpFormatter}
+    parser = argparse.ArgumentParser(prog="python -m pruner_lib", description=about, **how)
     parser.add_argument("verb", choices=("prune",), metavar="prune")
     parser.add_argument("model", metavar="MODEL", help=f"{', '.join(NAMES)}, a folder, or a hub id")
     parser.add_argument("out", metavar="OUT", type=Path, help="a new folder for the pruned model")
-    _add_options(parser)
-    return parser
-
-
-def _add_options(parser: argparse.ArgumentParser) -> None:
     number, add = {"type": int, "metavar": "N"}, partial(_add, parser.add_argument_group("how much goes"))
     add("ratio", 0.2, "share that goes, in (0, 1)")
     add("target", "parameters", "share of what", choices=TARGETS)
@@ -215,6 +200,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add("dtype", "float32", "of the weights", choices=("float32", "float16", "bfloat16"))
     add("device", "auto", "cpu, cuda, cuda:1 or auto")
     add("trust-remote-code", False, "run code that lies beside the weights")
+    return parser
 
 
 def _add(group: argparse._ArgumentGroup, name: str, default: object, text: str, **how: object) -> None:

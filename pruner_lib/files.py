@@ -14,8 +14,8 @@ import re
 import secrets
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,8 @@ from filelock import FileLock
 def write_atomic(path: Path | str, write: Callable[[Path], Any]) -> Path:
     """Let `write` make a file under a temporary name, then move it to `path` in one step.
 
-    Args:    path: where the file goes; missing folders are made.
-             write: is given the temporary path, which ends in `.tmp`.
-    Returns: `path`.
-    Raises:  OSError: the file can't be written (disk full, no permission); the message names the file,
-             nothing is left.
+    Args:    path: missing folders are made.    write: is given the temporary path, which ends in `.tmp`.
+    Raises:  OSError: the disk is full or may not be written; the message names the file, nothing is left.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
@@ -41,11 +38,9 @@ def write_atomic(path: Path | str, write: Callable[[Path], Any]) -> Path:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        reason = error.strerror or str(error)
-        advice = "free some space or set PRUNER_LIB_RESULTS to another folder, then run again"
-        raise OSError(
-            error.errno, f"could not write {path}: {reason}; nothing was changed; {advice}"
-        ) from error
+        said = f"could not write {path}: {error.strerror or error}; nothing was changed; free some space or "
+        said += "set PRUNER_LIB_RESULTS to another folder, then run again"
+        raise OSError(error.errno, said) from error
     finally:
         with suppress(OSError):
             temporary.unlink()
@@ -55,7 +50,6 @@ def write_atomic(path: Path | str, write: Callable[[Path], Any]) -> Path:
 def write_folder(path: Path | str, write: Callable[[Path], Any]) -> Path:
     """Let `write` fill a folder beside `path`, then move it there; an older folder goes only after that.
 
-    Returns: `path`.
     Raises:  what `write` raises, or OSError; the older folder is untouched, nothing else is left.
     """
     path = Path(path)
@@ -88,9 +82,8 @@ def check_folder(path: Path | str) -> Path:
     try:
         tempfile.TemporaryFile(dir=place).close()
     except OSError as error:
-        raise ValueError(
-            f"nothing can be written in {place} ({error.strerror}); give another folder"
-        ) from error
+        reason = error.strerror
+        raise ValueError(f"nothing can be written in {place} ({reason}); give another folder") from error
     return Path(path)
 
 
@@ -145,6 +138,11 @@ def content_hashes(folder: Path, pattern: str = "*") -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): content_hash(path) for path in paths}
 
 
+def text_hash(text: str) -> str:
+    """Name a text by twelve hex digits of its sha256."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
 @lru_cache(maxsize=1024)
 def _content_hash(path: Path, size: int, changed: int) -> str:
     digest = hashlib.sha256()
@@ -165,12 +163,10 @@ def plain(data: Any) -> Any:
     return data
 
 
-@contextmanager
-def only_one(path: Path | str, *, wait: bool = True) -> Iterator[None]:
-    """Hold the lock `path`: one process at a time runs the block; a killed one releases it.
+def only_one(path: Path | str, *, wait: bool = True) -> FileLock:
+    """Give the lock `path`: one process at a time runs a block `with` it; a killed one releases it.
 
     Raises:  TimeoutError: another process holds it, and `wait` is False.
     """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(path), timeout=-1 if wait else 0):
-        yield
+    return FileLock(path, timeout=-1 if wait else 0)

@@ -92,10 +92,8 @@ def read_corpus(text: Text, separator: str = "\n\n") -> Corpus:
     elif text in CORPORA:
         corpus = CORPORA[text]()
     else:
-        raise ValueError(
-            f"unknown text {str(text)!r}: known are {', '.join(CORPORA)}, NAME.txt in PRUNER_LIB_DATA, and "
-            "the path of a file"
-        )
+        known = f"{', '.join(CORPORA)}, NAME.txt in PRUNER_LIB_DATA, and the path of a file"
+        raise ValueError(f"unknown text {str(text)!r}: known are {known}")
     if not any(document.strip() for document in corpus.documents):
         raise ValueError(f"text {describe(text)} is empty; wanted at least one document")
     return corpus
@@ -114,9 +112,8 @@ def _read(path: Path) -> str:
             raise UnicodeDecodeError("utf-8", content, content.index(0), 0, "zero, as UTF-16 has them")
         return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8"
-        ) from error
+        place = f"{error.reason} at byte {error.start}"
+        raise ValueError(f"{path} is not UTF-8 ({place}); save it as UTF-8") from error
 
 
 def _wiki() -> Corpus:
@@ -175,10 +172,8 @@ def read_instructions(name: str | Path) -> list[dict[str, Any]]:
     """
     path = local_instructions(name) if isinstance(name, (str, Path)) else None
     if path is None and name not in INSTRUCTIONS:
-        raise ValueError(
-            f"unknown instructions {str(name)!r}: known are {', '.join(INSTRUCTIONS)}, NAME.json or "
-            "NAME.jsonl in PRUNER_LIB_DATA, and the path of such a file"
-        )
+        files = "NAME.json or NAME.jsonl in PRUNER_LIB_DATA, and the path of such a file"
+        raise ValueError(f"unknown instructions {str(name)!r}: known are {', '.join(INSTRUCTIONS)}, {files}")
     if path is None:
         return INSTRUCTIONS[name]()
     is_list = path.suffix == ".json"
@@ -186,15 +181,14 @@ def read_instructions(name: str | Path) -> list[dict[str, Any]]:
         rows = json.loads(_read(path)) if is_list else _json_lines(path)
         return [
             dict(row)
-            if "messages" in row or "text" in row
+            if "messages" in row or ("text" in row and "instruction" not in row)
             else _instruction(row["instruction"], row["output"], row.get("input") or "")
             for row in rows
         ]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         wanted = "a JSON list" if is_list else "one JSON object a line"
-        raise ValueError(
-            f'{path}: {error!r}; wanted {wanted}, rows with "instruction" and "output", "messages", or "text"'
-        ) from error
+        kinds = 'rows with "instruction" and "output", "messages", or "text"'
+        raise ValueError(f"{path}: {error!r}; wanted {wanted}, {kinds}") from error
 
 
 def _instruction(instruction: str, output: str, given: str = "") -> dict[str, str]:

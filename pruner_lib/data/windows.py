@@ -116,10 +116,8 @@ def _cut(
             break
     if len(rows) < (n or 1):
         found = f"{len(rows)} {what} of" if is_joined else f"{len(rows)} documents of at least"
-        raise ValueError(
-            f"text {describe(text)} has {found} {length} tokens, wanted {n or 'some'} {what}; take fewer or "
-            f"shorter {what}, or another text"
-        )
+        wanted = f"wanted {n or 'some'} {what}; take fewer or shorter {what}, or another text"
+        raise ValueError(f"text {describe(text)} has {found} {length} tokens, {wanted}")
     return torch.tensor(rows[:n], dtype=torch.int64)
 
 
@@ -156,10 +154,7 @@ def has_bos(tokenizer: PreTrainedTokenizerBase, bos: Bos) -> Bos:
 
 
 def _first_tokens(tokenizer: PreTrainedTokenizerBase, bos: Bos, length: int) -> tuple[list[int], list[int]]:
-    """Read the tokens that stand before a text, and those that stand before each window.
-
-    Raises:  ValueError: another `bos`, or windows so short that nothing else would stand in them.
-    """
+    """Read the tokens that stand before a text, and those that stand before each window."""
     if bos not in (True, False, "window"):
         raise ValueError(f'bos came as {bos!r}, wanted True, False or "window"')
     if bos and not has_bos(tokenizer, bos):

@@ -22,7 +22,6 @@ from pruner_lib.method.offload import evaluating
 
 MACS_TOKENS = 64  # the paper's input: one sequence of 64 tokens
 MIB = 2**20
-
 aten = torch.ops.aten
 FUSED_PRODUCT = re.compile(r"mm\b|mm_|dot|linear|conv|attention|einsum")
 
@@ -48,7 +47,6 @@ def operator_macs(op, args: tuple, kwargs: dict, out) -> int:
     activation functions, powers and products with a single number count nothing.
 
     Args:    op: operator without its overload.    args, kwargs: its call.    out: its result.
-    Returns: multiply-accumulate operations.
     Raises:  ValueError: a fused product that has no rule here; the message names it.
     """
     if op in (aten._grouped_mm, aten._int_mm):  # rows of (m, k), each times (one of several) (k, n)
@@ -63,9 +61,7 @@ def operator_macs(op, args: tuple, kwargs: dict, out) -> int:
     if op in (aten.native_layer_norm, aten._fused_rms_norm, aten.native_group_norm):
         return 2 * out[0].numel()
     if FUSED_PRODUCT.search(op.__name__):
-        raise ValueError(
-            f"operator {op} multiplies but has no rule to count it, wanted one; add it to operator_macs"
-        )
+        raise ValueError(f"{op} multiplies but has no rule to count it, wanted one; add it to operator_macs")
     return 0
 
 
@@ -122,10 +118,9 @@ def macs(model: nn.Module, tokens: int = MACS_TOKENS) -> int:
     require("1..", tokens=tokens)
     weight = model.get_input_embeddings().weight
     ids = prompt_for(model, tokens)[:, :tokens].to(weight.device)
-    masks = [None]
-    if weight.is_meta:  # to build a mask a model looks at values, so it gets one; some models take None only
-        masks = [torch.zeros(1, 1, tokens, tokens, dtype=weight.dtype, device="meta"), None]
-    for mask in masks:
+    # to build a mask a model looks at values, so on the meta device it gets one; some models take None only
+    masks = [torch.zeros(1, 1, tokens, tokens, dtype=weight.dtype, device="meta"), None]
+    for mask in masks if weight.is_meta else [None]:
         try:
             # fused attention runs as the products and the softmax that it stands for
             math = sdpa_kernel(SDPBackend.MATH)
@@ -136,10 +131,9 @@ def macs(model: nn.Module, tokens: int = MACS_TOKENS) -> int:
             if not weight.is_meta:
                 raise
             reason = error
-    raise ValueError(
-        f"{type(model).__name__} can't be counted on the meta device ({reason}), wanted a pass "
-        "that looks at no values; load the model with its weights and count again"
-    )
+    said = f"{type(model).__name__} can't be counted on the meta device ({reason})"
+    wanted = "wanted a pass that looks at no values; load the model with its weights and count again"
+    raise ValueError(f"{said}, {wanted}")
 
 
 def latency(
@@ -147,8 +141,7 @@ def latency(
 ) -> list[float]:
     """Time a forward pass over random tokens, after a warm-up, waiting for the device each time.
 
-    Args:    tokens: length of a sequence.    batch: sequences a pass.    repeats: timed passes.
-             warmup: passes before them, not timed.
+    Args:    batch: sequences a pass.    repeats: timed passes.    warmup: passes before them, not timed.
     Returns: seconds of each repeat; `meters.quartiles` gives their median and spread.
     Raises:  ValueError: the model has no weights to run (meta device).
     Source:  paper, Table 3. Differs: that times WikiText2 on one A5000 and states neither batch nor length.

@@ -56,7 +56,6 @@ def quantise_(model: nn.Module, *, outlier: float | None = OUTLIER, per_token: b
 
     Args:    model: a decoder on any device; on the meta device, to count.
              outlier, per_token: see `Int8Linear`.
-    Returns: the same model.
     Raises:  ValueError: it has no linear layer besides the output layer.
     """
     require(nn.Module, model=model)

@@ -21,10 +21,12 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from pruner_lib.method.memory import trim_heap
 
+Call = Callable[[], object]
+Device = torch.device | str
 Result = TypeVar("Result")
 
 
-def meter(device: torch.device | str) -> tuple[float, Callable[[], float]]:
+def meter(device: Device) -> tuple[float, Callable[[], float]]:
     """Reset the peak-memory counter of a device.
 
     Args:    device: on a GPU, what PyTorch's allocator holds counts; elsewhere the process's resident memory.
@@ -61,7 +63,7 @@ def resident_mb() -> float:
     return psutil.Process().memory_info().rss / 2**20
 
 
-def timed(once: Callable[[], object], device: torch.device | str) -> float:
+def timed(once: Call, device: Device) -> float:
     """Time one call in seconds, waiting for the device at its end."""
     start = time.perf_counter()
     once()
@@ -71,17 +73,11 @@ def timed(once: Callable[[], object], device: torch.device | str) -> float:
 
 
 def in_turn(
-    calls: Mapping[str, Callable[[], object]],
-    rounds: int,
-    device: torch.device | str,
-    *,
-    warmup: int = 1,
-    before: Callable[[], object] = lambda: None,
+    calls: Mapping[str, Call], rounds: int, device: Device, *, warmup: int = 1, before: Call = lambda: None
 ) -> dict[str, list[float]]:
     """Time each call once a round, so that a slow moment of the machine strikes all of them.
 
-    Args:    rounds: that count.    warmup: rounds before them, not timed.
-             before: done before each call, not timed.
+    Args:    warmup: rounds before those that count.    before: done before each call, not timed.
     Returns: name -> seconds of each round.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
@@ -96,8 +92,7 @@ def in_turn(
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
     """Compute the lower quartile, the median and the upper quartile."""
-    low, middle, high = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
-    return low, middle, high
+    return tuple(np.quantile(values, (0.25, 0.5, 0.75)).tolist())
 
 
 def in_fitting_batches(run: Callable[[int], Result], batch_size: int, what: str) -> Result:
@@ -117,10 +112,8 @@ def in_fitting_batches(run: Callable[[int], Result], batch_size: int, what: str)
             if not should_reduce_batch_size(error):
                 raise
         if batch_size == 1:
-            raise ValueError(
-                f"{what} ran out of memory with a batch of one; use shorter texts, a narrower dtype, a model "
-                "spread by device_map='auto', or a machine with more memory"
-            )
+            advice = "a narrower dtype, a model spread by device_map='auto', or a machine with more memory"
+            raise ValueError(f"{what} ran out of memory with a batch of one; use shorter texts, {advice}")
         batch_size //= 2
         clear_device_cache(garbage_collection=True)
         warnings.warn(f"{what} ran out of memory; it goes on with batches of {batch_size}", stacklevel=3)

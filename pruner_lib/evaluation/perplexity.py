@@ -88,10 +88,8 @@ def window_nll(logits: Tensor, ids: Tensor) -> Tensor:
     """
     step = chunk_rows(logits.shape[-1], logits.device.type)
     parts = zip(logits[:-1].split(step), ids[1:].split(step), strict=True)
-    losses = [
-        F.cross_entropy(part.float(), targets, reduction="none").double().sum() for part, targets in parts
-    ]
-    return torch.stack(losses).sum() / (len(ids) - 1)
+    losses = [F.cross_entropy(part.float(), next_ids, reduction="none") for part, next_ids in parts]
+    return torch.stack([loss.double().sum() for loss in losses]).sum() / (len(ids) - 1)
 
 
 def perplexity_result(model: nn.Module, ids: Tensor, *, batch_size: int | None = None) -> Perplexity:
@@ -101,7 +99,6 @@ def perplexity_result(model: nn.Module, ids: Tensor, *, batch_size: int | None =
 
     Args:    ids: `(windows, tokens)` int64.    batch_size: windows a pass, None: by device and memory. Where
              memory runs out, it goes on with half of it, with a warning.
-    Returns: Perplexity: the value, its standard error and the mean NLL of each window.
     Raises:  ValueError: ids of a wrong type, shape or range; logits that are NaN or infinite; too little
              memory for a single window.
     Source:  paper, section 4.1 (windows of 128 tokens are its code's default). No difference known.
@@ -125,10 +122,8 @@ def perplexity_result(model: nn.Module, ids: Tensor, *, batch_size: int | None =
     values = torch.stack(nll).cpu().numpy()
     if not np.isfinite(values).all():
         bad = int(np.flatnonzero(~np.isfinite(values))[0])
-        raise ValueError(
-            f"window {bad} has a loss of {values[bad]}, wanted a finite number: the model gives NaN or "
-            "infinite logits; check its weights, or evaluate in float32"
-        )
+        said = f"window {bad} has a loss of {values[bad]}, wanted a finite number: the model gives NaN or "
+        raise ValueError(f"{said}infinite logits; check its weights, or evaluate in float32")
     return Perplexity(values, ids.shape[0] * (ids.shape[1] - 1))
 
 

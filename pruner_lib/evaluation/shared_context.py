@@ -32,6 +32,7 @@ Encoded = tuple[tuple[str, str], list[int], list[int]]  # texts, ids of the cont
 Document = tuple[str, int]  # task and number of a question
 Wanted = Callable[[Any], bool]
 Answer = tuple[float, bool]  # log-likelihood of a continuation in nats, whether it is the greedy one
+Scored = tuple[Document, list[Answer]]
 
 TOLERANCE = 1e-3  # nats: how far a choice's log-likelihood may lie from lm-eval's own
 WINDOWS = ("sliding_window", "attention_chunk_size", "window_size")  # names in configs of local attention
@@ -89,11 +90,9 @@ def block_mask(branches: Tensor, dtype: torch.dtype) -> Tensor:
 
 @torch.no_grad()
 def score(model: nn.Module, rows: Sequence[Row], device: torch.device) -> list[list[Answer]]:
-    """Score the requests of several rows in one forward pass.
+    """Score the requests of several rows in one forward pass: row -> request -> answer.
 
     The output layer runs at the scored places alone. log p is in float32 (lm-eval: in the model's type).
-
-    Returns: row -> request -> answer.
     """
     width = max(len(row.tokens) for row in rows)
 
@@ -109,22 +108,16 @@ def score(model: nn.Module, rows: Sequence[Row], device: torch.device) -> list[l
         hidden = inputs[0]  # (rows, tokens, hidden)
         return (hidden.flatten(0, 1)[kept.to(hidden.device)][None], *inputs[1:])
 
+    mask = block_mask(padded("branches", PADDING), model.dtype)
+    inputs = {"input_ids": padded("tokens", 0), "position_ids": padded("positions", 0)}
     with model.get_output_embeddings().register_forward_pre_hook(select):
-        logits = model(
-            input_ids=padded("tokens", 0),
-            attention_mask=block_mask(padded("branches", PADDING), model.dtype),
-            position_ids=padded("positions", 0),
-            use_cache=False,
-        ).logits[0]  # (kept, vocabulary)
-    logits = logits.float()
+        logits = model(**inputs, attention_mask=mask, use_cache=False).logits[0].float()  # (kept, vocabulary)
     which, targets = which.to(logits.device), targets.to(logits.device)
     logs = (logits[which, targets] - logits.logsumexp(-1)[which]).tolist()
     greedy = (logits.argmax(-1)[which] == targets).tolist()
     values = iter(zip(logs, greedy, strict=True))
-    answers = [[list(islice(values, len(target))) for target in row.targets] for row in rows]
-    return [
-        [(math.fsum(log for log, _ in one), all(hit for _, hit in one)) for one in row] for row in answers
-    ]
+    parts = [[list(islice(values, len(target))) for target in row.targets] for row in rows]
+    return [[(math.fsum(log for log, _ in one), all(hit for _, hit in one)) for one in row] for row in parts]
 
 
 def completed(tokenizer: Any, add_bos: bool | None) -> Any:
@@ -193,10 +186,8 @@ class ChoicesLM(HFLM):
     ) -> list[Answer]:
         unknown = self.tokenizer.eos_token_id if self.tokenizer.eos_token == NO_TOKEN else None
         if any(unknown in context for _, context, _ in requests):
-            raise ValueError(
-                "a text that is scored from its first token on needs a BOS or EOS token before it, but this "
-                f"{type(self.tokenizer).__name__} has neither; set one, or ask other tasks"
-            )
+            said = f"but this {type(self.tokenizer).__name__} has neither; set one, or ask other tasks"
+            raise ValueError(f"a text scored from its first token needs a BOS or EOS token before it, {said}")
         one_by_one = super()._loglikelihood_tokens
         if not (self.shared_context and self._documents):
             return one_by_one(requests, disable_tqdm, override_bs)
@@ -218,19 +209,16 @@ class ChoicesLM(HFLM):
             answers |= zip(numbers[document], scored, strict=True)
         left = [n for n in range(len(requests)) if n not in answers]
         if left:
-            warnings.warn(
-                f"{len(rows) - len(fitting)} of {len(rows)} questions are scored choice by choice as in "
-                f"lm-eval, without sharing their context: {reason}",
-                stacklevel=2,
-            )
+            said = f"{len(rows) - len(fitting)} of {len(rows)} questions are scored choice by choice as in "
+            said += f"lm-eval, without sharing their context: {reason}"
+            warnings.warn(said, stacklevel=2)
             answers |= zip(left, one_by_one([requests[n] for n in left], disable_tqdm), strict=True)
         return [answers[n] for n in range(len(requests))]
 
     def _difference(self, row: Row, requests: list[Encoded]) -> str:
         """Compare a row's last branch, where a wrong mask or position shows, with lm-eval's own answer to it.
 
-        Returns: why rows can't be used; empty where they can. The tolerance is TOLERANCE in float32; coarser
-            types are given what their own rounding costs.
+        Returns: why rows can't be used; empty where they can. Types coarser than float32 may differ by more.
         """
         last = max(range(len(requests)), key=lambda request: row.scored[request][-1])
         ((theirs, _),) = super()._loglikelihood_tokens([requests[last]], disable_tqdm=True)
@@ -245,9 +233,7 @@ class ChoicesLM(HFLM):
         is_same = abs(ours - theirs) <= max(TOLERANCE, rounding)
         return "" if is_same else f"a log-likelihood would be {ours:.4f} instead of {theirs:.4f}"
 
-    def _score_in_batches(
-        self, rows: dict[Document, Row], disable_tqdm: bool
-    ) -> Iterator[tuple[Document, list[Answer]]]:
+    def _score_in_batches(self, rows: dict[Document, Row], quiet: bool) -> Iterator[Scored]:
         """Score rows of about the same length together, the longest first, so that memory runs out early."""
         batches: list[list[Document]] = []
         longest = 0
@@ -258,7 +244,7 @@ class ChoicesLM(HFLM):
                 batches.append([])
                 longest = length
             batches[-1].append(document)
-        with tqdm(total=len(rows), desc="zero-shot", unit="question", disable=disable_tqdm) as bar:
+        with tqdm(total=len(rows), desc="zero-shot", unit="question", disable=quiet) as bar:
             for batch in batches:
                 yield from zip(batch, score(self.model, [rows[d] for d in batch], self.device), strict=True)
                 bar.update(len(batch))

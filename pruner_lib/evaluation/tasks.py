@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -85,11 +85,9 @@ def write_definition(task: str, data: Path | None, folder: Path) -> Path:
             lines = [json.dumps(row) + "\n" for row in read_requests(task, data)]
             data = folder / f"{task}.jsonl"
             data.write_text("".join(lines), encoding="utf-8")
-        settings |= {
-            "dataset_path": "arrow" if data.suffix == ".arrow" else "json",
-            "dataset_name": None,
-            "dataset_kwargs": {"data_files": {spec.split: str(data)}, "cache_dir": str(folder / "cache")},
-        }
+        kind = "arrow" if data.suffix == ".arrow" else "json"
+        files = {"data_files": {spec.split: str(data)}, "cache_dir": str(folder / "cache")}
+        settings |= {"dataset_path": kind, "dataset_name": None, "dataset_kwargs": files}
         settings |= {f"{split}_split": None for split in ("training", "validation", "test")}
         settings[f"{spec.split}_split"] = spec.split
     path = folder / f"{task}.yaml"
@@ -108,17 +106,13 @@ def load_tasks(name: str | Path) -> dict[str, Any]:
     if Path(name).suffix in (".yaml", ".yml") and Path(name).is_file():
         name = str(Path(name).resolve())
     elif name not in all_tasks().all_tasks:
-        raise ValueError(
-            f"unknown: {str(name)!r} is no task; wanted some of {', '.join(TASKS)}, another name that "
-            "`lm-eval ls tasks` lists, or the path of a task file (.yaml)"
-        )
+        others = "another name that `lm-eval ls tasks` lists, or the path of a task file (.yaml)"
+        raise ValueError(f"unknown: {str(name)!r} is no task; wanted some of {', '.join(TASKS)}, {others}")
     try:
         loaded = all_tasks().load(name)["tasks"]
     except Exception as error:  # of a file, of code that it names, of the hub
-        raise ValueError(
-            f"task {name!r} can't be loaded ({type(error).__name__}: {error}); mend its file, or let it "
-            "fetch its data with a network"
-        ) from error
+        said = f"task {name!r} can't be loaded ({type(error).__name__}: {error})"
+        raise ValueError(f"{said}; mend its file, or let it fetch its data with a network") from error
     for task, one in loaded.items():
         for kind, what in NOT_HERE.items():
             if getattr(one, kind, False):
@@ -126,7 +120,7 @@ def load_tasks(name: str | Path) -> dict[str, Any]:
     return loaded
 
 
-@lru_cache(maxsize=1)
+@cache
 def all_tasks() -> Any:
     """Index the tasks that lm-eval knows by name: takes seconds, so once a process."""
     from lm_eval.tasks import TaskManager
@@ -150,10 +144,9 @@ def load_task(task: str, data: Path | None, content: str | None) -> Any:
     except (OSError, ValueError, KeyError, DatasetsError) as error:
         if data is not None:
             raise ValueError(f"{data} holds no questions of {task} ({error!r}); mend or delete it") from error
-        raise ValueError(
-            f"no questions for {task}: no tasks/{task}.jsonl in PRUNER_LIB_DATA, none in asset 'tasks', and "
-            f"the hub gave {error!r}; run `python -m pruner_lib.data.assets` with a network"
-        ) from error
+        said = f"no tasks/{task}.jsonl in PRUNER_LIB_DATA, none in asset 'tasks', and the hub gave {error!r}"
+        advice = "run `python -m pruner_lib.data.assets` with a network"
+        raise ValueError(f"no questions for {task}: {said}; {advice}") from error
     loaded.scratch = scratch  # its files are there as long as the task is
     return loaded
 
@@ -168,21 +161,17 @@ def prepare(name: str, task: Any, limit: int | None, seed: int | None, num_fewsh
     """
     defined = task.config.num_fewshot
     if num_fewshot and defined == 0:
-        raise ValueError(
-            f"num_fewshot came as {num_fewshot}, but the definition of {name} says 0: ask without num_fewshot"
-        )
+        said = f"the definition of {name} says 0: ask without num_fewshot"
+        raise ValueError(f"num_fewshot came as {num_fewshot}, but {said}")
     count = (defined or 0) if num_fewshot is None else num_fewshot
     if count and count >= (there := len(task.fewshot_docs())):  # one may be the question itself
         raise ValueError(f"num_fewshot came as {count}, but {name} has {there} examples; take fewer")
-    asked, documents = copy.copy(task), task.eval_docs
+    asked = copy.copy(task)
     asked._config = copy.copy(task.config)
     asked.set_config("num_fewshot", count)
-    asked.numbers = draw(task, limit, seed)
-    if hasattr(documents, "select"):
-        documents = documents.select(asked.numbers)
-    else:
-        documents = [documents[i] for i in asked.numbers]
-    asked.has_test_docs, asked.test_docs = (lambda: True), (lambda: documents)
+    asked.numbers, docs = draw(task, limit, seed), task.eval_docs
+    drawn = docs.select(asked.numbers) if hasattr(docs, "select") else [docs[i] for i in asked.numbers]
+    asked.has_test_docs, asked.test_docs = (lambda: True), (lambda: drawn)
     return asked
 
 

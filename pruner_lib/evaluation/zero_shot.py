@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,16 +20,10 @@ import torch
 from scipy.special import softmax
 from torch import Tensor, nn
 
+from pruner_lib.evaluation import tasks as asking
 from pruner_lib.evaluation.meters import in_fitting_batches
-from pruner_lib.evaluation.tasks import (
-    FEWSHOT_SEED,
-    SEVEN_TASKS,
-    TASKS,
-    load_tasks,
-    prepare,
-    quiet,
-    right_answer,
-)
+from pruner_lib.evaluation.tasks import SEVEN_TASKS, TASKS, right_answer
+from pruner_lib.files import text_hash
 from pruner_lib.method.checks import require
 from pruner_lib.method.decoder import check_reads
 from pruner_lib.method.offload import evaluating
@@ -99,28 +92,23 @@ def zero_shot(
     require("1..", batch_size=batch_size)
     tasks = [tasks] if isinstance(tasks, (str, Path)) else tasks
     require([os.PathLike], tasks=tasks)
-    if add_bos not in (True, False, None):
-        raise ValueError(f"add_bos came as {add_bos!r}, wanted True, False or None")
+    require((True, False, None), add_bos=add_bos)
     if apply_chat_template and not getattr(tokenizer, "chat_template", None):
         kind = type(tokenizer).__name__
         raise ValueError(f"apply_chat_template=True, but {kind} has no chat template; set one or ask without")
     protocol = {"lm_eval": version("lm_eval"), "limit": limit, "add_bos": add_bos}
-    if limit is not None and seed is not None:
-        protocol |= {"seed": seed}
-    if apply_chat_template:
-        protocol |= {"chat_template": _hash(str(tokenizer.chat_template))}
+    protocol |= {} if None in (limit, seed) else {"seed": seed}
+    protocol |= {"chat_template": text_hash(str(tokenizer.chat_template))} if apply_chat_template else {}
     check_reads(model, 0, getattr(tokenizer, "vocab_size", 0) - 1)
     how = {"add_bos_token": add_bos, "shared_context": shared_context}
-    with quiet(), evaluating(model):
-        loaded = {name: task for one in tasks for name, task in load_tasks(one).items()}
-        asked = {name: prepare(name, loaded[name], limit, seed, num_fewshot) for name in loaded}
+    with asking.quiet(), evaluating(model):
+        loaded = {name: task for one in tasks for name, task in asking.load_tasks(one).items()}
+        asked = {name: asking.prepare(name, loaded[name], limit, seed, num_fewshot) for name in loaded}
         if right_answers_only:
             for name, task in asked.items():
                 if right_answer(task, next(iter(task.eval_docs))) is None:
-                    raise ValueError(
-                        f"right_answers_only=True, but a question of {name} is no choice with one right "
-                        "answer; ask with False"
-                    )
+                    said = f"a question of {name} is no choice with one right answer; ask with False"
+                    raise ValueError(f"right_answers_only=True, but {said}")
             how["wanted"] = lambda one: one.idx == right_answer(asked[one.task_name], one.doc)
         ask = partial(_ask, model, tokenizer, asked, apply_chat_template, how)
         answers = in_fitting_batches(ask, batch_size, "zero-shot")
@@ -136,7 +124,7 @@ def _ask(
     from pruner_lib.evaluation.shared_context import ChoicesLM
 
     for task in asked.values():
-        task.set_fewshot_seed(FEWSHOT_SEED)
+        task.set_fewshot_seed(asking.FEWSHOT_SEED)
     subject = ChoicesLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=size, **how)
     chat = {"apply_chat_template": is_chat, "fewshot_as_multiturn": is_chat}
     with model.get_output_embeddings().register_forward_hook(_check_logits):
@@ -145,10 +133,8 @@ def _ask(
 
 def _check_logits(_head: nn.Module, _inputs: tuple, logits: Tensor) -> None:
     if not logits.sum(dtype=torch.float32).isfinite():
-        raise ValueError(
-            "the model gives NaN or infinite logits, so its answers say nothing; check its weights, or "
-            "evaluate in float32"
-        )
+        said = "the model gives NaN or infinite logits, so its answers say nothing"
+        raise ValueError(f"{said}; check its weights, or evaluate in float32")
 
 
 def _score(
@@ -159,31 +145,27 @@ def _score(
     row = {key: value for key, value in answers["results"][name].items() if "," in key}
     row = {key: math.nan if value == "N/A" else float(value) for key, value in row.items()}
     own = f"{TASKS[name].metric},none" if name in TASKS else ""
-    metric = next(key for key in (own, *row) if key in row)  # "acc,none": a metric and a filter
-    kind = metric.partition(",")[0]
-    prompts = "".join(sample["prompt_hash"] + sample["target_hash"] for sample in samples)
+    key = next(key for key in (own, *row) if key in row)  # "acc,none": a metric and a filter
+    metric = key.removesuffix(",none")
     protocol = protocol | {
         "fewshot": task.config.num_fewshot,
-        "metric": metric.removesuffix(",none"),
+        "metric": metric,
         "split": task.config.test_split or task.config.validation_split,
-        "questions": _hash(prompts),
+        "questions": text_hash("".join(one["prompt_hash"] + one["target_hash"] for one in samples)),
         "task_version": answers["versions"][name],
     }
-    protocol |= {"doc_ids": _hash(repr(task.numbers))} if "seed" in protocol else {}
-    correct = [sample[kind] for sample in samples]
+    protocol |= {"doc_ids": text_hash(repr(task.numbers))} if "seed" in protocol else {}
+    correct = [sample[key.partition(",")[0]] for sample in samples]
     correct = tuple(int(hit) for hit in correct) if all(hit in (0, 1) for hit in correct) else ()
     p_right, bits = _of_right_answers(task, samples)
-    value, error = row[metric], row.get(metric.replace(",", "_stderr,"), math.nan)
-    values = {key.removesuffix(",none"): number for key, number in row.items()}
+    value, error = row[key], row.get(key.replace(",", "_stderr,"), math.nan)
+    values = {name.removesuffix(",none"): number for name, number in row.items()}
     if right_answers_only:
         value, error, correct, p_right, values = math.nan, math.nan, (), (), {}
-    metric = metric.removesuffix(",none")
     return TaskScore(name, metric, value, error, len(samples), correct, p_right, bits, values, protocol)
 
 
-def _of_right_answers(
-    task: Any, samples: list[dict[str, Any]]
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _of_right_answers(task: Any, samples: list[dict[str, Any]]) -> tuple[tuple[float, ...], ...]:
     """Compute p(right answer among the choices) and its bits a byte for each question, where it has one."""
     right = [right_answer(task, sample["doc"]) for sample in samples]
     if None in right:
@@ -196,7 +178,3 @@ def _of_right_answers(
             n = len(task.doc_to_choice(sample["doc"]))  # some metrics ask for more
             p_right.append(float(softmax(logs[:n])[i]))
     return tuple(p_right), tuple(bits)
-
-
-def _hash(text: str) -> str:
-    return sha256(text.encode()).hexdigest()[:12]

@@ -44,10 +44,9 @@ def check_reads(model: nn.Module, length: int, largest: int, smallest: int = 0) 
     if getattr(model, "get_output_embeddings", lambda: None)() is None:
         raise ValueError(f"{name} has no output embeddings; give a decoder that predicts tokens")
     if largest >= (n := len(tokens.weight)) or smallest < 0:
-        raise ValueError(
-            f"the token ids run from {smallest} to {largest}, but {name} has {n} tokens, from 0 on: give the "
-            "tokenizer of this model, or call model.resize_token_embeddings first"
-        )
+        came = f"the token ids run from {smallest} to {largest}, but {name} has {n} tokens, from 0 on"
+        advice = "give the tokenizer of this model, or call model.resize_token_embeddings first"
+        raise ValueError(f"{came}: {advice}")
     n = getattr(getattr(model, "config", None), "max_position_embeddings", None) or 0
     for table in model.modules():  # rotary positions have none; some tables begin with up to two other rows
         buffers = (b for b in table._buffers.values() if b is not None and b.is_floating_point())

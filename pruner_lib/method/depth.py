@@ -7,6 +7,7 @@ Here are the two rules that others use, every second layer and block influence; 
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import ExitStack
 
 import torch
@@ -18,8 +19,8 @@ from pruner_lib.method.groups import Plan
 from pruner_lib.method.layout import NUMBERS, empty_layout, own_config_, set_layout
 from pruner_lib.method.offload import frozen, without_weights
 from pruner_lib.method.options import check_ids
-from pruner_lib.method.proof import check_cut
-from pruner_lib.method.size_rules import build_twin, layer_edits, other_values
+from pruner_lib.method.size_rules import HOLDERS, build_twin, layer_edits, other_values
+from pruner_lib.method.trace import check_cut, trace
 
 
 def block_influence(model: nn.Module, calibration_ids: Tensor) -> Tensor:
@@ -70,10 +71,9 @@ def separate_layers(model: nn.Module, plan: Plan) -> tuple[str, nn.ModuleList]:
     plan.check_count("layers", len(layers))
     each = [id(p) for layer in layers for p in layer.parameters()]
     if len({*each}) < len(each):
-        raise ValueError(
-            f"layers of {type(model).__name__} share weights, so none of them can go alone; cut groups of "
-            "them (granularity='block'), which go from all that share them"
-        )
+        advice = "cut groups of them (granularity='block'), which go from all that share them"
+        name = type(model).__name__
+        raise ValueError(f"layers of {name} share weights, so none of them can go alone; {advice}")
     return path, layers
 
 
@@ -84,17 +84,22 @@ def drop_layers_(model: nn.Module, plan: Plan) -> nn.Module:
     if getattr(model, "pruning_layout", None):
         raise ValueError("drop layers before cutting widths unevenly: the layout numbers the layers")
     edits = layer_edits(model, path, keep, n)
+    places = {None: None} | {old: new for new, old in enumerate(keep)}
+    factors = trace(without_weights(model)).factors
+    numbers = Counter((places[layer], *rest) for layer, *rest in factors if layer in places)
     trial, twin = without_weights(model), build_twin(model, edits)
     _keep_layers_(trial, keep, edits)
     # layer by layer: each is compared with the one at its new place
     trained = other_values(trial, twin, NUMBERS)
-    for place, words in other_values(trial, twin, (str, type(None))).items():
-        name, value = next(iter(words.items()))
-        raise ValueError(
-            f"{place}.{name} is {value!r} in a layer that stays, and the class builds another for its new "
-            f"place, so the layers {keep} alone can't be saved; nothing was cut. Keep other layers"
-        )
-    check_cut(trial, plan)
+    others = other_values(trial, twin, (str, type(None)))
+    inside, built = (m.get_submodule(path) for m in (trial, twin))
+    others |= {f"{path}.{p}": found for p, found in other_values(inside, built, HOLDERS).items()}
+    for place, values in others.items():
+        name, value = next(iter(values.items()))
+        what = f"{place}.{name} is {value!r} in a layer that stays, and the class builds another"
+        why = f"for its new place, so the layers {keep} alone can't be saved; nothing was cut"
+        raise ValueError(f"{what} {why}. Keep other layers")
+    check_cut(trial, plan, numbers)
     own_config_(model)
     _keep_layers_(model, keep, edits)
     set_layout(model, {**empty_layout(), "attributes": trained} if trained else None)
@@ -103,6 +108,7 @@ def drop_layers_(model: nn.Module, plan: Plan) -> nn.Module:
 
 
 def _keep_layers_(model: nn.Module, keep: list[int], edits: dict) -> None:
+    """Put the layers at their new places, in the numbers and lists of modules that repeat them, too."""
     path, layers = decoder_layers(model)
     values: dict[str, set[tuple[int, int]]] = {}  # attribute -> (layer, its value there)
     for i, layer in enumerate(layers):
@@ -114,4 +120,8 @@ def _keep_layers_(model: nn.Module, keep: list[int], edits: dict) -> None:
         for module in layers[old].modules():
             vars(module).update(dict.fromkeys(vars(module).keys() & numbers, new))
     model.set_submodule(path, nn.ModuleList(layers[i] for i in keep))
+    lists = {repr(getattr(model.config, k, None)): new for k, new in edits.items() if isinstance(new, list)}
+    for module in model.modules():
+        repeated = {name: repr(value) for name, value in vars(module).items() if type(value) is list}
+        vars(module).update({name: lists[text] for name, text in repeated.items() if text in lists})
     model.config.update(edits)

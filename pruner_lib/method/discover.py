@@ -57,7 +57,7 @@ def discover(model: nn.Module, *, query_heads: bool = False) -> Axes:
     key_value_head = np.zeros(components.max() + 1, np.int64)  # component -> the one that it is part of
     key_value_head[components] = whole
     candidates = _candidates(model, rec, components, path)
-    free, notes = _without_obstacles(model, rec, candidates, components, path)
+    free, notes = _without_obstacles(model, rec, candidates, components, path, query_heads)
     axes: dict[str, Axis] = {}
     named = _named(free, path, rec.stacks)
     alone = Counter(axis.layer for axis, _ in named if axis.kind == "attention" and axis.n_groups == 1)
@@ -73,17 +73,15 @@ def discover(model: nn.Module, *, query_heads: bool = False) -> Axes:
                 why = "all query heads share one key and value head, so there is only one group; "
                 why += "discover(model, query_heads=True) finds them one by one"
             notes.append(f"{axis.name}: {why}")
-    per_layer = [sum(p.numel() for p in layer.parameters()) for layer in layers]
-    total = sum(p.numel() for p in model.parameters())
-    whole_model = {"n_parameters": total, "layer_parameters": per_layer, "numbers": Counter(rec.factors)}
-    return Axes(axes, notes=notes, **whole_model)
+    total, *per_layer = (sum(p.numel() for p in module.parameters()) for module in (model, *layers))
+    numbers = Counter(rec.factors)
+    return Axes(axes, n_parameters=total, layer_parameters=per_layer, notes=notes, numbers=numbers)
 
 
 def _candidates(model: nn.Module, rec: Recording, components: np.ndarray, path: str) -> list[Candidate]:
     """All components that produce and consume channels and do not reach the output, by their form."""
     entries = rec.entries(components)
-    in_order = list(dict.fromkeys(reversed(rec.executed)))[::-1]  # by the last time that each is executed
-    used = [(name, dim, "parameter") for name, dim in in_order]
+    used = [(name, dim, "parameter") for name, dim in rec.roles]
     used += [owner for owner in entries if owner[2] == "constant"]
     forms = _forms([entries[owner] for owner in used], components.max() + 1)
     by_form: dict[int, list[tuple]] = {}  # form -> (owner, its entries that are of this form)
@@ -151,16 +149,23 @@ def _forms(entries: Sequence[np.ndarray], n_components: int) -> np.ndarray:
 
 
 def _without_obstacles(
-    model: nn.Module, rec: Recording, candidates: Sequence[Candidate], components: np.ndarray, path: str
+    model: nn.Module,
+    rec: Recording,
+    candidates: Sequence[Candidate],
+    components: np.ndarray,
+    path: str,
+    query_heads: bool,
 ) -> tuple[list[Candidate], list[str]]:
-    """Those that can be cut, and a note for each of the others: what is in the way.
-
-    MLP channels must end in the residual stream, as heads do.
-    """
+    """Those that can be cut, and a note for each of the others: what is in the way."""
     reasons: dict[int, str] = {}  # component that can't be cut -> why
     averaged: dict[int, dict[str, str]] = {}  # component of a mean -> module that takes it -> why it stays
     unknown = set()  # a note for each operator without a rule and each parameter that it meets
+    # what query heads read from values that they share: the mean of these, not zero, where the query is zero
+    read = pairs_in(rec.shared)[:, 0] if query_heads else ()
     for pairs, reason, module in rec.pinned:
+        if module is not None and np.isin(pairs, read).any():
+            module, reason = None, f"{module} takes a mean over what they read from values that they share"
+            reason += ": key and value heads may go whole (query_heads=False)"
         met = np.where(pairs < 0, -1, components[pairs])
         for component in np.unique(met[met[:, 0] != met[:, 1]]).tolist():
             if module is None:
@@ -174,6 +179,7 @@ def _without_obstacles(
     for label, other in pairs[np.isin(pairs[:, 0], list(reasons))].tolist():
         reasons.setdefault(other, reasons[label])  # what a pinned label was broadcast over
     stream = {(m.parameter, m.dim) for axis, _ in candidates for m in axis.members if axis.layer is None}
+    heads = set(np.concatenate([components[labels] for labels in rec.products] or [()]).tolist())
     free, notes = [], sorted(unknown)
     for axis, groups in candidates:
         obstacle = next((reasons[c] for c in groups.tolist() if c in reasons), None)
@@ -191,16 +197,16 @@ def _without_obstacles(
             obstacle = "inner channels that feed no residual stream" if stream.isdisjoint(others) else None
         if not obstacle:
             free.append((axis, groups))
+            if axis.layer is None and groups[0] in heads:
+                what = f"{axis.members[0].parameter}: {axis.n_groups} attention heads that layers share"
+                notes.append(f"{what} are cut with the hidden channels, by granularity='channel' alone")
         elif not obstacle.startswith(NO_RULE):  # those are in the notes already
             notes.append(f"{axis.members[0].parameter}: {axis.n_groups} groups left whole, {obstacle}")
     return free, notes
 
 
 def _named(candidates: Sequence[Candidate], path: str, stacks: set[str]) -> list[Candidate]:
-    """Order by layer, the residual stream last; where a layer has several of a kind, name them by module.
-
-    Those in one module are numbered.
-    """
+    """Order by layer, the residual stream last; several of a kind are named by module, in one numbered."""
     counts, named = Counter(axis.name for axis, _ in candidates), []
     ordered = sorted(candidates, key=lambda c: (c[0].layer is None, c[0].layer or 0, KINDS.index(c[0].kind)))
     for axis, groups in ordered:

@@ -58,6 +58,7 @@ class Pass:
         for module in model.modules():
             if own := {key: names[id(p)] for key, p in module._parameters.items() if id(p) in names}:
                 self.owners[module] = own
+        self.of_model = {id(x): x for x in (*model.parameters(), *model.buffers())}
         self.pending: dict[str, int] = defaultdict(int)
         self.uses: dict[str, list[Use]] = defaultdict(list)
         self.visited: set[str] = set()
@@ -137,7 +138,7 @@ class Pass:
         spark = torch.zeros((), requires_grad=True)
         kept = [_Kept.apply(spark, *(inputs[i].detach() for i in tensors))]
         others = {i: x for i, x in enumerate(inputs) if i not in tensors}
-        shape = self.shape
+        shape, shared = self.shape, {i for i in tensors if self._is_shared(inputs[i])}
 
         def arrive(grads) -> None:
             holder = kept.pop()  # before torch 2.13, what is saved dies with the output and not with grad_fn
@@ -145,12 +146,18 @@ class Pass:
             grads = [g if g is None else g.detach() for g in grads]
             inputs = [by_place[i] for i in range(len(by_place))]
             for key, name in self.owners[module].items():
-                self.uses[name].append(Use(module, key, inputs, spec, grads, places, *shape))
+                self.uses[name].append(Use(module, key, inputs, spec, grads, places, *shape, shared))
                 self.pending[name] -= 1
                 if self.pending[name] == 0 and self.finishing:  # a shared parameter waits for its last use
                     self._finish(name)
 
         return arrive
+
+    def _is_shared(self, x: torch.Tensor) -> bool:
+        """Is it a weight or buffer, or a vector made of such alone, which every sample needs whole?"""
+        samples, tokens, _ = self.shape
+        constant = x.is_floating_point() and not x.requires_grad
+        return id(x) in self.of_model or (constant and x.ndim == 1 and len(x) != samples * tokens)
 
     def _finish(self, name: str) -> None:
         self.visited.add(name)

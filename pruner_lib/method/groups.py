@@ -100,7 +100,7 @@ class Axes(dict[str, Axis]):
         n_layers: number of decoder layers.
         layer_parameters: `(n_layers,)` scalar parameters of each decoder layer.
         notes: why a structure was left out, one sentence each.
-        numbers: that the model computes with besides its weights, and how often (see `numbers_in`).
+        numbers: that the model computes with besides its weights, and how often (see `Recording.factors`).
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Axes(dict[str, Axis]):
         n_parameters: int,
         layer_parameters: list[int],
         notes: list[str],
-        numbers: Counter[float],
+        numbers: Counter[tuple],
     ):
         super().__init__(axes)
         self.numbers = numbers
@@ -150,10 +150,9 @@ class Plan:
             numbers = [plain_number(k) for k in kept] if isinstance(kept, (list, tuple, range)) else []
             n, are_whole = self.n_groups[name], all(type(k) is int for k in numbers)
             if not numbers or not are_whole or numbers != sorted({*numbers} & {*range(n)}):
-                raise ValueError(
-                    f"plan for {name}: kept groups must be a sorted list of at least one number in "
-                    f"0..{n - 1} without repeats, got {self.keep[name]!r:.60}"
-                )
+                wanted = f"a sorted list of at least one number in 0..{n - 1} without repeats"
+                got = f"{self.keep[name]!r:.60}"
+                raise ValueError(f"plan for {name}: kept groups must be {wanted}, got {got}")
             keep[name] = torch.tensor(numbers)
         for name, value in (("keep", keep), ("n_groups", self.n_groups), ("settings", self.settings)):
             object.__setattr__(self, name, MappingProxyType(dict(value)))
@@ -169,9 +168,8 @@ class Plan:
     def check_count(self, key: str, present: int) -> None:
         """Raise a ValueError unless the plan is for so many groups at this key."""
         if self.n_groups[key] != present:
-            raise ValueError(
-                f"the plan has {self.n_groups[key]} groups at {key}, this model has {present}: discover anew"
-            )
+            n = self.n_groups[key]
+            raise ValueError(f"the plan has {n} groups at {key}, this model has {present}: discover anew")
 
     def to_dict(self) -> dict:
         return {
@@ -200,9 +198,8 @@ class Plan:
             data = {"settings": {}, "query_heads": False} | json.loads(text)
             return cls(data["keep"], data["n_groups"], data["settings"], data["query_heads"])
         except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{source!r:.80} is not a plan, with keep, n_groups, settings and query_heads ({error})"
-            ) from error
+            wanted = "a plan, with keep, n_groups, settings and query_heads"
+            raise ValueError(f"{source!r:.80} is not {wanted} ({error})") from error
 
     __repr__ = plan_text
     _repr_html_ = plan_html

@@ -64,14 +64,10 @@ def estimate(
     require(ORDERS, order=order)
     if criterion == "obs":
         if aggregation != "sum":
-            raise ValueError(
-                f"criterion 'obs' scores the last matrix alone, no aggregation {aggregation!r}; leave it out"
-            )
+            raise ValueError(f"criterion 'obs' has no aggregation {aggregation!r}; leave it out")
         return obs_scores(model, axes, calibration_ids)
-    scores = estimate_members(
-        model, axes, calibration_ids, criteria=[criterion], seed=seed, micro_batch=micro_batch,
-        checkpointing=checkpointing,
-    )  # fmt: skip
+    how = {"seed": seed, "micro_batch": micro_batch, "checkpointing": checkpointing}
+    scores = estimate_members(model, axes, calibration_ids, criteria=[criterion], **how)
     return aggregate(axes, scores[criterion], aggregation, order=order)
 
 
@@ -110,18 +106,12 @@ def estimate_members(
     sums.add_magnitudes()
     if with_data := sums.with_data:
         check_ids(model, calibration_ids)
-        names = set(sums.kept_dims)
-        check_memory(model, calibration_ids, with_data, micro_batch, checkpointing, parameters=names)
-        visit_gradients(
-            model,
-            calibration_ids.to(next(iter(parameters.values())).device),
-            names,
-            sums.add_gradient,
-            per_sample=any(c in SECOND_ORDER for c in with_data),
-            micro_batch=micro_batch,
-            additive=set(with_data) <= set(ADDITIVE),
-            checkpointing=checkpointing,
-        )
+        names, how = set(sums.kept_dims), {"micro_batch": micro_batch, "checkpointing": checkpointing}
+        check_memory(model, calibration_ids, with_data, parameters=names, **how)
+        ids = calibration_ids.to(next(iter(parameters.values())).device)
+        how |= {"per_sample": any(c in SECOND_ORDER for c in with_data)}
+        how |= {"additive": set(with_data) <= set(ADDITIVE)}
+        visit_gradients(model, ids, names, sums.add_gradient, **how)
     return {c: _random(axes, seed) if c == "random" else sums.by_structure(c) for c in criteria}
 
 
@@ -169,9 +159,7 @@ def aggregate(
     return {name: s.float() for name, s in scores.items()}
 
 
-def saliencies(
-    w: Tensor, g: Tensor, a: Tensor | None, criteria: Collection[Criterion]
-) -> Iterator[tuple[Criterion, Tensor]]:
+def saliencies(w: Tensor, g: Tensor, a: Tensor | None, criteria: Collection[Criterion]) -> Iterator[tuple]:
     """Yield the saliency of each entry of a weight by each of the criteria that need gradients.
 
     With s = g * w:    vector: s    element1: |s|    element2: w a w    mixed: |s - w a w / 2|
@@ -186,9 +174,8 @@ def saliencies(
         got = tuple(saliency.shape) if isinstance(saliency, Tensor) else type(saliency).__name__
         if got != w.shape:
             name = getattr(criterion, "__name__", criterion)
-            raise ValueError(
-                f"criterion {name} returned {got} for a weight of shape {tuple(w.shape)}; return that shape"
-            )
+            wanted = f"a weight of shape {tuple(w.shape)}; return that shape"
+            raise ValueError(f"criterion {name} returned {got} for {wanted}")
         yield criterion, saliency
     s = g.mul_(w)
     if "vector" in criteria:

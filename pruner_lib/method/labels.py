@@ -42,14 +42,17 @@ class Recording:
     spread: list[np.ndarray] = field(default_factory=list)
     # labels that stand for one batch index of a product of two activations (an attention head)
     products: list[np.ndarray] = field(default_factory=list)
-    roles: dict[tuple[str, int], str] = field(default_factory=dict)  # (parameter, dim) -> "in" or "out"
-    executed: list[tuple[str, int]] = field(default_factory=list)  # in order; what runs again is listed again
+    # (parameter, dim) -> "in" or "out", in the order of the last time that each is executed
+    roles: dict[tuple[str, int], str] = field(default_factory=dict)
     outputs: list[np.ndarray] = field(default_factory=list)  # labels that reach the output of the model
-    factors: list[float] = field(default_factory=list)  # that the model computes with, see `numbers_in`
+    # what the model computes with besides weights: the number of the decoder layer or None, then one number
+    # (see `numbers_in`) or those of a list that becomes a tensor
+    factors: list[tuple] = field(default_factory=list)
     # pairs of labels that can't be removed unless they are of one group (-1 is of none), why, and the leaf
     # module where the reason is a mean, which norms are allowed to take (see `norms`)
     pinned: list[tuple[np.ndarray, str, str | None]] = field(default_factory=list)
     module: str = ""  # the leaf module that runs
+    layer: int | None = None  # the decoder layer that runs
     # parameters whose slices along dim 0 are separate matrices, picked while the model runs (experts)
     stacks: set[str] = field(default_factory=set)
 
@@ -111,11 +114,11 @@ class Recording:
         if first >= 0:
             owner, dim, source = self.owner_of(first)
             if source == "parameter" and not (only_if_new and (owner, dim) in self.roles):
+                self.roles.pop((owner, dim), None)
                 self.roles[owner, dim] = role
-                self.executed.append((owner, dim))
 
 
-def constant_along(labels: torch.Tensor, dim: int) -> bool:
+def same_along(labels: torch.Tensor, dim: int) -> bool:
     """True if all slices of `labels` along `dim` are equal."""
     if labels.shape[dim] == 1 or labels.stride(dim) == 0:
         return True
@@ -143,11 +146,9 @@ def pairs_in(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 def unique_pairs(pairs: np.ndarray) -> np.ndarray:
     """Rows of non-negative numbers, sorted, each once; sorting one number a row is much quicker than rows."""
-    if not len(pairs):
-        return pairs
-    base = int(pairs[:, 1].max()) + 1
+    base = int(pairs[:, 1].max(initial=0)) + 1
     keys = np.sort(pairs[:, 0] * base + pairs[:, 1])
-    keys = keys[np.concatenate([[True], keys[1:] != keys[:-1]])]
+    keys = keys[np.diff(keys, prepend=-1) > 0]
     return np.stack([keys // base, keys % base], 1)
 
 
@@ -179,14 +180,11 @@ def combine(rec: Recording, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.where(first >= 0, first, second).expand(shape)
 
 
-def multiply(
-    rec: Recording, a: Labels | None, b: Labels | None, shape: tuple[int, int, int]
-) -> Labels | None:
+def multiply(rec: Recording, a: Labels | None, b: Labels | None, shape: tuple[int, ...]) -> Labels | None:
     """Labels of the batched matrix product `(batch, m, k) x (batch, k, n)`, with what it ties together."""
     if a is not None and a.source == "parameter":
         flip = lambda x: None if x is None else x.map(lambda t: t.transpose(1, 2))  # noqa: E731
-        result = multiply(rec, flip(b), flip(a), (shape[0], shape[2], shape[1]))
-        return flip(result)
+        return flip(multiply(rec, flip(b), flip(a), (shape[0], shape[2], shape[1])))
     if b is not None and b.source == "parameter":
         consumed, produced = _sides(b.tensors)
         for table in consumed:
@@ -201,9 +199,9 @@ def multiply(
     a, b = (None if nothing else x for x, nothing in zip((a, b), empty, strict=True))
     if a is not None and b is not None:
         return _attend(rec, a.tensors[0], b.tensors[0], shape)
-    if b is not None and constant_along(b.tensors[0], 1):
+    if b is not None and same_along(b.tensors[0], 1):
         return Labels((b.tensors[0][:, :1, :].expand(shape),))
-    if a is not None and constant_along(a.tensors[0], 2):
+    if a is not None and same_along(a.tensors[0], 2):
         return Labels((a.tensors[0][:, :, :1].expand(shape),))
     return None
 
@@ -211,9 +209,9 @@ def multiply(
 def _sides(tables: tuple[torch.Tensor, ...]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Split a weight's label tensors, each `(batch, k, n)`, into those of the contracted and of the
     produced dim."""
-    consumed = [t for t in tables if not constant_along(t, 1)]
-    produced = [t for t in tables if not constant_along(t, 2)]
-    rest = [t for t in tables if constant_along(t, 0) and not any(t is u for u in consumed + produced)]
+    consumed = [t for t in tables if not same_along(t, 1)]
+    produced = [t for t in tables if not same_along(t, 2)]
+    rest = [t for t in tables if same_along(t, 0) and not any(t is u for u in consumed + produced)]
     for table in rest:  # a dim of size 1 varies along nothing
         (produced if consumed and not produced else consumed).append(table)
     return consumed, produced
@@ -229,17 +227,15 @@ def _attend(rec: Recording, a: torch.Tensor, b: torch.Tensor, shape: tuple[int, 
     rec.products.append(head.numpy())
     for table in (a, b):
         for dim in (1, 2):
-            table = table.narrow(dim, 0, 1) if constant_along(table, dim) else table
-        flat = table.reshape(shape[0], -1).numpy()  # (batch, labels of one index)
-        pairs = np.stack([np.repeat(head.numpy(), flat.shape[1]), flat.reshape(-1)], 1)
-        pairs = unique_pairs(pairs[pairs[:, 1] >= 0])  # (n, 2): head, label
+            table = table.narrow(dim, 0, 1) if same_along(table, dim) else table
+        pairs = unique_pairs(_met(head.view(-1, 1, 1).expand(table.shape), table))  # (n, 2): head, label
         labels, inverse, counts = np.unique(pairs[:, 1], return_inverse=True, return_counts=True)
         shared = (counts > 1)[inverse.reshape(-1)]
         private = np.unique(pairs[~shared, 0])
         rec.equal.append(pairs[~shared])
         rec.shared.append(pairs[shared & ~np.isin(pairs[:, 0], private)])
     for table, dim in ((b, 1), (a, 2)):
-        if constant_along(table, dim) and not bool((table < 0).any()):
+        if same_along(table, dim) and not bool((table < 0).any()):
             return Labels((_of_each_head(rec, head, table.narrow(dim, 0, 1)).expand(shape),))
     return Labels((head.view(-1, 1, 1).expand(shape),))
 
@@ -249,13 +245,13 @@ def _of_each_head(rec: Recording, head: torch.Tensor, table: torch.Tensor) -> to
     if table.unique().numel() == table.numel():
         return table
     own = rec.new_labels(table.numel()).view(table.shape)
-    rec.shared.append(np.stack([own.reshape(-1).numpy(), table.reshape(-1).numpy()], 1))
-    rec.equal.append(np.stack([head.view(-1, 1, 1).expand(table.shape).reshape(-1), own.reshape(-1)], 1))
+    rec.shared.append(_met(own, table))
+    rec.equal.append(_met(head.view(-1, 1, 1).expand(table.shape), own))
     return own
 
 
 def labels_of(x) -> Labels | None:
-    return getattr(x, "_pruner_labels", None) if isinstance(x, torch.Tensor) else None
+    return getattr(x, "_pruner_labels", None)
 
 
 def set_labels(tensor: torch.Tensor, labels: Labels | None) -> None:

@@ -149,9 +149,7 @@ def apply_layout_(model: nn.Module, layout: dict) -> nn.Module:
                     module.config = LayerConfig(shared, overrides)
         for path, inputs in layout["inputs"].items():
             module = model.get_submodule(path)
-            hook = next(
-                (h for h in module._forward_pre_hooks.values() if isinstance(h, InputSelection)), None
-            )
+            hook = next((h for h in module._forward_pre_hooks.values() if type(h) is InputSelection), None)
             if hook is None:
                 module.register_forward_pre_hook(InputSelection(inputs), with_kwargs=True, prepend=True)
             else:

@@ -64,14 +64,10 @@ def available_bytes(device: torch.device) -> int | None:
     return min([free, *_left_by_limits()])
 
 
-def _left_by_limits(
-    root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
-) -> Iterator[int]:
+def _left_by_limits(root=Path("/sys/fs/cgroup"), own=Path("/proc/self/cgroup")) -> Iterator[int]:
     """What the limits of containers leave (control groups, version 1 and 2)."""
-    files = {
-        "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes"),
-        "": ("memory.max", "memory.current"),
-    }
+    files = {"": ("memory.max", "memory.current")}  # by the names of controllers, of which version 2 has none
+    files["memory"] = ("memory.limit_in_bytes", "memory.usage_in_bytes")
     lines = own.read_text().splitlines() if own.is_file() else []
     for _, controllers, path in (line.split(":", 2) for line in lines):
         if controllers not in files:

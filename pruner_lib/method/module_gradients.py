@@ -8,7 +8,7 @@ and give one slice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,6 +35,7 @@ class Use:
     samples: int  # shape of the micro-batch's ids
     tokens: int
     batch: int  # number of the micro-batch
+    shared: Collection[int] = ()  # which inputs hold no samples, as a weight that is handed over
 
 
 def rows_of(shape: Sequence[int], device: torch.device) -> int:
@@ -140,7 +141,9 @@ def in_slices(module: nn.Module) -> bool:
 
 def _by_sample(use: Use) -> list[Use]:
     """Split a call into those of the single samples: all tensors that hold samples together."""
-    split = [_chunks(use, x) if isinstance(x, torch.Tensor) else [x] * use.samples for x in use.inputs]
+    whole = [i in use.shared or not isinstance(x, torch.Tensor) for i, x in enumerate(use.inputs)]
+    pairs = zip(use.inputs, whole, strict=True)
+    split = [[x] * use.samples if shared else _chunks(use, x) for x, shared in pairs]
     grads = [[None] * use.samples if g is None else _chunks(use, g, shared=False) for g in use.grads]
     numbers = range(use.samples)
     return [replace(use, inputs=[x[n] for x in split], grads=[g[n] for g in grads]) for n in numbers]
@@ -163,7 +166,6 @@ def _chunks(use: Use, x: torch.Tensor, *, shared: bool = True) -> Sequence[torch
             return x.chunk(n, 1)
     elif first % n == 0:
         return x.chunk(n)
-    raise ValueError(
-        f"{use.module} sees tensors of shape {tuple(shape)} for {n} samples of {use.tokens} tokens, so its "
-        "gradient can't be split by sample: use micro_batch=1, or vector or element1"
-    )
+    what = f"{use.module} sees tensors of shape {tuple(shape)} for {n} samples of {use.tokens} tokens"
+    advice = "use micro_batch=1, or vector or element1"
+    raise ValueError(f"{what}, so its gradient can't be split by sample: {advice}")

@@ -33,10 +33,7 @@ def obstacle_in_norms(model: nn.Module, members: Sequence[Member]) -> str | None
 
 
 def norm_members(model: nn.Module, members: Sequence[Member], side_by_side: int = 1) -> list[Member]:
-    """The members that are the weight of a module which holds nothing but vectors, all as long as the axis.
-
-    Args: side_by_side: of the axis, see `Axis`.
-    """
+    """The members that are the weight of a module of nothing but vectors, all as long as the axis."""
     norms = []
     for member in members:
         module = model.get_submodule(member.parameter.rpartition(".")[0])
@@ -55,23 +52,20 @@ def norm_factor(module: nn.Module, kept: torch.Tensor) -> float | None:
     # on the CPU in float32, with weights that are neither all equal nor zero
     whole = copy.deepcopy(module).to_empty(device="cpu").float()
     generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in whole.parameters():
-            parameter.copy_(torch.rand(parameter.shape, generator=generator) + 0.5)
-    size = whole.weight.numel()
+    for parameter in whole.parameters():
+        parameter.data.uniform_(0.5, 1.5, generator=generator)
     cut = copy.deepcopy(whole)
     for name, parameter in whole._parameters.items():
         if parameter is not None:
             set_parameter_(cut, name, parameter.detach()[kept])
     set_leaf_sizes_(cut)
-    x = torch.randn(8, size, generator=torch.Generator().manual_seed(0)) * 3
+    x = torch.randn(8, whole.weight.numel(), generator=torch.Generator().manual_seed(0)) * 3
     masked = torch.zeros_like(x).index_copy(1, kept, x[:, kept])
     with torch.no_grad():
         target = whole(masked)[:, kept]  # (8, n_kept)
         output = cut(x[:, kept])
         factor = ((target * output).sum() / (output * output).sum()).item()  # least squares
-        if abs(factor - 1) < TOLERANCE and torch.allclose(output, target, rtol=TOLERANCE, atol=TOLERANCE):
-            return 1.0
+        factor = 1.0 if abs(factor - 1) < TOLERANCE else factor
         cut.weight.mul_(factor)
         fits = torch.allclose(cut(x[:, kept]), target, rtol=TOLERANCE, atol=TOLERANCE)
     return factor if fits else None

@@ -50,10 +50,9 @@ def check_in_memory(model: nn.Module) -> None:
     """
     check_plain(model)
     if names := offloaded(model):
-        raise ValueError(
-            f"{len(names)} weights, such as {names[0]}, are offloaded to CPU memory or disk; score or cut "
-            "the model inside `with devices.in_place(model):`, which computes where the weights lie"
-        )
+        what = f"{len(names)} weights, such as {names[0]}, are offloaded to CPU memory or disk"
+        advice = "score or cut the model inside `with devices.in_place(model):`"
+        raise ValueError(f"{what}; {advice}, which computes where the weights lie")
 
 
 def without_weights(model: nn.Module) -> nn.Module:

@@ -9,15 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from pruner_lib.method.labels import (
-    Labels,
-    Recording,
-    combine,
-    constant_along,
-    labels_of,
-    multiply,
-    set_labels,
-)
+from pruner_lib.method.labels import Labels, Recording, combine, labels_of, multiply, same_along, set_labels
 
 aten = torch.ops.aten
 NO_RULE = "no dependency rule for"
@@ -98,9 +90,8 @@ def _pin_all(rec: Recording, op, operands: list, outputs: list) -> list[Labels]:
     mark = rec.new_labels(1)
     for labels in [*map(labels_of, operands), Labels((mark,))]:
         rec.pin(labels, f"{NO_RULE} {op}")
-    floats = [out.is_floating_point() for out in outputs]
-    fresh = [Labels((mark.view([1] * out.ndim).expand(out.shape),)) for out in outputs]
-    return [labels if is_float else None for labels, is_float in zip(fresh, floats, strict=True)]
+    fresh = (Labels((mark.view([1] * out.ndim).expand(out.shape),)) for out in outputs)
+    return [one if out.is_floating_point() else None for one, out in zip(fresh, outputs, strict=True)]
 
 
 def _write(target: torch.Tensor, labels: Labels | None) -> Labels | None:
@@ -128,7 +119,7 @@ def _look_up(rec: Recording, op, args: tuple, out: torch.Tensor) -> Labels | Non
         return labels.map(lambda t: op(t, *args[1:]))
     kept = []
     for table in labels.tensors:
-        if all(constant_along(table, d % table.ndim) for d in dims):
+        if all(same_along(table, d % table.ndim) for d in dims):
             zeros = [None if i is None else torch.zeros(i.shape, dtype=torch.long) for i in indices]
             kept.append(op(table, zeros) if op is aten.index else op(table, args[1], zeros[0]))
         else:
@@ -184,7 +175,7 @@ def _join(rec: Recording, op, parts: list, dim: int) -> Labels:
     if op is aten.cat and (first := next((x for x in labels if x and x.source == "activation"), None)):
         beside = first.tensors[0].narrow(dim, 0, 1)
         for i, one in enumerate(labels):
-            if one and one.source == "parameter" and constant_along(first.tensors[0], dim):
+            if one and one.source == "parameter" and same_along(first.tensors[0], dim):
                 for table in one.tensors:
                     combine(rec, beside, table.narrow(dim, 0, 1))
                     rec.set_role(table, "out", only_if_new=True)
@@ -214,7 +205,7 @@ def _drop_unless_constant(labels: Labels, dims, keepdim: bool) -> Labels | None:
     """Reductions forget which entry they came from, unless all that are reduced carry the same label."""
     table = labels.tensors[0]
     dims = sorted((d % table.ndim for d in dims), reverse=True)
-    if labels.source != "activation" or not all(constant_along(table, d) for d in dims):
+    if labels.source != "activation" or not all(same_along(table, d) for d in dims):
         return None
     for dim in dims:
         table = table.narrow(dim, 0, 1) if keepdim else table.select(dim, 0)

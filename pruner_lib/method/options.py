@@ -26,17 +26,14 @@ def check_axes(axes: object, model: nn.Module | None = None) -> None:
     shapes = {name: p.shape for name, p in model.named_parameters()}
     total = sum(shape.numel() for shape in shapes.values())
     if isinstance(axes, Axes) and axes.n_parameters != total:
-        raise ValueError(
-            f"the axes are those of a model of {axes.n_parameters} parameters, but this one has {total}; "
-            "leave `axes` out or run discover again"
-        )
+        came = f"the axes are those of a model of {axes.n_parameters} parameters, but this one has {total}"
+        raise ValueError(f"{came}; leave `axes` out or run discover again")
     for member in (m for axis in axes.values() for m in axis.members):
         size = max(shapes.get(member.parameter, ())[member.dim : member.dim + 1], default=0)
         if member.indices.max() >= size:
-            raise ValueError(
-                f"the axes are those of another model: they divide {member.indices.max() + 1} entries of "
-                f"{member.parameter}, and this one has {size}; leave `axes` out or run discover again"
-            )
+            came = f"they divide {member.indices.max() + 1} entries of {member.parameter}"
+            found = f"and this one has {size}; leave `axes` out or run discover again"
+            raise ValueError(f"the axes are those of another model: {came}, {found}")
 
 
 def check_ids(model: nn.Module, ids: torch.Tensor, what: str = "calibration ids") -> None:
@@ -50,9 +47,8 @@ def check_ids(model: nn.Module, ids: torch.Tensor, what: str = "calibration ids"
     if not is_dense or ids.dtype != torch.int64 or ids.ndim != 2 or ids.shape[0] < 1 or ids.shape[1] < 2:
         kind = "" if is_dense or not is_tensor else f", {ids.layout} on {ids.device}"
         got = f"{ids.dtype} {tuple(ids.shape)}{kind}" if is_tensor else type(ids).__name__
-        raise ValueError(
-            f"this needs {what}: int64 of shape (samples, tokens) with at least 2 tokens, got {got}"
-        )
+        wanted = "int64 of shape (samples, tokens) with at least 2 tokens"
+        raise ValueError(f"this needs {what}: {wanted}, got {got}")
     smallest, largest = map(int, ids.aminmax())
     check_reads(model, ids.shape[1], largest, smallest)
 
@@ -73,14 +69,12 @@ def check_options(options: Mapping[str, Any], axes: Mapping[str, Axis] | None = 
     require(bool, dependency=o.dependency, uniform=o.uniform)
     protected = o.protect_first + o.protect_last
     if o.granularity == "channel" and protected:
-        raise ValueError(
-            "channels go from the residual stream of every layer: protect_first and protect_last must be 0"
-        )
+        stream = "channels go from the residual stream of every layer"
+        raise ValueError(f"{stream}: protect_first and protect_last must be 0")
     if by_layer and (not o.dependency or by_name or o.ignore):
-        raise ValueError(
-            "granularity='layer' ranks whole layers: it takes one number as ratio, no ignore (use "
-            "protect_first and protect_last) and no dependency=False (use granularity='block')"
-        )
+        taken = "one number as ratio, no ignore (use protect_first and protect_last)"
+        taken += " and no dependency=False (use granularity='block')"
+        raise ValueError(f"granularity='layer' ranks whole layers: it takes {taken}")
     if not o.dependency and o.scope != "local":
         raise ValueError(f"dependency=False needs scope='local', got {o.scope!r}")
     if by_name and (o.scope != "local" or o.target != "groups"):
@@ -88,10 +82,9 @@ def check_options(options: Mapping[str, Any], axes: Mapping[str, Axis] | None = 
     if axes is None:
         return
     if (protected or by_layer or o.target == "parameters") and not isinstance(axes, Axes):
-        raise ValueError(
-            "protect_first, protect_last, target='parameters' and granularity='layer' need the whole model: "
-            "pass what discover returned, or axes.of_kind(...), and leave axes whole by ignore=[...]"
-        )
+        came = "protect_first, protect_last, target='parameters' and granularity='layer'"
+        advice = "pass what discover returned, or axes.of_kind(...), and leave axes whole by ignore=[...]"
+        raise ValueError(f"{came} need the whole model: {advice}")
     if protected and protected >= axes.n_layers:
         raise ValueError(f"protect_first + protect_last = {protected} leaves none of {axes.n_layers} layers")
     check_names(axes, o.ignore)
@@ -128,6 +121,4 @@ def check_uniform(keep: Mapping[str, torch.Tensor]) -> None:
     for key, kept in keep.items():
         widths.setdefault(".".join(key.partition("/")[0].split(".")[2:]), set()).add(len(kept))
     if any(len(counts) > 1 for counts in widths.values()):
-        raise ValueError(
-            "uniform=True needs scope='local', one ratio and no protected or ignored layers, for equal widths"
-        )
+        raise ValueError("uniform=True needs scope='local', one ratio and no protected or ignored layers")

@@ -132,14 +132,11 @@ def check_memory(
     parameters: set[str],
 ) -> None:
     """Refuse a pass over `ids`, `(samples, tokens)`, that would not fit; see `check_fits`."""
-    available = available_bytes(next(model.parameters()).device)
-    if available is None:
-        return
     samples, tokens = ids.shape
     size = micro_batch or samples
     check_fits(
+        model,
         f"scoring {samples} samples of {tokens} tokens",
-        available,
         partial(predict_memory, model, samples, tokens, criteria, parameters=parameters),
         [size // 2**k for k in range(size.bit_length())],  # down to 1
         checkpointing,
@@ -149,8 +146,8 @@ def check_memory(
 
 
 def check_fits(
+    model: nn.Module,
     what: str,
-    available: int,
     predict: Callable[[int, bool], Memory],
     sizes: Sequence[int],
     recomputed: bool,
@@ -158,7 +155,7 @@ def check_fits(
     names: tuple[str, str],
     otherwise: str,
 ) -> None:
-    """Refuse a pass that takes more than the available bytes.
+    """Refuse a pass that takes more than the bytes available on the model's device, where that says so.
 
     Args:
         predict: of a size of micro-batches, and whether layers are recomputed.
@@ -166,8 +163,8 @@ def check_fits(
         otherwise: the advice where nothing fits.
     Raises: ValueError: with what is needed, what is available, and a setting to try.
     """
-    asked = predict(sizes[0], recomputed)
-    if asked.extra <= available:
+    available = available_bytes(next(model.parameters()).device)
+    if available is None or (asked := predict(sizes[0], recomputed)).extra <= available:
         return
     for again, size in product(sorted({recomputed, True}), sizes):
         needed = predict(size, again).extra
@@ -183,10 +180,7 @@ def check_fits(
 
 
 def _largest_gradient(owners: Mapping[nn.Module, Iterable[str]], second: bool, n_tokens: int) -> int:
-    """Bytes that the gradient of one parameter takes while it is formed and reduced.
-
-    Args: owners: module -> names in it of the parameters that are scored.
-    """
+    """Bytes that the gradient of a parameter takes at most, while it is formed and reduced."""
     sizes = [0]
     for module, keys in owners.items():
         sliced = in_slices(module)
@@ -199,9 +193,7 @@ def _largest_gradient(owners: Mapping[nn.Module, Iterable[str]], second: bool, n
     return max(sizes)
 
 
-def count_forward(
-    model: nn.Module, run: Callable[[], object], watched: Collection[nn.Module] = ()
-) -> Forward:
+def count_forward(model: nn.Module, run: Callable, watched: Collection[nn.Module] = ()) -> Forward:
     """Run a forward pass and count what autograd would keep, while nothing is kept.
 
     Args:    run: the pass, with the model.    watched: modules whose inputs and outputs are counted.

@@ -26,8 +26,8 @@ from pruner_lib.method.layout import (
 from pruner_lib.method.norms import norm_factor, norm_members, scaled_eps
 from pruner_lib.method.offload import check_in_memory, without_weights
 from pruner_lib.method.options import check_axes
-from pruner_lib.method.proof import check_cut
 from pruner_lib.method.size_rules import SizeRule, builds, find_size_rules, shapes_of
+from pruner_lib.method.trace import check_cut
 
 
 def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Module:
@@ -37,7 +37,7 @@ def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modu
     Returns: the same model, with `pruning_layout` and `pruned_by`; another model that holds one of its
         modules is cut with it.
     Raises: ValueError: the plan does not fit the model, the model would no longer run or mix its groups (see
-        `proof`), or its weights are offloaded. The model is then unchanged.
+        `check_cut`), or its weights are offloaded. The model is then unchanged.
     """
     check_in_memory(model)
     require(Plan, plan=plan)
@@ -57,9 +57,9 @@ def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modu
     plain = None if scaled else _plain_config(model, axes, kept, layout, rules)
     layout["config"] = {} if plain else layout["config"]
     merged = merge_layouts(model, layout)
-    trial = without_weights(model)
-    _set_widths_(trial, merged, plain)
-    check_cut(trial, plan, axes, keep, cuts)
+    trial = apply_layout_(without_weights(model), merged)
+    trial.config.update(plain or {})
+    check_cut(trial, plan, axes.numbers, axes, keep, cuts)
     own_config_(model)
     with torch.no_grad():
         for parameter, by_dim in cuts.items():
@@ -74,16 +74,10 @@ def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modu
             weight = weight * factors[parameter] if parameter in factors else weight
             set_parameter_(model, parameter, weight.contiguous())
             del weight
-    _set_widths_(model, merged, plain)
+    apply_layout_(model, merged).config.update(plain or {})
     set_layout(model, None if plain is not None else merged)
     model.pruned_by = [*getattr(model, "pruned_by", ()), plan]
     return model
-
-
-def _set_widths_(model: nn.Module, layout: dict, plain: dict | None) -> None:
-    apply_layout_(model, layout)
-    if plain:
-        model.config.update(plain)
 
 
 @torch.no_grad()
@@ -127,10 +121,8 @@ def _keep_by_structure(axes: Axes, plan: Plan) -> dict[str, dict[str, torch.Tens
     for key, kept in plan.keep.items():
         name, _, structure = key.partition("/")
         if name not in axes:
-            raise ValueError(
-                f"the plan cuts {name}, which this model does not have; its axes: "
-                f"{', '.join(list(axes)[:6])} ... (Plan.query_heads says which axes are discovered)"
-            )
+            there = f"{', '.join(list(axes)[:6])} ... (Plan.query_heads says which axes are discovered)"
+            raise ValueError(f"the plan cuts {name}, which this model does not have; its axes: {there}")
         axis = axes[name]
         plan.check_count(key, axis.n_groups)
         if structure and structure not in axis.structures:
@@ -205,9 +197,7 @@ def _layout(model: nn.Module, axes: Axes, keep: dict, cuts: dict, rules: dict[st
     return layout
 
 
-def _plain_config(
-    model: nn.Module, axes: Axes, kept: dict[str, int], layout: dict, rules: dict[str, SizeRule]
-) -> dict | None:
+def _plain_config(model: nn.Module, axes: Axes, kept: dict, layout: dict, rules: dict) -> dict | None:
     """Config edits after which the model class alone builds the pruned model, or None if there are none."""
     if getattr(model, "pruning_layout", None) or layout["inputs"]:
         return None
@@ -232,7 +222,5 @@ def _check_even(axes: Axes, keep: dict[str, dict[str, torch.Tensor]]) -> None:
     for name, kept in counts.items():
         if len(set(kept.values())) > 1:
             uneven = ", ".join(f"{part}: {n}" for part, n in list(kept.items())[:6])
-            raise ValueError(
-                f"the parts of {name} must all keep the same number of groups, else their tensors no longer "
-                f"fit each other; the plan keeps {uneven} ..."
-            )
+            wanted = "must all keep the same number of groups, else their tensors no longer fit each other"
+            raise ValueError(f"the parts of {name} {wanted}; the plan keeps {uneven} ...")

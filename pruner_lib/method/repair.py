@@ -57,7 +57,8 @@ def repair_(
         W'_k = (W G_:k + lambda W_k) (G_kk + lambda I)^-1        W' = 0 in the columns that will go
 
     G is that of the model whose earlier layers are repaired already. A fifth of the samples, at least one, is
-    held out to choose lambda; the fit itself is made on all of them. `prune_` with the same plan comes after.
+    held out to choose lambda (a fifth of the rows, where a matrix reads some of the tokens); the fit itself
+    is made on all of them. `prune_` with the same plan comes after.
 
     Args:    model: whole, to be changed: the last matrix of each axis that the plan cuts.
              plan: of `select`, with granularity "block"; heads and MLP channels, no hidden channels.
@@ -67,8 +68,8 @@ def repair_(
              ridges: to choose lambda from, above 0, in units of the mean diagonal of G.
     Returns: name of the weight -> how it was repaired.
     Raises:  ValueError: the plan is of another kind or another model, there is one sample alone, a ridge is
-             not above 0, a last matrix is no linear layer, as in a stack of experts, or groups meet before
-             it, as in a norm over all heads. Nothing is changed.
+             not above 0, a last matrix is no linear layer, as in a stack of experts, or one that several
+             modules share, or groups meet before it, as in a norm over all heads. Nothing is changed.
     Source:  not in the paper. Least squares on the inputs as in Frantar and Alistarh, SparseGPT (2023), but
              for whole groups, pulled to the old weights, and with lambda chosen on tokens held out.
     """
@@ -80,12 +81,12 @@ def repair_(
         raise ValueError("repair_ holds samples out to choose lambda: it needs at least 2, got 1")
     axes = axes_of(model, plan, axes)
     lost = _lost_columns(model, axes, plan)
-    n_held = max(1, len(calibration_ids) // 5)
+    share = max(1, len(calibration_ids) // 5) / len(calibration_ids)  # held out
     repairs = {}
 
-    def mend(inputs: dict[str, Tensor]) -> None:
-        for name, x in inputs.items():
-            repairs[name] = _repair_(_matrix(model, name), lost[name], x, n_held, ridges)
+    def mend(inputs: dict[str, list[Tensor]]) -> None:
+        for name, calls in inputs.items():
+            repairs[name] = _repair_(_matrix(model, name), lost[name], calls, share, ridges)
 
     _visit_inputs(model, calibration_ids, lost, mend)
     return repairs
@@ -109,10 +110,10 @@ def obs_scores(
     last = {name: _last(model, axis) for name, axis in axes.items() if axis.layer is not None}
     scores = {}
 
-    def score(inputs: dict[str, Tensor]) -> None:
+    def score(inputs: dict[str, list[Tensor]]) -> None:
         for axis, member in last.items():
             if member.parameter in inputs:
-                gram = _gram(inputs[member.parameter])
+                gram = _gram(torch.cat(inputs[member.parameter]))
                 gram.diagonal().add_(ridge * gram.diagonal().mean())
                 hessian = torch.cholesky_inverse(torch.linalg.cholesky(gram))
                 at = member.indices.to(gram.device)  # (n_groups, width)
@@ -130,10 +131,8 @@ def _lost_columns(model: nn.Module, axes: Axes, plan: Plan) -> dict[str, Tensor]
     lost: dict[str, list[Tensor]] = {}
     for key, kept in plan.cut.items():
         if key not in axes or axes[key].layer is None:
-            raise ValueError(
-                f"repair_ mends heads and MLP channels, but the plan cuts {key}: make it with "
-                "granularity='block' and dependency=True, from discover(model)"
-            )
+            advice = "make it with granularity='block' and dependency=True, from discover(model)"
+            raise ValueError(f"repair_ mends heads and MLP channels, but the plan cuts {key}: {advice}")
         plan.check_count(key, axes[key].n_groups)
         member = _last(model, axes[key])
         lost.setdefault(member.parameter, []).append(gone_entries(axes[key], member, kept))
@@ -146,14 +145,15 @@ def _last(model: nn.Module, axis: Axis) -> Member:
     meet = [m.structure for m in axis.members if m.structure != axis.last and m.role == "in"]
     meet += [m.structure for m in norm_members(model, axis.members, axis.side_by_side)]
     if meet:
-        raise ValueError(
-            f"the groups of {axis.name} meet in {meet[0]}, so that {axis.last} reads something else when "
-            "some are gone: they can be cut, but not repaired; leave them whole by ignore, or out of the axes"
-        )
+        why = f"meet in {meet[0]}, so that {axis.last} reads something else when some are gone"
+        advice = "they can be cut, but not repaired; leave them whole by ignore, or out of the axes"
+        raise ValueError(f"the groups of {axis.name} {why}: {advice}")
     if len(inputs) != 1 or model.get_parameter(inputs[0].parameter).ndim != 2:
-        raise ValueError(
-            f"the last matrix of {axis.name}, {axis.last}, is not linear: it can be cut, but not repaired"
-        )
+        raise ValueError(f"{axis.last}, last of {axis.name}, is not linear: it can be cut, but not repaired")
+    weight = model.get_parameter(inputs[0].parameter)
+    if sum(p is weight for _, p in model.named_parameters(remove_duplicate=False)) > 1:
+        why = "belongs to several modules, whose inputs no one layer has: it can be cut, but not repaired"
+        raise ValueError(f"{axis.last}, last of {axis.name}, {why}; leave it whole by ignore")
     return inputs[0]
 
 
@@ -168,25 +168,29 @@ class _AllSeen(Exception):
     """Ends a forward pass whose last layers and logits nobody needs."""
 
 
-def _visit_inputs(
-    model: nn.Module, ids: Tensor, names: Collection[str], visit: Callable[[dict[str, Tensor]], None]
-) -> None:
+def _visit_inputs(model: nn.Module, ids: Tensor, names: Collection[str], visit: Callable) -> None:
     """Run the model and show, for one layer after the other, what the named weights read.
 
-    Args:    visit: takes name -> `(samples, tokens, columns)`, and may change these weights: the layer runs
-             again afterwards, so that the later ones see that.
+    Args:    visit: takes name -> what each call of its module reads, `(samples * tokens, columns)`, and may
+             change these weights: the layer runs again afterwards, so that the later ones see that.
     """
     path, layers = decoder_layers(model)
     left = set(names)
 
     def before(number: int, layer: nn.Module, args: tuple, kwargs: dict) -> None:
         here, inputs = [name for name in names if name.startswith(f"{path}.{number}.")], {}
+
+        def look(name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
+            x, *_ = *args, *kwargs.values()
+            x = x.transpose(0, 1) if x.ndim == 3 and x.shape[:2] == ids.T.shape else x  # tokens come first
+            inputs.setdefault(name, []).append(x.flatten(0, -2))
+
         if here:
             with ExitStack() as stack:
                 for name in here:
                     module = model.get_submodule(name.rpartition(".")[0])
-                    look = lambda _, args, name=name: inputs.update({name: args[0]})  # noqa: E731
-                    stack.enter_context(module.register_forward_pre_hook(look))
+                    hook = module.register_forward_pre_hook(partial(look, name), with_kwargs=True)
+                    stack.enter_context(hook)
                 layer.forward(*args, **kwargs)
             visit(inputs)
         left.difference_update(here)
@@ -201,27 +205,32 @@ def _visit_inputs(
 
 
 def _gram(x: Tensor) -> Tensor:
-    """`(samples, tokens, columns)` -> the mean of x x' over tokens, `(columns, columns)` float64."""
-    rows = x.flatten(0, -2).float()
+    """`(tokens, columns)` -> the mean of x x' over tokens, `(columns, columns)` float64."""
+    rows = x.float()
     return (rows.T @ rows).double() / len(rows)
 
 
-def _repair_(weight: Tensor, lost: Tensor, x: Tensor, n_held: int, ridges: Sequence[float]) -> Repair:
-    """Choose lambda on the last `n_held` samples of x, fit the weight `(out, in)` on all, and write it."""
+def _repair_(
+    weight: Tensor, lost: Tensor, calls: Sequence[Tensor], share: float, ridges: Sequence[float]
+) -> Repair:
+    """Choose lambda on the last `share` of each call's rows, fit the weight `(out, in)` on all; write it."""
     kept = torch.ones(weight.shape[1], dtype=torch.bool, device=weight.device)
     kept[lost.to(weight.device)] = False
-    fits = _fits(weight.double(), _gram(x[:-n_held]), kept, ridges)
-    seen, unseen = _error_of(weight, x[:-n_held]), _error_of(weight, x[-n_held:])
+    held = [max(1, round(share * len(x))) for x in calls]
+    for_fit = torch.cat([x[:-n] for x, n in zip(calls, held, strict=True)])  # (tokens, in)
+    held_out = torch.cat([x[-n:] for x, n in zip(calls, held, strict=True)])
+    fits = _fits(weight.double(), _gram(for_fit), kept, ridges)
+    seen, unseen = _error_of(weight, for_fit), _error_of(weight, held_out)
     errors = {ridge: unseen(fit) for ridge, fit in fits.items()}
     best = min(errors, key=errors.get)
     repair = Repair(best, seen(fits[best]), errors, unseen(weight * kept))
-    weight.copy_(_fits(weight.double(), _gram(x), kept, [best])[best])
+    weight.copy_(_fits(weight.double(), _gram(torch.cat(calls)), kept, [best])[best])
     return repair
 
 
 def _error_of(weight: Tensor, x: Tensor) -> Callable[[Tensor], float]:
     """Return what gives the error of a changed weight, |W'x - Wx|^2 / |Wx|^2 over all tokens."""
-    rows = x.flatten(0, -2).float()  # (tokens, in)
+    rows = x.float()  # (tokens, in)
     whole = rows @ weight.float().T  # (tokens, out)
     return lambda changed: float((rows @ changed.float().T - whole).square().sum() / whole.square().sum())
 

@@ -195,9 +195,7 @@ def _rounded(axis: Axis, removed: int, multiple_of: int) -> int:
     return axis.n_groups - min(max(kept, step), axis.n_groups)
 
 
-def _removed_parameters(
-    units: Collection[Unit], total: int, share: float, scope: str, multiple_of: int
-) -> Counts:
+def _removed_parameters(units: list[Unit], total: int, share: float, scope: str, multiple_of: int) -> Counts:
     """How many groups of each unit go, if a share of all parameters is to go; refuse what comes not near."""
 
     def counts(by_kind: Ratios) -> Counts:
@@ -214,10 +212,9 @@ def _removed_parameters(
         by_kind["mlp"] = _bisect(lambda r: sparsity(by_kind | {"mlp": r}), share)
     reached = sparsity(by_kind)
     if abs(reached - share) > TOLERANCE:
-        raise ValueError(
-            f"no plan removes {share:.1%} of the parameters to within {TOLERANCE:.1%}: the nearest removes "
-            f"{reached:.1%}. Protect fewer layers, lower the ratio or multiple_of, or use target='groups'"
-        )
+        what = f"no plan removes {share:.1%} of the parameters to within {TOLERANCE:.1%}: the nearest removes"
+        advice = "Protect fewer layers, lower the ratio or multiple_of, or use target='groups'"
+        raise ValueError(f"{what} {reached:.1%}. {advice}")
     return counts(by_kind)
 
 
@@ -256,8 +253,5 @@ def _warn_of_none(units: Collection[Unit], removed: Counts, ratios: Ratios) -> N
     """Warn of each kind that is to lose groups and loses none."""
     hopes = {u.axis.kind: u.axis for u in reversed(list(units)) if ratios[u.axis.name] > 0}
     for kind in sorted(hopes.keys() - {u.axis.kind for u in units if removed[u.key]}):
-        warnings.warn(
-            f"ratio {ratios[hopes[kind].name]} of {hopes[kind].n_groups} groups rounds to none for {kind}: "
-            "nothing is removed there",
-            stacklevel=3,
-        )
+        what = f"ratio {ratios[hopes[kind].name]} of {hopes[kind].n_groups} groups rounds to none for {kind}"
+        warnings.warn(f"{what}: nothing is removed there", stacklevel=3)

@@ -15,10 +15,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from pruner_lib.method.groups import Axis, Member
 from pruner_lib.method.layout import LEAF_SIZES
 from pruner_lib.method.trace import trace
+
+HOLDERS, PLAIN = (list, tuple, dict), (str, int, float, bool, type(None))  # types of attributes and entries
 
 
 @dataclass(frozen=True)
@@ -41,20 +44,11 @@ class SizeRule:
 
 
 def build_twin(model: nn.Module, edits: dict) -> nn.Module:
-    """Build the model's class on the meta device from its config with some keys edited.
-
-    Raises: whatever the model class raises for a config that it can't build.
-    """
-    cls = getattr(type(model), "dense_class", type(model))
-    with torch.device("meta"):
-        return cls(_edited(model.config, edits))
-
-
-def _edited(config: Any, edits: dict) -> Any:
-    """A copy of a config with some keys set."""
-    config = copy.deepcopy(config)
+    """Build the model's class on the meta device from its config with some keys edited."""
+    config = copy.deepcopy(model.config)
     config.update(edits)
-    return config
+    with torch.device("meta"):
+        return getattr(type(model), "dense_class", type(model))(config)
 
 
 def find_size_rules(model: nn.Module, axes: Mapping[str, Axis], cut: Collection[str]) -> dict[str, SizeRule]:
@@ -62,7 +56,8 @@ def find_size_rules(model: nn.Module, axes: Mapping[str, Axis], cut: Collection[
 
     Axes in modules of the same name follow the same rule, whatever their layer.
 
-    Raises: ValueError: the class does not build the model's modules, or what `_find_size_rule` refuses.
+    Raises: ValueError: the class does not build the model's modules, or an attribute changes with the number
+        of groups, but not in proportion.
     """
     alike: dict[tuple, list[Axis]] = {}
     for axis in axes.values():
@@ -71,30 +66,26 @@ def find_size_rules(model: nn.Module, axes: Mapping[str, Axis], cut: Collection[
     rules, dense = {}, build_twin(model, {})
     built = {name for name, _ in dense.named_parameters(remove_duplicate=False)}
     if other := {m.parameter for name in cut for m in axes[name].members} - built:
-        raise ValueError(
-            f"{type(model).__name__} does not build {min(other)}, so how its size follows from the config is "
-            "not known; give the model a class that builds all its modules"
-        )
+        what = f"{type(model).__name__} does not build {min(other)}, so how its size follows from the config"
+        raise ValueError(f"{what} is not known; give the model a class that builds all its modules")
     for group in alike.values():
         if any(axis.name in cut for axis in group):
-            rules |= dict.fromkeys((axis.name for axis in group), _find_size_rule(model, group, axes, dense))
+            rule = _find_size_rule(model, group, [*axes.values()], dense)
+            rules |= dict.fromkeys((axis.name for axis in group), rule)
     return rules
 
 
-def _find_size_rule(
-    model: nn.Module, axes: list[Axis], all_axes: Mapping[str, Axis], dense: nn.Module
-) -> SizeRule:
+def _find_size_rule(model: nn.Module, axes: list[Axis], all_axes: list[Axis], dense: nn.Module) -> SizeRule:
     """Build a probe with fewer groups in like modules, and compare it with `dense`, the unedited twin.
 
     Args: all_axes: of the model; other axes of the kind may follow the same config key.
-    Raises: ValueError: an attribute changes with the number of groups, but not in proportion.
     """
     first = axes[0]
     cut = first.members[0]
     entries = dense.get_parameter(cut.parameter).shape[cut.dim] - _rest(model, first, cut)
     n = entries // cut.width // first.side_by_side
     probe_n, tied = min(2, n - 1), None
-    kind = [a for a in all_axes.values() if a.kind == first.kind]
+    kind = [a for a in all_axes if a.kind == first.kind]
     for keys, fixed in _candidates(model.config.to_dict(), first, n, probe_n) if n > 1 else ():
         edits = {k: v * probe_n // n if v else probe_n for k, v in keys.items()}
         try:
@@ -107,15 +98,16 @@ def _find_size_rule(
         if _other_dims_agree(dense, probe, kind):
             per_group = {k: (v or n) // n for k, v in keys.items()}
             attributes = _attributes(dense, probe, axes, n, probe_n, ())
-            # a factor that follows the width, as that of a scaled embedding, was trained otherwise
-            in_config = first.kind != "hidden" or (
-                not other_values(dense, probe, [float]) and trace(dense).factors == trace(probe).factors
-            )
+            # a float that follows the width, as the scale of an embedding, was trained otherwise; of what is
+            # cut in a layer, `check_cut` compares those that are made while the model runs
+            in_config = not other_values(dense, probe, (float, *HOLDERS), [float])
+            if first.kind == "hidden":
+                in_config = in_config and trace(dense).factors == trace(probe).factors
             return SizeRule(per_group, fixed, attributes, in_config)
         tied = tied or probe
     if tied is None:
         return SizeRule(in_config=False)
-    heads = () if first.kind != "hidden" else [a for a in all_axes.values() if a.kind == "attention"]
+    heads = () if first.kind != "hidden" else [a for a in all_axes if a.kind == "attention"]
     return SizeRule(attributes=_attributes(dense, tied, axes, n, probe_n, heads), in_config=False)
 
 
@@ -134,27 +126,22 @@ def layer_edits(model: nn.Module, path: str, keep: list[int], n: int) -> dict:
         layer = re.match(rf"{re.escape(path)}\.\d+(?=\.)|", name)[0]
         if not layer or layer in renumbered:
             shapes[renumbered.get(layer, "") + name.removeprefix(layer)] = shape
-    fronts = [
-        {k: sum(i < v for i in keep)}
-        for k, v in config.items()
-        if type(v) is int and 0 < v < n and k not in edits
-    ]
-    for more in [{}, *fronts]:  # how many leading layers have another form is one of the integers
+    others = {k: v for k, v in config.items() if type(v) is int and 0 < v < n and k not in edits}
+    fronts = ({k: sum(i < v for i in keep)} for k, v in others.items())
+    for more in ({}, *fronts):  # how many leading layers have another form is one of the integers
         if builds(model, edits | more, shapes):
             return edits | more
-    raise ValueError(
-        f"the config of {type(model).__name__} can't say that only the layers {keep} of {n} are left; "
-        "keep the layers that differ from the others"
-    )
+    what = f"the config of {type(model).__name__} can't say that only the layers {keep} of {n} are left"
+    raise ValueError(f"{what}; keep the layers that differ from the others")
 
 
 def builds(model: nn.Module, edits: dict, shapes: dict) -> bool:
     """Does the class, from a config that went through its JSON form, build exactly these shapes?"""
     try:
-        edited = _edited(model.config, edits)
+        twin = build_twin(model, edits)
         # some configs refuse, e.g. heads that do not divide the hidden size
-        type(edited).from_dict(edited.to_dict())
-        return shapes_of(build_twin(model, edits)) == shapes
+        type(twin.config).from_dict(twin.config.to_dict())
+        return shapes_of(twin) == shapes
     except Exception:  # noqa: BLE001  refused, in whichever way: then the layout is saved beside the config
         return False
 
@@ -206,16 +193,24 @@ def _fits(shapes: dict, model: nn.Module, axis: Axis, probe_n: int) -> bool:
 
 def _other_dims_agree(dense: nn.Module, probe: nn.Module, axes: list[Axis]) -> bool:
     """Did nothing but the dims of these axes change?"""
-    cut = {(m.parameter, m.dim) for axis in axes for m in axis.members}
-    before, after = (
-        {(name, d): n for name, shape in shapes_of(twin).items() for d, n in enumerate(shape)}
-        for twin in (dense, probe)
-    )
-    return before.keys() == after.keys() and all(n == after[d] for d, n in before.items() if d not in cut)
+    cut, before, after = {(m.parameter, m.dim) for axis in axes for m in axis.members}, {}, {}
+    for twin, others in ((dense, before), (probe, after)):
+        for name, shape in shapes_of(twin).items():
+            others[name] = [n for d, n in enumerate(shape) if (name, d) not in cut]
+    return before == after
 
 
-def other_values(model: nn.Module, twin: nn.Module, types: Sequence[type]) -> dict[str, dict[str, Any]]:
-    """Module path -> attributes of some types that are others in the twin, with the model's value."""
+def other_values(
+    model: nn.Module, twin: nn.Module, types: Sequence[type], held: Sequence[type] = PLAIN
+) -> dict[str, dict[str, Any]]:
+    """Module path -> attributes of some types that are others in the twin, with the model's value.
+
+    Args: held: of a list, tuple or dict the entries of these types are compared, at any depth.
+    """
+
+    def entries(value: Any) -> list:
+        return [x for x in tree_leaves(value) if type(x) in held]
+
     twins = dict(twin.named_modules())
     values: dict[str, dict[str, Any]] = {}
     for path, module in model.named_modules():
@@ -223,7 +218,7 @@ def other_values(model: nn.Module, twin: nn.Module, types: Sequence[type]) -> di
             of_a_library = name.startswith("_") or name in ("training", "gradient_checkpointing")
             if type(value) not in types or (of_a_library and type(value) is not float):
                 continue
-            if value != vars(twins[path]).get(name, value):
+            if entries(value) != entries(vars(twins[path]).get(name, value)):
                 values.setdefault(path, {})[name] = value
     return values
 
@@ -254,9 +249,8 @@ def _attributes(
                 if type(value) is not int or type(other) is not int or value == other:
                     continue
                 if value * probe_n != other * n:
-                    raise ValueError(
-                        f"{path}.{name} is {value} for {n} groups of {axes[0].name}, {other} for {probe_n}: "
-                        "not in proportion, so its value after the cut can't be derived"
-                    )
+                    came = f"{path}.{name} is {value} for {n} groups of {axes[0].name}, {other} for {probe_n}"
+                    why = "not in proportion, so its value after the cut can't be derived"
+                    raise ValueError(f"{came}: {why}")
                 per_group.setdefault(path, {})[name] = value // n
     return per_group

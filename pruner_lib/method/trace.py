@@ -1,27 +1,31 @@
 """Dependency tracing: run the model once on index labels (paper section 3.1, "discovery stage").
 
 One forward pass on the meta device (batch 1, 3 tokens, eager attention) runs under a dispatch mode that
-carries labels through every operator by the rules of `operators`. This module only collects; `discover` turns
-what was collected into groups.
+carries labels through every operator by the rules of `operators`. `discover` turns what was collected into
+groups; `check_cut` compares it with the groups that a cut is to leave.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from collections import Counter
+from functools import partial
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from pruner_lib.method.decoder import decoder_layers, prompt_for
+from pruner_lib.method.groups import Axes, Plan
 from pruner_lib.method.labels import Recording, labels_of, set_labels
 from pruner_lib.method.operators import LOOKUPS, labels_for, numbers_in, tensors_in
 
 aten = torch.ops.aten
 N_TOKENS = 3
+MAKERS = (torch.tensor, torch.as_tensor, torch.asarray, torch.Tensor.new_tensor)  # of tensors from lists
 PLAIN = {"_attn_implementation": "eager", "_experts_implementation": "batched_mm"}  # of a config
 
 
@@ -31,91 +35,85 @@ class LabelMode(TorchDispatchMode):
     def __init__(self, recording: Recording):
         super().__init__()
         self.recording = recording
+        self.results: dict[tuple, Any] = {}  # operator and arguments -> what it returned
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         tensors = tensors_in([args, kwargs])
         labelled = any(labels_of(x) is not None for x in tensors)
-        self.recording.factors += numbers_in(func, args, kwargs)
+        self.recording.factors += ((self.recording.layer, x) for x in numbers_in(func, args, kwargs))
         mixed = any(x.is_meta for x in tensors) and any(x.ndim and not x.is_meta for x in tensors)
         if mixed and func.overloadpacket not in LOOKUPS:
             args, kwargs = tree_map_only(torch.Tensor, _to_meta, (args, kwargs))
-        out = func(*args, **kwargs) if types else run(func, args, kwargs)  # types: tensors of their own kind
+            tensors = tensors_in([args, kwargs])
+        # `types`: there are tensors of a kind of their own
+        out = func(*args, **kwargs) if types else self.run(func, args, kwargs, tensors)
         if labelled:
             labels = labels_for(self.recording, func, args, kwargs, out)
             for tensor, label in zip(tensors_in([out]), labels, strict=False):
                 set_labels(tensor, label)
         return out
 
+    def run(self, func, args: tuple, kwargs: dict, tensors: list[torch.Tensor]) -> Any:
+        """Run an operator; without values, equal arguments have equal results, which are worked out once.
 
-class KeepIndices(TorchFunctionMode):
-    """Keep the values of indices written as lists, `x[:, [-2]]`: on the meta device they would be lost."""
+        PyTorch works out the shape of a result in Python, which takes longer than all that labels do.
+
+        Args:   tensors: those in `args` and `kwargs`.
+        """
+        plain = all(x.is_meta and x.layout is torch.strided and not x.is_complex() for x in tensors)
+        if not tensors or not plain or func.is_view or func._schema.is_mutable:
+            return func(*args, **kwargs)
+        key = func, torch.get_default_dtype(), _described(args), _described([*kwargs.items()])
+        if key not in self.results:
+            out = func(*args, **kwargs)
+            if not all(x.is_meta and not x.storage_offset() for x in tensors_in([out])):
+                return out
+            self.results[key] = out
+        return _without_values(self.results[key])  # new ones: they get labels
+
+
+class KeepLists(TorchFunctionMode):
+    """Keep the values of lists, as in `x[:, [-2]]` and `torch.tensor([0.5, 0.25])`: on the meta device they
+    would be lost."""
+
+    def __init__(self, recording: Recording):
+        super().__init__()
+        self.recording = recording
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in MAKERS:
+            numbers = [x for x in tree_leaves([args, kwargs]) if type(x) in (int, float)]
+            self.recording.factors += [(self.recording.layer, *numbers)] if numbers else []
         if func is torch.Tensor.__getitem__ and isinstance(args[1], tuple):
             index = tuple(torch.tensor(i, device="cpu") if isinstance(i, list) else i for i in args[1])
             args = (args[0], index)
         return func(*args, **(kwargs or {}))
 
 
-class _Like(NamedTuple):
-    """All that a tensor without values can pass on to a result."""
-
-    shape: torch.Size
-    stride: tuple[int, ...]
-    dtype: torch.dtype
-
-
-def run(func, args: tuple, kwargs: dict) -> Any:
-    """Run an operator; without values, equal arguments have equal results, which are worked out once.
-
-    PyTorch works out the shape of a result in Python, which takes longer than all that labels do.
-    """
-    tensors = tensors_in([args, kwargs])
-    plain = all(x.is_meta and x.layout is torch.strided and not x.is_complex() for x in tensors)
-    if not tensors or not plain or func.is_view or func._schema.is_mutable:
-        return func(*args, **kwargs)
-    given = _described(args), tuple(kwargs), _described([*kwargs.values()])
-    try:
-        result = _result(func, torch.get_default_dtype(), *given)
-    except TypeError:  # an argument that is no plain number, list or name
-        result = None
-    return func(*args, **kwargs) if result is None else _made(result)
-
-
-@lru_cache(maxsize=4096)
-def _result(func, default: torch.dtype, args: tuple, names: tuple, values: tuple) -> tuple | None:
-    """Describe what an operator returns for described arguments; None where it is not new, or has values.
-
-    Args:    default: PyTorch's type of floating point, which the quotient of whole numbers has.
-    """
-    out = func(*_made(args), **dict(zip(names, _made(values), strict=True)))
-    new = all(x.is_meta and not x.storage_offset() for x in tensors_in([out]))
-    return _described(out) if new else None
-
-
 def _described(value: Any) -> tuple:
-    """Describe an argument or a result so that it can be looked up: 1, 1.0 and True are not the same."""
+    """Describe an argument so that it can be looked up: 1, 1.0 and True are not the same."""
     if isinstance(value, torch.Tensor):
-        return _Like(value.shape, value.stride(), value.dtype)
+        return value.shape, value.stride(), value.dtype
     if isinstance(value, (list, tuple)):
-        return (list if isinstance(value, list) else tuple, *map(_described, value))
+        return (type(value), *map(_described, value))
     return type(value), value
 
 
-def _made(described: tuple) -> Any:
-    """Make what was described."""
-    if isinstance(described, _Like):
-        return torch.empty_strided(described.shape, described.stride, dtype=described.dtype, device="meta")
-    kind, *values = described
-    return kind(map(_made, values)) if kind in (list, tuple) else values[0]
+def _without_values(result: Any) -> Any:
+    """Make new tensors of the same shapes, strides and types on the meta device."""
+    if isinstance(result, (list, tuple)):
+        return type(result)(map(_without_values, result))
+    if not isinstance(result, torch.Tensor):
+        return result
+    return torch.empty_strided(result.shape, result.stride(), dtype=result.dtype, device="meta")
 
 
 def _to_meta(tensor: torch.Tensor) -> torch.Tensor:
     """Move what the model creates on the CPU (masks, positions) to the meta device of the weights."""
     if tensor.device.type != "cpu" or not tensor.ndim:
         return tensor
-    moved = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+    moved = _without_values(tensor)
     set_labels(moved, labels_of(tensor))
     return moved
 
@@ -135,11 +133,13 @@ def trace(model: nn.Module) -> Recording:
     for number, layer in enumerate(layers):
         hook = partial(_label_constants, rec, f"{path}.{number}")
         layer.register_forward_pre_hook(hook, with_kwargs=True)
+        layer.register_forward_pre_hook(lambda *_, number=number: setattr(rec, "layer", number))
+        layer.register_forward_hook(lambda *_: setattr(rec, "layer", None), always_call=True)
     for path, module in model.named_modules():
         if not module._modules:
             module.register_forward_pre_hook(lambda *_, path=path: setattr(rec, "module", path))
             module.register_forward_hook(lambda *_: setattr(rec, "module", ""), always_call=True)
-    with torch.no_grad(), KeepIndices(), LabelMode(rec):
+    with torch.no_grad(), KeepLists(rec), LabelMode(rec):
         out = _forward_on_meta(model)
     logits = out[0] if isinstance(out, tuple) else getattr(out, "logits", None)
     labels = labels_of(logits)
@@ -167,10 +167,8 @@ def _forward_on_meta(model: nn.Module):
             return model(**arguments, use_cache=False)
         except Exception as error:  # noqa: BLE001  the model's own code may raise anything
             errors.append(f"{type(error).__name__}: {error}")
-    raise ValueError(
-        f"{type(model).__name__} does not run on the meta device with {N_TOKENS} tokens, so its groups can't "
-        "be traced: " + " | ".join(dict.fromkeys(errors))
-    )
+    what = f"{type(model).__name__} does not run on the meta device with {N_TOKENS} tokens"
+    raise ValueError(f"{what}, so its groups can't be traced: {' | '.join(dict.fromkeys(errors))}")
 
 
 def _label_constants(rec: Recording, path: str, layer: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -180,3 +178,51 @@ def _label_constants(rec: Recording, path: str, layer: nn.Module, args: tuple, k
         unlabelled = labels is None or labels.source == "constant"
         if isinstance(value, torch.Tensor) and value.is_floating_point() and value.ndim and unlabelled:
             set_labels(value, rec.label(value, f"{path}:{argument}", "constant"))
+
+
+def check_cut(
+    cut: nn.Module,
+    plan: Plan,
+    numbers: Counter[tuple],
+    axes: Axes | None = None,
+    keep: dict | None = None,
+    stays: dict | None = None,
+) -> None:
+    """Prove a cut before it is made: refuse a plan after which the model would not run, would mix groups, or
+    would compute with other numbers.
+
+    Shapes that fit are not enough: where a model splits its heads into blocks of its own (codegen), kept
+    heads can change places and it still runs. The r-th kept group of each structure must be one component of
+    the cut model, and different groups different ones.
+
+    Args:
+        cut: a copy without weights that has the widths, or the layers, of the plan.
+        numbers: `Axes.numbers` of the dense model, by the layers' numbers after the cut.
+        axes: of the whole model.    keep: axis name -> structure -> kept groups.    Both None: whole layers.
+        stays: parameter -> dim -> sorted entries that stay, `(n,)` or `(slices, n)`.
+    """
+    names = list(plan.cut)
+    what = f"what the plan cuts ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+    try:
+        rec = trace(cut)
+    except ValueError as error:
+        raise ValueError(f"{what} would leave a model that does not run; nothing was cut: {error}") from error
+    entries = rec.entries(rec.components(query_heads=plan.query_heads)) if keep else {}
+    for name, per_structure in (keep or {}).items():
+        tables = []
+        for member in axes[name].members:
+            left = stays[member.parameter][member.dim]
+            left = left if member.expert is None else left[member.expert]
+            places = torch.searchsorted(left, member.indices[per_structure[member.structure]])
+            tables.append(entries[member.parameter, member.dim, "parameter"][places.numpy()])
+        found = np.concatenate(tables, 1)  # (n_kept, entries of a group): components
+        if (found != found[:, :1]).any() or len(np.unique(found[:, 0])) < len(found):
+            why = f"{type(cut).__name__} divides them into blocks of its own; nothing was cut"
+            advice = "Keep equally many groups of each block, or leave the axis whole"
+            raise ValueError(f"{what} would mix the groups of {name}: {why}. {advice}")
+    if other := Counter(rec.factors) - numbers:
+        followed = "width" if keep else "place or count of its layers"
+        number = f"{next(iter(other))[1]:.6g}, a number that follows the {followed}"
+        what = f"after a cut of {what} {type(cut).__name__} would compute with {number}"
+        advice = "Leave the axis whole" if keep else "Cut groups of the layers (granularity='block')"
+        raise ValueError(f"{what} and is in the dense model another; nothing was cut. {advice}")

@@ -15,6 +15,7 @@ times sqrt(2 * 28). This file travels beside the weights of a saved model, so it
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
@@ -68,16 +69,10 @@ class ChatGLMConfig(PreTrainedConfig):
             refused["position_encoding_2d"] = False
         if refused:
             came = ", ".join(f"{key}={value}" for key, value in refused.items())
-            raise ValueError(
-                f"the config has {came}; wanted ChatGLM-6B as it was released, in floating point: its later "
-                "versions, or one that is quantised or tuned by a prefix, are other architectures"
-            )
+            wanted = "ChatGLM-6B as it was released, in floating point: its later versions"
+            other = "or one that is quantised or tuned by a prefix, are other architectures"
+            raise ValueError(f"the config has {came}; wanted {wanted}, {other}")
         super().__post_init__(**kwargs)
-
-    @staticmethod
-    def describes(settings: dict) -> bool:
-        """Are these the settings of a ChatGLM-6B, and not of a later version?"""
-        return settings.get("model_type") == "chatglm" and not any(key in settings for key in LATER_KEYS)
 
 
 class ChatGLMAttention(nn.Module):
@@ -89,10 +84,9 @@ class ChatGLMAttention(nn.Module):
         self.num_attention_heads = config.num_attention_heads
         self.head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
         if self.head_dim < 4 or self.head_dim % 4:
-            raise ValueError(
-                f"a head has {self.head_dim} channels, wanted a multiple of four: each position turns pairs "
-                "of them in its half; change hidden_size or num_attention_heads, or set head_dim"
-            )
+            wanted = "a multiple of four: each position turns pairs of them in its half"
+            advice = "change hidden_size or num_attention_heads, or set head_dim"
+            raise ValueError(f"a head has {self.head_dim} channels, wanted {wanted}; {advice}")
         width = self.num_attention_heads * self.head_dim
         self.query_key_value = nn.Linear(config.hidden_size, 3 * width)
         self.dense = nn.Linear(width, config.hidden_size)
@@ -100,10 +94,8 @@ class ChatGLMAttention(nn.Module):
     def forward(self, x: Tensor, hidden: Tensor, positions: Tensor, cache: DynamicCache | None) -> Tensor:
         mixed = self.query_key_value(x).unflatten(-1, (self.num_attention_heads, 3 * self.head_dim))
         query, key, value = mixed.transpose(1, 2).chunk(3, dim=-1)  # (batch, heads, tokens, head_dim)
-        query, key = (
-            torch.cat([turned(half, positions[:, i]) for i, half in enumerate(z.chunk(2, -1))], -1)
-            for z in (query, key)
-        )
+        places = positions.unbind(1)  # each turns one half of the channels
+        query, key = (torch.cat([*map(turned, z.chunk(2, -1), places)], -1) for z in (query, key))
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)
         scale = float(self.layer_idx + 1)  # divided out and multiplied in again: half precision overflows
@@ -111,19 +103,6 @@ class ChatGLMAttention(nn.Module):
         scores = scores.masked_fill(hidden, HIDDEN).float() * scale  # (batch, heads, tokens, all tokens)
         seen = scores.softmax(-1).to(value.dtype) @ value
         return self.dense(seen.transpose(1, 2).flatten(-2))
-
-
-class ChatGLMMLP(nn.Module):
-    """Two linear layers with GELU, by its tanh formula, between them."""
-
-    def __init__(self, config: ChatGLMConfig):
-        super().__init__()
-        self.dense_h_to_4h = nn.Linear(config.hidden_size, config.inner_hidden_size)
-        self.dense_4h_to_h = nn.Linear(config.inner_hidden_size, config.hidden_size)
-        self.activation = ACT2FN["gelu_pytorch_tanh"]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.dense_4h_to_h(self.activation(self.dense_h_to_4h(x)))
 
 
 class ChatGLMBlock(GradientCheckpointingLayer):
@@ -134,7 +113,12 @@ class ChatGLMBlock(GradientCheckpointingLayer):
         self.input_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
         self.attention = ChatGLMAttention(config, layer_idx)
         self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
-        self.mlp = ChatGLMMLP(config)
+        mlp = {
+            "dense_h_to_4h": nn.Linear(config.hidden_size, config.inner_hidden_size),
+            "activation": ACT2FN["gelu_pytorch_tanh"],
+            "dense_4h_to_h": nn.Linear(config.inner_hidden_size, config.hidden_size),
+        }
+        self.mlp = nn.Sequential(OrderedDict(mlp))
 
     def forward(self, x: Tensor, hidden: Tensor, positions: Tensor, past_key_values=None) -> Tensor:
         x = self.input_layernorm(x)
@@ -191,9 +175,8 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         n = input_ids.shape[1]
         check_forms(attention_mask, position_ids, past)
-        is_square = attention_mask is not None and attention_mask.ndim == 4
         padding = input_ids.new_ones(len(input_ids), past + n)
-        if is_square:
+        if attention_mask is not None and attention_mask.ndim == 4:
             hidden = attention_mask if attention_mask.dtype == torch.bool else attention_mask < 0
         else:
             padding = padding if attention_mask is None else attention_mask
@@ -213,10 +196,9 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         if not plain.any():
             return input_ids, padding
         if (plain & (input_ids == self.config.bos_token_id).any(-1, keepdim=True)).any():
-            raise ValueError(
-                "a row has <sop>, but no [gMASK] or [MASK] for the place that is filled in; take the ids "
-                "that the tokenizer gives, and no special tokens in plain text"
-            )
+            advice = "take the ids that the tokenizer gives, and no special tokens in plain text"
+            found = "a row has <sop>, but no [gMASK] or [MASK] for the place that is filled in"
+            raise ValueError(f"{found}; {advice}")
         opening = input_ids.new_tensor([[self.config.gmask_token_id, self.config.bos_token_id]])
         opening = torch.where(plain, opening, self.config.pad_token_id or 0)
         return torch.cat([opening, input_ids], 1), torch.cat([plain.expand(-1, 2).to(padding), padding], 1)
@@ -251,9 +233,8 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
         positions = kwargs.pop("position_ids", None)
         out = self.transformer(input_ids, attention_mask, positions, past_key_values, use_cache)
         logits = self.lm_head(out.last_hidden_state[:, -logits_to_keep:])  # (batch, tokens, vocabulary)
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits, labels, self.config.vocab_size, **kwargs)
+        size = self.config.vocab_size
+        loss = None if labels is None else self.loss_function(logits, labels, size, **kwargs)
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=out.past_key_values)
 
     def prepare_inputs_for_generation(
@@ -261,10 +242,8 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
     ) -> dict:
         """Choose what one step of generation reads; positions follow from the whole text so far."""
         if lacks_gap(input_ids, self.config).any():
-            raise ValueError(
-                "a prompt to go on from has [gMASK] or [MASK], and <sop> behind it; take the ids that the "
-                "tokenizer gives with its special tokens"
-            )
+            advice = "take the ids that the tokenizer gives with its special tokens"
+            raise ValueError(f"a prompt to go on from has [gMASK] or [MASK], and <sop> behind it; {advice}")
         n = next_sequence_length or input_ids.shape[1]
         padding = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if padding.ndim != 2:

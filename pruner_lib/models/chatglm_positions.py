@@ -65,9 +65,8 @@ def check_forms(attention_mask: Tensor | None, position_ids: Tensor | None, past
     """Refuse masks and positions of another form than `ChatGLMModel.forward` takes."""
     mask, places = (None if given is None else tuple(given.shape) for given in (attention_mask, position_ids))
     if mask is not None and len(mask) not in (2, 4):
-        raise ValueError(
-            f"attention_mask came with shape {mask}, wanted (batch, tokens) or (batch, 1, tokens, tokens)"
-        )
+        wanted = "(batch, tokens) or (batch, 1, tokens, tokens)"
+        raise ValueError(f"attention_mask came with shape {mask}, wanted {wanted}")
     if places is not None and (len(places) != 3 or places[1] != 2):
         raise ValueError(f"position_ids came with shape {places}, wanted (batch, 2, tokens)")
     if past and places is None:

@@ -39,10 +39,9 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         needed = [str(kwargs[f"{name}_token"]) for name in ("bos", "eos", "mask", "gmask", "pad")]
         pieces = self.sp_model.id_to_piece(self.sp_model.piece_to_id(needed))
         if absent := [token for token, piece in zip(needed, pieces, strict=True) if token != piece]:
-            raise ValueError(
-                f"{vocab_file} has no {', '.join(absent)}; wanted ice_text.model of the current revision of "
-                "THUDM/chatglm-6b, whose config.json has vocab_size 130528"
-            )
+            wanted = "ice_text.model of the current revision of THUDM/chatglm-6b"
+            wanted += ", whose config.json has vocab_size 130528"
+            raise ValueError(f"{vocab_file} has no {', '.join(absent)}; wanted {wanted}")
         super().__init__(num_image_tokens=num_image_tokens, **kwargs)
 
     @property
@@ -57,9 +56,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
     def get_vocab(self) -> dict[str, int]:
         return {self._convert_id_to_token(i): i for i in range(self.vocab_size)} | self.added_tokens_encoder
 
-    def build_inputs_with_special_tokens(
-        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
-    ) -> list[int]:
+    def build_inputs_with_special_tokens(self, token_ids_0: list[int], token_ids_1=None) -> list[int]:
         """Give `prompt [gMASK] <sop>`, and for a pair `prompt [gMASK] <sop> answer <eop>`."""
         prompt = token_ids_0 + self.prompt_end_ids
         return prompt if token_ids_1 is None else prompt + token_ids_1 + [self.eos_token_id]

@@ -48,10 +48,9 @@ def in_place(model: nn.Module) -> Iterator[nn.Module]:
     places = dict(getattr(model, "hf_device_map", {"": "cpu"}))
     if "disk" in places.values():
         names = [name for name, place in places.items() if place == "disk"]
-        raise ValueError(
-            f"{len(names)} parts of the model, such as {names[0]!r}, are on disk and can't be scored or cut "
-            "there; load it with a device_map over GPUs and CPU memory alone"
-        )
+        parts = f"{len(names)} parts of the model, such as {names[0]!r}, are on disk"
+        advice = "load it with a device_map over GPUs and CPU memory alone"
+        raise ValueError(f"{parts} and can't be scored or cut there; {advice}")
     remove_hook_from_submodules(model)  # gives the weights back, without a copy
     model.tie_weights()
     dispatch_model(model, places, main_device="cpu", force_hooks=True)

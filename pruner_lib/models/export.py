@@ -122,11 +122,9 @@ def _check_function(model: PreTrainedModel) -> None:
     require(PreTrainedModel, model=model)
     config = model.config
     if config.model_type not in MODEL_TYPES or model.get_output_embeddings() is None:
-        raise ValueError(
-            f"GGUF is written for language models of the types {', '.join(MODEL_TYPES)}, got "
-            f"{config.model_type!r} ({type(model).__name__}): convert the folder of others, evenly pruned, "
-            "with llama.cpp's convert_hf_to_gguf.py"
-        )
+        wanted = f"GGUF is written for language models of the types {', '.join(MODEL_TYPES)}"
+        advice = "convert the folder of others, evenly pruned, with llama.cpp's convert_hf_to_gguf.py"
+        raise ValueError(f"{wanted}, got {config.model_type!r} ({type(model).__name__}): {advice}")
     layers, rope_type = model.model.layers, config.rope_parameters["rope_type"]
     head_dim, n_rotated = layers[0].self_attn.head_dim, 2 * len(model.model.rotary_emb.inv_freq)
     scalings = {layer.self_attn.scaling for layer in layers}
@@ -144,10 +142,7 @@ def _check_function(model: PreTrainedModel) -> None:
 
 
 def _tensors(model: PreTrainedModel) -> list[Entry]:
-    """List the tensors of the file.
-
-    Raises: ValueError: a parameter has no place in a llama of llama.cpp.
-    """
+    """List the tensors of the file; refuse a parameter that has no place in a llama of llama.cpp."""
     layers = model.model.layers
     names = get_tensor_name_map(MODEL_ARCH.LLAMA, len(layers))
     head_dim, tensors = layers[0].self_attn.head_dim, []
@@ -174,10 +169,7 @@ def _stored_type(tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
 
 
 def _stored(name: str, tensor: Tensor, n_heads: int | None, dtype: torch.dtype) -> Tensor:
-    """A tensor as it lies in the file.
-
-    Raises: ValueError: a number is too large for the type.
-    """
+    """A tensor as it lies in the file; refuse numbers that are too large for its type."""
     if n_heads is not None:
         tensor = interleaved(tensor, n_heads)
     stored = tensor.to(device="cpu", dtype=_stored_type(tensor, dtype))

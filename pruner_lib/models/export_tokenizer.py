@@ -42,10 +42,9 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase | None,
     """
     state = _state(tokenizer)
     if len(tokenizer) > size:
-        raise ValueError(
-            f"the tokenizer has {len(tokenizer)} tokens, the model {size}: model.resize_token_embeddings "
-            f"({len(tokenizer)}) before the export, or give the tokenizer of this model"
-        )
+        n = len(tokenizer)
+        advice = f"model.resize_token_embeddings({n}) before the export, or give the tokenizer of this model"
+        raise ValueError(f"the tokenizer has {n} tokens, the model {size}: {advice}")
     by_id = {i: token for token, i in tokenizer.get_vocab().items()}
     tokens = [by_id.get(i, f"[PAD{i}]") for i in range(size)]
     types = [TokenType.NORMAL if i in by_id else TokenType.UNUSED for i in range(size)]
@@ -58,23 +57,26 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase | None,
             types[added["id"]] = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
     writer.add_token_list(tokens)
     writer.add_token_types(types)
-    _add_special(writer, tokenizer)
+    ids = tokenizer("a")["input_ids"]
+    writer.add_add_bos_token(ids[:1] == [tokenizer.bos_token_id])
+    writer.add_add_eos_token(ids[-1:] == [tokenizer.eos_token_id])
+    for name in ("bos", "eos", "unk", "pad"):
+        number = getattr(tokenizer, f"{name}_token_id")
+        if number is not None:
+            getattr(writer, f"add_{name}_token_id")(number)
+    if isinstance(tokenizer.chat_template, str):
+        writer.add_chat_template(tokenizer.chat_template)
 
 
 def _state(tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Any]:
-    """What a fast tokenizer writes into its tokenizer.json.
-
-    Raises: ValueError: there is none, or it is no BPE.
-    """
+    """What a fast tokenizer writes into its tokenizer.json; refuse one that is no BPE."""
     if tokenizer is None:
         raise ValueError("a GGUF holds the tokenizer too: to_gguf(model, path, tokenizer=tokenizer)")
     backend = getattr(tokenizer, "backend_tokenizer", None)
     state = json.loads(backend.to_str()) if backend is not None else {"model": {"type": "slow"}}
     if state["model"]["type"] != "BPE":
-        raise ValueError(
-            f"{type(tokenizer).__name__} is of the kind {state['model']['type']!r}; a GGUF is written with "
-            "BPE alone, over bytes as GPT-2's or with byte fallback as LLaMA's"
-        )
+        wanted = "a GGUF is written with BPE alone, over bytes as GPT-2's or with byte fallback as LLaMA's"
+        raise ValueError(f"{type(tokenizer).__name__} is of the kind {state['model']['type']!r}; {wanted}")
     return state
 
 
@@ -86,10 +88,9 @@ def _add_bytes(writer: GGUFWriter, state: dict[str, Any]) -> None:
     names = [name for name, known in WORD_RULES.items() if rule == known]
     model, normal = state["model"], state["normalizer"]
     if not names or (model.get("ignore_merges") or False) != (names[0] in IGNORES_MERGES):
-        raise ValueError(
-            f"{', '.join(WORD_RULES)} are the rules that can be written; this tokenizer cuts a text into "
-            f"words by {json.dumps(rule)} with ignore_merges {model.get('ignore_merges')}"
-        )
+        known = f"{', '.join(WORD_RULES)} are the rules that can be written"
+        found = f"words by {json.dumps(rule)} with ignore_merges {model.get('ignore_merges')}"
+        raise ValueError(f"{known}; this tokenizer cuts a text into {found}")
     if normal is not None and normal["type"] != "NFC":
         raise ValueError(f"llama.cpp changes no text before it cuts it, this tokenizer does: {normal}")
     writer.add_tokenizer_model("gpt2")
@@ -98,10 +99,7 @@ def _add_bytes(writer: GGUFWriter, state: dict[str, Any]) -> None:
 
 
 def _add_characters(writer: GGUFWriter, state: dict[str, Any], tokens: list[str], types: list) -> None:
-    """sentencepiece's BPE: it merges the pair whose token has the highest score, so that is minus the rank.
-
-    Args:    types: gets those of the unknown token and of bytes.
-    """
+    """sentencepiece's BPE merges the pair whose token has the highest score, so that is minus the rank."""
     spaces, rest = state["pre_tokenizer"], _list(state["normalizer"], "normalizers")
     if spaces is not None and (spaces["type"] != "Metaspace" or spaces["split"] or rest):
         raise ValueError(f"llama.cpp has no tokenizer with bytes for unknown characters and {spaces}, {rest}")
@@ -119,19 +117,6 @@ def _add_characters(writer: GGUFWriter, state: dict[str, Any], tokens: list[str]
     writer.add_tokenizer_pre("default")
     writer.add_token_scores([-float(ranks.get(token, len(merges) + i)) for i, token in enumerate(tokens)])
     writer.add_add_space_prefix(prefix)
-
-
-def _add_special(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase) -> None:
-    """The tokens with a meaning, which of them frame a text, and the form of a chat."""
-    ids = tokenizer("a")["input_ids"]
-    writer.add_add_bos_token(ids[:1] == [tokenizer.bos_token_id])
-    writer.add_add_eos_token(ids[-1:] == [tokenizer.eos_token_id])
-    for name in ("bos", "eos", "unk", "pad"):
-        number = getattr(tokenizer, f"{name}_token_id")
-        if number is not None:
-            getattr(writer, f"add_{name}_token_id")(number)
-    if isinstance(tokenizer.chat_template, str):
-        writer.add_chat_template(tokenizer.chat_template)
 
 
 def _list(step: dict[str, Any] | None, parts: str) -> list[dict[str, Any]]:

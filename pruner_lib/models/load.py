@@ -18,24 +18,18 @@ from pickle import UnpicklingError
 import torch
 from accelerate.utils import patch_environment
 from safetensors import SafetensorError
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    LlamaTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    modeling_utils,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaTokenizer, modeling_utils
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from pruner_lib.data.assets import ASSETS, build_folder, cache_root, fetch, hub_lookup, local_path
 from pruner_lib.method.checks import require
 from pruner_lib.method.layout import check_layout
-from pruner_lib.models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration, tie_equal_
+from pruner_lib.models.chatglm import LATER_KEYS, ChatGLMConfig, ChatGLMForConditionalGeneration, tie_equal_
 from pruner_lib.models.chatglm_tokenizer import ChatGLMTokenizer
 from pruner_lib.models.devices import find_device
 from pruner_lib.models.modeling_pruned import AUTO_CLASS, PrunedModelForCausalLM, pruned_class
@@ -101,17 +95,13 @@ def find_model(name: str) -> Path | None:
     Raises: ValueError: neither a name, nor a folder with a checkpoint, nor a hub id.
     """
     folder = own_folder(name)
-    if folder is None and (name == EMBEDDED or name in TWINS):
+    if folder is None and name in (EMBEDDED, *TWINS):
         folder = _embedded(name)
     if folder is not None and not (folder / "config.json").is_file():
-        raise ValueError(
-            f"{folder} is no checkpoint: it has no config.json; wanted a folder that save_pretrained wrote"
-        )
+        raise ValueError(f"{folder} has no config.json; wanted a folder that save_pretrained wrote")
     if folder is None and not re.fullmatch(r"\w[\w.-]*/[\w.-]+(@[\w./-]+)?", name):
-        raise ValueError(
-            f"unknown model {name!r}: it is no known name ({', '.join(NAMES)}), no folder here or in "
-            "PRUNER_LIB_DATA, and no hub id (owner/name); check the spelling"
-        )
+        places = "no folder here or in PRUNER_LIB_DATA, and no hub id (owner/name); check the spelling"
+        raise ValueError(f"unknown model {name!r}: it is no known name ({', '.join(NAMES)}), {places}")
     return folder
 
 
@@ -133,10 +123,7 @@ def _embedded(name: str) -> Path:
 def _load(
     source: str, *, dtype: torch.dtype, device_map: str | dict | None, trusted: bool, revision: str
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a checkpoint; an unevenly pruned one by our own code, never by the copy in its folder.
-
-    So is ChatGLM-6B, whose code on the hub no longer runs.
-    """
+    """Load a checkpoint; an unevenly pruned one, and ChatGLM-6B, by our own code, never by that beside it."""
     config = _config(source, trusted, revision)
     pruned, ours = hasattr(config, "pruning_layout"), isinstance(config, ChatGLMConfig)
     trusted = trusted and not ours
@@ -153,10 +140,9 @@ def _load(
         with _read_into_memory():
             model, report = build.from_pretrained(source, config=config, output_loading_info=True, **how)
     except UnpicklingError as error:
-        raise ValueError(
-            f"a .bin file of {source} is damaged or holds more than numbers, none of which was run; take a "
-            "revision in safetensors, or convert the files to safetensors where you trust them"
-        ) from error
+        what = f"a .bin file of {source} is damaged or holds more than numbers, none of which was run"
+        advice = "take a revision in safetensors, or convert the files to safetensors where you trust them"
+        raise ValueError(f"{what}; {advice}") from error
     spare = {name for name in report["unexpected_keys"] if not OLD_MASKS.search(name)}
     for names, fault in ((report["missing_keys"], "lacks"), (spare, "has no place in its config.json for")):
         if names:
@@ -168,19 +154,15 @@ def _load(
 
 
 def _config(source: str, trusted: bool, revision: str) -> PreTrainedConfig:
-    """Read a config; ChatGLM-6B's, and that of an unevenly pruned model, by our own code.
-
-    Raises: ValueError: code beside the weights would have to run untrusted, or the layout is damaged.
-    """
+    """Read a config; refuse untrusted code beside the weights, and a damaged layout."""
     settings, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
-    ours = ChatGLMConfig.describes(settings)
+    ours = settings.get("model_type") == "chatglm" and settings.keys().isdisjoint(LATER_KEYS)
     unknown = "auto_map" in settings and settings.get("model_type") not in CONFIG_MAPPING
     if not trusted and not ours and (unknown or "dense_class" in settings):
         files = ", ".join(sorted(p.name for p in Path(source).glob("*.py"))) or "on the hub"
-        raise ValueError(
-            f"{source} holds a model of type {settings.get('model_type')!r} with code of its own ({files}), "
-            "which runs only where it is trusted: read it, then load_model(..., trust_remote_code=True)"
-        )
+        came = f"a model of type {settings.get('model_type')!r} with code of its own ({files})"
+        advice = "which runs only where it is trusted: read it, then load_model(..., trust_remote_code=True)"
+        raise ValueError(f"{source} holds {came}, {advice}")
     if "pruning_layout" in settings:
         try:
             check_layout(settings["pruning_layout"])
@@ -202,10 +184,9 @@ def _check_decoder(source: str, config: PreTrainedConfig) -> None:
     # where the architecture is not named, go by what the config says of itself
     decodes = bool(named) or getattr(config, "is_decoder", True)
     if getattr(config, "is_encoder_decoder", False) or not decodes or not {*known} & {*(named or known)}:
-        raise ValueError(
-            f"{source} is no decoder with a language-model head: it holds {named or config.model_type}; "
-            f"wanted a causal language model such as {', '.join(known) or 'LlamaForCausalLM'}, no encoder"
-        )
+        came = f"{source} is no decoder with a language-model head: it holds {named or config.model_type}"
+        wanted = f"a causal language model such as {', '.join(known) or 'LlamaForCausalLM'}, no encoder"
+        raise ValueError(f"{came}; wanted {wanted}")
 
 
 def _load_tokenizer(source: str, trusted: bool, revision: str) -> PreTrainedTokenizerBase:

@@ -34,13 +34,9 @@ NO_FILE = (  # the end of the error of every class that is not from here
     "these are pruned weights, which AutoModelForCausalLM.from_pretrained reads; pass the argument "
     "`trust_remote_code=True`"
 )
-HEADS = {  # Auto class -> the class here that it finds
-    auto_class: auto_class.replace("Auto", "Pruned")
-    for auto_class in (
-        *(AUTO_CLASS, "AutoModel", "AutoModelForSequenceClassification"),
-        *("AutoModelForTokenClassification", "AutoModelForMultipleChoice"),
-    )
-}
+TASKS = ("CausalLM", "SequenceClassification", "TokenClassification", "MultipleChoice")
+HEADED = ("Model", *(f"ModelFor{task}" for task in TASKS))
+HEADS = {f"Auto{name}": f"Pruned{name}" for name in HEADED}  # Auto class -> the class here that it finds
 
 
 @cache
@@ -142,8 +138,6 @@ def _class_for(config, source: str, auto_class: str, **kwargs) -> type[PreTraine
 
     It need not be a pruned one: once such a model was loaded, transformers asks here for every model of the
     same config class.
-
-    Raises: ValueError: the installed transformers has no such class.
     """
     pruned = getattr(config, "pruning_layout", None)
     own = getattr(config, "dense_class", None)
@@ -157,10 +151,9 @@ def _class_for(config, source: str, auto_class: str, **kwargs) -> type[PreTraine
         is_saved = saved in known or (not known and auto_class == AUTO_CLASS)
         dense = getattr(transformers, saved if is_saved else "".join(known[:1]), None)
     if dense is None:
-        raise ValueError(
-            f"transformers {transformers.__version__} has no class of {auto_class} for {config.model_type} "
-            f"({', '.join(config.architectures)}); install a newer one, or load it by another Auto class"
-        )
+        what = f"transformers {transformers.__version__} has no class of {auto_class} for {config.model_type}"
+        advice = "install a newer one, or load it by another Auto class"
+        raise ValueError(f"{what} ({', '.join(config.architectures)}); {advice}")
     return pruned_class(dense) if pruned else dense
 
 
@@ -176,10 +169,8 @@ def source_files(cls: type) -> list[Path]:
     """
     file = getattr(sys.modules.get(cls.__module__), "__file__", None)
     if not file or cls.__module__ == "__main__":
-        raise ValueError(
-            f"{cls.__name__} is defined in {cls.__module__}, which is no file that can be put beside the "
-            "weights; move the class into a module of its own and import it"
-        )
+        what = f"{cls.__name__} is defined in {cls.__module__}, no file that can be put beside the weights"
+        raise ValueError(f"{what}; move the class into a module of its own and import it")
     return [Path(file), *map(Path, get_relative_import_files(file))]
 
 

@@ -15,10 +15,13 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pruner_lib.files import check_folder, write_folder
+from pruner_lib.files import check_folder, read_json, write_folder
 from pruner_lib.method.checks import require
 from pruner_lib.method.decoder import check_plain
 from pruner_lib.models.modeling_pruned import AUTO_CLASS, is_foreign, make_saveable_, source_files
+
+# how the names of files end that a model and a tokenizer write; .py too, where the config names code
+WRITTEN = (".json", ".safetensors", ".bin", ".model", ".jinja", "merges.txt", "vocab.txt")
 
 
 def save_model(
@@ -31,7 +34,7 @@ def save_model(
     """Write weights (safetensors), config, tokenizer and plan to a folder, all or nothing.
 
     Args:
-        path: a new folder, an empty one, or one that holds a model, which is then replaced.
+        path: a new folder, an empty one, or one that holds a model and nothing else, which is then replaced.
         max_shard_size: bytes, or text such as "5GB"; larger weights are spread over several files with an
             index.
     Returns: the folder. It loads with `load_model(path)` and with
@@ -48,11 +51,7 @@ def save_model(
         require(Callable, tokenizer=tokenizer)
     if not re.fullmatch(r"[1-9]\d*|\d+(\.\d+)? *[KMGT]B", str(max_shard_size).upper()):
         raise ValueError(f"max_shard_size must be bytes, or a text such as '5GB', got {max_shard_size!r}")
-    path = check_folder(path)
-    if path.is_dir() and any(path.iterdir()) and not (path / "config.json").exists():
-        raise ValueError(
-            f"{path} is not empty and holds no model; give a new folder, so that nothing is overwritten"
-        )
+    _check_replaceable(path := check_folder(path))
     _register_code(make_saveable_(model))
     _check_builds(model)
 
@@ -66,6 +65,19 @@ def save_model(
     return write_folder(path, write)
 
 
+def _check_replaceable(path: Path) -> None:
+    """Refuse a folder that holds anything but a model: all that is there would be lost."""
+    there = list(path.iterdir()) if path.exists() else []
+    config = path / "config.json"
+    settings = read_json(config) if config in there else {}
+    is_model = isinstance(settings, dict) and "model_type" in settings
+    kinds = (*WRITTEN, ".py") if is_model and "auto_map" in settings else WRITTEN
+    foreign = [one.name for one in there if one.is_dir() or not one.name.endswith(kinds)]
+    if there and (foreign or not is_model):
+        holds = ", ".join(sorted(foreign)[:3]) or "no config.json of a model"
+        raise ValueError(f"{path} is not empty and holds {holds}; give a new folder, so that nothing is lost")
+
+
 def _check_builds(model: PreTrainedModel) -> None:
     """Build what the config will say, without weights: names, shapes and ties must be those of the model."""
     try:
@@ -73,17 +85,15 @@ def _check_builds(model: PreTrainedModel) -> None:
         with torch.device("meta"):
             found = _contents(type(model)(config))
     except Exception as error:  # whatever a class raises for a config that it can't build
-        raise ValueError(
-            f"{type(model).__name__} can't be built from its config, so nothing was saved; mend that: {error}"
-        ) from error
+        what = f"{type(model).__name__} can't be built from its config, so nothing was saved"
+        raise ValueError(f"{what}; mend that: {error}") from error
     wanted = _contents(model)
     for name in sorted(wanted | found):
         if (came := wanted.get(name, "nothing")) != (built := found.get(name, "nothing")):
-            raise ValueError(
-                f"{name} is {came} in this {type(model).__name__}, but its config would build {built}, so "
-                "nothing was saved; change widths with prune_, put back modules that were replaced, and let "
-                "the config say which weights are tied"
-            )
+            what = f"{name} is {came} in this {type(model).__name__}, but its config would build {built}"
+            advice = "change widths with prune_, put back modules that were replaced"
+            advice += ", and let the config say which weights are tied"
+            raise ValueError(f"{what}, so nothing was saved; {advice}")
 
 
 def _contents(model: PreTrainedModel) -> dict[str, str]:

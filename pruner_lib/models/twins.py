@@ -32,12 +32,10 @@ def with_own_heads(model: PreTrainedModel) -> PreTrainedModel:
     config = deepcopy(model.config)
     n_kv, config.num_key_value_heads = config.num_key_value_heads, config.num_attention_heads
     times = config.num_attention_heads // n_kv
-    weights = {
-        name: weight.unflatten(0, (n_kv, -1)).repeat_interleave(times, 0).flatten(0, 1)  # (n * head_dim, ...)
-        if name.endswith(SHARED)
-        else weight
-        for name, weight in model.state_dict().items()
-    }
+    weights = model.state_dict()
+    for name in (name for name in weights if name.endswith(SHARED)):
+        heads = weights[name].unflatten(0, (n_kv, -1))  # (n_kv, head_dim, ...)
+        weights[name] = heads.repeat_interleave(times, 0).flatten(0, 1)  # (n * head_dim, ...)
     return _build(type(model), config, weights, model)
 
 
@@ -81,9 +79,7 @@ def interleaved(rows: Tensor, n_heads: int) -> Tensor:
     return halves.transpose(1, 2).flatten(0, 2)
 
 
-def _build(
-    cls: type[PreTrainedModel], config: object, weights: dict[str, Tensor], model: PreTrainedModel
-) -> PreTrainedModel:
+def _build(cls: type, config: object, weights: dict[str, Tensor], model: PreTrainedModel) -> PreTrainedModel:
     with init_empty_weights():  # of parameters; buffers, as frequencies, are computed
         twin = cls(config)
     twin.load_state_dict(weights, assign=True)

@@ -25,7 +25,8 @@ PROMPT_WITH_INPUT = (
     "Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
 )
-KINDS = ("messages", "text", "instruction")  # keys of the three kinds of examples
+KINDS = ("messages", "instruction", "text")  # keys of the three kinds of examples; the first counts
+ANSWERED = ("instruction", "output")
 Row = dict[str, list[int]]  # input_ids and labels of one example, equally long
 
 
@@ -51,12 +52,11 @@ def encode(examples: Sequence[Mapping[str, Any]], tokenizer: Any, *, cutoff: int
         raise ValueError("The tokenizer has no EOS token, which ends a response: set tokenizer.eos_token.")
     examples = list(examples) if isinstance(examples, Iterable) else [examples]
     are_dicts = all(isinstance(one, Mapping) for one in examples)
-    kinds = {next((kind for kind in KINDS if kind in one), KINDS[-1]) for one in examples if are_dicts}
+    kinds = {next((kind for kind in KINDS if kind in one), "instruction") for one in examples if are_dicts}
     if len(kinds) != 1:
-        raise ValueError(
-            f"{len(examples)} examples hold {sorted(kinds) or 'no dicts'}: give dicts of one kind, with "
-            f"instruction, output and, optionally, input; or messages; or text; got {examples!r:.80}"
-        )
+        came = f"{len(examples)} examples hold {sorted(kinds) or 'no dicts'}"
+        wanted = "dicts of one kind, with instruction, output and, optionally, input; or messages; or text"
+        raise ValueError(f"{came}: give {wanted}; got {examples!r:.80}")
     parts = [_parts(number, example, tokenizer) for number, example in enumerate(examples)]
     special = kinds != {"messages"}  # a chat template writes all special tokens itself
     prompt_ids = _token_ids([prompt for prompt, _ in parts], tokenizer, special)
@@ -72,11 +72,8 @@ def encode(examples: Sequence[Mapping[str, Any]], tokenizer: Any, *, cutoff: int
         encoded.append({"input_ids": ids, "labels": [IGNORED] * n_prompt + ids[n_prompt:]})
     usable = [row for row in encoded if row["labels"] and row["labels"][-1] != IGNORED]
     if not usable:
-        shortest = min(map(len, prompt_ids))
-        raise ValueError(
-            f"cutoff={cutoff} tokens leave no response in any of {len(encoded)} examples "
-            f"(the shortest prompt has {shortest} tokens): raise the cutoff."
-        )
+        found = f"{len(encoded)} examples (the shortest prompt has {min(map(len, prompt_ids))} tokens)"
+        raise ValueError(f"cutoff={cutoff} tokens leave no response in any of {found}: raise the cutoff.")
     if len(usable) < len(encoded):
         left_out = f"{len(encoded) - len(usable)} of {len(encoded)} examples"
         warnings.warn(f"{left_out} are left out: their prompts fill the {cutoff} tokens.", stacklevel=3)
@@ -113,16 +110,14 @@ def _parts(number: int, example: Mapping[str, Any], tokenizer: Any) -> tuple[str
     """Prompt and response of one example, as text."""
     if "messages" in example:
         return _chat(number, example["messages"], tokenizer)
-    if isinstance(example.get("text"), str):
+    if "instruction" not in example and isinstance(example.get("text"), str):
         return "", example["text"]
-    missing = [name for name in ("instruction", "output") if not isinstance(example.get(name), str)]
-    if missing:
-        raise ValueError(
-            f"Example {number} has no text under {' and '.join(missing)}, only {list(example)}; "
-            "give instruction, output and, optionally, input."
-        )
-    form = PROMPT_WITH_INPUT if example.get("input") else PROMPT
-    return form.format(instruction=example["instruction"], input=example.get("input")), example["output"]
+    texts = {"input": example.get("input") or ""} | {name: example.get(name) for name in ANSWERED}
+    if missing := [name for name, one in texts.items() if not isinstance(one, str)]:
+        found = f"no text under {' and '.join(missing)}, only {example!r:.80}"
+        raise ValueError(f"Example {number} has {found}; give instruction, output and, optionally, input.")
+    form = PROMPT_WITH_INPUT if texts["input"] else PROMPT
+    return form.format(**texts), example["output"]
 
 
 def _chat(number: int, messages: Sequence[Mapping[str, str]], tokenizer: Any) -> tuple[str, str]:
@@ -132,9 +127,8 @@ def _chat(number: int, messages: Sequence[Mapping[str, str]], tokenizer: Any) ->
     messages = list(messages) if isinstance(messages, Sequence) else [messages]
     roles = [one.get("role") if isinstance(one, Mapping) else type(one).__name__ for one in messages]
     if roles[-1:] != ["assistant"] or not isinstance(messages[-1].get("content"), str):
-        raise ValueError(
-            f"Example {number} has messages of {roles}; the last should be the assistant's, with a text."
-        )
+        wanted = "the last should be the assistant's, with a text"
+        raise ValueError(f"Example {number} has messages of {roles}; {wanted}.")
     given = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
     whole = tokenizer.apply_chat_template(messages, tokenize=False)
     prompt = commonprefix([given, whole])

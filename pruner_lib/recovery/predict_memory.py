@@ -6,13 +6,12 @@ Weights are frozen, so this is what the adapters need: their inputs, and all bet
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from peft import PeftModel
 
-from pruner_lib.method.memory import HOLES, available_bytes, held_bytes
+from pruner_lib.method.memory import HOLES, held_bytes
 from pruner_lib.method.predict_memory import FLOAT32, Forward, Memory, check_fits, count_forward
 from pruner_lib.recovery.instructions import IGNORED, Row, collate
 from pruner_lib.recovery.resume import random_state
@@ -20,9 +19,7 @@ from pruner_lib.recovery.settings import RecoverySettings
 from pruner_lib.recovery.trainer import response_loss
 
 
-def predict_training_memory(
-    adapted: PeftModel, settings: RecoverySettings, examples: Sequence[Row]
-) -> Memory:
+def predict_training_memory(adapted: PeftModel, settings: RecoverySettings, examples: list[Row]) -> Memory:
     """Predict the peak memory of a training step from one forward pass of the longest example.
 
     Args:    examples: encoded; a micro-batch of those as long as the longest is assumed.
@@ -48,19 +45,16 @@ def predict_training_memory(
     )
 
 
-def check_training_memory(adapted: PeftModel, settings: RecoverySettings, examples: Sequence[Row]) -> None:
+def check_training_memory(adapted: PeftModel, settings: RecoverySettings, examples: list[Row]) -> None:
     """Refuse a training that would not fit; see `check_fits`."""
-    available = available_bytes(next(adapted.parameters()).device)
-    if available is None:
-        return
 
     def predict(size: int, recomputed: bool) -> Memory:
         way = replace(settings, micro_batch_size=size, gradient_checkpointing=recomputed)
         return predict_training_memory(adapted, way, examples)
 
     check_fits(
+        adapted,
         f"A step of micro_batch_size={settings.micro_batch_size}",
-        available,
         predict,
         [n for n in range(settings.micro_batch_size, 0, -1) if settings.batch_size % n == 0],
         settings.gradient_checkpointing,

@@ -204,10 +204,8 @@ def linear_modules(model: nn.Module, *, without: str) -> list[str]:
     linear = linear_names(model)
     left_out = {s for axis in discover(model).of_kind(without).values() for s in axis.structures} & linear
     if not left_out or left_out == linear:
-        raise ValueError(
-            f"{type(model).__name__} has {len(left_out)} of {len(linear)} linear layers in groups "
-            f"of kind {without!r}; there should be some, but not all."
-        )
+        found = f"{len(left_out)} of {len(linear)} linear layers in groups of kind {without!r}"
+        raise ValueError(f"{type(model).__name__} has {found}; there should be some, but not all.")
     return sorted(linear - left_out)
 
 
@@ -219,9 +217,7 @@ def _checked_steps(
         if outside := sorted(step for step in given if not first <= step <= last):
             raise ValueError(f"{option}={outside}: steps from {first} to {last}, the last, are possible.")
     if evaluate is None and len(evaluate_at):
-        raise ValueError(
-            f"evaluate_at={sorted(evaluate_at)} but evaluate=None; give a function that measures a model."
-        )
+        raise ValueError(f"evaluate_at={sorted(evaluate_at)} but evaluate=None; give what measures a model.")
     kept = sorted({int(step) for step in keep_at} | {last})
     if at is not None and at not in kept:
         raise ValueError(f"at={at}: no adapter is kept there, only at {kept}; see keep_at.")

@@ -72,10 +72,8 @@ class Run:
         kinds = ("checkpoint-*", "adapter", "adapter-*", ".adapter-*")  # the last: a killed process left it
         whole = {path: _is_whole(path) for kind in kinds for path in self.folder.glob(kind)}
         if whole and not state.exists():
-            raise ValueError(
-                f"{self.folder} holds {next(iter(whole)).name} but no recovery.json, so something else made "
-                "it. Give another output_dir."
-            )
+            found = f"{next(iter(whole)).name} but no recovery.json, so something else made it"
+            raise ValueError(f"{self.folder} holds {found}. Give another output_dir.")
         if whole and resume:
             saved = read_json(state)
             can_go_on = any(whole[path] for path in whole if path.match("checkpoint-*"))
@@ -96,11 +94,9 @@ class Run:
             last = self.folder / "adapter"
             if last.exists():
                 last.rename(self.place(self.shorter))
-            warnings.warn(
-                f"the run in {self.folder} had {self.shorter} steps and goes on to {len(self.data)}: what it "
-                "trained so far had the learning rates of the shorter run",
-                stacklevel=3,
-            )
+            what = f"the run in {self.folder} had {self.shorter} steps and goes on to {len(self.data)}"
+            rates = "what it trained so far had the learning rates of the shorter run"
+            warnings.warn(f"{what}: {rates}", stacklevel=3)
         self._save()
 
     def has(self, step: int) -> bool:
@@ -141,10 +137,9 @@ class Run:
             if name not in growing and saved.get(name) != self.identity.get(name)
         ]
         if differing:
-            raise ValueError(
-                f"{self.folder} holds a recovery with other arguments ({'; '.join(differing)}). "
-                "Give the same arguments, or another output_dir, or resume=False to throw it away."
-            )
+            advice = "Give the same arguments, or another output_dir, or resume=False to throw it away."
+            found = f"a recovery with other arguments ({'; '.join(differing)})"
+            raise ValueError(f"{self.folder} holds {found}. {advice}")
 
 
 def note_contents(checkpoint: Path) -> None:

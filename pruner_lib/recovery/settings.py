@@ -45,10 +45,8 @@ class RecoverySettings:
         for wanted, names in WANTED.items():
             require(wanted, **{name: getattr(self, name) for name in names})
         if self.batch_size % self.micro_batch_size:
-            raise ValueError(
-                f"batch_size={self.batch_size} is not a multiple of micro_batch_size={self.micro_batch_size}:"
-                " a step adds up whole micro-batches. Change one of the two."
-            )
+            size = f"micro_batch_size={self.micro_batch_size}: a step adds up whole micro-batches"
+            raise ValueError(f"batch_size={self.batch_size} is not a multiple of {size}. Change one of them.")
         if not isinstance(self.target_modules, str):
             require([str], target_modules=self.target_modules)
             object.__setattr__(self, "target_modules", tuple(self.target_modules))

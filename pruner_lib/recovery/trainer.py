@@ -44,12 +44,7 @@ ROWS_ON_CPU = 2  # examples computed at once on a CPU: more make it no faster, a
 
 
 def trainer_arguments(
-    folder: str | Path,
-    settings: RecoverySettings,
-    steps: int,
-    device: torch.device,
-    save_steps: int,
-    more: Mapping[str, Any],
+    folder: Path, settings: RecoverySettings, steps: int, device: torch.device, save_steps: int, more: Mapping
 ) -> TrainingArguments:
     """Turn the settings of a recovery into arguments of the Trainer.
 
@@ -66,16 +61,19 @@ def trainer_arguments(
     _check_more(more, (*decided, *KEPT))
     try:
         arguments = TrainingArguments(**decided, **{"dataloader_pin_memory": on_gpu} | DEFAULTS | dict(more))
-        _make_once(arguments)
+        # made here once, since the Trainer makes them only when it begins to train
+        optimizer, how = Trainer.get_optimizer_cls_and_kwargs(arguments)
+        how_fast = {"scheduler_specific_kwargs": arguments.lr_scheduler_kwargs}
+        made = optimizer([nn.Parameter(torch.zeros(1))], **how)
+        get_scheduler(arguments.lr_scheduler_type, made, 1, 2, **how_fast)
+        get_reporting_integration_callbacks(arguments.report_to)
     except Exception as error:
         raise ValueError(f"training_arguments={dict(more)} can't be used: {error}") from error
     arguments._n_gpu = min(1, arguments.n_gpu)  # a process drives one device: no DataParallel
     per_round = size * arguments.world_size
     if settings.batch_size % per_round:
-        raise ValueError(
-            f"batch_size={settings.batch_size} is not a multiple of {per_round}, micro_batch_size times "
-            f"{arguments.world_size} devices. Change one of them."
-        )
+        wanted = f"a multiple of {per_round}, micro_batch_size times {arguments.world_size} devices"
+        raise ValueError(f"batch_size={settings.batch_size} is not {wanted}. Change one of them.")
     arguments.gradient_accumulation_steps = settings.batch_size // per_round
     return arguments
 
@@ -84,32 +82,16 @@ def _check_more(more: Mapping[str, Any], refused: Sequence[str]) -> None:
     """Refuse arguments that the Trainer has not or that are decided here, and numbers out of their range."""
     possible = {one.name: one.default for one in fields(TrainingArguments) if one.name not in refused}
     if wrong := set(more) - set(possible) if isinstance(more, Mapping) else [more]:
-        raise ValueError(
-            f"training_arguments holds {', '.join(sorted(map(str, wrong)))}: no such argument of "
-            f"TrainingArguments, or one that settings of recover decide ({', '.join(refused)})."
-        )
+        came = f"training_arguments holds {', '.join(sorted(map(str, wrong)))}: no such argument of"
+        other = f"or one that settings of recover decide ({', '.join(refused)})"
+        raise ValueError(f"{came} TrainingArguments, {other}.")
     for name, value in more.items():
         if isinstance(possible[name], bool | int | float):
             require(bool if isinstance(possible[name], bool) else "[0, inf)", **{name: value})
 
 
-def _make_once(arguments: TrainingArguments) -> None:
-    """Make what the Trainer makes only when it begins to train, so that a wrong value fails before."""
-    optimizer, how = Trainer.get_optimizer_cls_and_kwargs(arguments)
-    made = optimizer([nn.Parameter(torch.zeros(1))], **how)
-    more = {"scheduler_specific_kwargs": arguments.lr_scheduler_kwargs}
-    get_scheduler(arguments.lr_scheduler_type, made, 1, 2, **more)
-    get_reporting_integration_callbacks(arguments.report_to)
-
-
 def train(
-    adapted: PeftModel,
-    run: Run,
-    arguments: TrainingArguments,
-    *,
-    recompute: bool,
-    pad: int,
-    callbacks: Sequence[TrainerCallback] = (),
+    adapted: PeftModel, run: Run, arguments: TrainingArguments, *, recompute: bool, pad: int, callbacks: list
 ) -> None:
     """Train what requires a gradient on the batches of `run`, resuming from its checkpoint if it has one.
 
@@ -118,13 +100,8 @@ def train(
     Raises:  ValueError: the loss is not finite, or `run.evaluate` returns a name that the history uses.
     """
     recorder = _Recorder(run)
-    trainer = _ResponseTrainer(
-        adapted,
-        arguments,
-        data_collator=partial(collate, pad=pad),
-        train_dataset=[row for batch in run.data for row in batch],
-        callbacks=[recorder, *callbacks],
-    )
+    collator, rows = partial(collate, pad=pad), [row for batch in run.data for row in batch]
+    trainer = _ResponseTrainer(adapted, arguments, collator, rows, callbacks=[recorder, *callbacks])
     trainer.remove_callback(PrinterCallback)
     log = logging.getLogger("transformers.trainer_utils")
     level = log.level
@@ -222,10 +199,9 @@ class _Recorder(TrainerCallback):
             return
         self.seconds += time.perf_counter() - self.started
         if not math.isfinite(logs["loss"]):
-            raise ValueError(
-                f"The loss is {logs['loss']} at step {state.global_step}: lower the learning rate "
-                f"({args.learning_rate}), or load the model in float32 if it is in half precision."
-            )
+            advice = f"lower the learning rate ({args.learning_rate}), or load the model in float32"
+            what = f"The loss is {logs['loss']} at step {state.global_step}"
+            raise ValueError(f"{what}: {advice} if it is in half precision.")
         self._record(state, logs["loss"], model)
         if state.global_step in self.run.kept:
             self.run.keep(model, state.global_step)
@@ -245,8 +221,6 @@ class _Recorder(TrainerCallback):
             with random_state(), torch.no_grad():
                 measured = dict(self.run.evaluate(adapted.get_base_model()))
             if clash := sorted(set(row) & set(measured)):
-                raise ValueError(
-                    f"evaluate returned {clash}, names that the history uses itself: rename them."
-                )
+                raise ValueError(f"evaluate returned {clash}, names of the history's own: rename them.")
             row |= {name: float(value) for name, value in measured.items()}
         state.log_history.append(row)

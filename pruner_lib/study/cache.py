@@ -7,7 +7,6 @@ are not: `data.assets` checks them, and names of results don't depend on the mac
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from pruner_lib.data.corpora import CORPORA, INSTRUCTIONS, local_instructions, local_questions, local_text
 from pruner_lib.evaluation.tasks import TASKS
-from pruner_lib.files import content_hash, content_hashes, set_aside, write_atomic
+from pruner_lib.files import content_hash, content_hashes, set_aside, text_hash, write_atomic
 from pruner_lib.method.checks import require
 from pruner_lib.models.load import NAMES, find_model, own_folder
 from pruner_lib.study.records import read_kept, write_kept
@@ -30,8 +29,7 @@ def model_hash(name: str) -> str | None:
     folder = own_folder(name)
     if folder is None or not folder.is_dir():
         return None
-    text = "".join(f"{file} {content}\n" for file, content in content_hashes(folder).items())
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return text_hash("".join(f"{file} {content}\n" for file, content in content_hashes(folder).items()))
 
 
 def files_hash(model: str, files: Sequence[Path | None]) -> str | None:

@@ -9,8 +9,7 @@ of all notebooks together. A claim that needs several numbers (every text, every
     can't tell       otherwise: the sample is too small, or has too few draws for what the claim says
 
 Many claims are judged at once, so their tests are corrected together (Holm): the chance that any verdict of a
-summary is false is 5 %. The paper's own number is computed from its tables (`results/paper/`) by the claim's
-formula. Nothing is measured here.
+summary is false is 5 %. The paper's own number is computed from its tables by the claim's formula.
 """
 
 from __future__ import annotations
@@ -36,6 +35,7 @@ REPRODUCED, NOT_REPRODUCED = "reproduced", "not reproduced"
 CANT_TELL, NOT_MEASURED = "can't tell at this sample size", "not measured"
 CLAIMS_FILE = Path(__file__).with_name("claims.yaml")
 LEVEL = 0.05  # chance of any false verdict in a summary
+Numbers = Interval | Mapping[str, Interval]
 FORMULAS: dict[str, Callable[..., float]] = {  # what is made of the paper's numbers
     "ratio": lambda one, other: one / other,
     "ratio of ratios": lambda a, b, c, d: (a / b) / (c / d),
@@ -51,28 +51,21 @@ FORMULAS: dict[str, Callable[..., float]] = {  # what is made of the paper's num
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim of the paper, and how it is judged; see `claims.yaml`.
-
-    Args:    holds: the range of its numbers in which the claim is true.
-             removed: lowest and highest share of all parameters gone for which the claim is made.
-             draws: how many a verdict needs.    scale: "log" for ratios, else "linear".
-             added: draws before and after more were measured, once a first verdict was known.
-             formula: one of `FORMULAS`; empty if the paper printed no numbers.
-             numbers: the paper's, each a (table, row, metric).
-    """
+    """One claim of the paper, and how it is judged; see `claims.yaml`."""
 
     id: str
     sentence: str
     source: str
     notebook: str
     measured: str
-    holds: tuple[float, float]
-    removed: tuple[float, float] = (0, 1)
-    draws: int = 1
-    added: tuple[int, ...] = ()
-    scale: str = "linear"
-    formula: str = ""
-    numbers: tuple[tuple[str, str, str], ...] = ()
+    holds: tuple[float, float]  # the range of its numbers in which the claim is true
+    removed: tuple[float, float] = (0, 1)  # share of all parameters gone for which it is made
+    draws: int = 1  # how many a verdict needs
+    added: tuple[int, ...] = ()  # draws before and after more were measured, a first verdict being known
+    late: str = ""  # what else of it was chosen with numbers of `decide` known
+    scale: str = "linear"  # "log" for ratios
+    formula: str = ""  # one of FORMULAS; empty if the paper printed no numbers
+    numbers: tuple[tuple[str, str, str], ...] = ()  # the paper's, each a (table, row, metric)
 
     @property
     def paper(self) -> float | None:
@@ -155,16 +148,12 @@ def _student(number: Interval) -> tuple[float, int]:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a claim.
-
-    Args:    parts: our numbers by name; empty if it was not measured.
-             note: what was compared, or what is missing.    records: keys of the records that speak.
-    """
+    """What became of a claim."""
 
     claim: Claim
-    parts: Mapping[str, Interval]
-    note: str
-    records: tuple[str, ...] = ()
+    parts: Mapping[str, Interval]  # our numbers by name; empty if it was not measured
+    note: str  # what was compared, or what is missing
+    records: tuple[str, ...] = ()  # keys of the records that speak
 
     @property
     def p(self) -> tuple[float, float]:
@@ -216,15 +205,11 @@ class Verdict:
     def __str__(self) -> str:
         ours = f" {self.deciding[1].show(3)}" if self.parts else ""
         name = f"{self.deciding[0]}: " if len(self.parts) > 1 else ""
-        return f"{self.claim.id}: {self.judged()}{ours} ({name}{self.note})"
+        return f"{self.claim.id}: {self.judged()}, by itself{ours} ({name}{self.note})"
 
 
 def write_answer(
-    folder: Path,
-    claim_id: str,
-    numbers: Interval | Mapping[str, Interval],
-    note: str = "",
-    records: Iterable[Record] = (),
+    folder: Path, claim_id: str, numbers: Numbers, note: str = "", records: Iterable[Record] = ()
 ) -> Verdict:
     """Hand over the numbers of a claim, as `<folder>/claims/<id>.json`; an older answer is replaced.
 
@@ -242,7 +227,7 @@ def write_answer(
         cut, parts, records = f"{others[0]:.1%} of the parameters were cut", {}, {}
         note = f"{cut}, but the claim is made for {low:.0%} to {high:.0%}"
     verdict = Verdict(claim, parts, note, tuple(sorted(records)))
-    content = {"claim": claim_id, "verdict": verdict.judged(), "note": note, "records": verdict.records}
+    content = {"claim": claim_id, "note": note, "records": verdict.records}
     numbers = {name: asdict(part) for name, part in parts.items()}
     write_kept(answer_path(folder, claim_id), content | {"numbers": numbers})
     return verdict
@@ -291,6 +276,6 @@ def _row(verdict: Verdict, level: float) -> dict[str, object]:
     row |= {"ours": ours.mean, "low": ours.low, "high": ours.high, "difference": ours.mean - paper}
     row |= {"verdict": verdict.judged(level), "p": min(verdict.p), "needs": verdict.needs(level)}
     has_more = claim.added and ours.draws >= claim.added[1]
-    added = "draws added after a first look, {} to {}".format(*claim.added) if has_more else ""
+    added = "draws added after a first look, {} to {}".format(*claim.added) if has_more else claim.late
     row |= {"added": added, "note": verdict.note, "source": claim.source, "notebook": claim.notebook}
     return row | {"records": " ".join(verdict.records)}

@@ -25,19 +25,17 @@ CONNECT_S = 20  # seconds that a scheduler has to answer
 
 
 def connect(address: str) -> Any:
-    """Connect to a scheduler.
+    """Connect to a scheduler: a Dask client.
 
-    Returns: a Dask client.
     Raises:  ValueError: Dask is not installed, or nothing answers at the address.
     """
     _, distributed = _dask()
     try:
         return distributed.Client(address, timeout=CONNECT_S, set_as_default=False)
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"no Dask scheduler answers at {address!r}, wanted an address as tcp://host:8786; start one by "
-            f"`dask scheduler`, or leave {SCHEDULER} and --scheduler empty to run without a cluster"
-        ) from error
+        said = f"no Dask scheduler answers at {address!r}, wanted an address as tcp://host:8786"
+        advice = f"or leave {SCHEDULER} and --scheduler empty to run without a cluster"
+        raise ValueError(f"{said}; start one by `dask scheduler`, {advice}") from error
 
 
 def results_of(client: Any, function: Callable[..., Any], calls: Sequence[tuple]) -> Iterator[Any]:
@@ -56,8 +54,7 @@ def results_of(client: Any, function: Callable[..., Any], calls: Sequence[tuple]
         try:
             for future in futures:
                 future.add_done_callback(lambda _: bar.update())
-            for future in futures:
-                yield future.result()
+            yield from (future.result() for future in futures)
         finally:
             for future in futures:
                 future.cancel()
@@ -73,9 +70,8 @@ def serving(workers: int = 0, address: str = "") -> Iterator[str]:
     Raises:  ValueError: both are given, nothing answers, Dask is not installed, or a GPU would be shared.
     """
     if workers and address:
-        raise ValueError(
-            f"--workers {workers} starts a cluster here, --scheduler {address} names one: give one of them"
-        )
+        said = f"--workers {workers} starts a cluster here, --scheduler {address} names one"
+        raise ValueError(f"{said}: give one of them")
     if address:
         connect(address).close()
     if not workers:
@@ -121,7 +117,6 @@ def _dask() -> tuple[ModuleType, ModuleType]:
         import dask  # optional: the extra `cluster`
         import distributed
     except ImportError as error:
-        raise ValueError(
-            "a cluster needs Dask, which is not installed: run `pip install dask distributed`"
-        ) from error
+        said = "a cluster needs Dask, which is not installed: run `pip install dask distributed`"
+        raise ValueError(said) from error
     return dask, distributed

@@ -2,8 +2,7 @@
 
 A way of pruning is a name with its group of records: one for each draw of the calibration, before and after
 recovery, texts and tasks alike. Two models that answered the same questions, or read the same windows of
-text, are compared question by question and window by window (`statistics`): what both find hard cancels.
-Nothing is measured or drawn here.
+text, are compared item by item (`statistics`): what both find hard cancels. Nothing is measured here.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from pruner_lib.study.statistics import Interval, corrected, mean_interval, pair
 
 Group = Sequence[Record]
 Named = Mapping[Any, Group]
+Pair = tuple[Group, Group]
 SHARES = ("accuracy", "p_right")  # kinds that count above chance, and of which more is better
 
 
@@ -53,14 +53,13 @@ def metric_names(group: Group, kind: str) -> list[MetricName]:
 
 def group_of(records: Group, metric: MetricName, stage: str = "") -> Group:
     """Pick the draws that hold a metric, in order; those of one stage (or dense), if one is named."""
-    held = {
-        record.key: record
-        for record in records
-        if (metric_names([record], metric.kind) if metric.dataset == "mean" else metric in record.metrics)
-        and (not stage or record.experiment.stage in (stage, "dense"))
-    }
-    group = tuple(sorted(held.values(), key=draw_of))
-    return group if metric.dataset != "mean" or metric_names(group, metric.kind) else ()
+    of_stage = [one for one in records if not stage or one.experiment.stage in (stage, "dense")]
+    is_mean = metric.dataset == "mean"  # of any tasks
+    held = [
+        one for one in of_stage if (metric_names([one], metric.kind) if is_mean else metric in one.metrics)
+    ]
+    group = tuple(sorted({one.key: one for one in held}.values(), key=draw_of))
+    return group if not is_mean or metric_names(group, metric.kind) else ()
 
 
 def values_of(group: Group, metric: MetricName) -> np.ndarray | dict[MetricName, np.ndarray]:
@@ -130,15 +129,10 @@ def parts(
     return found
 
 
-def named_parts(
-    pairs: Mapping[str, tuple[Group, Group]], kind: str = "perplexity", **how: Any
-) -> dict[str, Interval]:
+def named_parts(pairs: Mapping[str, Pair], kind: str = "perplexity", **how: Any) -> dict[str, Interval]:
     """Compare several pairs as one claim wants them, see `parts`: "name of the pair, text" -> the number."""
-    return {
-        f"{name}, {what}": number
-        for name, pair in pairs.items()
-        for what, number in parts(*pair, kind, **how).items()
-    }
+    each = {name: parts(*pair, kind, **how) for name, pair in pairs.items()}
+    return {f"{name}, {text}": number for name in each for text, number in each[name].items()}
 
 
 def difference(a: Group, b: Group, metric: MetricName, *, level: float = 0.95) -> Interval:
@@ -155,7 +149,7 @@ def _paired_values(a: Group, b: Group, metric: MetricName, allow: Sequence[str] 
     return [values_of(side, metric) for side in sides]
 
 
-def paired_draws(a: Group, b: Group) -> tuple[Group, Group]:
+def paired_draws(a: Group, b: Group) -> Pair:
     """Bring two groups into the same order of draws: by their seeds, else one after the other.
 
     One record stands beside every draw of the other group if it knows no draws (dense, L2), or if all were
@@ -192,10 +186,9 @@ def kept_frame(named: Named, paper: pd.DataFrame | None = None) -> pd.DataFrame:
     ours = perplexity / dense perplexity, bits a byte / dense bits a byte, and of accuracies and probabilities
     (a - chance) / (dense - chance), see `kept`; all paired and over draws, of answers the mean of the tasks
 
-    Both sides are relative to their dense model, because models and texts differ.
-
     Args:    named: the whole model's records among them, under "dense".
-             paper: what is published: columns name, stage, metric, value, with rows of the name "dense".
+             paper: what is published of other models, relative to its own rows of the name "dense": columns
+             name, stage, metric, value.
     Returns: a row for each name, stage and number: columns name, stage, metric (one of `records.KINDS`),
              dataset ("mean": of all tasks), value (as measured), ours, low, high (95 % interval of ours),
              paper (NaN if there is none), difference (ours - paper), draws, n (windows or questions).
@@ -259,8 +252,7 @@ def to_markdown(compared: pd.DataFrame) -> str:
         middle, low, high = (f"{x * scale:+.{digits}f}" for x in (row.difference, row.low, row.high))
         what, shown = words.format(row.dataset), f"{middle} [{low}, {high}] {unit}"
         best, rest = (row.a, row.b) if row.better == "a" else (row.b, row.a)
-        said = f"**{best} is better than {rest}** by {what} ({row.a} - {row.b}: {shown})."
-        lines.append(
-            f"- {said}" if row.better else f"- {row.a} and {row.b} do not differ clearly by {what} ({shown})."
-        )
+        clear = f"**{best} is better than {rest}** by {what} ({row.a} - {row.b}: {shown})."
+        unclear = f"{row.a} and {row.b} do not differ clearly by {what} ({shown})."
+        lines.append(f"- {clear if row.better else unclear}")
     return "\n".join(lines) or "- There is nothing to compare."

@@ -63,8 +63,7 @@ def execute(
              progress: show a bar on this terminal.
     Raises:  SystemExit: SIGINT or SIGTERM stopped the kernel, and so stops the study.
     """
-    kernels: list[subprocess.Popen] = []
-    guards: list[subprocess.Popen] = []
+    kernels, guards = [], []
     messages = executed.with_suffix(".txt")  # of the kernel
 
     class Manager(AsyncKernelManager):
@@ -79,7 +78,7 @@ def execute(
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # this Python's kernel, whatever the user has installed
     how = {"kernel_name": "python3", "kernel_manager_class": Manager, "progress_bar": progress}
     try:
-        for left in reversed(range(STARTS)):
+        for _ in range(STARTS):
             try:
                 papermill.execute_notebook(path, executed, dict(parameters), **how)
                 return ""
@@ -90,8 +89,7 @@ def execute(
                 died = _say_how_it_died(kernels[-1], messages)
                 if not at_start:
                     return died
-                if not left:
-                    return f"{died}; before it answered, {STARTS} times in a row"
+        return f"{died}; before it answered, {STARTS} times in a row"
     except PapermillExecutionError as error:
         if error.ename == "KeyboardInterrupt":
             sys.exit(STOPPED[0])

@@ -15,14 +15,12 @@ from pruner_lib.data.windows import corpus_hash, has_bos
 from pruner_lib.evaluation.int8 import is_quantised
 from pruner_lib.evaluation.perplexity import perplexity_result
 from pruner_lib.evaluation.zero_shot import zero_shot
-from pruner_lib.study.records import Metric, MetricName
+from pruner_lib.study.records import Metric, MetricName, Metrics
 from pruner_lib.study.results import tokenizer_hash
 from pruner_lib.study.settings import Evaluation
 
 
-def measure_text(
-    text: str, ids: Tensor, how: Evaluation, model: Any, tokenizer: Any
-) -> dict[MetricName, Metric]:
+def measure_text(text: str, ids: Tensor, how: Evaluation, model: Any, tokenizer: Any) -> Metrics:
     """Measure the perplexity on a text, with the protocol that makes it comparable.
 
     Args:    ids: the windows of the text, `(windows, length)` int64.
@@ -39,17 +37,16 @@ def measure_text(
     return {MetricName("perplexity", text, how.length): metric}
 
 
-def measure_task(task: str, how: Evaluation, model: Any, tokenizer: Any) -> dict[MetricName, Metric]:
+def measure_task(task: str, how: Evaluation, model: Any, tokenizer: Any) -> Metrics:
     """Measure answers: accuracy and probabilities or, of the right ones alone, bits a byte."""
     with contextlib.redirect_stderr(io.StringIO()):  # lm-eval draws bars that can't be turned off
-        score = zero_shot(
-            model, tokenizer, (task,), how.limit, seed=how.seed, right_answers_only=how.right_answers_only
-        )[task]
+        asked = {"limit": how.limit, "seed": how.seed, "right_answers_only": how.right_answers_only}
+        score = zero_shot(model, tokenizer, (task,), **asked)[task]
     protocol = score.protocol | {"dtype": _dtype(model)}
     if how.right_answers_only:
         return {MetricName("bits_per_byte", task): _mean(score.bits_per_byte, protocol, "bits_per_byte")}
-    correct = tuple(score.correct)
-    metrics = {MetricName("accuracy", task): Metric(score.value, score.stderr, score.n, protocol, correct)}
+    accuracy = Metric(score.value, score.stderr, score.n, protocol, score.correct)
+    metrics = {MetricName("accuracy", task): accuracy}
     if how.seed is not None:
         metrics[MetricName("p_right", task)] = _mean(score.p_right, protocol, "p_right")
     return metrics

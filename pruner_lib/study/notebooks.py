@@ -100,9 +100,7 @@ def _settings_key(profile: str, parameters: Mapping[str, Any]) -> str:
     return settings_key([asdict(load_profile(profile)), dict(parameters) | {"profile": profile}])
 
 
-def _run_together(
-    given: Mapping[Path, dict[str, Any]], profile: str, environment: Mapping[str, str]
-) -> list[dict[str, Any]]:
+def _run_together(given: Mapping[Path, dict], profile: str, environment: Mapping[str, str]) -> list[dict]:
     """Run notebooks side by side, and wait for all of them."""
     environment = dict(environment) | {"PRUNER_LIB_RESULTS": str(results_root())}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [PACKAGE_PARENT, environment.get("PYTHONPATH")]))
@@ -116,10 +114,8 @@ def _run_together(
         return sorted((job.result() for job in as_completed(jobs)), key=lambda run: run["notebook"])
 
 
-def _run(
-    path: Path, profile: str, parameters: dict[str, Any], environment: Mapping[str, str], progress: bool
-) -> dict[str, Any]:
-    """Run a notebook, write how it ended into its manifest, and give that.
+def _run(path: Path, profile: str, parameters: dict, environment: Mapping[str, str], progress: bool) -> dict:
+    """Run a notebook, keep it as it was executed, write how it ended into its manifest, and give that.
 
     Raises:  SystemExit: a signal ended its kernel.    OSError: the disk is full.
     """
@@ -127,10 +123,22 @@ def _run(
     asked = parameters | {"profile": profile}
     said = execute(path, scratch / path.name, asked, environment, progress)
     changed = changed_in(path, parameters)
-    folder, place = results_dir(profile, changed=changed), manifest_path(path.stem, profile, changed)
-    error = _problem(path, scratch, said, folder)
+    place = manifest_path(path.stem, profile, changed)
+    receipt = read_kept(scratch / f"{path.stem}.json")
+    listed = receipt["outputs"] if receipt else []
+    lost = [name for name in listed if not (place.parents[1] / name).is_file()]
+    if not said and receipt is None:
+        said = "it ended without results.finish(...): its kernel died, or its last cell does not call it"
+    elif not said and lost:
+        said = f"its manifest lists {', '.join(lost)}, but there is no such file"
+    error = _without_places(re.sub(r"\x1b\[[0-9;]*m", "", said)[-TAIL:]).strip() or None
+    with contextlib.suppress(FileNotFoundError):  # papermill did not come so far
+        text = (scratch / path.name).read_text(encoding="utf-8")
+        for folder in (scratch, path.resolve().parent):
+            text = text.replace(f"{folder}{os.sep}", "")
+        write_text(place.parent / ("failed" if error else "") / path.name, _without_places(text))
     good = {"outputs": []} | (read_kept(place) or {})  # its files stay after a failure
-    manifest = good | {"finished": now()} if error else read_kept(scratch / f"{path.stem}.json")
+    manifest = good | {"finished": now()} if error else receipt
     manifest |= {"notebook": path.stem, "profile": profile, "status": "failed" if error else "done"}
     manifest |= {"seconds": round(time.perf_counter() - start, 1), "error": error, "changed": changed}
     manifest |= {"asked": _settings_key(profile, parameters), "parameters": asked}
@@ -138,27 +146,6 @@ def _run(
     if error and any(os.strerror(full) in error for full in FULL):
         raise OSError(f"{path.stem} stopped: {error.splitlines()[-1]}")
     return manifest
-
-
-def _problem(path: Path, scratch: Path, said: str, folder: Path) -> str | None:
-    """Keep the executed notebook in the folder of its results, and say what went wrong.
-
-    Args:    said: by `execute`.
-    Returns: that, or what is wrong with the receipt; None where there is one and all files that it lists.
-    """
-    manifest = read_kept(scratch / f"{path.stem}.json")
-    with contextlib.suppress(FileNotFoundError):  # papermill did not come so far
-        text = (scratch / path.name).read_text(encoding="utf-8")
-        for place in (scratch, path.resolve().parent):
-            text = text.replace(f"{place}{os.sep}", "")
-        failed = "failed" if said or manifest is None else ""
-        write_text(folder / "notebooks" / failed / path.name, _without_places(text))
-    if said:
-        return _without_places(re.sub(r"\x1b\[[0-9;]*m", "", said)[-TAIL:]).strip()
-    if manifest is None:
-        return "it ended without results.finish(...): its kernel died, or its last cell does not call it"
-    missing = [name for name in manifest["outputs"] if not (folder / name).is_file()]
-    return f"its manifest lists {', '.join(missing)}, but there is no such file" if missing else None
 
 
 def _without_places(text: str) -> str:

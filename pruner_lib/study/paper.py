@@ -1,8 +1,7 @@
 """What others published: the numbers of the paper's tables, and those of model cards for our default model.
 
-The numbers lie in `results/paper/*.csv`, as printed; the rows of Tables 1, 2, 4 and 5 are also given as
-experiments. `coverage.yaml` says where each table and figure is reproduced. Nothing is measured or compared
-here.
+The numbers lie in `results/paper/*.csv`, as printed; rows of Tables 1, 2, 4 and 5 are also given as
+experiments. `coverage.yaml` says where each table and figure is reproduced. Nothing is measured here.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from pruner_lib.study.results import project_root
 from pruner_lib.study.settings import Experiment
 
 COVERAGE_FILE = Path(__file__).with_name("coverage.yaml")
+PAPER_ALONE = "in the profile `paper` alone"  # how notes on other models than a profile's begin
 TEXTS = ("wikitext2", "ptb")  # stand beside our first text and our second one
 
 
@@ -126,18 +126,14 @@ def published_choices(table: str, rows: Mapping[str, tuple[str, str]]) -> pd.Dat
     Args:    rows: a row as printed -> our name and stage.
     """
     whole, row = DENSE
-    own = published(table)
-    numbers = pd.concat([own[own.row.isin([*rows])], published(whole).query("row == @row")])
+    numbers = pd.concat([published(table).query("row in @rows"), published(whole).query("row == @row")])
     return _in_our_words(numbers, {**rows, row: ("dense", "dense")})
 
 
 def _in_our_words(numbers: pd.DataFrame, rows: Mapping[str, tuple[str, str]]) -> pd.DataFrame:
     """Pick rows, and name them: the row as printed -> our name and stage."""
-    parts = [
-        numbers[numbers.row == printed].assign(name=name, stage=stage)
-        for printed, (name, stage) in rows.items()
-    ]
-    found = pd.concat(parts, ignore_index=True)[["name", "stage", "metric", "value"]]
+    words = pd.DataFrame([(row, *ours) for row, ours in rows.items()], columns=["row", "name", "stage"])
+    found = words.merge(numbers, on="row")[["name", "stage", "metric", "value"]]
     percent = found.metric.str.startswith("accuracy/")
     return found.assign(value=found.value.where(~percent, found.value / 100))
 
@@ -167,7 +163,7 @@ def relative_to_dense(paper: pd.DataFrame | None) -> dict[tuple[str, str, str], 
     if paper is None:
         return {}
     dense, shares = paper[paper.name == "dense"].set_index("metric").value, {}
-    for row in paper[paper.metric.isin(dense.index)].itertuples(index=False):
+    for row in paper[paper.metric.isin(dense.index)].itertuples():
         chance = CHANCE if row.metric == str(MEAN) else 0.0
         shares[row.name, row.stage, row.metric] = (row.value - chance) / (dense[row.metric] - chance)
     return shares
@@ -179,8 +175,10 @@ def coverage_frame(folder: Path) -> pd.DataFrame:
     Args:    folder: the results of a profile.
     Returns: a row each: columns name (as "Table 3"), shows, notebook (its name without ending; empty: none),
              file (the first of its files, below `folder`), note (what differs from the paper, or why it can't
-             be reproduced), there (whether the file exists).
+             be reproduced), there (whether the file exists and holds it).
     """
     rows = yaml.safe_load(COVERAGE_FILE.read_text(encoding="utf-8"))
     frame = pd.DataFrame(rows, columns=["name", "shows", "notebook", "file", "note"]).fillna("")
-    return frame.assign(there=[bool(name) and (folder / name).is_file() for name in frame.file])
+    is_file = frame.file.map(lambda name: bool(name) and (folder / name).is_file())
+    elsewhere = frame.note.str.startswith(PAPER_ALONE) & (folder.name != "paper")
+    return frame.assign(there=is_file & ~elsewhere)

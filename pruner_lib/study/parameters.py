@@ -48,8 +48,7 @@ def changed_parameters(cells: Sequence[str] | None = None) -> dict[str, Any]:
     if unknown := sorted(given.keys() - own.keys()):
         raise ValueError(f"this notebook has no parameter {', '.join(unknown)}; it has {', '.join(own)}")
     known = yaml.safe_load(DEFAULTS_FILE.read_text(encoding="utf-8"))
-    alike = [one for one in known.values() if {PROFILE, *one} == own.keys()]
-    defaults = alike[0] if alike else own
+    defaults = next((one for one in known.values() if {PROFILE, *one} == own.keys()), own)
     asked = own | given
     return {name: asked[name] for name in asked if name != PROFILE and asked[name] != defaults[name]}
 
@@ -72,9 +71,8 @@ def folder_of(changed: Mapping[str, Any]) -> Path:
 def assigned(cell: str) -> dict[str, Any]:
     """Read what a cell assigns to names, as `name = value` or `name: type = value`."""
     with contextlib.suppress(SyntaxError):  # of the notebook's own commands
-        found = [
-            one for one in ast.parse(cell).body if isinstance(one, (ast.Assign, ast.AnnAssign)) and one.value
-        ]
+        body = ast.parse(cell).body
+        found = [one for one in body if isinstance(one, (ast.Assign, ast.AnnAssign)) and one.value]
         pairs = [(one.targets[0] if isinstance(one, ast.Assign) else one.target, one.value) for one in found]
         return {target.id: _value(value) for target, value in pairs if isinstance(target, ast.Name)}
     return {}

@@ -92,7 +92,6 @@ class MethodStudy:
     random_draws: Count | None = None  # of the random choice (notebook 03); None: as many as of the others
     recovery_draws: Count = 1  # draws whose models are recovered
     judged_draws: Count | None = None  # the same of element2, of which claims are made; None: recovery_draws
-    all_questions: bool = False  # does the dense model answer all of them, beside what is published?
     models: Names = ()  # further models, ...
     shares: Shares = ()  # ... the share that each loses, ...
     tables: Names = ()  # ... and the paper's table of each

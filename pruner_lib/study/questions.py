@@ -96,7 +96,6 @@ def clearest_difference(groups: Mapping[str, Group], metric: MetricName) -> str:
     All pairs are compared on the same windows, at a level that is corrected for their number (Bonferroni); of
     the ratios, that with the highest lower end is given.
 
-    Args:    groups: name -> its draws.
     Returns: a Markdown sentence; inside the noise it says that no two differ clearly.
     """
     pairs = list(permutations(groups, 2))

@@ -15,20 +15,16 @@ from pruner_lib.files import plain, read_json, set_aside, write_json
 from pruner_lib.study.settings import DATA_FREE, FORMAT, Experiment, from_plain, settings_key
 
 KEPT = "kept"  # holds data that are no dictionary
+# of a text; of a task, the last two of the right answer: its probability among the choices, and its bits
 KINDS = ("perplexity", "accuracy", "p_right", "bits_per_byte")
 
 
 class MetricName(NamedTuple):
-    """What was measured on which data; `str(name)` is how it is written in files.
+    """What was measured on which data; `str(name)` is how it is written in files."""
 
-    Args:    kind: "perplexity" of a text; of a task "accuracy", "p_right" (probability of the right answer
-             among the choices) or "bits_per_byte" (of the right answer).
-             dataset: a text or a task; "mean": of all tasks.    length: tokens a window, for perplexity.
-    """
-
-    kind: str
-    dataset: str
-    length: int | None = None
+    kind: str  # one of KINDS
+    dataset: str  # a text or a task; "mean": of all tasks
+    length: int | None = None  # tokens a window, for perplexity
 
     def __str__(self) -> str:
         return f"{self.kind}/{self.dataset}" + ("" if self.length is None else f"@{self.length}")
@@ -51,44 +47,33 @@ MEAN = MetricName("accuracy", "mean")  # every task counts alike, as in the pape
 
 @dataclass(frozen=True)
 class Metric:
-    """One measured number.
+    """One measured number."""
 
-    Args:    value: perplexity, accuracy or probability in [0, 1], or bits.    stderr: its standard error.
-             n: windows or questions.    protocol: what must agree before two values may be compared.
-             values: a window's mean negative log-likelihood; a question's 0 or 1, probability or bits. For
-             paired comparisons.
-    """
+    value: float  # perplexity, accuracy or probability in [0, 1], or bits
+    stderr: float | None = None  # its standard error
+    n: int | None = None  # windows or questions
+    protocol: dict[str, Any] = field(default_factory=dict)  # must agree before two values may be compared
+    values: tuple[float, ...] = ()  # a window's mean NLL; a question's 0 or 1, probability or bits
 
-    value: float
-    stderr: float | None = None
-    n: int | None = None
-    protocol: dict[str, Any] = field(default_factory=dict)
-    values: tuple[float, ...] = ()
+
+Metrics = dict[Annotated[MetricName, PlainValidator(MetricName.parse)], Metric]
 
 
 @dataclass(frozen=True)
 class Record:
-    """What one experiment gave.
-
-    Args:    experiment: its settings.
-             plan: parameters, sparsity and, for each axis, [groups kept, groups there].
-             metrics: name -> what was measured.
-             history: of the recovery, step by step.    seconds: of each stage that ran.
-             peak_memory_mb: highest resident memory, in MiB.    machine: where it ran.
-             reused: read from disk and not measured just now.
-    """
+    """What one experiment gave."""
 
     experiment: Experiment
-    plan: dict[str, Any]
-    metrics: dict[Annotated[MetricName, PlainValidator(MetricName.parse)], Metric]
-    history: tuple[dict[str, Any], ...] = ()
-    seconds: dict[str, float] = field(default_factory=dict)
-    peak_memory_mb: float | None = None
-    machine: dict[str, Any] = field(default_factory=dict)
+    plan: dict[str, Any]  # parameters, sparsity and, for each axis, [groups kept, groups there]
+    metrics: Metrics
+    history: tuple[dict[str, Any], ...] = ()  # of the recovery, step by step
+    seconds: dict[str, float] = field(default_factory=dict)  # of each stage that ran
+    peak_memory_mb: float | None = None  # highest resident memory, MiB
+    machine: dict[str, Any] = field(default_factory=dict)  # where it ran
     versions: dict[str, str] = field(default_factory=dict)
     git_revision: str | None = None
     created: str = ""
-    reused: bool = False
+    reused: bool = False  # read from disk and not measured just now
 
     @property
     def key(self) -> str:
@@ -132,8 +117,7 @@ def write_record(record: Record, directory: Path) -> Path:
 def read_record(path: Path) -> Record:
     """Read a record from disk.
 
-    Raises:  ValueError: the file is damaged, was edited or is of another format; the message names it and
-             says what to do.
+    Raises:  ValueError: it is damaged, edited or of another format; the message says what to do.
     """
     data = read_json(path)
     try:
@@ -195,11 +179,7 @@ def records_frame(records: Iterable[Record], *, allow: Sequence[str] = ()) -> pd
     """
     records = list({record.key: record for record in records}.values())
     refuse_mixed_protocols(records, allow=allow)
-    return pd.DataFrame(
-        _row(record, name, metric) | {item: metric.protocol.get(item) for item in allow}
-        for record in records
-        for name, metric in record.metrics.items()
-    )
+    return pd.DataFrame(_row(record, name, allow) for record in records for name in record.metrics)
 
 
 def refuse_mixed_protocols(records: Iterable[Record], *, allow: Sequence[str] = ()) -> None:
@@ -214,15 +194,13 @@ def refuse_mixed_protocols(records: Iterable[Record], *, allow: Sequence[str] = 
             for item in sorted((wanted.keys() | metric.protocol.keys()) - set(allow)):
                 ours, theirs = metric.protocol.get(item), wanted.get(item)
                 if ours != theirs:
-                    raise ValueError(
-                        f"{name} can't be compared: {item} is {ours!r} in record {record.key}, "
-                        f"but {theirs!r} in record {first_key}; "
-                        f"measure both alike, or pass allow=({item!r},) and show that column"
-                    )
+                    said = f"{item} is {ours!r} in record {record.key}, but {theirs!r} in record {first_key}"
+                    advice = f"measure both alike, or pass allow=({item!r},) and show that column"
+                    raise ValueError(f"{name} can't be compared: {said}; {advice}")
 
 
-def _row(record: Record, name: MetricName, metric: Metric) -> dict[str, Any]:
-    made = record.experiment
+def _row(record: Record, name: MetricName, allow: Sequence[str]) -> dict[str, Any]:
+    made, metric = record.experiment, record.metrics[name]
     settings = made.settings()
     row = {"key": record.key, "method": made.method, "stage": made.stage}
     for part in ("calibration", "recovery"):
@@ -232,9 +210,10 @@ def _row(record: Record, name: MetricName, metric: Metric) -> dict[str, Any]:
     del settings["evaluation"]
     size = {column: record.plan.get(column) for column in ("parameters", "sparsity")}
     row |= size | {"metric": name.kind, "dataset": name.dataset, "length": name.length}
-    return settings | row | {"value": metric.value, "stderr": metric.stderr, "n": metric.n}
+    row |= {"value": metric.value, "stderr": metric.stderr, "n": metric.n}
+    return settings | row | {item: metric.protocol.get(item) for item in allow}
 
 
-def metrics_from(values: dict[str, Any]) -> dict[MetricName, Metric]:
+def metrics_from(values: dict[str, Any]) -> Metrics:
     """Rebuild metrics from their JSON form."""
-    return {MetricName.parse(name): from_plain(Metric, metric) for name, metric in values.items()}
+    return from_plain(Metrics, values)

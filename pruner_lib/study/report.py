@@ -31,9 +31,8 @@ from pruner_lib.study.results import project_root, results_dir
 
 SUMMARY = "12_summary"  # reads what all others wrote
 REMOTE = ("html_head_js", "html_head_js_mathjax", "html_head_js_mermaidjs", "jupyter_widgets")
-TEMPLATE = "{% extends 'lab/index.html.j2' %}" + "".join(
-    f"{{% block {name} %}}{{% endblock %}}" for name in REMOTE
-)
+EMPTY = "{{% block {} %}}{{% endblock %}}".format
+TEMPLATE = "{% extends 'lab/index.html.j2' %}" + "".join(map(EMPTY, REMOTE))
 STYLE = re.compile("<style[^>]*>(.*?)</style>\\s*", re.DOTALL)
 TAGS = ["a", "b", "br", "code", "div", "em", "h1", "h2", "h3", "i", "li", "ol", "p", "pre", "span", "strong"]
 TAGS += ["details", "summary", "ul", "style", "table", "thead", "tbody", "tr", "th", "td"]
@@ -107,11 +106,9 @@ def notebook_page(notebook: nbformat.NotebookNode, title: str, style: str) -> tu
     Args:    style: the path of the style sheet, from the page.
     Returns: the page, and the style sheet, which is the same for all notebooks.
     """
-    resources = {"metadata": {"name": title}}
     safe = {"sanitize_html": True, "filters": {"clean_html": SAFE.sanitize_html_tags}}
-    page, _ = HTMLExporter(raw_template=TEMPLATE, **safe).from_notebook_node(
-        without_bars(notebook), resources
-    )
+    exporter = HTMLExporter(raw_template=TEMPLATE, **safe)
+    page, _ = exporter.from_notebook_node(without_bars(notebook), {"metadata": {"name": title}})
     head, end, body = page.partition("</head>")
     link, home = f'<link rel="stylesheet" href="{style}">\n', style.removesuffix("style.css")
     body = PAGE.sub(rf'href="{home}notebooks/\1.html"', LINK.sub(f'href="{home}../../', body))
@@ -145,8 +142,7 @@ def slides_page(notebook: nbformat.NotebookNode) -> str:
     if not notebook.cells:
         raise ValueError("no cell has the tag `slide`; notebooks/README.md lists the notebooks that do")
     for cell in notebook.cells:
-        heading = re.search("^##? ", cell.source, re.MULTILINE)
-        prose = "slide" if heading else "subslide"
+        prose = "slide" if re.search("^##? ", cell.source, re.MULTILINE) else "subslide"
         cell.metadata["slideshow"] = {"slide_type": prose if cell.cell_type == "markdown" else "-"}
     exporter = SlidesExporter(reveal_scroll=True, sanitize_html=True)
     return exporter.from_notebook_node(without_bars(notebook))[0]

@@ -39,10 +39,8 @@ def find_record(name: str) -> Path:
         return Path(name).resolve()
     found = sorted(results_root().glob(f"*/records/{Path(name).stem}.json"))
     if len(found) != 1:
-        raise ValueError(
-            f"{name!r} names {len(found)} records below {results_root()}, wanted one; give its path, as "
-            "results/quick/records/0123456789ab.json"
-        )
+        said = f"{name!r} names {len(found)} records below {results_root()}, wanted one"
+        raise ValueError(f"{said}; give its path, as results/quick/records/0123456789ab.json")
     return found[0]
 
 
@@ -54,11 +52,10 @@ def made_again(path: Path) -> tuple[Record, Record]:
     Raises:  ValueError: no record, no such profile, or models or data of the user's own have changed.
     """
     old = read_record(path)
-    if (there := inputs_hash(old.experiment)) != old.machine.get("inputs_hash"):
-        raise ValueError(
-            f"{path.name} was made from other files of your own ({old.machine.get('inputs_hash')}, now "
-            f"{there}); put back the models and data that it read"
-        )
+    there, before = inputs_hash(old.experiment), old.machine.get("inputs_hash")
+    if there != before:
+        said = f"{path.name} was made from other files of your own ({before}, now {there})"
+        raise ValueError(f"{said}; put back the models and data that it read")
     with tempfile.TemporaryDirectory() as folder:
         return old, Study(path.parents[1].name, folder).run(old.experiment)
 
@@ -66,8 +63,7 @@ def made_again(path: Path) -> tuple[Record, Record]:
 def compared(old: Record, new: Record) -> pd.DataFrame:
     """Compare all that two records say of the same experiment.
 
-    Returns: a row a value: columns item, old, new, difference (of numbers, relative to the old one; infinite
-             for all else that differs).
+    Returns: a row a value: columns item, old, new, difference (relative to the old number, else infinite).
     """
     one, other = (dict(_leaves(asdict(replace(record, reused=False)))) for record in (old, new))
     rows = [(item, one.get(item), other.get(item)) for item in one | other]

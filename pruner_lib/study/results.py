@@ -11,7 +11,6 @@ results/<profile>/changed/    tables, figures, claims and notebooks of other par
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import shlex
@@ -30,7 +29,7 @@ from huggingface_hub.errors import HFValidationError
 from matplotlib.figure import Figure
 
 from pruner_lib import __version__
-from pruner_lib.files import write_atomic, write_csv
+from pruner_lib.files import text_hash, write_atomic, write_csv
 from pruner_lib.study.parameters import changed_parameters, folder_of
 from pruner_lib.study.profiles import load_profile
 from pruner_lib.study.records import write_kept
@@ -53,9 +52,7 @@ def results_root() -> Path:
     return (project_root() or Path.cwd()) / "results"
 
 
-def results_dir(
-    profile: str, root: Path | str | None = None, changed: Mapping[str, Any] | None = None
-) -> Path:
+def results_dir(profile: str, root: Path | str | None = None, changed: Mapping | None = None) -> Path:
     """Name the folder of a profile's results, or of a notebook's with changed parameters."""
     folder = (Path(root).resolve() if root else results_root()) / load_profile(profile).name
     return folder / folder_of(changed or {})
@@ -111,13 +108,11 @@ class Results:
         if missing := [str(path) for path in self.outputs if not path.is_file() or not path.stat().st_size]:
             names = ", ".join(missing)
             raise ValueError(f"{notebook} says that it wrote {names}, but a file is missing or empty")
-        place = self.place.resolve()
-        written = sorted({path.resolve().relative_to(place).as_posix() for path in self.outputs})
+        written = sorted({path.relative_to(self.place).as_posix() for path in self.outputs})
         manifest = {"notebook": notebook, "profile": self.profile.name, "status": "done", "finished": now()}
         manifest |= {"git_revision": git_revision(), "versions": versions(), "outputs": written}
         manifest["measured_by"] = sorted(revision or "no git" for revision in self.measured_by)
-        folder = os.environ.get(RECEIPTS) or self.place / "notebooks"
-        write_kept(Path(folder) / f"{notebook}.json", manifest)
+        write_kept(Path(os.environ.get(RECEIPTS) or self.place / "notebooks", f"{notebook}.json"), manifest)
         below = self.place.relative_to(self.folder.parent).as_posix()
         by = f"; records measured at {', '.join(manifest['measured_by'])}" if self.measured_by else ""
         again = ["python", "tasks.py", "study", "--profile", self.profile.name, "--only", notebook]
@@ -130,10 +125,8 @@ def save_image(figure: Figure, stem: str, place: Path) -> list[Path]:
     """Save a figure as `<place>/<stem>.svg` and `.png`; the same figure gives the same bytes."""
     kinds = {"svg": {"metadata": {"Date": None}}, "png": {"metadata": {"Software": None}, "dpi": PNG_DPI}}
     with mpl.rc_context({"svg.hashsalt": stem, "svg.fonttype": "none"}):
-        return [
-            write_atomic(place / f"{stem}.{kind}", partial(figure.savefig, format=kind, **how))
-            for kind, how in kinds.items()
-        ]
+        saves = {kind: partial(figure.savefig, format=kind, **how) for kind, how in kinds.items()}
+        return [write_atomic(place / f"{stem}.{kind}", save) for kind, save in saves.items()]
 
 
 def manifest_path(notebook: str, profile: str, changed: Mapping[str, Any] | None = None) -> Path:
@@ -149,8 +142,7 @@ def versions() -> dict[str, str]:
 
 def tokenizer_hash(tokenizer: Any) -> str:
     """Name a tokenizer by a hash of its vocabulary; two with the same ids for all tokens have the same."""
-    text = repr(sorted(tokenizer.get_vocab().items()))
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return text_hash(repr(sorted(tokenizer.get_vocab().items())))
 
 
 def model_revision(name: str) -> str | None:
@@ -169,16 +161,12 @@ def git_revision() -> str | None:
     root = project_root()
     if root is None or not (root / ".git").exists():
         return None
+    say = partial(subprocess.check_output, cwd=root, stderr=subprocess.DEVNULL, text=True, timeout=20)
     try:
-        commit = _git(root, "rev-parse", "--short=10", "HEAD")
-        return commit + "-dirty" * bool(_git(root, "status", "--porcelain", "--", "pruner_lib"))
+        commit = say(["git", "rev-parse", "--short=10", "HEAD"]).strip()
+        return commit + "-dirty" * bool(say(["git", "status", "--porcelain", "--", "pruner_lib"]))
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _git(root: Path, *words: str) -> str:
-    command = ["git", "-C", str(root), *words]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
 
 
 def now() -> str:

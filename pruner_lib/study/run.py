@@ -24,13 +24,12 @@ from pruner_lib.evaluation import meters
 from pruner_lib.method.checks import require
 from pruner_lib.study import cluster
 from pruner_lib.study.cache import check_inputs, inputs_hash, recovery_key
-from pruner_lib.study.claims import Verdict, answer_path, write_answer
+from pruner_lib.study.claims import Numbers, Verdict, answer_path, write_answer
 from pruner_lib.study.compare import Group, describe, parts
 from pruner_lib.study.records import Record, read_kept, read_record, record_path, write_kept, write_record
 from pruner_lib.study.results import git_revision, model_revision, now, results_root, versions
 from pruner_lib.study.settings import DATA_FREE, OWN_PASS, Experiment, settings_key
 from pruner_lib.study.stages import Stages, one_at_a_time
-from pruner_lib.study.statistics import Interval
 
 Jobs = list[tuple[Experiment, tuple[str, ...]]]  # experiments, each with the criteria to score beside its own
 
@@ -54,12 +53,8 @@ class Study(Stages):
         require(Experiment, experiment=experiment)
         check_inputs(experiment)
         if (record := self._existing(experiment)) is None:
-            with self._alone(experiment, wait=wait):
-                record = self._existing(experiment)  # another process may have made it while we waited
-                if record is None:
-                    record = self._measure(experiment.canonical(), criteria)
-                    write_record(record, self.folder)
-                    self.unfinished(record.experiment).unlink(missing_ok=True)
+            with self._alone(experiment, wait=wait):  # meanwhile another process may have made it
+                record = self._existing(experiment) or self._measure(experiment.canonical(), criteria)
         self.measured_by.add(record.git_revision)
         return record
 
@@ -115,10 +110,9 @@ class Study(Stages):
         made = cluster.results_of(self.client, run_experiment, calls)
         for (one, _), record in zip(jobs, made, strict=True):
             if record.machine["inputs_hash"] != inputs_hash(one):
-                raise ValueError(
-                    f"a worker made {record} from other files of your own than lie here; give all machines "
-                    "the same models and data (PRUNER_LIB_DATA), then run again"
-                )
+                said = f"a worker made {record} from other files of your own than lie here"
+                advice = "give all machines the same models and data (PRUNER_LIB_DATA), then run again"
+                raise ValueError(f"{said}; {advice}")
             if self._existing(one) is None:  # from a worker that does not share our disk
                 write_record(record, self.folder)
             yield record
@@ -134,9 +128,7 @@ class Study(Stages):
         What is not cached is made anew; of a recovered model that is its training.
         """
         with self._alone(experiment):
-            one = experiment.canonical()
-            whole = one.stage == "dense" and not one.int8
-            made = self.own(one.model) if whole else self.subject(one)
+            made = self.subject(experiment.canonical(), own=True)
         return made.model, made.tokenizer
 
     def cached(self, key: list, make: Callable[[], Any], folder: str = "measured") -> Any:
@@ -153,15 +145,13 @@ class Study(Stages):
                     kept = read_kept(write_kept(path, make()))
         return kept
 
-    def answer(self, claim_id: str, numbers: Interval | Mapping[str, Interval], **how: Any) -> Verdict:
+    def answer(self, claim: str, numbers: Numbers, **how: Any) -> Verdict:
         """Hand over the numbers by which a claim of the paper is judged; `how`: see `claims.write_answer`."""
-        verdict = write_answer(self.place, claim_id, numbers, **how)
-        self.outputs.append(answer_path(self.place, claim_id))
+        verdict = write_answer(self.place, claim, numbers, **how)
+        self.outputs.append(answer_path(self.place, claim))
         return verdict
 
-    def settle(
-        self, claim_id: str, a: Group, b: Group, kind: str = "perplexity", **how: Any
-    ) -> Verdict | str:
+    def settle(self, claim: str, a: Group, b: Group, kind: str = "perplexity", **how: Any) -> Verdict | str:
         """Compare two ways of pruning, and hand the numbers over as the answer to a claim.
 
         Args:    kind, how: see `compare.parts`.
@@ -169,8 +159,8 @@ class Study(Stages):
         """
         numbers = parts(a, b, kind, **how)
         if not numbers:
-            return f"{claim_id}: not measured in this profile"
-        return self.answer(claim_id, numbers, note=describe(numbers, a, b), records=[*a, *b])
+            return f"{claim}: not measured in this profile"
+        return self.answer(claim, numbers, note=describe(numbers, a, b), records=[*a, *b])
 
     def _existing(self, experiment: Experiment) -> Record | None:
         path = record_path(self.folder, experiment.key)
@@ -194,9 +184,15 @@ class Study(Stages):
         metrics = self.evaluate(experiment, subject)
         self.forget_large()
         seconds = {name: round(value, 3) for name, value in self.seconds.items()}
-        machine = _machine(self.device) | {"inputs_hash": inputs, "model_revision": revision}
+        device_name = torch.cuda.get_device_name() if self.device == "cuda" else platform.machine()
+        machine = {"device": self.device, "device_name": device_name, "threads": torch.get_num_threads()}
+        machine |= {"cpus": os.cpu_count(), "system": platform.system()}
+        machine |= {"inputs_hash": inputs, "model_revision": revision}
         made = subject.cut, metrics, subject.history, seconds, meters.peak_mb(), machine
-        return Record(experiment, *made, versions(), git_revision(), now())
+        record = Record(experiment, *made, versions(), git_revision(), now())
+        write_record(record, self.folder)
+        self.unfinished(experiment).unlink(missing_ok=True)
+        return record
 
 
 def _in_order(experiments: list[Experiment]) -> Jobs:
@@ -204,7 +200,7 @@ def _in_order(experiments: list[Experiment]) -> Jobs:
 
     Returns: the experiments, each with all criteria that are needed of the calibration pass that it makes.
     """
-    models = list(dict.fromkeys(one.model for one in experiments))
+    models = [one.model for one in experiments]
     looking = [one for one in experiments if one.ratio and one.criterion not in {*DATA_FREE, *OWN_PASS}]
     passes: dict[tuple, set[str]] = {}  # what is calibrated on what -> criteria
     for one in looking:
@@ -213,29 +209,14 @@ def _in_order(experiments: list[Experiment]) -> Jobs:
     def place(one: Experiment) -> tuple:
         return models.index(one.model), one.recovery is not None, one.ratio > 0, repr(one.calibration)
 
-    return [
-        (one, tuple(sorted(passes[one.model, one.calibration])) if one in looking else ())
-        for one in sorted(experiments, key=place)
-    ]
-
-
-def _machine(device: str) -> dict[str, Any]:
-    """Describe the machine, for a record."""
-    return {
-        "device": device,
-        "device_name": torch.cuda.get_device_name() if device == "cuda" else platform.machine(),
-        "threads": torch.get_num_threads(),
-        "cpus": os.cpu_count(),
-        "system": platform.system(),
-    }
+    wanted = {one: tuple(sorted(passes[one.model, one.calibration])) for one in looking}
+    return [(one, wanted.get(one, ())) for one in sorted(experiments, key=place)]
 
 
 _worker_study = lru_cache(maxsize=1)(Study)  # a worker's dense model stays for the experiments that follow
 
 
-def run_experiment(
-    experiment: Experiment, profile: str, results: Path, criteria: Sequence[str] = ()
-) -> Record:
+def run_experiment(experiment: Experiment, profile: str, results: Path, criteria: Sequence[str]) -> Record:
     """Run one experiment in a worker process: `Study.run`, as a function that an executor can send.
 
     Args:    results: the folder of all results; where a worker does not see it, its own `results_root()`.

@@ -6,7 +6,6 @@ The settings of whole studies, from which notebooks make their experiments, are 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, field, fields, is_dataclass, replace
@@ -16,6 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 from pydantic import AfterValidator, ConfigDict, Field, Strict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
+from pruner_lib.files import text_hash
 from pruner_lib.method import names
 from pruner_lib.method.names import AGGREGATIONS, CRITERIA, GRANULARITIES, ORDERS, SCOPES, TARGETS
 from pruner_lib.recovery.settings import RecoverySettings
@@ -163,34 +163,28 @@ class Evaluation:
 class Experiment:
     """One model, pruned in one way, recovered or not, and measured. A `ratio` of 0 is the dense model.
 
-    Args:    criterion, aggregation, scope, granularity, target: words of the glossary (README).
-             ratio: share of the groups (or, with target "parameters", of all parameters) removed, in [0, 1).
-             order: what the aggregation reduces first (importance.aggregate).
-             dependency: False ranks each weight matrix alone (the paper's Table 6).
-             protect_first, protect_last: decoder layers left whole at either end.
-             repaired: mend the cut in closed form, on the calibration samples; see `method.repair`.
-             recovery: None measures the pruned model as it is.    seed: of the random criterion.
-             int8: measure it with its linear layers in 8 bits (the paper's Table 13).
+    The words are those of the glossary (README).
+
     Raises:  ValueError: a setting is outside what is allowed; the message names it.
     """
 
     model: Name
     criterion: Literal[("none", *CRITERIA, *OWN_PASS)] = "element1"
     aggregation: Literal[AGGREGATIONS] = "sum"
-    order: Literal[ORDERS] = "channel"
+    order: Literal[ORDERS] = "channel"  # what the aggregation reduces first, see `importance.aggregate`
     scope: Literal[SCOPES] = "local"
     granularity: Literal[tuple(GRANULARITIES)] = "block"
-    ratio: Share = 0.25
+    ratio: Share = 0.25  # of the groups (with target "parameters": of all parameters) removed, in [0, 1)
     target: Literal[TARGETS] = "groups"
-    dependency: bool = True
-    protect_first: Number = 0
+    dependency: bool = True  # False ranks each weight matrix alone (the paper's Table 6)
+    protect_first: Number = 0  # decoder layers left whole at either end
     protect_last: Number = 0
     calibration: Calibration = field(default_factory=Calibration)
-    recovery: Recovery | None = None
+    recovery: Recovery | None = None  # None measures the pruned model as it is
     evaluation: Evaluation = field(default_factory=Evaluation)
-    seed: Number = 0
-    int8: bool = False
-    repaired: bool = False
+    seed: Number = 0  # of the random criterion
+    int8: bool = False  # measure it with its linear layers in 8 bits (the paper's Table 13)
+    repaired: bool = False  # mend the cut in closed form, on the calibration samples; see `method.repair`
 
     def __post_init__(self) -> None:
         if self.ratio and self.criterion == "none":
@@ -201,10 +195,8 @@ class Experiment:
             raise ValueError("criterion 'obs' scores groups as a whole: aggregation should be 'sum'")
         blocks = self.granularity == "block" and self.dependency
         if self.repaired and (self.criterion in DATA_FREE or not blocks):
-            raise ValueError(
-                "repaired mends blocks that were chosen on calibration samples: granularity should be "
-                f"'block', dependency True and criterion none of {', '.join(DATA_FREE)}"
-            )
+            said = f"granularity should be 'block', dependency True, criterion none of {', '.join(DATA_FREE)}"
+            raise ValueError(f"repaired mends blocks that were chosen on calibration samples: {said}")
 
     @property
     def dense(self) -> Experiment:
@@ -252,5 +244,4 @@ class Experiment:
 
 def settings_key(settings: Any) -> str:
     """Twelve hex digits that name these settings: the hash of their JSON with sorted keys."""
-    text = json.dumps([FORMAT, settings], sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return text_hash(json.dumps([FORMAT, settings], sort_keys=True, separators=(",", ":"), allow_nan=False))

@@ -13,11 +13,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from pruner_lib.data.corpora import local_text
@@ -40,7 +41,7 @@ from pruner_lib.models.prune import prune_
 from pruner_lib.recovery.recover import recover
 from pruner_lib.study import cache
 from pruner_lib.study.measure import measure_task, measure_text
-from pruner_lib.study.records import Metric, MetricName, metrics_from, read_kept, write_kept
+from pruner_lib.study.records import Metrics, metrics_from, read_kept, write_kept
 from pruner_lib.study.results import Results
 from pruner_lib.study.settings import DATA_FREE, OWN_PASS, Calibration, Evaluation, Experiment, settings_key
 
@@ -50,17 +51,13 @@ KEEP_BYTES = 2 << 30  # a larger dense model is not copied: it is cut itself and
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model with its tokenizer and, of the dense model, its axes.
-
-    Args:    cut: what a record says of it: parameters, sparsity and, for each axis, groups [kept, there].
-             history: of the recovery, step by step.
-    """
+    """A model with its tokenizer and, of the dense model, its axes."""
 
     model: Any
     tokenizer: Any
     axes: Any = None
-    cut: dict[str, Any] = field(default_factory=dict)
-    history: tuple[dict[str, Any], ...] = ()
+    cut: dict[str, Any] = field(default_factory=dict)  # see `Record.plan`
+    history: tuple[dict[str, Any], ...] = ()  # of the recovery, step by step
 
     @property
     def large(self) -> bool:
@@ -69,11 +66,7 @@ class Loaded:
 
 
 class Stages(Results):
-    """Carries the stages of experiments out: keeps one dense model in memory, and the time of each stage.
-
-    Args:    profile: its name.    results: the folder of all results; None: `results_root()`.
-    Raises:  ValueError: see `Results`.
-    """
+    """Carries the stages of experiments out: keeps one dense model in memory, and the time of each stage."""
 
     def __init__(self, profile: str = "quick", results: Path | str | None = None) -> None:
         super().__init__(profile, results)
@@ -87,13 +80,11 @@ class Stages(Results):
         """Name the file of a cache entry."""
         return self.folder / "cache" / name
 
-    @contextmanager
-    def lock(self, name: str, *, wait: bool = True) -> Iterator[None]:
+    def lock(self, name: str, *, wait: bool = True) -> FileLock:
         """Let one process at a time do what follows; without `wait`, TimeoutError where another does it."""
         if not self.cache(".gitignore").is_file():
             write_text(self.cache(".gitignore"), "*\n")
-        with only_one(self.cache(f"{name}.lock"), wait=wait):
-            yield
+        return only_one(self.cache(f"{name}.lock"), wait=wait)
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -139,8 +130,7 @@ class Stages(Results):
     def calibrated(self, experiment: Experiment) -> tuple[Loaded, Tensor]:
         """Give the dense model of an experiment and its calibration samples, `(samples, length)`."""
         dense = self.dense(experiment.model)
-        ids = self.calibration_ids(experiment.calibration, dense.tokenizer)
-        return dense, ids.to(self.device)
+        return dense, self.calibration_ids(experiment.calibration, dense.tokenizer).to(self.device)
 
     def text_ids(self, how: Evaluation, text: str, tokenizer: Any) -> Tensor:
         """Cut a text into the windows of an evaluation: `(windows, length)` int64."""
@@ -154,18 +144,17 @@ class Stages(Results):
         Args:    experiment: gives model, calibration and seed.    criteria: all that will be needed of them.
         Returns: criterion -> axis name -> `(n_structures, n_groups, channels)` float32.
         """
-        keys = {name: cache.members_key(experiment, name) for name in criteria}
-        paths = {name: self.cache(f"members-{key}.safetensors") for name, key in keys.items()}
-        with self.lock(f"members-{cache.members_key(experiment, 'pass')}"):
+        key = partial(cache.members_key, experiment)
+        paths = {name: self.cache(f"members-{key(name)}.safetensors") for name in criteria}
+        with self.lock(f"members-{key('pass')}"):
             found = {name: cache.read_scores(path) for name, path in paths.items()}
             if missing := [name for name, members in found.items() if members is None]:
                 dense, ids = self.dense(experiment.model), None
                 with self.timed("estimate"), in_place(dense.model):
                     if set(missing) - set(DATA_FREE):
                         ids = self.calibration_ids(experiment.calibration, dense.tokenizer)
-                    scores = estimate_members(
-                        dense.model, dense.axes, ids, criteria=missing, seed=experiment.seed
-                    )
+                    how = {"criteria": missing, "seed": experiment.seed}
+                    scores = estimate_members(dense.model, dense.axes, ids, **how)
                     trim_heap()
                 for name, members in scores.items():
                     cache.write_scores(paths[name], members)
@@ -214,14 +203,15 @@ class Stages(Results):
                 return obs_scores(dense.model, dense.axes, ids)
             return {"layers": block_influence(dense.model, ids)}
 
-    def subject(self, experiment: Experiment, criteria: Sequence[str] = ()) -> Loaded:
-        """Make the model of an experiment; the dense one is that in memory, which must not be changed.
+    def subject(self, experiment: Experiment, criteria: Sequence[str] = (), *, own: bool = False) -> Loaded:
+        """Make the model of an experiment.
 
         Args:    criteria: others to estimate in the same calibration pass, for experiments that follow.
+                 own: False: the dense one is that in memory, which must not be changed.
         """
         plan = self.plan(experiment, criteria) if experiment.ratio else None
-        changes = plan is not None or experiment.recovery or experiment.int8
-        loaded = self.own(experiment.model) if changes else self.dense(experiment.model)
+        own = own or plan is not None or experiment.recovery or experiment.int8
+        loaded = self.own(experiment.model) if own else self.dense(experiment.model)
         model, history, n_dense = loaded.model, (), count_parameters(loaded.model)
         if plan is not None:
             if experiment.repaired:
@@ -230,7 +220,12 @@ class Stages(Results):
                     repair_(model, plan, ids, axes=loaded.axes)
             with self.timed("prune"), in_place(model):
                 prune_(model, plan, axes=loaded.axes)
-        cut = _cut(plan, n_dense, count_parameters(model))
+        n_left = count_parameters(model)
+        cut = {"parameters_dense": n_dense, "parameters": n_left, "sparsity": 1 - n_left / n_dense}
+        if plan is not None:
+            cut["kept"] = {name: [len(kept), plan.n_groups[name]] for name, kept in plan.keep.items()}
+            if "layers" in plan.keep:
+                cut["layers_kept"] = plan.keep["layers"].tolist()
         if experiment.recovery:
             model, history = self._recover(experiment, model, loaded.tokenizer)
         if experiment.int8:
@@ -257,7 +252,7 @@ class Stages(Results):
             cache.note_adapters(folder)
         return done.model.eval(), tuple(done.history)
 
-    def evaluate(self, experiment: Experiment, subject: Loaded) -> dict[MetricName, Metric]:
+    def evaluate(self, experiment: Experiment, subject: Loaded) -> Metrics:
         """Measure a model on every text and task of an experiment, but what was measured before a kill."""
         how, path = experiment.evaluation, self.unfinished(experiment)
         saved = read_kept(path) or {}
@@ -277,18 +272,6 @@ class Stages(Results):
         """Name the file of the metrics of an unfinished experiment."""
         return self.cache(f"partial-{settings_key([experiment.key, cache.inputs_hash(experiment)])}.json")
 
-    def measure_text(
-        self, text: str, how: Evaluation, model: Any, tokenizer: Any
-    ) -> dict[MetricName, Metric]:
+    def measure_text(self, text: str, how: Evaluation, model: Any, tokenizer: Any) -> Metrics:
         """Measure the perplexity of a model on a text, see `measure.measure_text`."""
         return measure_text(text, self.text_ids(how, text, tokenizer), how, model, tokenizer)
-
-
-def _cut(plan: Plan | None, n_dense: int, n_left: int) -> dict[str, Any]:
-    """Describe a cut for a record, from the scalar parameters before and after it."""
-    numbers = {"parameters_dense": n_dense, "parameters": n_left, "sparsity": 1 - n_left / n_dense}
-    if plan is not None:
-        numbers["kept"] = {name: [len(kept), plan.n_groups[name]] for name, kept in plan.keep.items()}
-        if "layers" in plan.keep:
-            numbers["layers_kept"] = plan.keep["layers"].tolist()
-    return numbers

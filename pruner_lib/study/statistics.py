@@ -22,17 +22,13 @@ CHUNK = 1 << 21  # resampled values in memory at once
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and where the true value lies in `level` of all studies made like this one.
+    """An estimate and where the true value lies in `level` of all studies made like this one."""
 
-    Args:    mean: the estimate.    n: questions or windows.    draws: of the calibration; with one draw the
-             interval speaks of that draw alone.
-    """
-
-    mean: float
+    mean: float  # the estimate
     low: float
     high: float
-    n: int
-    draws: int = 1
+    n: int  # questions or windows
+    draws: int = 1  # of the calibration; with one draw the interval speaks of that draw alone
     level: float = 0.95
 
     @property
@@ -193,9 +189,7 @@ def _deviations(stratum: np.ndarray, level: float, generator: np.random.Generato
     items = stratum.mean(axis=1)  # (sides, items)
     n, tail = items.shape[1], (1 + level) / 2
     chunk = max(1, min(RESAMPLES, CHUNK // n))
-    parts = [
-        items[:, generator.integers(0, n, (min(chunk, RESAMPLES - start), n))].mean(axis=2)
-        for start in range(0, RESAMPLES, chunk)
-    ]
+    sizes = [min(chunk, RESAMPLES - start) for start in range(0, RESAMPLES, chunk)]
+    parts = [items[:, generator.integers(0, n, (size, n))].mean(axis=2) for size in sizes]
     widen = np.sqrt(n / (n - 1)) * t.ppf(tail, n - 1) / norm.ppf(tail)
     return widen * (np.concatenate(parts, axis=1) - items.mean(axis=1, keepdims=True))

@@ -37,8 +37,7 @@ def samples_of(
     Args:    prompts: None takes as many of `perplexity.PROMPTS` as the profile says.
              new_tokens: at most so many a prompt, None: as the profile says.
              draws: texts for each prompt.    seed: of the first prompt; the others take the next numbers.
-    Returns: the samples, those of one prompt side by side, by the sampling settings of the paper's code; see
-             `generate_samples`.
+    Returns: the samples, those of one prompt side by side; see `generate_samples`.
     """
     texts = list(PROMPTS[: study.profile.prompts] if prompts is None else prompts)
     length = study.profile.new_tokens if new_tokens is None else new_tokens

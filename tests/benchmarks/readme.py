@@ -21,7 +21,7 @@ from pruner_lib.study.records import load_records
 PROFILE = "quick"  # whose files the coverage names
 VERDICTS = [f"results/{profile}/tables/12_verdicts.csv" for profile in ("decide", PROFILE)]
 ANSWERS = {NOT_REPRODUCED: "not reproduced", CANT_TELL: "open", REPRODUCED: "reproduced"}  # -> its marks
-COLUMNS = ["the paper's claim", "holds", "paper", "ours", "verdict", "notebook"]
+COLUMNS = ["claim", "holds", "paper", "ours", "verdict", "notebook"]
 
 
 def with_tables(text: str, tables: Mapping[str, str]) -> str:
@@ -44,7 +44,7 @@ def verdict_tables(root: Path) -> dict[str, str]:
     file, shown = _verdicts(root)
     groups = {name: shown[shown.answer == name] for name in ANSWERS}
     lines = [_counts(file, shown), "", _markdown(COLUMNS, pd.concat(groups)[COLUMNS].to_numpy())]
-    if rest := shown.claim[shown.answer == NOT_MEASURED].tolist():
+    if rest := shown.id[shown.answer == NOT_MEASURED].tolist():
         lines += ["", f"Not measured in this profile: {', '.join(rest)}."]
     lines += ["", f"File, with the test behind each verdict: [{Path(file).name}]({file})"]
     said = _in_words(groups[NOT_REPRODUCED]) or "No claim was refuted."
@@ -71,20 +71,21 @@ def _verdicts(root: Path) -> tuple[str, pd.DataFrame]:
     ours, low, high, paper = (rows[name].map(_number) for name in missing)
     part = rows.part.map(lambda name: f" ({name})" if name else "")
     needs = rows.needs.map(lambda what: f"; needs {what}" if what else "")
-    cells = [rows.sentence, rows.rule, paper.replace("nan", "not printed")]
+    cells = [rows.sentence, rows.rule, paper.replace("nan", "no number")]
     cells += [ours + " [" + low + ", " + high + "]" + part]
     added = rows.added.map(lambda what: f"; {what}" if what else "")
     verdict = rows.verdict.str.removesuffix(" at this sample size") + needs + added
     cells += [verdict, rows.notebook.map(_notebook)]
     shown = pd.concat(cells, axis=1, keys=COLUMNS)
-    return file, shown.assign(claim=rows.claim, answer=rows.verdict, added=rows.added != "")
+    return file, shown.assign(id=rows.claim, answer=rows.verdict, added=rows.added != "")
 
 
 def _counts(file: str, shown: pd.DataFrame) -> str:
     counts = ", ".join(f"{(shown.answer == name).sum()} {name}" for name in ANSWERS)
     said = f"Of {len(shown)} claims, in the profile `{file.split('/')[1]}`: {counts}."
     n = int(shown.added.sum())
-    return said + f" Of {n}, draws were added after a first look: the 5 % do not cover these." * bool(n)
+    more = f" Of {n}, something was chosen or added after a first look: the 5 % do not cover these."
+    return said + more * bool(n)
 
 
 def _in_words(rows: pd.DataFrame) -> str:
@@ -122,10 +123,14 @@ def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def coverage_table(root: Path) -> str:
     """Map each table and figure of the paper to its notebook and file, as Markdown for results/README.md."""
     rows = coverage_frame(root / "results" / PROFILE)
-    files = [f"[{file.partition('/')[2]}]({PROFILE}/{file})" if file else "none" for file in rows.file]
+    names = rows.file.str.rpartition("/")[2].replace("", "none")
+    files = "[" + names + "](" + PROFILE + "/" + rows.file + ")"
     notebooks = [_notebook(name, "../notebooks") for name in rows.notebook]
     columns = ["in the paper", "shows", "notebook", "file", "remarks"]
-    return _markdown(columns, list(zip(rows.name, rows.shows, notebooks, files, rows.note, strict=True)))
+    return _markdown(
+        columns,
+        list(zip(rows.name, rows.shows, notebooks, files.where(rows.there, names), rows.note, strict=True)),
+    )
 
 
 def main() -> None:

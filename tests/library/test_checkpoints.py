@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
 
 import pytest
 import torch
 from families import CHANNEL_FAMILIES, build, logits, random_scores, tokens
 from transformers import AutoModelForCausalLM
+from transformers.models.llama import modeling_llama
 
 from pruner_lib import discover, load_model, prune_, save_model, select
 from pruner_lib.method.groups import Plan
@@ -17,6 +19,7 @@ from pruner_lib.models import modeling_pruned
 from pruner_lib.models.tiny import tiny_tokenizer
 
 UNEVEN = dict(ratio=0.4, scope="global", protect_first=1)
+A_MODEL = {"config.json": '{"model_type": "llama"}', "model.safetensors": ""}
 UNIFORM_HEADS = {"hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 6, "head_dim": 8}
 
 
@@ -41,6 +44,32 @@ def test_uniform_checkpoint_is_a_plain_one(family, tmp_path):
     )
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "m").eval()
     assert type(again).__name__ == type(build(family)).__name__
+    assert torch.equal(logits(again, tokens()), logits(model, tokens()))
+
+
+FACTORS = {  # of the output matrix, made from a width of the config; the layers of equal width are cut alike
+    "attention": (modeling_llama.LlamaAttention, "o_proj", lambda c: 8 / c.num_attention_heads),
+    "mlp": (modeling_llama.LlamaMLP, "down_proj", lambda c: 8 / c.intermediate_size),
+    "list": (modeling_llama.LlamaMLP, "down_proj", lambda c: [8 / c.intermediate_size]),
+}
+
+
+@pytest.mark.parametrize("name", FACTORS)
+def test_a_float_that_a_class_makes_from_the_width_stays_the_dense_one(name, tmp_path, monkeypatch):
+    part, output, factor = FACTORS[name]
+    plain = part.__init__
+
+    def build_part(self, config, **more):
+        plain(self, config, **more)
+        matrix = self.get_submodule(output)
+        matrix.factor = factor(config)
+        matrix.register_forward_hook(lambda m, _, out: out * torch.tensor(m.factor))
+
+    monkeypatch.setattr(part, "__init__", build_part)
+    model = _pruned("llama-mha", UNIFORM_HEADS, ratio=0.5, uniform=True)
+    assert model.pruning_layout
+    save_model(model, None, tmp_path / "m")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "m", trust_remote_code=True).eval()
     assert torch.equal(logits(again, tokens()), logits(model, tokens()))
 
 
@@ -144,11 +173,32 @@ def test_tied_embeddings_are_tied_after_loading(tmp_path):
     assert again.lm_head.weight is again.model.embed_tokens.weight
 
 
-def test_foreign_folder_is_not_overwritten(tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="holds no model"):
+@pytest.mark.parametrize(
+    ("files", "named"),
+    [
+        ({"notes.txt": "mine"}, "notes.txt"),
+        ({"config.json": '{"my": "settings"}'}, "no config.json of a model"),
+        (A_MODEL | {"src/thesis.tex": "mine"}, "src"),
+        (A_MODEL | {"train.py": "mine"}, "train.py"),
+        (A_MODEL | {".git/HEAD": "a clone", "README.md": ""}, ".git, README.md"),
+    ],
+)
+def test_folder_that_holds_anything_but_a_model_is_not_replaced(tmp_path, files, named):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=f"is not empty and holds {re.escape(named)}; give a new folder"):
         save_model(build("llama-gqa"), None, tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+    there = {p.relative_to(tmp_path).as_posix(): p.read_text() for p in tmp_path.rglob("*") if p.is_file()}
+    assert there == files
+
+
+def test_every_folder_that_was_saved_here_is_replaced(tmp_path):
+    folder = tmp_path / "m"
+    for uniform in (False, True):
+        how = {"ratio": 0.25, "uniform": True} if uniform else UNEVEN
+        save_model(_pruned("llama-gqa", **how), tiny_tokenizer(), folder)
+        assert (folder / "modeling_pruned.py").is_file() != uniform and load_model(folder)
 
 
 def test_full_disk_leaves_the_old_checkpoint_whole(tmp_path, monkeypatch):

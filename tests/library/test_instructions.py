@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from itertools import pairwise
 
@@ -9,6 +10,7 @@ import datasets
 import pytest
 from small_recovery import EXAMPLES
 
+from pruner_lib.data.windows import instructions
 from pruner_lib.recovery.instructions import IGNORED, PROMPT, PROMPT_WITH_INPUT, batches, collate, encode
 
 
@@ -41,7 +43,10 @@ def test_an_example_without_room_for_its_response_is_left_out(tokenizer):
         encode([long], tokenizer, cutoff=256)
 
 
-@pytest.mark.parametrize("bad", [[], [{"instruction": "a"}], [{"instruction": "a", "output": None}]])
+BAD = [[], [{"instruction": "a"}], [{"instruction": "a", "output": None}]]
+
+
+@pytest.mark.parametrize("bad", [*BAD, [{"instruction": "a", "input": ["x"], "output": "b"}]])
 def test_examples_without_text_are_refused(tokenizer, bad):
     with pytest.raises(ValueError, match="instruction"):
         encode(bad, tokenizer)
@@ -83,6 +88,13 @@ def test_all_of_a_text_is_learned(tokenizer):
     (row,) = encode([{"text": "the old dog"}], tokenizer)
     assert row["labels"] == row["input_ids"] and row["input_ids"][-1] == tokenizer.eos_token_id
     assert tokenizer.decode(row["input_ids"], skip_special_tokens=True).strip() == "the old dog"
+
+
+def test_instruction_and_output_count_where_a_row_holds_its_whole_text_too(tokenizer, tmp_path):
+    rows = [one | {"text": "### Instruction: all of it, with the answer"} for one in EXAMPLES[:3]]
+    assert encode(rows, tokenizer) == encode(EXAMPLES[:3], tokenizer)
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    assert encode(instructions(tmp_path / "rows.json"), tokenizer) == encode(EXAMPLES[:3], tokenizer)
 
 
 def test_a_dataset_is_its_rows_and_kinds_are_not_mixed(tokenizer):

@@ -10,9 +10,9 @@ from small_recovery import EXAMPLES, QUICK, adapter, make
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from pruner_lib.method import predict_memory as module
 from pruner_lib.method.memory import HOLES
 from pruner_lib.models.tiny import tiny_tokenizer
-from pruner_lib.recovery import predict_memory as module
 from pruner_lib.recovery.instructions import encode
 from pruner_lib.recovery.predict_memory import predict_training_memory
 from pruner_lib.recovery.recover import add_adapter, recover

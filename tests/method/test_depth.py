@@ -141,9 +141,12 @@ def test_a_truth_that_follows_from_the_place_of_a_layer_is_kept_with_it(tmp_path
     assert torch.equal(logits(dense, tokens()), logits(model, tokens()))
 
 
-@pytest.mark.parametrize("word", ["last", None])
-def test_a_word_that_follows_from_the_place_of_a_layer_is_refused(word, monkeypatch):
-    _marked(monkeypatch, "word", lambda i: word if i == 2 else "first")
+WORDS = [("last", "first"), (None, "first"), ([0.5], [0.25]), ({"gain": (2, "a")}, {"gain": (1, "a")})]
+
+
+@pytest.mark.parametrize(("word", "other"), WORDS)
+def test_a_word_or_list_that_follows_from_the_place_of_a_layer_is_refused(word, other, monkeypatch):
+    _marked(monkeypatch, "word", lambda i: word if i == 2 else other)
     model = build("llama-gqa")
     before = logits(model, tokens())
     with pytest.raises(
@@ -152,6 +155,33 @@ def test_a_word_that_follows_from_the_place_of_a_layer_is_refused(word, monkeypa
         prune_(model, Plan({"layers": [2]}, {"layers": 3}))
     assert torch.equal(logits(model, tokens()), before) and len(model.model.layers) == 3
     prune_(model, Plan({"layers": [0, 1]}, {"layers": 3}))
+
+
+NUMBERS = {  # that forward reads -> layers that can still be kept alone
+    "of the layer": (lambda layer: layer.self_attn.layer_idx + 1, [0, 1]),
+    "of layers": (lambda layer: layer.self_attn.config.num_hidden_layers**0.5, [0, 1, 2]),
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_number_that_follows_the_place_or_count_of_layers_is_refused(name):
+    number, kept = NUMBERS[name]
+    model = build("llama-gqa")
+    for layer in model.model.layers:
+        layer.register_forward_hook(lambda layer, _, out: out / number(layer))
+    before = logits(model, tokens())
+    with pytest.raises(ValueError, match="a number that follows the place or count .*nothing was cut"):
+        prune_(model, Plan({"layers": [1, 2]}, {"layers": 3}))
+    assert torch.equal(logits(model, tokens()), before) and len(model.model.layers) == 3
+    assert len(prune_(model, Plan({"layers": kept}, {"layers": 3})).model.layers) == len(kept)
+
+
+def test_a_list_of_the_config_that_modules_repeat_is_shortened_with_it(tmp_path):
+    model = prune_(build("gpt_neo"), Plan({"layers": [1, 2]}, {"layers": 3}))
+    assert [block.attn.attention_layers for block in model.transformer.h] == [["local", "global"]] * 2
+    save_model(model, None, tmp_path / "m")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "m").eval()
+    assert torch.equal(logits(again, tokens()), logits(model, tokens()))
 
 
 @pytest.mark.parametrize("shared", ["", "mlp"])

@@ -84,6 +84,42 @@ def test_gradient_that_samples_share_is_not_split():
             list(gradient_slices([replace(use, grads=[grad])], 2, 1.0, per_sample=True))
 
 
+class _Handed(torch.nn.Module):
+    """A matrix that is handed a vector of each kind, as routers are handed the biases of their experts."""
+
+    def __init__(self, mlp):
+        super().__init__()
+        self.scaled, self.mlp, self.kind = _Scaled(), mlp, "buffer"
+        self.register_buffer("bias", torch.rand(24))
+
+    def forward(self, x):
+        return self.mlp(self.scaled(x, self.bias if self.kind == "buffer" else self.bias.cumsum(0)))
+
+
+class _Scaled(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.rand(24))
+
+    def forward(self, x, vector):
+        return x * self.weight * vector
+
+
+@pytest.mark.parametrize("kind", ["buffer", "made of a buffer"])
+@pytest.mark.parametrize("samples", [4, 24])
+def test_vector_that_is_handed_over_belongs_to_every_sample(kind, samples):
+    """It has 24 entries: 6 for each of 4 samples, one for each of 24."""
+    model, ids = build("llama-gqa", num_hidden_layers=1), tokens(samples, 7)
+    model.model.layers[0].mlp = _Handed(model.model.layers[0].mlp)
+    model.model.layers[0].mlp.kind = kind
+    axes = discover(model)
+    model = in_float64(model)
+    found = estimate_members(model, axes, ids, criteria=GRADIENT)
+    worst, differences = _worst(found, model, axes, gradients(model, ids))
+    assert any("scaled" in m.parameter for m in axes["hidden"].members)
+    assert worst < 1e-6, differences
+
+
 @pytest.mark.parametrize("family", ["llama-gqa", "mixtral"])
 def test_in_float32_channels_differ_by_a_hundred_thousandth_at_most(family):
     model, ids = build(family), tokens(4, 7)

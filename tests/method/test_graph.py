@@ -19,12 +19,13 @@ from families import (
     touches_stream,
 )
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import BitNetConfig, BitNetForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama import modeling_llama
 
-from pruner_lib import discover, estimate, mask_, perplexity, prune_, select
+from pruner_lib import Plan, discover, estimate, mask_, perplexity, prune_, select
+from pruner_lib.method.labels import Recording
 from pruner_lib.method.operators import tensors_in
-from pruner_lib.method.trace import run, trace
+from pruner_lib.method.trace import LabelMode, trace
 
 
 def test_llama_groups_are_those_of_figure_2():
@@ -273,6 +274,46 @@ def test_query_heads_of_a_key_and_value_head_are_its_groups():
         assert member.indices.tolist() == [list(range(h * 8, h * 8 + 8)) for h in (3, 4, 5)]
 
 
+def test_query_heads_that_share_values_before_a_norm_over_all_of_them_stay():
+    """Without its query a head still reads the mean of the values, which the norm would count."""
+    sizes = dict(vocab_size=64, hidden_size=24, intermediate_size=40, num_hidden_layers=2, pad_token_id=0)
+    model = BitNetForCausalLM(BitNetConfig(**sizes, num_attention_heads=6, num_key_value_heads=2)).eval()
+    for parameter in model.parameters():
+        nn.init.uniform_(parameter, 0.1, 0.9)
+    axes, whole = discover(model, query_heads=True), discover(model)
+    assert not axes.of_kind("attention") and len(axes.of_kind("mlp")) == 2
+    assert all(f"layers.{i}.self_attn.attn_sub_norm takes a mean" in axes.notes[i] for i in (0, 1))
+    plan = select(whole, random_scores(whole), ratio=0.5)
+    cut, masked = (change(copy.deepcopy(model), plan) for change in (prune_, mask_))
+    assert not whole.notes and (logits(cut, tokens()) - logits(masked, tokens())).abs().max() < 1e-4
+    before_the_product = discover(build("olmo2"), query_heads=True)  # norms over queries, which are zero
+    assert before_the_product["layers.1.attention.0"].n_groups == 3
+
+
+class _ValuesOfTheFirst(nn.Linear):
+    """Values to which those of the first layer are added."""
+
+    def forward(self, x):
+        own = super().forward(x)
+        self.first[:] = [own] if self.is_first else self.first
+        return own + self.first[0]
+
+
+def test_heads_that_layers_share_are_in_the_notes():
+    model, first = build("llama-mha", num_hidden_layers=2), []
+    for i, layer in enumerate(model.model.layers):
+        layer.self_attn.v_proj.__class__ = _ValuesOfTheFirst
+        layer.self_attn.v_proj.is_first, layer.self_attn.v_proj.first = i == 0, first
+    axes = discover(model)
+    assert not axes.of_kind("attention")
+    [heads] = [axis for axis in axes.of_kind("hidden").values() if axis.n_groups == 6]
+    [note] = axes.notes
+    assert "q_proj.weight: 6 attention heads that layers share" in note and "'channel' alone" in note
+    plan = Plan({heads.name: [0, 2, 5]}, {heads.name: 6})
+    cut, masked = (change(copy.deepcopy(model), plan) for change in (prune_, mask_))
+    assert (logits(cut, tokens()) - logits(masked, tokens())).abs().max() < 1e-4
+
+
 class _Halves(nn.Module):
     """An MLP of two halves, each with an activation of its own, before one output matrix."""
 
@@ -352,7 +393,8 @@ def test_what_is_recorded_grows_with_the_layers_and_no_faster():
 
 def test_shapes_that_are_looked_up_are_those_that_the_operator_gives():
     """Whole and floating numbers, other strides and another default type are not the same arguments."""
-    aten = torch.ops.aten
+    aten, mode = torch.ops.aten, LabelMode(Recording())
+    run = lambda func, args: mode.run(func, args, {}, tensors_in(args))  # noqa: E731
     whole, x = torch.empty(2, 3, dtype=torch.int64, device="meta"), torch.empty(2, 3, device="meta")
     calls = [(aten.mul.Tensor, (whole, number)) for number in (1, 1.0, True)]
     calls += [(aten.mul.Tensor, (tensor, 2)) for tensor in (x, torch.empty(3, 2, device="meta").T, whole)]
@@ -362,11 +404,11 @@ def test_shapes_that_are_looked_up_are_those_that_the_operator_gives():
         torch.set_default_dtype(default)
         try:
             for func, args in calls * 2:
-                found, wanted = (tensors_in(out) for out in (run(func, args, {}), func(*args)))
+                found, wanted = (tensors_in(out) for out in (run(func, args), func(*args)))
                 for one, other in zip(found, wanted, strict=True):
                     assert (one.shape, one.stride(), one.dtype) == (other.shape, other.stride(), other.dtype)
                     assert one.is_meta and other.is_meta
         finally:
             torch.set_default_dtype(torch.float32)
-    assert run(aten.add_.Tensor, (x, 1), {}) is x, "what is changed in place is the same"
-    assert run(aten.add.Tensor, (torch.ones(2), 1), {}).tolist() == [2, 2], "and values are computed"
+    assert run(aten.add_.Tensor, (x, 1)) is x, "what is changed in place is the same"
+    assert run(aten.add.Tensor, (torch.ones(2), 1)).tolist() == [2, 2], "and values are computed"

@@ -16,6 +16,7 @@ from torch.nn import functional
 from pruner_lib import discover, mask_, prune_, select
 
 PLACES = {"mlp": "mlp.down_proj", "attention": "self_attn.o_proj"}
+STREAM = {"hidden": "mlp"}  # the residual stream, as the MLP reads it
 
 
 def _mean_square(h):
@@ -69,6 +70,9 @@ COUNTED = {  # a number that is read off a shape while the model runs
     "between": lambda h: torch.lerp(h, h.sum(-1, keepdim=True), 1 / h.shape[-1]),
     "bounded": lambda h: h.clamp(max=1.6 / h.shape[-1]),
     "by number": lambda h: h + torch.arange(h.shape[-1], device=h.device),
+    "list": lambda h: h * torch.tensor([0.5**i for i in range(h.shape[-1])], device=h.device),
+    "list on the CPU": lambda h: h * torch.as_tensor([[0.5**i] for i in range(h.shape[-1])]).T.to(h.device),
+    "list of its kind": lambda h: h * h.new_tensor([0.5**i for i in range(h.shape[-1])]),
     "product with ones": lambda h: h + h @ torch.full((h.shape[-1], 1), 1 / h.shape[-1], device=h.device),
 }
 WITHIN_A_HEAD = {
@@ -79,17 +83,19 @@ WITHIN_A_HEAD = {
 
 
 def _with(function, kind):
-    """A llama in which a function stands before the output matrix of each MLP, or of each attention."""
+    """A llama in which a function stands before the output matrix of each MLP or attention, or before each
+    MLP."""
     model = build("llama-mha", num_hidden_layers=1)
     for layer in model.model.layers:
         before = lambda module, args: (function(args[0]),)  # noqa: E731
-        layer.get_submodule(PLACES[kind]).register_forward_pre_hook(before)
+        layer.get_submodule((PLACES | STREAM)[kind]).register_forward_pre_hook(before)
     return model
 
 
 def _plan(axes, kind, ratio=0.5):
     others = [name for name, axis in axes.items() if axis.kind not in (kind, "hidden")]
-    return select(axes, random_scores(axes), ratio=ratio, ignore=others)
+    granularity, others = ("channel", ()) if kind in STREAM else ("block", others)
+    return select(axes, random_scores(axes), ratio=ratio, ignore=others, granularity=granularity)
 
 
 def _assert_cut_is_mask(model, kind):
@@ -116,7 +122,7 @@ def test_what_passes_over_zeros_is_cut_as_it_is_masked(name, kind):
     _assert_cut_is_mask(_with(EXACT[name], kind), kind)
 
 
-@pytest.mark.parametrize("kind", PLACES)
+@pytest.mark.parametrize("kind", PLACES | STREAM)
 @pytest.mark.parametrize("name", COUNTED)
 def test_a_number_that_follows_the_width_is_refused_and_nothing_is_cut(name, kind):
     model = _with(COUNTED[name], kind)

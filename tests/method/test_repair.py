@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import replace
+from types import MethodType
 
 import pytest
 import torch
 from torch import nn
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from pruner_lib import Plan, discover, estimate, prune_, select
 from pruner_lib.method.groups import Member
-from pruner_lib.method.repair import _last, _matrix, _visit_inputs, obs_scores, repair_
+from pruner_lib.method.repair import _fits, _gram, _last, _matrix, _visit_inputs, obs_scores, repair_
 from tests.support.families import build, logits, random_scores, tokens
 
 # one matrix of another kind each: plain, fused query, key and value, transposed, interleaved, parallel branch
@@ -84,6 +86,61 @@ def test_ridge_with_the_least_error_on_the_held_out_samples_is_taken():
     assert on_many[name].fitted < on_many[name].cut
 
 
+@pytest.mark.parametrize("family", ["llama-gqa", "opt", "qwen2_moe"])
+def test_a_fifth_of_the_samples_is_held_out_however_the_matrix_reads_them(family):
+    model = build(family)
+    axes = {name: axis for name, axis in discover(model).items() if axis.kind == "mlp" and not axis.in_stack}
+    plan, name, read = block_plan(axes), _last(model, next(iter(axes.values()))).parameter, []
+    last = model.get_submodule(name.removesuffix(".weight"))  # of the first layer: it reads what it did
+    hook = last.register_forward_pre_hook(lambda _, args: read.append(args[0].flatten(0, -2)))
+    logits(model, IDS)
+    hook.remove()
+    x, weight = read[0][-4 * IDS.shape[1] :], _matrix(model, name).clone()
+    kept = plan.keep[next(iter(axes))]
+    lost = x @ weight.T - x[:, kept] @ weight[:, kept].T
+    wanted = lost.square().sum() / (x @ weight.T).square().sum()
+    assert repair_(model, plan, IDS)[name].cut == pytest.approx(wanted.item(), rel=1e-4)
+
+
+class KeywordMLP(LlamaMLP):
+    def forward(self, x):
+        return self.down_proj(input=self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+
+
+class TwiceMLP(KeywordMLP):
+    def forward(self, x):
+        once = super().forward(x)
+        return once + super().forward(once)
+
+
+def test_matrix_called_by_keyword_is_repaired_as_any():
+    model = build("llama-gqa")
+    plan, by_keyword = block_plan(discover(model)), deepcopy(model)
+    for layer in by_keyword.model.layers:
+        layer.mlp.forward = MethodType(KeywordMLP.forward, layer.mlp)
+    assert repair_(by_keyword, plan, IDS) == repair_(model, plan, IDS)
+    assert obs_scores(by_keyword, discover(model).of_kind("mlp"), IDS)
+
+
+def test_matrix_that_runs_twice_is_fitted_to_both_calls():
+    model = build("llama-gqa", num_hidden_layers=1)
+    mlp, config = model.model.layers[0].mlp, model.config
+    model.model.layers[0].mlp = TwiceMLP(config)
+    model.model.layers[0].mlp.load_state_dict(mlp.state_dict())
+    axes, name, read = discover(model).of_kind("mlp"), "model.layers.0.mlp.down_proj.weight", []
+    plan, weight = block_plan(axes), model.get_parameter(name).detach().clone()
+    last = model.model.layers[0].mlp.down_proj
+    hook = last.register_forward_pre_hook(
+        lambda _, args, kwargs: read.append(kwargs["input"]), with_kwargs=True
+    )
+    logits(model, IDS)
+    hook.remove()
+    gram = _gram(torch.cat(read).flatten(0, -2))
+    wanted = _fits(weight.double(), gram, torch.isin(torch.arange(40), plan.keep["layers.0.mlp"]), [0.1])[0.1]
+    repair_(model, plan, IDS, ridges=[0.1])
+    assert len(read) == 2 and torch.allclose(last.weight.double(), wanted, atol=1e-5)
+
+
 def test_fit_is_the_least_squares_of_the_inputs():
     model = build("llama-gqa")
     axes = discover(model)
@@ -114,7 +171,7 @@ def test_layers_are_walked_through_as_the_model_does(family):
     seen = {}
     for name in names:
         model.get_submodule(name.rpartition(".")[0]).register_forward_pre_hook(
-            lambda _, args, name=name: seen.setdefault(name, args[0])
+            lambda _, args, name=name: seen.update({name: args[0].flatten(0, -2)})
         )
     logits(model, IDS)
     for module in model.modules():
@@ -122,7 +179,7 @@ def test_layers_are_walked_through_as_the_model_does(family):
     walked = {}
     _visit_inputs(model, IDS, names, walked.update)
     assert set(walked) == set(names)
-    assert all(torch.allclose(walked[name], seen[name], atol=1e-4) for name in names)
+    assert all(torch.allclose(*walked[name], seen[name], atol=1e-4) for name in names)
 
 
 def test_obs_is_what_the_best_repair_leaves():
@@ -134,7 +191,8 @@ def test_obs_is_what_the_best_repair_leaves():
         member = _last(model, axes[name])
         inputs = {}
         _visit_inputs(model, IDS, [member.parameter], inputs.update)
-        rows, w = inputs[member.parameter].flatten(0, 1).double(), _matrix(model, member.parameter).double()
+        [x], w = inputs[member.parameter], _matrix(model, member.parameter).double()
+        rows = x.double()
         gram = rows.T @ rows / len(rows)
         gram.diagonal().add_(0.1 * gram.diagonal().mean())
         for group in (0, 1):
@@ -166,7 +224,7 @@ def test_criterion_obs_is_these_scores():
     axes = discover(model).of_kind("attention", "mlp")
     named = estimate(model, axes, IDS, criterion="obs")
     assert all(torch.equal(named[name], one) for name, one in obs_scores(model, axes, IDS).items())
-    with pytest.raises(ValueError, match="last matrix.*aggregation"):
+    with pytest.raises(ValueError, match="one matrix: leave out aggregation"):
         estimate(model, axes, IDS, criterion="obs", aggregation="max")
 
 
@@ -188,6 +246,16 @@ def test_what_can_not_be_repaired_is_left_alone(family, how, ids, said):
     with pytest.raises(ValueError, match=said):
         repair_(model, plan, ids)
     assert all(torch.equal(one, before[name]) for name, one in model.state_dict().items())
+
+
+def test_matrix_that_layers_share_is_not_repaired_by_what_the_first_of_them_reads():
+    model = build("llama-gqa")
+    model.model.layers[2].mlp = model.model.layers[0].mlp
+    axes, before = discover(model), deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match="layers.0.mlp, belongs to several modules.*whole by ignore"):
+        repair_(model, block_plan(axes), IDS)
+    assert all(torch.equal(one, before[name]) for name, one in model.state_dict().items())
+    assert repair_(model, select(axes, random_scores(axes), ratio=0.5, ignore=["layers.0.mlp"]), IDS)
 
 
 def test_groups_that_meet_before_the_last_matrix_are_not_scored_by_it():

@@ -14,7 +14,7 @@ from matplotlib.colors import to_hex
 
 from pruner_lib import discover
 from pruner_lib.study.figures import plot_groups, slices_frame
-from pruner_lib.study.figures.drawing import KINDS
+from pruner_lib.study.figures.drawing import STYLE
 
 
 @cache
@@ -28,7 +28,7 @@ def strips(ax, kind):
     return [
         p
         for p in ax.patches
-        if p.get_alpha() == 0.9 and to_hex(p.get_facecolor()).upper() == KINDS[kind].color
+        if p.get_alpha() == 0.9 and to_hex(p.get_facecolor()).upper() == STYLE[kind].color
     ]
 
 
@@ -41,7 +41,7 @@ def arrows(ax, color):
 def test_every_strip_is_drawn_and_nothing_written_overlaps_or_leaves_the_figure(family):
     frame = drawn(family)
     ax = plot_groups(frame)
-    for kind in KINDS:
+    for kind in ("mlp", "attention", "hidden"):
         assert len(strips(ax, kind)) == (frame.chosen & (frame.kind == kind)).sum() > 0
     assert_legible(ax.figure)
 
@@ -59,7 +59,7 @@ def test_strips_are_to_scale():
 def test_stream_has_an_arrow_for_each_column_that_reads_or_writes_it(family, readers):
     """Writers: embed, o, down; readers: q k v (olmo2: q, k and v apart), gate up, head; norms are neither."""
     ax = plot_groups(drawn(family))
-    ends = [(t.xy[1], t.xyann[1]) for t in arrows(ax, KINDS["hidden"].color)]
+    ends = [(t.xy[1], t.xyann[1]) for t in arrows(ax, STYLE["hidden"].color)]
     assert sum(tip < tail for tip, tail in ends) == 3 and sum(tip > tail for tip, tail in ends) == readers
 
 

@@ -17,7 +17,6 @@ from pruner_lib.study.figures import plot_curves, plot_heatmap, plot_intervals
 from pruner_lib.study.figures.drawing import (
     GREY,
     METHODS,
-    STAGES,
     STYLE,
     finish_axis,
     styles_of,
@@ -215,7 +214,7 @@ def test_legend_names_stages_the_paper_and_the_reference_once():
 def test_rows_from_the_source_paper_are_hollow_as_well():
     rows = pd.DataFrame({"name": ["pruned"] * 2, "ours": [137.0, 19.1], "source": ["ours", "paper"]})
     ax = plot_intervals(rows, **PPL)
-    color = STAGES["pruned"].color
+    color = STYLE["pruned"].color
     assert marks(ax, color, hollow=False)[0][0] == 137 and marks(ax, color, hollow=True)[0][0] == 19.1
 
 

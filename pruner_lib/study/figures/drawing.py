@@ -22,6 +22,7 @@ from matplotlib.lines import Line2D
 GREY = "#757575"
 TITLE_WIDTH = 60  # characters of a line of a title, on the usual 6.4 inches
 MIN_BAND = 3  # from this many draws on their spread is drawn
+Column = str | None  # of a frame, if any
 
 
 @dataclass(frozen=True)
@@ -46,20 +47,15 @@ METHODS = {  # how groups are scored
     "mixed": MethodStyle("#000000", "P", "mixed"),
     "channel": MethodStyle("#882255", "p", "channel", ":"),
 }
-STAGES = {  # of a model on its way
-    "dense": METHODS["dense"],
+STYLE = {
+    **METHODS,
+    # stages of a model on its way
     "pruned": MethodStyle("#D55E00", "o", "pruned"),
     "recovered": MethodStyle("#009E73", "*", "recovered"),
-}
-KINDS = {  # of groups, as Figure 2 of the paper names them
+    # kinds of groups, as Figure 2 of the paper names them
     "mlp": MethodStyle("#D55E00", "o", "Type A, MLP"),
     "attention": MethodStyle("#0072B2", "s", "Type B, attention"),
     "hidden": MethodStyle("#009E73", "D", "Type C, hidden channel"),
-}
-STYLE = {
-    **METHODS,
-    **STAGES,
-    **KINDS,
     # what is cut; "block" looks like the criterion that it is cut by
     "block": MethodStyle("#D55E00", "o", "block, local"),
     "global": MethodStyle("#332288", "d", "block, global", "--"),
@@ -106,13 +102,11 @@ MARKERS, LINES = "osD^vPX", ("-", "--", ":", "-.")
 def styles_of(names: Iterable[object]) -> dict[object, MethodStyle]:
     """Give each name its style of `STYLE`, and each that has none the next colour that the others leave."""
     names = list(dict.fromkeys(names))
-    known = {name: STYLE[name] for name in names if name in STYLE}
-    free = [color for color in COLORS if color not in {style.color for style in known.values()}] or COLORS
-    new = {
-        name: MethodStyle(free[i % len(free)], MARKERS[i % len(MARKERS)], str(name), LINES[i % len(LINES)])
-        for i, name in enumerate(name for name in names if name not in known)
-    }
-    return {name: known.get(name) or new[name] for name in names}
+    new = [name for name in names if name not in STYLE]
+    taken = {STYLE[name].color for name in names if name in STYLE}
+    left = [color for color in COLORS if color not in taken] or COLORS
+    looks = map(MethodStyle, cycle(left), cycle(MARKERS), map(str, new), cycle(LINES))
+    return {name: STYLE.get(name) or next(looks) for name in names}
 
 
 def new_axes(ax: Axes | None = None, width: float = 6.4, height: float = 4.0) -> Axes:
@@ -121,13 +115,7 @@ def new_axes(ax: Axes | None = None, width: float = 6.4, height: float = 4.0) ->
 
 
 def marks_frame(
-    frame: pd.DataFrame,
-    value: str,
-    columns: Sequence[str],
-    *,
-    series: str | None,
-    line: str | None = None,
-    marker: str | None = None,
+    frame: pd.DataFrame, value: str, columns: Sequence[str], series: Column, line: Column, marker: Column
 ) -> pd.DataFrame:
     """List every mark of a figure, ours and the paper's, with the interval around it and how it looks.
 
@@ -162,7 +150,7 @@ def draw_paper(ax: Axes, x: Sequence[float], y: Sequence[float], part: pd.DataFr
 
 
 def legend_keys(
-    marks: pd.DataFrame, series: str | None, line: str | None, marker: str | None, joined: bool
+    marks: pd.DataFrame, series: Column, line: Column, marker: Column, joined: bool
 ) -> list[Artist]:
     """List what a legend explains: what colours, dashes and shapes stand for, and that hollow is the paper's.
 
@@ -196,8 +184,7 @@ def reference_lines(
         else:
             look = {"color": GREY, "label": name, "linestyle": next(dashes)}
         draw = ax.axvline if axis == "x" else ax.axhline
-        draw(number, linewidth=1, zorder=0, **look)
-        lines.append(ax.lines[-1])
+        lines.append(draw(number, linewidth=1, zorder=0, **look))
     return lines
 
 
@@ -224,7 +211,7 @@ def finish_axis(ax: Axes, name: str, label: str, scale: str) -> None:
     if scale == "log":
         getattr(ax, f"set_{name}scale")("log")
         low, high = axis.get_view_interval()
-        powers = ticker.LogLocator(subs=(1, 2, 5) if high / low < 2e4 else (1,), numticks=30)
+        powers = ticker.LogLocator(subs=(1, 2, 5) if high / low < 1e3 else (1,), numticks=30)
         axis.set_major_locator(powers if high / low > 6 else ticker.MaxNLocator(6, steps=[1, 2, 5, 10]))
         axis.set_minor_locator(ticker.NullLocator())
         plain = low >= 1e-4 and high < 1e6  # else powers of ten

@@ -1,8 +1,7 @@
 """Figure 2 of the paper, drawn from what discovery found (section 3.1): where groups lie in the parameters.
 
 First as a tidy frame of runs of entries, then onto axes. The order of execution and the columns follow from
-the roles of the members alone, so that fused projections and models that nobody has seen are drawn too.
-Nothing is discovered here.
+the members' roles alone: fused projections and new models are drawn too. Nothing is discovered here.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from pruner_lib.method.decoder import decoder_layers
 from pruner_lib.method.groups import Axes, Axis, Member
-from pruner_lib.study.figures.drawing import KINDS, new_axes
+from pruner_lib.study.figures.drawing import STYLE, new_axes
 
 COLUMNS = "stage structure parameter rows columns axis kind role dim group n_groups chosen start stop"
 # all lengths of a drawing are inches
@@ -53,12 +52,9 @@ def slices_frame(
     here = [a for a in axes.values() if a.layer == layer or (a.layer is None and a.kind == "hidden")]
     chosen = {a: (groups or {}).get(a.kind, a.n_groups // 3) for a in here}
     path = decoder_layers(model)[0]
-    shown = [
-        (axis, member)
-        for axis in chosen
-        for member in axis.members
-        if member.parameter.startswith(f"{path}.{layer}.") or not member.parameter.startswith(f"{path}.")
-    ]
+    own, inside = f"{path}.{layer}.", f"{path}."
+    members = [(axis, member) for axis in chosen for member in axis.members]
+    shown = [(a, m) for a, m in members if m.parameter.startswith(own) or inside not in m.parameter]
     ordered = _in_order(shown)
     stages = _stages(ordered)
     rows = []
@@ -69,8 +65,8 @@ def slices_frame(
             raise ValueError(f"{member.parameter} has {dims} dims; only vectors and matrices are listed")
         place = (stages[member.structure], member.structure, member.parameter, height, width, axis.name)
         for group in range(axis.n_groups) if axis.kind == "attention" else [chosen[axis]]:
-            own = (axis.kind, member.role, member.dim, group, axis.n_groups, group == chosen[axis])
-            rows += [(*place, *own, *run) for run in _runs(member.indices[group])]
+            which = (axis.kind, member.role, member.dim, group, axis.n_groups, group == chosen[axis])
+            rows += [(*place, *which, *run) for run in _runs(member.indices[group])]
     order = {name: i for i, name in enumerate(dict.fromkeys(m.parameter for _, m in ordered))}
     frame = pd.DataFrame(rows, columns=COLUMNS.split())
     return frame.iloc[frame.parameter.map(order).argsort(kind="stable")].reset_index(drop=True)
@@ -126,14 +122,14 @@ def plot_groups(frame: pd.DataFrame, *, ax: canvas.Axes | None = None) -> canvas
         ax.add_patch(Rectangle((box.x, box.y), box.width, box.height, **line))
     chosen = frame[frame.chosen]
     for row in chosen.itertuples():
-        look = {"facecolor": KINDS[row.kind].color, "alpha": 0.9, "linewidth": 0}
+        look = {"facecolor": STYLE[row.kind].color, "alpha": 0.9, "linewidth": 0}
         strip = _strip(boxes.loc[row.parameter], row.dim, row.start, row.stop)
         ax.add_patch(Rectangle(*strip, zorder=3 if row.kind == "hidden" else 2, **look))
     _draw_heads(ax, frame[frame.kind == "attention"], boxes)
     _draw_stream(ax, frame[(frame.kind == "hidden") & (frame["columns"] > 0)], boxes, stream)
     groups = chosen.drop_duplicates("kind").set_index("kind")
     said = {kind: f"group {row.group} of 0 to {row.n_groups - 1}" for kind, row in groups.iterrows()}
-    keys = [Patch(color=KINDS[kind].color, label=f"{KINDS[kind].label}: {said[kind]}") for kind in said]
+    keys = [Patch(color=STYLE[kind].color, label=f"{STYLE[kind].label}: {said[kind]}") for kind in said]
     ax.legend(handles=keys, frameon=False, loc="lower center", fontsize=9, borderaxespad=0)
     ax.set(xlim=(-0.2, right + 0.2), ylim=(stream - 1.1, top), aspect="equal")
     ax.axis("off")
@@ -198,7 +194,7 @@ def _draw_heads(ax: canvas.Axes, frame: pd.DataFrame, boxes: pd.DataFrame) -> No
 
 def _draw_stream(ax: canvas.Axes, matrices: pd.DataFrame, boxes: pd.DataFrame, height: float) -> None:
     """Draw the residual stream, and an arrow for each column of matrices that reads or writes it."""
-    color, middles = KINDS["hidden"].color, []
+    color, middles = STYLE["hidden"].color, []
     for (_, role), part in matrices.groupby(["stage", "role"]):
         here = boxes.loc[part.parameter]
         middles.append(here.x.iloc[0] + here.width.iloc[0] / 2)

@@ -6,6 +6,7 @@ Nothing here measures or saves, and no setting of matplotlib is changed. How nam
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from textwrap import fill
 from typing import Any
 
@@ -56,26 +57,25 @@ def plot_intervals(
     Args:
         frame: columns `value`, `rows`, `series`, `marker`, `each`, and those of `drawing.marks_frame`.
         label: what is measured, with its unit.    rows: column of the names.
-        series: column that chooses the colour; without it the row's name does.
-        marker: column that chooses the marker, such as a stage.
+        series, marker: columns that choose the colour (None: the row's name does) and the marker.
         each: column of single measurements, dashes behind the interval of their mean.
         reference: name -> number, a dashed line.    scale: "linear", "log" or "percent" (of shares).
     """
     within = [column for column in dict.fromkeys((series, marker)) if column and column != rows]
-    marks = drawing.marks_frame(frame, value, [rows, *within], series=series or rows, marker=marker)
+    places = [rows, *within]
+    marks = drawing.marks_frame(frame, value, places, series or rows, None, marker)
     marks = marks.drop_duplicates() if each else marks
-    slots = marks.drop_duplicates([rows, *within]).groupby(rows, sort=False)
-    names, most = styles_of(marks[rows]), slots.size().max()
+    slots = [[*row.groupby(places, sort=False)] for _, row in marks.groupby(rows, sort=False)]
+    names, most = styles_of(marks[rows]), max(map(len, slots))
     ax = drawing.new_axes(ax, 6.4, 1.3 + len(names) * (0.2 + 0.2 * most))
     ax.set_xscale("log" if scale == "log" else "linear")
     spans = []  # height, low, high, colour
-    for row, (_, slot) in enumerate(slots):
-        for place, cell in enumerate(slot[[rows, *within]].itertuples(index=False)):
+    for row, slot in enumerate(slots):
+        for place, (cell, here) in enumerate(slot):
             y = row + (place - (len(slot) - 1) / 2) / (most + 1)
-            here = marks[(marks[[rows, *within]] == list(cell)).all(axis=1)]
             spans += _draw_row(ax, y, here, scale == "log")
             if each:
-                own = frame[(frame[[rows, *within]] == list(cell)).all(axis=1)][each]
+                own = frame[(frame[places] == list(cell)).all(axis=1)][each]
                 ax.plot(own, [y] * len(own), "|", color=here.color.iloc[0], alpha=0.5, markersize=12)
     keys = drawing.legend_keys(marks, series, None, marker, joined=False)
     keys += drawing.reference_lines(ax, "x", reference, {})
@@ -142,7 +142,7 @@ def plot_curves(
         legend: False: another panel explains the curves.
     """
     columns = [name for name in dict.fromkeys((series, line, marker)) if name]
-    marks = drawing.marks_frame(frame, value, [x, *columns], series=series, line=line, marker=marker)
+    marks = drawing.marks_frame(frame, value, [x, *columns], series, line, marker)
     ax = drawing.new_axes(ax)
     named = not pd.api.types.is_numeric_dtype(marks[x])
     places = list(dict.fromkeys(marks[x])) if named else sorted(set(marks[x]))
@@ -226,18 +226,16 @@ def plot_verdicts(frame: pd.DataFrame, *, title: str = "") -> Axes:
     ax.set_xlabel("each row has its own scale; shaded: where the claim holds, its edge labelled")
     ax.spines[:].set_visible(False)
     there = {name: look for name, look in ANSWERS.items() if look[1] and name in set(frame.verdict)}
-    keys = [
-        Line2D([], [], color=c, marker=m, linewidth=2.4, label=f"ours: {n}") for n, (c, m) in there.items()
-    ]
-    return drawing.finish_axes(ax, title, [*keys, Line2D([], [], label="paper", **PAPER)])
+    key = partial(Line2D, [], [])
+    keys = [key(color=c, marker=m, linewidth=2.4, label=f"ours: {n}") for n, (c, m) in there.items()]
+    return drawing.finish_axes(ax, title, [*keys, key(label="paper", **PAPER)])
 
 
 def _verdict_row(ax: Axes, y: int, row: Any) -> None:
     color, marker = ANSWERS[row.verdict]
     place = _scale([row.ours, row.low, row.high, row.paper, row.holds_from, row.holds_to])
     middle, top, bottom = y + BAR, y + BAR - 0.16, y + BAR + 0.16
-    sentence = fill(row.sentence, 78)
-    ax.text(0, top - 0.03, sentence, ha="left", va="bottom", fontsize=9.5, linespacing=1.1)
+    ax.text(0, top - 0.03, fill(row.sentence, 78), va="bottom", fontsize=9.5, linespacing=1.1)
     edges = [row.holds_from, row.holds_to]
     ax.fill_between([*map(place, edges)], top, bottom, color=TRUE_HERE, linewidth=0, zorder=0)
     for edge in filter(np.isfinite, edges):
@@ -267,5 +265,7 @@ def _scale(numbers: list[float]) -> Callable[[float], float]:
 
 
 def _number(value: float) -> str:
+    if 0 < abs(value) < 0.01:
+        return f"{value:.2g}"
     digits = 3 if abs(value) < 1 else 2 if abs(value) < 10 else 0
     return f"{value:,.{digits}f}".replace("inf", "∞").replace("-∞", "−∞")
