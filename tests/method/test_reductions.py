@@ -79,6 +79,7 @@ WITHIN_A_HEAD = {
     "norm": lambda h: h * torch.rsqrt(_mean_square(h) + 1e-5),
     "softmax": lambda h: h.softmax(-1),
     "largest": lambda h: h / (1 + h.abs().amax(-1, keepdim=True)),
+    "logsumexp": lambda h: h - h.logsumexp(-1, keepdim=True),
 }
 
 
