@@ -186,7 +186,7 @@ def _without_obstacles(
             obstacle = "inner channels that feed no residual stream" if stream.isdisjoint(others) else None
         if not obstacle:
             free.append((axis, groups))
-        elif not obstacle.startswith(NO_RULE):  # those are in the notes already
+        elif not any(note.startswith(f"{m.parameter}: ") for m in axis.members for note in unknown):
             notes.append(f"{axis.members[0].parameter}: {axis.n_groups} groups left whole, {obstacle}")
     return free, notes
 
