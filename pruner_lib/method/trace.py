@@ -84,7 +84,8 @@ class KeepLists(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func in MAKERS:
             numbers = [x for x in tree_leaves([args, kwargs]) if type(x) in (int, float)]
-            self.recording.factors += [(self.recording.layer, *numbers)] if numbers else []
+            if any(type(x) is float for x in numbers):  # else indices
+                self.recording.factors.append((self.recording.layer, *numbers))
         if func is torch.Tensor.__getitem__ and isinstance(args[1], tuple):
             index = tuple(torch.tensor(i, device="cpu") if isinstance(i, list) else i for i in args[1])
             args = (args[0], index)
