@@ -99,7 +99,7 @@ def drop_layers_(model: nn.Module, plan: Plan) -> nn.Module:
         what = f"{place}.{name} is {value!r} in a layer that stays, and the class builds another"
         why = f"for its new place, so the layers {keep} alone can't be saved; nothing was cut"
         raise ValueError(f"{what} {why}. Keep other layers")
-    check_cut(trial, plan, numbers)
+    check_cut(trial, path, plan, numbers)
     own_config_(model)
     _keep_layers_(model, keep, edits)
     set_layout(model, {**empty_layout(), "attributes": trained} if trained else None)

@@ -200,7 +200,7 @@ def _without_obstacles(
             if axis.layer is None and groups[0] in heads:
                 what = f"{axis.members[0].parameter}: {axis.n_groups} attention heads that layers share"
                 notes.append(f"{what} are cut with the hidden channels, by granularity='channel' alone")
-        elif not obstacle.startswith(NO_RULE):  # those are in the notes already
+        elif not any(note.startswith(f"{m.parameter}: ") for m in axis.members for note in unknown):
             notes.append(f"{axis.members[0].parameter}: {axis.n_groups} groups left whole, {obstacle}")
     return free, notes
 

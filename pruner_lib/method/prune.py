@@ -59,7 +59,7 @@ def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modu
     merged = merge_layouts(model, layout)
     trial = apply_layout_(without_weights(model), merged)
     trial.config.update(plain or {})
-    check_cut(trial, plan, axes.numbers, axes, keep, cuts)
+    check_cut(trial, decoder_layers(model)[0], plan, axes.numbers, axes, keep, cuts)
     own_config_(model)
     with torch.no_grad():
         for parameter, by_dim in cuts.items():

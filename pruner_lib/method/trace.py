@@ -84,7 +84,8 @@ class KeepLists(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func in MAKERS:
             numbers = [x for x in tree_leaves([args, kwargs]) if type(x) in (int, float)]
-            self.recording.factors += [(self.recording.layer, *numbers)] if numbers else []
+            if any(type(x) is float for x in numbers):  # else indices
+                self.recording.factors.append((self.recording.layer, *numbers))
         if func is torch.Tensor.__getitem__ and isinstance(args[1], tuple):
             index = tuple(torch.tensor(i, device="cpu") if isinstance(i, list) else i for i in args[1])
             args = (args[0], index)
@@ -118,18 +119,20 @@ def _to_meta(tensor: torch.Tensor) -> torch.Tensor:
     return moved
 
 
-def trace(model: nn.Module) -> Recording:
+def trace(model: nn.Module, path: str = "") -> Recording:
     """Run `model` on labels and return what was recorded.
 
     Inputs of the decoder layers that have no labels (position biases, masks, rotary tables) get some.
 
-    Args: model: a decoder on the meta device, as from `without_weights`; keeps its hooks and settings.
+    Args:
+        model: a decoder on the meta device, as from `without_weights`; keeps its hooks and settings.
+        path: of its layers; "": as `decoder_layers` finds them.
     Raises: ValueError: the model does not run on the meta device.
     """
     rec = Recording()
     for name, parameter in model.named_parameters():
         set_labels(parameter, rec.label(parameter, name, "parameter"))
-    path, layers = decoder_layers(model)
+    path, layers = (path, model.get_submodule(path)) if path else decoder_layers(model)
     for number, layer in enumerate(layers):
         hook = partial(_label_constants, rec, f"{path}.{number}")
         layer.register_forward_pre_hook(hook, with_kwargs=True)
@@ -182,6 +185,7 @@ def _label_constants(rec: Recording, path: str, layer: nn.Module, args: tuple, k
 
 def check_cut(
     cut: nn.Module,
+    path: str,
     plan: Plan,
     numbers: Counter[tuple],
     axes: Axes | None = None,
@@ -196,7 +200,7 @@ def check_cut(
     the cut model, and different groups different ones.
 
     Args:
-        cut: a copy without weights that has the widths, or the layers, of the plan.
+        cut: a copy without weights that has the widths, or the layers, of the plan.    path: of its layers.
         numbers: `Axes.numbers` of the dense model, by the layers' numbers after the cut.
         axes: of the whole model.    keep: axis name -> structure -> kept groups.    Both None: whole layers.
         stays: parameter -> dim -> sorted entries that stay, `(n,)` or `(slices, n)`.
@@ -204,7 +208,7 @@ def check_cut(
     names = list(plan.cut)
     what = f"what the plan cuts ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
     try:
-        rec = trace(cut)
+        rec = trace(cut, path)
     except ValueError as error:
         raise ValueError(f"{what} would leave a model that does not run; nothing was cut: {error}") from error
     entries = rec.entries(rec.components(query_heads=plan.query_heads)) if keep else {}

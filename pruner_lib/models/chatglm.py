@@ -98,7 +98,7 @@ class ChatGLMAttention(nn.Module):
         query, key = (torch.cat([*map(turned, z.chunk(2, -1), places)], -1) for z in (query, key))
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)
-        scale = float(self.layer_idx + 1)  # divided out and multiplied in again: half precision overflows
+        scale = 32.0  # divided out and multiplied in again: half precision overflows; exact, a power of two
         scores = (query / (math.sqrt(self.head_dim) * scale)) @ key.transpose(-1, -2)
         scores = scores.masked_fill(hidden, HIDDEN).float() * scale  # (batch, heads, tokens, all tokens)
         seen = scores.softmax(-1).to(value.dtype) @ value

@@ -12,6 +12,7 @@ import pytest
 import torch
 from families import build, logits, random_scores, tokens
 from torch.nn import functional
+from transformers.models.llama import modeling_llama
 
 from pruner_lib import discover, mask_, prune_, select
 
@@ -79,6 +80,7 @@ WITHIN_A_HEAD = {
     "norm": lambda h: h * torch.rsqrt(_mean_square(h) + 1e-5),
     "softmax": lambda h: h.softmax(-1),
     "largest": lambda h: h / (1 + h.abs().amax(-1, keepdim=True)),
+    "logsumexp": lambda h: h - h.logsumexp(-1, keepdim=True),
 }
 
 
@@ -114,6 +116,20 @@ def test_what_counts_zeros_leaves_its_channels_whole_and_is_named(name, kind):
     other = {"mlp": "attention", "attention": "mlp"}[kind]
     assert set(axes) == {f"layers.0.{other}", "hidden"}
     assert any(f"aten.{operator}" in note and "left whole" in note for note in axes.notes)
+
+
+def test_an_operator_without_a_rule_that_meets_only_scores_of_attention_is_named(monkeypatch):
+    plain = modeling_llama.eager_attention_forward
+
+    def attend(module, query, key, value, *args, **kwargs):
+        scores = query @ value.transpose(2, 3).repeat_interleave(module.num_key_value_groups, 1)
+        out, weights = plain(module, query, key, value, *args, **kwargs)
+        return out * scores.median(-1)[0].transpose(1, 2)[..., None], weights
+
+    monkeypatch.setattr(modeling_llama, "eager_attention_forward", attend)
+    axes = discover(build("llama-gqa"))
+    assert {axis.kind for axis in axes.values()} == {"mlp", "hidden"}
+    assert any("q_proj" in note and "aten.median" in note for note in axes.notes)
 
 
 @pytest.mark.parametrize("kind", PLACES)

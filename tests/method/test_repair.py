@@ -224,7 +224,7 @@ def test_criterion_obs_is_these_scores():
     axes = discover(model).of_kind("attention", "mlp")
     named = estimate(model, axes, IDS, criterion="obs")
     assert all(torch.equal(named[name], one) for name, one in obs_scores(model, axes, IDS).items())
-    with pytest.raises(ValueError, match="one matrix: leave out aggregation"):
+    with pytest.raises(ValueError, match="has no aggregation 'max'; leave it out"):
         estimate(model, axes, IDS, criterion="obs", aggregation="max")
 
 
