@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import pairwise
 from textwrap import fill
 from typing import Any
 
@@ -163,7 +164,7 @@ def plot_curves(
     if named:
         ax.set_xticks(range(len(places)), places)
         ax.set_xlim(-0.6, len(places) - 0.4)
-    elif xscale == "log" and len(places) <= 12:  # few enough for a tick each
+    elif xscale == "log" and all(b > 1.3 * a for a, b in pairwise(places)):  # room for a tick each
         ax.set_xticks(places, [f"{place:,g}" for place in places])
     elif xscale == "linear" and (marks["place"] % 1 == 0).all():
         ax.xaxis.get_major_locator().set_params(integer=True)
