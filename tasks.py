@@ -248,8 +248,8 @@ def _install(python: Path) -> None:
     pip = [python, "-m", "pip", "install", "--disable-pip-version-check", *quiet]
     for command in (
         [getattr(sys, "_base_executable", sys.executable), "-m", "venv", VENV],
-        [*pip, "-r", ROOT / "requirements.lock"],
-        [*pip, "--no-deps", "--no-build-isolation", "-e", ROOT],
+        [*pip, "--no-deps", "-r", ROOT / "requirements.lock"],  # its hashes are checked
+        [*pip, "--no-build-isolation", "-e", ROOT],  # and, for a CUDA build of torch, the packages it pins
     ):
         code = _run(command)
         if code:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, distribution
@@ -23,8 +24,10 @@ ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 EXTRAS = PROJECT["project"]["optional-dependencies"].values()
 DECLARED = [Requirement(text) for text in sum(EXTRAS, PROJECT["project"]["dependencies"])]
-LOCK = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
+HASHED = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
+LOCK = [line.removesuffix(" \\") for line in HASHED if not line.startswith(" ")]  # without the hashes
 TORCH_CUDA = ("cuda-*", "nvidia-*", "triton")  # pinned by torch's own CUDA build, absent from its CPU build
+HASH = r"    --hash=sha256:[0-9a-f]{64}( \\)?"
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 PLATFORMS = {
     "linux": {"sys_platform": "linux", "platform_machine": "x86_64", "os_name": "posix"},
@@ -86,6 +89,19 @@ def drifted(declared: list[Requirement], lock: list[str]) -> set[str]:
     return wrong
 
 
+def unhashed(lock: list[str]) -> list[str]:
+    """Name the pins that no line with a SHA-256 follows."""
+    lines = zip(lock, [*lock[1:], ""], strict=True)
+    return [pin for pin, next in lines if pin[0] != " " and not re.fullmatch(HASH, next)]
+
+
+def test_lock_has_a_hash_for_every_package():
+    assert unhashed(HASHED) == []
+    pin = HASHED.index(f"{LOCK[0]} \\")
+    assert unhashed(HASHED[: pin + 1]) == [HASHED[pin]]
+    assert [line for line in HASHED if line[0] == " " and not re.fullmatch(HASH, line)] == []
+
+
 @pytest.mark.parametrize("platform", PLATFORMS)
 @pytest.mark.parametrize("python", PYTHONS)
 def test_lock_meets_every_declared_requirement(python, platform):
@@ -120,10 +136,10 @@ def test_lock_holds_what_the_declared_packages_pull_in():
     }
 
 
-def test_conda_environment_refers_to_the_lock():
+def test_conda_environment_has_the_versions_of_the_lock():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     *conda, from_pip = environment["dependencies"]
-    assert from_pip == {"pip": ["-r requirements.lock", "-e ."]}
+    assert from_pip == {"pip": [*LOCK, "-e ."]}
     assert sorted(Requirement(each).name for each in conda) == ["pip", "python"], (
         "no version but Python's here"
     )

@@ -89,7 +89,7 @@ def test_verbs_are_short_and_say_what_they_do():
 
 def test_installation_is_made_once(tasks):
     assert tasks.main(["lint", "--fix"]) == 0
-    kinds = ["-m venv", "requirements.lock", "--no-deps", "-m invoke lint --fix"]
+    kinds = ["-m venv", "--no-deps -r", "-e ", "-m invoke lint --fix"]
     assert [kind in command for kind, command in zip(kinds, tasks.commands, strict=True)] == [True] * 4
     tasks.main(["lint"])
     assert len(tasks.commands) == 5, "the second time only the verb runs"
@@ -106,7 +106,7 @@ def test_changed_dependencies_are_installed(tasks, changed):
     assert len(tasks.commands) == 8 and kept.exists()
 
 
-@pytest.mark.parametrize("step", ["-m venv", "requirements.lock", "--no-deps"])
+@pytest.mark.parametrize("step", ["-m venv", "requirements.lock", "-e "])
 def test_interrupted_installation_is_made_anew(tasks, step, capsys):
     tasks.failing = step
     with pytest.raises(SystemExit) as stopped:
