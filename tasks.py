@@ -33,6 +33,7 @@ except ImportError:  # a bare Python only lists the verbs; they run where invoke
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 STAMP = VENV / "installed.txt"
+TORCH = "torch==2.13.0"  # not in the lock, since its builds for CPUs and CUDA have different hashes
 UNFINISHED = "unfinished"
 BOTH = (signal.SIGTERM,) if os.name == "nt" else (signal.SIGINT, signal.SIGTERM)
 CACHES = ("__pycache__", ".pytest_cache", ".ruff_cache", ".ipynb_checkpoints", "build", "dist", "*.egg-info")
@@ -202,9 +203,9 @@ def _notebooks(*words) -> None:
 
 
 def _fingerprint() -> str:
-    """Hash the two files that say what has to be installed."""
+    """Hash what says which packages have to be installed."""
     content = b"".join((ROOT / name).read_bytes() for name in ("requirements.lock", "pyproject.toml"))
-    return hashlib.sha256(content).hexdigest()
+    return hashlib.sha256(content + TORCH.encode()).hexdigest()
 
 
 def _stamp() -> str:
@@ -249,7 +250,7 @@ def _install(python: Path) -> None:
     for command in (
         [getattr(sys, "_base_executable", sys.executable), "-m", "venv", VENV],
         [*pip, "--no-deps", "-r", ROOT / "requirements.lock"],  # its hashes are checked
-        [*pip, "--no-build-isolation", "-e", ROOT],  # and, for a CUDA build of torch, the packages it pins
+        [*pip, "--no-build-isolation", TORCH, "-e", ROOT],  # and the CUDA packages that torch may pin
     ):
         code = _run(command)
         if code:
