@@ -12,8 +12,6 @@ quick and the method itself never pulls in transformers. Where a line belongs:
     study/         the study itself, what the notebooks share; nothing above imports it
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import TYPE_CHECKING
 

@@ -4,8 +4,6 @@ The eight lines of the README, with all that can be refused looked at before any
 written until the model is pruned: then a folder that loads anywhere and, where it is wanted, a GGUF file.
 """
 
-from __future__ import annotations
-
 import argparse
 import signal
 import sys

@@ -4,8 +4,6 @@ A study may be killed at any moment. Every file is written beside its place and 
 so that a reader sees the old file or the new one and never a part. What a file means is not known here.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

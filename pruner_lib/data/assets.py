@@ -5,8 +5,6 @@ folder appears in the cache whole or not at all. The local data directory (`corp
 at before the cache, and the Hugging Face hub last; without a network that must fail at once.
 """
 
-from __future__ import annotations
-
 import errno
 import json
 import os

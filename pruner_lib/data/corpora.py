@@ -13,8 +13,6 @@ entry optional:
     tasks/TASK.jsonl           questions of a zero-shot task, see `evaluation.tasks`
 """
 
-from __future__ import annotations
-
 import gzip
 import json
 import re

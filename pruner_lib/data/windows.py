@@ -4,8 +4,6 @@ Names of texts and instructions, and where they are looked up, are in `corpora`.
 and draws; it runs no model.
 """
 
-from __future__ import annotations
-
 import hashlib
 import warnings
 from collections.abc import Callable, Iterable

@@ -3,8 +3,6 @@
 Counting watches the operators that a forward pass runs: no architecture is named, the meta device will do.
 """
 
-from __future__ import annotations
-
 import re
 from itertools import chain
 

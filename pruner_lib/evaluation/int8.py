@@ -3,8 +3,6 @@
 What is left of the model is measured as of any other; bytes are counted in `efficiency`.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -3,8 +3,6 @@
 Memory: what this process holds and held at most. Time: single calls, several in turn, and their quartiles.
 """
 
-from __future__ import annotations
-
 import resource
 import sys
 import time

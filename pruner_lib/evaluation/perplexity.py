@@ -3,8 +3,6 @@
 Measures a model as it is. It loads nothing (`models` and `data` do) and asks no questions (`zero_shot` does).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

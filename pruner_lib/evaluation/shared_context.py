@@ -10,8 +10,6 @@ Prompts, token ids and metrics stay lm-eval's own. Where a question's contexts d
 what they begin with. What can't be scored so is left to lm-eval's own way, with a warning.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 import warnings

@@ -4,8 +4,6 @@ Prompts and metrics are lm-eval's own; here its task files are pointed at local 
 questions are drawn. `zero_shot` asks them.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import logging

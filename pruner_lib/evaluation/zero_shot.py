@@ -4,8 +4,6 @@ Prompts, metrics and standard errors are lm-eval's own; its other tasks can be a
 questions, `shared_context` makes scoring quick.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """One check of what users pass to functions: its error says what came and what is wanted."""
 
-from __future__ import annotations
-
 import math
 import os
 import re

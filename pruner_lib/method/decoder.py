@@ -1,7 +1,5 @@
 """What the method needs of a decoder as a whole: that it is plain, its layers, and a prompt to run it on."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

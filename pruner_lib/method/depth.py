@@ -5,8 +5,6 @@ Here are the two rules that others use, every second layer and block influence; 
 `{"layers": scores}`. `prune_` hands a plan of layers over to `drop_layers_`.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from contextlib import ExitStack
 

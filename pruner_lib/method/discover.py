@@ -7,8 +7,6 @@ Every expert of a layer, and with `query_heads` every key and value head, has an
 weights make up one tensor, which stays rectangular only if all these siblings keep the same number.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -3,8 +3,6 @@
 Axes of the same form in different layers share a line.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 

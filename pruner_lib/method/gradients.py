@@ -11,8 +11,6 @@ gradient of the whole batch is needed first: inputs and output gradients of the 
 the last micro-batch; they are much smaller than the gradients.
 """
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator

@@ -3,8 +3,6 @@
 An axis holds n interchangeable groups; a plan says which of them stay. Nothing here reads a model or weights.
 """
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Mapping
@@ -119,7 +117,7 @@ class Axes(dict[str, Axis]):
         self.n_layers = len(layer_parameters)
         self.notes = notes
 
-    def of_kind(self, *kinds: str) -> Axes:
+    def of_kind(self, *kinds: str) -> "Axes":
         """The axes of some kinds, still as part of the whole model."""
         chosen = {name: axis for name, axis in self.items() if axis.kind in kinds}
         return Axes(chosen, **{name: value for name, value in vars(self).items() if name != "n_layers"})
@@ -187,7 +185,7 @@ class Plan:
         return text
 
     @classmethod
-    def from_json(cls, source: str | Path) -> Plan:
+    def from_json(cls, source: str | Path) -> "Plan":
         """Read a plan from JSON text or from a file.
 
         Raises: ValueError: the text is no plan.

@@ -4,8 +4,6 @@ A saliency is a signed number for each entry of a weight. Weights and gradients 
 `gradients`), whose sums are kept in float64. Nothing is ranked here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 import torch

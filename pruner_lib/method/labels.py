@@ -5,8 +5,6 @@ its own shape (-1: holds nothing of a parameter). Here is what an element-wise o
 do to labels, and the record of which labels depend on each other.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -23,7 +21,7 @@ class Labels:
     tensors: tuple[torch.Tensor, ...]
     source: str = "activation"  # "activation", "parameter" or "constant"
 
-    def map(self, function) -> Labels:
+    def map(self, function) -> "Labels":
         return Labels(tuple(function(t) for t in self.tensors), self.source)
 
 

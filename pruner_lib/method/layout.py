@@ -4,8 +4,6 @@ A copy of this file travels beside the weights of an unevenly pruned checkpoint,
 What a layout must hold is derived by `size_rules` and written by `prune`; nothing here names an architecture.
 """
 
-from __future__ import annotations
-
 import copy
 
 import torch
@@ -34,7 +32,7 @@ class LayerConfig:
     def __setattr__(self, name: str, value) -> None:
         setattr(self._shared, name, value)
 
-    def __deepcopy__(self, memo: dict) -> LayerConfig:
+    def __deepcopy__(self, memo: dict) -> "LayerConfig":
         return LayerConfig(copy.deepcopy(self._shared, memo), self._overrides)
 
 

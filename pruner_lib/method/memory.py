@@ -1,7 +1,5 @@
 """How much memory the process holds and how much is available (a question of machines, not of the paper)."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import os

@@ -6,8 +6,6 @@ of a large weight exists. Modules that are neither linear nor an embedding are c
 and give one slice.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any

@@ -7,8 +7,6 @@ Whether and by how much is measured on a copy of the module, with values of our 
 subtracts a mean there is none.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 

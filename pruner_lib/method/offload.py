@@ -5,8 +5,6 @@ memory or on a disk; meanwhile the module holds a parameter on the meta device. 
 meta device is another case: it has no weights anywhere and may be cut.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager

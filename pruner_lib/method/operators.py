@@ -5,8 +5,6 @@ depends on what (see `labels`), reductions forget. What an operator without a ru
 be cut, and discovery says so by the operator's name.
 """
 
-from __future__ import annotations
-
 import torch
 
 from pruner_lib.method.labels import Labels, Recording, combine, labels_of, multiply, same_along, set_labels

@@ -1,7 +1,5 @@
 """Checks of what users pass to `estimate` and `select`; each error says what came and what is possible."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from types import SimpleNamespace

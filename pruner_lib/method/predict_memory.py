@@ -5,8 +5,6 @@ that the count itself takes next to nothing and is the same code for every archi
 grows with the samples; the largest temporary and what the process holds already come on top.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass

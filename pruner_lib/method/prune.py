@@ -5,8 +5,6 @@ sets the same groups to zero. Both give the same function of the input: the theo
 every architecture. Nothing is chosen here; see `select`. The cut of whole decoder layers is in `depth`.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

@@ -7,8 +7,6 @@ tokens, and k the columns that stay, `repair_` moves what the lost columns did t
 while the model runs, with one layer's inputs in memory at a time.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass

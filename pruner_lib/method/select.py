@@ -4,8 +4,6 @@ How many groups of each axis go (a ratio of the groups, or of all parameters), a
 scores and sizes: no model is seen here and nothing is cut.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence

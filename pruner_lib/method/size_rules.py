@@ -5,8 +5,6 @@ nothing but the number of heads show which attributes of which modules follow th
 line of code is for one architecture.
 """
 
-from __future__ import annotations
-
 import copy
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence

@@ -5,8 +5,6 @@ carries labels through every operator by the rules of `operators`. `discover` tu
 groups; `check_cut` compares it with the groups that a cut is to leave.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from functools import partial
 from typing import Any

@@ -12,8 +12,6 @@ Half of the channels of a head turn by each of the two positions. A residual sum
 times sqrt(2 * 28). This file travels beside the weights of a saved model, so it needs transformers alone.
 """
 
-from __future__ import annotations
-
 import math
 from collections import OrderedDict
 

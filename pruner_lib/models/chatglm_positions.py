@@ -4,8 +4,6 @@ All of it is read off the special tokens of a prompt; `chatglm` has the picture.
 beside the weights of a saved model, so it needs transformers alone.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig

@@ -5,8 +5,6 @@ ids of "▁How ? [gMASK] <sop>": what follows <sop> fills the gap. Batches are p
 travels beside the weights of a saved model, so it needs transformers and sentencepiece alone.
 """
 
-from __future__ import annotations
-
 import re
 import shutil
 from pathlib import Path

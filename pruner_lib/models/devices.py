@@ -5,8 +5,6 @@ evaluated as it is: what lies in CPU memory is brought to a GPU for its part of 
 is for scoring and cutting: there each weight is used where it lies.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -6,8 +6,6 @@ function, with head counts and MLP widths as lists, a number a layer. Numbers ar
 llama.cpp's own `llama-quantize` makes them smaller. The tokenizer is in `export_tokenizer`.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

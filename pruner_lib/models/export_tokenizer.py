@@ -5,8 +5,6 @@ words that llama.cpp knows by name; and that of LLaMA (sentencepiece), over char
 that it has not. Others are refused, as is a vocabulary larger than the model's.
 """
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

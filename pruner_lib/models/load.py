@@ -6,8 +6,6 @@ two-layer llama (see `tiny`). A name is looked up in the local data directory fi
 of that name), then in the asset cache; else it is a folder or a hub id.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext

@@ -15,8 +15,6 @@ config keys only, so not the widths of models whose head size follows from the h
 inputs.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from functools import cache

@@ -5,8 +5,6 @@ The cut itself is `method.prune`; it knows no transformers. Here the pruned mode
 that reads them.
 """
 
-from __future__ import annotations
-
 from torch import nn
 from transformers import PreTrainedModel
 

@@ -5,8 +5,6 @@ A model whose config says all is a plain Hugging Face checkpoint. Any other carr
 that too. Loading is in `load`.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The model `tiny`: a random llama of two layers and its tokenizer, for tests and the profile `tiny`."""
 
-from __future__ import annotations
-
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast

@@ -8,8 +8,6 @@ The twin `smollm2-135m-glm` is a GLM: its gate and up projections are one matrix
 together are neighbours. Its groups are those of the llama, in other places.
 """
 
-from __future__ import annotations
-
 from copy import deepcopy
 
 import torch

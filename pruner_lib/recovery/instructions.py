@@ -3,8 +3,6 @@
 Nothing here draws from the global random state, so the batches of a run can be rebuilt after a kill.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from os.path import commonprefix

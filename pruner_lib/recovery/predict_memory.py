@@ -4,8 +4,6 @@ The longest example runs forward once, and what autograd would keep for backward
 Weights are frozen, so this is what the adapters need: their inputs, and all between them.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch

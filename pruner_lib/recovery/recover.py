@@ -5,8 +5,6 @@ are the settings, the history, and that a killed run ends as an uninterrupted on
 data (`windows.instructions`) and measures only what the caller's `evaluate` returns.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 import warnings

@@ -6,8 +6,6 @@ of an open run is the log in the checkpoint's trainer_state.json, which Trainer 
 without it is incomplete and is dropped, as one is whose files are not those that contents.json noted.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

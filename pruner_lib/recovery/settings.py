@@ -1,7 +1,5 @@
 """The settings of recovery: plain data, checked when they are made (paper App. B.2)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pruner_lib.method.checks import require

@@ -1,7 +1,5 @@
 """The loop of recovery on the Trainer of transformers: its arguments, its loss, the history of its steps."""
 
-from __future__ import annotations
-
 import logging
 import math
 import os

@@ -3,8 +3,6 @@
 The names below are imported when first used: figures and reports need no model.
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

@@ -5,8 +5,6 @@ the same name: models in folders, texts, instructions and questions of the local
 are not: `data.assets` checks them, and names of results don't depend on the machine.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict

@@ -12,8 +12,6 @@ Many claims are judged at once, so their tests are corrected together (Holm): th
 summary is false is 5 %. The paper's own number is computed from its tables by the claim's formula.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass

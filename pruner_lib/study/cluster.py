@@ -8,8 +8,6 @@ one that is opened in JupyterLab or run by papermill alone uses the same cluster
 `run.run_experiment`; nothing here knows experiments.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence

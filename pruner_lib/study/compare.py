@@ -5,8 +5,6 @@ recovery, texts and tasks alike. Two models that answered the same questions, or
 text, are compared item by item (`statistics`): what both find hard cancels. Nothing is measured here.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

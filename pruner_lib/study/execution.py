@@ -4,8 +4,6 @@ Its kernel is a process and does not outlive the runner: a shell holds a pipe to
 closes it kills the kernel and all that the kernel started.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

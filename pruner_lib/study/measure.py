@@ -1,7 +1,5 @@
 """What is measured of a model: its perplexity on a text, its answers to the questions of a task."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import math

@@ -10,8 +10,6 @@ A run is judged by the manifest that a notebook's last cell writes (`results.fin
 notebook: after its kernel was killed papermill leaves one that says "completed".
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import errno

@@ -4,8 +4,6 @@ The numbers lie in `results/paper/*.csv`, as printed; rows of Tables 1, 2, 4 and
 experiments. `coverage.yaml` says where each table and figure is reproduced. Nothing is measured here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache

@@ -4,8 +4,6 @@ The notebook's own process looks at the cells that it ran, so papermill, the run
 parameters in JupyterLab are treated alike. Defaults are in `parameters.yaml`, since a reader edits the cell.
 """
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import re

@@ -10,8 +10,6 @@ named by `$PRUNER_LIB_PROFILES`, that changes profiles or adds some; what each n
       model: /models/my-llama
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from dataclasses import replace

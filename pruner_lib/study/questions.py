@@ -3,8 +3,6 @@
 Which models differ by more than chance is decided in `compare`; nothing is measured or drawn here.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Mapping
 from itertools import combinations_with_replacement, permutations

@@ -1,7 +1,5 @@
 """What an experiment gave: JSON on disk, and a tidy table that refuses to compare the incomparable."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -30,7 +28,7 @@ class MetricName(NamedTuple):
         return f"{self.kind}/{self.dataset}" + ("" if self.length is None else f"@{self.length}")
 
     @classmethod
-    def parse(cls, text: str) -> MetricName:
+    def parse(cls, text: str) -> "MetricName":
         """Read a name as it is written: "perplexity/wiki@128", "accuracy/boolq", "p_right/boolq".
 
         Raises:  ValueError: the text is no such name.

@@ -8,8 +8,6 @@ from elsewhere (MathJax, widgets) is left out, and formulas are read as LaTeX. S
 MathJax). Which cells belong to a lecture: `notebooks/README.md`. Nothing is measured here.
 """
 
-from __future__ import annotations
-
 import argparse
 import re
 from collections.abc import Mapping, Sequence

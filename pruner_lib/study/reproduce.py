@@ -7,8 +7,6 @@ sums run in another order: numbers may then differ by `NEAR`, relative to the ol
 When it was made, how long it took and where never counts (`CIRCUMSTANCES`).
 """
 
-from __future__ import annotations
-
 import math
 import sys
 import tempfile

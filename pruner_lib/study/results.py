@@ -9,8 +9,6 @@ results/<profile>/cache/      what saves time when a run goes on; may be deleted
 results/<profile>/changed/    tables, figures, claims and notebooks of other parameters, as in ratio=0.5/
 """
 
-from __future__ import annotations
-
 import os
 import platform
 import shlex

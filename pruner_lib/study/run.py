@@ -6,8 +6,6 @@
 A record on disk is not measured again. Every number carries the protocol that makes it comparable.
 """
 
-from __future__ import annotations
-
 import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -4,8 +4,6 @@ An experiment does nothing; `Study.run` carries it out. Its `key`, a hash of its
 The settings of whole studies, from which notebooks make their experiments, are in `profiles`.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, field, fields, is_dataclass, replace
@@ -199,7 +197,7 @@ class Experiment:
             raise ValueError(f"repaired mends blocks that were chosen on calibration samples: {said}")
 
     @property
-    def dense(self) -> Experiment:
+    def dense(self) -> "Experiment":
         """The experiment that measures the same model whole, in the same way."""
         return replace(self, ratio=0.0, recovery=None).canonical()
 
@@ -218,7 +216,7 @@ class Experiment:
         """Twelve hex digits of a hash of the settings that matter; the record's file name."""
         return settings_key(self.canonical().settings())
 
-    def canonical(self) -> Experiment:
+    def canonical(self) -> "Experiment":
         """Set what has no influence to its default: experiments with the same outcome get the same key."""
         if self.ratio == 0:
             kept = {name: getattr(self, name) for name in ("recovery", "evaluation", "int8")}

@@ -4,8 +4,6 @@ What is cached lies in `results/<profile>/cache` and may be deleted at any time.
 what becomes of its numbers, is decided in `run`.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from collections import Counter

@@ -6,8 +6,6 @@ mean over D draws is taken to differ from the true one as Student's t with D - 1
 Plain numbers in, frozen results out; records are read in `compare`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -36,12 +34,12 @@ class Interval:
         """1 above 0, -1 below it, 0 if the interval holds 0: the sample can't decide."""
         return int(self.low > 0) - int(self.high < 0)
 
-    def map(self, function: Callable[[float], float]) -> Interval:
+    def map(self, function: Callable[[float], float]) -> "Interval":
         """Give the interval of an increasing function of the number, as `math.exp` of a log-perplexity."""
         ends = {name: float(function(getattr(self, name))) for name in ("mean", "low", "high")}
         return replace(self, **ends)
 
-    def exp(self) -> Interval:
+    def exp(self) -> "Interval":
         """Give the interval of the number whose logarithm this is: a perplexity, or a ratio of two."""
         return self.map(lambda end: math.exp(end) if end < 700 else math.inf)
 

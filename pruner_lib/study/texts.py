@@ -4,8 +4,6 @@ Texts are generated once and kept as `results/<profile>/samples/<key>.json`. The
 texts but no numbers; how texts repeat themselves is counted by `perplexity`, which generates them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path

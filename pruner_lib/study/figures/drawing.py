@@ -4,8 +4,6 @@ A name has one colour, marker and label in all notebooks. Filled marks are ours;
 and nothing else. Nothing is measured here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle

@@ -4,8 +4,6 @@ First as a tidy frame of runs of entries, then onto axes. The order of execution
 the members' roles alone: fused projections and new models are drawn too. Nothing is discovered here.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any

@@ -3,8 +3,6 @@
 Nothing here measures or saves, and no setting of matplotlib is changed. How names look is fixed in `drawing`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import pairwise
