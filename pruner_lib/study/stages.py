@@ -151,7 +151,8 @@ class Stages(Results):
                 with self.timed("estimate"), in_place(dense.model):
                     if set(missing) - set(DATA_FREE):
                         ids = self.calibration_ids(experiment.calibration, dense.tokenizer)
-                    how = {"criteria": missing, "seed": experiment.seed}
+                    many = ids is not None and ids.numel() > self.profile.checkpoint_above
+                    how = {"criteria": missing, "seed": experiment.seed, "checkpointing": many}
                     scores = estimate_members(dense.model, dense.axes, ids, **how)
                     trim_heap()
                 for name, members in scores.items():

@@ -46,3 +46,17 @@ def test_scores_of_an_experiment_come_from_one_pass_and_then_from_the_cache(stud
     assert found["element1"]["layers.0.mlp"].shape == (96,)
     with pytest.raises(pytest.fail.Exception, match="a second pass"):
         study.scores(ASKED, ["l2", "vector"])
+
+
+@pytest.mark.parametrize("above, recomputed", [(64, False), (63, True)])
+def test_many_tokens_are_scored_with_activations_recomputed(study, monkeypatch, above, recomputed):
+    plain, asked, made = study.scores(ASKED, ["element1"]), [], stages.estimate_members
+    monkeypatch.setattr(
+        stages, "estimate_members", lambda *given, **how: asked.append(how) or made(*given, **how)
+    )
+    for path in study.folder.glob("cache/members-*.safetensors"):
+        path.unlink()
+    study.profile = replace(study.profile, checkpoint_above=above)  # the samples have 64 tokens
+    other = study.scores(ASKED, ["element1"])
+    assert [how["checkpointing"] for how in asked] == [recomputed]
+    assert all(torch.equal(plain["element1"][name], other["element1"][name]) for name in plain["element1"])
