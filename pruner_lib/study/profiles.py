@@ -154,7 +154,7 @@ class Profile:
     after: After  # notebook 13
     other_models: Names = ()  # those of the paper's further tables
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"  # of the weights
-    checkpoint_above: Count = 8192  # tokens; to score more, activations are recomputed: less memory, more time
+    checkpoint_above: Count = 8192  # tokens; to score more, activations are computed twice, to save memory
     prompts: Count = 5  # how many are continued, ...
     new_tokens: Count = 64  # ... by so many tokens each
 
