@@ -180,9 +180,11 @@ def _without_obstacles(
         reasons.setdefault(other, reasons[label])  # what a pinned label was broadcast over
     stream = {(m.parameter, m.dim) for axis, _ in candidates for m in axis.members if axis.layer is None}
     heads = set(np.concatenate([components[labels] for labels in rec.products] or [()]).tolist())
-    free, notes = [], sorted(unknown)
+    free, notes, uses = [], sorted(unknown), rec.uses_of(components)
     for axis, groups in candidates:
         obstacle = next((reasons[c] for c in groups.tolist() if c in reasons), None)
+        if (uses[groups] != uses[groups[0]]).any():
+            obstacle = obstacle or "the model does not compute with all of them alike, but by their places"
         beside = re.search(r"\.\d+\b", axis.module) and not f"{path}.".startswith(f"{axis.module}.")
         if axis.layer is None and beside:
             obstacle = f"{axis.module} is part of a list beside the decoder layers"

@@ -50,16 +50,19 @@ def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modu
     factors = _norm_factors(model, axes, keep, cuts)
     rules = find_size_rules(model, axes, kept)
     layout = _layout(model, axes, keep, cuts, rules)
+    numbers = axes.numbers.copy()
     for parameter, factor in factors.items():
         norm = parameter.rpartition(".")[0]
-        layout["attributes"].setdefault(norm, {}).update(scaled_eps(model.get_submodule(norm), factor))
+        eps = scaled_eps(model.get_submodule(norm), factor)
+        layout["attributes"].setdefault(norm, {}).update(eps)
+        numbers.update((layer, value) for layer in range(axes.n_layers) for value in eps.values())
     scaled = any(factor != 1 for factor in factors.values())  # a plain config has one epsilon for all norms
     plain = None if scaled else _plain_config(model, axes, kept, layout, rules)
     layout["config"] = {} if plain else layout["config"]
     merged = merge_layouts(model, layout)
     trial = apply_layout_(without_weights(model), merged)
     trial.config.update(plain or {})
-    check_cut(trial, decoder_layers(model)[0], plan, axes.numbers, axes, keep, cuts)
+    check_cut(trial, decoder_layers(model)[0], plan, numbers, axes, keep, cuts)
     own_config_(model)
     with torch.no_grad():
         for parameter, by_dim in cuts.items():
