@@ -8,6 +8,7 @@ llama.cpp's own `llama-quantize` makes them smaller. The tokenizer is in `export
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -55,6 +56,7 @@ def to_gguf(
     if isinstance(model, (str, Path)):
         model, found = load_model(model, dtype=dtype or torch.float32)
         tokenizer = tokenizer or found
+    require(os.PathLike, path=path)
     if Path(path).is_dir():
         raise ValueError(f"{path} is a folder; give the name of a file, such as {Path(path) / 'model.gguf'}")
     writer, tensors = check_gguf(model, tokenizer, dtype)
