@@ -177,12 +177,14 @@ def _norm_factors(model: nn.Module, axes: Axes, keep: dict, cuts: dict) -> dict[
 
 def _layout(model: nn.Module, axes: Axes, keep: dict, cuts: dict, rules: dict[str, SizeRule]) -> dict:
     """What the modules need besides their smaller weights, see `empty_layout`."""
-    layout = empty_layout()
-    for parameter, by_dim in cuts.items():
-        shape = list(model.get_parameter(parameter).shape)
-        for dim, index in by_dim.items():
-            shape[dim] = index.shape[-1]
-        layout["shapes"][parameter] = shape
+    layout, names = empty_layout(), {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):  # a class may tie by either name
+        first = names.setdefault(id(parameter), name)
+        if first in cuts:
+            shape = list(parameter.shape)
+            for dim, index in cuts[first].items():
+                shape[dim] = index.shape[-1]
+            layout["shapes"][name] = shape
     path = decoder_layers(model)[0]
     for name, per_structure in keep.items():
         axis, rule, kept = axes[name], rules[name], per_structure[axes[name].last]
@@ -210,7 +212,7 @@ def _plain_config(model: nn.Module, axes: Axes, kept: dict, layout: dict, rules:
         if not rule.in_config or any(edits.get(key, value) != value for key, value in own.items()):
             return None
         edits |= own
-    shapes = shapes_of(model) | {name: tuple(shape) for name, shape in layout["shapes"].items()}
+    shapes = {name: tuple(layout["shapes"].get(name, shape)) for name, shape in shapes_of(model).items()}
     return edits if builds(model, edits, shapes) else None
 
 
