@@ -52,7 +52,8 @@ class Axis:
     n_groups: int
     members: tuple[Member, ...]  # in the order in which the forward pass reaches them
     group_parameters: int  # number of scalar parameters that go with one group
-    # inputs that run along the groups, such as position biases per head: `(module, argument, dim)`
+    # inputs that run along the groups, such as position biases per head: `(module, argument, dim)`; where a
+    # buffer does, `(buffer, "", dim)`, the groups are left whole
     constants: tuple[tuple[str, str, int], ...] = ()
     # axes of the same name here must all keep equally many groups, because their weights are stacked in one
     # tensor (the experts of a layer) or lie side by side (the query heads of each key and value head)

@@ -203,6 +203,8 @@ def multiply(rec: Recording, a: Labels | None, b: Labels | None, shape: tuple[in
         flip = lambda x: None if x is None else x.map(lambda t: t.transpose(1, 2))  # noqa: E731
         return flip(multiply(rec, flip(b), flip(a), (shape[0], shape[2], shape[1])))
     if b is not None and b.source == "parameter":
+        if a is not None and not (a.zero or b.zero):
+            rec.mix(a, [2], "a weight is changed so that its zeros count")
         consumed, produced = _sides(b.tensors)
         for table in consumed:
             rec.set_role(table, "in")

@@ -24,7 +24,7 @@ def _operators(names: str) -> set:
 
 PRODUCTS = _operators("mm bmm addmm baddbmm")
 NORMS = _operators("native_layer_norm _fused_rms_norm")
-SOFTMAXES = _operators("_softmax _log_softmax cumsum cumprod")  # along a dim; the shape stays
+SOFTMAXES = _operators("_softmax _safe_softmax _log_softmax cumsum cumprod")  # along a dim; the shape stays
 MEANS = _operators("mean var var_mean")  # of n entries: another number where zeros are left out
 EXTREMES = _operators("amax amin max min prod logsumexp")  # what they give may be a zero, or a zero counts
 REDUCTIONS = MEANS | EXTREMES | _operators("sum linalg_vector_norm count_nonzero")
@@ -105,14 +105,16 @@ def _pin_all(rec: Recording, op, operands: list, outputs: list) -> list[Labels]:
 
 def _keeps_zero(func, args: tuple, kwargs: dict) -> bool:
     """Does an element-wise operator give zero where a group is masked? It is run on single numbers: zero for
-    what is zero there, as a bias that is added, else one of no meaning."""
+    what is zero there, as a weight with entries of its own, else one of no meaning."""
     numbers = iter(range(7, 99))
 
     def stand_in(tensor: torch.Tensor) -> torch.Tensor:
         labels = labels_of(tensor)
         masked = labels is not None and labels.zero
         if masked and labels.source != "activation":
-            masked = labels.source == "parameter" and func.overloadpacket in SUMS
+            masked = (
+                labels.source == "parameter" and tensor.numel() > 1 and func.overloadpacket is not aten.div
+            )
         number = next(numbers) / 10 if tensor.is_floating_point() else 1
         return torch.full((), 0 if masked else number, dtype=tensor.dtype)
 
@@ -153,7 +155,7 @@ def _look_up(rec: Recording, op, args: tuple, out: torch.Tensor) -> Labels | Non
             rec.pin(Labels((table,), labels.source), "which of them is used is decided while the model runs")
             if labels.source == "parameter" and dims == [0]:
                 rec.stacks.add(rec.owner_of(int(table[(0,) * table.ndim]))[0])
-    return Labels(tuple(kept), labels.source) if kept else None
+    return replace(labels, tensors=tuple(kept)) if kept else None
 
 
 def _product(rec: Recording, op, args: tuple, out: torch.Tensor) -> Labels | None:
@@ -225,7 +227,7 @@ def _move(func, args: tuple, kwargs: dict, out) -> list[Labels | None]:
         return [labels.map(lambda t: t.reshape(args[1]))]
     moved = [func(t, *args[1:], **kwargs) for t in labels.tensors]
     parts = zip(*moved, strict=True) if isinstance(out, (tuple, list)) else [moved]
-    return [Labels(tuple(tables), labels.source) for tables in parts]
+    return [replace(labels, tensors=tuple(tables)) for tables in parts]
 
 
 def _drop_unless_constant(labels: Labels, dims, keepdim: bool) -> Labels | None:
@@ -242,7 +244,7 @@ def _drop_unless_constant(labels: Labels, dims, keepdim: bool) -> Labels | None:
 def computes(func) -> bool:
     """Does an operator compute with the entries, rather than move or copy them?"""
     op = func.overloadpacket
-    listed = PRODUCTS | NORMS | SOFTMAXES | REDUCTIONS | SELECTIONS | LIKE
+    listed = PRODUCTS | NORMS | SOFTMAXES | REDUCTIONS | SELECTIONS | LIKE | {aten.roll, aten.flip}
     return op in listed or (torch.Tag.pointwise in func.tags and op not in COPIES)
 
 

@@ -128,7 +128,8 @@ def _to_meta(tensor: torch.Tensor) -> torch.Tensor:
 def trace(model: nn.Module, path: str = "") -> Recording:
     """Run `model` on labels and return what was recorded.
 
-    Inputs of the decoder layers that have no labels (position biases, masks, rotary tables) get some.
+    Inputs of the decoder layers that have no labels (position biases, masks, rotary tables) get some, as do
+    buffers.
 
     Args:
         model: a decoder on the meta device, as from `without_weights`; keeps its hooks and settings.
@@ -138,6 +139,9 @@ def trace(model: nn.Module, path: str = "") -> Recording:
     rec = Recording()
     for name, parameter in model.named_parameters():
         set_labels(parameter, rec.label(parameter, name, "parameter"))
+    for name, buffer in model.named_buffers():
+        if buffer.is_floating_point() and buffer.numel() > 1:
+            set_labels(buffer, rec.label(buffer, f"{name}:", "constant"))
     path, layers = (path, model.get_submodule(path)) if path else decoder_layers(model)
     for number, layer in enumerate(layers):
         hook = partial(_label_constants, rec, f"{path}.{number}")

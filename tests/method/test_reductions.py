@@ -63,6 +63,7 @@ LEFT_WHOLE = {  # what stands before the output matrix -> the operator that the 
     "how many are not negative": (lambda h: h * (h >= 0).sum(-1, keepdim=True), "sum"),
     "how many there are": (lambda h: h + torch.ones_like(h).sum(-1, keepdim=True), "sum"),
     "length of one more": (lambda h: h / (h.abs() + 1).norm(dim=-1, keepdim=True), "linalg_vector_norm"),
+    "sum over turned exponentials": (lambda h: h * h.exp().transpose(1, 2).sum(1)[..., None], "sum"),
     "exponentials by ones": (lambda h: h * (h.exp() @ h.new_ones(h.shape[-1], 1)), "mm"),
 }
 EXACT = {
@@ -80,6 +81,7 @@ BY_PLACE = {
     "gate of the first": lambda h: h * h[..., :1].sigmoid(),
     "gate of the last": lambda h: h * h[..., -1:].sigmoid(),
     "a half is added in place": lambda h: _with_a_half_added(h),
+    "a half is turned": lambda h: torch.cat([h.chunk(2, -1)[0].roll(1, 1), h.chunk(2, -1)[1]], -1),
 }
 COUNTED = {  # a number that is read off a shape while the model runs
     "sum by width": lambda h: h + h.sum(-1, keepdim=True) / h.shape[-1],
@@ -153,6 +155,48 @@ def test_what_is_used_by_its_place_is_left_whole_and_said_so(name, kind):
     other = {"mlp": "attention", "attention": "mlp"}[kind]
     assert set(axes) == {f"layers.0.{other}", "hidden"}
     assert any("left whole" in note and "by their places" in note for note in axes.notes)
+
+
+GAINS = {  # of six heads, from a buffer
+    "all": lambda table: table,
+    "as many as there are": lambda table: table[:6],
+    "one by one": lambda table: torch.stack([table[i] for i in range(6)]),
+}
+
+
+@pytest.mark.parametrize("gains", GAINS)
+def test_what_a_buffer_has_entries_of_is_left_whole_and_the_buffer_is_named(gains):
+    model = build("llama-mha")
+    for layer in model.model.layers:
+        output = layer.self_attn.o_proj
+        output.register_buffer("gain", torch.linspace(0.5, 1.5, 6))
+        scale = lambda m, x: (x[0].unflatten(-1, (6, -1)) * GAINS[gains](m.gain)[:, None]).flatten(-2)  # noqa: E731
+        output.register_forward_pre_hook(scale)
+    axes = discover(model)
+    assert {axis.kind for axis in axes.values()} == {"mlp", "hidden"}
+    assert any("q_proj" in note and "the buffer" in note and "gain" in note for note in axes.notes)
+
+
+def test_channels_whose_weights_are_changed_so_that_zeros_count_are_left_whole():
+    model = build("llama-gqa", num_hidden_layers=1)
+    model.model.layers[0].mlp.down_proj.__class__ = _OneMore
+    axes = discover(model)
+    assert set(axes) == {"layers.0.attention", "hidden"}
+    assert any("gate_proj" in note and "its zeros count" in note for note in axes.notes)
+
+
+class _OneMore(torch.nn.Linear):
+    def forward(self, x):
+        return functional.linear(x.sigmoid(), self.weight + 1)
+
+
+def test_heads_of_the_attention_of_torch_are_cut_as_they_are_masked(monkeypatch):
+    def attend(module, query, key, value, *args, **kwargs):
+        how = {"is_causal": True, "enable_gqa": True}
+        return functional.scaled_dot_product_attention(query, key, value, **how).transpose(1, 2), None
+
+    monkeypatch.setattr(modeling_llama, "eager_attention_forward", attend)
+    _assert_cut_is_mask(build("llama-gqa", num_hidden_layers=1), "attention")
 
 
 def test_heads_that_would_move_to_the_places_of_others_are_refused(monkeypatch):
