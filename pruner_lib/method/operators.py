@@ -34,7 +34,8 @@ MOVES = _operators("_unsafe_view repeat flip roll constant_pad_nd split_with_siz
 COPIES = _operators("_to_copy clone lift_fresh contiguous native_dropout triu tril copy")
 LIKE = _operators("empty_like zeros_like ones_like full_like")
 FACTORIES = _operators("new_empty new_zeros new_ones new_full new_empty_strided")
-SUMS = _operators("add add_ sub sub_ rsub")
+# that compute with the entries, rather than move or copy them; so do those that are element-wise
+COMPUTED = PRODUCTS | NORMS | SOFTMAXES | REDUCTIONS | SELECTIONS | LIKE | _operators("roll flip")
 FILLS = _operators("arange linspace full full_like new_full fill fill_")
 
 
@@ -239,13 +240,6 @@ def _drop_unless_constant(labels: Labels, dims, keepdim: bool) -> Labels | None:
     for dim in dims:
         table = table.narrow(dim, 0, 1) if keepdim else table.select(dim, 0)
     return replace(labels, tensors=(table,))
-
-
-def computes(func) -> bool:
-    """Does an operator compute with the entries, rather than move or copy them?"""
-    op = func.overloadpacket
-    listed = PRODUCTS | NORMS | SOFTMAXES | REDUCTIONS | SELECTIONS | LIKE | {aten.roll, aten.flip}
-    return op in listed or (torch.Tag.pointwise in func.tags and op not in COPIES)
 
 
 def numbers_in(func, args: tuple, kwargs: dict) -> list[float]:

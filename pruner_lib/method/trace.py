@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from pruner_lib.method.decoder import decoder_layers, prompt_for
 from pruner_lib.method.groups import Axes, Plan
 from pruner_lib.method.labels import Recording, labels_of, set_labels
-from pruner_lib.method.operators import LOOKUPS, computes, labels_for, numbers_in, tensors_in
+from pruner_lib.method.operators import COMPUTED, COPIES, LOOKUPS, labels_for, numbers_in, tensors_in
 
 aten = torch.ops.aten
 N_TOKENS = 3
@@ -43,13 +43,14 @@ class LabelMode(TorchDispatchMode):
         labelled = any(labels_of(x) is not None for x in tensors)
         rec, numbers = self.recording, numbers_in(func, args, kwargs)
         rec.factors += ((rec.layer, x) for x in numbers)
-        if computes(func):
-            rec.factors.append((rec.layer, str(func.overloadpacket)))
+        op = func.overloadpacket
+        if op in COMPUTED or (torch.Tag.pointwise in func.tags and op not in COPIES):
+            rec.factors.append((rec.layer, str(op)))
             for labels in filter(None, map(labels_of, tensors)):
                 if labels.source == "activation":
                     rec.use(labels, (func, *numbers))
         mixed = any(x.is_meta for x in tensors) and any(x.ndim and not x.is_meta for x in tensors)
-        if mixed and func.overloadpacket not in LOOKUPS:
+        if mixed and op not in LOOKUPS:
             args, kwargs = tree_map_only(torch.Tensor, _to_meta, (args, kwargs))
             tensors = tensors_in([args, kwargs])
         # `types`: there are tensors of a kind of their own
