@@ -7,6 +7,7 @@ each function stands beside the wrong ones. `tests/study/test_bad_settings.py` d
 from __future__ import annotations
 
 import copy
+import json
 import re
 import warnings
 from pathlib import Path
@@ -56,6 +57,16 @@ SMALLER = prune_(copy.deepcopy(MODEL), PLAN)
 EXAMPLES = instructions("tiny", samples=2)
 HEADS = next(name for name in AXES if AXES[name].kind == "attention")
 OTHER_PLAN = Plan({"layers.9.mlp": [0]}, {"layers.9.mlp": 2})
+
+
+def edited(keep=(), n_groups=(), **other) -> str:
+    """The plan as text in which somebody changed something."""
+    plan = PLAN.to_dict()
+    return json.dumps(
+        plan | {"keep": plan["keep"] | dict(keep), "n_groups": plan["n_groups"] | dict(n_groups)} | other
+    )
+
+
 NAN = SCORES | {HEADS: SCORES[HEADS] * float("nan")}
 RECOVERY = {"steps": 1, "batch_size": 2, "micro_batch_size": 2, "warmup_steps": 0}
 SIZES = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2, pad_token_id=0)
@@ -117,6 +128,7 @@ CASES = [  # function, what is wrong, what came, what is wanted
     (estimate, {"axes": None}, "None", "discover"),
     (estimate, {"axes": {}}, "no axis", "discover"),
     (estimate, {"axes": ["mlp"]}, "['mlp']", "discover"),
+    (estimate, {"axes": {"mlp": "mlp"}}, "'mlp'", "discover"),
     (estimate, {"model": SMALLER}, "64320", "run discover again"),
     (estimate, {"calibration_ids": None}, "NoneType", "int64 of shape"),
     (estimate, {"calibration_ids": IDS.tolist()}, "list", "int64 of shape"),
@@ -158,11 +170,13 @@ CASES = [  # function, what is wrong, what came, what is wanted
     (select, {"axes": None}, "None", "discover"),
     (select, {"axes": {}}, "no axis", "discover"),
     (select, {"axes": ["mlp"]}, "['mlp']", "discover"),
+    (select, {"axes": SCORES, "scores": AXES}, "Tensor", "discover"),
     (select, {"scores": None}, "None", "estimate"),
     (select, {"scores": {}}, "no scores", "estimate"),
     (select, {"scores": SHORT}, "(1,)", "(2,)"),
     (select, {"scores": NAN}, "not all finite", "check the calibration loss"),
     (select, {"scores": SCORES | {HEADS: "high"}}, "'high'", "a tensor"),
+    (select, {"scores": SCORES | {HEADS: SCORES[HEADS].to("meta")}}, "device='meta'", "a tensor"),
     (select, {"ratio": 1}, "1", "a number in [0, 1)"),
     (select, {"ratio": 20}, "20", "a number in [0, 1)"),
     (select, {"ratio": -0.1}, "-0.1", "a number in [0, 1)"),
@@ -229,6 +243,7 @@ CASES = [  # function, what is wrong, what came, what is wanted
     (save_model, {"max_shard_size": 0}, "0", "5GB"),
     (save_model, {"max_shard_size": None}, "None", "5GB"),
     (save_model, {"tokenizer": "tiny"}, "'tiny'", "tokenizer"),
+    (to_gguf, {"path": None}, "None", "a text or a Path"),
     (to_gguf, {"model": None}, "None", "load_model"),
     (to_gguf, {"tokenizer": None}, "tokenizer", "to_gguf(model, path, tokenizer"),
     (to_gguf, {"path": "full"}, "full", "a file"),
@@ -377,6 +392,15 @@ CASES = [  # function, what is wrong, what came, what is wanted
     (quantise_, {"outlier": "6"}, "'6'", "(0, inf)"),
     (Plan.from_json, {"source": "{}"}, "keep", "n_groups"),
     (Plan.from_json, {"source": "{"}, "not a plan", "keep"),
+    (Plan.from_json, {"source": edited(query_heads="no")}, "'no'", "True or False"),
+    (Plan.from_json, {"source": edited(settings=None)}, "None", "a dict"),
+    (Plan.from_json, {"source": edited({"layers": [0]}, {"layers": 2})}, "whole layers", "discover anew"),
+    (
+        Plan.from_json,
+        {"source": edited({HEADS: [10**12]}, {HEADS: 10**12})},
+        "[1000000000000]",
+        "a sorted list",
+    ),
     (Plan.from_json, {"source": "nowhere.json"}, "nowhere.json", "keep"),
     (Plan.from_json, {"source": 5}, "5", "keep"),
     (Plan.from_json, {"source": '{"keep": 5, "n_groups": {}}'}, "5", "keep"),
