@@ -199,14 +199,45 @@ def test_a_damaged_checkpoint_is_not_resumed_from(name, how, tokenizer, tmp_path
     check_same_run(tmp_path, again, whole)
 
 
+@pytest.mark.parametrize("how", ["cut off", "zeros"])
 @pytest.mark.parametrize("name", ["adapter", "adapter-2"])
-def test_a_damaged_adapter_is_trained_again_with_a_warning(name, tokenizer, tmp_path, whole):
+def test_a_damaged_adapter_is_trained_again_with_a_warning(name, how, tokenizer, tmp_path, whole):
     shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
     path = tmp_path / name / "adapter_model.safetensors"
-    os.truncate(path, path.stat().st_size - 100)
+    path.write_bytes(path.read_bytes()[:-100] + (b"" if how == "cut off" else bytes(100)))
     with pytest.warns(UserWarning, match=f"{name} is damaged: the recovery is run again"):
         again = recover(make(), tokenizer, EXAMPLES, output_dir=tmp_path, evaluate=score, **KEEP)
     check_same_run(tmp_path, again, whole)
+
+
+STATES = {  # what recovery.json can be damaged to
+    "a row less": lambda saved: saved | {"history": saved["history"][:-1]},
+    "another loss": lambda saved: saved | {"history": [row | {"loss": 1.5} for row in saved["history"]]},
+    "no history": lambda saved: {"identity": saved["identity"]},
+    "empty": lambda saved: {},
+    "a list": lambda saved: [saved],
+    "nothing": lambda saved: None,
+}
+
+
+@pytest.mark.parametrize("change", STATES.values(), ids=STATES)
+def test_a_state_that_is_not_as_it_was_written_is_refused(change, tokenizer, tmp_path, whole):
+    shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "recovery.json"
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    with pytest.raises(ValueError, match=r"recovery\.json was changed after .* or throw the run away"):
+        recover(make(), tokenizer, EXAMPLES, output_dir=tmp_path, evaluate=score, **KEEP)
+
+
+def test_a_run_of_an_earlier_version_is_read(tokenizer, tmp_path, whole):
+    shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "recovery.json"
+    saved = json.loads(path.read_text())
+    path.write_text(json.dumps({name: saved[name] for name in ("identity", "history")}))
+    for note in tmp_path.glob("adapter*/contents.json"):
+        note.unlink()
+    again = recover(make(), tokenizer, EXAMPLES, output_dir=tmp_path, evaluate=Stop(1), **KEEP)
+    assert without_time(again.history) == without_time(whole[2].history)
 
 
 # Adapters on the way
