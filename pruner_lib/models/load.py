@@ -70,6 +70,7 @@ def load_model(
     name = str(name_or_path)
     require(DTYPES, dtype=dtype)
     require("0..", seed=seed)
+    require(bool, trust_remote_code=trust_remote_code)
     device = find_device(device)
     if name == "tiny":
         if device_map is not None:

@@ -99,6 +99,7 @@ def recover(
     settings = RecoverySettings(**settings)
     require(Callable, tokenizer=tokenizer, **({} if evaluate is None else {"evaluate": evaluate}))
     require("1..", save_steps=save_steps)
+    require(bool, resume=resume, merge=merge)
     require(["0..", ...], evaluate_at=evaluate_at, keep_at=keep_at)
     require("0.. or None", at=at)
     check_folder(output_dir)

@@ -84,6 +84,12 @@ def test_an_evaluation_that_hides_the_history_is_refused(tokenizer, tmp_path):
         recover(make(), tokenizer, EXAMPLES, **arguments)
 
 
+@pytest.mark.parametrize("returned", [None, 5, {"score": None}, {"score": "high"}, {"score": [1, 2]}])
+def test_an_evaluation_that_gives_no_numbers_is_refused(returned, tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="evaluate returned .*, wanted a dict of numbers by their names"):
+        recover(make(), tokenizer, EXAMPLES, output_dir=tmp_path, evaluate=lambda _: returned, **QUICK)
+
+
 def test_an_infinite_result_is_read_back_as_a_number(tokenizer, tmp_path):
     arguments = {"output_dir": tmp_path, "evaluate": lambda model: {"perplexity": float("inf")}, **QUICK}
     arguments["steps"] = 1
