@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jinja2 import TemplateError
 from torch.nn.utils.rnn import pad_sequence
 
 IGNORED = -100  # label of a token that the loss leaves out
@@ -133,7 +132,7 @@ def _chat(number: int, messages: Sequence[Mapping[str, str]], tokenizer: Any) ->
     try:
         given = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
         whole = tokenizer.apply_chat_template(messages, tokenize=False)
-    except (TemplateError, TypeError, ValueError) as error:
+    except Exception as error:  # what a template raises is its own
         said = f"Example {number} has messages of {roles}, which the chat template refuses"
         raise ValueError(f"{said} ({error}): change its messages, or leave it out.") from error
     prompt = commonprefix([given, whole])
