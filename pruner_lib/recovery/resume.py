@@ -15,7 +15,7 @@ import random
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,15 @@ from torch import nn
 from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from pruner_lib.files import content_hash, content_hashes, plain, read_json, write_folder, write_json
+from pruner_lib.files import (
+    content_hash,
+    content_hashes,
+    only_one,
+    plain,
+    read_json,
+    write_folder,
+    write_json,
+)
 from pruner_lib.recovery.instructions import Row
 
 CONTENTS, LAST = "contents.json", "trainer_state.json"  # of a checkpoint; the second Trainer writes last
@@ -178,6 +186,22 @@ def _is_whole(folder: Path) -> bool:
 
 def first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"  # of those that `accelerate launch` started
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other processes from recovering in a folder meanwhile; ValueError where one is at it."""
+    lock = only_one(folder / ".lock", wait=False)
+    try:
+        lock.acquire()
+    except TimeoutError:
+        raise ValueError(f"another process recovers in {folder}: wait, or give another output_dir") from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            os.unlink(lock.lock_file)
+        lock.release()
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from transformers import TrainerCallback
 from pruner_lib.models.tiny import tiny_tokenizer
 from pruner_lib.recovery import trainer as trainer_module
 from pruner_lib.recovery.recover import recover
+from pruner_lib.recovery.resume import alone_in
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 KEPT = ("adapter-2", "adapter-4", "adapter")
@@ -136,6 +137,14 @@ def test_a_killed_process_is_taken_over_by_another(tokenizer, tmp_path, whole):
     again = recover(make(), tokenizer, EXAMPLES, output_dir=tmp_path, evaluate=score, **KEEP)
     check_same_run(tmp_path, again, whole)
     assert again.history[:5] == left and again.history[5]["seconds"] > left[4]["seconds"]
+
+
+def test_a_folder_in_which_another_process_recovers_is_refused(tokenizer, tmp_path):
+    with alone_in(tmp_path), pytest.raises(ValueError, match="another process recovers in .*: wait, or"):
+        recover(make(), tokenizer, EXAMPLES, output_dir=tmp_path, **QUICK)
+    assert not list(tmp_path.iterdir())
+    recover(make(), tokenizer, EXAMPLES, output_dir=tmp_path, **QUICK)
+    assert not (tmp_path / ".lock").exists()
 
 
 def test_a_finished_run_is_not_run_again(tokenizer, whole):
