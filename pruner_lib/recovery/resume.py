@@ -28,15 +28,7 @@ from torch import nn
 from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from pruner_lib.files import (
-    content_hash,
-    content_hashes,
-    only_one,
-    plain,
-    read_json,
-    write_folder,
-    write_json,
-)
+from pruner_lib.files import content_hashes, only_one, plain, read_json, write_folder, write_json
 from pruner_lib.recovery.instructions import Row
 
 CONTENTS, LAST = "contents.json", "trainer_state.json"  # of a checkpoint; the second Trainer writes last
@@ -175,9 +167,9 @@ def _is_whole(folder: Path) -> bool:
     """Look whether the files are those that were noted; an adapter of an earlier version has no note."""
     try:
         if folder.match("checkpoint-*") or (folder / CONTENTS).exists():
-            noted = read_json(folder / CONTENTS)
+            noted, there = read_json(folder / CONTENTS), content_hashes(folder)
             wanted = LAST if folder.match("checkpoint-*") else ADAPTER
-            return wanted in noted and all(content_hash(folder / name) == noted[name] for name in noted)
+            return wanted in noted and all(there.get(name) == noted[name] for name in noted)
         with safe_open(folder / ADAPTER, "pt"):
             return True
     except (OSError, ValueError, TypeError, SafetensorError):
