@@ -104,7 +104,7 @@ class MethodStudy:
 
 @settings
 class RecoveryStudy:
-    """How far notebook 09 turns the recovery; the last four settings are of all but the profile's own."""
+    """How far notebook 09 turns the recovery; from `batch_size` on, of all but the profile's own."""
 
     keep_at: Steps  # steps of the profile's recovery after which the model is measured on the way
     answer_at: Steps  # those of them after which it answers the questions too
@@ -118,6 +118,7 @@ class RecoveryStudy:
     micro_batch_size: Count
     learning_rate: Rate
     warmup_steps: Number = 0
+    fit_draws: Count = 1  # of the run that over-fits
 
 
 @settings
