@@ -16,6 +16,7 @@ entry optional:
 import gzip
 import json
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,8 @@ PARQUET = {  # the hub's own copy of a data set whose script is no longer run; i
     "revision": "refs/convert/parquet",
     "data_files": {"validation": "penn_treebank/validation/*.parquet"},
 }
+TABLES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow")  # their marks would be read as words
+LONGEST = 200  # characters of a name or path
 Text = str | Path | Sequence[str]  # a name, a file, or documents (a `datasets.Dataset` too)
 UNCONDITIONAL = 1_000_000  # requests from this document number on repeat the choices without their question
 
@@ -76,14 +79,18 @@ def read_corpus(text: Text, separator: str = "\n\n") -> Corpus:
                  a document.
     Raises:  ValueError: unknown name, a dict of texts, a file that is not UTF-8, or no text in it.
     """
-    if isinstance(text, Mapping):
+    if isinstance(text, Mapping) or getattr(text, "ndim", 1) > 1:  # a table iterates over its columns' names
         raise ValueError(f"text is a {type(text).__name__} of {', '.join(map(str, text))}; give one of them")
+    if isinstance(text, str) and ("\n" in text or len(text) > LONGEST):
+        raise ValueError(f"text is {text!r:.50}, no name or path; give a text itself as a list, [text]")
     if not isinstance(text, (str, Path)):
         rows = text["text"] if "text" in getattr(text, "column_names", ()) else text
         corpus = Corpus(tuple(rows), separator)
         if wrong := [type(row).__name__ for row in corpus.documents if not isinstance(row, str)]:
             raise ValueError(f"a text is a list of documents, each a str, but one is of type {wrong[0]}")
     elif path := local_path(f"{text}.txt") or _own_file(text):
+        if path.suffix in TABLES:
+            raise ValueError(f"{path} holds rows, no plain text; read it and give a list of its texts")
         blank = r"\n(?:[ \t]*\n)+"  # lines, which may hold spaces
         blocks = re.split(blank if separator == "\n\n" else re.escape(separator), _read(path))
         corpus = Corpus(tuple(block.strip("\n") for block in blocks if block.strip()), separator)
@@ -109,6 +116,8 @@ def _read(path: Path) -> str:
         if b"\0" in content:
             raise UnicodeDecodeError("utf-8", content, content.index(0), 0, "zero, as UTF-16 has them")
         return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path} is a damaged .gz file ({error}); get it anew") from error
     except UnicodeDecodeError as error:
         place = f"{error.reason} at byte {error.start}"
         raise ValueError(f"{path} is not UTF-8 ({place}); save it as UTF-8") from error
@@ -169,9 +178,10 @@ def read_instructions(name: str | Path) -> list[dict[str, Any]]:
     Raises:  ValueError: unknown name, malformed rows, or it is nowhere to be found.
     """
     path = local_instructions(name) if isinstance(name, (str, Path)) else None
-    if path is None and name not in INSTRUCTIONS:
-        files = "NAME.json or NAME.jsonl in PRUNER_LIB_DATA, and the path of such a file"
-        raise ValueError(f"unknown instructions {str(name)!r}: known are {', '.join(INSTRUCTIONS)}, {files}")
+    if path is None and str(name) not in INSTRUCTIONS:
+        known = f"{', '.join(INSTRUCTIONS)}, NAME.json or NAME.jsonl in PRUNER_LIB_DATA"
+        came = f"unknown instructions {str(name)!r:.80}"
+        raise ValueError(f"{came}: known are {known}, and the path of such a file")
     if path is None:
         return INSTRUCTIONS[name]()
     is_list = path.suffix == ".json"

@@ -6,7 +6,7 @@ and draws; it runs no model.
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -93,6 +93,7 @@ def _cut(
     """
     if not isinstance(text, (str, Path, Iterable)):
         raise ValueError(f"text must be a name, a path or a list of documents, got {text!r}")
+    text = list(text) if isinstance(text, Iterator) else text
     require(Callable, tokenizer=tokenizer)
     require("1..", length=length)
     require("0.. or None", seed=seed)

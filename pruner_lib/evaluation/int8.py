@@ -58,6 +58,7 @@ def quantise_(model: nn.Module, *, outlier: float | None = OUTLIER, per_token: b
     """
     require(nn.Module, model=model)
     require("(0, inf) or None", outlier=outlier)
+    require(bool, per_token=per_token)
     head = getattr(model, "get_output_embeddings", lambda: None)()
     names = [name for name, one in model.named_modules() if type(one) is nn.Linear and one is not head]
     if not names:

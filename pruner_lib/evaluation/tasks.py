@@ -109,7 +109,8 @@ def load_tasks(name: str | Path) -> dict[str, Any]:
     try:
         loaded = all_tasks().load(name)["tasks"]
     except Exception as error:  # of a file, of code that it names, of the hub
-        said = f"task {name!r} can't be loaded ({type(error).__name__}: {error})"
+        reason = " ".join(str(error.__cause__ or error).split())
+        said = f"task {name!r} can't be loaded ({type(error).__name__}: {reason})"
         raise ValueError(f"{said}; mend its file, or let it fetch its data with a network") from error
     for task, one in loaded.items():
         for kind, what in NOT_HERE.items():
@@ -155,7 +156,7 @@ def prepare(name: str, task: Any, limit: int | None, seed: int | None, num_fewsh
     Args:    limit, seed: see `draw`.    num_fewshot: how many examples, drawn as by lm-eval's command line;
              None: as many as the task's definition says, of the seven none.
     Returns: the copy; its `numbers` are those of the questions. Examples still come from all.
-    Raises:  ValueError: the definition forbids examples, or there are too few.
+    Raises:  ValueError: the definition forbids examples, there are too few, or a question does not fit it.
     """
     defined = task.config.num_fewshot
     if num_fewshot and defined == 0:
@@ -169,6 +170,12 @@ def prepare(name: str, task: Any, limit: int | None, seed: int | None, num_fewsh
     asked.set_config("num_fewshot", count)
     asked.numbers, docs = draw(task, limit, seed), task.eval_docs
     drawn = docs.select(asked.numbers) if hasattr(docs, "select") else [docs[i] for i in asked.numbers]
+    for number, document in zip(asked.numbers, drawn, strict=True):
+        try:
+            task.doc_to_text(document), right_answer(task, document)
+        except Exception as error:  # of its templates, or of code that it names
+            said = f"question {number} of {name} does not fit the task's definition ({error!r})"
+            raise ValueError(f"{said}; mend the data or the definition") from error
     asked.has_test_docs, asked.test_docs = (lambda: True), (lambda: drawn)
     return asked
 
@@ -185,6 +192,7 @@ def right_answer(task: Any, document: dict[str, Any]) -> int | None:
     """Read the number of the one right choice as lm-eval's metrics do (WinoGrande's contexts differ).
 
     Returns: None where a question is no choice, has several right answers or is scored by code of its own.
+    Raises:  ValueError: none of the choices is right; lm-eval would count every answer as wrong.
     """
     if task.config.process_results is not None or task.OUTPUT_TYPE not in CHOOSING:
         return None
@@ -192,9 +200,12 @@ def right_answer(task: Any, document: dict[str, Any]) -> int | None:
         return 0
     answer = task.doc_to_text(document) if task.multiple_input else task.doc_to_target(document)
     choices = task.doc_to_choice(document)
-    if not isinstance(answer, int):
-        return choices.index(answer) if answer in choices else None
-    return answer if 0 <= answer < len(choices) else None
+    if isinstance(answer, list):
+        return None
+    number = answer if isinstance(answer, int) else [*choices, answer].index(answer)
+    if not 0 <= number < len(choices):
+        raise ValueError(f"its right answer, {answer!r}, is none of its choices, {choices}")
+    return number
 
 
 @contextmanager

@@ -91,9 +91,11 @@ def zero_shot(
     tasks = [tasks] if isinstance(tasks, (str, Path)) else tasks
     require([os.PathLike], tasks=tasks)
     require((True, False, None), add_bos=add_bos)
-    if apply_chat_template and not getattr(tokenizer, "chat_template", None):
+    require(bool, shared_context=shared_context, right_answers_only=right_answers_only)
+    require(bool, apply_chat_template=apply_chat_template)
+    if apply_chat_template and (fault := _fault_of_template(tokenizer)):
         kind = type(tokenizer).__name__
-        raise ValueError(f"apply_chat_template=True, but {kind} has no chat template; set one or ask without")
+        raise ValueError(f"apply_chat_template=True, but {kind} {fault}; set one or ask without")
     protocol = {"lm_eval": version("lm_eval"), "limit": limit, "add_bos": add_bos}
     protocol |= {} if None in (limit, seed) else {"seed": seed}
     protocol |= {"chat_template": text_hash(str(tokenizer.chat_template))} if apply_chat_template else {}
@@ -111,6 +113,17 @@ def zero_shot(
         ask = partial(_ask, model, tokenizer, asked, apply_chat_template, how)
         answers = in_fitting_batches(ask, batch_size, "zero-shot")
     return {name: _score(name, asked[name], answers, protocol, right_answers_only) for name in asked}
+
+
+def _fault_of_template(tokenizer: Any) -> str:
+    """Say what is wrong with a tokenizer's chat template: it has none, or it shows no question; else ""."""
+    if not getattr(tokenizer, "chat_template", None):
+        return "has no chat template"
+    try:
+        shown = tokenizer.apply_chat_template([{"role": "user", "content": "Why?"}], tokenize=False)
+    except Exception as error:  # what a template raises is its own
+        return f"has a chat template that can't be used ({error})"
+    return "" if "Why?" in shown else "has a chat template that leaves out what the user says"
 
 
 def _ask(

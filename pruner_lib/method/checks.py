@@ -11,6 +11,7 @@ KINDS = {  # types that can be wanted, in words
     "Module": "a model, such as load_model gives",
     "PreTrainedModel": "a model of transformers, such as load_model gives",
     "Axes": "what discover returned",
+    "Axis": "an axis, such as discover returns",
     "Experiment": "an Experiment, such as those of study.profile.experiment(...)",
     "Plan": "a plan, such as select gives",
     "Mapping": "a dict by the names of axes, such as discover, estimate and select make",

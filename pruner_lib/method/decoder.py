@@ -33,14 +33,16 @@ def check_plain(model: nn.Module) -> None:
 
 
 def check_reads(model: nn.Module, length: int, largest: int, smallest: int = 0) -> None:
-    """Refuse what a model's tables of tokens and positions have no row for, and one that writes no tokens.
+    """Refuse what a model's tables have no row for, and a model that writes no tokens or has no weights.
 
     Args:   length: of the longest text, in tokens.    largest, smallest: token ids.
-    Raises: ValueError: one of the three; the message says what to do.
+    Raises: ValueError: one of the four; the message says what to do.
     """
     name, tokens = type(model).__name__, model.get_input_embeddings()
     if getattr(model, "get_output_embeddings", lambda: None)() is None:
         raise ValueError(f"{name} has no output embeddings; give a decoder that predicts tokens")
+    if tokens.weight.is_meta and not hasattr(tokens, "_hf_hook"):  # nor kept elsewhere by accelerate
+        raise ValueError(f"{name} lies on the meta device, without weights; load it with its weights")
     if largest >= (n := len(tokens.weight)) or smallest < 0:
         came = f"the token ids run from {smallest} to {largest}, but {name} has {n} tokens, from 0 on"
         advice = "give the tokenizer of this model, or call model.resize_token_embeddings first"

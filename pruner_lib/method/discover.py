@@ -102,7 +102,7 @@ def _candidates(model: nn.Module, rec: Recording, components: np.ndarray, path: 
                 members.append(Member(owner, dim, torch.from_numpy(table), rec.roles[owner, dim], structure))
                 parameter = model.get_parameter(owner)
                 size += parameter.numel() // parameter.shape[dim] * table.shape[1]
-            elif table.shape[1] == 1 and len(table) > 1:
+            elif len(table) > 1 and (table.shape[1] == 1 or owner.endswith(":")):
                 constants.append((*owner.split(":"), dim))
         if groups[0] in outputs or {m.role for m in members} != {"in", "out"}:
             continue
@@ -178,9 +178,13 @@ def _without_obstacles(
         reasons.setdefault(other, reasons[label])  # what a pinned label was broadcast over
     stream = {(m.parameter, m.dim) for axis, _ in candidates for m in axis.members if axis.layer is None}
     heads = set(np.concatenate([components[labels] for labels in rec.products] or [()]).tolist())
-    free, notes = [], sorted(unknown)
+    free, notes, uses = [], sorted(unknown), rec.uses_of(components)
     for axis, groups in candidates:
         obstacle = next((reasons[c] for c in groups.tolist() if c in reasons), None)
+        if buffers := [name for name, argument, _ in axis.constants if not argument]:
+            obstacle = obstacle or f"the buffer {buffers[0]} has entries of each"
+        if (uses[groups] != uses[groups[0]]).any():
+            obstacle = obstacle or "the model does not compute with all of them alike, but by their places"
         beside = re.search(r"\.\d+\b", axis.module) and not f"{path}.".startswith(f"{axis.module}.")
         if axis.layer is None and beside:
             obstacle = f"{axis.module} is part of a list beside the decoder layers"

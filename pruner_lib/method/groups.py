@@ -50,7 +50,8 @@ class Axis:
     n_groups: int
     members: tuple[Member, ...]  # in the order in which the forward pass reaches them
     group_parameters: int  # number of scalar parameters that go with one group
-    # inputs that run along the groups, such as position biases per head: `(module, argument, dim)`
+    # inputs that run along the groups, such as position biases per head: `(module, argument, dim)`; where a
+    # buffer does, `(buffer, "", dim)`, the groups are left whole
     constants: tuple[tuple[str, str, int], ...] = ()
     # axes of the same name here must all keep equally many groups, because their weights are stacked in one
     # tensor (the experts of a layer) or lie side by side (the query heads of each key and value head)
@@ -138,16 +139,19 @@ class Plan:
     query_heads: bool = False  # the axes are those of `discover(model, query_heads=True)`
 
     def __post_init__(self):
-        require(Mapping, keep=self.keep, n_groups=self.n_groups)
+        require(Mapping, keep=self.keep, n_groups=self.n_groups, settings=self.settings)
+        require(bool, query_heads=self.query_heads)
         if one_sided := self.keep.keys() ^ self.n_groups.keys():
             raise ValueError(f"keep and n_groups name different axes: {sorted(one_sided)[:4]}")
+        if "layers" in self.keep and len(self.keep) > 1:
+            raise ValueError("a plan of whole layers cuts nothing else; cut layers first, then discover anew")
         require("1..", **{f"n_groups[{name!r}]": n for name, n in self.n_groups.items()})
         keep = {}
         for name, kept in self.keep.items():
             kept = kept.tolist() if hasattr(kept, "tolist") else kept  # of torch or numpy
             numbers = [plain_number(k) for k in kept] if isinstance(kept, (list, tuple, range)) else []
             n, are_whole = self.n_groups[name], all(type(k) is int for k in numbers)
-            if not numbers or not are_whole or numbers != sorted({*numbers} & {*range(n)}):
+            if not numbers or not are_whole or numbers != [k for k in sorted({*numbers}) if 0 <= k < n]:
                 wanted = f"a sorted list of at least one number in 0..{n - 1} without repeats"
                 got = f"{self.keep[name]!r:.60}"
                 raise ValueError(f"plan for {name}: kept groups must be {wanted}, got {got}")

@@ -6,7 +6,7 @@ do to labels, and the record of which labels depend on each other.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -20,9 +20,10 @@ class Labels:
 
     tensors: tuple[torch.Tensor, ...]
     source: str = "activation"  # "activation", "parameter" or "constant"
+    zero: bool = True  # is an entry zero where its group is masked? not after an exp, a softmax or `+ 1`
 
     def map(self, function) -> "Labels":
-        return Labels(tuple(function(t) for t in self.tensors), self.source)
+        return replace(self, tensors=tuple(function(t) for t in self.tensors))
 
 
 @dataclass
@@ -43,12 +44,14 @@ class Recording:
     # (parameter, dim) -> "in" or "out", in the order of the last time that each is executed
     roles: dict[tuple[str, int], str] = field(default_factory=dict)
     outputs: list[np.ndarray] = field(default_factory=list)  # labels that reach the output of the model
-    # what the model computes with besides weights: the number of the decoder layer or None, then one number
-    # (see `numbers_in`) or those of a list that becomes a tensor
+    # what the model computes with besides weights: the number of the decoder layer or None, then the name of
+    # an operator, one number (see `numbers_in`) or those of a list that becomes a tensor
     factors: list[tuple] = field(default_factory=list)
     # pairs of labels that can't be removed unless they are of one group (-1 is of none), why, and the leaf
     # module where the reason is a mean, which norms are allowed to take (see `norms`)
     pinned: list[tuple[np.ndarray, str, str | None]] = field(default_factory=list)
+    # `(n_labels,)` or more: the sum of what each label was computed with, a number for each way
+    uses: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     module: str = ""  # the leaf module that runs
     layer: int | None = None  # the decoder layer that runs
     # parameters whose slices along dim 0 are separate matrices, picked while the model runs (experts)
@@ -67,6 +70,20 @@ class Recording:
             lanes = table.movedim(tuple(dims), tuple(range(-len(dims), 0))).flatten(-len(dims))
             pairs = np.stack([part.reshape(-1).numpy() for part in (lanes[..., 1:], lanes[..., :-1])], 1)
             self.pinned.append((pairs, reason, module))
+
+    def use(self, labels: Labels, how: tuple) -> None:
+        """Record that an activation is computed with in some way, each of its labels once."""
+        if len(self.uses) < self.n_labels:
+            self.uses = np.append(self.uses, np.zeros(self.n_labels, np.int64))
+        flat = collapse(labels.tensors[0])[0].reshape(-1).numpy()
+        self.uses[flat[flat >= 0]] += hash(how)
+
+    def uses_of(self, components: np.ndarray) -> np.ndarray:
+        """`(n_components,)` the sum over the labels of each: another number if they are not used alike."""
+        uses = np.append(self.uses, np.zeros(self.n_labels, np.int64))[: self.n_labels]
+        sums = np.zeros(components.max() + 1, np.int64)
+        np.add.at(sums, components, uses)
+        return sums
 
     def new_labels(self, n: int, owner: tuple[str, int, str] | None = None) -> torch.Tensor:
         labels = torch.from_numpy(np.arange(self.n_labels, self.n_labels + n))  # no operator of the model
@@ -184,6 +201,8 @@ def multiply(rec: Recording, a: Labels | None, b: Labels | None, shape: tuple[in
         flip = lambda x: None if x is None else x.map(lambda t: t.transpose(1, 2))  # noqa: E731
         return flip(multiply(rec, flip(b), flip(a), (shape[0], shape[2], shape[1])))
     if b is not None and b.source == "parameter":
+        if a is not None and not (a.zero or b.zero):
+            rec.mix(a, [2], "a weight is changed so that its zeros count")
         consumed, produced = _sides(b.tensors)
         for table in consumed:
             rec.set_role(table, "in")
@@ -196,11 +215,12 @@ def multiply(rec: Recording, a: Labels | None, b: Labels | None, shape: tuple[in
     empty = [x is None or x.source == "constant" or bool((x.tensors[0] < 0).all()) for x in (a, b)]
     a, b = (None if nothing else x for x, nothing in zip((a, b), empty, strict=True))
     if a is not None and b is not None:
-        return _attend(rec, a.tensors[0], b.tensors[0], shape)
-    if b is not None and same_along(b.tensors[0], 1):
-        return Labels((b.tensors[0][:, :1, :].expand(shape),))
-    if a is not None and same_along(a.tensors[0], 2):
-        return Labels((a.tensors[0][:, :, :1].expand(shape),))
+        return replace(_attend(rec, a.tensors[0], b.tensors[0], shape), zero=a.zero or b.zero)
+    for x, dim in ((b, 1), (a, 2)):
+        if x is not None and same_along(x.tensors[0], dim):
+            return x.map(lambda t, dim=dim: t.narrow(dim, 0, 1).expand(shape))
+        if x is not None and not x.zero:
+            rec.mix(x, [dim], "aten.mm with no weight adds up what their zeros have become")
     return None
 
 

@@ -5,7 +5,10 @@ depends on what (see `labels`), reductions forget. What an operator without a ru
 be cut, and discovery says so by the operator's name.
 """
 
+from dataclasses import replace
+
 import torch
+from torch.utils._pytree import tree_map_only
 
 from pruner_lib.method.labels import Labels, Recording, combine, labels_of, multiply, same_along, set_labels
 
@@ -19,17 +22,18 @@ def _operators(names: str) -> set:
 
 PRODUCTS = _operators("mm bmm addmm baddbmm")
 NORMS = _operators("native_layer_norm _fused_rms_norm")
-SOFTMAXES = _operators("_softmax _log_softmax cumsum cumprod")  # along a dim; the shape stays
+SOFTMAXES = _operators("_softmax _safe_softmax _log_softmax cumsum cumprod")  # along a dim; the shape stays
 MEANS = _operators("mean var var_mean")  # of n entries: another number where zeros are left out
 EXTREMES = _operators("amax amin max min prod logsumexp")  # what they give may be a zero, or a zero counts
-REDUCTIONS = MEANS | EXTREMES | _operators("sum linalg_vector_norm")
+REDUCTIONS = MEANS | EXTREMES | _operators("sum linalg_vector_norm count_nonzero")
 SELECTIONS = _operators("topk sort argmax argmin any all")  # which entry won, not what it holds
 LOOKUPS = _operators("index index_select gather")
 MOVES = _operators("_unsafe_view repeat flip roll constant_pad_nd split_with_sizes")
 COPIES = _operators("_to_copy clone lift_fresh contiguous native_dropout triu tril copy")
-COPIES |= _operators("empty_like zeros_like ones_like full_like")
+LIKE = _operators("empty_like zeros_like ones_like full_like")
 FACTORIES = _operators("new_empty new_zeros new_ones new_full new_empty_strided")
-SUMS = _operators("add add_ sub sub_ rsub")
+# that compute with the entries, rather than move or copy them; so do those that are element-wise
+COMPUTED = PRODUCTS | NORMS | SOFTMAXES | REDUCTIONS | SELECTIONS | LIKE | _operators("roll flip")
 FILLS = _operators("arange linspace full full_like new_full fill fill_")
 
 
@@ -47,8 +51,9 @@ def labels_for(rec: Recording, func, args: tuple, kwargs: dict, out) -> list[Lab
     if op in NORMS:
         rec.mix(labels_of(args[0]), range(-len(args[1]), 0), by_number, rec.module)
         return [_elementwise(rec, [args[0], *args[2:4]], first)]
-    if op in COPIES:
-        return [labels_of(args[0])]
+    if op in COPIES | LIKE:
+        labels = labels_of(args[0])
+        return [replace(labels, zero=False) if labels and op in (aten.ones_like, aten.full_like) else labels]
     if op is aten.copy_:
         return [_write(args[0], labels_of(args[1]))]
     if op in LOOKUPS:
@@ -62,8 +67,9 @@ def labels_for(rec: Recording, func, args: tuple, kwargs: dict, out) -> list[Lab
     if op in MOVES or func.is_view:
         return _move(func, args, kwargs, out)
     if op in SOFTMAXES:
-        rec.mix(labels_of(args[0]), [args[1]], f"{op} runs along its channels")
-        return [labels_of(args[0])]
+        labels = labels_of(args[0])
+        rec.mix(labels, [args[1]], f"{op} runs along its channels")
+        return [labels and replace(labels, zero=labels.zero and "softmax" not in str(op))]
     if op in REDUCTIONS:
         order, rest = (args[1], args[1:]) if op is aten.linalg_vector_norm and len(args) > 1 else (2, args)
         dims = rest[1] if len(rest) > 1 and isinstance(rest[1], (list, int)) else kwargs.get("dim")
@@ -72,12 +78,16 @@ def labels_for(rec: Recording, func, args: tuple, kwargs: dict, out) -> list[Lab
             rec.mix(labels_of(args[0]), dims, by_number, rec.module)
         elif op in EXTREMES or order < 0:
             rec.mix(labels_of(args[0]), dims, f"{op} runs along its channels")
+        elif not labels_of(args[0]).zero:
+            rec.mix(labels_of(args[0]), dims, f"{op} adds up what their zeros have become")
         return [_drop_unless_constant(labels_of(args[0]), dims, first.ndim == args[0].ndim)]
     if op in SELECTIONS:
         rec.pin(labels_of(args[0]), f"{op} picks among its channels")
     operands = tensors_in([*args, *kwargs.values()])
     if torch.Tag.pointwise in func.tags:
-        return [_elementwise(rec, operands, first)]
+        labels = replace(_elementwise(rec, operands, first), zero=_keeps_zero(func, args, kwargs))
+        in_place = func._schema.is_mutable and labels.source == "activation"
+        return [_write(first, labels) if in_place and first._base is not None else labels]
     if op in SELECTIONS | FACTORIES or not (first.is_floating_point() or first.is_complex()):
         return [None]
     return _pin_all(rec, op, operands, tensors_in([out]))
@@ -92,6 +102,25 @@ def _pin_all(rec: Recording, op, operands: list, outputs: list) -> list[Labels]:
     return [one if out.is_floating_point() else None for one, out in zip(fresh, outputs, strict=True)]
 
 
+def _keeps_zero(func, args: tuple, kwargs: dict) -> bool:
+    """Does an element-wise operator give zero where a group is masked? It is run on single numbers: zero for
+    what is zero there, as a weight with entries of its own, else one of no meaning."""
+    numbers = iter(range(7, 99))
+
+    def stand_in(tensor: torch.Tensor) -> torch.Tensor:
+        labels = labels_of(tensor)
+        masked = labels is not None and labels.zero
+        if masked and labels.source != "activation":
+            masked = (
+                labels.source == "parameter" and tensor.numel() > 1 and func.overloadpacket is not aten.div
+            )
+        number = next(numbers) / 10 if tensor.is_floating_point() else 1
+        return torch.full((), 0 if masked else number, dtype=tensor.dtype)
+
+    args, kwargs = tree_map_only(torch.Tensor, stand_in, (args, kwargs))
+    return not func(*args, **kwargs).any()
+
+
 def _write(target: torch.Tensor, labels: Labels | None) -> Labels | None:
     """Copy labels into a tensor that is filled part by part: into that part of its base's labels."""
     base = target if target._base is None else target._base
@@ -100,8 +129,9 @@ def _write(target: torch.Tensor, labels: Labels | None) -> Labels | None:
     table.copy_(torch.tensor(-1) if before is None else before.tensors[0])
     part = table.as_strided(target.shape, target.stride(), target.storage_offset())
     part.copy_(torch.tensor(-1) if labels is None else labels.tensors[0])
-    set_labels(base, Labels((table,)))
-    return Labels((part,))
+    zero = all(one is None or one.zero for one in (before, labels))
+    set_labels(base, Labels((table,), zero=zero))
+    return Labels((part,), zero=zero)
 
 
 def _look_up(rec: Recording, op, args: tuple, out: torch.Tensor) -> Labels | None:
@@ -124,7 +154,7 @@ def _look_up(rec: Recording, op, args: tuple, out: torch.Tensor) -> Labels | Non
             rec.pin(Labels((table,), labels.source), "which of them is used is decided while the model runs")
             if labels.source == "parameter" and dims == [0]:
                 rec.stacks.add(rec.owner_of(int(table[(0,) * table.ndim]))[0])
-    return Labels(tuple(kept), labels.source) if kept else None
+    return replace(labels, tensors=tuple(kept)) if kept else None
 
 
 def _product(rec: Recording, op, args: tuple, out: torch.Tensor) -> Labels | None:
@@ -184,7 +214,7 @@ def _join(rec: Recording, op, parts: list, dim: int) -> Labels:
         own = (None if x is None else x.tensors[min(i, len(x.tensors) - 1)] for x in labels)
         pairs = zip(parts, own, strict=True)
         tables.append(op([torch.full(p.shape, -1) if x is None else x for p, x in pairs], dim))
-    return Labels(tuple(tables), labelled[0].source)
+    return Labels(tuple(tables), labelled[0].source, all(x.zero for x in labelled))
 
 
 def _move(func, args: tuple, kwargs: dict, out) -> list[Labels | None]:
@@ -196,7 +226,7 @@ def _move(func, args: tuple, kwargs: dict, out) -> list[Labels | None]:
         return [labels.map(lambda t: t.reshape(args[1]))]
     moved = [func(t, *args[1:], **kwargs) for t in labels.tensors]
     parts = zip(*moved, strict=True) if isinstance(out, (tuple, list)) else [moved]
-    return [Labels(tuple(tables), labels.source) for tables in parts]
+    return [replace(labels, tensors=tuple(tables)) for tables in parts]
 
 
 def _drop_unless_constant(labels: Labels, dims, keepdim: bool) -> Labels | None:
@@ -207,15 +237,17 @@ def _drop_unless_constant(labels: Labels, dims, keepdim: bool) -> Labels | None:
         return None
     for dim in dims:
         table = table.narrow(dim, 0, 1) if keepdim else table.select(dim, 0)
-    return Labels((table,))
+    return replace(labels, tensors=(table,))
 
 
 def numbers_in(func, args: tuple, kwargs: dict) -> list[float]:
-    """The numbers that an operator computes with; not an epsilon, which is added and may follow a norm."""
+    """The numbers that an operator computes with, and where it cuts a table that is no weight."""
     op = func.overloadpacket
+    if op is aten.slice and labels_of(args[0]) is None and args[0].is_floating_point():
+        return [float(x) for x in args[2:]]
     if torch.Tag.pointwise not in func.tags and op not in FILLS | PRODUCTS:
         return []
-    values = [*([] if op in SUMS else args), *kwargs.values()]
+    values = [*args, *kwargs.values()]
     single = [x for x in values if isinstance(x, torch.Tensor) and not (x.ndim or x.is_meta)]
     return [float(x) for x in (*single, *(x for x in values if type(x) in (int, float)))]
 

@@ -19,6 +19,7 @@ def check_axes(axes: object, model: nn.Module | None = None) -> None:
     require(Mapping, axes=axes)
     if not axes:
         raise ValueError("axes hold no axis; give what discover returned, or those of a kind that it has")
+    require([Axis], axes=[*axes.values()])
     if model is None:
         return
     shapes = {name: p.shape for name, p in model.named_parameters()}
@@ -102,7 +103,7 @@ def check_scores(scores: Mapping[str, torch.Tensor], name: str, shape: tuple[int
     if name not in scores:
         raise ValueError(f"no scores for axis {name}: estimate them, or leave it whole by ignore")
     try:
-        table = torch.as_tensor(scores[name]).float()
+        table = torch.as_tensor(scores[name]).detach().to("cpu", torch.float32).to_dense()
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(f"scores of {name} must be a tensor, got {scores[name]!r}") from None
     if tuple(table.shape) != shape:

@@ -48,16 +48,19 @@ def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modu
     factors = _norm_factors(model, axes, keep, cuts)
     rules = find_size_rules(model, axes, kept)
     layout = _layout(model, axes, keep, cuts, rules)
+    numbers = axes.numbers.copy()
     for parameter, factor in factors.items():
         norm = parameter.rpartition(".")[0]
-        layout["attributes"].setdefault(norm, {}).update(scaled_eps(model.get_submodule(norm), factor))
+        eps = scaled_eps(model.get_submodule(norm), factor)
+        layout["attributes"].setdefault(norm, {}).update(eps)
+        numbers.update((layer, value) for layer in range(axes.n_layers) for value in eps.values())
     scaled = any(factor != 1 for factor in factors.values())  # a plain config has one epsilon for all norms
     plain = None if scaled else _plain_config(model, axes, kept, layout, rules)
     layout["config"] = {} if plain else layout["config"]
     merged = merge_layouts(model, layout)
     trial = apply_layout_(without_weights(model), merged)
     trial.config.update(plain or {})
-    check_cut(trial, decoder_layers(model)[0], plan, axes.numbers, axes, keep, cuts)
+    check_cut(trial, decoder_layers(model)[0], plan, numbers, axes, keep, cuts)
     own_config_(model)
     with torch.no_grad():
         for parameter, by_dim in cuts.items():
@@ -172,12 +175,14 @@ def _norm_factors(model: nn.Module, axes: Axes, keep: dict, cuts: dict) -> dict[
 
 def _layout(model: nn.Module, axes: Axes, keep: dict, cuts: dict, rules: dict[str, SizeRule]) -> dict:
     """What the modules need besides their smaller weights, see `empty_layout`."""
-    layout = empty_layout()
-    for parameter, by_dim in cuts.items():
-        shape = list(model.get_parameter(parameter).shape)
-        for dim, index in by_dim.items():
-            shape[dim] = index.shape[-1]
-        layout["shapes"][parameter] = shape
+    layout, names = empty_layout(), {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):  # a class may tie by either name
+        first = names.setdefault(id(parameter), name)
+        if first in cuts:
+            shape = list(parameter.shape)
+            for dim, index in cuts[first].items():
+                shape[dim] = index.shape[-1]
+            layout["shapes"][name] = shape
     path = decoder_layers(model)[0]
     for name, per_structure in keep.items():
         axis, rule, kept = axes[name], rules[name], per_structure[axes[name].last]
@@ -205,7 +210,7 @@ def _plain_config(model: nn.Module, axes: Axes, kept: dict, layout: dict, rules:
         if not rule.in_config or any(edits.get(key, value) != value for key, value in own.items()):
             return None
         edits |= own
-    shapes = shapes_of(model) | {name: tuple(shape) for name, shape in layout["shapes"].items()}
+    shapes = {name: tuple(layout["shapes"].get(name, shape)) for name, shape in shapes_of(model).items()}
     return edits if builds(model, edits, shapes) else None
 
 

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from pruner_lib.method.decoder import decoder_layers, prompt_for
 from pruner_lib.method.groups import Axes, Plan
 from pruner_lib.method.labels import Recording, labels_of, set_labels
-from pruner_lib.method.operators import LOOKUPS, labels_for, numbers_in, tensors_in
+from pruner_lib.method.operators import COMPUTED, COPIES, LOOKUPS, labels_for, numbers_in, tensors_in
 
 aten = torch.ops.aten
 N_TOKENS = 3
@@ -39,9 +39,16 @@ class LabelMode(TorchDispatchMode):
         kwargs = kwargs or {}
         tensors = tensors_in([args, kwargs])
         labelled = any(labels_of(x) is not None for x in tensors)
-        self.recording.factors += ((self.recording.layer, x) for x in numbers_in(func, args, kwargs))
+        rec, numbers = self.recording, numbers_in(func, args, kwargs)
+        rec.factors += ((rec.layer, x) for x in numbers)
+        op = func.overloadpacket
+        if op in COMPUTED or (torch.Tag.pointwise in func.tags and op not in COPIES):
+            rec.factors.append((rec.layer, str(op)))
+            for labels in filter(None, map(labels_of, tensors)):
+                if labels.source == "activation":
+                    rec.use(labels, (func, *numbers))
         mixed = any(x.is_meta for x in tensors) and any(x.ndim and not x.is_meta for x in tensors)
-        if mixed and func.overloadpacket not in LOOKUPS:
+        if mixed and op not in LOOKUPS:
             args, kwargs = tree_map_only(torch.Tensor, _to_meta, (args, kwargs))
             tensors = tensors_in([args, kwargs])
         # `types`: there are tensors of a kind of their own
@@ -120,7 +127,8 @@ def _to_meta(tensor: torch.Tensor) -> torch.Tensor:
 def trace(model: nn.Module, path: str = "") -> Recording:
     """Run `model` on labels and return what was recorded.
 
-    Inputs of the decoder layers that have no labels (position biases, masks, rotary tables) get some.
+    Inputs of the decoder layers that have no labels (position biases, masks, rotary tables) get some, as do
+    buffers.
 
     Args:
         model: a decoder on the meta device, as from `without_weights`; keeps its hooks and settings.
@@ -130,6 +138,9 @@ def trace(model: nn.Module, path: str = "") -> Recording:
     rec = Recording()
     for name, parameter in model.named_parameters():
         set_labels(parameter, rec.label(parameter, name, "parameter"))
+    for name, buffer in model.named_buffers():
+        if buffer.is_floating_point() and buffer.numel() > 1:
+            set_labels(buffer, rec.label(buffer, f"{name}:", "constant"))
     path, layers = (path, model.get_submodule(path)) if path else decoder_layers(model)
     for number, layer in enumerate(layers):
         hook = partial(_label_constants, rec, f"{path}.{number}")
@@ -195,7 +206,7 @@ def check_cut(
 
     Shapes that fit are not enough: where a model splits its heads into blocks of its own (codegen), kept
     heads can change places and it still runs. The r-th kept group of each structure must be one component of
-    the cut model, and different groups different ones.
+    the cut model, different groups different ones, and all used alike; so must those that are left whole.
 
     Args:
         cut: a copy without weights that has the widths, or the layers, of the plan.    path: of its layers.
@@ -209,22 +220,28 @@ def check_cut(
         rec = trace(cut, path)
     except ValueError as error:
         raise ValueError(f"{what} would leave a model that does not run; nothing was cut: {error}") from error
-    entries = rec.entries(rec.components(query_heads=plan.query_heads)) if keep else {}
-    for name, per_structure in (keep or {}).items():
+    components = rec.components(query_heads=plan.query_heads)
+    entries, uses = rec.entries(components), rec.uses_of(components)
+    for name, axis in (axes or {}).items():  # those that are left whole too: their groups may have moved
         tables = []
-        for member in axes[name].members:
-            left = stays[member.parameter][member.dim]
-            left = left if member.expert is None else left[member.expert]
-            places = torch.searchsorted(left, member.indices[per_structure[member.structure]])
+        for member in axis.members:
+            places = member.indices[keep.get(name, {}).get(member.structure, slice(None))]
+            if (left := stays.get(member.parameter, {}).get(member.dim)) is not None:
+                places = torch.searchsorted(left if member.expert is None else left[member.expert], places)
             tables.append(entries[member.parameter, member.dim, "parameter"][places.numpy()])
         found = np.concatenate(tables, 1)  # (n_kept, entries of a group): components
-        if (found != found[:, :1]).any() or len(np.unique(found[:, 0])) < len(found):
+        apart = len(np.unique(found[:, 0])) == len(found) and len(np.unique(uses[found])) == 1
+        if (found != found[:, :1]).any() or not apart:
             why = f"{type(cut).__name__} divides them into blocks of its own; nothing was cut"
             advice = "Keep equally many groups of each block, or leave the axis whole"
             raise ValueError(f"{what} would mix the groups of {name}: {why}. {advice}")
-    if other := Counter(rec.factors) - numbers:
+    now, operators = Counter(rec.factors), (one for one in numbers if type(one[1]) is str)
+    gone = [(layer, name) for layer, name in operators if (layer, name) not in now and layer is not None]
+    if other := [*(now - numbers), *gone]:
         followed = "width" if keep else "place or count of its layers"
-        number = f"{next(iter(other))[1]:.6g}, a number that follows the {followed}"
+        number = other[0][1]
+        number = f"{number}, which" if type(number) is str else f"{number:.6g}, a number that"
         what = f"after a cut of {what} {type(cut).__name__} would compute with {number}"
+        what = f"{what} follows the {followed}"
         advice = "Leave the axis whole" if keep else "Cut groups of the layers (granularity='block')"
         raise ValueError(f"{what} and is in the dense model another; nothing was cut. {advice}")

@@ -6,6 +6,7 @@ function, with head counts and MLP widths as lists, a number a layer. Numbers ar
 llama.cpp's own `llama-quantize` makes them smaller. The tokenizer is in `export_tokenizer`.
 """
 
+import os
 from pathlib import Path
 
 import torch
@@ -53,6 +54,7 @@ def to_gguf(
     if isinstance(model, (str, Path)):
         model, found = load_model(model, dtype=dtype or torch.float32)
         tokenizer = tokenizer or found
+    require(os.PathLike, path=path)
     if Path(path).is_dir():
         raise ValueError(f"{path} is a folder; give the name of a file, such as {Path(path) / 'model.gguf'}")
     writer, tensors = check_gguf(model, tokenizer, dtype)

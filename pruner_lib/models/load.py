@@ -15,7 +15,6 @@ from pickle import UnpicklingError
 
 import torch
 from accelerate.utils import patch_environment
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaTokenizer, modeling_utils
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
@@ -68,6 +67,7 @@ def load_model(
     name = str(name_or_path)
     require(DTYPES, dtype=dtype)
     require("0..", seed=seed)
+    require(bool, trust_remote_code=trust_remote_code)
     device = find_device(device)
     if name == "tiny":
         if device_map is not None:
@@ -81,9 +81,11 @@ def load_model(
     try:
         with nullcontext() if folder else hub_lookup(f"model {name!r}", advice):
             model, tokenizer = _load(str(folder or hub_id), **how)
-    # missing, damaged, of other shapes, or settings of another kind than transformers reads
-    except (OSError, RuntimeError, SafetensorError, TypeError, AttributeError) as error:
-        raise ValueError(f"{folder or name} is no whole checkpoint with its tokenizer: {error}") from error
+    except Exception as error:  # missing, damaged, or settings of another kind than transformers reads
+        if type(error) is ValueError and "\n" not in str(error):  # one sentence
+            raise
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ValueError(f"{folder or name} is no whole checkpoint with its tokenizer: {reason}") from error
     return (model.to(device) if placed is None else model).eval(), tokenizer
 
 

@@ -68,7 +68,7 @@ def encode(examples: Sequence[Mapping[str, Any]], tokenizer: Any, *, cutoff: int
         ids = (whole + end)[:cutoff]
         n_prompt = len(commonprefix([prompt, ids]))
         encoded.append({"input_ids": ids, "labels": [IGNORED] * n_prompt + ids[n_prompt:]})
-    usable = [row for row in encoded if row["labels"] and row["labels"][-1] != IGNORED]
+    usable = [row for row in encoded if row["labels"][1:] and row["labels"][-1] != IGNORED]  # 1st: no guess
     if not usable:
         found = f"{len(encoded)} examples (the shortest prompt has {min(map(len, prompt_ids))} tokens)"
         raise ValueError(f"cutoff={cutoff} tokens leave no response in any of {found}: raise the cutoff.")
@@ -127,8 +127,12 @@ def _chat(number: int, messages: Sequence[Mapping[str, str]], tokenizer: Any) ->
     if roles[-1:] != ["assistant"] or not isinstance(messages[-1].get("content"), str):
         wanted = "the last should be the assistant's, with a text"
         raise ValueError(f"Example {number} has messages of {roles}; {wanted}.")
-    given = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
-    whole = tokenizer.apply_chat_template(messages, tokenize=False)
+    try:
+        given = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
+        whole = tokenizer.apply_chat_template(messages, tokenize=False)
+    except Exception as error:  # what a template raises is its own
+        said = f"Example {number} has messages of {roles}, which the chat template refuses"
+        raise ValueError(f"{said} ({error}): change its messages, or leave it out.") from error
     prompt = commonprefix([given, whole])
     return prompt, whole.removeprefix(prompt)
 

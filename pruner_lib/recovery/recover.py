@@ -9,7 +9,7 @@ import hashlib
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from pruner_lib.method.decoder import check_plain, check_reads
 from pruner_lib.method.discover import discover
 from pruner_lib.recovery.instructions import batches, encode
 from pruner_lib.recovery.predict_memory import check_training_memory
-from pruner_lib.recovery.resume import Run, digest, random_state
+from pruner_lib.recovery.resume import Run, alone_in, digest, first_process, random_state
 from pruner_lib.recovery.settings import RecoverySettings
 from pruner_lib.recovery.trainer import train, trainer_arguments
 
@@ -88,8 +88,8 @@ def recover(
 
     Raises:
         ValueError: settings out of range, no usable example, a model that is not plain (see `check_plain`)
-            or does not fit the tokens (see `check_reads`), too little memory, a run with other arguments in
-            `output_dir`, or a loss that is not finite.
+            or does not fit the tokens (see `check_reads`), too little memory, a run with other arguments or
+            of another process in `output_dir`, or a loss that is not finite.
     """
     names = [one.name for one in fields(RecoverySettings)]
     if unknown := sorted(set(settings) - set(names)):
@@ -97,6 +97,7 @@ def recover(
     settings = RecoverySettings(**settings)
     require(Callable, tokenizer=tokenizer, **({} if evaluate is None else {"evaluate": evaluate}))
     require("1..", save_steps=save_steps)
+    require(bool, resume=resume, merge=merge)
     require(["0..", ...], evaluate_at=evaluate_at, keep_at=keep_at)
     require("0.. or None", at=at)
     check_folder(output_dir)
@@ -118,15 +119,16 @@ def recover(
     run = Run(Path(output_dir), identity, data, points, kept, evaluate, last)
     with _put_back(model, after=merge), random_state(settings.seed):
         adapted = add_adapter(model, settings)
-        run.open(resume)
-        done = run.has(last)
-        if not done:
-            check_training_memory(adapted, settings, encoded)
-            recompute = settings.gradient_checkpointing
-            train(adapted, run, arguments, recompute=recompute, pad=pad, callbacks=callbacks)
-        if done or last != steps:
-            adapted.load_adapter(str(run.place(last)), "default", is_trainable=True)
-        result = adapted.merge_and_unload() if merge else adapted
+        with alone_in(run.folder) if first_process() else nullcontext():
+            run.open(resume)
+            done = run.has(last)
+            if not done:
+                check_training_memory(adapted, settings, encoded)
+                recompute = settings.gradient_checkpointing
+                train(adapted, run, arguments, recompute=recompute, pad=pad, callbacks=callbacks)
+            if done or last != steps:
+                adapted.load_adapter(str(run.place(last)), "default", is_trainable=True)
+            result = adapted.merge_and_unload() if merge else adapted
     return Recovered(result.eval(), [row for row in run.history if row["step"] <= last], run.place(last))
 
 

@@ -13,9 +13,8 @@ import random
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +26,11 @@ from torch import nn
 from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from pruner_lib.files import content_hash, content_hashes, read_json, write_folder, write_json
+from pruner_lib.files import content_hashes, only_one, plain, read_json, write_folder, write_json
 from pruner_lib.recovery.instructions import Row
 
 CONTENTS, LAST = "contents.json", "trainer_state.json"  # of a checkpoint; the second Trainer writes last
+ADAPTER = "adapter_model.safetensors"
 OWN_COLUMNS = ("step", "loss", "seconds", "tokens")  # of the history, beside what `evaluate` returns
 GROWING = ("steps", "examples", "evaluated_steps", "kept_steps")  # what more steps change
 
@@ -73,7 +73,7 @@ class Run:
             found = f"{next(iter(whole)).name} but no recovery.json, so something else made it"
             raise ValueError(f"{self.folder} holds {found}. Give another output_dir.")
         if whole and resume:
-            saved = read_json(state)
+            saved = _read_state(state)
             can_go_on = any(whole[path] for path in whole if path.match("checkpoint-*"))
             self._compare(saved["identity"], can_go_on)
             self.history = [  # JSON keeps infinities as text
@@ -105,7 +105,11 @@ class Run:
     def keep(self, adapted: PeftModel, step: int) -> None:
         """Save the adapter of a step, whole or not at all."""
         if first_process():
-            save = partial(adapted.save_pretrained, save_embedding_layers=False)  # "auto" asks the hub
+
+            def save(folder: Path) -> None:
+                adapted.save_pretrained(folder, save_embedding_layers=False)  # "auto" asks the hub
+                note_contents(folder)
+
             write_folder(self.place(step), save)
 
     def close(self, adapted: PeftModel, history: list[dict[str, Any]]) -> None:
@@ -119,7 +123,8 @@ class Run:
 
     def _save(self) -> None:
         if first_process():
-            write_json(self.folder / "recovery.json", {"identity": self.identity, "history": self.history})
+            state = plain({"identity": self.identity, "history": self.history})
+            write_json(self.folder / "recovery.json", state | {"digest": digest(state)})
 
     def _compare(self, saved: dict[str, Any], can_go_on: bool) -> None:
         """Refuse a run with other arguments, but not the beginning of this one, measured and kept alike."""
@@ -140,19 +145,30 @@ class Run:
             raise ValueError(f"{self.folder} holds {found}. {advice}")
 
 
-def note_contents(checkpoint: Path) -> None:
-    """Note what the files of a checkpoint hold, beside them; without the note it does not count."""
+def note_contents(folder: Path) -> None:
+    """Note what the files of a checkpoint or adapter hold, beside them; a checkpoint needs it to count."""
     if first_process():
-        write_json(checkpoint / CONTENTS, content_hashes(checkpoint))
+        write_json(folder / CONTENTS, content_hashes(folder))
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """Read recovery.json; refuse one that was changed (that of an earlier version has no digest)."""
+    saved = read_json(path)
+    written = saved.pop("digest", None) if isinstance(saved, dict) else ""
+    if written not in (None, digest(saved)) or {"identity", "history"} != {*saved}:
+        advice = "restore it, give another output_dir, or throw the run away with resume=False"
+        raise ValueError(f"{path} was changed after it was written; {advice}")
+    return saved
 
 
 def _is_whole(folder: Path) -> bool:
-    """Look whether a checkpoint's files are those that were noted, or an adapter's is there to its end."""
+    """Look whether the files are those that were noted; an adapter of an earlier version has no note."""
     try:
-        if folder.match("checkpoint-*"):
-            noted = read_json(folder / CONTENTS)
-            return LAST in noted and all(content_hash(folder / name) == noted[name] for name in noted)
-        with safe_open(folder / "adapter_model.safetensors", "pt"):
+        if folder.match("checkpoint-*") or (folder / CONTENTS).exists():
+            noted, there = read_json(folder / CONTENTS), content_hashes(folder)
+            wanted = LAST if folder.match("checkpoint-*") else ADAPTER
+            return wanted in noted and all(there.get(name) == noted[name] for name in noted)
+        with safe_open(folder / ADAPTER, "pt"):
             return True
     except (OSError, ValueError, TypeError, SafetensorError):
         return False
@@ -160,6 +176,22 @@ def _is_whole(folder: Path) -> bool:
 
 def first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"  # of those that `accelerate launch` started
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other processes from recovering in a folder meanwhile; ValueError where one is at it."""
+    lock = only_one(folder / ".lock", wait=False)
+    try:
+        lock.acquire()
+    except TimeoutError:
+        raise ValueError(f"another process recovers in {folder}: wait, or give another output_dir") from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            os.unlink(lock.lock_file)
+        lock.release()
 
 
 @contextmanager

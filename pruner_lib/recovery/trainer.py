@@ -33,7 +33,9 @@ FIXED = {  # arguments of the Trainer that are the same in every recovery
 }
 KEPT = (  # and those that stay as the Trainer has them, or as is decided below
     *("num_train_epochs", "gradient_accumulation_steps", "logging_strategy", "save_strategy"),
-    *("eval_strategy", "load_best_model_at_end", "push_to_hub"),
+    *("eval_strategy", "load_best_model_at_end", "push_to_hub", "eval_on_start", "auto_find_batch_size"),
+    *("ignore_data_skip", "save_only_model", "resume_from_checkpoint"),  # a stopped run would end otherwise
+    *("label_smoothing_factor", "use_liger_kernel"),  # of the Trainer's own loss
     # a setting, switched on around the training; the Trainer's own argument warns that it gets another name
     *("gradient_checkpointing", "activation_checkpointing"),
 )
@@ -217,8 +219,13 @@ class _Recorder(TrainerCallback):
         if step in self.run.points:
             adapted.eval()
             with random_state(), torch.no_grad():
-                measured = dict(self.run.evaluate(adapted.get_base_model()))
+                returned = self.run.evaluate(adapted.get_base_model())
+            try:
+                measured = {str(name): float(value) for name, value in dict(returned).items()}
+            except (TypeError, ValueError):
+                wanted = "wanted a dict of numbers by their names, such as {'loss': 1.5}"
+                raise ValueError(f"evaluate returned {returned!r:.80}, {wanted}") from None
             if clash := sorted(set(row) & set(measured)):
                 raise ValueError(f"evaluate returned {clash}, names of the history's own: rename them.")
-            row |= {name: float(value) for name, value in measured.items()}
+            row |= measured
         state.log_history.append(row)

@@ -14,7 +14,7 @@ summary is false is 5 %. The paper's own number is computed from its tables by t
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -59,7 +59,7 @@ class Claim:
     holds: tuple[float, float]  # the range of its numbers in which the claim is true
     removed: tuple[float, float] = (0, 1)  # share of all parameters gone for which it is made
     draws: int = 1  # how many a verdict needs
-    added: tuple[int, ...] = ()  # draws before and after more were measured, a first verdict being known
+    added: tuple[int, ...] = ()  # draws at each look at its verdict, before and after more were measured
     late: str = ""  # what else of it was chosen with numbers of `decide` known
     scale: str = "linear"  # "log" for ratios
     formula: str = ""  # one of FORMULAS; empty if the paper printed no numbers
@@ -182,7 +182,8 @@ class Verdict:
     def needs(self, level: float) -> str:
         """Say what would decide an open claim: how many draws (or items, with one draw), or that none would.
 
-        The spread of draws (items) is taken to stay: the margin grows with the root of their number.
+        The spread of draws (items) is taken to stay. More draws make that part of the squared half-width
+        smaller which comes from draws; what comes from the items stays.
         """
         if self.judged(level) != CANT_TELL:
             return ""
@@ -192,12 +193,18 @@ class Verdict:
         part = self.deciding[1]
         if math.isinf(part.low) or math.isinf(part.high):
             return "a larger sample: this interval has no end"
-        n, what = (part.draws, "draws") if part.draws > 1 else (part.n, "windows or questions")
+        drawn = part.draws > 1
+        n, what = (part.draws, "draws") if drawn else (part.n, "windows or questions")
         margin = min(_margin(part, border, self.claim.scale) for border in self.claim.holds)
+        smaller = part.from_draws if drawn else 1.0  # the share of the squared half-width that n changes
         for times in (1.1**power for power in range(50)):  # up to a hundred times as many
             more = math.ceil(n * times) + 1
-            if 2 * t.sf(margin * _student(part)[0] * math.sqrt(more / n), more - 1) <= level:
+            edge = _student(replace(part, draws=more) if drawn else replace(part, n=more))[0]
+            width = 1 - smaller + smaller * (edge / _student(part)[0]) ** 2 * n / more  # squared
+            if 2 * t.sf(edge * margin / math.sqrt(width), more - 1) <= level:
                 return f"about {more:,} {what}"
+        if smaller < 0.99:
+            return f"more windows or questions; {100 * n:,} draws alone would not do"
         return f"more than {100 * n:,} {what}: the number lies at the border"
 
     def __str__(self) -> str:
@@ -273,7 +280,7 @@ def _row(verdict: Verdict, level: float) -> dict[str, object]:
     row |= {"holds_from": claim.holds[0], "holds_to": claim.holds[1], "paper": paper, "part": part}
     row |= {"ours": ours.mean, "low": ours.low, "high": ours.high, "difference": ours.mean - paper}
     row |= {"verdict": verdict.judged(level), "p": min(verdict.p), "needs": verdict.needs(level)}
-    has_more = claim.added and ours.draws >= claim.added[1]
-    added = "draws added after a first look, {} to {}".format(*claim.added) if has_more else claim.late
+    looks = [str(draws) for draws in claim.added if draws <= ours.draws]
+    added = f"draws added after a first look, {' to '.join(looks)}" if len(looks) > 1 else claim.late
     row |= {"added": added, "note": verdict.note, "source": claim.source, "notebook": claim.notebook}
     return row | {"records": " ".join(verdict.records)}

@@ -150,11 +150,14 @@ def _paired_values(a: Group, b: Group, metric: MetricName, allow: Sequence[str] 
 def paired_draws(a: Group, b: Group) -> Pair:
     """Bring two groups into the same order of draws: by their seeds, else one after the other.
 
-    One record stands beside every draw of the other group if it knows no draws (dense, L2), or if all were
-    calibrated alike, so that they differ in the draw of their instructions alone.
+    One record stands beside every draw of the other group if it knows no draws (dense, L2, not recovered), or
+    if all were calibrated alike, so that they differ in the draw of their instructions alone.
     """
     samples, drawless = {draw_of(record)[0] for record in (*a, *b)}, {*DATA_FREE} - {"random"}
-    knows_no_draws = any({record.experiment.criterion for record in group} <= drawless for group in (a, b))
+    knows_no_draws = any(
+        all(one.experiment.criterion in drawless and not one.experiment.recovery for one in group)
+        for group in (a, b)
+    )
     if 1 in (len(a), len(b)) and (len(samples) == 1 or knows_no_draws):
         return a, b
     by_draw = [{draw_of(record): record for record in group} for group in (a, b)]

@@ -135,6 +135,8 @@ def _run(path: Path, profile: str, parameters: dict, environment: Mapping[str, s
         for folder in (scratch, path.resolve().parent):
             text = text.replace(f"{folder}{os.sep}", "")
         write_text(place.parent / ("failed" if error else "") / path.name, _without_places(text))
+    if not error:
+        (place.parent / "failed" / path.name).unlink(missing_ok=True)
     good = {"outputs": []} | (read_kept(place) or {})  # its files stay after a failure
     manifest = good | {"finished": now()} if error else receipt
     manifest |= {"notebook": path.stem, "profile": profile, "status": "failed" if error else "done"}

@@ -104,7 +104,7 @@ class MethodStudy:
 
 @settings
 class RecoveryStudy:
-    """How far notebook 09 turns the recovery; the last four settings are of all but the profile's own."""
+    """How far notebook 09 turns the recovery; from `batch_size` on, of all but the profile's own."""
 
     keep_at: Steps  # steps of the profile's recovery after which the model is measured on the way
     answer_at: Steps  # those of them after which it answers the questions too
@@ -118,6 +118,7 @@ class RecoveryStudy:
     micro_batch_size: Count
     learning_rate: Rate
     warmup_steps: Number = 0
+    fit_draws: Count = 1  # of the run that over-fits
 
 
 @settings
@@ -154,7 +155,7 @@ class Profile:
     after: After  # notebook 13
     other_models: Names = ()  # those of the paper's further tables
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"  # of the weights
-    checkpoint_above: Count = 8192  # tokens; to score more, activations are recomputed: less memory, more time
+    checkpoint_above: Count = 8192  # tokens; to score more, activations are computed twice, to save memory
     prompts: Count = 5  # how many are continued, ...
     new_tokens: Count = 64  # ... by so many tokens each
 

@@ -10,7 +10,7 @@ MathJax). Which cells belong to a lecture: `notebooks/README.md`. Nothing is mea
 
 import argparse
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -85,31 +85,36 @@ def write_index(profile: str, changed: Mapping[str, Any] | None = None) -> Path:
     for name, path in executed.items():
         page = path.with_suffix(".html")
         if not page.is_file() or page.stat().st_mtime < path.stat().st_mtime:
-            write_text(page, notebook_page(read_notebook(path), name, "../style.css")[0])
+            write_text(page, notebook_page(read_notebook(path), name, "../style.css", executed)[0])
     rows = [_row(run, run.notebook in executed) for run in runs_frame(profile, changed).itertuples()]
     head = f"<h1>LLM-Pruner, studied: profile {escape(profile)}</h1>"
     table = f"<table>{''.join(rows)}</table>" if rows else "<p>No notebook has run yet.</p>"
     front = new_notebook(cells=[new_markdown_cell(head), new_markdown_cell(table)])
     front.cells += read_notebook(executed[SUMMARY]).cells if SUMMARY in executed else []
-    page, style = notebook_page(front, f"LLM-Pruner, studied: {profile}", "style.css")
+    page, style = notebook_page(front, f"LLM-Pruner, studied: {profile}", "style.css", executed)
     write_text(folder / "style.css", style)
     return write_text(folder / "index.html", page)
 
 
-def notebook_page(notebook: nbformat.NotebookNode, title: str, style: str) -> tuple[str, str]:
+def notebook_page(
+    notebook: nbformat.NotebookNode, title: str, style: str, pages: Collection[str]
+) -> tuple[str, str]:
     """Make a HTML page of an executed notebook, without its progress bars; names and texts stay text.
 
-    Links to other notebooks lead to their pages, those to files of the project to these.
+    Links to other notebooks lead to their pages, where there are any; those to files of the project to these.
 
-    Args:    style: the path of the style sheet, from the page.
+    Args:    style: the path of the style sheet, from the page.    pages: names of the notebooks with a page.
     Returns: the page, and the style sheet, which is the same for all notebooks.
     """
     safe = {"sanitize_html": True, "filters": {"clean_html": SAFE.sanitize_html_tags}}
     exporter = HTMLExporter(raw_template=TEMPLATE, **safe)
-    page, _ = exporter.from_notebook_node(without_bars(notebook), {"metadata": {"name": title}})
-    head, end, body = page.partition("</head>")
+    exported, _ = exporter.from_notebook_node(without_bars(notebook), {"metadata": {"name": title}})
+    head, end, body = exported.partition("</head>")
     link, home = f'<link rel="stylesheet" href="{style}">\n', style.removesuffix("style.css")
-    body = PAGE.sub(rf'href="{home}notebooks/\1.html"', LINK.sub(f'href="{home}../../', body))
+    body = LINK.sub(f'href="{home}../../', body)
+    for name in {*PAGE.findall(body)}:
+        page = f"{home}notebooks/{name}.html" if name in pages else f"{home}../../notebooks/{name}.ipynb"
+        body = body.replace(f'href="{name}.ipynb"', f'href="{page}"')
     return STYLE.sub("", head) + link + end + body, "\n".join(STYLE.findall(head))
 
 

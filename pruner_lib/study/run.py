@@ -135,7 +135,7 @@ class Study(Stages):
         Args:    key: plain data that decides what is made.    folder: below the profile's results.
              make: returns plain data; infinities come back as text.
         """
-        name = settings_key(key)
+        name = settings_key(key if self.profile.dtype == "float32" else [self.profile.dtype, key])
         path = self.folder / folder / f"{name}.json"
         if (kept := read_kept(path)) is None:
             with self.lock(f"{folder}-{name}"):
@@ -163,7 +163,11 @@ class Study(Stages):
     def _existing(self, experiment: Experiment) -> Record | None:
         path = record_path(self.folder, experiment.key)
         record = read_record(path) if path.is_file() else None
-        return record if record and record.machine.get("inputs_hash") == inputs_hash(experiment) else None
+        if record is None or record.machine.get("inputs_hash") != inputs_hash(experiment):
+            return None
+        wanted = self.profile.dtype  # which may be another one by now
+        types = {metric.protocol.get("dtype", wanted).split()[-1] for metric in record.metrics.values()}
+        return record if types <= {wanted} else None
 
     @contextmanager
     def _alone(self, experiment: Experiment, *, wait: bool = True) -> Iterator[None]:

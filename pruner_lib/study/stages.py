@@ -75,8 +75,9 @@ class Stages(Results):
         self._text_ids = lru_cache(maxsize=8)(lambda name, _, *given, **how: text_ids(name, *given, **how))
 
     def cache(self, name: str) -> Path:
-        """Name the file of a cache entry."""
-        return self.folder / "cache" / name
+        """Name the file of a cache entry; weights of another type than float32 have a folder of their own."""
+        dtype = self.profile.dtype
+        return self.folder / "cache" / (dtype if dtype != "float32" else "") / name
 
     def lock(self, name: str, *, wait: bool = True) -> FileLock:
         """Let one process at a time do what follows; without `wait`, TimeoutError where another does it."""

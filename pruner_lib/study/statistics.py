@@ -1,9 +1,9 @@
-"""How sure a number is: bootstrap intervals and paired comparisons, on the same items and over draws.
+"""How sure a number is: intervals and paired comparisons, on the same items and over draws.
 
-Two things make a number uncertain: which questions (windows) were asked, and which calibration samples were
-drawn. The first are many and are resampled. The second are few, three or so, too few to be resampled: the
-mean over D draws is taken to differ from the true one as Student's t with D - 1 degrees of freedom does.
-Plain numbers in, frozen results out; records are read in `compare`.
+Two things make a number uncertain: which n questions (windows) were asked, and which D calibration samples
+were drawn. Each part has a standard error, and Student's t with n - 1 or D - 1 degrees of freedom; their
+squares add up. A function of means that is not linear is bootstrapped over the items, since its error is not
+that of a mean. Plain numbers in, frozen results out; records are read in `compare`.
 """
 
 import math
@@ -28,6 +28,7 @@ class Interval:
     n: int  # questions or windows
     draws: int = 1  # of the calibration; with one draw the interval speaks of that draw alone
     level: float = 0.95
+    from_draws: float = 0.0  # share of the squared half-width that comes from the draws, the rest from items
 
     @property
     def sign(self) -> int:
@@ -53,32 +54,28 @@ class Interval:
         return self.show()
 
 
-def mean_interval(values: Any, *, level: float = 0.95, seed: int = 0) -> Interval:
-    """Estimate a mean with its interval.
+def mean_interval(values: Any, *, level: float = 0.95) -> Interval:
+    """Estimate a mean with its interval, mean -+ sqrt(sum over tasks of (T_n s_n)^2 / n + (T_D s_D)^2 / D).
 
-    The n items (questions, windows) are resampled with replacement; deviations are widened by
-    sqrt(n / (n - 1)) t / z, so that few items cover as often as many. Over D draws s T / sqrt(D) is added, T
-    Student's t with D - 1 degrees of freedom and s the spread of the draws' means.
+    s_n is the spread of a task's n items, averaged over draws, s_D that of the draws' means, T Student's t.
 
     Args:    values: `(items,)`, or `(draws, items)` with the same items in every draw, or a mapping of such
-             (the tasks): each counts alike in the mean, and its items are resampled by themselves.
+             (the tasks): each counts alike in the mean.
              level: how often the interval shall hold the true value, in (0, 1).
     Returns: the interval; from -inf to inf if a task has one item, which says nothing about its spread.
     Raises:  ValueError: no values, values that are not finite, or a level outside (0, 1).
-    Source:  Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 12 and 13; the widening:
-             Hesterberg, What Teachers Should Know About the Bootstrap (2015), section 3.2.
     """
-    return paired_statistic(lambda means: means[0], values, level=level, seed=seed)
+    return _linear(np.ones(1), values, level=level)
 
 
-def paired_difference(a: Any, b: Any, *, level: float = 0.95, seed: int = 0) -> Interval:
+def paired_difference(a: Any, b: Any, *, level: float = 0.95) -> Interval:
     """Estimate how much higher a's mean is than b's, on the same items: what both find hard cancels.
 
     Args:    a, b: forms as in `mean_interval`, with the same items in the same order. Draw i of one is
              compared with draw i of the other; one without draws (the dense model) with every draw.
     Raises:  ValueError: a and b differ in tasks, items or draws (the message gives both shapes).
     """
-    return paired_statistic(lambda means: means[0] - means[1], a, b, level=level, seed=seed)
+    return _linear(np.array([1.0, -1.0]), a, b, level=level)
 
 
 def paired_ratio(a: Any, b: Any, *, level: float = 0.95) -> Interval:
@@ -88,8 +85,7 @@ def paired_ratio(a: Any, b: Any, *, level: float = 0.95) -> Interval:
 
     (A - r B)^2 <= V_aa - 2 r V_ab + r^2 V_bb
 
-    with the means A and B. V is the covariance of these means, each part times Student's t squared: of the
-    n items of each task over n, with n - 1 degrees of freedom, and of the D draws' means over D, with D - 1.
+    with the means A and B, and V their covariance, each part times Student's t squared, see `mean_interval`.
     The inequality is quadratic in r, and solving it takes no division by an uncertain number.
 
     Args, Raises: as `paired_difference`.
@@ -97,28 +93,51 @@ def paired_ratio(a: Any, b: Any, *, level: float = 0.95) -> Interval:
              a task has one item. The mean is NaN if B is 0.
     Source:  Fieller, Some Problems in Interval Estimation, J. R. Stat. Soc. B 16 (1954).
     """
-    strata = _strata(a, b, level=level)
-    draws, n = strata[0].shape[1], sum(stratum.shape[2] for stratum in strata)
-    drawn = np.mean([stratum.mean(axis=2) for stratum in strata], axis=0)  # (sides, draws)
-    A, B = drawn.mean(axis=1)
-    undetermined = Interval(float(A / B) if B else math.nan, -math.inf, math.inf, n, draws, level)
-    if min(stratum.shape[2] for stratum in strata) < 2:
-        return undetermined
-    V = sum(_margin(stratum.mean(axis=1), level) for stratum in strata) / len(strata) ** 2  # (sides, sides)
-    if draws > 1:
-        V = V + _margin(drawn, level)
+    (A, B), *parts, n, draws = _means(a, b, level=level)
+    V, mean = sum(parts), float(A / B) if B else math.nan
+    undetermined = Interval(mean, -math.inf, math.inf, n, draws, level)
     square, middle, rest = B**2 - V[1, 1], A * B - V[0, 1], A**2 - V[0, 0]
-    if square <= 0:
+    if not square > 0:
         return undetermined
     half = math.sqrt(max(middle**2 - square * rest, 0.0))
-    ends = {"low": (middle - half) / square, "high": (middle + half) / square}
-    return replace(undetermined, **{name: float(end) for name, end in ends.items()})
+    ends = {"low": float((middle - half) / square), "high": float((middle + half) / square)}
+    return replace(undetermined, **ends, from_draws=_from_draws(np.array([1.0, -mean]), *parts))
+
+
+def _linear(weights: np.ndarray, *sides: Any, level: float) -> Interval:
+    """Estimate the weighted sum of the means of `(sides,)`, see `mean_interval`."""
+    means, *parts, n, draws = _means(*sides, level=level)
+    mean, half = float(weights @ means), float(np.sqrt(np.maximum(weights @ sum(parts) @ weights, 0)))
+    low, high = (mean - half, mean + half) if math.isfinite(half) else (-math.inf, math.inf)
+    return Interval(mean, low, high, n, draws, level, _from_draws(weights, *parts))
+
+
+def _means(*sides: Any, level: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, int, int]:
+    """Give the means of `(sides,)`, their squared margins by items and by draws, and how many there are.
+
+    Returns: means, two covariances `(sides, sides)` times Student's t squared, items, draws. That of the
+             items is NaN where a task has one item alone.
+    """
+    strata = _strata(*sides, level=level)
+    drawn = np.mean([stratum.mean(axis=2) for stratum in strata], axis=0)  # (sides, draws)
+    by_items = sum(_margin(stratum.mean(axis=1), level) for stratum in strata) / len(strata) ** 2
+    draws = drawn.shape[1]
+    by_draws = _margin(drawn, level) if draws > 1 else np.zeros_like(by_items)
+    return drawn.mean(axis=1), by_items, by_draws, sum(stratum.shape[2] for stratum in strata), draws
 
 
 def _margin(values: np.ndarray, level: float) -> np.ndarray:
     """Give the covariance of the means of `(sides, n)` values, times Student's t squared."""
-    n = values.shape[1]
-    return t.ppf((1 + level) / 2, n - 1) ** 2 * np.cov(values) / n
+    sides, n = values.shape
+    if n < 2:
+        return np.full((sides, sides), math.nan)
+    return t.ppf((1 + level) / 2, n - 1) ** 2 * np.atleast_2d(np.cov(values)) / n
+
+
+def _from_draws(weights: np.ndarray, by_items: np.ndarray, by_draws: np.ndarray) -> float:
+    """Give the share of the draws in the squared margin of a weighted sum of means."""
+    items, draws = (float(weights @ part @ weights) for part in (by_items, by_draws))
+    return max(0.0, draws) / (items + draws) if items + draws > 0 else 0.0
 
 
 def paired_statistic(
@@ -126,9 +145,14 @@ def paired_statistic(
 ) -> Interval:
     """Estimate any function of several means on the same items, as the share of a loss that was won back.
 
+    The items are resampled with replacement; deviations are widened by sqrt(n / (n - 1)) t / z, so that few
+    items cover as often as many. The draws are too few for that: Student's t is added to each resample.
+
     Args:    statistic: takes `(sides, k)` means and gives `(k,)` numbers.
              sides: forms as in `mean_interval`, with the same items in the same order.
     Raises:  as `paired_difference`.
+    Source:  Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 12 and 13; the widening:
+             Hesterberg, What Teachers Should Know About the Bootstrap (2015), section 3.2.
     """
     strata, generator = _strata(*sides, level=level), np.random.default_rng(seed)
     means = np.mean([stratum.mean(axis=2) for stratum in strata], axis=0)  # (sides, draws)
@@ -138,13 +162,15 @@ def paired_statistic(
     if min(stratum.shape[2] for stratum in strata) < 2:
         return Interval(estimate, -np.inf, np.inf, n, draws, level)
     moved = np.mean([_deviations(stratum, level, generator) for stratum in strata], axis=0)
-    resampled = statistic(middle + moved)  # (RESAMPLES,)
+    resampled, added = statistic(middle + moved), np.zeros(1)  # (RESAMPLES,)
     if draws > 1:
         error = statistic(means).std(ddof=1) / np.sqrt(draws)
         grid = t.ppf((np.arange(RESAMPLES) + 0.5) / RESAMPLES, draws - 1)
-        resampled = resampled + error * generator.permutation(grid)
-    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(estimate, float(low), float(high), n, draws, level)
+        added = error * generator.permutation(grid)
+    low, high = np.quantile(resampled + added, [(1 - level) / 2, (1 + level) / 2])
+    by_items, by_draws = (np.ptp(np.quantile(part, [0.025, 0.975])) ** 2 for part in (resampled, added))
+    share = float(by_draws / (by_items + by_draws)) if by_items + by_draws else 0.0
+    return Interval(estimate, float(low), float(high), n, draws, level, share)
 
 
 def corrected(level: float, comparisons: int) -> float:

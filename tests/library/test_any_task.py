@@ -43,6 +43,10 @@ DEFINITIONS = {
     "forbidden": CHOICE | {"num_fewshot": 0},
     "shown": CHOICE | {"num_fewshot": 1},
     "code": TEXT | WRITING | {"unsafe_code": True},
+    "letter": CHOICE | {"doc_to_target": "A"},
+    "beyond": CHOICE | {"doc_to_target": "{{7 if right else 0}}"},
+    "nobody": CHOICE | {"doc_to_target": -1},
+    "odd": CHOICE | {"doc_to_text": "{{q if right or q == 'x' else q.lost.lost}}"},
 }  # fmt: skip
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
 SPECIAL = ("pad_token", "eos_token", "bos_token", "unk_token")
@@ -253,6 +257,13 @@ def test_a_head_that_its_owner_untied_stays_untied(files):
         ("choice", {"add_bos": True}, "has no BOS token"),
         ("two_right", {"right_answers_only": True}, "two_right is no choice with one right answer"),
         ("writing", {"right_answers_only": True}, "writing is no choice with one right answer"),
+        ("letter", {}, r"question 0 of letter .*right answer, 'A', is none of its choices, \['a 0', 'no'"),
+        ("beyond", {}, r"question 1 of beyond .*right answer, 7, is none of its choices"),
+        ("nobody", {}, r"question 0 of nobody .*right answer, -1, is none of its choices"),
+        ("odd", {}, r"question 3 of odd does not fit the task's definition .*; mend the data or the definit"),
+        ("choice", {"shared_context": "no"}, "shared_context must be True or False, got 'no'"),
+        ("choice", {"right_answers_only": "no"}, "right_answers_only must be True or False, got 'no'"),
+        ("choice", {"apply_chat_template": "no"}, "apply_chat_template must be True or False, got 'no'"),
     ],
 )
 def test_what_cannot_be_asked_is_said_in_a_sentence(tasks, how, message):
@@ -261,6 +272,21 @@ def test_what_cannot_be_asked_is_said_in_a_sentence(tasks, how, message):
     model.forward = None  # nothing is computed
     with pytest.raises(ValueError, match=message):
         zero_shot(model, tokenizer, [tasks], **how)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{", "has a chat template that can't be used .*unexpected"),
+        ("{{ raise_exception('no users') }}", "has a chat template that can't be used .*no users"),
+        ("Answer!", "has a chat template that leaves out what the user says"),
+    ],
+)
+def test_a_chat_template_that_shows_no_question_is_refused(template, message, files):
+    model, tokenizer = load_model("tiny")
+    tokenizer.chat_template, model.forward = template, None
+    with pytest.raises(ValueError, match=message):
+        zero_shot(model, tokenizer, ["choice"], apply_chat_template=True)
 
 
 @pytest.mark.parametrize(

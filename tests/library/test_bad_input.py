@@ -7,11 +7,14 @@ each function stands beside the wrong ones. `tests/study/test_bad_settings.py` d
 from __future__ import annotations
 
 import copy
+import gzip
+import json
 import re
 import warnings
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -56,10 +59,21 @@ SMALLER = prune_(copy.deepcopy(MODEL), PLAN)
 EXAMPLES = instructions("tiny", samples=2)
 HEADS = next(name for name in AXES if AXES[name].kind == "attention")
 OTHER_PLAN = Plan({"layers.9.mlp": [0]}, {"layers.9.mlp": 2})
+
+
+def edited(keep=(), n_groups=(), **other) -> str:
+    """The plan as text in which somebody changed something."""
+    plan = PLAN.to_dict()
+    return json.dumps(
+        plan | {"keep": plan["keep"] | dict(keep), "n_groups": plan["n_groups"] | dict(n_groups)} | other
+    )
+
+
 NAN = SCORES | {HEADS: SCORES[HEADS] * float("nan")}
 RECOVERY = {"steps": 1, "batch_size": 2, "micro_batch_size": 2, "warmup_steps": 0}
 SIZES = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2, pad_token_id=0)
 CLASSIFIER = LlamaForSequenceClassification(LlamaConfig(vocab_size=260, **SIZES))
+ON_META = copy.deepcopy(MODEL).to("meta")
 FEW_TOKENS = LlamaForCausalLM(LlamaConfig(vocab_size=9, **SIZES))
 SHORT_GPT2 = GPT2LMHeadModel(GPT2Config(vocab_size=260, n_embd=8, n_layer=1, n_head=2, n_positions=8))
 INF, SHORT = float("inf"), {HEADS: torch.ones(1)}
@@ -100,8 +114,10 @@ CASES = [  # function, what is wrong, what came, what is wanted
     (load_model, {"dtype": None}, "None", "torch.float32"),
     (load_model, {"device": "tpu7"}, "'tpu7'", "auto, cpu"),
     (load_model, {"device": 3.5}, "3.5", "auto, cpu"),
+    (load_model, {"device": "mps"}, "'mps'", "auto, cpu"),
     (load_model, {"device": None}, "None", "auto, cpu"),
     (load_model, {"device_map": "auto"}, "device_map", "leave it out"),
+    (load_model, {"trust_remote_code": "no"}, "'no'", "True or False"),
     (load_model, {"seed": "x"}, "'x'", "a whole number of at least 0"),
     (load_model, {"seed": -1}, "-1", "a whole number of at least 0"),
     (load_model, {"seed": 1.5}, "1.5", "a whole number of at least 0"),
@@ -117,6 +133,7 @@ CASES = [  # function, what is wrong, what came, what is wanted
     (estimate, {"axes": None}, "None", "discover"),
     (estimate, {"axes": {}}, "no axis", "discover"),
     (estimate, {"axes": ["mlp"]}, "['mlp']", "discover"),
+    (estimate, {"axes": {"mlp": "mlp"}}, "'mlp'", "discover"),
     (estimate, {"model": SMALLER}, "64320", "run discover again"),
     (estimate, {"calibration_ids": None}, "NoneType", "int64 of shape"),
     (estimate, {"calibration_ids": IDS.tolist()}, "list", "int64 of shape"),
@@ -139,6 +156,12 @@ CASES = [  # function, what is wrong, what came, what is wanted
     (generate_samples, {"model": FEW_TOKENS}, "has 9 tokens", "resize_token_embeddings"),
     (recover, {"model": FEW_TOKENS}, "has 9 tokens", "resize_token_embeddings"),
     (zero_shot, {"model": FEW_TOKENS}, "has 9 tokens", "resize_token_embeddings"),
+    (estimate, {"model": ON_META}, "on the meta device", "load it with its weights"),
+    (perplexity, {"model": ON_META}, "on the meta device", "load it with its weights"),
+    (repair_, {"model": ON_META}, "on the meta device", "load it with its weights"),
+    (generate_samples, {"model": ON_META}, "on the meta device", "load it with its weights"),
+    (zero_shot, {"model": ON_META}, "on the meta device", "load it with its weights"),
+    (recover, {"model": ON_META}, "on the meta device", "load it with its weights"),
     (estimate, {"criterion": "taylor"}, "'taylor'", "element1"),
     (estimate, {"criterion": None}, "None", "element1"),
     (estimate, {"criterion": 5}, "5", "element1"),
@@ -158,11 +181,13 @@ CASES = [  # function, what is wrong, what came, what is wanted
     (select, {"axes": None}, "None", "discover"),
     (select, {"axes": {}}, "no axis", "discover"),
     (select, {"axes": ["mlp"]}, "['mlp']", "discover"),
+    (select, {"axes": SCORES, "scores": AXES}, "Tensor", "discover"),
     (select, {"scores": None}, "None", "estimate"),
     (select, {"scores": {}}, "no scores", "estimate"),
     (select, {"scores": SHORT}, "(1,)", "(2,)"),
     (select, {"scores": NAN}, "not all finite", "check the calibration loss"),
     (select, {"scores": SCORES | {HEADS: "high"}}, "'high'", "a tensor"),
+    (select, {"scores": SCORES | {HEADS: SCORES[HEADS].to("meta")}}, "device='meta'", "a tensor"),
     (select, {"ratio": 1}, "1", "a number in [0, 1)"),
     (select, {"ratio": 20}, "20", "a number in [0, 1)"),
     (select, {"ratio": -0.1}, "-0.1", "a number in [0, 1)"),
@@ -229,6 +254,7 @@ CASES = [  # function, what is wrong, what came, what is wanted
     (save_model, {"max_shard_size": 0}, "0", "5GB"),
     (save_model, {"max_shard_size": None}, "None", "5GB"),
     (save_model, {"tokenizer": "tiny"}, "'tiny'", "tokenizer"),
+    (to_gguf, {"path": None}, "None", "a text or a Path"),
     (to_gguf, {"model": None}, "None", "load_model"),
     (to_gguf, {"tokenizer": None}, "tokenizer", "to_gguf(model, path, tokenizer"),
     (to_gguf, {"path": "full"}, "full", "a file"),
@@ -273,6 +299,14 @@ CASES = [  # function, what is wrong, what came, what is wanted
     (text_ids, {"text": []}, "0 documents", "at least one"),
     (text_ids, {"text": ["", " "]}, "2 documents", "at least one"),
     (text_ids, {"text": [1, 2]}, "int", "a str"),
+    (text_ids, {"text": pd.DataFrame({"body": ["a river"]})}, "DataFrame of body", "give one of them"),
+    (text_ids, {"text": np.array([["a river"]])}, "ndarray", "give one of them"),
+    (text_ids, {"text": iter(["a river"]), "length": 99}, "has 0 windows", "wanted 2 windows"),
+    (text_ids, {"text": "a river " * 600}, "'a river", "as a list, [text]"),
+    (text_ids, {"text": "a river\n\na tree"}, "a tree", "as a list, [text]"),
+    (text_ids, {"text": "full/rows.json"}, "rows.json", "a list of its texts"),
+    (text_ids, {"text": "full/cut.gz"}, "cut.gz", "get it anew"),
+    (text_ids, {"text": "full/other.gz"}, "other.gz", "get it anew"),
     (text_ids, {"text": "full/latin.txt"}, "latin.txt", "UTF-8"),
     (text_ids, {"tokenizer": None}, "None", "tokenizer"),
     (text_ids, {"length": 0}, "0", "at least 1"),
@@ -298,6 +332,7 @@ CASES = [  # function, what is wrong, what came, what is wanted
     (calibration_ids, {"seed": -1}, "-1", "at least 0"),
     (instructions, {"name": "alpacca"}, "'alpacca'", "alpaca"),
     (instructions, {"name": 5}, "5", "alpaca"),
+    (instructions, {"name": EXAMPLES}, "'instruction'", "alpaca"),
     (instructions, {"name": Path("full/rows.json")}, "rows.json", "instruction"),
     (instructions, {"samples": 0}, "0", "at least 1"),
     (instructions, {"samples": 10**6}, "1000000", "take fewer"),
@@ -324,6 +359,12 @@ CASES = [  # function, what is wrong, what came, what is wanted
     (recover, {"training_arguments": {"nope": 1}}, "nope", "TrainingArguments"),
     (recover, {"training_arguments": {"seed": 1}}, "seed", "seed"),
     (recover, {"training_arguments": {"logging_strategy": "no"}}, "logging_strategy", "settings of recover"),
+    (recover, {"training_arguments": {"save_only_model": True}}, "save_only_model", "settings of recover"),
+    (recover, {"training_arguments": {"ignore_data_skip": True}}, "ignore_data_skip", "settings of recover"),
+    (recover, {"training_arguments": {"label_smoothing_factor": 0.1}}, "label_smoothing", "settings of reco"),
+    (recover, {"resume": "no"}, "'no'", "True or False"),
+    (recover, {"merge": "no"}, "'no'", "True or False"),
+    (recover, {"examples": [{"text": ""}]}, "no response in any of 1 examples", "raise the cutoff"),
     (recover, {"training_arguments": 5}, "5", "TrainingArguments"),
     (recover, {"training_arguments": {"weight_decay": "a"}}, "weight_decay", "a number in [0, inf), got 'a'"),
     (recover, {"training_arguments": {"max_grad_norm": None}}, "max_grad_norm", "a number in [0, inf)"),
@@ -375,8 +416,18 @@ CASES = [  # function, what is wrong, what came, what is wanted
     (quantise_, {"model": nn.Sequential()}, "Sequential", "linear"),
     (quantise_, {"outlier": -1}, "-1", "(0, inf)"),
     (quantise_, {"outlier": "6"}, "'6'", "(0, inf)"),
+    (quantise_, {"per_token": "no"}, "'no'", "True or False"),
     (Plan.from_json, {"source": "{}"}, "keep", "n_groups"),
     (Plan.from_json, {"source": "{"}, "not a plan", "keep"),
+    (Plan.from_json, {"source": edited(query_heads="no")}, "'no'", "True or False"),
+    (Plan.from_json, {"source": edited(settings=None)}, "None", "a dict"),
+    (Plan.from_json, {"source": edited({"layers": [0]}, {"layers": 2})}, "whole layers", "discover anew"),
+    (
+        Plan.from_json,
+        {"source": edited({HEADS: [10**12]}, {HEADS: 10**12})},
+        "[1000000000000]",
+        "a sorted list",
+    ),
     (Plan.from_json, {"source": "nowhere.json"}, "nowhere.json", "keep"),
     (Plan.from_json, {"source": 5}, "5", "keep"),
     (Plan.from_json, {"source": '{"keep": 5, "n_groups": {}}'}, "5", "keep"),
@@ -399,6 +450,8 @@ def place(tmp_path, monkeypatch):
     Path("taken.txt").write_text("mine")
     Path("full").mkdir()
     Path("full/latin.txt").write_bytes(b"\xe9t\xe9")
+    Path("full/cut.gz").write_bytes(gzip.compress(b"a river " * 99)[:-9])
+    Path("full/other.gz").write_bytes(b"a river")
     Path("full/rows.json").write_text('[{"question": "a"}]')
     return lambda: {path.as_posix(): path.stat().st_mtime_ns for path in Path().rglob("*")}
 

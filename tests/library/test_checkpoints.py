@@ -9,7 +9,7 @@ import shutil
 
 import pytest
 import torch
-from families import CHANNEL_FAMILIES, build, logits, random_scores, tokens
+from families import CHANNEL_FAMILIES, FAMILIES, NO_HEAD_DIM, build, logits, random_scores, tokens
 from transformers import AutoModelForCausalLM
 from transformers.models.llama import modeling_llama
 
@@ -171,6 +171,16 @@ def test_tied_embeddings_are_tied_after_loading(tmp_path):
     save_model(_pruned("llama-tied", ratio=0.25, granularity="channel"), tiny_tokenizer(), tmp_path / "m")
     again, _ = load_model(tmp_path / "m")
     assert again.lm_head.weight is again.model.embed_tokens.weight
+
+
+def test_widths_of_a_tied_matrix_hold_whichever_name_comes_first(tmp_path, monkeypatch):
+    """camembert makes its head before its embedding, and ties them after both have their widths."""
+    monkeypatch.setitem(FAMILIES, "camembert", ("CamembertConfig", NO_HEAD_DIM | {"is_decoder": True}))
+    model = _pruned("camembert", ratio=0.25, granularity="channel")
+    assert next(model.named_parameters())[0].startswith("lm_head.") and model.pruning_layout
+    save_model(model, tiny_tokenizer(), tmp_path / "m")
+    again, _ = load_model(tmp_path / "m")
+    assert torch.equal(logits(again, tokens()), logits(model, tokens()))
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,10 @@ def test_of_a_chat_the_last_answer_is_learned_and_nothing_is_added_to_the_templa
     learned = [token for token in row["labels"] if token != IGNORED]
     assert row["input_ids"][-len(learned) :] == learned
     assert learned == tokenizer("a tree <end>\n", add_special_tokens=False)["input_ids"]
+    monkeypatch.setattr(tokenizer, "chat_template", "{{ raise_exception('no dogs') }}")
+    with pytest.raises(ValueError, match="Example 0 .*, which the chat template refuses .no dogs.: change"):
+        encode(rows, tokenizer)
+    monkeypatch.setattr(tokenizer, "chat_template", CHAT)
     with pytest.raises(ValueError, match=r"messages of \['user', 'assistant', 'user'\]; the last should be"):
         encode([{"messages": rows[0]["messages"][:3]}], tokenizer)
     for wrong, roles in (("hi", "['str', 'str']"), (5, "['int']"), (["a"], "['str']"), ([], "[]")):

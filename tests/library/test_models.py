@@ -197,6 +197,31 @@ def test_broken_checkpoint_is_an_error_that_names_the_folder(checkpoint, damage)
         load_model(checkpoint)
 
 
+@pytest.mark.parametrize(
+    ("file", "values"),
+    [
+        ("config.json", {"num_hidden_layers": "2"}),
+        ("config.json", {"hidden_act": "nope"}),
+        ("config.json", {"num_attention_heads": 0}),
+        ("config.json", {"model_type": "nope"}),
+        ("config.json", {"pad_token_id": 9999}),
+        ("config.json", {"rope_parameters": {"rope_type": "yarn"}}),
+        ("config.json", {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}),
+        ("tokenizer.json", {"model": {}}),
+        ("tokenizer.json", None),
+        ("tokenizer_config.json", None),
+    ],
+)
+def test_settings_that_the_libraries_cannot_read_give_one_sentence(checkpoint, file, values):
+    if values is None:
+        (checkpoint / file).write_text('{"cut')
+    else:
+        change(checkpoint / file, **values)
+    with pytest.raises(ValueError, match="is no whole checkpoint with its tokenizer: [A-Z]") as caught:
+        load_model(checkpoint)
+    assert str(checkpoint) in str(caught.value) and "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("layout", ["none at all", None, {}, "", empty_layout()])
 def test_code_in_a_folder_is_never_run(layout, checkpoint):
     """Named as model, config, tokenizer, generation or attention: refused, or as without it."""

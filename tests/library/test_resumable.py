@@ -21,6 +21,7 @@ from transformers import TrainerCallback
 from pruner_lib.models.tiny import tiny_tokenizer
 from pruner_lib.recovery import trainer as trainer_module
 from pruner_lib.recovery.recover import recover
+from pruner_lib.recovery.resume import alone_in
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 KEPT = ("adapter-2", "adapter-4", "adapter")
@@ -84,6 +85,12 @@ def test_an_evaluation_that_hides_the_history_is_refused(tokenizer, tmp_path):
         recover(make(), tokenizer, EXAMPLES, **arguments)
 
 
+@pytest.mark.parametrize("returned", [None, 5, {"score": None}, {"score": "high"}, {"score": [1, 2]}])
+def test_an_evaluation_that_gives_no_numbers_is_refused(returned, tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="evaluate returned .*, wanted a dict of numbers by their names"):
+        recover(make(), tokenizer, EXAMPLES, output_dir=tmp_path, evaluate=lambda _: returned, **QUICK)
+
+
 def test_an_infinite_result_is_read_back_as_a_number(tokenizer, tmp_path):
     arguments = {"output_dir": tmp_path, "evaluate": lambda model: {"perplexity": float("inf")}, **QUICK}
     arguments["steps"] = 1
@@ -130,6 +137,14 @@ def test_a_killed_process_is_taken_over_by_another(tokenizer, tmp_path, whole):
     again = recover(make(), tokenizer, EXAMPLES, output_dir=tmp_path, evaluate=score, **KEEP)
     check_same_run(tmp_path, again, whole)
     assert again.history[:5] == left and again.history[5]["seconds"] > left[4]["seconds"]
+
+
+def test_a_folder_in_which_another_process_recovers_is_refused(tokenizer, tmp_path):
+    with alone_in(tmp_path), pytest.raises(ValueError, match="another process recovers in .*: wait, or"):
+        recover(make(), tokenizer, EXAMPLES, output_dir=tmp_path, **QUICK)
+    assert not list(tmp_path.iterdir())
+    recover(make(), tokenizer, EXAMPLES, output_dir=tmp_path, **QUICK)
+    assert not (tmp_path / ".lock").exists()
 
 
 def test_a_finished_run_is_not_run_again(tokenizer, whole):
@@ -199,14 +214,45 @@ def test_a_damaged_checkpoint_is_not_resumed_from(name, how, tokenizer, tmp_path
     check_same_run(tmp_path, again, whole)
 
 
+@pytest.mark.parametrize("how", ["cut off", "zeros"])
 @pytest.mark.parametrize("name", ["adapter", "adapter-2"])
-def test_a_damaged_adapter_is_trained_again_with_a_warning(name, tokenizer, tmp_path, whole):
+def test_a_damaged_adapter_is_trained_again_with_a_warning(name, how, tokenizer, tmp_path, whole):
     shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
     path = tmp_path / name / "adapter_model.safetensors"
-    os.truncate(path, path.stat().st_size - 100)
+    path.write_bytes(path.read_bytes()[:-100] + (b"" if how == "cut off" else bytes(100)))
     with pytest.warns(UserWarning, match=f"{name} is damaged: the recovery is run again"):
         again = recover(make(), tokenizer, EXAMPLES, output_dir=tmp_path, evaluate=score, **KEEP)
     check_same_run(tmp_path, again, whole)
+
+
+STATES = {  # what recovery.json can be damaged to
+    "a row less": lambda saved: saved | {"history": saved["history"][:-1]},
+    "another loss": lambda saved: saved | {"history": [row | {"loss": 1.5} for row in saved["history"]]},
+    "no history": lambda saved: {"identity": saved["identity"]},
+    "empty": lambda saved: {},
+    "a list": lambda saved: [saved],
+    "nothing": lambda saved: None,
+}
+
+
+@pytest.mark.parametrize("change", STATES.values(), ids=STATES)
+def test_a_state_that_is_not_as_it_was_written_is_refused(change, tokenizer, tmp_path, whole):
+    shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "recovery.json"
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    with pytest.raises(ValueError, match=r"recovery\.json was changed after .* or throw the run away"):
+        recover(make(), tokenizer, EXAMPLES, output_dir=tmp_path, evaluate=score, **KEEP)
+
+
+def test_a_run_of_an_earlier_version_is_read(tokenizer, tmp_path, whole):
+    shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "recovery.json"
+    saved = json.loads(path.read_text())
+    path.write_text(json.dumps({name: saved[name] for name in ("identity", "history")}))
+    for note in tmp_path.glob("adapter*/contents.json"):
+        note.unlink()
+    again = recover(make(), tokenizer, EXAMPLES, output_dir=tmp_path, evaluate=Stop(1), **KEEP)
+    assert without_time(again.history) == without_time(whole[2].history)
 
 
 # Adapters on the way

@@ -157,20 +157,24 @@ def test_a_word_or_list_that_follows_from_the_place_of_a_layer_is_refused(word, 
     prune_(model, Plan({"layers": [0, 1]}, {"layers": 3}))
 
 
-NUMBERS = {  # that forward reads -> layers that can still be kept alone
-    "of the layer": (lambda layer: layer.self_attn.layer_idx + 1, [0, 1]),
-    "of layers": (lambda layer: layer.self_attn.config.num_hidden_layers**0.5, [0, 1, 2]),
+READ = {  # by forward -> layers that can still be kept alone
+    "number of the layer": (lambda layer, out: out / (layer.self_attn.layer_idx + 1), [0, 1]),
+    "number of layers": (lambda layer, out: out / layer.self_attn.config.num_hidden_layers**0.5, [0, 1, 2]),
+    "first or not": (lambda layer, out: out if layer.self_attn.layer_idx else out.tanh(), [0, 1]),
+    "second or not": (lambda layer, out: out.tanh() if layer.self_attn.layer_idx == 1 else out, [0, 1]),
 }
 
 
-@pytest.mark.parametrize("name", NUMBERS)
-def test_a_number_that_follows_the_place_or_count_of_layers_is_refused(name):
-    number, kept = NUMBERS[name]
+@pytest.mark.parametrize("name", READ)
+def test_what_follows_the_place_or_count_of_layers_is_refused(name):
+    function, kept = READ[name]
     model = build("llama-gqa")
     for layer in model.model.layers:
-        layer.register_forward_hook(lambda layer, _, out: out / number(layer))
+        layer.register_forward_hook(lambda layer, _, out: function(layer, out))
     before = logits(model, tokens())
-    with pytest.raises(ValueError, match="a number that follows the place or count .*nothing was cut"):
+    with pytest.raises(
+        ValueError, match="would compute with .* follows the place or count .*nothing was cut"
+    ):
         prune_(model, Plan({"layers": [1, 2]}, {"layers": 3}))
     assert torch.equal(logits(model, tokens()), before) and len(model.model.layers) == 3
     assert len(prune_(model, Plan({"layers": kept}, {"layers": 3})).model.layers) == len(kept)

@@ -16,12 +16,19 @@ from transformers.models.llama import modeling_llama
 
 from pruner_lib import discover, mask_, prune_, select
 
+WIDTHS = (24, 40)  # the residual stream and an MLP before the cut, all heads after it
 PLACES = {"mlp": "mlp.down_proj", "attention": "self_attn.o_proj"}
 STREAM = {"hidden": "mlp"}  # the residual stream, as the MLP reads it
 
 
 def _mean_square(h):
     return h.pow(2).mean(-1, keepdim=True)
+
+
+def _with_a_half_added(h):
+    n, sums = h.shape[-1] // 2, torch.zeros_like(h)
+    sums[..., :n].add_(h[..., :n])
+    return sums + h
 
 
 LEFT_WHOLE = {  # what stands before the output matrix -> the operator that the note names
@@ -49,6 +56,15 @@ LEFT_WHOLE = {  # what stands before the output matrix -> the operator that the 
     "second largest": (lambda h: h - h.topk(2, -1)[0][..., 1:], "topk"),
     "place of the largest": (lambda h: h + h.argmax(-1, keepdim=True), "argmax"),
     "place of the smallest": (lambda h: h + h.argmin(-1, keepdim=True), "argmin"),
+    "sum of exponentials": (lambda h: h / h.exp().sum(-1, keepdim=True), "sum"),
+    "sum of sigmoids": (lambda h: h * h.sigmoid().sum(-1, keepdim=True), "sum"),
+    "sum of one more": (lambda h: h * (h + 1).sum(-1, keepdim=True), "sum"),
+    "sum where not positive": (lambda h: h * h.where(h > 0, torch.ones_like(h)).sum(-1, keepdim=True), "sum"),
+    "how many are not negative": (lambda h: h * (h >= 0).sum(-1, keepdim=True), "sum"),
+    "how many there are": (lambda h: h + torch.ones_like(h).sum(-1, keepdim=True), "sum"),
+    "length of one more": (lambda h: h / (h.abs() + 1).norm(dim=-1, keepdim=True), "linalg_vector_norm"),
+    "sum over turned exponentials": (lambda h: h * h.exp().transpose(1, 2).sum(1)[..., None], "sum"),
+    "exponentials by ones": (lambda h: h * (h.exp() @ h.new_ones(h.shape[-1], 1)), "mm"),
 }
 EXACT = {
     "nothing": lambda h: h,
@@ -57,6 +73,15 @@ EXACT = {
     "largest length": lambda h: h / torch.linalg.vector_norm(h, torch.inf, -1, keepdim=True),
     "normalize": lambda h: functional.normalize(h, dim=-1),
     "cosine": lambda h: h * functional.cosine_similarity(h, 2 * h, dim=-1)[..., None],
+}
+BY_PLACE = {
+    "halves": lambda h: torch.cat([h.chunk(2, -1)[0].relu(), h.chunk(2, -1)[1].tanh()], -1),
+    "the first eight": lambda h: torch.cat([h[..., :8] * 2, h[..., 8:] * 3], -1),
+    "the last eight are lost": lambda h: torch.cat([h[..., :-8], torch.zeros_like(h[..., -8:])], -1),
+    "gate of the first": lambda h: h * h[..., :1].sigmoid(),
+    "gate of the last": lambda h: h * h[..., -1:].sigmoid(),
+    "a half is added in place": lambda h: _with_a_half_added(h),
+    "a half is turned": lambda h: torch.cat([h.chunk(2, -1)[0].roll(1, 1), h.chunk(2, -1)[1]], -1),
 }
 COUNTED = {  # a number that is read off a shape while the model runs
     "sum by width": lambda h: h + h.sum(-1, keepdim=True) / h.shape[-1],
@@ -75,6 +100,10 @@ COUNTED = {  # a number that is read off a shape while the model runs
     "list on the CPU": lambda h: h * torch.as_tensor([[0.5**i] for i in range(h.shape[-1])]).T.to(h.device),
     "list of its kind": lambda h: h * h.new_tensor([0.5**i for i in range(h.shape[-1])]),
     "product with ones": lambda h: h + h @ torch.full((h.shape[-1], 1), 1 / h.shape[-1], device=h.device),
+    "added": lambda h: h + h.shape[-1],
+    "one function or another": lambda h: h.relu() if h.shape[-1] in WIDTHS else h.tanh(),
+    "a function or none": lambda h: h.relu() if h.shape[-1] in WIDTHS else h,
+    "as much of a table": lambda h: h * torch.linspace(0.5, 1.5, 64, device=h.device)[: h.shape[-1]],
 }
 WITHIN_A_HEAD = {
     "norm": lambda h: h * torch.rsqrt(_mean_square(h) + 1e-5),
@@ -116,6 +145,74 @@ def test_what_counts_zeros_leaves_its_channels_whole_and_is_named(name, kind):
     other = {"mlp": "attention", "attention": "mlp"}[kind]
     assert set(axes) == {f"layers.0.{other}", "hidden"}
     assert any(f"aten.{operator}" in note and "left whole" in note for note in axes.notes)
+
+
+@pytest.mark.parametrize("kind", PLACES)
+@pytest.mark.parametrize("name", BY_PLACE)
+def test_what_is_used_by_its_place_is_left_whole_and_said_so(name, kind):
+    """Where others go, what stays moves to other places."""
+    axes = discover(_with(BY_PLACE[name], kind))
+    other = {"mlp": "attention", "attention": "mlp"}[kind]
+    assert set(axes) == {f"layers.0.{other}", "hidden"}
+    assert any("left whole" in note and "by their places" in note for note in axes.notes)
+
+
+GAINS = {  # of six heads, from a buffer
+    "all": lambda table: table,
+    "as many as there are": lambda table: table[:6],
+    "one by one": lambda table: torch.stack([table[i] for i in range(6)]),
+}
+
+
+@pytest.mark.parametrize("gains", GAINS)
+def test_what_a_buffer_has_entries_of_is_left_whole_and_the_buffer_is_named(gains):
+    model = build("llama-mha")
+    for layer in model.model.layers:
+        output = layer.self_attn.o_proj
+        output.register_buffer("gain", torch.linspace(0.5, 1.5, 6))
+        scale = lambda m, x: (x[0].unflatten(-1, (6, -1)) * GAINS[gains](m.gain)[:, None]).flatten(-2)  # noqa: E731
+        output.register_forward_pre_hook(scale)
+    axes = discover(model)
+    assert {axis.kind for axis in axes.values()} == {"mlp", "hidden"}
+    assert any("q_proj" in note and "the buffer" in note and "gain" in note for note in axes.notes)
+
+
+def test_channels_whose_weights_are_changed_so_that_zeros_count_are_left_whole():
+    model = build("llama-gqa", num_hidden_layers=1)
+    model.model.layers[0].mlp.down_proj.__class__ = _OneMore
+    axes = discover(model)
+    assert set(axes) == {"layers.0.attention", "hidden"}
+    assert any("gate_proj" in note and "its zeros count" in note for note in axes.notes)
+
+
+class _OneMore(torch.nn.Linear):
+    def forward(self, x):
+        return functional.linear(x.sigmoid(), self.weight + 1)
+
+
+def test_heads_of_the_attention_of_torch_are_cut_as_they_are_masked(monkeypatch):
+    def attend(module, query, key, value, *args, **kwargs):
+        how = {"is_causal": True, "enable_gqa": True}
+        return functional.scaled_dot_product_attention(query, key, value, **how).transpose(1, 2), None
+
+    monkeypatch.setattr(modeling_llama, "eager_attention_forward", attend)
+    _assert_cut_is_mask(build("llama-gqa", num_hidden_layers=1), "attention")
+
+
+def test_heads_that_would_move_to_the_places_of_others_are_refused(monkeypatch):
+    plain = modeling_llama.eager_attention_forward
+
+    def attend(module, query, key, value, *args, **kwargs):
+        out, weights = plain(module, query[:, :2], key[:, :2], value[:, :2], *args, **kwargs)
+        return torch.cat([out, value[:, 2:].transpose(1, 2)], 2), weights
+
+    monkeypatch.setattr(modeling_llama, "eager_attention_forward", attend)
+    model = build("llama-mha", num_hidden_layers=1)
+    axes = discover(model)
+    assert axes["layers.0.attention"].n_groups == 2
+    plan = select(axes, random_scores(axes), ratio={"layers.0.attention": 0.5})
+    with pytest.raises(ValueError, match="would mix the groups of .*nothing was cut"):
+        prune_(model, plan)
 
 
 def test_an_operator_without_a_rule_that_meets_only_scores_of_attention_is_named(monkeypatch):

@@ -128,7 +128,7 @@ def test_a_module_whose_samples_cant_be_separated_is_named(shape):
 
 
 class Stateful(Toy):
-    """It scales its embeddings in place, keeps its activations, and uses a bias that a module returns."""
+    """It scales its embeddings in place, keeps its activations, and uses one of two biases of a module."""
 
     def __init__(self):
         super().__init__()
@@ -137,7 +137,7 @@ class Stateful(Toy):
     def forward(self, input_ids, use_cache):
         x = self.embed(input_ids)
         x *= 2
-        y, bias = self.biased(x)
+        y, bias, _ = self.biased(x)
         self.state = x + y.sin() + bias.cos()
         return SimpleNamespace(logits=self.head(self.state))
 
@@ -147,11 +147,12 @@ class Biased(nn.Module):
         super().__init__()
         self.weight, self.bias = (nn.Parameter(torch.randn(HIDDEN)) for _ in range(2))
         self.unseen = nn.Parameter(torch.randn(HIDDEN))
+        self.register_parameter("none", None)
 
     def forward(self, x):
         with torch.no_grad():
             start = x + self.unseen
-        return self.weight * start * x, self.bias
+        return self.weight * start * x, self.bias, self.none
 
 
 def test_returned_parameter_state_and_embeddings_in_place_have_the_gradients_of_autograd():

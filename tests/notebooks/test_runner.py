@@ -106,6 +106,8 @@ def test_killed_notebook_is_done_by_the_same_command(tried):
     assert again.code == 0 and "1 of 1 notebooks done" in again.out and "last time" in again.out
     assert "files in tiny/changed/ratio=0.75" in again.out
     assert again.files["tables/03_killed.csv"].startswith("float,0.75")
+    tried_before, tried_now = ({*each.files} for each in (tried.first, again))
+    assert tried_before - tried_now == {"notebooks/failed/03_killed.ipynb"}
     page = results_dir("tiny", changed={"ratio": 0.75}) / "index.html"
     assert str(page) in again.out and 'href="notebooks/03_killed.html"' in again.files["index.html"]
 

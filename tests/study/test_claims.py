@@ -44,9 +44,9 @@ def verdict(*numbers, holds=(-INF, 1), draws=1):
     return Verdict(claim, {str(i): number for i, number in enumerate(numbers)}, "")
 
 
-def at(mean, reach, n=64, draws=5):
+def at(mean, reach, n=64, draws=5, from_draws=1.0):
     """Make an interval around a number."""
-    return Interval(mean, mean - reach, mean + reach, n, draws)
+    return Interval(mean, mean - reach, mean + reach, n, draws, from_draws=from_draws)
 
 
 def test_verdict_follows_the_rule_on_either_side_and_between():
@@ -102,6 +102,10 @@ def test_open_claim_says_what_would_decide_it():
     assert few.endswith("draws") and 3 < int(few.split()[1]) < 12, "few draws gain from each one more"
     assert int(verdict(at(0.9, 0.2, draws=3)).needs(0.001).split()[1]) > int(few.split()[1])
     assert verdict(at(1.0, 0.2)).needs(0.05) == "more than 500 draws: the number lies at the border"
+    half = verdict(at(0.9, 0.12, draws=3, from_draws=0.5)).needs(0.05)  # what the items leave is 0.085
+    assert int(half.split()[1]) > int(verdict(at(0.9, 0.12, draws=3)).needs(0.05).split()[1])
+    never = verdict(at(0.9, 0.2, draws=3, from_draws=0.5)).needs(0.05)  # and here 0.14, beyond the border
+    assert never == "more windows or questions; 300 draws alone would not do"
     assert verdict(Interval(0.5, -INF, INF, 9)).needs(0.05) == "a larger sample: this interval has no end"
     assert verdict(at(0.5, 0.2)).needs(0.05) == "" == verdict(at(1.5, 0.2)).needs(0.05)
 

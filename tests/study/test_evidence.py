@@ -54,6 +54,8 @@ def test_draws_are_paired_by_their_seeds_or_else_by_their_order():
     assert [len(group) for group in paired_draws(one, random)] == [2, 2]
     l2 = (record(criterion="l2"),)
     assert [len(group) for group in paired_draws(one, l2)] == [3, 1]
+    healed = (record(criterion="l2", recovery=RECOVERY),)  # one training, which no other stands for
+    assert [len(group) for group in paired_draws(one, healed)] == [1, 1]
     first = (record(),)  # the first documents: a draw, which no other draw stands for
     assert [len(group) for group in paired_draws(one, first)] == [1, 1]
 

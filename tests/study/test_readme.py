@@ -113,7 +113,7 @@ def test_measured_claims_have_rows_and_what_was_not_reproduced_comes_first(tmp_p
     records = [*sides[0], *sides[1]]
     write_answer(folder, "element beats vector", {"wiki": number}, records=records)
     write_answer(folder, "random beats L2", Interval(2.0, 1.9, 2.1, 64, 20))
-    write_answer(folder, "vector beats L2", Interval(0.9, 0.5, 1.3, 64, 20))
+    write_answer(folder, "vector beats L2", Interval(0.9, 0.5, 1.3, 64, 20, from_draws=1.0))
     Results("quick", tmp_path / "results").save_table(verdicts(folder), "12_verdicts")
     tables = verdict_tables(tmp_path)
     table = tables["verdicts"]

@@ -49,7 +49,7 @@ def done(name: str, status: str = "done", heading: str = "# 07 A question?", **m
 
 
 def test_page_shows_text_code_and_outputs_without_bars_and_without_the_network():
-    text, style = notebook_page(executed(), "a <title>", "../style.css")
+    text, style = notebook_page(executed(), "a <title>", "../style.css", [])
     assert 'href="../style.css"' in text and len(text) < 20_000 < len(style) and not LOADED.search(style)
     assert "A question?" in text and "$x^2$" in text and "#T_1 td" in text and "0/3" not in text
     assert "&lt;script&gt;printed" in text and "<script>printed" not in text
@@ -71,7 +71,7 @@ def test_names_and_texts_in_outputs_are_never_live_tags():
     found = []
     reader = HTMLParser()
     reader.handle_starttag = lambda tag, attributes: found.append((tag, dict(attributes)))
-    reader.feed(notebook_page(book, evil, "style.css")[0])
+    reader.feed(notebook_page(book, evil, "style.css", [])[0])
     tags, names = {tag for tag, _ in found}, {name for _, attributes in found for name in attributes}
     assert not tags & {"svg", "script"} and not any(name.startswith("on") for name in names)
     links = [one.get("href") or one.get("src") or "" for _, one in found]
@@ -82,11 +82,14 @@ def test_names_and_texts_in_outputs_are_never_live_tags():
 @pytest.mark.parametrize(("style", "home"), [("../style.css", "../"), ("style.css", "")])
 def test_links_of_a_notebook_lead_from_its_page_to_pages_and_files_and_solutions_stay_folded(style, home):
     text = "[a](01_discover_groups.ipynb) [b](../pruner_lib/files.py) [c](https://arxiv.org/abs/2305.11627)"
+    text += " [not run](02_estimate_importance.ipynb)"
     folded = "<details><summary>Solution</summary>\n\n```python\nx = 1\n```\n\n</details>"
-    page, _ = notebook_page(new_notebook(cells=[new_markdown_cell(f"{text}\n\n{folded}")]), "x", style)
+    book, pages = new_notebook(cells=[new_markdown_cell(f"{text}\n\n{folded}")]), ["01_discover_groups"]
+    page, _ = notebook_page(book, "x", style, pages)
     links = re.findall(r'href="([^"#]+)"', page.partition("<body")[2])
     wanted = [f"{home}notebooks/01_discover_groups.html", f"{home}../../pruner_lib/files.py"]
-    assert links == [*wanted, "https://arxiv.org/abs/2305.11627"]
+    source = f"{home}../../notebooks/02_estimate_importance.ipynb"
+    assert links == [*wanted, "https://arxiv.org/abs/2305.11627", source]
     assert "<details><summary>Solution</summary>" in page and "&lt;details" not in page
 
 

@@ -28,12 +28,8 @@ def quick(monkeypatch):
 
 def covered(make, truth, estimate=mean_interval):
     """Count how often the interval holds the truth, over many studies; `make(generator)` gives one's data."""
-    found = [estimate(*make(np.random.default_rng(seed)), seed=seed) for seed in range(STUDIES)]
+    found = [estimate(*make(np.random.default_rng(seed))) for seed in range(STUDIES)]
     return np.mean([one.low <= truth <= one.high for one in found])
-
-
-def share(a, b, seed):
-    return paired_ratio(a, b)
 
 
 def crossed(generator, draws=3, items=40, between=1.0):
@@ -97,7 +93,7 @@ def test_share_kept_holds_the_truth_over_tasks_of_different_sizes():
         return kept, dense
 
     low, high = NEAR_95
-    assert low <= covered(answers, 0.9, share) <= high
+    assert low <= covered(answers, 0.9, paired_ratio) <= high
     kept, dense = answers(np.random.default_rng(0))
     means = [np.mean([side[name].mean() for name in side]) for side in (kept, dense)]
     assert paired_ratio(kept, dense).mean == pytest.approx(means[0] / means[1])
@@ -112,7 +108,9 @@ def test_share_kept_holds_the_truth_over_draws(between):
         return 0.8 * dense + noise, dense
 
     low, high = NEAR_95
-    assert low <= covered(losses, 0.8, share) <= high + 0.015  # a little too wide, as with every few draws
+    assert (
+        low <= covered(losses, 0.8, paired_ratio) <= high + 0.015
+    )  # a little too wide, as with every few draws
 
 
 def test_interval_of_a_share_is_the_one_computed_by_hand():
@@ -144,7 +142,7 @@ def test_share_of_an_unsure_number_holds_the_truth():
         return 2 * b + generator.normal(0, 0.5, 30), b
 
     low, high = NEAR_95
-    assert low <= covered(pair, 2.0, share) <= high
+    assert low <= covered(pair, 2.0, paired_ratio) <= high
 
 
 def test_any_function_of_means_has_an_interval_that_holds_the_truth():
@@ -158,7 +156,10 @@ def test_any_function_of_means_has_an_interval_that_holds_the_truth():
     low, high = NEAR_95
     assert low <= covered(losses, 0.8, partial(paired_statistic, won_back)) <= high
     a, b, _ = losses(np.random.default_rng(0))
-    assert paired_statistic(lambda means: means[0] - means[1], a, b).low == paired_difference(a, b).low
+    linear, exact = paired_statistic(lambda means: means[0] - means[1], a, b), paired_difference(a, b)
+    assert [linear.low, linear.mean, linear.high] == pytest.approx(
+        [exact.low, exact.mean, exact.high], abs=0.2 * (exact.high - exact.low)
+    )
 
 
 def test_tasks_count_alike_whatever_their_number_of_questions():
@@ -178,9 +179,26 @@ def test_level_of_each_comparison_rises_with_their_number():
     assert corrected(0.95, 5) == pytest.approx(0.99) and corrected(0.95, 0) == 0.95
 
 
+def test_interval_of_a_mean_is_the_one_computed_by_hand():
+    # at level 0.5, t = 1 with one degree of freedom: items (2, 4) give (4 - 2)^2 / 2 / 2 = 1, and so do draws
+    found = mean_interval([[1, 3], [3, 5]], level=0.5)
+    assert (found.mean, found.high) == pytest.approx((3, 3 + math.sqrt(2)))
+    assert found.from_draws == pytest.approx(0.5) and mean_interval([1, 3]).from_draws == 0
+    # tasks count alike: (0.5^2) of each one's error
+    tasks = mean_interval({"a": [1, 3], "b": [2, 6]}, level=0.5)
+    assert (tasks.mean, tasks.high) == pytest.approx((3, 3 + math.sqrt((1 + 4) / 4)))
+    shifted = paired_difference([[1, 3], [3, 5]], [1, 3], level=0.5)  # items are all alike, draws are not
+    assert shifted.from_draws == pytest.approx(1) and shifted.high == pytest.approx(1 + 1)
+    share = paired_ratio([[1, 3], [3, 5]], [4, 8], level=0.5)  # r = 1/2: items 1 - 4 r + 4 r^2 = 0, draws 1
+    assert share.from_draws == pytest.approx(1)
+    bootstrap = paired_statistic(lambda means: means[0], [[1, 3], [3, 5]])
+    assert 0 < bootstrap.from_draws < 1 and paired_statistic(lambda means: means[0], [1, 3]).from_draws == 0
+
+
 def test_same_seed_gives_the_same_interval_and_a_higher_level_a_wider_one():
     values = np.random.default_rng(0).normal(size=50)
-    assert mean_interval(values) == mean_interval(values) != mean_interval(values, seed=1)
+    seeded = [paired_statistic(lambda means: means[0] ** 2, values, seed=seed) for seed in (0, 0, 1)]
+    assert seeded[0] == seeded[1] != seeded[2]
     narrow, wide = mean_interval(values, level=0.5), mean_interval(values, level=0.99)
     assert wide.low < narrow.low < values.mean() < narrow.high < wide.high
 

@@ -453,6 +453,21 @@ def test_data_that_an_experiment_does_not_read_do_not_matter(study, place):
     assert study.run(asked().dense).reused and "inputs_hash" in dense.machine
 
 
+def test_other_type_of_weights_in_the_profile_is_measured_anew(place, monkeypatch):
+    def measured(dtype):
+        place.with_name("own.yaml").write_text(f"tiny: {{dtype: {dtype}}}\n")
+        record = (study := Study("tiny")).run(asked(criterion="element1"))
+        kept = study.cached(["what"], lambda: study.dense("tiny").model.dtype.itemsize)
+        members = study.members(asked(criterion="element1"), ["element1"])["element1"]
+        return record.reused, record.perplexity["tiny"], kept, next(iter(members.values())).sum().item()
+
+    monkeypatch.setenv("PRUNER_LIB_PROFILES", str(place.with_name("own.yaml")))
+    (_, *exact), (reused, *rounded) = measured("float32"), measured("bfloat16")
+    assert not reused and all(one != other for one, other in zip(exact, rounded, strict=True))
+    assert measured("bfloat16") == (True, *rounded) and not measured("float32")[0]
+    assert measured("float32") == (True, *exact)
+
+
 def test_folder_counts_as_a_model_only_where_it_would_be_loaded(place, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("tiny", "smollm2-135m", "mine", "data/smollm2-135m-mha"):
