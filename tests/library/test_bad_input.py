@@ -11,6 +11,7 @@ import gzip
 import json
 import re
 import warnings
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -301,7 +302,7 @@ CASES = [  # function, what is wrong, what came, what is wanted
     (text_ids, {"text": [1, 2]}, "int", "a str"),
     (text_ids, {"text": pd.DataFrame({"body": ["a river"]})}, "DataFrame of body", "give one of them"),
     (text_ids, {"text": np.array([["a river"]])}, "ndarray", "give one of them"),
-    (text_ids, {"text": iter(["a river"]), "length": 99}, "has 0 windows", "wanted 2 windows"),
+    (text_ids, {"text": repeat("a river", 1), "length": 99}, "has 0 windows", "wanted 2 windows"),
     (text_ids, {"text": "a river " * 600}, "'a river", "as a list, [text]"),
     (text_ids, {"text": "a river\n\na tree"}, "a tree", "as a list, [text]"),
     (text_ids, {"text": "full/rows.json"}, "rows.json", "a list of its texts"),
