@@ -9,7 +9,8 @@ of all notebooks together. A claim that needs several numbers (every text, every
     can't tell       otherwise: the sample is too small, or has too few draws for what the claim says
 
 Many claims are judged at once, so their tests are corrected together (Holm): the chance that any verdict of a
-summary is false is 5 %. The paper's own number is computed from its tables by the claim's formula.
+summary is false is 5 %. A claim with fewer draws than it needs is not tested, and not counted. The paper's
+own number is computed from its tables by the claim's formula.
 """
 
 import math
@@ -154,9 +155,14 @@ class Verdict:
     records: tuple[str, ...] = ()  # keys of the records that speak
 
     @property
+    def is_tested(self) -> bool:
+        """Whether there are numbers of as many draws as the claim needs."""
+        return bool(self.parts) and min(part.draws for part in self.parts.values()) >= self.claim.draws
+
+    @property
     def p(self) -> tuple[float, float]:
         """P of "the claim does not hold" (small: reproduced), and p of "it holds" (small: not reproduced)."""
-        if not self.parts or min(part.draws for part in self.parts.values()) < self.claim.draws:
+        if not self.is_tested:
             return 1.0, 1.0
         each = [p_values(part, self.claim.holds, self.claim.scale) for part in self.parts.values()]
         outside, inside = zip(*each, strict=True)
@@ -187,8 +193,8 @@ class Verdict:
         """
         if self.judged(level) != CANT_TELL:
             return ""
-        draws = min(part.draws for part in self.parts.values())
-        if draws < self.claim.draws:
+        if not self.is_tested:
+            draws = min(part.draws for part in self.parts.values())
             return f"{self.claim.draws} draws, there {'is' if draws == 1 else 'are'} {draws}"
         part = self.deciding[1]
         if math.isinf(part.low) or math.isinf(part.high):
@@ -263,7 +269,7 @@ def verdicts(folder: Path) -> pd.DataFrame:
     Source:  Holm, A Simple Sequentially Rejective Multiple Test Procedure (1979).
     """
     answers = [read_answer(folder, claim) for claim in claims()]
-    ranked = sorted((one for one in answers if one.parts), key=lambda one: min(one.p))
+    ranked = sorted((one for one in answers if one.is_tested), key=lambda one: min(one.p))
     levels, level = {}, LEVEL / max(1, len(ranked))
     for place, verdict in enumerate(ranked):
         level = LEVEL / (len(ranked) - place)

@@ -84,7 +84,8 @@ def test_axes_are_those_that_a_person_would_draw(axes):
 def test_factors_of_the_forward_pass_are_seen_without_weights(model):
     """Its own scaling of the residual, twice a layer; the prompt must hold its special tokens."""
     found = trace(copy.deepcopy(model).to("meta")).factors
-    assert sum(abs(value - 6**0.5) < 1e-6 for _, *values in found for value in values) == 2 * 3
+    numbers = [value for _, *values in found for value in values if isinstance(value, float)]
+    assert sum(abs(value - 6**0.5) < 1e-6 for value in numbers) == 2 * 3
 
 
 @pytest.mark.parametrize("kind", ["attention", "mlp", "both", "uneven"])

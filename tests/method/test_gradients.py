@@ -89,11 +89,16 @@ class _Handed(torch.nn.Module):
 
     def __init__(self, mlp):
         super().__init__()
-        self.scaled, self.mlp, self.kind = _Scaled(), mlp, "buffer"
+        self.scaled, self.mlp, self.kind = _Scaled(), mlp, "none"
         self.register_buffer("bias", torch.rand(24))
 
     def forward(self, x):
-        return self.mlp(self.scaled(x, self.bias if self.kind == "buffer" else self.bias.cumsum(0)))
+        vectors = {
+            "none": lambda: 1.0,
+            "buffer": lambda: self.bias,
+            "made of a buffer": lambda: self.bias * 2,
+        }
+        return self.mlp(self.scaled(x, vectors[self.kind]()))
 
 
 class _Scaled(torch.nn.Module):
@@ -111,8 +116,8 @@ def test_vector_that_is_handed_over_belongs_to_every_sample(kind, samples):
     """It has 24 entries: 6 for each of 4 samples, one for each of 24."""
     model, ids = build("llama-gqa", num_hidden_layers=1), tokens(samples, 7)
     model.model.layers[0].mlp = _Handed(model.model.layers[0].mlp)
+    axes = discover(model)  # with a vector that has no entries
     model.model.layers[0].mlp.kind = kind
-    axes = discover(model)
     model = in_float64(model)
     found = estimate_members(model, axes, ids, criteria=GRADIENT)
     worst, differences = _worst(found, model, axes, gradients(model, ids))

@@ -160,15 +160,18 @@ def test_cut_equals_mask_where_layers_run_twice_or_stand_in_two_lists(kind, name
 
 
 XGLM = dict(vocab_size=64, d_model=24, ffn_dim=40, num_layers=3, attention_heads=6)
-BREAKING = {  # heads in four blocks; a table of positions that is made from the width
-    "codegen": (*IN_BLOCKS["codegen"], "block", "mix the"),
-    "xglm": ("XGLMConfig", XGLM, "channel", "does not run"),
-}
+BREAKING = {"codegen": (*IN_BLOCKS["codegen"], "block", "mix the")}  # heads in four blocks
 
 
 def _breaking(family: str, monkeypatch) -> torch.nn.Module:
     monkeypatch.setitem(FAMILIES, family, BREAKING[family][:2])
     return build(family)
+
+
+def test_hidden_channels_stay_where_a_table_of_positions_is_made_from_the_width(monkeypatch):
+    monkeypatch.setitem(FAMILIES, "xglm", ("XGLMConfig", XGLM))
+    axes = discover(build("xglm"))
+    assert "hidden" not in axes and "embed_positions.weights has entries of each" in " ".join(axes.notes)
 
 
 @pytest.mark.parametrize("family", BREAKING)

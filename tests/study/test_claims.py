@@ -258,3 +258,12 @@ def test_damaged_or_edited_answer_is_set_aside_and_counts_as_none(tmp_path, dama
     with pytest.warns(UserWarning, match=f"{path.name} is damaged .*{path.name}.damaged now and made again"):
         assert verdicts(tmp_path).set_index("claim").verdict["keeps abilities"] == NOT_MEASURED
     assert not path.exists() and path.with_name(f"{path.name}.damaged").exists()
+
+
+def test_claim_without_the_draws_that_it_needs_is_not_counted_among_the_tests(tmp_path):
+    barely = Interval(0.8, 0.63, 0.97, 64, 20)  # p is some 3 %: of two tests each would need 2.5 %
+    write_answer(tmp_path, "vector beats L2", barely)
+    for draws, wanted in ((1, REPRODUCED), (3, CANT_TELL)):
+        write_answer(tmp_path, "element beats vector", Interval(0.9, 0.5, 1.3, 64, draws))
+        found = verdicts(tmp_path).set_index("claim").verdict
+        assert (found["vector beats L2"], found["element beats vector"]) == (wanted, CANT_TELL)
