@@ -263,7 +263,7 @@ def test_damaged_or_edited_answer_is_set_aside_and_counts_as_none(tmp_path, dama
 def test_claim_without_the_draws_that_it_needs_is_not_counted_among_the_tests(tmp_path):
     barely = Interval(0.8, 0.63, 0.97, 64, 20)  # p is some 3 %: of two tests each would need 2.5 %
     write_answer(tmp_path, "vector beats L2", barely)
-    for draws, wanted in ((1, REPRODUCED), (3, CANT_TELL)):
-        write_answer(tmp_path, "element beats vector", Interval(0.9, 0.5, 1.3, 64, draws))
+    for own, wanted in ((1, REPRODUCED), (3, CANT_TELL)):
+        write_answer(tmp_path, "element beats vector", Interval(0.9, 0.5, 1.3, 64, own))
         found = verdicts(tmp_path).set_index("claim").verdict
         assert (found["vector beats L2"], found["element beats vector"]) == (wanted, CANT_TELL)
