@@ -287,6 +287,6 @@ def _row(verdict: Verdict, level: float) -> dict[str, object]:
     row |= {"ours": ours.mean, "low": ours.low, "high": ours.high, "difference": ours.mean - paper}
     row |= {"verdict": verdict.judged(level), "p": min(verdict.p), "needs": verdict.needs(level)}
     looks = [str(draws) for draws in claim.added if draws <= ours.draws]
-    added = f"draws added after a first look, {' to '.join(looks)}" if len(looks) > 1 else claim.late
+    added = f"draws added after a look: {', '.join(looks)}" if len(looks) > 1 else claim.late
     row |= {"added": added, "note": verdict.note, "source": claim.source, "notebook": claim.notebook}
     return row | {"records": " ".join(verdict.records)}
