@@ -21,6 +21,7 @@ from pruner_lib.study.records import load_records
 PROFILE = "quick"  # whose files the coverage names
 VERDICTS = [f"results/{profile}/tables/12_verdicts.csv" for profile in ("decide", PROFILE)]
 ANSWERS = {NOT_REPRODUCED: "not reproduced", CANT_TELL: "open", REPRODUCED: "reproduced"}  # -> its marks
+NO_NUMBER = "no number"  # of the paper
 COLUMNS = ["claim", "holds", "paper", "ours", "verdict", "notebook"]
 
 
@@ -71,7 +72,7 @@ def _verdicts(root: Path) -> tuple[str, pd.DataFrame]:
     ours, low, high, paper = (rows[name].map(_number) for name in missing)
     part = rows.part.map(lambda name: f" ({name})" if name else "")
     needs = rows.needs.map(lambda what: f"; needs {what}" if what else "")
-    cells = [rows.sentence, rows.rule, paper.replace("nan", "no number")]
+    cells = [rows.sentence, rows.rule, paper.replace("nan", NO_NUMBER)]
     cells += [ours + " [" + low + ", " + high + "]" + part]
     added = rows.added.map(lambda what: f"; {what}" if what else "")
     verdict = rows.verdict.str.removesuffix(" at this sample size") + needs + added
@@ -90,7 +91,7 @@ def _counts(file: str, shown: pd.DataFrame) -> str:
 
 def _in_words(rows: pd.DataFrame) -> str:
     return "\n".join(
-        f"- *{claim}* Wanted: {rule}; ours: {numbers}; the paper: {paper}."
+        f"- *{claim}* Wanted {rule}; ours {numbers}{'' if paper == NO_NUMBER else f'; paper: {paper}'}."
         for claim, rule, paper, numbers in rows[COLUMNS[:4]].to_numpy()
     )
 
