@@ -108,9 +108,8 @@ class Pass:
         if self.local or not torch.is_grad_enabled():
             return output
         leaves, spec = tree_flatten(output)
-        own = {
-            id(p) for p in module._parameters.values() if p is not None
-        }  # frozen, but the model may use what is returned
+        # frozen, but the model may use what is returned
+        own = {id(p) for p in module._parameters.values() if p is not None}
         if any(id(x) in own for x in leaves):
             leaves = [x.detach().requires_grad_() if id(x) in own else x for x in leaves]
             output = tree_unflatten(leaves, spec)

@@ -111,9 +111,8 @@ def _keeps_zero(func, args: tuple, kwargs: dict) -> bool:
         labels = labels_of(tensor)
         masked = labels is not None and labels.zero
         if masked and labels.source != "activation":
-            masked = (
-                labels.source == "parameter" and tensor.numel() > 1 and func.overloadpacket is not aten.div
-            )
+            has_entries = labels.source == "parameter" and tensor.numel() > 1
+            masked = has_entries and func.overloadpacket is not aten.div
         number = next(numbers) / 10 if tensor.is_floating_point() else 1
         return torch.full((), 0 if masked else number, dtype=tensor.dtype)
 
