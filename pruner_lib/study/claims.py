@@ -203,10 +203,11 @@ class Verdict:
         n, what = (part.draws, "draws") if drawn else (part.n, "windows or questions")
         margin = min(_margin(part, border, self.claim.scale) for border in self.claim.holds)
         smaller = part.from_draws if drawn else 1.0  # the share of the squared half-width that n changes
+        now, _ = _student(part)
         for times in (1.1**power for power in range(50)):  # up to a hundred times as many
             more = math.ceil(n * times) + 1
             edge = _student(replace(part, draws=more) if drawn else replace(part, n=more))[0]
-            width = 1 - smaller + smaller * (edge / _student(part)[0]) ** 2 * n / more  # squared
+            width = 1 - smaller + smaller * (edge / now) ** 2 * n / more  # squared
             if 2 * t.sf(edge * margin / math.sqrt(width), more - 1) <= level:
                 return f"about {more:,} {what}"
         if smaller < 0.99:

@@ -108,13 +108,15 @@ def notebook_page(
     """
     safe = {"sanitize_html": True, "filters": {"clean_html": SAFE.sanitize_html_tags}}
     exporter = HTMLExporter(raw_template=TEMPLATE, **safe)
-    exported, _ = exporter.from_notebook_node(without_bars(notebook), {"metadata": {"name": title}})
-    head, end, body = exported.partition("</head>")
+    page, _ = exporter.from_notebook_node(without_bars(notebook), {"metadata": {"name": title}})
+    head, end, body = page.partition("</head>")
     link, home = f'<link rel="stylesheet" href="{style}">\n', style.removesuffix("style.css")
-    body = LINK.sub(f'href="{home}../../', body)
-    for name in {*PAGE.findall(body)}:
-        page = f"{home}notebooks/{name}.html" if name in pages else f"{home}../../notebooks/{name}.ipynb"
-        body = body.replace(f'href="{name}.ipynb"', f'href="{page}"')
+
+    def to_notebook(found: re.Match) -> str:
+        place, ending = ("", "html") if found[1] in pages else ("../../", "ipynb")
+        return f'href="{home}{place}notebooks/{found[1]}.{ending}"'
+
+    body = PAGE.sub(to_notebook, LINK.sub(f'href="{home}../../', body))
     return STYLE.sub("", head) + link + end + body, "\n".join(STYLE.findall(head))
 
 

@@ -136,7 +136,11 @@ def _margin(values: np.ndarray, level: float) -> np.ndarray:
 
 def _from_draws(weights: np.ndarray, by_items: np.ndarray, by_draws: np.ndarray) -> float:
     """Give the share of the draws in the squared margin of a weighted sum of means."""
-    items, draws = (float(weights @ part @ weights) for part in (by_items, by_draws))
+    return _share(*(float(weights @ part @ weights) for part in (by_items, by_draws)))
+
+
+def _share(items: float, draws: float) -> float:
+    """Give the share of the draws in a squared margin; 0 where there is none, or where it is not known."""
     return max(0.0, draws) / (items + draws) if items + draws > 0 else 0.0
 
 
@@ -168,9 +172,8 @@ def paired_statistic(
         grid = t.ppf((np.arange(RESAMPLES) + 0.5) / RESAMPLES, draws - 1)
         added = error * generator.permutation(grid)
     low, high = np.quantile(resampled + added, [(1 - level) / 2, (1 + level) / 2])
-    by_items, by_draws = (np.ptp(np.quantile(part, [0.025, 0.975])) ** 2 for part in (resampled, added))
-    share = float(by_draws / (by_items + by_draws)) if by_items + by_draws else 0.0
-    return Interval(estimate, float(low), float(high), n, draws, level, share)
+    squared = (float(np.ptp(np.quantile(part, [0.025, 0.975])) ** 2) for part in (resampled, added))
+    return Interval(estimate, float(low), float(high), n, draws, level, _share(*squared))
 
 
 def corrected(level: float, comparisons: int) -> float:
