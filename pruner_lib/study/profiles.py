@@ -12,7 +12,7 @@ named by `$PRUNER_LIB_PROFILES`, that changes profiles or adds some; what each n
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -41,6 +41,7 @@ PROFILES_FILE = Path(__file__).with_name("profiles.yaml")
 VARIABLE = "PRUNER_LIB_PROFILES"
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is seven times as fast
 Counts = Annotated[tuple[Count, ...], Strict(False)]
+Draws = dict[Name, Count]  # method -> number of draws
 Shares = Annotated[tuple[Share, ...], Strict(False)]
 
 
@@ -82,14 +83,14 @@ class MethodStudy:
 
     share: Share  # of all parameters removed
     methods: Names = ("random", "l2", "vector", "element1", "element2", "mixed", "channel")  # as in Table 1
-    recovered: Names = ("l2", "channel", "element1")  # those recovered too (`short_recovery`)
+    recovered: Draws = field(default_factory=lambda: dict.fromkeys(("l2", "channel", "element1"), 1))
+    # methods recovered too (`short_recovery`) -> of how many draws
     limit: Count | None = None  # questions a task; None: all
     answer_draws: Count = 1  # draws whose models answer them
     alone_draws: Count | None = None  # the same of matrices ranked alone (notebook 04); None: answer_draws
     rule_draws: Count | None = None  # the same of the ways to aggregate (notebook 05); None: answer_draws
     random_draws: Count | None = None  # of the random choice (notebook 03); None: as many as of the others
-    recovery_draws: Count = 1  # draws whose models are recovered
-    judged_draws: Count | None = None  # the same of element2, of which claims are made; None: recovery_draws
+    recovered_answers: Draws = field(default_factory=dict)  # how many of these answer too; not named: 1
     models: Names = ()  # further models, ...
     shares: Shares = ()  # ... the share that each loses, ...
     tables: Names = ()  # ... and the paper's table of each
