@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, Strict
+from pydantic import AfterValidator, Field, Strict
 
 from pruner_lib.method.checks import require
+from pruner_lib.method.names import CRITERIA
 from pruner_lib.study.settings import (
     Calibration,
     Count,
@@ -33,16 +34,30 @@ from pruner_lib.study.settings import (
     Recovery,
     Share,
     Steps,
+    different,
     from_plain,
     settings,
 )
 
 PROFILES_FILE = Path(__file__).with_name("profiles.yaml")
 VARIABLE = "PRUNER_LIB_PROFILES"
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is seven times as fast
 Counts = Annotated[tuple[Count, ...], Strict(False)]
-Draws = dict[Name, Count]  # method -> number of draws
+Method = Literal[(*CRITERIA, "channel")]
+Methods = Annotated[tuple[Method, ...], Strict(False), AfterValidator(different)]
+Draws = dict[Method, Count]
 Shares = Annotated[tuple[Share, ...], Strict(False)]
+
+
+class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # the one in C is seven times as fast
+    """YAML in which no mapping names a key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Raises: ConstructorError: a key stands there twice, of which YAML itself would take the last."""
+        keys = [str(key.value) for key, _ in node.value]
+        if twice := sorted({key for key in keys if keys.count(key) > 1}):
+            said = f"{', '.join(twice)} stands there twice"
+            raise yaml.constructor.ConstructorError(problem=said, problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 @settings
@@ -68,8 +83,8 @@ class Sweep:
     draws: Count | None = None  # of the sweep by parameters; None: as many as in the profile
     group_draws: Count = 1  # of the sweep by groups, and of the answers of local and global ranking
     scope_draws: Count | None = None  # of the perplexity of these two; None: as many as of the sweep
-    answering: Names = ()  # methods whose halved model answers the questions too
-    recovered: Names = ()  # methods whose halved model is recovered (`short_recovery`)
+    answering: Methods = ()  # methods whose halved model answers the questions too
+    recovered: Methods = ()  # methods whose halved model is recovered (`short_recovery`)
     recovered_draws: Count = 1  # draws whose halved models are recovered
     models: Names = ()  # swept besides the profile's own
     half_protected: Annotated[tuple[Number, ...], Strict(False), Field(max_length=2)] = ()
@@ -82,7 +97,7 @@ class MethodStudy:
     """What notebooks 03 to 05 compare; all models lose the same share of their parameters."""
 
     share: Share  # of all parameters removed
-    methods: Names = ("random", "l2", "vector", "element1", "element2", "mixed", "channel")  # as in Table 1
+    methods: Methods = ("random", "l2", "vector", "element1", "element2", "mixed", "channel")  # as in Table 1
     recovered: Draws = field(default_factory=lambda: dict.fromkeys(("l2", "channel", "element1"), 1))
     # methods recovered too (`short_recovery`) -> of how many draws
     limit: Count | None = None  # questions a task; None: all
@@ -94,7 +109,7 @@ class MethodStudy:
     models: Names = ()  # further models, ...
     shares: Shares = ()  # ... the share that each loses, ...
     tables: Names = ()  # ... and the paper's table of each
-    beside: Names = ()  # methods compared on them, by texts alone; none: all as on the first model
+    beside: Methods = ()  # methods compared on them, by texts alone; none: all as on the first model
     beside_draws: Count = 3  # draws of these
 
     def __post_init__(self) -> None:
@@ -218,7 +233,7 @@ def _read(path: Path | str | None) -> Mapping[str, Any]:
     if not path:  # no file of the user's own
         return {}
     try:
-        profiles = yaml.load(Path(path).expanduser().read_text(encoding="utf-8"), Loader=LOADER)
+        profiles = yaml.load(Path(path).expanduser().read_text(encoding="utf-8"), Loader=Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"the profiles {str(path)!r} can't be read: {reason}; see {VARIABLE}") from error

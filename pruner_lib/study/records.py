@@ -145,9 +145,7 @@ def read_kept(path: Path) -> Any:
         return None
     try:
         data = read_json(path)
-        if not isinstance(data, dict):  # of an earlier version
-            return data
-        if _was_edited(data):
+        if not isinstance(data, dict) or _was_edited(data):
             raise ValueError("it was changed after it was written")
         return data[KEPT] if data.keys() == {KEPT} else data
     except ValueError as error:
@@ -156,9 +154,8 @@ def read_kept(path: Path) -> Any:
 
 
 def _was_edited(data: dict[str, Any]) -> bool:
-    """Take the digest out of what `write_kept` wrote, and say whether it is another one's."""
-    written = data.pop("digest", None)  # none in files of earlier versions
-    return written not in (None, settings_key(data))
+    """Take the digest out of what `write_kept` wrote, and say whether it is missing or another one's."""
+    return data.pop("digest", None) != settings_key(data)
 
 
 def load_records(directory: Path) -> list[Record]:

@@ -33,7 +33,8 @@ Kind = TypeVar("Kind")
 _adapter = cache(TypeAdapter)
 
 
-def _different(names: tuple[str, ...]) -> tuple[str, ...]:
+def different(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse names of which one stands there twice."""
     if len(set(names)) < len(names):
         raise ValueError("names something twice")
     return names
@@ -52,7 +53,7 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
 Name = Annotated[str, Field(min_length=1, pattern="^[^<>]*$")]  # shown in tables that escape nothing
 Bos = Annotated[Any, AfterValidator(_a_bos)]  # True, False or "window", see `data.windows`
-Names = Annotated[tuple[Name, ...], Strict(False), AfterValidator(_different)]  # a list will do
+Names = Annotated[tuple[Name, ...], Strict(False), AfterValidator(different)]  # a list will do
 Steps = Annotated[tuple[Number, ...], Strict(False), AfterValidator(lambda steps: tuple(sorted(steps)))]
 
 

@@ -277,13 +277,18 @@ def attacks(scratch: Path) -> dict[str, dict[str, int]]:
     return {"attacks": {"tries": passed + failed, "survived": passed, "code_run": failed}}
 
 
+PARTS = ("kills", "damage", "together", "signals", "attacks")
+
+
 def main(words: list[str] | None = None) -> int:
     """Print the table; give the exit code: 0 where nothing was lost, used in silence, run or left."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.stress")
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--damages", type=int, default=3)
-    parser.add_argument("--only", default="kills,damage,together,signals,attacks")
+    parser.add_argument("--only", default=",".join(PARTS))
     options = parser.parse_args(words)
+    if strange := set(options.only.split(",")) - {*PARTS}:
+        parser.error(f"there is no part {', '.join(strange)}; there are {', '.join(PARTS)}")
     begin, rows = time.monotonic(), {}
     with tempfile.TemporaryDirectory() as place:
         scratch = Path(place)

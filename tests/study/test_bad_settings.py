@@ -169,6 +169,10 @@ OWN = [  # a profile of one's own, what came, what is wanted
     ("sweep: {layer_ratio: 1}", "1", "less than 1"),
     ("sweep: {half_protected: [1, 2, 3]}", "[1, 2, 3]", "at most 2 items"),
     ("method_study: {share: -1}", "-1", "greater than or equal to 0"),
+    ("method_study: {methods: [nope]}", "'nope'", "'element1'"),
+    ("method_study: {recovered: {nope: 1}}", "nope", "'element1'"),
+    ("method_study: {recovered: {l2: 0}}", "0", "greater than or equal to 1"),
+    ("sweep: {answering: [nope]}", "'nope'", "'element1'"),
     ("recovery_study: {draws: 0}", "0", "greater than or equal to 1"),
     ("after: {samples: 4}", "4", "a valid array"),
 ]
@@ -184,6 +188,14 @@ def test_value_of_an_own_profile_is_refused_when_it_is_loaded(case, place, monke
     sentence = str(caught.value)
     assert sentence.startswith("profile 'mine'") and "\n" not in sentence
     assert came in sentence and wanted in sentence, sentence
+
+
+@pytest.mark.parametrize("text", ["mine: {draws: 3, draws: 5}", "mine: {draws: 3}\nmine: {draws: 5}"])
+def test_own_profiles_that_name_something_twice_are_refused(text, place, monkeypatch):
+    (place / "mine.yaml").write_text(text)
+    monkeypatch.setenv("PRUNER_LIB_PROFILES", str(place / "mine.yaml"))
+    with pytest.raises(ValueError, match="mine.yaml' can't be read: (draws|mine) stands there twice .*line 1"):
+        load_profile("mine")
 
 
 EXPERIMENTS = [
