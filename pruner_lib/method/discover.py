@@ -161,9 +161,12 @@ def _without_obstacles(
     # what query heads read from values that they share: the mean of these, not zero, where the query is zero
     read = pairs_in(rec.shared)[:, 0] if query_heads else ()
     for pairs, reason, module in rec.pinned:
-        if module is not None and np.isin(pairs, read).any():
-            module, reason = None, f"{module} takes a mean over what they read from values that they share"
-            reason += ": key and value heads may go whole (query_heads=False)"
+        if (module is not None or not reason) and np.isin(pairs, read).any():
+            adds = f"{module} takes a mean over" if module else "the model adds up"
+            reason = f"{adds} what they read from values that they share"
+            module, reason = None, f"{reason}: key and value heads may go whole (query_heads=False)"
+        if not reason:
+            continue
         met = np.where(pairs < 0, -1, components[pairs])
         for component in np.unique(met[met[:, 0] != met[:, 1]]).tolist():
             if module is None:

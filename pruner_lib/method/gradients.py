@@ -260,7 +260,8 @@ def visit_gradients(
             pass_.backward(logits, gradient, finish=additive or number == len(sizes) - 1)
             del logits, gradient
     if missed := sorted(parameters - pass_.visited):
-        raise ValueError(f"no gradient reached {missed[:3]}, which the forward pass does not use")
+        why = "the forward pass does not use them, or not by a call of the module that holds them"
+        raise ValueError(f"no gradient reached {missed[:3]}: {why}; use a criterion without gradients, as l2")
     return loss
 
 

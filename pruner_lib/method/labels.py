@@ -71,6 +71,11 @@ class Recording:
             pairs = np.stack([part.reshape(-1).numpy() for part in (lanes[..., 1:], lanes[..., :-1])], 1)
             self.pinned.append((pairs, reason, module))
 
+    def add_up(self, labels: Labels | None, dims: Sequence[int], op: object) -> None:
+        """Record a sum along `dims`, which is harmless (no reason) as long as what was removed adds nothing."""
+        if labels is not None:
+            self.mix(labels, dims, "" if labels.zero else f"{op} adds up what their zeros have become")
+
     def use(self, labels: Labels, how: tuple) -> None:
         """Record that an activation is computed with in some way, each of its labels once."""
         if len(self.uses) < self.n_labels:
@@ -219,8 +224,7 @@ def multiply(rec: Recording, a: Labels | None, b: Labels | None, shape: tuple[in
     for x, dim in ((b, 1), (a, 2)):
         if x is not None and same_along(x.tensors[0], dim):
             return x.map(lambda t, dim=dim: t.narrow(dim, 0, 1).expand(shape))
-        if x is not None and not x.zero:
-            rec.mix(x, [dim], "aten.mm with no weight adds up what their zeros have become")
+        rec.add_up(x, [dim], "aten.mm with no weight")
     return None
 
 

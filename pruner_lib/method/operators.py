@@ -78,8 +78,8 @@ def labels_for(rec: Recording, func, args: tuple, kwargs: dict, out) -> list[Lab
             rec.mix(labels_of(args[0]), dims, by_number, rec.module)
         elif op in EXTREMES or order < 0:
             rec.mix(labels_of(args[0]), dims, f"{op} runs along its channels")
-        elif not labels_of(args[0]).zero:
-            rec.mix(labels_of(args[0]), dims, f"{op} adds up what their zeros have become")
+        else:
+            rec.add_up(labels_of(args[0]), dims, op)
         return [_drop_unless_constant(labels_of(args[0]), dims, first.ndim == args[0].ndim)]
     if op in SELECTIONS:
         rec.pin(labels_of(args[0]), f"{op} picks among its channels")

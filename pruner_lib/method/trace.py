@@ -47,12 +47,18 @@ class LabelMode(TorchDispatchMode):
             for labels in filter(None, map(labels_of, tensors)):
                 if labels.source == "activation":
                     rec.use(labels, (func, *numbers))
-        mixed = any(x.is_meta for x in tensors) and any(x.ndim and not x.is_meta for x in tensors)
-        if mixed and op not in LOOKUPS:
+        made = [x for x in tensors if x.ndim and not x.is_meta]  # by the model itself, on the CPU
+        mixed = made and len(made) < len(tensors) and op not in LOOKUPS
+        if mixed or (made and torch.device(kwargs.get("device") or "cpu").type == "meta"):
+            floats = [x for x in made if x.is_floating_point() and x.numel()]
+            rec.factors += ((rec.layer, *x.unique().tolist()) for x in floats)
+        if mixed:
             args, kwargs = tree_map_only(torch.Tensor, _to_meta, (args, kwargs))
             tensors = tensors_in([args, kwargs])
         # `types`: there are tensors of a kind of their own
         out = func(*args, **kwargs) if types else self.run(func, args, kwargs, tensors)
+        if torch.Tag.nondeterministic_seeded in func.tags:  # other numbers of another shape
+            rec.factors += ((rec.layer, float(x.numel())) for x in tensors_in([out]))
         if labelled:
             labels = labels_for(self.recording, func, args, kwargs, out)
             for tensor, label in zip(tensors_in([out]), labels, strict=False):

@@ -290,6 +290,22 @@ def test_query_heads_that_share_values_before_a_norm_over_all_of_them_stay():
     assert before_the_product["layers.1.attention.0"].n_groups == 3
 
 
+def test_query_heads_that_share_values_before_a_sum_over_all_of_them_stay(monkeypatch):
+    def attend(*args, **kwargs):
+        out, weights = usual(*args, **kwargs)  # (batch, tokens, heads, head size)
+        return out + out.sum(2, keepdim=True), weights
+
+    usual = modeling_llama.eager_attention_forward
+    monkeypatch.setattr(modeling_llama, "eager_attention_forward", attend)
+    model = build("llama-gqa")
+    model.config._attn_implementation = "eager"
+    axes = discover(model, query_heads=True)
+    assert not axes.of_kind("attention") and any("the model adds up what they read" in n for n in axes.notes)
+    plan = select(discover(model), random_scores(discover(model)), ratio=0.5)
+    cut, masked = (change(copy.deepcopy(model), plan) for change in (prune_, mask_))
+    assert (logits(cut, tokens()) - logits(masked, tokens())).abs().max() < 1e-4
+
+
 class _ValuesOfTheFirst(nn.Linear):
     """Values to which those of the first layer are added."""
 

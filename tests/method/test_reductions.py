@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from families import build, logits, random_scores, tokens
@@ -29,6 +30,11 @@ def _with_a_half_added(h):
     n, sums = h.shape[-1] // 2, torch.zeros_like(h)
     sums[..., :n].add_(h[..., :n])
     return sums + h
+
+
+def _random(h):
+    torch.manual_seed(0)
+    return torch.rand(h.shape[-1:], device=h.device)
 
 
 LEFT_WHOLE = {  # what stands before the output matrix -> the operator that the note names
@@ -99,6 +105,10 @@ COUNTED = {  # a number that is read off a shape while the model runs
     "list": lambda h: h * torch.tensor([0.5**i for i in range(h.shape[-1])], device=h.device),
     "list on the CPU": lambda h: h * torch.as_tensor([[0.5**i] for i in range(h.shape[-1])]).T.to(h.device),
     "list of its kind": lambda h: h * h.new_tensor([0.5**i for i in range(h.shape[-1])]),
+    "list by the class": lambda h: h * torch.Tensor([0.5**i for i in range(h.shape[-1])]).to(h.device),
+    "array": lambda h: h * torch.from_numpy(np.geomspace(0.5, 1, h.shape[-1], dtype="f")).to(h.device),
+    "random": lambda h: h * torch.rand(h.shape[-1], generator=torch.manual_seed(0)).to(h.device),
+    "random where it is used": lambda h: _random(h) * h,
     "product with ones": lambda h: h + h @ torch.full((h.shape[-1], 1), 1 / h.shape[-1], device=h.device),
     "added": lambda h: h + h.shape[-1],
     "one function or another": lambda h: h.relu() if h.shape[-1] in WIDTHS else h.tanh(),

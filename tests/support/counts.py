@@ -6,18 +6,18 @@ profile, find them there.
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 from notebook_functions import functions_of
 
+from pruner_lib.study.records import read_kept
 from pruner_lib.study.settings import settings_key
 
 NOTEBOOK = functions_of("10_efficiency")
 NAME = f"measured/{settings_key(['cuts', NOTEBOOK.CUTS, 32])}.json"
 KEPT = Path(__file__).resolve().parents[2] / "results" / "quick" / NAME
-ROWS = {row.pop("row"): row for row in json.loads(KEPT.read_text())}
+ROWS = {row.pop("row"): row for row in read_kept(KEPT)}
 
 
 def put_counts(place: Path) -> None:
