@@ -72,7 +72,7 @@ class Recording:
             self.pinned.append((pairs, reason, module))
 
     def add_up(self, labels: Labels | None, dims: Sequence[int], op: object) -> None:
-        """Record a sum along `dims`, which is harmless (no reason) as long as what was removed adds nothing."""
+        """Record a sum along `dims`, which is harmless (no reason) where what was removed adds nothing."""
         if labels is not None:
             self.mix(labels, dims, "" if labels.zero else f"{op} adds up what their zeros have become")
 
