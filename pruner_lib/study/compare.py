@@ -151,17 +151,17 @@ def paired_draws(a: Group, b: Group) -> Pair:
     """Bring two groups into the same order of draws: by their seeds, else one after the other.
 
     One record stands beside every draw of the other group if it knows no draws (dense, L2, not recovered), or
-    if all were calibrated alike, so that they differ in the draw of their instructions alone.
+    if all were calibrated alike, so that they differ in the draw of their instructions alone. Where one group
+    needs no samples and the other's differ, their seeds number different things.
     """
     samples, drawless = {draw_of(record)[0] for record in (*a, *b)}, {*DATA_FREE} - {"random"}
-    knows_no_draws = any(
-        all(one.experiment.criterion in drawless and not one.experiment.recovery for one in group)
-        for group in (a, b)
-    )
+    needing_none = [group for group in (a, b) if all(one.experiment.criterion in drawless for one in group)]
+    knows_no_draws = any(not one.experiment.recovery for group in needing_none for one in group)
     if 1 in (len(a), len(b)) and (len(samples) == 1 or knows_no_draws):
         return a, b
     by_draw = [{draw_of(record): record for record in group} for group in (a, b)]
-    if common := [draw for draw in by_draw[0] if draw in by_draw[1]]:
+    common = [draw for draw in by_draw[0] if draw in by_draw[1]]
+    if common and not (needing_none and len(samples) > 1):
         return [by_draw[0][draw] for draw in common], [by_draw[1][draw] for draw in common]
     n = min(len(a), len(b))
     return a[:n], b[:n]

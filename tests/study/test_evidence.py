@@ -69,6 +69,14 @@ def test_recoveries_of_several_draws_are_compared_with_the_one_model_they_began_
     assert ratio(runs, [record()], WIKI).draws == 3
 
 
+def test_samples_of_one_side_and_instructions_of_the_other_are_no_common_seeds():
+    layers = {"criterion": "alternate", "granularity": "layer"}  # which need no samples
+    dropped = [record(2.9, recovery=replace(RECOVERY, seed=seed), **layers) for seed in range(3)]
+    narrower = draws(2.8, recovery=RECOVERY)
+    assert [len(group) for group in paired_draws(narrower, dropped)] == [3, 3]
+    assert ratio(narrower, dropped, WIKI).draws == 3
+
+
 def test_formats_are_compared_where_that_is_allowed():
     one, other = record(), record(3.1, int8=True)
     for metric in other.metrics.values():
