@@ -53,6 +53,17 @@ def check_loads(folder, model, tokenizer=None, ids=None, **trust):
         assert type(again).__name__ == type(model).__name__
 
 
+def test_numbers_of_the_config_that_count_no_heads_stay(tmp_path):
+    """A router's `n_group` is as large as the number of heads, and may lie in the way of the edits."""
+    changes = dict(num_attention_heads=4, num_key_value_heads=4, n_group=4, topk_group=2, n_routed_experts=8)
+    model = build("deepseek_v3", **changes)
+    prune_(model, plan_of(model, ratio={"*.attention": 0.5}))
+    assert (model.config.num_attention_heads, model.config.num_key_value_heads) == (2, 2)
+    assert (model.config.n_group, model.config.topk_group) == (4, 2)
+    save_model(model, tiny_tokenizer(), tmp_path / "made")
+    check_loads(tmp_path / "made", model)
+
+
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name not in ALIKE])
 def test_plain_saving_of_an_unevenly_pruned_model_loads_everywhere(family, tmp_path):
     model = uneven(family)
