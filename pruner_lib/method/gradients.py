@@ -12,13 +12,14 @@ the last micro-batch; they are much smaller than the gradients.
 """
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 
 import torch
 from torch import nn
 from torch.autograd.graph import register_multi_grad_hook
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from pruner_lib.method.decoder import decoder_layers
@@ -41,6 +42,27 @@ class _Kept(torch.autograd.Function):
         return (grad, *[None] * (len(ctx.needs_input_grad) - 1))
 
 
+class _Direct(TorchFunctionMode):
+    """Find weights that a model computes with while no module that holds them runs: that gradient is lost.
+
+    Args: names: id of each weight -> its name.    running: names in the modules that run now.
+    """
+
+    def __init__(self, names: dict[int, str], running: Counter[str]):
+        super().__init__()
+        self.names, self.running = names, running
+        self.found: set[str] = set()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        out, name = func(*args, **(kwargs or {})), getattr(func, "__name__", "")
+        made_like = name.startswith("new_") or name.endswith("_like") or name == "detach"
+        if isinstance(out, torch.Tensor) and torch.is_grad_enabled() and not made_like:
+            operands = args[:1] if name in ("to", "type_as") else tree_leaves([args, kwargs])
+            found = {self.names[id(x)] for x in operands if id(x) in self.names}
+            self.found |= {name for name in found if not self.running[name]}
+        return out
+
+
 class Pass:
     """State of one pass: what was used in forward, and what still waits for its gradient in backward.
 
@@ -56,6 +78,8 @@ class Pass:
         for module in model.modules():
             if own := {key: names[id(p)] for key, p in module._parameters.items() if id(p) in names}:
                 self.owners[module] = own
+        self.running: Counter[str] = Counter()  # names in the modules that run now
+        self.direct = _Direct(names, self.running)
         self.of_model = {id(x): x for x in (*model.parameters(), *model.buffers())}
         self.pending: dict[str, int] = defaultdict(int)
         self.uses: dict[str, list[Use]] = defaultdict(list)
@@ -73,6 +97,7 @@ class Pass:
                     stack.enter_context(module.register_forward_pre_hook(self._spread))
                     stack.enter_context(module.register_forward_hook(self._open))
             for module in self.owners:
+                stack.enter_context(module.register_forward_pre_hook(self._enter))
                 stack.enter_context(module.register_forward_hook(self._watch, with_kwargs=True))
             with suppress(ValueError):  # there may be no layers
                 for layer in decoder_layers(self.model)[1]:
@@ -83,7 +108,8 @@ class Pass:
         """Run the model on a micro-batch; `(samples, tokens, vocabulary)`."""
         self.shape = (*ids.shape, number)
         self.pending.clear()
-        return self.model(input_ids=ids, use_cache=False).logits
+        with self.direct:
+            return self.model(input_ids=ids, use_cache=False).logits
 
     def backward(self, logits: torch.Tensor, gradient: torch.Tensor, *, finish: bool) -> None:
         self.finishing, self.in_backward = finish, True
@@ -104,7 +130,11 @@ class Pass:
         # a clone: some models scale their embeddings in place, which a leaf of the graph forbids
         return output if self.local or output.requires_grad else output.requires_grad_().clone()
 
+    def _enter(self, module: nn.Module, args: tuple) -> None:
+        self.running.update(self.owners[module].values())
+
     def _watch(self, module: nn.Module, args: tuple, kwargs: dict, output):
+        self.running.subtract(self.owners[module].values())
         if self.local or not torch.is_grad_enabled():
             return output
         leaves, spec = tree_flatten(output)
@@ -259,9 +289,10 @@ def visit_gradients(
                 raise ValueError(f"the calibration loss is {loss}; use a wider dtype or other samples")
             pass_.backward(logits, gradient, finish=additive or number == len(sizes) - 1)
             del logits, gradient
-    if missed := sorted(parameters - pass_.visited):
-        why = "the forward pass does not use them, or not by a call of the module that holds them"
-        raise ValueError(f"no gradient reached {missed[:3]}: {why}; use a criterion without gradients, as l2")
+    if missed := sorted((parameters - pass_.visited) | pass_.direct.found):
+        why = "the forward pass does not use them, or not by calls of the module that holds them alone"
+        what = f"no gradient reached {missed[:3]}, or only a part of it: {why}"
+        raise ValueError(f"{what}; use a criterion without gradients, as l2")
     return loss
 
 

@@ -18,6 +18,7 @@ from torch.utils._pytree import TreeSpec, tree_leaves, tree_unflatten
 SLICE = {"cpu": 2**20}  # entries of a slice of a gradient: it stays in the cache
 LARGE_SLICE = 2**24  # elsewhere
 Part = Callable[[int, int], torch.Tensor]
+UNSPLIT = "so its gradient can't be split by sample: use micro_batch=1, or vector or element1"
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +124,8 @@ def _called_again(use: Use) -> torch.Tensor:
         pairs = [(x, g) for x, g in pairs if x.requires_grad]  # not what is made under no_grad
         if not pairs:
             return torch.zeros_like(own)
+        if uneven := [tuple(x.shape) for x, g in pairs if x.shape != g.shape]:
+            raise ValueError(f"{use.module} gives tensors of shape {uneven[0]}, {UNSPLIT}")
         outputs, grads = zip(*pairs, strict=True)
         return torch.autograd.grad(outputs, own, grads, materialize_grads=True, allow_unused=True)[0]
 
@@ -165,5 +168,4 @@ def _chunks(use: Use, x: torch.Tensor, *, shared: bool = True) -> Sequence[torch
     elif first % n == 0:
         return x.chunk(n)
     what = f"{use.module} sees tensors of shape {tuple(shape)} for {n} samples of {use.tokens} tokens"
-    advice = "use micro_batch=1, or vector or element1"
-    raise ValueError(f"{what}, so its gradient can't be split by sample: {advice}")
+    raise ValueError(f"{what}, {UNSPLIT}")

@@ -19,7 +19,7 @@ from pruner_lib.method.checks import require
 from pruner_lib.method.decoder import decoder_layers
 from pruner_lib.method.groups import Axes, Axis, Member, Plan
 from pruner_lib.method.norms import norm_members
-from pruner_lib.method.offload import check_in_memory, frozen, input_device
+from pruner_lib.method.offload import check_in_memory, evaluating, frozen, input_device
 from pruner_lib.method.options import check_ids
 from pruner_lib.method.prune import axes_of, gone_entries
 
@@ -67,7 +67,8 @@ def repair_(
     Returns: name of the weight -> how it was repaired.
     Raises:  ValueError: the plan is of another kind or another model, there is one sample alone, a ridge is
              not above 0, a last matrix is no linear layer, as in a stack of experts, or one that several
-             modules share, or groups meet before it, as in a norm over all heads. Nothing is changed.
+             modules share, groups meet before it, as in a norm over all heads, or the model runs its layers
+             more than once. Nothing is changed.
     Source:  not in the paper. Least squares on the inputs as in Frantar and Alistarh, SparseGPT (2023), but
              for whole groups, pulled to the old weights, and with lambda chosen on tokens held out.
     """
@@ -100,7 +101,7 @@ def obs_scores(
     Args:    axes: of `discover`, heads and MLP channels.    calibration_ids: `(samples, tokens)` int64.
              ridge: lambda, in units of the mean diagonal of G.
     Returns: axis name -> `(n_groups,)` float32; higher means keep.
-    Raises:  ValueError: ids that do not fit the model, or axes that `repair_` refuses.
+    Raises:  ValueError: ids that do not fit the model, or a model or axes that `repair_` refuses.
     Source:  not in the paper. Hassibi and Stork, optimal brain surgeon (1993), for blocks of columns.
     """
     check_in_memory(model)
@@ -173,7 +174,18 @@ def _visit_inputs(model: nn.Module, ids: Tensor, names: Collection[str], visit: 
              change these weights: the layer runs again afterwards, so that the later ones see that.
     """
     path, layers = decoder_layers(model)
-    left = set(names)
+    left, runs = set(names), []
+
+    def count(*_) -> None:
+        runs.append(1)
+
+    with evaluating(model), ExitStack() as stack:
+        for layer in layers:
+            stack.enter_context(layer.register_forward_pre_hook(count))
+        model(ids[:1].to(input_device(model)), use_cache=False)
+    if len(runs) > len(layers):
+        what = f"{type(model).__name__} runs its {len(layers)} decoder layers more than once"
+        raise ValueError(f"{what}, so that their matrices read several inputs: they can be cut, not repaired")
 
     def before(number: int, layer: nn.Module, args: tuple, kwargs: dict) -> None:
         here, inputs = [name for name in names if name.startswith(f"{path}.{number}.")], {}

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import combinations
 
 import torch
 
@@ -29,6 +30,11 @@ class Unit:
     axis: Axis
     scores: torch.Tensor  # `(n_groups,)` float32
     parameters: float  # that go with one of its groups
+    twice: float  # of them, counted by both of two groups that go: in matrices with both dims on the axis
+
+    def removed(self, n: int) -> float:
+        """Parameters that go with `n` groups."""
+        return n * self.parameters - n * n * self.twice
 
 
 Counts = dict[str, int]  # key of a unit -> number of groups that go
@@ -128,7 +134,9 @@ def _units(axis: Axis, scores: Mapping[str, torch.Tensor], dependency: bool) -> 
     shape = (axis.n_groups,) if dependency else (len(keys), axis.n_groups)
     table = check_scores(scores, axis.name, shape).view(len(keys), -1)
     share = axis.group_parameters / len(keys)
-    return [Unit(key, axis, row, share) for key, row in zip(keys, table, strict=True)]
+    pairs = combinations([m for m in axis.members if m.expert is None], 2)
+    twice = sum(a.width * b.width for a, b in pairs if a.parameter == b.parameter) / len(keys)
+    return [Unit(key, axis, row, share, twice) for key, row in zip(keys, table, strict=True)]
 
 
 def _ratios(axes: Mapping[str, Axis], ratio: float | Ratios, ignore: Iterable[str], layers: range | None):
@@ -201,7 +209,7 @@ def _removed_parameters(units: list[Unit], total: int, share: float, scope: str,
 
     def sparsity(by_kind: Ratios) -> float:
         removed = counts(by_kind)
-        return sum(removed[unit.key] * unit.parameters for unit in units) / total
+        return sum(unit.removed(removed[unit.key]) for unit in units) / total
 
     kinds = {unit.axis.kind for unit in units}
     by_kind = dict.fromkeys(kinds, _bisect(lambda r: sparsity(dict.fromkeys(kinds, r)), share))

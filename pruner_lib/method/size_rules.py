@@ -94,8 +94,12 @@ def _find_size_rule(model: nn.Module, axes: list[Axis], all_axes: list[Axis], de
         if not all(_fits(shapes, model, axis, probe_n) for axis in axes):
             continue
         if _other_dims_agree(dense, probe, kind):
-            per_group = {k: (v or n) // n for k, v in keys.items()}
             attributes = _attributes(dense, probe, axes, n, probe_n, ())
+            for key in [*edits] if len(edits) > 1 else ():  # those of a router (`n_group`) count no heads
+                less = {k: v for k, v in edits.items() if k != key}
+                if _builds_alike(model, less | fixed, probe, axes):
+                    edits = less
+            per_group = {k: (keys[k] or n) // n for k in edits}
             # a float that follows the width, as the scale of an embedding, was trained otherwise; of what is
             # cut in a layer, `check_cut` compares those that are made while the model runs
             in_config = not other_values(dense, probe, (float, *HOLDERS), [float])
@@ -107,6 +111,17 @@ def _find_size_rule(model: nn.Module, axes: list[Axis], all_axes: list[Axis], de
         return SizeRule(in_config=False)
     heads = () if first.kind != "hidden" else [a for a in all_axes if a.kind == "attention"]
     return SizeRule(attributes=_attributes(dense, tied, axes, n, probe_n, heads), in_config=False)
+
+
+def _builds_alike(model: nn.Module, edits: dict, probe: nn.Module, axes: list[Axis]) -> bool:
+    """Does the class, from these edits, build the shapes of a probe and the same numbers around the axes?"""
+    try:
+        twin = build_twin(model, edits)
+    except Exception:  # noqa: BLE001  refused, in whichever way: then they do not do without the others
+        return False
+    around = [(twin.get_submodule(axis.module), probe.get_submodule(axis.module)) for axis in axes]
+    alike = shapes_of(twin) == shapes_of(probe)
+    return alike and not any(other_values(one, other, (int, tuple)) for one, other in around)
 
 
 def layer_edits(model: nn.Module, path: str, keep: list[int], n: int) -> dict:

@@ -158,7 +158,7 @@ def trace(model: nn.Module, path: str = "") -> Recording:
             module.register_forward_pre_hook(lambda *_, path=path: setattr(rec, "module", path))
             module.register_forward_hook(lambda *_: setattr(rec, "module", ""), always_call=True)
     with torch.no_grad(), KeepLists(rec), LabelMode(rec):
-        out = _forward_on_meta(model)
+        out = _forward_on_meta(model, rec)
     logits = out[0] if isinstance(out, tuple) else getattr(out, "logits", None)
     labels = labels_of(logits)
     if labels is None:
@@ -167,7 +167,7 @@ def trace(model: nn.Module, path: str = "") -> Recording:
     return rec
 
 
-def _forward_on_meta(model: nn.Module):
+def _forward_on_meta(model: nn.Module, rec: Recording):
     """Run a few tokens in evaluation mode, attention and experts by plain matrix products."""
     model.eval()
     for key, plain in PLAIN.items():
@@ -185,6 +185,7 @@ def _forward_on_meta(model: nn.Module):
             return model(**arguments, use_cache=False)
         except Exception as error:  # noqa: BLE001  the model's own code may raise anything
             errors.append(f"{type(error).__name__}: {error}")
+            rec.factors.clear()  # of a pass that broke off in the first layer
     what = f"{type(model).__name__} does not run on the meta device with {N_TOKENS} tokens"
     raise ValueError(f"{what}, so its groups can't be traced: {' | '.join(dict.fromkeys(errors))}")
 

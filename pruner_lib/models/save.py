@@ -77,21 +77,30 @@ def _check_replaceable(path: Path) -> None:
 
 
 def _check_builds(model: PreTrainedModel) -> None:
-    """Build what the config will say, without weights: names, shapes and ties must be those of the model."""
+    """Build what the config will say, without weights: all but the numbers must be the model's."""
     try:
         config = type(model.config).from_dict(model.config.to_dict())
         with torch.device("meta"):
-            found = _contents(type(model)(config))
+            built = type(model)(config)
     except Exception as error:  # whatever a class raises for a config that it can't build
         what = f"{type(model).__name__} can't be built from its config, so nothing was saved"
         raise ValueError(f"{what}; mend that: {error}") from error
-    wanted = _contents(model)
-    for name in sorted(wanted | found):
-        if (came := wanted.get(name, "nothing")) != (built := found.get(name, "nothing")):
-            what = f"{name} is {came} in this {type(model).__name__}, but its config would build {built}"
-            advice = "change widths with prune_, put back modules that were replaced"
-            advice += ", and let the config say which weights are tied"
-            raise ValueError(f"{what}, so nothing was saved; {advice}")
+    for contents in (_contents, _classes):
+        wanted, found = contents(model), contents(built)
+        for name in sorted(wanted | found):
+            if (came := wanted.get(name, "nothing")) != (other := found.get(name, "nothing")):
+                what = f"{name} is {came} in this {type(model).__name__}, but its config would build {other}"
+                advice = "change widths with prune_, put back modules that were replaced"
+                advice += ", and let the config say which weights are tied"
+                raise ValueError(f"{what}, so nothing was saved; {advice}")
+
+
+def _classes(model: PreTrainedModel) -> dict[str, str]:
+    """Name of each module -> its class: of the same tensors, another may compute something else."""
+    return {
+        name: f"of class {type(module).__module__}.{type(module).__qualname__}"
+        for name, module in model.named_modules()
+    }
 
 
 def _contents(model: PreTrainedModel) -> dict[str, str]:

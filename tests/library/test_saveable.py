@@ -12,6 +12,7 @@ import torch
 from families import FAMILIES, build, logits, random_scores, tokens
 from remote_family import CODE, build_remote, prompts, remote_tokenizer
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, modeling_utils
+from transformers.models.llama.modeling_llama import LlamaMLP
 from transformers.utils.hub import PushToHubMixin
 
 from pruner_lib import discover, load_model, mask_, prune_, save_model, select
@@ -51,6 +52,43 @@ def check_loads(folder, model, tokenizer=None, ids=None, **trust):
     for again in (theirs, ours):
         assert torch.equal(logits(again, ids), wanted)
         assert type(again).__name__ == type(model).__name__
+
+
+class _Squared(LlamaMLP):
+    def forward(self, x):
+        return self.down_proj(self.up_proj(x).relu() ** 2 + self.gate_proj(x))
+
+
+@pytest.mark.parametrize("options", [{"ratio": 0.5}, UNEVEN], ids=["plain", "uneven"])
+@pytest.mark.parametrize(
+    ("replace", "said"),
+    [
+        (
+            lambda mlp: setattr(mlp, "__class__", _Squared),
+            " is of class .*_Squared .* would build .*LlamaMLP",
+        ),
+        (lambda mlp: setattr(mlp, "act_fn", torch.nn.GELU()), ".act_fn is of class .*GELU .* build .*SiLU"),
+    ],
+)
+def test_a_model_that_would_load_with_other_modules_is_not_saved(replace, said, options, tmp_path):
+    """All its tensors are those of a llama, and what loads would compute something else."""
+    model = build("llama-gqa")
+    replace(model.model.layers[1].mlp)
+    prune_(model, plan_of(model, **options))
+    with pytest.raises(ValueError, match=f"layers.1.mlp{said}.*put back modules that were replaced"):
+        save_model(model, tiny_tokenizer(), tmp_path / "made")
+    assert not (tmp_path / "made").exists()
+
+
+def test_numbers_of_the_config_that_count_no_heads_stay(tmp_path):
+    """A router's `n_group` is as large as the number of heads, and may lie in the way of the edits."""
+    changes = dict(num_attention_heads=4, num_key_value_heads=4, n_group=4, topk_group=2, n_routed_experts=8)
+    model = build("deepseek_v3", **changes)
+    prune_(model, plan_of(model, ratio={"*.attention": 0.5}))
+    assert (model.config.num_attention_heads, model.config.num_key_value_heads) == (2, 2)
+    assert (model.config.n_group, model.config.topk_group) == (4, 2)
+    save_model(model, tiny_tokenizer(), tmp_path / "made")
+    check_loads(tmp_path / "made", model)
 
 
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name not in ALIKE])

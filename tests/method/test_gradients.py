@@ -9,7 +9,9 @@ import torch
 from by_hand import GRADIENT, gradients, in_float64, member_scores
 from families import DIFFERENT, build, discovered, tokens
 from remote_family import build_remote, prompts
+from torch.nn.utils.parametrize import register_parametrization
 from transformers import RobertaConfig, RobertaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from pruner_lib import discover
 from pruner_lib.method.gradients import batch_sizes, visit_gradients
@@ -82,6 +84,51 @@ def test_gradient_that_samples_share_is_not_split():
     for grad in (use.grads[0], torch.randn(2)):  # of a row that all share, of a bias that is returned
         with pytest.raises(ValueError, match="can't be split by sample: use micro_batch=1, or vector"):
             list(gradient_slices([replace(use, grads=[grad])], 2, 1.0, per_sample=True))
+
+
+def test_a_weight_made_by_a_module_of_its_own_is_not_split_by_sample():
+    model, ids = build("llama-gqa", num_hidden_layers=1), tokens(3, 7)
+    register_parametrization(model.model.layers[0].mlp.down_proj, "weight", _Doubled())
+    axes = discover(model)
+    with pytest.raises(ValueError, match=r"\(24, 40\), so its gradient can't be split by sample"):
+        estimate_members(model, axes, ids, criteria=GRADIENT)
+    model = in_float64(model)
+    found = estimate_members(model, axes, ids, criteria=GRADIENT, micro_batch=1)
+    worst, differences = _worst(found, model, axes, gradients(model, ids))
+    assert worst < 1e-6, differences
+
+
+class _Doubled(torch.nn.Module):
+    def forward(self, weight):
+        return weight * 2
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_weight_that_is_also_used_without_its_module_is_refused(checkpointing):
+    model, ids = build("llama-gqa"), tokens(3, 7)
+    model.model.layers[1].mlp.__class__ = _UsedBothWays
+    axes = discover(model)
+    with pytest.raises(ValueError, match="reached .*layers.1.mlp.down_proj.*only a part .* by calls of the"):
+        estimate_members(model, axes, ids, criteria=["element1"], checkpointing=checkpointing)
+
+
+def test_a_weight_whose_form_alone_is_read_elsewhere_is_scored():
+    model, ids = build("llama-gqa", num_hidden_layers=1), tokens(3, 7)
+    wanted = estimate_members(model, discover(model), ids, criteria=["element1"])["element1"]
+    model.model.layers[0].mlp.__class__ = _OfTheForm
+    found = estimate_members(model, discover(model), ids, criteria=["element1"])["element1"]
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+class _UsedBothWays(LlamaMLP):
+    def forward(self, x):
+        return self.down_proj(self.gate_proj(x)) + self.up_proj(x) @ self.down_proj.weight.T
+
+
+class _OfTheForm(LlamaMLP):
+    def forward(self, x):
+        weight = self.down_proj.weight
+        return super().forward(x.to(weight).type_as(weight)) + weight.new_zeros(len(weight))
 
 
 class _Handed(torch.nn.Module):

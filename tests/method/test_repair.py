@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from pruner_lib import Plan, discover, estimate, prune_, select
+from pruner_lib import Plan, discover, estimate, mask_, prune_, select
 from pruner_lib.method.groups import Member
 from pruner_lib.method.repair import _fits, _gram, _last, _matrix, _visit_inputs, obs_scores, repair_
 from tests.support.families import build, logits, random_scores, tokens
@@ -256,6 +256,29 @@ def test_matrix_that_layers_share_is_not_repaired_by_what_the_first_of_them_read
         repair_(model, block_plan(axes), IDS)
     assert all(torch.equal(one, before[name]) for name, one in model.state_dict().items())
     assert repair_(model, select(axes, random_scores(axes), ratio=0.5, ignore=["layers.0.mlp"]), IDS)
+
+
+class _TwiceOver(nn.ModuleList):
+    """Layers that a model goes through twice, as a recurrent-depth model does."""
+
+    def __getitem__(self, which):
+        layers = super().__getitem__(which)
+        return [*layers, *layers] if isinstance(which, slice) else layers
+
+
+def test_layers_that_run_more_than_once_are_neither_repaired_nor_scored_by_their_first_run():
+    model = build("llama-gqa")
+    model.model.layers.__class__ = _TwiceOver
+    axes, before = discover(model), deepcopy(model.state_dict())
+    assert torch.allclose(
+        *(logits(change(deepcopy(model), block_plan(axes)), IDS) for change in (prune_, mask_)), atol=1e-4
+    )
+    with pytest.raises(ValueError, match="runs its 3 decoder layers more than once.*not repaired"):
+        repair_(model, block_plan(axes), IDS)
+    with pytest.raises(ValueError, match="runs its 3 decoder layers more than once"):
+        estimate(model, axes, IDS, criterion="obs")
+    assert all(torch.equal(one, before[name]) for name, one in model.state_dict().items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
 def test_groups_that_meet_before_the_last_matrix_are_not_scored_by_it():

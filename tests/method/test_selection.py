@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 from families import discovered, random_scores
+from transformers import BertConfig, BertLMHeadModel
 
-from pruner_lib import select
+from pruner_lib import discover, prune_, select
 from pruner_lib.method.groups import Plan
 from pruner_lib.method.select import n_removed
 
@@ -138,3 +139,14 @@ def test_plan_survives_json(axes, scores, tmp_path):
 def test_impossible_plans_are_refused(kept):
     with pytest.raises(ValueError, match=r"0\.\.5"):
         Plan({"hidden": torch.tensor(kept, dtype=torch.int64)}, {"hidden": 6})
+
+
+@pytest.mark.parametrize("ratio", [0.2, 0.5])
+def test_a_matrix_that_loses_rows_and_columns_of_one_axis_is_counted_once(ratio):
+    """BERT's head has a square matrix on the residual stream."""
+    sizes = dict(vocab_size=8, hidden_size=96, intermediate_size=8, max_position_embeddings=32)
+    config = BertConfig(**sizes, num_hidden_layers=1, num_attention_heads=2, is_decoder=True)
+    model = BertLMHeadModel(config).eval()
+    before, axes = model.num_parameters(), discover(model)
+    plan = select(axes, random_scores(axes), ratio=ratio, granularity="channel", target="parameters")
+    assert abs(1 - prune_(model, plan).num_parameters() / before - ratio) < 0.005
