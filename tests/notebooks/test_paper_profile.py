@@ -51,7 +51,7 @@ SMALL = {
         "watch": [1], "held_out": 8, "batch_size": 4, "warmup_steps": 1,
     },
     "method_study": {
-        "methods": ["random", "l2", "element1", "channel"], "recovered": ["element1"],
+        "methods": ["random", "l2", "element1", "channel"], "recovered": {"element1": 1},
         "limit": 4, "answer_draws": 1,
     },
     "sweep": {
