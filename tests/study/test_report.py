@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from pruner_lib.files import write_json
+from pruner_lib.study.records import write_kept
 from pruner_lib.study.report import SUMMARY, WIDGET, notebook_page, runs_frame, write_index
 from pruner_lib.study.results import manifest_path, results_dir
 
@@ -45,7 +45,7 @@ def done(name: str, status: str = "done", heading: str = "# 07 A question?", **m
     """Leave behind what a notebook leaves: an executed copy and its manifest."""
     path = manifest_path(name, "tiny")
     nbformat.write(executed(heading), path.with_suffix(".ipynb"))
-    write_json(path, {"notebook": name, "status": status, "seconds": 95.0, "finished": "today"} | more)
+    write_kept(path, {"notebook": name, "status": status, "seconds": 95.0, "finished": "today"} | more)
 
 
 def test_page_shows_text_code_and_outputs_without_bars_and_without_the_network():
