@@ -45,12 +45,13 @@ class _Kept(torch.autograd.Function):
 class _Direct(TorchFunctionMode):
     """Find weights that a model computes with while no module that holds them runs: that gradient is lost.
 
-    Args: names: id of each weight -> its name.    running: names in the modules that run now.
+    Args: names: id of each weight -> its name.
     """
 
-    def __init__(self, names: dict[int, str], running: Counter[str]):
+    def __init__(self, names: dict[int, str]):
         super().__init__()
-        self.names, self.running = names, running
+        self.names = names
+        self.running: Counter[str] = Counter()  # names in the modules that run now
         self.found: set[str] = set()
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -78,8 +79,7 @@ class Pass:
         for module in model.modules():
             if own := {key: names[id(p)] for key, p in module._parameters.items() if id(p) in names}:
                 self.owners[module] = own
-        self.running: Counter[str] = Counter()  # names in the modules that run now
-        self.direct = _Direct(names, self.running)
+        self.direct = _Direct(names)
         self.of_model = {id(x): x for x in (*model.parameters(), *model.buffers())}
         self.pending: dict[str, int] = defaultdict(int)
         self.uses: dict[str, list[Use]] = defaultdict(list)
@@ -131,10 +131,10 @@ class Pass:
         return output if self.local or output.requires_grad else output.requires_grad_().clone()
 
     def _enter(self, module: nn.Module, args: tuple) -> None:
-        self.running.update(self.owners[module].values())
+        self.direct.running.update(self.owners[module].values())
 
     def _watch(self, module: nn.Module, args: tuple, kwargs: dict, output):
-        self.running.subtract(self.owners[module].values())
+        self.direct.running.subtract(self.owners[module].values())
         if self.local or not torch.is_grad_enabled():
             return output
         leaves, spec = tree_flatten(output)

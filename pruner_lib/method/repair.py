@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pruner_lib.method.checks import require
-from pruner_lib.method.decoder import decoder_layers
+from pruner_lib.method.decoder import decoder_layers, prompt_for
 from pruner_lib.method.groups import Axes, Axis, Member, Plan
 from pruner_lib.method.norms import norm_members
 from pruner_lib.method.offload import check_in_memory, evaluating, frozen, input_device
@@ -182,7 +182,7 @@ def _visit_inputs(model: nn.Module, ids: Tensor, names: Collection[str], visit: 
     with evaluating(model), ExitStack() as stack:
         for layer in layers:
             stack.enter_context(layer.register_forward_pre_hook(count))
-        model(ids[:1].to(input_device(model)), use_cache=False)
+        model(prompt_for(model, tokens=3).to(input_device(model)), use_cache=False)
     if len(runs) > len(layers):
         what = f"{type(model).__name__} runs its {len(layers)} decoder layers more than once"
         raise ValueError(f"{what}, so that their matrices read several inputs: they can be cut, not repaired")

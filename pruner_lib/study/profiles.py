@@ -84,8 +84,7 @@ class Sweep:
     group_draws: Count = 1  # of the sweep by groups, and of the answers of local and global ranking
     scope_draws: Count | None = None  # of the perplexity of these two; None: as many as of the sweep
     answering: Methods = ()  # methods whose halved model answers the questions too
-    recovered: Methods = ()  # methods whose halved model is recovered (`short_recovery`)
-    recovered_draws: Count = 1  # draws whose halved models are recovered
+    recovered: Draws = field(default_factory=dict)  # whose halved model is recovered -> of how many draws
     models: Names = ()  # swept besides the profile's own
     half_protected: Annotated[tuple[Number, ...], Strict(False), Field(max_length=2)] = ()
     # first and last layers left whole where half is cut (the paper: 3 and 1); empty: the profile's own

@@ -55,7 +55,7 @@ SMALL = {
         "limit": 4, "answer_draws": 1,
     },
     "sweep": {
-        "layer_draws": 1, "group_draws": 1, "answering": ["element1"], "recovered": ["element1"],
+        "layer_draws": 1, "group_draws": 1, "answering": ["element1"], "recovered": {"element1": 1},
         "half_protected": [1, 0],
     },
     "after": {"samples": [2, 4], "length": 24, "draws": 1},
