@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from pruner_lib.files import read_json
 from pruner_lib.study.records import (
     Metric,
     MetricName,
@@ -19,7 +20,8 @@ from pruner_lib.study.records import (
     write_kept,
     write_record,
 )
-from pruner_lib.study.settings import Calibration, Evaluation, Experiment, Recovery
+from pruner_lib.study.results import project_root
+from pruner_lib.study.settings import Calibration, Evaluation, Experiment, Recovery, settings_key
 
 BASE = Experiment("tiny", calibration=Calibration("tiny", 4, 16), evaluation=Evaluation(("tiny",), 4, 16))
 PROTOCOL = {"metric": "perplexity", "corpus_hash": "aa", "window": 16}
@@ -104,6 +106,15 @@ def test_what_carries_no_digest_counts_as_not_there(tmp_path, text):
     (tmp_path / "kept.json").write_text(text)
     with pytest.warns(UserWarning, match="kept.json is damaged"):
         assert read_kept(tmp_path / "kept.json") is None
+
+
+@pytest.mark.parametrize("profile", ["quick", "decide"])
+def test_what_is_committed_carries_its_digest(profile):
+    folder = project_root() / "results" / profile
+    paths = [path for path in folder.glob("*/*.json") if path.parent.name != "cache"]
+    kept = {path: read_json(path) for path in paths}
+    assert len(kept) > 200
+    assert [path for path, data in kept.items() if data.pop("digest", None) != settings_key(data)] == []
 
 
 def test_frame_has_a_row_for_each_metric_of_each_record():
