@@ -159,7 +159,8 @@ def paired_draws(a: Group, b: Group) -> Pair:
     knows_no_draws = any(not one.experiment.recovery for group in needing_none for one in group)
     if 1 in (len(a), len(b)) and (len(samples) == 1 or knows_no_draws):
         return a, b
-    by_draw = [{draw_of(record): record for record in group} for group in (a, b)]
+    trained = all(one.experiment.recovery for one in (*a, *b))  # else one group has no instructions
+    by_draw = [{draw_of(one)[: 1 + trained]: one for one in group} for group in (a, b)]
     common = [draw for draw in by_draw[0] if draw in by_draw[1]]
     if common and not (needing_none and len(samples) > 1):
         return [by_draw[0][draw] for draw in common], [by_draw[1][draw] for draw in common]

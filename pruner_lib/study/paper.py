@@ -81,7 +81,7 @@ class Compared:
         """Make the experiment that a row of the tables stands for.
 
         Args:    method: a criterion, "channel" (hidden channels by element1) or "dense".
-                 draw: number of the calibration draw, and the seed of random scores.
+                 draw: the seed of the calibration samples, of random scores and of a recovery's instructions.
                  changes: fields of `Experiment`; the evaluation is the profile's short one if none is given.
         """
         values = {"model": self.model, "ratio": self.share, "target": "parameters", "seed": draw}
@@ -89,6 +89,8 @@ class Compared:
         values |= {"evaluation": settings.short_evaluation}
         if method != "dense":
             values |= CHANNEL if method == "channel" else {"criterion": method}
+        if recovery := changes.get("recovery"):
+            changes["recovery"] = replace(recovery, seed=draw)
         experiment = settings.experiment(**values | changes)
         return experiment.dense if method == "dense" else experiment
 

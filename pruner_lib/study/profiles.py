@@ -81,8 +81,9 @@ class Sweep:
     layer_ratio: Share  # of the groups of the one pruned layer
     layer_draws: Count  # of its calibration
     draws: Count | None = None  # of the sweep by parameters; None: as many as in the profile
-    group_draws: Count = 1  # of the sweep by groups, and of the answers of local and global ranking
-    scope_draws: Count | None = None  # of the perplexity of these two; None: as many as of the sweep
+    group_draws: Count = 1  # of the sweep by groups
+    answer_draws: Count = 1  # of the answers of local and global ranking, and of narrow and few layers
+    scope_draws: Count | None = None  # of the perplexity of local and global ranking; None: as of the sweep
     answering: Methods = ()  # methods whose halved model answers the questions too
     recovered: Draws = field(default_factory=dict)  # whose halved model is recovered -> of how many draws
     models: Names = ()  # swept besides the profile's own
@@ -134,6 +135,7 @@ class RecoveryStudy:
     learning_rate: Rate
     warmup_steps: Number = 0
     fit_draws: Count = 1  # of the run that over-fits
+    run_draws: Count = 1  # of the instructions of the profile's own recovery
 
 
 @settings
@@ -171,6 +173,7 @@ class Profile:
     other_models: Names = ()  # those of the paper's further tables
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"  # of the weights
     checkpoint_above: Count = 8192  # tokens; to score more, activations are computed twice, to save memory
+    first_draw: Number = 0  # the lowest number of a draw
     prompts: Count = 5  # how many are continued, ...
     new_tokens: Count = 64  # ... by so many tokens each
 
@@ -188,9 +191,17 @@ class Profile:
         """Make the experiment that measures the whole model."""
         return self.experiment(**changes).dense
 
+    def draw_numbers(self, draws: int | None = None, start: int = 0) -> range:
+        """Number the draws (of samples, random scores or instructions) of this profile: their seeds.
+
+        Args:    draws: how many; None or 0: as many as in the profile.    start: how many are left out.
+        """
+        first = self.first_draw + start
+        return range(first, first + (draws or self.draws))
+
     def calibrations(self, draws: int | None = None) -> list[Calibration]:
-        """Make the calibration draws of this profile: random draws with the seeds 0, 1, 2, ..."""
-        return [replace(self.calibration, seed=seed) for seed in range(draws or self.draws)]
+        """Make the calibration draws of this profile; see `draw_numbers`."""
+        return [replace(self.calibration, seed=number) for number in self.draw_numbers(draws)]
 
     @property
     def short_answers(self) -> Evaluation:
