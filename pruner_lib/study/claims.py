@@ -60,8 +60,6 @@ class Claim:
     holds: tuple[float, float]  # the range of its numbers in which the claim is true
     removed: tuple[float, float] = (0, 1)  # share of all parameters gone for which it is made
     draws: int = 1  # how many a verdict needs
-    added: tuple[int, ...] = ()  # draws at each look at its verdict, before and after more were measured
-    late: str = ""  # what else of it was chosen with numbers of `decide` known
     scale: str = "linear"  # "log" for ratios
     formula: str = ""  # one of FORMULAS; empty if the paper printed no numbers
     numbers: tuple[tuple[str, str, str], ...] = ()  # the paper's, each a (table, row, metric)
@@ -287,7 +285,5 @@ def _row(verdict: Verdict, level: float) -> dict[str, object]:
     row |= {"holds_from": claim.holds[0], "holds_to": claim.holds[1], "paper": paper, "part": part}
     row |= {"ours": ours.mean, "low": ours.low, "high": ours.high, "difference": ours.mean - paper}
     row |= {"verdict": verdict.judged(level), "p": min(verdict.p), "needs": verdict.needs(level)}
-    looks = [str(draws) for draws in claim.added if draws <= ours.draws]
-    added = f"draws added after a look: {', '.join(looks)}" if len(looks) > 1 else claim.late
-    row |= {"added": added, "note": verdict.note, "source": claim.source, "notebook": claim.notebook}
+    row |= {"note": verdict.note, "source": claim.source, "notebook": claim.notebook}
     return row | {"records": " ".join(verdict.records)}

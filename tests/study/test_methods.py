@@ -26,6 +26,13 @@ def test_random_has_a_seed_a_draw_and_magnitudes_have_one_experiment_for_all():
     assert len({ONE.ask(TINY, "l2", draw).key for draw in range(3)}) == 1
 
 
+def test_a_draw_numbers_the_instructions_of_its_recovery_too():
+    tune = {"recovery": TINY.short_recovery}
+    asked = [ONE.ask(TINY, "l2", draw, **tune) for draw in (0, 7)]
+    assert [one.recovery.seed for one in asked] == [0, 7] and len({one.key for one in asked}) == 2
+    assert ONE.ask(TINY, "l2", 7).recovery is None and tune["recovery"].seed == 0
+
+
 def test_channel_and_dense_are_methods_too():
     channel = ONE.ask(TINY, "channel")
     assert (channel.method, channel.protect_first, channel.protect_last) == ("channel", 0, 0)

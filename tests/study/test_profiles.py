@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import yaml
 from notebook_functions import functions_of
@@ -19,6 +21,13 @@ def test_there_are_four_profiles_and_each_makes_experiments():
         assert asked[1].ratio == profile.ratio and asked[2].recovery == profile.recovery
         assert len({draw.seed for draw in profile.calibrations()}) == profile.draws >= 3
         assert profile.recovery.batch_size % profile.recovery.micro_batch_size == 0
+
+
+def test_draws_are_numbered_from_the_first_one_of_the_profile():
+    usual, later = load_profile("tiny"), replace(load_profile("tiny"), first_draw=100)
+    assert [*usual.draw_numbers()] == [0, 1, 2] and [*usual.draw_numbers(2, start=1)] == [1, 2]
+    assert [*later.draw_numbers(0)] == [100, 101, 102]  # 0: as many as in the profile
+    assert [one.seed for one in later.calibrations(2)] == [100, 101]
 
 
 def test_unknown_profile_is_told_which_there_are():
