@@ -150,9 +150,12 @@ def _paired_values(a: Group, b: Group, metric: MetricName, allow: Sequence[str] 
 def paired_draws(a: Group, b: Group) -> Pair:
     """Bring two groups into the same order of draws: by their seeds, else one after the other.
 
+    Of a recovered group and one that is not, the seeds of the samples count, not those of the instructions.
     One record stands beside every draw of the other group if it knows no draws (dense, L2, not recovered), or
     if all were calibrated alike, so that they differ in the draw of their instructions alone. Where one group
     needs no samples and the other's differ, their seeds number different things.
+
+    Raises:  ValueError: several recoveries of the same samples stand beside several cuts of them.
     """
     samples, drawless = {draw_of(record)[0] for record in (*a, *b)}, {*DATA_FREE} - {"random"}
     needing_none = [group for group in (a, b) if all(one.experiment.criterion in drawless for one in group)]
@@ -163,6 +166,8 @@ def paired_draws(a: Group, b: Group) -> Pair:
     by_draw = [{draw_of(one)[: 1 + trained]: one for one in group} for group in (a, b)]
     common = [draw for draw in by_draw[0] if draw in by_draw[1]]
     if common and not (needing_none and len(samples) > 1):
+        if any(len(found) < len(group) for found, group in zip(by_draw, (a, b), strict=True)):
+            raise ValueError("several records have the same draw, so they can't be paired; compare fewer")
         return [by_draw[0][draw] for draw in common], [by_draw[1][draw] for draw in common]
     n = min(len(a), len(b))
     return a[:n], b[:n]

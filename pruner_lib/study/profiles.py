@@ -120,7 +120,7 @@ class MethodStudy:
 
 @settings
 class RecoveryStudy:
-    """How far notebook 09 turns the recovery; from `batch_size` on, of all but the profile's own."""
+    """How far notebook 09 turns the recovery; `batch_size` to `warmup_steps` of all but the profile's own."""
 
     keep_at: Steps  # steps of the profile's recovery after which the model is measured on the way
     answer_at: Steps  # those of them after which it answers the questions too

@@ -84,6 +84,9 @@ def test_recovered_model_is_paired_with_the_model_that_was_cut_on_the_same_sampl
               for n in numbers]  # fmt: skip
     pair = paired_draws(healed, cut)
     assert [[one.experiment.calibration.seed for one in group] for group in pair] == [[3, 1], [3, 1]]
+    again = replace(healed[0].experiment, recovery=replace(RECOVERY, seed=9))
+    with pytest.raises(ValueError, match="several records have the same draw"):
+        paired_draws([*healed, replace(healed[0], experiment=again)], cut)
 
 
 def test_formats_are_compared_where_that_is_allowed():
