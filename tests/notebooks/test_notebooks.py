@@ -11,6 +11,7 @@ from pathlib import Path
 import forked
 import nbformat
 import pytest
+import yaml
 from counts import put_counts
 from in_process import NOTEBOOKS, execute
 from made_notebooks import WRITE, notebook
@@ -278,6 +279,18 @@ def test_notebook_and_its_solutions_run_in_the_tiny_profile(path, tiny, tmp_path
     kinds = {output.partition(".")[2] for output in manifest["outputs"] if output.startswith("figures/")}
     assert {"svg", "png", "csv"} <= kinds, "a figure is an SVG and a PNG beside its CSV"
     assert not list(Path.cwd().iterdir()), "something was written where we stood"
+
+
+@pytest.mark.slow
+@pytest.mark.notebook
+def test_quickstart_by_hand_reads_what_a_profile_draws(tmp_path, monkeypatch, capsys):
+    """As in `decide`, where samples and windows have seeds; the notebook compares with the record."""
+    drawn = {"like": "tiny", "calibration": {"seed": 3}, "evaluation": {"seed": 1}}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({"drawn": drawn}))
+    monkeypatch.setenv("PRUNER_LIB_PROFILES", str(tmp_path / "own.yaml"))
+    monkeypatch.setenv("PRUNER_LIB_RESULTS", str(tmp_path / "results"))
+    execute(FOLDER / "00_quickstart.ipynb", profile="drawn")
+    assert read_kept(manifest_path("00_quickstart", "drawn"))["status"] == "done"
 
 
 def papermill(tmp_path, path, *words):
