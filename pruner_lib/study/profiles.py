@@ -199,9 +199,9 @@ class Profile:
         first = self.first_draw + start
         return range(first, first + (draws or self.draws))
 
-    def calibrations(self, draws: int | None = None) -> list[Calibration]:
+    def calibrations(self, draws: int | None = None, start: int = 0) -> list[Calibration]:
         """Make the calibration draws of this profile; see `draw_numbers`."""
-        return [replace(self.calibration, seed=number) for number in self.draw_numbers(draws)]
+        return [replace(self.calibration, seed=number) for number in self.draw_numbers(draws, start)]
 
     @property
     def short_answers(self) -> Evaluation:

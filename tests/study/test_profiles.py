@@ -28,6 +28,7 @@ def test_draws_are_numbered_from_the_first_one_of_the_profile():
     assert [*usual.draw_numbers()] == [0, 1, 2] and [*usual.draw_numbers(2, start=1)] == [1, 2]
     assert [*later.draw_numbers(0)] == [100, 101, 102]  # 0: as many as in the profile
     assert [one.seed for one in later.calibrations(2)] == [100, 101]
+    assert [one.seed for one in later.calibrations(2, start=1)] == [101, 102]
     for name in profile_names():  # single ones begin there too
         profile = load_profile(name)
         alone = profile.recovery.seed, profile.short_recovery.seed, profile.calibration.seed or 0
