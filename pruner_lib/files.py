@@ -14,6 +14,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import is_dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -151,7 +152,12 @@ def _content_hash(path: Path, size: int, changed: int) -> str:
 
 
 def plain(data: Any) -> Any:
-    """Turn tuples into lists, and numbers that JSON can't hold into strings; `float()` reads these back."""
+    """Turn dataclasses into dictionaries, tuples into lists, and infinities into text, as JSON holds them.
+
+    `float()` reads infinities back.
+    """
+    if is_dataclass(data):
+        data = vars(data)
     if isinstance(data, dict):
         return {str(name): plain(value) for name, value in data.items()}
     if isinstance(data, (list, tuple)):

@@ -15,7 +15,7 @@ own number is computed from its tables by the claim's formula.
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
@@ -151,6 +151,7 @@ class Verdict:
     parts: Mapping[str, Interval]  # our numbers by name; empty if it was not measured
     note: str  # what was compared, or what is missing
     records: tuple[str, ...] = ()  # keys of the records that speak
+    without: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)  # task left out -> numbers
 
     @property
     def is_tested(self) -> bool:
@@ -175,6 +176,11 @@ class Verdict:
             return NOT_MEASURED
         against, inside = self.p
         return REPRODUCED if against <= level else NOT_REPRODUCED if inside <= level else CANT_TELL
+
+    def leans_on(self, level: float = LEVEL) -> dict[str, str]:
+        """Find the tasks without which the verdict would be another: task -> the other verdict."""
+        others = {task: replace(self, parts=parts).judged(level) for task, parts in self.without.items()}
+        return {task: verdict for task, verdict in others.items() if verdict != self.judged(level)}
 
     @property
     def deciding(self) -> tuple[str, Interval]:
@@ -219,13 +225,18 @@ class Verdict:
 
 
 def write_answer(
-    folder: Path, claim_id: str, numbers: Numbers, note: str = "", records: Iterable[Record] = ()
+    folder: Path,
+    claim_id: str,
+    numbers: Numbers,
+    note: str = "",
+    records: Iterable[Record] = (),
+    without: Mapping[str, Mapping[str, Interval]] | None = None,
 ) -> Verdict:
     """Hand over the numbers of a claim, as `<folder>/claims/<id>.json`; an older answer is replaced.
 
     Args:    folder: of a profile's results.    numbers: one, or several by name.    note: what was compared.
              records: those compared. Where a pruned model among them lost a share for which the claim is not
-             made, it counts as not measured.
+             made, it counts as not measured.    without: task -> the numbers if that task is left out.
     Raises:  KeyError: there is no such claim.    ValueError: a number that is none.
     """
     claim = {claim.id: claim for claim in claims()}[claim_id]
@@ -234,12 +245,11 @@ def write_answer(
     pruned = [record for record in records.values() if record.experiment.stage != "dense"]
     low, high = claim.removed
     if others := [share for one in pruned if not low <= (share := one.plan["sparsity"]) <= high]:
-        cut, parts, records = f"{others[0]:.1%} of the parameters were cut", {}, {}
+        cut, parts, records, without = f"{others[0]:.1%} of the parameters were cut", {}, {}, {}
         note = f"{cut}, but the claim is made for {low:.0%} to {high:.0%}"
-    verdict = Verdict(claim, parts, note, tuple(sorted(records)))
+    verdict = Verdict(claim, parts, note, tuple(sorted(records)), without or {})
     content = {"claim": claim_id, "note": note, "records": verdict.records}
-    numbers = {name: asdict(part) for name, part in parts.items()}
-    write_kept(answer_path(folder, claim_id), content | {"numbers": numbers})
+    write_kept(answer_path(folder, claim_id), content | {"numbers": parts, "without": verdict.without})
     return verdict
 
 
@@ -256,15 +266,21 @@ def read_answer(folder: Path, claim: Claim) -> Verdict:
     answer = read_kept(answer_path(folder, claim.id))
     if answer is None:
         return Verdict(claim, {}, f"no answer; run {claim.notebook}")
-    parts = {name: from_plain(Interval, part) for name, part in answer["numbers"].items()}
-    return Verdict(claim, parts, answer["note"], tuple(answer["records"]))
+    parts, without = _intervals(answer["numbers"]), answer.get("without", {})
+    without = {task: _intervals(numbers) for task, numbers in without.items()}
+    return Verdict(claim, parts, answer["note"], tuple(answer["records"]), without)
+
+
+def _intervals(numbers: Mapping[str, dict[str, float]]) -> dict[str, Interval]:
+    return {name: from_plain(Interval, number) for name, number in numbers.items()}
 
 
 def verdicts(folder: Path) -> pd.DataFrame:
     """Judge every claim by the answers below a profile's results, all together at `LEVEL` (Holm).
 
     Returns: a row a claim: `ours`, `low` and `high` of the number that decides (`part`), `paper` beside it,
-             the `verdict`, `p` of the test behind it, and what an open claim `needs`.
+             the `verdict`, `p` of the test behind it, what an open claim `needs`, and for each task `without`
+             which the verdict would differ, that one.
     Source:  Holm, A Simple Sequentially Rejective Multiple Test Procedure (1979).
     """
     answers = [read_answer(folder, claim) for claim in claims()]
@@ -285,5 +301,6 @@ def _row(verdict: Verdict, level: float) -> dict[str, object]:
     row |= {"holds_from": claim.holds[0], "holds_to": claim.holds[1], "paper": paper, "part": part}
     row |= {"ours": ours.mean, "low": ours.low, "high": ours.high, "difference": ours.mean - paper}
     row |= {"verdict": verdict.judged(level), "p": min(verdict.p), "needs": verdict.needs(level)}
+    row |= {"without": "; ".join(f"{task}: {other}" for task, other in verdict.leans_on(level).items())}
     row |= {"note": verdict.note, "source": claim.source, "notebook": claim.notebook}
     return row | {"records": " ".join(verdict.records)}

@@ -7,6 +7,7 @@ text, are compared item by item (`statistics`): what both find hard cancels. Not
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -98,9 +99,17 @@ def kept(a: Group, b: Group, metric: MetricName) -> Interval:
     Args:    metric: an accuracy or the probability of the right answer, of a task or the mean of the tasks.
     Raises:  as `ratio`.
     """
-    sides = [one if isinstance(one, dict) else {metric: one} for one in _paired_values(a, b, metric)]
-    above = [{task: one[task] - CHANCES[task.dataset] for task in one} for one in sides]
-    return paired_ratio(*above)
+    return paired_ratio(*(_less_chance(side, metric) for side in _paired_values(a, b, metric)))
+
+
+def above_chance(a: Group, _: Group, metric: MetricName) -> Interval:
+    """Estimate how far a's answers lie above guessing: an accuracy - chance, a measure for `parts`."""
+    return mean_interval(_less_chance(values_of(a, metric), metric))
+
+
+def _less_chance(values: Any, metric: MetricName) -> dict[MetricName, np.ndarray]:
+    by_task = values if isinstance(values, dict) else {metric: values}
+    return {task: by_task[task] - CHANCES[task.dataset] for task in by_task}
 
 
 def parts(
@@ -130,7 +139,29 @@ def parts(
 def named_parts(pairs: Mapping[str, Pair], kind: str = "perplexity", **how: Any) -> dict[str, Interval]:
     """Compare several pairs as one claim wants them, see `parts`: "name of the pair, text" -> the number."""
     each = {name: parts(*pair, kind, **how) for name, pair in pairs.items()}
-    return {f"{name}, {text}": number for name in each for text, number in each[name].items()}
+    return {", ".join(filter(None, (name, text))): each[name][text] for name in each for text in each[name]}
+
+
+def each_task_left_out(pairs: Mapping[str, Pair], kind: str, **how: Any) -> dict[str, dict[str, Interval]]:
+    """Compare again without each task in turn, since a mean of few tasks may rest on one of them.
+
+    Args:    as `named_parts`.
+    Returns: task -> the numbers that all others give; empty for perplexities and for a single task.
+    """
+    records = [record for pair in pairs.values() for group in pair for record in group]
+    of_kind = [name.dataset for name in metrics_of(records) if name.kind == kind]
+    tasks = [name for name in of_kind if name != "mean"] if kind != "perplexity" else []
+    return {task: named_parts(without(pairs, task), kind, **how) for task in tasks if len(tasks) > 1}
+
+
+def without(pairs: Mapping[str, Pair], task: str) -> dict[str, Pair]:
+    """Leave a task out of the records of pairs, so that their means are those of the other tasks."""
+
+    def others(record: Record) -> Record:
+        metrics = {name: metric for name, metric in record.metrics.items() if name.dataset != task}
+        return replace(record, metrics=metrics)
+
+    return {name: tuple([others(one) for one in group] for group in pair) for name, pair in pairs.items()}
 
 
 def difference(a: Group, b: Group, metric: MetricName, *, level: float = 0.95) -> Interval:

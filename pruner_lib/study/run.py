@@ -23,7 +23,7 @@ from pruner_lib.method.checks import require
 from pruner_lib.study import cluster
 from pruner_lib.study.cache import check_inputs, inputs_hash, recovery_key
 from pruner_lib.study.claims import Numbers, Verdict, answer_path, write_answer
-from pruner_lib.study.compare import Group, describe, parts
+from pruner_lib.study.compare import Pair, describe, each_task_left_out, named_parts
 from pruner_lib.study.records import Record, read_kept, read_record, record_path, write_kept, write_record
 from pruner_lib.study.results import git_revision, model_revision, now, results_root, versions
 from pruner_lib.study.settings import DATA_FREE, OWN_PASS, Experiment, settings_key
@@ -149,16 +149,21 @@ class Study(Stages):
         self.outputs.append(answer_path(self.place, claim))
         return verdict
 
-    def settle(self, claim: str, a: Group, b: Group, kind: str = "perplexity", **how: Any) -> Verdict | str:
-        """Compare two ways of pruning, and hand the numbers over as the answer to a claim.
+    def settle(
+        self, claim: str, pairs: Pair | Mapping[str, Pair], kind: str = "perplexity", **how: Any
+    ) -> Verdict | str:
+        """Compare ways of pruning in pairs, and hand the numbers over as the answer to a claim.
 
-        Args:    kind, how: see `compare.parts`.
-        Returns: the verdict; where one of the two was not measured, a sentence that says so.
+        Args:    pairs: one, or several by name.    kind, how: see `compare.parts`.
+        Returns: the verdict; where nothing was measured of both sides, a sentence that says so.
         """
-        numbers = parts(a, b, kind, **how)
+        named = pairs if isinstance(pairs, Mapping) else {"": pairs}
+        numbers = named_parts(named, kind, **how)
         if not numbers:
             return f"{claim}: not measured in this profile"
-        return self.answer(claim, numbers, note=describe(numbers, a, b), records=[*a, *b])
+        groups = [group for pair in named.values() for group in pair]
+        records, without = list(chain(*groups)), each_task_left_out(named, kind, **how)
+        return self.answer(claim, numbers, note=describe(numbers, *groups), records=records, without=without)
 
     def _existing(self, experiment: Experiment) -> Record | None:
         path = record_path(self.folder, experiment.key)

@@ -8,10 +8,11 @@ from dataclasses import replace
 import pytest
 from made_records import RECOVERY, dense, draws, record, short
 
-from pruner_lib.study.claims import REPRODUCED, answer_path
+from pruner_lib.study.claims import CANT_TELL, REPRODUCED, answer_path, verdicts
 from pruner_lib.study.compare import (
     describe,
     difference,
+    each_task_left_out,
     interval,
     kept,
     metric_names,
@@ -20,6 +21,7 @@ from pruner_lib.study.compare import (
     parts,
     ratio,
     values_of,
+    without,
 )
 from pruner_lib.study.records import MEAN, MetricName
 
@@ -123,13 +125,45 @@ def test_parts_of_a_claim_are_every_text_or_the_mean_of_the_tasks():
 
 def test_study_settles_a_claim_or_says_that_it_was_not_measured(study):
     one, other = draws(3.0), draws(3.4, criterion="vector")
-    verdict = study.settle("element beats vector", one, other)
+    verdict = study.settle("element beats vector", (one, other))
     assert verdict.parts == parts(one, other) and verdict.judged() == REPRODUCED
     assert study.outputs == [answer_path(study.folder, "element beats vector")]
-    assert study.settle("sum answers", one, other, "bits_per_byte") == (
-        "sum answers: not measured in this profile"
-    )
+    said = study.settle("sum answers", {"max": (one, other), "prod": ([], other)}, "bits_per_byte")
+    assert said == "sum answers: not measured in this profile"
     assert not answer_path(study.folder, "sum answers").exists()
+
+
+def test_mean_is_computed_again_without_each_task():
+    one, other = draws(accuracy=0.5), draws(accuracy=0.7)
+    left_out = each_task_left_out({"there": (one, other)}, "accuracy")
+    assert left_out == {
+        "piqa": {"there, mean": kept(one, other, BOOLQ)},
+        "boolq": {"there, mean": kept(one, other, PIQA)},
+    }
+    assert not each_task_left_out({"": (one, other)}, "perplexity")
+    alone = without({"": (one, other)}, "boolq")
+    assert not each_task_left_out(alone, "accuracy"), "nothing would be left"
+    assert named_parts(alone) == named_parts({"": (one, other)}), "texts stay"
+
+
+def test_verdict_names_the_task_that_carries_it(study):
+    """One task answers clearly better; without it nothing can be told."""
+    helped, usual = draws(accuracy=0.5), draws(accuracy=0.5)
+    better = [helpful(one) for one in helped]
+    how = {"kind": "accuracy", "measure": difference}
+    verdict = study.settle("recovery raises accuracy", (better, usual), **how)
+    assert verdict.judged() == REPRODUCED and verdict.leans_on() == {"piqa": CANT_TELL}
+    [row] = verdicts(study.folder).query("claim == 'recovery raises accuracy'").to_dict("records")
+    assert row["without"] == f"piqa: {CANT_TELL}" and row["verdict"] == REPRODUCED
+    assert study.settle("recovery raises accuracy", (draws(accuracy=0.9), usual), **how).leans_on() == {}
+
+
+def helpful(one):
+    """Turn most wrong answers to PIQA into right ones; of BoolQ, other ones are right, as many as before."""
+    piqa, boolq = one.metrics[PIQA], one.metrics[BOOLQ]
+    values = [max(value, float(place % 8 > 0)) for place, value in enumerate(piqa.values)]
+    changed = {PIQA: replace(piqa, values=tuple(values)), BOOLQ: replace(boolq, values=boolq.values[::-1])}
+    return replace(one, metrics=one.metrics | changed)
 
 
 def test_what_was_measured_otherwise_is_refused():
