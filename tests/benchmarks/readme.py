@@ -72,11 +72,13 @@ def _verdicts(root: Path) -> tuple[str, pd.DataFrame]:
     ours, low, high, paper = (rows[name].map(_number) for name in missing)
     part = rows.part.map(lambda name: f" ({name})" if name else "")
     needs = rows.needs.map(lambda what: f"; needs {what}" if what else "")
+    tasks = rows.without.map(lambda said: ", ".join(one.split(":")[0] for one in said.split("; ")))
+    needs += tasks.map(lambda names: f"; another without one of {names}" if names else "")
     cells = [rows.sentence, rows.rule, paper.replace("nan", NO_NUMBER)]
     cells += [ours + " [" + low + ", " + high + "]" + part]
     cells += [rows.verdict.str.removesuffix(" at this sample size") + needs, rows.notebook.map(_notebook)]
     shown = pd.concat(cells, axis=1, keys=COLUMNS)
-    return file, shown.assign(id=rows.claim, answer=rows.verdict)
+    return file, shown.assign(id=rows.claim, answer=rows.verdict, tasks=tasks)
 
 
 def _counts(file: str, shown: pd.DataFrame) -> str:
@@ -85,10 +87,12 @@ def _counts(file: str, shown: pd.DataFrame) -> str:
 
 
 def _in_words(rows: pd.DataFrame) -> str:
-    return "\n".join(
-        f"- *{claim}* Wanted {rule}; ours {numbers}{'' if paper == NO_NUMBER else f'; paper: {paper}'}."
-        for claim, rule, paper, numbers in rows[COLUMNS[:4]].to_numpy()
-    )
+    lines = []
+    for claim, rule, paper, numbers, tasks in rows[[*COLUMNS[:4], "tasks"]].to_numpy():
+        beside = "" if paper == NO_NUMBER else f"; paper: {paper}"
+        other = f" Without one of {tasks} the verdict would be another." if tasks else ""
+        lines.append(f"- *{claim}* Wanted {rule}; ours {numbers}{beside}.{other}")
+    return "\n".join(lines)
 
 
 def _cost(folder: Path) -> str:

@@ -7,13 +7,13 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from made_records import draws, record
 
-from pruner_lib.evaluation.tasks import CHANCES
-from pruner_lib.study.claims import claims, read_answer, verdicts, write_answer
-from pruner_lib.study.compare import difference, group_of, kept, ratio
-from pruner_lib.study.records import MEAN, MetricName, read_record, write_record
+from pruner_lib.study.claims import claims, verdicts, write_answer
+from pruner_lib.study.compare import ratio
+from pruner_lib.study.records import MetricName, write_record
 from pruner_lib.study.results import Results
 from pruner_lib.study.statistics import Interval
 from tests.benchmarks.readme import (
@@ -71,32 +71,16 @@ def test_report_in_the_form_of_the_challenge_is_that_of_the_published_results(pu
     assert len(REPORT.split()) < 1800, "more than a report of a few pages"
 
 
-def accuracies(claim_id, *left_out):
-    """Read the records of a claim in `decide`, without the answers to some tasks: dense, cut by method."""
-    folder = ROOT / "results" / "decide"
-    answer = read_answer(folder, next(one for one in claims() if one.id == claim_id))
-    read = [read_record(folder / "records" / f"{key}.json") for key in answer.records]
-    left = [{k: v for k, v in one.metrics.items() if k.dataset not in left_out} for one in read]
-    named = [replace(one, metrics=metrics) for one, metrics in zip(read, left, strict=True)]
-    stages = {one.experiment.stage for one in named} - {"pruned"}
-    return {
-        (stage, criterion): group_of(
-            [one for one in named if one.experiment.criterion == criterion], MEAN, stage
-        )
-        for stage in stages
-        for criterion in {one.experiment.criterion for one in named}
-    }
-
-
-@pytest.mark.slow
-def test_front_page_says_what_boolq_does_to_the_means():
-    layers, tuned = (accuracies(name, "boolq") for name in ("width beats depth recovered", "keeps abilities"))
-    lead = difference(layers["recovered", "element1"], layers["recovered", "alternate"], MEAN)
-    sides = tuned["recovered", "element2"], tuned["dense", "none"]
-    [whole] = {one.accuracy["boolq"] for one in accuracies("keeps abilities")["dense", "none"]}
-    said = f"by {lead.show(1, 100)} points (open), and {kept(*sides, MEAN).mean:.2f} of the ability"
-    assert said in README and f"right in {whole:.1%}".replace("%", " %") in README
-    assert whole < CHANCES["boolq"]
+def test_front_page_and_report_name_the_tasks_that_carry_a_verdict():
+    rows = pd.read_csv(ROOT / "results" / "decide" / "tables" / "12_verdicts.csv", keep_default_na=False)
+    carried = rows[rows.without != ""]
+    assert len(carried)
+    for row in carried.itertuples():
+        tasks = ", ".join(one.partition(":")[0] for one in row.without.split("; "))
+        [line] = [line for line in README.splitlines() if line.startswith(f"| {row.sentence} |")]
+        assert f"another without one of {tasks} |" in line
+        [line] = [line for line in REPORT.splitlines() if line.startswith(f"- *{row.sentence}*")]
+        assert line.endswith(f"Without one of {tasks} the verdict would be another.")
 
 
 def test_cost_adds_up_the_records_of_each_machine(tmp_path):
