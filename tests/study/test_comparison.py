@@ -64,7 +64,7 @@ def test_mean_of_the_tasks_counts_each_task_alike():
 def test_published_numbers_agree_within_two_standard_errors_and_no_further():
     known = [("SmolLM2 card", "SmolLM2-135M-Instruct")]  # arc 37.3 %, hellaswag 40.9 %, piqa 66.3 %
     half = accuracy([1, 0] * 8)
-    ours = [record({ARC_EASY: half, ARC_CHALLENGE: half}), record({PIQA: accuracy([1] + [0] * 15)})]
+    ours = [record({ARC_EASY: half, ARC_CHALLENGE: half, PIQA: accuracy([1] + [0] * 15)})]
     frame = beside_published(ours, known).set_index("dataset")
     assert list(frame.index) == ["arc", "piqa"] and frame.agrees.tolist() == [True, False]
     assert frame.stderr["arc"] == pytest.approx(half.stderr / math.sqrt(2)) and frame.n["arc"] == 32
