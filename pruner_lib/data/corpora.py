@@ -222,18 +222,19 @@ def _tiny_instructions() -> list[dict[str, str]]:
 INSTRUCTIONS = {"instructlab": _instructlab, "alpaca": _alpaca, "tiny": _tiny_instructions}
 
 
-def read_requests(task: str, path: Path) -> list[dict[str, Any]]:
-    """Turn scored requests (one line a choice, prompts ready-made) back into rows with the hub's columns.
+def read_questions(task: str, path: Path) -> list[dict[str, Any]]:
+    """Read questions with the hub's columns, or turn scored requests (a line a choice) back into them.
 
     BoolQ needs this too: `google/boolq` lacks the passages' titles, SuperGLUE and the requests have them.
 
-    Args:    task: boolq, arc_easy, arc_challenge or openbookqa.    path: `requests.jsonl.gz`.
+    Args:    task: of requests boolq, arc_easy, arc_challenge or openbookqa.    path: a .jsonl file of rows,
+             or `requests.jsonl.gz`, whose prompts are ready-made.
     Returns: one row a question, in the order of the split.
     """
-    documents = {}
-    for request in _json_lines(path):
-        if request["doc_id"] < UNCONDITIONAL:
-            documents.setdefault(request["doc_id"], request["doc"])
+    rows = _json_lines(path)
+    if path.suffix != ".gz":
+        return rows
+    documents = {row["doc_id"]: row["doc"] for row in rows if row["doc_id"] < UNCONDITIONAL}
     return [_question(task, documents[number]) for number in sorted(documents)]
 
 
