@@ -20,31 +20,30 @@ SPECIAL = {
 
 
 class ChatGLMTokenizer(PreTrainedTokenizer):
-    """Turns text into ids of the sentencepiece model, each `num_image_tokens` higher.
+    """Turns text into ids of the sentencepiece model.
 
-    Args:   num_image_tokens: ids before those of text, for which no text stands; 0 in the current checkpoint.
-    Raises: ValueError: the sentencepiece model has no special tokens (that of the first revisions).
+    Raises: ValueError: the sentencepiece model is that of the first revisions, which has no special tokens
+        and whose ids of text begin behind those of images.
     """
 
     vocab_files_names = {"vocab_file": "ice_text.model"}
     model_input_names = ["input_ids", "attention_mask"]
     _auto_class = "AutoTokenizer"  # saved with this file beside it, for who has transformers alone
 
-    def __init__(self, vocab_file: str, num_image_tokens: int = 20000, **kwargs):
-        self.vocab_file, self.num_image_tokens = str(vocab_file), num_image_tokens
+    def __init__(self, vocab_file: str, **kwargs):
+        self.vocab_file = str(vocab_file)
         self.sp_model = sentencepiece.SentencePieceProcessor(model_file=self.vocab_file)
         kwargs = SPECIAL | {"padding_side": "left"} | kwargs
         needed = [str(kwargs[f"{name}_token"]) for name in ("bos", "eos", "mask", "gmask", "pad")]
         pieces = self.sp_model.id_to_piece(self.sp_model.piece_to_id(needed))
         if absent := [token for token, piece in zip(needed, pieces, strict=True) if token != piece]:
-            wanted = "ice_text.model of the current revision of THUDM/chatglm-6b"
-            wanted += ", whose config.json has vocab_size 130528"
+            wanted = "ice_text.model of the current revision of THUDM/chatglm-6b, of vocab_size 130528"
             raise ValueError(f"{vocab_file} has no {', '.join(absent)}; wanted {wanted}")
-        super().__init__(num_image_tokens=num_image_tokens, **kwargs)
+        super().__init__(**kwargs)
 
     @property
     def vocab_size(self) -> int:
-        return self.num_image_tokens + self.sp_model.get_piece_size()
+        return self.sp_model.get_piece_size()
 
     @property
     def prompt_end_ids(self) -> list[int]:
@@ -77,12 +76,8 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         return self.sp_model.encode(text, out_type=str)
 
     def _convert_token_to_id(self, token: str) -> int:
-        image = re.fullmatch(r"<image_(\d+)>", token)
-        return int(image[1]) if image else self.num_image_tokens + self.sp_model.piece_to_id(token)
+        return self.sp_model.piece_to_id(token)
 
     def _convert_id_to_token(self, index: int) -> str:
-        if index < self.num_image_tokens:
-            return f"<image_{index}>"
         # the model's vocabulary is rounded up: its last ids have no piece, but can be drawn
-        is_piece = index < self.vocab_size
-        return self.sp_model.id_to_piece(index - self.num_image_tokens) if is_piece else "<unk>"
+        return self.sp_model.id_to_piece(index) if index < self.vocab_size else "<unk>"

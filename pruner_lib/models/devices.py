@@ -48,8 +48,7 @@ def in_place(model: nn.Module) -> Iterator[nn.Module]:
     if "disk" in places.values():
         names = [name for name, place in places.items() if place == "disk"]
         parts = f"{len(names)} parts of the model, such as {names[0]!r}, are on disk"
-        advice = "load it with a device_map over GPUs and CPU memory alone"
-        raise ValueError(f"{parts} and can't be scored or cut there; {advice}")
+        raise ValueError(f"{parts}, where nothing is computed; load it over GPUs and CPU memory alone")
     remove_hook_from_submodules(model)  # gives the weights back, without a copy
     model.tie_weights()
     dispatch_model(model, places, main_device="cpu", force_hooks=True)
