@@ -24,12 +24,10 @@ def find_device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        kind = torch.device(str(name)).type
-        is_here = torch.cuda.is_available() if kind == "cuda" else torch.empty(0, device=name) is not None
-    except (RuntimeError, NotImplementedError):  # no name of a device, or none of that name
-        is_here = False
-    if not is_here:
-        raise ValueError(f"device came as {name!r}, wanted auto, cpu or, where there is CUDA, cuda or cuda:1")
+        torch.empty(0, device=torch.device(str(name)))
+    except (RuntimeError, NotImplementedError, AssertionError):  # no name of a device, or none of that name
+        wanted = "auto, cpu or, where there is CUDA, cuda or cuda:1"
+        raise ValueError(f"device came as {name!r}, wanted {wanted}") from None
     return name
 
 
