@@ -6,11 +6,8 @@ travels beside the weights of a saved model, so it needs transformers and senten
 """
 
 import re
-import shutil
-from pathlib import Path
 
-import sentencepiece
-from transformers import PreTrainedTokenizer
+from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
 LONGEST_BLANK = 80  # spaces that one token stands for
 SPECIAL = {
@@ -19,7 +16,7 @@ SPECIAL = {
 }  # fmt: skip
 
 
-class ChatGLMTokenizer(PreTrainedTokenizer):
+class ChatGLMTokenizer(SentencePieceBackend):
     """Turns text into ids of the sentencepiece model.
 
     Raises: ValueError: the sentencepiece model is that of the first revisions, which has no special tokens
@@ -31,27 +28,17 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
     _auto_class = "AutoTokenizer"  # saved with this file beside it, for who has transformers alone
 
     def __init__(self, vocab_file: str, **kwargs):
-        self.vocab_file = str(vocab_file)
-        self.sp_model = sentencepiece.SentencePieceProcessor(model_file=self.vocab_file)
-        kwargs = SPECIAL | {"padding_side": "left"} | kwargs
-        needed = [str(kwargs[f"{name}_token"]) for name in ("bos", "eos", "mask", "gmask", "pad")]
+        super().__init__(vocab_file=str(vocab_file), **SPECIAL | {"padding_side": "left"} | kwargs)
+        needed = [self.bos_token, self.eos_token, self.mask_token, self.gmask_token, self.pad_token]
         pieces = self.sp_model.id_to_piece(self.sp_model.piece_to_id(needed))
         if absent := [token for token, piece in zip(needed, pieces, strict=True) if token != piece]:
             wanted = "ice_text.model of the current revision of THUDM/chatglm-6b, of vocab_size 130528"
             raise ValueError(f"{vocab_file} has no {', '.join(absent)}; wanted {wanted}")
-        super().__init__(**kwargs)
-
-    @property
-    def vocab_size(self) -> int:
-        return self.sp_model.get_piece_size()
 
     @property
     def prompt_end_ids(self) -> list[int]:
         """The ids of "[gMASK] <sop>", which end a prompt."""
         return self.convert_tokens_to_ids([self.gmask_token, self.bos_token])
-
-    def get_vocab(self) -> dict[str, int]:
-        return {self._convert_id_to_token(i): i for i in range(self.vocab_size)} | self.added_tokens_encoder
 
     def build_inputs_with_special_tokens(self, token_ids_0: list[int], token_ids_1=None) -> list[int]:
         """Give `prompt [gMASK] <sop>`, and for a pair `prompt [gMASK] <sop> answer <eop>`."""
@@ -63,21 +50,11 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         text = text.replace("<n>", "\n").replace("<|tab|>", "\t")
         return re.sub(r"<\|blank_(\d+)\|>", lambda found: " " * int(found[1]), text)
 
-    def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str]:
-        prefix = f"{filename_prefix}-" if filename_prefix else ""
-        target = Path(save_directory) / f"{prefix}{self.vocab_files_names['vocab_file']}"
-        if target.resolve() != Path(self.vocab_file).resolve():
-            shutil.copyfile(self.vocab_file, target)
-        return (str(target),)
-
     def _tokenize(self, text: str, **kwargs) -> list[str]:
         text = text.replace("\n", "<n>").replace("\t", "<|tab|>")
         text = re.sub(f" {{2,{LONGEST_BLANK}}}", lambda found: f"<|blank_{len(found[0])}|>", text)
-        return self.sp_model.encode(text, out_type=str)
-
-    def _convert_token_to_id(self, token: str) -> int:
-        return self.sp_model.piece_to_id(token)
+        return super()._tokenize(text)
 
     def _convert_id_to_token(self, index: int) -> str:
         # the model's vocabulary is rounded up: its last ids have no piece, but can be drawn
-        return self.sp_model.id_to_piece(index) if index < self.vocab_size else "<unk>"
+        return super()._convert_id_to_token(index) if index < self.vocab_size else "<unk>"
