@@ -231,25 +231,16 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
         loss = None if labels is None else self.loss_function(logits, labels, size, **kwargs)
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=out.past_key_values)
 
-    def prepare_inputs_for_generation(
-        self, input_ids: Tensor, next_sequence_length: int | None = None, attention_mask=None, **kwargs
-    ) -> dict:
+    def prepare_inputs_for_generation(self, input_ids: Tensor, attention_mask=None, **kwargs) -> dict:
         """Choose what one step of generation reads; positions follow from the whole text so far."""
         if lacks_gap(input_ids, self.config).any():
             wanted = "[gMASK] or [MASK], and <sop> behind it; take the ids that the tokenizer gives"
             raise ValueError(f"a prompt to go on from has {wanted}")
-        n = next_sequence_length or input_ids.shape[1]
         padding = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if padding.ndim != 2:
             raise ValueError(f"attention_mask came with shape {tuple(padding.shape)}, wanted (batch, tokens)")
-        return {
-            "input_ids": input_ids[:, -n:],
-            "attention_mask": padding,
-            "position_ids": two_positions(input_ids, padding, self.config)[..., -n:],
-            "past_key_values": kwargs.get("past_key_values"),
-            "use_cache": kwargs.get("use_cache"),
-            "logits_to_keep": kwargs.get("logits_to_keep") or 0,
-        }
+        kwargs["position_ids"] = two_positions(input_ids, padding, self.config)  # the last ones are kept
+        return super().prepare_inputs_for_generation(input_ids, attention_mask=padding, **kwargs)
 
 
 def tie_equal_(model: ChatGLMForConditionalGeneration) -> ChatGLMForConditionalGeneration:
