@@ -1,8 +1,7 @@
 """Where a model lies: its device, and a spread model held in place to be scored and cut.
 
 A model lies on one device, or is spread by accelerate over several GPUs and CPU memory. Spread, it is
-evaluated as it is: what lies in CPU memory is brought to a GPU for its part of the forward pass; `in_place`
-is for scoring and cutting: there each weight is used where it lies.
+evaluated as it is: what lies in CPU memory is brought to a GPU for its part of the forward pass.
 """
 
 from collections.abc import Iterator

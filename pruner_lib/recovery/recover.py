@@ -124,8 +124,7 @@ def recover(
             done = run.has(last)
             if not done:
                 check_training_memory(adapted, settings, encoded)
-                recompute = settings.gradient_checkpointing
-                train(adapted, run, arguments, recompute=recompute, pad=pad, callbacks=callbacks)
+                train(adapted, run, arguments, settings.gradient_checkpointing, pad, callbacks)
             if done or last != steps:
                 adapted.load_adapter(str(run.place(last)), "default", is_trainable=True)
             result = adapted.merge_and_unload() if merge else adapted
