@@ -31,9 +31,11 @@ class ChatGLMTokenizer(SentencePieceBackend):
         super().__init__(vocab_file=str(vocab_file), **SPECIAL | {"padding_side": "left"} | kwargs)
         needed = [self.bos_token, self.eos_token, self.mask_token, self.gmask_token, self.pad_token]
         pieces = self.sp_model.id_to_piece(self.sp_model.piece_to_id(needed))
-        if absent := [token for token, piece in zip(needed, pieces, strict=True) if token != piece]:
+        absent = [token for token, piece in zip(needed, pieces, strict=True) if token != piece]
+        if absent or kwargs.get("num_image_tokens"):
             wanted = "ice_text.model of the current revision of THUDM/chatglm-6b, of vocab_size 130528"
-            raise ValueError(f"{vocab_file} has no {', '.join(absent)}; wanted {wanted}")
+            came = f"has no {', '.join(absent)}" if absent else "stands behind ids of images"
+            raise ValueError(f"{vocab_file} {came}; wanted {wanted}")
 
     @property
     def prompt_end_ids(self) -> list[int]:
