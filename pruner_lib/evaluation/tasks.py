@@ -1,25 +1,23 @@
 """Which questions are asked: the paper's seven tasks over local data, any other as lm-eval defines it.
 
-Prompts and metrics are lm-eval's own; here its task files are pointed at local data, where there is some, and
-questions are drawn. `zero_shot` asks them.
+Prompts and metrics are lm-eval's own, over local data where there are some; here questions are drawn.
+`zero_shot` asks them.
 """
 
 import copy
-import json
 import logging
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from pruner_lib.data.assets import fetch
-from pruner_lib.data.corpora import local_questions, read_requests
+from pruner_lib.data.corpora import local_questions, read_questions
 from pruner_lib.files import content_hash
 
 CHOOSING = ("multiple_choice", "loglikelihood")  # kinds of tasks whose right answer is one of their texts
@@ -67,32 +65,6 @@ def find_data(task: str) -> Path | None:
     return next((path for path in files if path.suffix in (".arrow", ".gz")), None)
 
 
-def write_definition(task: str, data: Path | None, folder: Path) -> Path:
-    """Write a task file that is lm-eval's own but for where its data come from.
-
-    Args:    task: one of TASKS.    data: its questions, None for the hub.    folder: where to write.
-    Returns: the YAML file; lm-eval's command line takes it too while `folder` and `data` exist.
-    """
-    import lm_eval.tasks
-
-    spec = TASKS[task]
-    base = Path(lm_eval.tasks.__file__).parent / f"{spec.definition}.yaml"
-    settings: dict[str, Any] = {"include": str(base), "task": task}
-    if data is not None:
-        if data.suffix == ".gz":
-            lines = [json.dumps(row) + "\n" for row in read_requests(task, data)]
-            data = folder / f"{task}.jsonl"
-            data.write_text("".join(lines), encoding="utf-8")
-        kind = "arrow" if data.suffix == ".arrow" else "json"
-        files = {"data_files": {spec.split: str(data)}, "cache_dir": str(folder / "cache")}
-        settings |= {"dataset_path": kind, "dataset_name": None, "dataset_kwargs": files}
-        settings |= {f"{split}_split": None for split in ("training", "validation", "test")}
-        settings[f"{spec.split}_split"] = spec.split
-    path = folder / f"{task}.yaml"
-    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
-    return path
-
-
 def load_tasks(name: str | Path) -> dict[str, Any]:
     """Load lm-eval's tasks by one of its names or the path of a YAML file; a group or a tag is several.
 
@@ -129,25 +101,32 @@ def all_tasks() -> Any:
 
 @lru_cache(maxsize=64)
 def load_task(task: str, data: Path | None, content: str | None) -> Any:
-    """Load one of the seven over the questions in `data`; once a process, for many models answer the same.
+    """Load one of the seven as lm-eval defines it; once a process, for many models answer the same questions.
 
-    Args:    content: the hash of `data`, by which it is known again.
+    Args:    data: the file of its questions, None for the hub.    content: the hash of `data`, by which it is
+             known again.
     """
+    from datasets import Dataset
     from datasets.exceptions import DatasetsError
-    from lm_eval.tasks import TaskManager
+    from lm_eval.api.task import ConfigurableTask
+    from lm_eval.tasks._yaml_loader import load_yaml
 
-    scratch = tempfile.TemporaryDirectory(prefix="pruner_lib-")
+    spec = TASKS[task]
+    settings = load_yaml(files("lm_eval") / f"tasks/{spec.definition}.yaml") | {"task": task}
     try:
-        definition = str(write_definition(task, data, Path(scratch.name)))
-        loaded = TaskManager(include_defaults=False).load(definition)["tasks"][task]
-    except (OSError, ValueError, KeyError, DatasetsError) as error:
+        if data is not None:
+            is_arrow = data.suffix == ".arrow"
+            rows = Dataset.from_file(str(data)) if is_arrow else Dataset.from_list(read_questions(task, data))
+            settings |= {"custom_dataset": lambda **_: {spec.split: rows}}
+            settings |= {f"{split}_split": None for split in ("training", "validation", "test")}
+            settings[f"{spec.split}_split"] = spec.split
+        return ConfigurableTask(config=settings)
+    except (OSError, ValueError, TypeError, LookupError, DatasetsError) as error:
         if data is not None:
             raise ValueError(f"{data} holds no questions of {task} ({error!r}); mend or delete it") from error
         said = f"no tasks/{task}.jsonl in PRUNER_LIB_DATA, none in asset 'tasks', and the hub gave {error!r}"
         advice = "run `python -m pruner_lib.data.assets` with a network"
         raise ValueError(f"no questions for {task}: {said}; {advice}") from error
-    loaded.scratch = scratch  # its files are there as long as the task is
-    return loaded
 
 
 def prepare(name: str, task: Any, limit: int | None, seed: int | None, num_fewshot: int | None) -> Any:

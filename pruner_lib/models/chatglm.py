@@ -63,13 +63,11 @@ class ChatGLMConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         refused = {key: kwargs[key] for key in LATER_KEYS if key in kwargs}
         refused |= {key: kwargs[key] for key in ("pre_seq_len", "quantization_bit") if kwargs.get(key)}
-        if not self.position_encoding_2d:
-            refused["position_encoding_2d"] = False
+        refused |= {} if self.position_encoding_2d else {"position_encoding_2d": False}
         if refused:
             came = ", ".join(f"{key}={value}" for key, value in refused.items())
-            wanted = "ChatGLM-6B as it was released, in floating point: its later versions"
-            other = "or one that is quantised or tuned by a prefix, are other architectures"
-            raise ValueError(f"the config has {came}; wanted {wanted}, {other}")
+            wanted = "ChatGLM-6B as it was released, in floating point: no later version, no trained prefix"
+            raise ValueError(f"the config has {came}; wanted {wanted}")
         super().__post_init__(**kwargs)
 
 
@@ -82,9 +80,8 @@ class ChatGLMAttention(nn.Module):
         self.num_attention_heads = config.num_attention_heads
         self.head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
         if self.head_dim < 4 or self.head_dim % 4:
-            wanted = "a multiple of four: each position turns pairs of them in its half"
-            advice = "change hidden_size or num_attention_heads, or set head_dim"
-            raise ValueError(f"a head has {self.head_dim} channels, wanted {wanted}; {advice}")
+            wanted = "a multiple of four: two positions turn pairs of them; change heads or head_dim"
+            raise ValueError(f"a head has {self.head_dim} channels, wanted {wanted}")
         width = self.num_attention_heads * self.head_dim
         self.query_key_value = nn.Linear(config.hidden_size, 3 * width)
         self.dense = nn.Linear(width, config.hidden_size)
@@ -194,9 +191,8 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         if not plain.any():
             return input_ids, padding
         if (plain & (input_ids == self.config.bos_token_id).any(-1, keepdim=True)).any():
-            advice = "take the ids that the tokenizer gives, and no special tokens in plain text"
             found = "a row has <sop>, but no [gMASK] or [MASK] for the place that is filled in"
-            raise ValueError(f"{found}; {advice}")
+            raise ValueError(f"{found}; take the ids that the tokenizer gives, or plain text alone")
         opening = input_ids.new_tensor([[self.config.gmask_token_id, self.config.bos_token_id]])
         opening = torch.where(plain, opening, self.config.pad_token_id or 0)
         return torch.cat([opening, input_ids], 1), torch.cat([plain.expand(-1, 2).to(padding), padding], 1)
@@ -235,25 +231,16 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
         loss = None if labels is None else self.loss_function(logits, labels, size, **kwargs)
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=out.past_key_values)
 
-    def prepare_inputs_for_generation(
-        self, input_ids: Tensor, next_sequence_length: int | None = None, attention_mask=None, **kwargs
-    ) -> dict:
+    def prepare_inputs_for_generation(self, input_ids: Tensor, attention_mask=None, **kwargs) -> dict:
         """Choose what one step of generation reads; positions follow from the whole text so far."""
         if lacks_gap(input_ids, self.config).any():
-            advice = "take the ids that the tokenizer gives with its special tokens"
-            raise ValueError(f"a prompt to go on from has [gMASK] or [MASK], and <sop> behind it; {advice}")
-        n = next_sequence_length or input_ids.shape[1]
+            wanted = "[gMASK] or [MASK], and <sop> behind it; take the ids that the tokenizer gives"
+            raise ValueError(f"a prompt to go on from has {wanted}")
         padding = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if padding.ndim != 2:
             raise ValueError(f"attention_mask came with shape {tuple(padding.shape)}, wanted (batch, tokens)")
-        return {
-            "input_ids": input_ids[:, -n:],
-            "attention_mask": padding,
-            "position_ids": two_positions(input_ids, padding, self.config)[..., -n:],
-            "past_key_values": kwargs.get("past_key_values"),
-            "use_cache": kwargs.get("use_cache"),
-            "logits_to_keep": kwargs.get("logits_to_keep") or 0,
-        }
+        kwargs["position_ids"] = two_positions(input_ids, padding, self.config)  # the last ones are kept
+        return super().prepare_inputs_for_generation(input_ids, attention_mask=padding, **kwargs)
 
 
 def tie_equal_(model: ChatGLMForConditionalGeneration) -> ChatGLMForConditionalGeneration:

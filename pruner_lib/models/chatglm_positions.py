@@ -33,9 +33,9 @@ def hidden_from(input_ids: Tensor, attention_mask: Tensor, past: int, config: Pr
     """
     n = input_ids.shape[1]
     place = torch.arange(past + n, device=input_ids.device)
-    later = place > place[past:, None]  # (tokens, past + tokens)
-    filled = (input_ids == config.bos_token_id).cumsum(-1) > 0 if past == 0 else None
-    later = later[None] if filled is None else later & filled[:, None]
+    later = (place > place[past:, None])[None]  # (1, tokens, past + tokens)
+    if past == 0:
+        later = later & ((input_ids == config.bos_token_id).cumsum(-1) > 0)[:, None]  # from <sop> on
     return (later | (attention_mask == 0)[:, None])[:, None]
 
 
@@ -61,11 +61,11 @@ def turned(x: Tensor, positions: Tensor) -> Tensor:
 
 def check_forms(attention_mask: Tensor | None, position_ids: Tensor | None, past: int) -> None:
     """Refuse masks and positions of another form than `ChatGLMModel.forward` takes."""
-    mask, places = (None if given is None else tuple(given.shape) for given in (attention_mask, position_ids))
-    if mask is not None and len(mask) not in (2, 4):
+    if attention_mask is not None and attention_mask.ndim not in (2, 4):
         wanted = "(batch, tokens) or (batch, 1, tokens, tokens)"
-        raise ValueError(f"attention_mask came with shape {mask}, wanted {wanted}")
-    if places is not None and (len(places) != 3 or places[1] != 2):
-        raise ValueError(f"position_ids came with shape {places}, wanted (batch, 2, tokens)")
-    if past and places is None:
+        raise ValueError(f"attention_mask came with shape {tuple(attention_mask.shape)}, wanted {wanted}")
+    if position_ids is not None and position_ids.shape[1:-1] != (2,):
+        came = tuple(position_ids.shape)
+        raise ValueError(f"position_ids came with shape {came}, wanted (batch, 2, tokens)")
+    if past and position_ids is None:
         raise ValueError("after a cache position_ids are wanted: they follow from the whole prompt")

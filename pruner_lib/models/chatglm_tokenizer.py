@@ -6,11 +6,8 @@ travels beside the weights of a saved model, so it needs transformers and senten
 """
 
 import re
-import shutil
-from pathlib import Path
 
-import sentencepiece
-from transformers import PreTrainedTokenizer
+from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
 LONGEST_BLANK = 80  # spaces that one token stands for
 SPECIAL = {
@@ -19,40 +16,31 @@ SPECIAL = {
 }  # fmt: skip
 
 
-class ChatGLMTokenizer(PreTrainedTokenizer):
-    """Turns text into ids of the sentencepiece model, each `num_image_tokens` higher.
+class ChatGLMTokenizer(SentencePieceBackend):
+    """Turns text into ids of the sentencepiece model.
 
-    Args:   num_image_tokens: ids before those of text, for which no text stands; 0 in the current checkpoint.
-    Raises: ValueError: the sentencepiece model has no special tokens (that of the first revisions).
+    Raises: ValueError: the sentencepiece model is that of the first revisions, which has no special tokens
+        and whose ids of text begin behind those of images.
     """
 
     vocab_files_names = {"vocab_file": "ice_text.model"}
     model_input_names = ["input_ids", "attention_mask"]
     _auto_class = "AutoTokenizer"  # saved with this file beside it, for who has transformers alone
 
-    def __init__(self, vocab_file: str, num_image_tokens: int = 20000, **kwargs):
-        self.vocab_file, self.num_image_tokens = str(vocab_file), num_image_tokens
-        self.sp_model = sentencepiece.SentencePieceProcessor(model_file=self.vocab_file)
-        kwargs = SPECIAL | {"padding_side": "left"} | kwargs
-        needed = [str(kwargs[f"{name}_token"]) for name in ("bos", "eos", "mask", "gmask", "pad")]
+    def __init__(self, vocab_file: str, **kwargs):
+        super().__init__(vocab_file=str(vocab_file), **SPECIAL | {"padding_side": "left"} | kwargs)
+        needed = [self.bos_token, self.eos_token, self.mask_token, self.gmask_token, self.pad_token]
         pieces = self.sp_model.id_to_piece(self.sp_model.piece_to_id(needed))
-        if absent := [token for token, piece in zip(needed, pieces, strict=True) if token != piece]:
-            wanted = "ice_text.model of the current revision of THUDM/chatglm-6b"
-            wanted += ", whose config.json has vocab_size 130528"
-            raise ValueError(f"{vocab_file} has no {', '.join(absent)}; wanted {wanted}")
-        super().__init__(num_image_tokens=num_image_tokens, **kwargs)
-
-    @property
-    def vocab_size(self) -> int:
-        return self.num_image_tokens + self.sp_model.get_piece_size()
+        absent = [token for token, piece in zip(needed, pieces, strict=True) if token != piece]
+        if absent or kwargs.get("num_image_tokens"):
+            wanted = "ice_text.model of the current revision of THUDM/chatglm-6b, of vocab_size 130528"
+            came = f"has no {', '.join(absent)}" if absent else "stands behind ids of images"
+            raise ValueError(f"{vocab_file} {came}; wanted {wanted}")
 
     @property
     def prompt_end_ids(self) -> list[int]:
         """The ids of "[gMASK] <sop>", which end a prompt."""
         return self.convert_tokens_to_ids([self.gmask_token, self.bos_token])
-
-    def get_vocab(self) -> dict[str, int]:
-        return {self._convert_id_to_token(i): i for i in range(self.vocab_size)} | self.added_tokens_encoder
 
     def build_inputs_with_special_tokens(self, token_ids_0: list[int], token_ids_1=None) -> list[int]:
         """Give `prompt [gMASK] <sop>`, and for a pair `prompt [gMASK] <sop> answer <eop>`."""
@@ -64,25 +52,11 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         text = text.replace("<n>", "\n").replace("<|tab|>", "\t")
         return re.sub(r"<\|blank_(\d+)\|>", lambda found: " " * int(found[1]), text)
 
-    def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str]:
-        prefix = f"{filename_prefix}-" if filename_prefix else ""
-        target = Path(save_directory) / f"{prefix}{self.vocab_files_names['vocab_file']}"
-        if target.resolve() != Path(self.vocab_file).resolve():
-            shutil.copyfile(self.vocab_file, target)
-        return (str(target),)
-
     def _tokenize(self, text: str, **kwargs) -> list[str]:
         text = text.replace("\n", "<n>").replace("\t", "<|tab|>")
         text = re.sub(f" {{2,{LONGEST_BLANK}}}", lambda found: f"<|blank_{len(found[0])}|>", text)
-        return self.sp_model.encode(text, out_type=str)
-
-    def _convert_token_to_id(self, token: str) -> int:
-        image = re.fullmatch(r"<image_(\d+)>", token)
-        return int(image[1]) if image else self.num_image_tokens + self.sp_model.piece_to_id(token)
+        return super()._tokenize(text)
 
     def _convert_id_to_token(self, index: int) -> str:
-        if index < self.num_image_tokens:
-            return f"<image_{index}>"
         # the model's vocabulary is rounded up: its last ids have no piece, but can be drawn
-        is_piece = index < self.vocab_size
-        return self.sp_model.id_to_piece(index - self.num_image_tokens) if is_piece else "<unk>"
+        return super()._convert_id_to_token(index) if index < self.vocab_size else "<unk>"

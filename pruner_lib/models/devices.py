@@ -1,8 +1,7 @@
 """Where a model lies: its device, and a spread model held in place to be scored and cut.
 
 A model lies on one device, or is spread by accelerate over several GPUs and CPU memory. Spread, it is
-evaluated as it is: what lies in CPU memory is brought to a GPU for its part of the forward pass; `in_place`
-is for scoring and cutting: there each weight is used where it lies.
+evaluated as it is: what lies in CPU memory is brought to a GPU for its part of the forward pass.
 """
 
 from collections.abc import Iterator
@@ -24,12 +23,10 @@ def find_device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        kind = torch.device(str(name)).type
-        is_here = torch.cuda.is_available() if kind == "cuda" else torch.empty(0, device=name) is not None
-    except (RuntimeError, NotImplementedError):  # no name of a device, or none of that name
-        is_here = False
-    if not is_here:
-        raise ValueError(f"device came as {name!r}, wanted auto, cpu or, where there is CUDA, cuda or cuda:1")
+        torch.empty(0, device=torch.device(str(name)))
+    except (RuntimeError, NotImplementedError, AssertionError):  # no name of a device, or none of that name
+        wanted = "auto, cpu or, where there is CUDA, cuda or cuda:1"
+        raise ValueError(f"device came as {name!r}, wanted {wanted}") from None
     return name
 
 
@@ -48,8 +45,7 @@ def in_place(model: nn.Module) -> Iterator[nn.Module]:
     if "disk" in places.values():
         names = [name for name, place in places.items() if place == "disk"]
         parts = f"{len(names)} parts of the model, such as {names[0]!r}, are on disk"
-        advice = "load it with a device_map over GPUs and CPU memory alone"
-        raise ValueError(f"{parts} and can't be scored or cut there; {advice}")
+        raise ValueError(f"{parts}, where nothing is computed; load it over GPUs and CPU memory alone")
     remove_hook_from_submodules(model)  # gives the weights back, without a copy
     model.tie_weights()
     dispatch_model(model, places, main_device="cpu", force_hooks=True)

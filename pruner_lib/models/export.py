@@ -23,7 +23,7 @@ from pruner_lib.models.twins import interleaved
 
 MODEL_TYPES = ("llama", "mistral", "qwen2")  # one function: RMS norms, rotated halves, SiLU-gated MLPs
 STATIC_ROPES = ("default", "linear", "llama3")  # angles that depend on nothing but the position
-Entry = tuple[str, Tensor, int | None]  # name in the file, tensor, heads whose rows are put in another order
+Entry = tuple[str, Tensor, torch.dtype, int]  # name and type in the file, tensor, heads to interleave or 0
 TYPES = {  # dtype of the weights -> of the tensor, of the file
     torch.float32: (GGMLQuantizationType.F32, LlamaFileType.ALL_F32),
     torch.float16: (GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16),
@@ -58,19 +58,21 @@ def to_gguf(
     if Path(path).is_dir():
         raise ValueError(f"{path} is a folder; give the name of a file, such as {Path(path) / 'model.gguf'}")
     writer, tensors = check_gguf(model, tokenizer, dtype)
-    dtype = dtype or model.dtype
-    for name, parameter, _ in tensors:
-        kind, size = _stored_type(parameter, dtype), parameter.numel()
-        writer.add_tensor_info(name, parameter.shape, None, size * kind.itemsize, raw_dtype=TYPES[kind][0])
+    for name, parameter, kind, _ in tensors:
+        size = parameter.numel() * kind.itemsize
+        writer.add_tensor_info(name, parameter.shape, None, size, raw_dtype=TYPES[kind][0])
 
     def write(temporary: Path) -> None:
         try:
             writer.write_header_to_file(temporary)
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
-            for name, parameter, n_heads in tensors:
-                tensor = _stored(name, parameter, n_heads, dtype)
-                writer.write_tensor_data(tensor.contiguous().view(torch.uint8).numpy())
+            for name, parameter, kind, n_heads in tensors:
+                rows = interleaved(parameter, n_heads) if n_heads else parameter
+                tensor = rows.to(device="cpu", dtype=kind).contiguous()
+                if kind == torch.float16 and not tensor.isfinite().all():
+                    raise ValueError(f"{name} holds numbers that float16 can't; write bfloat16 or float32")
+                writer.write_tensor_data(tensor.view(torch.uint8).numpy())
         finally:
             writer.close()
 
@@ -113,7 +115,7 @@ def check_gguf(
     writer.add_file_type(TYPES[dtype][1])
     writer.add_vocab_size(vocabulary)
     add_tokenizer(writer, tokenizer, vocabulary)
-    return writer, _tensors(model)
+    return writer, _tensors(model, dtype)
 
 
 def _check_function(model: PreTrainedModel) -> None:
@@ -122,9 +124,8 @@ def _check_function(model: PreTrainedModel) -> None:
     require(PreTrainedModel, model=model)
     config = model.config
     if config.model_type not in MODEL_TYPES or model.get_output_embeddings() is None:
-        wanted = f"GGUF is written for language models of the types {', '.join(MODEL_TYPES)}"
-        advice = "convert the folder of others, evenly pruned, with llama.cpp's convert_hf_to_gguf.py"
-        raise ValueError(f"{wanted}, got {config.model_type!r} ({type(model).__name__}): {advice}")
+        came = f"got {config.model_type!r} ({type(model).__name__}), which llama.cpp's own converter may read"
+        raise ValueError(f"GGUF is for language models of the types {', '.join(MODEL_TYPES)}, {came}")
     layers, rope_type = model.model.layers, config.rope_parameters["rope_type"]
     head_dim, n_rotated = layers[0].self_attn.head_dim, 2 * len(model.model.rotary_emb.inv_freq)
     scalings = {layer.self_attn.scaling for layer in layers}
@@ -141,7 +142,7 @@ def _check_function(model: PreTrainedModel) -> None:
             raise ValueError(f"llama.cpp has no llama like this one, {name}: {came}; no GGUF can be written")
 
 
-def _tensors(model: PreTrainedModel) -> list[Entry]:
+def _tensors(model: PreTrainedModel, dtype: torch.dtype) -> list[Entry]:
     """List the tensors of the file; refuse a parameter that has no place in a llama of llama.cpp."""
     layers = model.model.layers
     names = get_tensor_name_map(MODEL_ARCH.LLAMA, len(layers))
@@ -151,9 +152,10 @@ def _tensors(model: PreTrainedModel) -> list[Entry]:
         if stored is None:
             raise ValueError(f"llama.cpp has no place in a llama for {name}: this model can't become a GGUF")
         rotated = name.rsplit(".", 2)[-2] in ("q_proj", "k_proj")
-        tensors.append((stored, parameter.detach(), len(parameter) // head_dim if rotated else None))
+        kind = torch.float32 if parameter.ndim == 1 else dtype  # llama.cpp adds and multiplies such vectors
+        tensors.append((stored, parameter.detach(), kind, len(parameter) // head_dim if rotated else 0))
     factors = _rope_factors(model)
-    return tensors if factors is None else [*tensors, ("rope_freqs.weight", factors, None)]
+    return tensors if factors is None else [*tensors, ("rope_freqs.weight", factors, torch.float32, 0)]
 
 
 def _rope_factors(model: PreTrainedModel) -> Tensor | None:
@@ -162,17 +164,3 @@ def _rope_factors(model: PreTrainedModel) -> Tensor | None:
     exponents = torch.arange(len(frequencies), dtype=torch.float32) / len(frequencies)
     factors = model.config.rope_parameters["rope_theta"] ** -exponents / frequencies
     return None if torch.allclose(factors, torch.ones(())) else factors
-
-
-def _stored_type(tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if tensor.ndim == 1 else dtype  # llama.cpp adds and multiplies by float32 vectors
-
-
-def _stored(name: str, tensor: Tensor, n_heads: int | None, dtype: torch.dtype) -> Tensor:
-    """A tensor as it lies in the file; refuse numbers that are too large for its type."""
-    if n_heads is not None:
-        tensor = interleaved(tensor, n_heads)
-    stored = tensor.to(device="cpu", dtype=_stored_type(tensor, dtype))
-    if dtype == torch.float16 and not stored.isfinite().all():
-        raise ValueError(f"{name} holds numbers that float16 can't; write bfloat16 or float32")
-    return stored

@@ -40,9 +40,8 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase | None,
     """
     state = _state(tokenizer)
     if len(tokenizer) > size:
-        n = len(tokenizer)
-        advice = f"model.resize_token_embeddings({n}) before the export, or give the tokenizer of this model"
-        raise ValueError(f"the tokenizer has {n} tokens, the model {size}: {advice}")
+        advice = "give the tokenizer of this model, or call model.resize_token_embeddings first"
+        raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, the model {size}: {advice}")
     by_id = {i: token for token, i in tokenizer.get_vocab().items()}
     tokens = [by_id.get(i, f"[PAD{i}]") for i in range(size)]
     types = [TokenType.NORMAL if i in by_id else TokenType.UNUSED for i in range(size)]
@@ -59,8 +58,7 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase | None,
     writer.add_add_bos_token(ids[:1] == [tokenizer.bos_token_id])
     writer.add_add_eos_token(ids[-1:] == [tokenizer.eos_token_id])
     for name in ("bos", "eos", "unk", "pad"):
-        number = getattr(tokenizer, f"{name}_token_id")
-        if number is not None:
+        if (number := getattr(tokenizer, f"{name}_token_id")) is not None:
             getattr(writer, f"add_{name}_token_id")(number)
     if isinstance(tokenizer.chat_template, str):
         writer.add_chat_template(tokenizer.chat_template)
@@ -73,8 +71,8 @@ def _state(tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Any]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     state = json.loads(backend.to_str()) if backend is not None else {"model": {"type": "slow"}}
     if state["model"]["type"] != "BPE":
-        wanted = "a GGUF is written with BPE alone, over bytes as GPT-2's or with byte fallback as LLaMA's"
-        raise ValueError(f"{type(tokenizer).__name__} is of the kind {state['model']['type']!r}; {wanted}")
+        came = f"{type(tokenizer).__name__} is of the kind {state['model']['type']!r}"
+        raise ValueError(f"{came}; a GGUF is written with BPE, over bytes or with byte fallback, alone")
     return state
 
 
@@ -86,9 +84,8 @@ def _add_bytes(writer: GGUFWriter, state: dict[str, Any]) -> None:
     names = [name for name, known in WORD_RULES.items() if rule == known]
     model, normal = state["model"], state["normalizer"]
     if not names or (model.get("ignore_merges") or False) != (names[0] in IGNORES_MERGES):
-        known = f"{', '.join(WORD_RULES)} are the rules that can be written"
         found = f"words by {json.dumps(rule)} with ignore_merges {model.get('ignore_merges')}"
-        raise ValueError(f"{known}; this tokenizer cuts a text into {found}")
+        raise ValueError(f"a GGUF has rules for {', '.join(WORD_RULES)}; this tokenizer cuts into {found}")
     if normal is not None and normal["type"] != "NFC":
         raise ValueError(f"llama.cpp changes no text before it cuts it, this tokenizer does: {normal}")
     writer.add_tokenizer_model("gpt2")

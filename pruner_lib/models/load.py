@@ -76,11 +76,11 @@ def load_model(
     folder, (hub_id, _, revision) = find_model(name), name.partition("@")
     # each weight goes straight to its GPU: the whole model never is in CPU memory
     placed = {"": device} if device_map is None and device.startswith("cuda") else device_map
-    how = {"dtype": dtype, "device_map": placed, "trusted": trust_remote_code, "revision": revision or "main"}
     advice = f"Known names: {', '.join(NAMES)}; or give a folder."
     try:
         with nullcontext() if folder else hub_lookup(f"model {name!r}", advice):
-            model, tokenizer = _load(str(folder or hub_id), **how)
+            source, revision = str(folder or hub_id), revision or "main"
+            model, tokenizer = _load(source, dtype, placed, trust_remote_code, revision)
     except Exception as error:  # missing, damaged, or settings of another kind than transformers reads
         if type(error) is ValueError and "\n" not in str(error):  # one sentence
             raise
@@ -94,9 +94,7 @@ def find_model(name: str) -> Path | None:
 
     Raises: ValueError: neither a name, nor a folder with a checkpoint, nor a hub id.
     """
-    folder = own_folder(name)
-    if folder is None and name in (EMBEDDED, *TWINS):
-        folder = _embedded(name)
+    folder = own_folder(name) or (_embedded(name) if name in (EMBEDDED, *TWINS) else None)
     if folder is not None and not (folder / "config.json").is_file():
         raise ValueError(f"{folder} has no config.json; wanted a folder that save_pretrained wrote")
     if folder is None and not re.fullmatch(r"\w[\w.-]*/[\w.-]+(@[\w./-]+)?", name):
@@ -109,10 +107,8 @@ def own_folder(name: str) -> Path | None:
     """Find a model that is the user's own: in the local data directory or, of no name of ours, anywhere."""
     if name in ("tiny", ""):
         return None
-    folder = local_path(name)
-    if folder is None and name not in NAMES and Path(name).expanduser().is_dir():
-        folder = Path(name).expanduser()
-    return folder
+    place = Path(name).expanduser()
+    return local_path(name) or (place if name not in NAMES and place.is_dir() else None)
 
 
 def _embedded(name: str) -> Path:
@@ -121,7 +117,7 @@ def _embedded(name: str) -> Path:
 
 
 def _load(
-    source: str, *, dtype: torch.dtype, device_map: str | dict | None, trusted: bool, revision: str
+    source: str, dtype: torch.dtype, device_map: str | dict | None, trusted: bool, revision: str
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a checkpoint; an unevenly pruned one, and ChatGLM-6B, by our own code, never by that beside it."""
     config = _config(source, trusted, revision)

@@ -32,9 +32,8 @@ NO_FILE = (  # the end of the error of every class that is not from here
     "these are pruned weights, which AutoModelForCausalLM.from_pretrained reads; pass the argument "
     "`trust_remote_code=True`"
 )
-TASKS = ("CausalLM", "SequenceClassification", "TokenClassification", "MultipleChoice")
-HEADED = ("Model", *(f"ModelFor{task}" for task in TASKS))
-HEADS = {f"Auto{name}": f"Pruned{name}" for name in HEADED}  # Auto class -> the class here that it finds
+TASKS = ("", "ForCausalLM", "ForSequenceClassification", "ForTokenClassification", "ForMultipleChoice")
+HEADS = {f"AutoModel{task}": f"PrunedModel{task}" for task in TASKS}  # Auto class -> the class here
 
 
 @cache
@@ -150,8 +149,7 @@ def _class_for(config, source: str, auto_class: str, **kwargs) -> type[PreTraine
         dense = getattr(transformers, saved if is_saved else "".join(known[:1]), None)
     if dense is None:
         what = f"transformers {transformers.__version__} has no class of {auto_class} for {config.model_type}"
-        advice = "install a newer one, or load it by another Auto class"
-        raise ValueError(f"{what} ({', '.join(config.architectures)}); {advice}")
+        raise ValueError(f"{what}; install a newer one, or load it by another Auto class")
     return pruned_class(dense) if pruned else dense
 
 

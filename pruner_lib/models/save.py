@@ -85,32 +85,23 @@ def _check_builds(model: PreTrainedModel) -> None:
     except Exception as error:  # whatever a class raises for a config that it can't build
         what = f"{type(model).__name__} can't be built from its config, so nothing was saved"
         raise ValueError(f"{what}; mend that: {error}") from error
-    for contents in (_contents, _classes):
-        wanted, found = contents(model), contents(built)
-        for name in sorted(wanted | found):
-            if (came := wanted.get(name, "nothing")) != (other := found.get(name, "nothing")):
-                what = f"{name} is {came} in this {type(model).__name__}, but its config would build {other}"
-                advice = "change widths with prune_, put back modules that were replaced"
-                advice += ", and let the config say which weights are tied"
-                raise ValueError(f"{what}, so nothing was saved; {advice}")
+    wanted, found = _parts(model), _parts(built)
+    for name in wanted | found:
+        if (came := wanted.get(name, "nothing")) != (other := found.get(name, "nothing")):
+            what = f"{name} is {came} in this {type(model).__name__}, but its config would build {other}"
+            advice = "change widths with prune_, put back modules that were replaced, tie by the config"
+            raise ValueError(f"{what}, so nothing was saved; {advice}")
 
 
-def _classes(model: PreTrainedModel) -> dict[str, str]:
-    """Name of each module -> its class: of the same tensors, another may compute something else."""
-    return {
-        name: f"of class {type(module).__module__}.{type(module).__qualname__}"
-        for name, module in model.named_modules()
-    }
-
-
-def _contents(model: PreTrainedModel) -> dict[str, str]:
-    """Name -> the shape of its tensor, or the first name of a tensor that has several."""
-    tensors, first = model.state_dict(keep_vars=True), {}
-    names = {name: first.setdefault(id(tensor), name) for name, tensor in tensors.items()}
-    return {
-        name: f"of shape {tuple(tensor.shape)}" if names[name] == name else f"tied to {names[name]}"
-        for name, tensor in tensors.items()
-    }
+def _parts(model: PreTrainedModel) -> dict[str, str]:
+    """Name of a tensor -> its shape, or the first of its names; of a module -> its class, which computes."""
+    parts, first = {}, {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        known = first.setdefault(id(tensor), name)
+        parts[name] = f"of shape {tuple(tensor.shape)}" if known == name else f"tied to {known}"
+    for name, module in model.named_modules():
+        parts[name] = f"of class {type(module).__module__}.{type(module).__qualname__}"
+    return parts
 
 
 def _register_code(model: PreTrainedModel) -> None:

@@ -93,14 +93,11 @@ def batches(encoded: Sequence[Row], *, steps: int, batch_size: int, seed: int) -
 
 def collate(rows: Sequence[Row], pad: int) -> dict[str, torch.Tensor]:
     """Stack examples into `(batch, tokens)`, padded on the right with token `pad` to the longest."""
-
-    def stack(lists: Iterable[list[int]], value: int) -> torch.Tensor:
-        return pad_sequence([torch.tensor(one) for one in lists], batch_first=True, padding_value=value)
-
+    fillings = {"input_ids": pad, "attention_mask": 0, "labels": IGNORED}
+    rows = [row | {"attention_mask": [1] * len(row["input_ids"])} for row in rows]
     return {
-        "input_ids": stack((row["input_ids"] for row in rows), pad),
-        "attention_mask": stack(([1] * len(row["input_ids"]) for row in rows), 0),
-        "labels": stack((row["labels"] for row in rows), IGNORED),
+        name: pad_sequence([torch.tensor(row[name]) for row in rows], batch_first=True, padding_value=filling)
+        for name, filling in fillings.items()
     }
 
 

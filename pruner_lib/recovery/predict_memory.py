@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 
 from pruner_lib.method.memory import HOLES, held_bytes
-from pruner_lib.method.predict_memory import FLOAT32, Forward, Memory, check_fits, count_forward
+from pruner_lib.method.predict_memory import FLOAT32, Memory, check_fits, count_forward
 from pruner_lib.recovery.instructions import IGNORED, Row, collate
 from pruner_lib.recovery.resume import random_state
 from pruner_lib.recovery.settings import RecoverySettings
@@ -24,12 +24,20 @@ def predict_training_memory(adapted: PeftModel, settings: RecoverySettings, exam
     Returns: bytes; `.total` is resident memory, on a GPU that of its tensors. Part of `.temporary` are, on a
              CPU, the holes that freed memory leaves, measured as up to a third of the activations.
     """
-    counted = _count(adapted, max(examples, key=lambda row: len(row["input_ids"])))
+    device, training, base = next(adapted.parameters()).device, adapted.training, adapted.get_base_model()
+    longest = collate([max(examples, key=lambda row: len(row["input_ids"]))], pad=0)
+    longest["labels"][:, :-1] = IGNORED  # the logits are counted apart
+    batch = {name: x.to(device) for name, x in longest.items()}
+    half = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")  # as Trainer does
+    try:
+        with random_state(), half:
+            counted = count_forward(adapted, lambda: response_loss(base, adapted.train(), **batch))
+    finally:
+        adapted.train(training)
     size = settings.micro_batch_size
     labels = sorted(sum(label != IGNORED for label in row["labels"]) for row in examples)[-size:]
-    vocabulary = adapted.get_base_model().get_output_embeddings().weight.shape[0]
+    vocabulary = base.get_output_embeddings().weight.shape[0]
     trained = sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad)
-    on_cpu = next(adapted.parameters()).device.type == "cpu"
     activations = size * counted.kept(settings.gradient_checkpointing)
     logits = 3 * sum(labels) * vocabulary * FLOAT32  # log-softmax, its gradient, that of the logits
     if settings.gradient_checkpointing:  # they go before a layer is recomputed
@@ -39,7 +47,7 @@ def predict_training_memory(adapted: PeftModel, settings: RecoverySettings, exam
         activations=activations,
         logits=logits,
         optimizer=3 * trained * FLOAT32,
-        temporary=3 * size * counted.widest + (activations // 3 if on_cpu else 0) + HOLES // 2,
+        temporary=3 * size * counted.widest + (activations // 3 if device.type == "cpu" else 0) + HOLES // 2,
     )
 
 
@@ -59,17 +67,3 @@ def check_training_memory(adapted: PeftModel, settings: RecoverySettings, exampl
         names=("micro_batch_size", "gradient_checkpointing"),
         otherwise="take a smaller cutoff or a machine with more memory: even",
     )
-
-
-def _count(adapted: PeftModel, example: Row) -> Forward:
-    """Count what one example keeps, in bytes."""
-    device = next(adapted.parameters()).device
-    batch = {name: x.to(device) for name, x in collate([example], pad=0).items()}
-    batch["labels"][:, :-1] = IGNORED  # the logits are counted apart
-    half = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")  # as Trainer does
-    training, base = adapted.training, adapted.get_base_model()
-    try:
-        with random_state(), half:
-            return count_forward(adapted, lambda: response_loss(base, adapted.train(), **batch))
-    finally:
-        adapted.train(training)

@@ -124,8 +124,7 @@ def recover(
             done = run.has(last)
             if not done:
                 check_training_memory(adapted, settings, encoded)
-                recompute = settings.gradient_checkpointing
-                train(adapted, run, arguments, recompute=recompute, pad=pad, callbacks=callbacks)
+                train(adapted, run, arguments, settings.gradient_checkpointing, pad, callbacks)
             if done or last != steps:
                 adapted.load_adapter(str(run.place(last)), "default", is_trainable=True)
             result = adapted.merge_and_unload() if merge else adapted
@@ -167,8 +166,7 @@ def _targets(model: nn.Module, wanted: str | tuple[str, ...]) -> str | list[str]
     if wanted in WITHOUT:
         return linear_modules(model, without=WITHOUT[wanted])
     wanted, names = [wanted] if isinstance(wanted, str) else list(wanted), linear_names(model)
-    unknown = [one for one in wanted if not any(f".{name}".endswith(f".{one}") for name in names)]
-    if unknown or not wanted:
+    if unknown := [one for one in wanted if not any(f".{name}".endswith(f".{one}") for name in names)]:
         ends = ", ".join(sorted({name.rpartition(".")[2] for name in names}))
         raise ValueError(f"target_modules={wanted}: {unknown} name no linear layer, wanted some of {ends}")
     return wanted

@@ -4,15 +4,6 @@ from dataclasses import dataclass
 
 from pruner_lib.method.checks import require
 
-WANTED = {
-    "1.. or None": ("steps",),
-    "1..": ("batch_size", "micro_batch_size", "rank", "cutoff"),
-    "0..": ("warmup_steps", "seed"),
-    "(0, inf)": ("epochs", "learning_rate", "alpha"),
-    "[0, 1)": ("dropout",),
-    bool: ("gradient_checkpointing",),
-}
-
 
 @dataclass(frozen=True)
 class RecoverySettings:
@@ -40,8 +31,13 @@ class RecoverySettings:
     gradient_checkpointing: bool = False  # less memory, a forward pass more; the result is the same
 
     def __post_init__(self) -> None:
-        for wanted, names in WANTED.items():
-            require(wanted, **{name: getattr(self, name) for name in names})
+        require("1.. or None", steps=self.steps)
+        require("1..", batch_size=self.batch_size, micro_batch_size=self.micro_batch_size)
+        require("1..", rank=self.rank, cutoff=self.cutoff)
+        require("0..", warmup_steps=self.warmup_steps, seed=self.seed)
+        require("(0, inf)", epochs=self.epochs, learning_rate=self.learning_rate, alpha=self.alpha)
+        require("[0, 1)", dropout=self.dropout)
+        require(bool, gradient_checkpointing=self.gradient_checkpointing)
         if self.batch_size % self.micro_batch_size:
             size = f"micro_batch_size={self.micro_batch_size}: a step adds up whole micro-batches"
             raise ValueError(f"batch_size={self.batch_size} is not a multiple of {size}. Change one of them.")

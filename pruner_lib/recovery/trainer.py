@@ -91,7 +91,7 @@ def _check_more(more: Mapping[str, Any], refused: Sequence[str]) -> None:
 
 
 def train(
-    adapted: PeftModel, run: Run, arguments: TrainingArguments, *, recompute: bool, pad: int, callbacks: list
+    adapted: PeftModel, run: Run, arguments: TrainingArguments, recompute: bool, pad: int, callbacks: list
 ) -> None:
     """Train what requires a gradient on the batches of `run`, resuming from its checkpoint if it has one.
 
@@ -102,6 +102,8 @@ def train(
     recorder = _Recorder(run)
     collator, rows = partial(collate, pad=pad), [row for batch in run.data for row in batch]
     trainer = _ResponseTrainer(adapted, arguments, collator, rows, callbacks=[recorder, *callbacks])
+    trainer.model_accepts_loss_kwargs = True  # makes it count the labels of a whole step
+    trainer.loss_is_scaled_for_ga = True
     trainer.remove_callback(PrinterCallback)
     log = logging.getLogger("transformers.trainer_utils")
     level = log.level
@@ -123,11 +125,6 @@ def train(
 
 class _ResponseTrainer(Trainer):
     """Computes logits at the labels alone (exact: the loss uses no others); saves the adapter alone."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.model_accepts_loss_kwargs = True  # makes it count the labels of a whole step
-        self.loss_is_scaled_for_ga = True
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Return the micro-batch's share of the mean loss over all labels of the step."""

@@ -11,10 +11,13 @@ import os
 import random
 import subprocess
 import sys
+from pathlib import Path
 
+import lm_eval.tasks
 import pytest
 import torch
 import transformers
+import yaml
 from families import COMMON, FAMILIES, build, logits, random_scores, tokens
 from peft import LoraConfig, PeftModel, get_peft_model
 from remote_family import build_remote, prompts, remote_tokenizer
@@ -23,7 +26,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Traine
 
 from pruner_lib import discover, load_model, prune_, save_model, select, zero_shot
 from pruner_lib.evaluation.int8 import Int8Linear, quantise_
-from pruner_lib.evaluation.tasks import write_definition
+from pruner_lib.evaluation.tasks import TASKS
 from pruner_lib.models.tiny import tiny_tokenizer
 
 KINDS = {"plain": dict(ratio=0.5), "uneven": dict(ratio=0.4, scope="global", protect_first=1)}
@@ -118,11 +121,27 @@ for kind, (folder, ids) in torch.load("given.pt").items():
 """
 
 
+def definition(task: str, data: Path, folder: Path) -> Path:
+    """A task file of lm-eval's own, over the questions in `data`."""
+    split = TASKS[task].split
+    settings = {
+        "include": str(Path(lm_eval.tasks.__file__).parent / f"{TASKS[task].definition}.yaml"),
+        "task": task,
+        "dataset_path": "json",
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": {split: str(data)}, "cache_dir": str(folder / "cache")},
+        **{f"{one}_split": split if one == split else None for one in ("training", "validation", "test")},
+    }
+    path = folder / f"{task}.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
 @pytest.fixture(scope="module")
 def elsewhere(folders, questions, tmp_path_factory):
     """What a process without our library makes of the folders, in which lm-eval's command line runs, too."""
     made = tmp_path_factory.mktemp("elsewhere")
-    files = [write_definition(task, questions / f"{task}.jsonl", made) for task in ("piqa", "arc_easy")]
+    files = [definition(task, questions / f"{task}.jsonl", made) for task in ("piqa", "arc_easy")]
     given = {kind: (str(folder), tokens()) for kind, folder in folders.items()}
     torch.save(given | {"remote": (str(folders["remote"]), prompts())}, made / "given.pt")
     environment = os.environ | {"HF_MODULES_CACHE": str(made / "modules"), "PYTHONPATH": ""}

@@ -37,7 +37,7 @@ PARTS = {  # files -> the extras that they may use, beside the library's own dep
 }
 OPTIONAL = {"torch-pruning"}  # its benchmark runs where it is installed
 NOT_IMPORTED = {  # declared, but used by another package or as a program
-    "": {"protobuf", "safetensors", "tqdm"},  # the last two by recovery, evaluation and study alike
+    "": {"protobuf", "safetensors", "sentencepiece", "tqdm"},  # or by several parts alike
     "study": {"ipykernel", "ipywidgets", "jupyterlab"},
     "dev": {"nbstripout", "pre-commit", "pytest-timeout", "pytest-xdist", "ruff", "setuptools"},
 }

@@ -6,15 +6,16 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 from made_questions import row
 
-from pruner_lib.data.corpora import UNCONDITIONAL, read_requests
+from pruner_lib.data.corpora import UNCONDITIONAL, read_questions
 from pruner_lib.evaluation import tasks as module
-from pruner_lib.evaluation.tasks import SEVEN_TASKS, TASKS, draw, find_data, write_definition
+from pruner_lib.evaluation.tasks import SEVEN_TASKS, TASKS, draw, find_data
 from pruner_lib.evaluation.zero_shot import zero_shot
 from pruner_lib.models.load import load_model
 
@@ -233,9 +234,9 @@ def test_requests_give_back_the_prompts_that_they_hold(tmp_path):
     for task, document in documents.items():
         other = document | {"gold": 1 - document["gold"] % 2}
         path = save_requests(tmp_path / task / "requests.jsonl.gz", [document, other])
-        rows = read_requests(task, path)
+        rows = read_questions(task, path)
         assert len(rows) == 2 and rows[0] != rows[1]
-        assert rows == read_requests(task, save_requests(path, [document, other], twins=False))
+        assert rows == read_questions(task, save_requests(path, [document, other], twins=False))
         with module.quiet():
             loaded = module.load_task(task, path, module.content_hash(path))
         prompt = document["query"] if task != "openbookqa" else "Frogs"
@@ -254,9 +255,11 @@ def test_local_data_come_before_the_asset_and_the_asset_before_the_hub(questions
     assert find_data("arc_easy") == kept
     kept.unlink()
     assert find_data("arc_easy") is None
-    text = write_definition("arc_easy", None, tmp_path).read_text()
-    assert "arc_easy.yaml" in text and "dataset_path" not in text
-    assert "dataset_path: json" in write_definition("piqa", questions / "piqa.jsonl", tmp_path).read_text()
+    seen = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda **where: seen.append(where["path"]) or {}["none"])
+    with pytest.raises(ValueError, match="no questions for arc_easy: .* and the hub gave KeyError"):
+        module.load_tasks("arc_easy")
+    assert seen == ["allenai/ai2_arc"]
 
 
 def test_without_any_data_the_error_says_where_it_looked(tmp_path, monkeypatch):
@@ -270,8 +273,9 @@ def test_without_any_data_the_error_says_where_it_looked(tmp_path, monkeypatch):
         zero_shot(*load_model("tiny"), ["piqa"])
 
 
-def test_broken_questions_are_named(questions):
-    (questions / "piqa.jsonl").write_text('{"goal": "half a')
+@pytest.mark.parametrize("text", ['{"goal": "half a', "", "5", '{"goal": 5}\n{"goal": "a"}'])
+def test_broken_questions_are_named(text, questions):
+    (questions / "piqa.jsonl").write_text(text)
     with pytest.raises(ValueError, match="piqa.jsonl holds no questions of piqa"):
         zero_shot(*load_model("tiny"), ["piqa"])
     assert zero_shot(*load_model("tiny"), ["boolq"])["boolq"].n == 5
