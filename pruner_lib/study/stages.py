@@ -164,14 +164,14 @@ class Stages(Results):
     def scores(self, experiment: Experiment, criteria: Sequence[str]) -> dict[str, dict[str, Tensor]]:
         """Score the groups of a model by several criteria: from the cache, the others in one pass.
 
-        Args:    experiment: gives model, calibration, aggregation, order and seed; the rest does not matter.
-        Returns: criterion -> axis name -> `(n_groups,)` float32.
+        Args:    experiment: gives model, calibration, aggregation, order, dependency and seed.
+        Returns: criterion -> axis name -> `(n_groups,)` float32; without dependency one row a matrix.
         """
         with one_at_a_time:
             members = self.members(experiment, criteria)
             axes = self.dense(experiment.model).axes
-        how = experiment.aggregation
-        return {name: aggregate(axes, members[name], how, order=experiment.order) for name in criteria}
+        how, order = experiment.aggregation if experiment.dependency else "none", experiment.order
+        return {name: aggregate(axes, scores, how, order=order) for name, scores in members.items()}
 
     def plan(self, experiment: Experiment, criteria: Sequence[str] = ()) -> Plan:
         """Choose which groups stay in an experiment, from cached scores where there are some.
@@ -182,19 +182,16 @@ class Stages(Results):
         if experiment.ratio == 0:
             raise ValueError("the dense model has no plan: ratio is 0, but should be above it")
         names = ("ratio", "granularity", "scope", "protect_first", "protect_last", "target", "dependency")
+        made, first = experiment.canonical(), experiment.criterion
         with one_at_a_time:
-            scores = self._scores(experiment.canonical(), criteria)
+            own = first in OWN_PASS
+            scores = self._own_pass(made) if own else self.scores(made, [first, *criteria])[first]
             axes = self.dense(experiment.model).axes
             with self.timed("select"):
                 return select(axes, scores, **{name: getattr(experiment, name) for name in names})
 
-    def _scores(self, experiment: Experiment, criteria: Sequence[str]) -> dict[str, Tensor]:
-        """Score the groups of an experiment, in the form that `select` takes."""
-        if experiment.criterion not in OWN_PASS:
-            wanted = list(dict.fromkeys([experiment.criterion, *criteria]))
-            members = self.members(experiment, wanted)[experiment.criterion]
-            how = experiment.aggregation if experiment.dependency else "none"
-            return aggregate(self.dense(experiment.model).axes, members, how, order=experiment.order)
+    def _own_pass(self, experiment: Experiment) -> dict[str, Tensor]:
+        """Score by a criterion that looks at the model in its own way, in the form that `select` takes."""
         if experiment.criterion == "alternate":
             return {"layers": every_second(self.dense(experiment.model).axes.n_layers)}
         dense, ids = self.calibrated(experiment)
@@ -239,7 +236,6 @@ class Stages(Results):
         on_the_way = experiment.evaluation.texts if how.evaluate_at else ()
         texts = {text: self.text_ids(experiment.evaluation, text, tokenizer) for text in on_the_way}
         folder = self.cache(f"recovery-{cache.recovery_key(experiment)}")
-        cache.check_adapters(folder)
 
         def evaluate(model: Any) -> dict[str, float]:
             return {text: perplexity(model, ids) for text, ids in texts.items()}
@@ -249,7 +245,6 @@ class Stages(Results):
         with self.timed("recover"), in_place(model):
             data = instructions(how.corpus, samples=how.samples, seed=how.seed)
             done = recover(model, tokenizer, data, **watch, **keep, **how.training())
-            cache.note_adapters(folder)
         return done.model.eval(), tuple(done.history)
 
     def evaluate(self, experiment: Experiment, subject: Loaded) -> Metrics:
