@@ -86,12 +86,10 @@ def _leaves(data: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _difference(old: Any, new: Any) -> float:
-    numbers = [float(one) if isinstance(one, int | float) else math.nan for one in (old, new)]
     if old == new or (old != old and new != new):
         return 0.0
-    if any(math.isnan(number) for number in numbers) or not numbers[0]:
-        return math.inf
-    return abs(numbers[1] / numbers[0] - 1)
+    are_numbers = all(isinstance(one, int | float) and one == one for one in (old, new))
+    return abs(new / old - 1) if are_numbers and old else math.inf
 
 
 def main(words: list[str] | None = None) -> int:

@@ -9,9 +9,8 @@ A record on disk is not measured again. Every number carries the protocol that m
 import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property, lru_cache
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -85,22 +84,14 @@ class Study(Stages):
         address = os.environ.get(cluster.SCHEDULER)
         return cluster.connect(address) if address else None
 
-    def _run_here(self, jobs: Jobs) -> Iterator[Record]:
+    def _run_here(self, jobs: Jobs) -> list[Record]:
         """Run experiments one after the other, and last those that another process is at."""
-        with tqdm(total=len(jobs), desc="experiments", unit="run") as bar:
-            busy: Jobs = []
-            for one, criteria in chain(jobs, busy):  # `busy` is filled on the way
-                bar.set_postfix_str(f"{one.method} {one.stage} {one.ratio:.0%}")
-                wait = (one, criteria) in busy
-                try:
-                    record = self.run(one, criteria=criteria, wait=wait)
-                except TimeoutError:
-                    if wait:
-                        raise
-                    busy.append((one, criteria))
-                else:
-                    bar.update()
-                    yield record
+        made, bar = {}, tqdm(jobs, desc="experiments", unit="run")
+        for one, criteria in bar:
+            bar.set_postfix_str(f"{one.method} {one.stage} {one.ratio:.0%}")
+            with suppress(TimeoutError):
+                made[one] = self.run(one, criteria=criteria, wait=False)
+        return [made.get(one) or self.run(one, criteria=criteria) for one, criteria in jobs]
 
     def _run_on_cluster(self, jobs: Jobs) -> Iterator[Record]:
         self.folder.mkdir(parents=True, exist_ok=True)  # by which workers see that they share it
