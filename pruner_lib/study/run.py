@@ -8,6 +8,7 @@ A record on disk is not measured again. Every number carries the protocol that m
 
 import os
 import platform
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property, lru_cache
@@ -26,8 +27,9 @@ from pruner_lib.study.compare import Group, describe, parts
 from pruner_lib.study.records import Record, read_kept, read_record, record_path, write_kept, write_record
 from pruner_lib.study.results import git_revision, model_revision, now, results_root, versions
 from pruner_lib.study.settings import DATA_FREE, OWN_PASS, Experiment, settings_key
-from pruner_lib.study.stages import Stages, one_at_a_time
+from pruner_lib.study.stages import Stages
 
+one_at_a_time = threading.RLock()  # torch's random state and the peak-memory counter are the process's
 Jobs = list[tuple[Experiment, tuple[str, ...]]]  # experiments, each with the criteria to score beside its own
 
 
@@ -117,7 +119,7 @@ class Study(Stages):
         What is not cached is made anew; of a recovered model that is its training.
         """
         with self._alone(experiment):
-            made = self.subject(experiment.canonical(), own=True)
+            made = self.subject(experiment.canonical())
         return made.model, made.tokenizer
 
     def cached(self, key: list, make: Callable[[], Any], folder: str = "measured") -> Any:
@@ -175,7 +177,6 @@ class Study(Stages):
         revision = model_revision(experiment.model)  # on the hub
         subject = self.subject(experiment, criteria)
         metrics = self.evaluate(experiment, subject)
-        self.forget_large()
         seconds = {name: round(value, 3) for name, value in self.seconds.items()}
         device_name = torch.cuda.get_device_name() if self.device == "cuda" else platform.machine()
         machine = {"device": self.device, "device_name": device_name, "threads": torch.get_num_threads()}

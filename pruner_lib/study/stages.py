@@ -4,7 +4,6 @@ What is cached lies in `results/<profile>/cache` and may be deleted at any time.
 what becomes of its numbers, is decided in `run`.
 """
 
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -43,7 +42,6 @@ from pruner_lib.study.records import Metrics, metrics_from, read_kept, write_kep
 from pruner_lib.study.results import Results
 from pruner_lib.study.settings import DATA_FREE, OWN_PASS, Calibration, Evaluation, Experiment, settings_key
 
-one_at_a_time = threading.RLock()  # torch's random state and the peak-memory counter are the process's
 KEEP_BYTES = 2 << 30  # a larger dense model is not copied: it is cut itself and loaded again
 
 
@@ -56,11 +54,6 @@ class Loaded:
     axes: Any = None
     cut: dict[str, Any] = field(default_factory=dict)  # see `Record.plan`
     history: tuple[dict[str, Any], ...] = ()  # of the recovery, step by step
-
-    @property
-    def large(self) -> bool:
-        """Whether the model is too large to be kept beside another."""
-        return weight_bytes(self.model) > KEEP_BYTES or bool(offloaded(self.model))
 
 
 class Stages(Results):
@@ -93,31 +86,25 @@ class Stages(Results):
     def dense(self, name: str) -> Loaded:
         """Load a whole model and discover its axes, or return the one in memory; it must not be changed."""
         key = (name, cache.model_hash(name))
-        with one_at_a_time:
-            if key not in self._dense:
-                self._dense.clear()
-                with self.timed("load"):
-                    # what the first GPU does not hold goes to the next ones, the rest stays in CPU memory
-                    spread = self.device == "cuda" and name != "tiny"
-                    where = {"device_map": "sequential"} if spread else {"device": self.device}
-                    model, tokenizer = load_model(name, dtype=getattr(torch, self.profile.dtype), **where)
-                with self.timed("discover"):
-                    self._dense[key] = Loaded(model, tokenizer, discover(model))
-            return self._dense[key]
+        if key not in self._dense:
+            self._dense.clear()
+            with self.timed("load"):
+                # what the first GPU does not hold goes to the next ones, the rest stays in CPU memory
+                spread = self.device == "cuda" and name != "tiny"
+                where = {"device_map": "sequential"} if spread else {"device": self.device}
+                model, tokenizer = load_model(name, dtype=getattr(torch, self.profile.dtype), **where)
+            with self.timed("discover"):
+                self._dense[key] = Loaded(model, tokenizer, discover(model))
+        return self._dense[key]
 
     def own(self, name: str) -> Loaded:
         """Return a whole model to change: a copy or, where two would not fit, the one in memory itself."""
         loaded = self.dense(name)
-        if loaded.large:
+        if weight_bytes(loaded.model) > KEEP_BYTES or offloaded(loaded.model):
             self._dense.clear()
             return loaded
         with self.timed("load"):
             return Loaded(deepcopy(loaded.model), loaded.tokenizer, loaded.axes)
-
-    def forget_large(self) -> None:
-        """Free the dense model in memory if it is too large to be kept beside another."""
-        if any(loaded.large for loaded in self._dense.values()):
-            self._dense.clear()
 
     def calibration_ids(self, how: Calibration, tokenizer: Any) -> Tensor:
         """Take the calibration samples: `(samples, length)` int64."""
@@ -165,9 +152,8 @@ class Stages(Results):
         Args:    experiment: gives model, calibration, aggregation, order, dependency and seed.
         Returns: criterion -> axis name -> `(n_groups,)` float32; without dependency one row a matrix.
         """
-        with one_at_a_time:
-            members = self.members(experiment, criteria)
-            axes = self.dense(experiment.model).axes
+        members = self.members(experiment, criteria)
+        axes = self.dense(experiment.model).axes
         how, order = experiment.aggregation if experiment.dependency else "none", experiment.order
         return {name: aggregate(axes, scores, how, order=order) for name, scores in members.items()}
 
@@ -181,12 +167,11 @@ class Stages(Results):
             raise ValueError("the dense model has no plan: ratio is 0, but should be above it")
         names = ("ratio", "granularity", "scope", "protect_first", "protect_last", "target", "dependency")
         made, first = experiment.canonical(), experiment.criterion
-        with one_at_a_time:
-            own = first in OWN_PASS
-            scores = self._own_pass(made) if own else self.scores(made, [first, *criteria])[first]
-            axes = self.dense(experiment.model).axes
-            with self.timed("select"):
-                return select(axes, scores, **{name: getattr(experiment, name) for name in names})
+        own = first in OWN_PASS
+        scores = self._own_pass(made) if own else self.scores(made, [first, *criteria])[first]
+        axes = self.dense(experiment.model).axes
+        with self.timed("select"):
+            return select(axes, scores, **{name: getattr(experiment, name) for name in names})
 
     def _own_pass(self, experiment: Experiment) -> dict[str, Tensor]:
         """Score by a criterion that looks at the model in its own way, in the form that `select` takes."""
@@ -198,15 +183,13 @@ class Stages(Results):
                 return obs_scores(dense.model, dense.axes, ids)
             return {"layers": block_influence(dense.model, ids)}
 
-    def subject(self, experiment: Experiment, criteria: Sequence[str] = (), *, own: bool = False) -> Loaded:
-        """Make the model of an experiment.
+    def subject(self, experiment: Experiment, criteria: Sequence[str] = ()) -> Loaded:
+        """Make the model of an experiment, which nobody else holds.
 
         Args:    criteria: others to estimate in the same calibration pass, for experiments that follow.
-                 own: False: the dense one is that in memory, which must not be changed.
         """
         plan = self.plan(experiment, criteria) if experiment.ratio else None
-        own = own or plan is not None or experiment.recovery or experiment.int8
-        loaded = self.own(experiment.model) if own else self.dense(experiment.model)
+        loaded = self.own(experiment.model)
         model, history, n_dense = loaded.model, (), count_parameters(loaded.model)
         if plan is not None:
             if experiment.repaired:
