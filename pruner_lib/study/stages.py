@@ -191,6 +191,7 @@ class Stages(Results):
         plan = self.plan(experiment, criteria) if experiment.ratio else None
         loaded = self.own(experiment.model)
         model, history, n_dense = loaded.model, (), count_parameters(loaded.model)
+        cut = {"parameters_dense": n_dense, "parameters": n_dense, "sparsity": 0.0}
         if plan is not None:
             if experiment.repaired:
                 with self.timed("repair"), in_place(model):
@@ -198,9 +199,8 @@ class Stages(Results):
                     repair_(model, plan, ids, axes=loaded.axes)
             with self.timed("prune"), in_place(model):
                 prune_(model, plan, axes=loaded.axes)
-        n_left = count_parameters(model)
-        cut = {"parameters_dense": n_dense, "parameters": n_left, "sparsity": 1 - n_left / n_dense}
-        if plan is not None:
+            n_left = count_parameters(model)
+            cut |= {"parameters": n_left, "sparsity": 1 - n_left / n_dense}
             cut["kept"] = {name: [len(kept), plan.n_groups[name]] for name, kept in plan.keep.items()}
             if "layers" in plan.keep:
                 cut["layers_kept"] = plan.keep["layers"].tolist()
