@@ -232,15 +232,15 @@ class Stages(Results):
         """Measure a model on every text and task of an experiment, but what was measured before a kill."""
         how, path = experiment.evaluation, self.unfinished(experiment)
         saved = read_kept(path) or {}
-        for measure, names in ((self.measure_text, how.texts), (measure_task, how.tasks)):
-            for name in names:
-                if name not in saved:
-                    start = time.perf_counter()
-                    metrics = measure(name, how, subject.model, subject.tokenizer)
-                    values = {str(one): asdict(metric) for one, metric in metrics.items()}
-                    saved[name] = {"metrics": values, "seconds": time.perf_counter() - start}
-                    write_kept(path, saved)
-        parts = [saved[name] for name in (*how.texts, *how.tasks)]
+        measures = dict.fromkeys(how.texts, self.measure_text) | dict.fromkeys(how.tasks, measure_task)
+        for name, measure in measures.items():
+            if name not in saved:
+                start = time.perf_counter()
+                metrics = measure(name, how, subject.model, subject.tokenizer)
+                values = {str(one): asdict(metric) for one, metric in metrics.items()}
+                saved[name] = {"metrics": values, "seconds": time.perf_counter() - start}
+                write_kept(path, saved)
+        parts = [saved[name] for name in measures]
         self.seconds["evaluate"] = sum(part["seconds"] for part in parts)
         return metrics_from({name: one for part in parts for name, one in part["metrics"].items()})
 
