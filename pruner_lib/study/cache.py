@@ -5,7 +5,6 @@ the same name: models in folders, texts, instructions and questions of the local
 are not: `data.assets` checks them, and names of results don't depend on the machine.
 """
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -105,19 +104,6 @@ def members_key(experiment: Experiment, criterion: str) -> str:
     whole = [experiment.model, model_hash(experiment.model)]
     made = whole if criterion in DATA_FREE else calibration_key(experiment)
     return settings_key([*made, criterion, experiment.seed if criterion == "random" else 0])
-
-
-def note_adapters(folder: Path) -> None:
-    """Note the contents of the adapters that a recovery left in its folder, for `check_adapters`."""
-    write_kept(folder / "contents.json", content_hashes(folder, "adapter*/*"))
-
-
-def check_adapters(folder: Path) -> None:
-    """Set a recovery aside, with a warning, one of whose adapters is not as it was noted."""
-    noted, there = read_kept(folder / "contents.json") or {}, content_hashes(folder, "adapter*/*")
-    if changed := [name for name, content in there.items() if noted.get(name, content) != content]:
-        shutil.rmtree(folder.with_name(f"{folder.name}.damaged"), ignore_errors=True)  # an earlier one
-        set_aside(folder, f"{changed[0]} was changed after it was written")
 
 
 def write_scores(path: Path, scores: Mapping[str, Tensor]) -> None:

@@ -48,14 +48,12 @@ def results_of(client: Any, function: Callable[..., Any], calls: Sequence[tuple]
     gpu = any(worker["resources"].get("GPU") for worker in workers.values())
     how = {"resources": {"GPU": 1}} if gpu else {}
     futures = [client.submit(function, *call, **how) for call in calls]
-    with tqdm(total=len(calls), desc="experiments", unit="run") as bar:
-        try:
-            for future in futures:
-                future.add_done_callback(lambda _: bar.update())
-            yield from (future.result() for future in futures)
-        finally:
-            for future in futures:
-                future.cancel()
+    try:
+        for future in tqdm(futures, desc="experiments", unit="run"):
+            yield future.result()
+    finally:
+        for future in futures:
+            future.cancel()
 
 
 @contextmanager

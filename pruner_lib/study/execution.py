@@ -10,6 +10,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -61,7 +62,7 @@ def execute(
              progress: show a bar on this terminal.
     Raises:  SystemExit: SIGINT or SIGTERM stopped the kernel, and so stops the study.
     """
-    kernels, guards = [], []
+    kernels = []
     messages = executed.with_suffix(".txt")  # of the kernel
 
     class Manager(AsyncKernelManager):
@@ -71,32 +72,26 @@ def execute(
                 await super().start_kernel(**how, stdout=subprocess.DEVNULL, stderr=stderr)
             kernels.append(self.provisioner.process)
             if os.name != "nt":  # there ipykernel itself ends with its parent
-                guards.append(_guard(kernels[-1].pid))
+                guards.callback(_guard(kernels[-1].pid).communicate)
 
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # this Python's kernel, whatever the user has installed
     how = {"kernel_name": "python3", "kernel_manager_class": Manager, "progress_bar": progress}
-    try:
+    with ExitStack() as guards:
         for _ in range(STARTS):
             try:
                 papermill.execute_notebook(path, executed, dict(parameters), **how)
                 return ""
-            except RuntimeError as error:
-                at_start = "died before replying" in str(error)  # no cell has run
-                if not at_start and not isinstance(error, DeadKernelError):
-                    raise
+            except DeadKernelError:
+                return _say_how_it_died(kernels[-1], messages)
+            except PapermillExecutionError as error:
+                if error.ename == "KeyboardInterrupt":
+                    sys.exit(STOPPED[0])
+                return str(error)
+            except Exception as error:
+                if "died before replying" not in str(error):  # of a kernel, before a cell has run
+                    return traceback.format_exc()
                 died = _say_how_it_died(kernels[-1], messages)
-                if not at_start:
-                    return died
         return f"{died}; before it answered, {STARTS} times in a row"
-    except PapermillExecutionError as error:
-        if error.ename == "KeyboardInterrupt":
-            sys.exit(STOPPED[0])
-        return str(error)
-    except Exception:
-        return traceback.format_exc()
-    finally:
-        for guard in guards:
-            guard.communicate()
 
 
 def _say_how_it_died(kernel: subprocess.Popen, messages: Path) -> str:

@@ -123,12 +123,11 @@ def _run(path: Path, profile: str, parameters: dict, environment: Mapping[str, s
     changed = changed_in(path, parameters)
     place = manifest_path(path.stem, profile, changed)
     receipt = read_kept(scratch / f"{path.stem}.json")
-    listed = receipt["outputs"] if receipt else []
-    lost = [name for name in listed if not (place.parents[1] / name).is_file()]
     if not said and receipt is None:
         said = "it ended without results.finish(...): its kernel died, or its last cell does not call it"
-    elif not said and lost:
-        said = f"its manifest lists {', '.join(lost)}, but there is no such file"
+    elif not said:
+        lost = [name for name in receipt["outputs"] if not (place.parents[1] / name).is_file()]
+        said = f"its manifest lists {', '.join(lost)}, but there is no such file" if lost else ""
     error = _without_places(re.sub(r"\x1b\[[0-9;]*m", "", said)[-TAIL:]).strip() or None
     with contextlib.suppress(FileNotFoundError):  # papermill did not come so far
         text = (scratch / path.name).read_text(encoding="utf-8")

@@ -108,7 +108,6 @@ def write_record(record: Record, directory: Path) -> Path:
     """Write a record as JSON in one step, below a profile's results directory."""
     data = asdict(replace(record, experiment=record.experiment.canonical()))
     del data["reused"]
-    data["metrics"] = {str(name): metric for name, metric in data["metrics"].items()}
     return write_kept(record_path(directory, record.key), {"format": FORMAT, "key": record.key} | data)
 
 

@@ -25,7 +25,7 @@ from pruner_lib.study.run import Study
 CIRCUMSTANCES = {"seconds", "peak_memory_mb", "machine", "versions", "git_revision", "created", "digest"}
 KIND = ("device", "device_name", "threads", "system")  # of a machine
 NEAR = 1e-3
-SHOWN = 20  # rows of the table beside the metrics'
+SHOWN = 60  # rows of the table
 
 
 def find_record(name: str) -> Path:
@@ -86,12 +86,10 @@ def _leaves(data: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _difference(old: Any, new: Any) -> float:
-    numbers = [float(one) if isinstance(one, int | float) else math.nan for one in (old, new)]
     if old == new or (old != old and new != new):
         return 0.0
-    if any(math.isnan(number) for number in numbers) or not numbers[0]:
-        return math.inf
-    return abs(numbers[1] / numbers[0] - 1)
+    are_numbers = all(isinstance(one, int | float) and one == one for one in (old, new))
+    return abs(new / old - 1) if are_numbers and old else math.inf
 
 
 def main(words: list[str] | None = None) -> int:
@@ -106,9 +104,8 @@ def main(words: list[str] | None = None) -> int:
         return 2
     frame, allowed = compared(old, new), tolerance(old, new)
     value = frame.item.str.contains(r"^metrics \S+ value$")
-    rest = frame[~value & (frame.difference > 0)]
-    print(pd.concat([frame[value], rest.head(SHOWN)]).to_string(index=False))
-    print(f"... and {len(rest) - SHOWN} more that differ" if len(rest) > SHOWN else "")
+    differing = frame[~value & (frame.difference > 0)]
+    print(pd.concat([frame[value], differing]).to_string(index=False, max_rows=SHOWN))
     far = int((frame.difference > allowed).sum())
     why = "another kind of machine or other versions" if allowed else "the same kind of machine and versions"
     said = f"{far} of {len(frame)} values differ by more than" if far else "no value differs by more than"

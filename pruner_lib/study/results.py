@@ -121,10 +121,10 @@ class Results:
 
 def save_image(figure: Figure, stem: str, place: Path) -> list[Path]:
     """Save a figure as `<place>/<stem>.svg` and `.png`; the same figure gives the same bytes."""
-    kinds = {"svg": {"metadata": {"Date": None}}, "png": {"metadata": {"Software": None}, "dpi": PNG_DPI}}
+    svg = partial(figure.savefig, format="svg", metadata={"Date": None})
+    png = partial(figure.savefig, format="png", metadata={"Software": None}, dpi=PNG_DPI)
     with mpl.rc_context({"svg.hashsalt": stem, "svg.fonttype": "none"}):
-        saves = {kind: partial(figure.savefig, format=kind, **how) for kind, how in kinds.items()}
-        return [write_atomic(place / f"{stem}.{kind}", save) for kind, save in saves.items()]
+        return [write_atomic(place / f"{stem}.svg", svg), write_atomic(place / f"{stem}.png", png)]
 
 
 def manifest_path(notebook: str, profile: str, changed: Mapping[str, Any] | None = None) -> Path:

@@ -8,10 +8,10 @@ A record on disk is not measured again. Every number carries the protocol that m
 
 import os
 import platform
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property, lru_cache
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,9 @@ from pruner_lib.study.compare import Pair, describe, each_task_left_out, named_p
 from pruner_lib.study.records import Record, read_kept, read_record, record_path, write_kept, write_record
 from pruner_lib.study.results import git_revision, model_revision, now, results_root, versions
 from pruner_lib.study.settings import DATA_FREE, OWN_PASS, Experiment, settings_key
-from pruner_lib.study.stages import Stages, one_at_a_time
+from pruner_lib.study.stages import Stages
 
+one_at_a_time = threading.RLock()  # torch's random state and the peak-memory counter are the process's
 Jobs = list[tuple[Experiment, tuple[str, ...]]]  # experiments, each with the criteria to score beside its own
 
 
@@ -85,22 +86,14 @@ class Study(Stages):
         address = os.environ.get(cluster.SCHEDULER)
         return cluster.connect(address) if address else None
 
-    def _run_here(self, jobs: Jobs) -> Iterator[Record]:
+    def _run_here(self, jobs: Jobs) -> list[Record]:
         """Run experiments one after the other, and last those that another process is at."""
-        with tqdm(total=len(jobs), desc="experiments", unit="run") as bar:
-            busy: Jobs = []
-            for one, criteria in chain(jobs, busy):  # `busy` is filled on the way
-                bar.set_postfix_str(f"{one.method} {one.stage} {one.ratio:.0%}")
-                wait = (one, criteria) in busy
-                try:
-                    record = self.run(one, criteria=criteria, wait=wait)
-                except TimeoutError:
-                    if wait:
-                        raise
-                    busy.append((one, criteria))
-                else:
-                    bar.update()
-                    yield record
+        made, bar = {}, tqdm(jobs, desc="experiments", unit="run")
+        for one, criteria in bar:
+            bar.set_postfix_str(f"{one.method} {one.stage} {one.ratio:.0%}")
+            with suppress(TimeoutError):
+                made[one] = self.run(one, criteria=criteria, wait=False)
+        return [made.get(one) or self.run(one, criteria=criteria) for one, criteria in jobs]
 
     def _run_on_cluster(self, jobs: Jobs) -> Iterator[Record]:
         self.folder.mkdir(parents=True, exist_ok=True)  # by which workers see that they share it
@@ -126,7 +119,7 @@ class Study(Stages):
         What is not cached is made anew; of a recovered model that is its training.
         """
         with self._alone(experiment):
-            made = self.subject(experiment.canonical(), own=True)
+            made = self.subject(experiment.canonical())
         return made.model, made.tokenizer
 
     def cached(self, key: list, make: Callable[[], Any], folder: str = "measured") -> Any:
@@ -189,7 +182,6 @@ class Study(Stages):
         revision = model_revision(experiment.model)  # on the hub
         subject = self.subject(experiment, criteria)
         metrics = self.evaluate(experiment, subject)
-        self.forget_large()
         seconds = {name: round(value, 3) for name, value in self.seconds.items()}
         device_name = torch.cuda.get_device_name() if self.device == "cuda" else platform.machine()
         machine = {"device": self.device, "device_name": device_name, "threads": torch.get_num_threads()}

@@ -127,7 +127,6 @@ class Recovery(RecoverySettings):
     epochs: Count = 2
     learning_rate: Rate = 1e-4
     target_modules: Name | Names = "all-linear"
-    seed: Number = 0
     corpus: Name = "instructlab"
     samples: Count | None = None  # None: all
     evaluate_at: Steps = ()  # steps after which perplexity is measured

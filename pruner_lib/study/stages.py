@@ -4,7 +4,6 @@ What is cached lies in `results/<profile>/cache` and may be deleted at any time.
 what becomes of its numbers, is decided in `run`.
 """
 
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -24,7 +23,7 @@ from pruner_lib.data.windows import calibration_ids, has_bos, instructions, text
 from pruner_lib.evaluation.efficiency import count_parameters, weight_bytes
 from pruner_lib.evaluation.int8 import quantise_
 from pruner_lib.evaluation.perplexity import perplexity
-from pruner_lib.files import content_hash, only_one, write_text
+from pruner_lib.files import content_hash, only_one
 from pruner_lib.method.depth import block_influence, every_second
 from pruner_lib.method.discover import discover
 from pruner_lib.method.groups import Plan
@@ -43,7 +42,6 @@ from pruner_lib.study.records import Metrics, metrics_from, read_kept, write_kep
 from pruner_lib.study.results import Results
 from pruner_lib.study.settings import DATA_FREE, OWN_PASS, Calibration, Evaluation, Experiment, settings_key
 
-one_at_a_time = threading.RLock()  # torch's random state and the peak-memory counter are the process's
 KEEP_BYTES = 2 << 30  # a larger dense model is not copied: it is cut itself and loaded again
 
 
@@ -56,11 +54,6 @@ class Loaded:
     axes: Any = None
     cut: dict[str, Any] = field(default_factory=dict)  # see `Record.plan`
     history: tuple[dict[str, Any], ...] = ()  # of the recovery, step by step
-
-    @property
-    def large(self) -> bool:
-        """Whether the model is too large to be kept beside another."""
-        return weight_bytes(self.model) > KEEP_BYTES or bool(offloaded(self.model))
 
 
 class Stages(Results):
@@ -81,8 +74,6 @@ class Stages(Results):
 
     def lock(self, name: str, *, wait: bool = True) -> FileLock:
         """Let one process at a time do what follows; without `wait`, TimeoutError where another does it."""
-        if not self.cache(".gitignore").is_file():
-            write_text(self.cache(".gitignore"), "*\n")
         return only_one(self.cache(f"{name}.lock"), wait=wait)
 
     @contextmanager
@@ -95,31 +86,25 @@ class Stages(Results):
     def dense(self, name: str) -> Loaded:
         """Load a whole model and discover its axes, or return the one in memory; it must not be changed."""
         key = (name, cache.model_hash(name))
-        with one_at_a_time:
-            if key not in self._dense:
-                self._dense.clear()
-                with self.timed("load"):
-                    # what the first GPU does not hold goes to the next ones, the rest stays in CPU memory
-                    spread = self.device == "cuda" and name != "tiny"
-                    where = {"device_map": "sequential"} if spread else {"device": self.device}
-                    model, tokenizer = load_model(name, dtype=getattr(torch, self.profile.dtype), **where)
-                with self.timed("discover"):
-                    self._dense[key] = Loaded(model, tokenizer, discover(model))
-            return self._dense[key]
+        if key not in self._dense:
+            self._dense.clear()
+            with self.timed("load"):
+                # what the first GPU does not hold goes to the next ones, the rest stays in CPU memory
+                spread = self.device == "cuda" and name != "tiny"
+                where = {"device_map": "sequential"} if spread else {"device": self.device}
+                model, tokenizer = load_model(name, dtype=getattr(torch, self.profile.dtype), **where)
+            with self.timed("discover"):
+                self._dense[key] = Loaded(model, tokenizer, discover(model))
+        return self._dense[key]
 
     def own(self, name: str) -> Loaded:
         """Return a whole model to change: a copy or, where two would not fit, the one in memory itself."""
         loaded = self.dense(name)
-        if loaded.large:
+        if weight_bytes(loaded.model) > KEEP_BYTES or offloaded(loaded.model):
             self._dense.clear()
             return loaded
         with self.timed("load"):
             return Loaded(deepcopy(loaded.model), loaded.tokenizer, loaded.axes)
-
-    def forget_large(self) -> None:
-        """Free the dense model in memory if it is too large to be kept beside another."""
-        if any(loaded.large for loaded in self._dense.values()):
-            self._dense.clear()
 
     def calibration_ids(self, how: Calibration, tokenizer: Any) -> Tensor:
         """Take the calibration samples: `(samples, length)` int64."""
@@ -164,14 +149,13 @@ class Stages(Results):
     def scores(self, experiment: Experiment, criteria: Sequence[str]) -> dict[str, dict[str, Tensor]]:
         """Score the groups of a model by several criteria: from the cache, the others in one pass.
 
-        Args:    experiment: gives model, calibration, aggregation, order and seed; the rest does not matter.
-        Returns: criterion -> axis name -> `(n_groups,)` float32.
+        Args:    experiment: gives model, calibration, aggregation, order, dependency and seed.
+        Returns: criterion -> axis name -> `(n_groups,)` float32; without dependency one row a matrix.
         """
-        with one_at_a_time:
-            members = self.members(experiment, criteria)
-            axes = self.dense(experiment.model).axes
-        how = experiment.aggregation
-        return {name: aggregate(axes, members[name], how, order=experiment.order) for name in criteria}
+        members = self.members(experiment, criteria)
+        axes = self.dense(experiment.model).axes
+        how, order = experiment.aggregation if experiment.dependency else "none", experiment.order
+        return {name: aggregate(axes, scores, how, order=order) for name, scores in members.items()}
 
     def plan(self, experiment: Experiment, criteria: Sequence[str] = ()) -> Plan:
         """Choose which groups stay in an experiment, from cached scores where there are some.
@@ -182,19 +166,15 @@ class Stages(Results):
         if experiment.ratio == 0:
             raise ValueError("the dense model has no plan: ratio is 0, but should be above it")
         names = ("ratio", "granularity", "scope", "protect_first", "protect_last", "target", "dependency")
-        with one_at_a_time:
-            scores = self._scores(experiment.canonical(), criteria)
-            axes = self.dense(experiment.model).axes
-            with self.timed("select"):
-                return select(axes, scores, **{name: getattr(experiment, name) for name in names})
+        made, first = experiment.canonical(), experiment.criterion
+        own = first in OWN_PASS
+        scores = self._own_pass(made) if own else self.scores(made, [first, *criteria])[first]
+        axes = self.dense(experiment.model).axes
+        with self.timed("select"):
+            return select(axes, scores, **{name: getattr(experiment, name) for name in names})
 
-    def _scores(self, experiment: Experiment, criteria: Sequence[str]) -> dict[str, Tensor]:
-        """Score the groups of an experiment, in the form that `select` takes."""
-        if experiment.criterion not in OWN_PASS:
-            wanted = list(dict.fromkeys([experiment.criterion, *criteria]))
-            members = self.members(experiment, wanted)[experiment.criterion]
-            how = experiment.aggregation if experiment.dependency else "none"
-            return aggregate(self.dense(experiment.model).axes, members, how, order=experiment.order)
+    def _own_pass(self, experiment: Experiment) -> dict[str, Tensor]:
+        """Score by a criterion that looks at the model in its own way, in the form that `select` takes."""
         if experiment.criterion == "alternate":
             return {"layers": every_second(self.dense(experiment.model).axes.n_layers)}
         dense, ids = self.calibrated(experiment)
@@ -203,16 +183,15 @@ class Stages(Results):
                 return obs_scores(dense.model, dense.axes, ids)
             return {"layers": block_influence(dense.model, ids)}
 
-    def subject(self, experiment: Experiment, criteria: Sequence[str] = (), *, own: bool = False) -> Loaded:
-        """Make the model of an experiment.
+    def subject(self, experiment: Experiment, criteria: Sequence[str] = ()) -> Loaded:
+        """Make the model of an experiment, which nobody else holds.
 
         Args:    criteria: others to estimate in the same calibration pass, for experiments that follow.
-                 own: False: the dense one is that in memory, which must not be changed.
         """
         plan = self.plan(experiment, criteria) if experiment.ratio else None
-        own = own or plan is not None or experiment.recovery or experiment.int8
-        loaded = self.own(experiment.model) if own else self.dense(experiment.model)
+        loaded = self.own(experiment.model)
         model, history, n_dense = loaded.model, (), count_parameters(loaded.model)
+        cut = {"parameters_dense": n_dense, "parameters": n_dense, "sparsity": 0.0}
         if plan is not None:
             if experiment.repaired:
                 with self.timed("repair"), in_place(model):
@@ -220,9 +199,8 @@ class Stages(Results):
                     repair_(model, plan, ids, axes=loaded.axes)
             with self.timed("prune"), in_place(model):
                 prune_(model, plan, axes=loaded.axes)
-        n_left = count_parameters(model)
-        cut = {"parameters_dense": n_dense, "parameters": n_left, "sparsity": 1 - n_left / n_dense}
-        if plan is not None:
+            n_left = count_parameters(model)
+            cut |= {"parameters": n_left, "sparsity": 1 - n_left / n_dense}
             cut["kept"] = {name: [len(kept), plan.n_groups[name]] for name, kept in plan.keep.items()}
             if "layers" in plan.keep:
                 cut["layers_kept"] = plan.keep["layers"].tolist()
@@ -239,7 +217,6 @@ class Stages(Results):
         on_the_way = experiment.evaluation.texts if how.evaluate_at else ()
         texts = {text: self.text_ids(experiment.evaluation, text, tokenizer) for text in on_the_way}
         folder = self.cache(f"recovery-{cache.recovery_key(experiment)}")
-        cache.check_adapters(folder)
 
         def evaluate(model: Any) -> dict[str, float]:
             return {text: perplexity(model, ids) for text, ids in texts.items()}
@@ -249,22 +226,21 @@ class Stages(Results):
         with self.timed("recover"), in_place(model):
             data = instructions(how.corpus, samples=how.samples, seed=how.seed)
             done = recover(model, tokenizer, data, **watch, **keep, **how.training())
-            cache.note_adapters(folder)
         return done.model.eval(), tuple(done.history)
 
     def evaluate(self, experiment: Experiment, subject: Loaded) -> Metrics:
         """Measure a model on every text and task of an experiment, but what was measured before a kill."""
         how, path = experiment.evaluation, self.unfinished(experiment)
         saved = read_kept(path) or {}
-        for measure, names in ((self.measure_text, how.texts), (measure_task, how.tasks)):
-            for name in names:
-                if name not in saved:
-                    start = time.perf_counter()
-                    metrics = measure(name, how, subject.model, subject.tokenizer)
-                    values = {str(one): asdict(metric) for one, metric in metrics.items()}
-                    saved[name] = {"metrics": values, "seconds": time.perf_counter() - start}
-                    write_kept(path, saved)
-        parts = [saved[name] for name in (*how.texts, *how.tasks)]
+        measures = dict.fromkeys(how.texts, self.measure_text) | dict.fromkeys(how.tasks, measure_task)
+        for name, measure in measures.items():
+            if name not in saved:
+                start = time.perf_counter()
+                metrics = measure(name, how, subject.model, subject.tokenizer)
+                values = {str(one): asdict(metric) for one, metric in metrics.items()}
+                saved[name] = {"metrics": values, "seconds": time.perf_counter() - start}
+                write_kept(path, saved)
+        parts = [saved[name] for name in measures]
         self.seconds["evaluate"] = sum(part["seconds"] for part in parts)
         return metrics_from({name: one for part in parts for name, one in part["metrics"].items()})
 
