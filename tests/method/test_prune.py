@@ -19,10 +19,11 @@ from families import (
     tokens,
     touches_stream,
 )
+from transformers import AutoModelForCausalLM
 from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import LlamaModel
 
-from pruner_lib import discover, estimate, mask_, prune_, select
+from pruner_lib import discover, estimate, mask_, prune_, save_model, select
 from pruner_lib.method.groups import Plan
 from pruner_lib.method.layout import LayerConfig
 
@@ -276,6 +277,23 @@ def test_pruning_twice_equals_pruning_once_by_the_composed_plan(family):
     twice = prune_(once, second)
     assert torch.equal(logits(twice, ids), logits(direct, ids))
     assert twice.pruning_layout == direct.pruning_layout and len(twice.pruned_by) == 2
+
+
+@pytest.mark.parametrize("order", [(False, True, False), (True, False, True)])
+@pytest.mark.parametrize("family", ["qwen2", "phi3", "falcon-new"])
+def test_query_heads_and_those_they_share_go_one_after_the_other(family, order, tmp_path):
+    """In layers that an earlier cut left uneven, the config says how many of them another model had."""
+    shared = "num_kv_heads" if family == "falcon-new" else "num_key_value_heads"
+    model = build(family, num_attention_heads=12, hidden_size=48, **{shared: 4})
+    for turn, query_heads in enumerate(order):
+        axes = discover(model, query_heads=query_heads)
+        attention = axes.of_kind("attention")
+        plan = select(attention, random_scores(axes, turn), ratio=0.4, protect_first=1)
+        assert all(name in plan.cut for name in attention if "layers.0" not in name)
+        masked = mask_(copy.deepcopy(model), plan)
+        assert (logits(prune_(model, plan), tokens()) - logits(masked, tokens())).abs().max() < 1e-4
+        folder = save_model(model, None, tmp_path / str(turn))
+        model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
 
 
 def test_attention_implementation_may_change_after_the_cut():
