@@ -110,7 +110,8 @@ def check_scores(scores: Mapping[str, torch.Tensor], name: str, shape: tuple[int
         hint = "; dependency=False needs estimate(..., aggregation='none')" if len(shape) == 2 else ""
         raise ValueError(f"scores of {name} have shape {tuple(table.shape)}, but it needs {shape}{hint}")
     if not table.isfinite().all():
-        raise ValueError(f"scores of {name} are not all finite; check the calibration loss")
+        advice = "check the calibration loss, and the warning of estimate about what it does not depend on"
+        raise ValueError(f"scores of {name} are not all finite; {advice}, or leave the axis whole by ignore")
     return table
 
 
