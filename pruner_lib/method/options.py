@@ -20,6 +20,9 @@ def check_axes(axes: object, model: nn.Module | None = None) -> None:
     if not axes:
         raise ValueError("axes hold no axis; give what discover returned, or those of a kind that it has")
     require([Axis], axes=[*axes.values()])
+    if other := [(key, axis.name) for key, axis in axes.items() if key != axis.name]:
+        key, name = other[0]
+        raise ValueError(f"the axis at {key!r} is {name}; leave axes at their names, those of discover")
     if model is None:
         return
     shapes = {name: p.shape for name, p in model.named_parameters()}

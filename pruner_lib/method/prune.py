@@ -155,6 +155,10 @@ def _cut_indices(model: nn.Module, axes: Axes, keep: dict) -> dict[str, dict[int
             mask = stays.setdefault(member.parameter, {}).setdefault(member.dim, whole)
             gone = gone_entries(axes[name], member, per_structure[member.structure])
             (mask if member.expert is None else mask[member.expert])[gone] = False
+    for parameter, mask in ((name, mask) for name, by_dim in stays.items() for mask in by_dim.values()):
+        if len(mask.sum(-1).unique()) > 1:
+            what = f"the axes lack some of those that share {parameter}, which must all keep as many groups"
+            raise ValueError(f"{what}; give all of what discover returned, or no axes")
     return {
         # slice after slice where the mask has slices
         parameter: {dim: mask.nonzero()[:, -1].view(*mask.shape[:-1], -1) for dim, mask in by_dim.items()}

@@ -383,6 +383,37 @@ def test_axes_of_another_model_are_refused_in_one_sentence():
         doors["prune_"](more_heads, axes)  # the same names, shapes and total
 
 
+def test_axes_that_were_changed_by_hand_are_refused_in_one_sentence():
+    """A copy without some of them is as good as all, but where weights are shared with what it lacks."""
+    model, axes = discovered("mixtral")
+    before, whole = copy.deepcopy(model.state_dict()), _plan(model, axes=axes, ratio=0.5)
+    moved = copy.copy(axes)
+    moved["layers.1.attention"] = axes["layers.2.attention"]
+    doors = {
+        "estimate": lambda: estimate(model, moved, criterion="l1"),
+        "select": lambda: select(moved, random_scores(axes), ratio=0.5),
+        "prune_": lambda: prune_(model, whole, axes=moved),
+    }
+    for door in doors.values():
+        with pytest.raises(ValueError, match="the axis at 'layers.1.attention' is layers.2.attention"):
+            door()
+    some = copy.copy(axes)
+    del some["layers.1.mlp.experts.2"], some["layers.2.attention"]
+    plan = _plan(model, axes=some, ratio=0.5)
+    for given, message in (
+        (some, "axes lack some of those that share .*layers.1"),
+        (None, "must all keep the"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            prune_(model, plan, axes=given)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    for expert in (0, 1, 3):
+        del some[f"layers.1.mlp.experts.{expert}"]
+    plan = _plan(model, axes=some, ratio=0.5)
+    cut, masked = prune_(copy.deepcopy(model), plan, axes=some), mask_(copy.deepcopy(model), plan)
+    assert (logits(cut, tokens()) - logits(masked, tokens())).abs().max() < 1e-4
+
+
 def test_lopsided_independent_plan_is_refused():
     model = build("llama-mha")
     plan = _plan(model, ratio=0.5, dependency=False)
