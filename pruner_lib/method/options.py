@@ -123,5 +123,8 @@ def check_uniform(keep: Mapping[str, torch.Tensor]) -> None:
     widths: dict[str, set[int]] = {}  # name in a layer -> groups that it keeps
     for key, kept in keep.items():
         widths.setdefault(".".join(key.partition("/")[0].split(".")[2:]), set()).add(len(kept))
-    if any(len(counts) > 1 for counts in widths.values()):
-        raise ValueError("uniform=True needs scope='local', one ratio and no protected or ignored layers")
+    for name, counts in widths.items():
+        if len(counts) > 1:
+            needs = "scope='local', one ratio, no protected or ignored layers and an even model"
+            found = " or ".join(map(str, sorted(counts)))
+            raise ValueError(f"uniform=True needs {needs}; here layers would keep {found} groups of {name}")
