@@ -196,6 +196,9 @@ def _without_obstacles(
             means = (averaged[c] for c in averaged.keys() & set(groups.tolist()))
             by_hand = [why for own in means for module, why in own.items() if module not in norms]
             obstacle = by_hand[0] if by_hand else obstacle_in_norms(model, axis.members)
+        holders = dict.fromkeys(m.parameter.rpartition(".")[0] for m in axis.members)
+        if tied := [h for h in holders if isinstance(model.get_submodule(h), nn.MultiheadAttention)]:
+            obstacle = f"{tied[0]} is a torch.nn.MultiheadAttention: its heads are as wide as what it reads"
         if axis.kind == "mlp" and not obstacle:
             consumers = (m for m in axis.members if m.role == "in")
             others = ((m.parameter, dim) for m in consumers for dim in range(3) if dim != m.dim)

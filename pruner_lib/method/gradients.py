@@ -12,6 +12,7 @@ the last micro-batch; they are much smaller than the gradients.
 """
 
 import math
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
@@ -128,7 +129,9 @@ class Pass:
 
     def _open(self, module, inputs, output):
         # a clone: some models scale their embeddings in place, which a leaf of the graph forbids
-        return output if self.local or output.requires_grad else output.requires_grad_().clone()
+        if self.local or not isinstance(output, torch.Tensor) or output.requires_grad:
+            return output
+        return output.requires_grad_().clone()
 
     def _enter(self, module: nn.Module, args: tuple) -> None:
         self.direct.running.update(self.owners[module].values())
@@ -152,7 +155,7 @@ class Pass:
             leaves = [x.view_as(x) if i in places else x for i, x in enumerate(leaves)]
             output = tree_unflatten(leaves, spec)
         arrive = self._receiver(module, places, *tree_flatten((args, kwargs)))
-        if not self.in_backward:
+        if places and not self.in_backward:
             for name in self.owners[module].values():
                 self.pending[name] += 1
         if len(places) > 1:
@@ -266,7 +269,8 @@ def visit_gradients(
         micro_batch, checkpointing: see `estimate`.
         additive: show the gradients of each micro-batch by themselves; their sum is the gradient. Without,
             each entry is shown once.
-    Returns: the loss.
+    Returns: the loss. A parameter whose module ran, but on whose output the loss does not depend, is not
+        shown, with a warning.
     Raises: ValueError: the loss is not finite, or a parameter's samples can't be separated.
     Source: paper Eq. 3 to 5; reference code `hf_prune.py`, which divides the sum of Eq. 5 by N as here.
     """
@@ -289,7 +293,11 @@ def visit_gradients(
                 raise ValueError(f"the calibration loss is {loss}; use a wider dtype or other samples")
             pass_.backward(logits, gradient, finish=additive or number == len(sizes) - 1)
             del logits, gradient
-    if missed := sorted((parameters - pass_.visited) | pass_.direct.found):
+    beside = {name for name, waiting in pass_.pending.items() if waiting} - pass_.visited - pass_.direct.found
+    if beside:
+        what = f"the loss does not depend on {sorted(beside)[:3]}, as of a module whose output is not used"
+        warnings.warn(f"{what}: axes that cut them get no scores (nan)", stacklevel=4)
+    if missed := sorted((parameters - pass_.visited - beside) | pass_.direct.found):
         why = "the forward pass does not use them, or not by calls of the module that holds them alone"
         what = f"no gradient reached {missed[:3]}, or only a part of it: {why}"
         raise ValueError(f"{what}; use a criterion without gradients, as l2")

@@ -53,7 +53,8 @@ def estimate(
         micro_batch: samples of one forward pass, None: all at once; the scores do not depend on it.
         checkpointing: compute each decoder layer twice instead of keeping its activations; a third more time
             for a fraction of the memory, and the same scores.
-    Returns: axis name -> `(n_groups,)` float32; `(n_structures, n_groups)` with aggregation "none".
+    Returns: axis name -> `(n_groups,)` float32; `(n_structures, n_groups)` with aggregation "none". They are
+        nan, with a warning, where the loss does not depend on a matrix that the axis cuts.
     Raises: ValueError: unknown criterion, aggregation or order, ids that do not fit the model, or more memory
         needed than is available (the message says how much, and a setting that fits).
     Source: paper Eq. 3 (vector), Eq. 4 and 5 (element1, element2, mixed), section 3.2 (aggregation).
@@ -238,7 +239,8 @@ class ChannelSums:
         for name, axis in self.axes.items():
             tables = {}  # structure, width -> (n_groups, width)
             for m in axis.members:
-                channels = self.sums[criterion, m.parameter, _dims(m)].cpu()
+                unknown = torch.full([self.parameters[m.parameter].shape[d] for d in _dims(m)], torch.nan)
+                channels = self.sums.get((criterion, m.parameter, _dims(m)), unknown).cpu()
                 if m.expert is not None:
                     channels = channels[m.expert]
                 key = m.structure, m.width

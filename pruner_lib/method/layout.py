@@ -143,11 +143,11 @@ def apply_layout_(model: nn.Module, layout: dict) -> nn.Module:
             for module in model.get_submodule(path).modules():
                 if "config" in vars(module):
                     shared = vars(module)["config"]
-                    shared = shared._shared if isinstance(shared, LayerConfig) else shared
+                    shared = shared._shared if _is(shared, LayerConfig) else shared
                     module.config = LayerConfig(shared, overrides)
         for path, inputs in layout["inputs"].items():
             module = model.get_submodule(path)
-            hook = next((h for h in module._forward_pre_hooks.values() if type(h) is InputSelection), None)
+            hook = next((h for h in module._forward_pre_hooks.values() if _is(h, InputSelection)), None)
             if hook is None:
                 module.register_forward_pre_hook(InputSelection(inputs), with_kwargs=True, prepend=True)
             else:
@@ -155,6 +155,11 @@ def apply_layout_(model: nn.Module, layout: dict) -> nn.Module:
     except AttributeError as error:
         raise ValueError(f"the layout does not fit {type(model).__name__}: {error}") from error
     return model
+
+
+def _is(value: object, kind: type) -> bool:
+    """Is it of this class, or of that in the copy of this file that a folder was loaded with?"""
+    return type(value).__name__ == kind.__name__
 
 
 def set_layout(model: nn.Module, layout: dict | None) -> None:
@@ -171,7 +176,7 @@ def own_config_(model: nn.Module) -> None:
     copies: dict = {}
     for module in model.modules():
         for name, value in vars(module).items():
-            if isinstance(value, (type(model.config), LayerConfig)):
+            if isinstance(value, type(model.config)) or _is(value, LayerConfig):
                 vars(module)[name] = copy.deepcopy(value, copies)
 
 

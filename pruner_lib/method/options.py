@@ -20,6 +20,9 @@ def check_axes(axes: object, model: nn.Module | None = None) -> None:
     if not axes:
         raise ValueError("axes hold no axis; give what discover returned, or those of a kind that it has")
     require([Axis], axes=[*axes.values()])
+    if other := [(key, axis.name) for key, axis in axes.items() if key != axis.name]:
+        key, name = other[0]
+        raise ValueError(f"the axis at {key!r} is {name}; leave axes at their names, those of discover")
     if model is None:
         return
     shapes = {name: p.shape for name, p in model.named_parameters()}
@@ -110,7 +113,8 @@ def check_scores(scores: Mapping[str, torch.Tensor], name: str, shape: tuple[int
         hint = "; dependency=False needs estimate(..., aggregation='none')" if len(shape) == 2 else ""
         raise ValueError(f"scores of {name} have shape {tuple(table.shape)}, but it needs {shape}{hint}")
     if not table.isfinite().all():
-        raise ValueError(f"scores of {name} are not all finite; check the calibration loss")
+        advice = "check the calibration loss, and the warning of estimate about what it does not depend on"
+        raise ValueError(f"scores of {name} are not all finite; {advice}, or leave the axis whole by ignore")
     return table
 
 
@@ -119,5 +123,8 @@ def check_uniform(keep: Mapping[str, torch.Tensor]) -> None:
     widths: dict[str, set[int]] = {}  # name in a layer -> groups that it keeps
     for key, kept in keep.items():
         widths.setdefault(".".join(key.partition("/")[0].split(".")[2:]), set()).add(len(kept))
-    if any(len(counts) > 1 for counts in widths.values()):
-        raise ValueError("uniform=True needs scope='local', one ratio and no protected or ignored layers")
+    for name, counts in widths.items():
+        if len(counts) > 1:
+            needs = "scope='local', one ratio, no protected or ignored layers and an even model"
+            found = " or ".join(map(str, sorted(counts)))
+            raise ValueError(f"uniform=True needs {needs}; here layers would keep {found} groups of {name}")

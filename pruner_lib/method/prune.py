@@ -16,6 +16,7 @@ from pruner_lib.method.groups import Axes, Axis, Member, Plan
 from pruner_lib.method.layout import (
     apply_layout_,
     empty_layout,
+    layout_of,
     merge_layouts,
     own_config_,
     set_layout,
@@ -24,7 +25,7 @@ from pruner_lib.method.layout import (
 from pruner_lib.method.norms import norm_factor, norm_members, scaled_eps
 from pruner_lib.method.offload import check_in_memory, without_weights
 from pruner_lib.method.options import check_axes
-from pruner_lib.method.size_rules import SizeRule, builds, find_size_rules, shapes_of
+from pruner_lib.method.size_rules import SizeRule, builds, find_size_rules, shapes_of, size_in
 from pruner_lib.method.trace import check_cut
 
 
@@ -154,6 +155,10 @@ def _cut_indices(model: nn.Module, axes: Axes, keep: dict) -> dict[str, dict[int
             mask = stays.setdefault(member.parameter, {}).setdefault(member.dim, whole)
             gone = gone_entries(axes[name], member, per_structure[member.structure])
             (mask if member.expert is None else mask[member.expert])[gone] = False
+    for parameter, mask in ((name, mask) for name, by_dim in stays.items() for mask in by_dim.values()):
+        if len(mask.sum(-1).unique()) > 1:
+            what = f"the axes lack some of those that share {parameter}, which must all keep as many groups"
+            raise ValueError(f"{what}; give all of what discover returned, or no axes")
     return {
         # slice after slice where the mask has slices
         parameter: {dim: mask.nonzero()[:, -1].view(*mask.shape[:-1], -1) for dim, mask in by_dim.items()}
@@ -183,17 +188,22 @@ def _layout(model: nn.Module, axes: Axes, keep: dict, cuts: dict, rules: dict[st
             for dim, index in cuts[first].items():
                 shape[dim] = index.shape[-1]
             layout["shapes"][name] = shape
-    path = decoder_layers(model)[0]
+    path, before = decoder_layers(model)[0], (layout_of(model) or empty_layout())["config"]
     for name, per_structure in keep.items():
         axis, rule, kept = axes[name], rules[name], per_structure[axes[name].last]
         n, around = len(kept), "" if axis.kind == "hidden" else axis.module
         for module, attributes in rule.attributes.items():
             if not around or f"{module}.".startswith(f"{around}."):
-                layout["attributes"].setdefault(module, {}).update({a: c * n for a, c in attributes.items()})
+                now = {a: size_in(vars(model.get_submodule(module))[a]) for a in attributes}
+                scaled = {a: value * n // axis.n_groups for a, value in now.items()}
+                layout["attributes"].setdefault(module, {}).update(scaled)
         if axis.layer is None and axis.constants:
             raise ValueError(f"{name} can't be cut: {axis.constants[0][:2]} has one slice a channel")
         if axis.layer is not None:
-            layout["config"].setdefault(f"{path}.{axis.layer}", {}).update(rule.config(n))
+            place = f"{path}.{axis.layer}"
+            now = rule.config(axis.n_groups) | before.get(place, {})
+            own = {key: now[key] * n // axis.n_groups for key in rule.keys}
+            layout["config"].setdefault(place, {}).update(own | rule.fixed)
         for module, argument, dim in axis.constants:
             cut = {"dim": dim, "total": axis.n_groups, "keep": kept.tolist()}
             layout["inputs"].setdefault(module, {})[argument] = cut

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
+from pruner_lib.method.discover import discover
 from pruner_lib.method.groups import Axis, Member
 from pruner_lib.method.layout import LEAF_SIZES
 from pruner_lib.method.trace import trace
@@ -62,13 +63,19 @@ def find_size_rules(model: nn.Module, axes: Mapping[str, Axis], cut: Collection[
         parts = tuple(m.parameter.replace(f".{axis.layer}.", ".*.", 1) for m in axis.members)
         alike.setdefault((axis.kind, axis.side_by_side, parts), []).append(axis)
     rules, dense = {}, build_twin(model, {})
+    # how many heads share a key and value head, and what lies beside them, is in a pruned model not as the
+    # config says, but in its twin it is
+    by_query = any(axis.kind == "attention" and axis.siblings for axis in axes.values())
+    whole = discover(dense, query_heads=by_query) if getattr(model, "pruning_layout", None) else {}
     built = {name for name, _ in dense.named_parameters(remove_duplicate=False)}
     if other := {m.parameter for name in cut for m in axes[name].members} - built:
         what = f"{type(model).__name__} does not build {min(other)}, so how its size follows from the config"
         raise ValueError(f"{what} is not known; give the model a class that builds all its modules")
     for group in alike.values():
         if any(axis.name in cut for axis in group):
-            rule = _find_size_rule(model, group, [*axes.values()], dense)
+            twins = [whole[axis.name] for axis in group if axis.name in whole]
+            like = (dense, twins, [*whole.values()]) if twins else (model, group, [*axes.values()])
+            rule = _find_size_rule(*like, dense)
             rules |= dict.fromkeys((axis.name for axis in group), rule)
     return rules
 
@@ -236,7 +243,7 @@ def other_values(
     return values
 
 
-def _number(value: object) -> object:
+def size_in(value: object) -> object:
     """The one number in a tuple, as the shape that a norm without weights holds; else the value itself."""
     return value[0] if isinstance(value, tuple) and len(value) == 1 else value
 
@@ -258,7 +265,7 @@ def _attributes(
             for name, value in vars(module).items():
                 if f"{path}.".startswith(others) or name in own:
                     continue
-                value, other = _number(value), _number(vars(twins[path]).get(name))
+                value, other = size_in(value), size_in(vars(twins[path]).get(name))
                 if type(value) is not int or type(other) is not int or value == other:
                     continue
                 if value * probe_n != other * n:

@@ -69,6 +69,19 @@ def test_the_body_loads_alone_and_under_a_classifier(head, family, tmp_path):
         assert ours == theirs
 
 
+@pytest.mark.parametrize("family", ["bloom", "qwen2"])
+def test_a_folder_that_was_loaded_with_its_own_code_is_cut_again(family, tmp_path):
+    """Its layers' configs and the selection of its position biases are of classes in the folder's code."""
+    model = load(save_model(pruned(family, UNEVEN), None, tmp_path / "m"))
+    axes = discover(model)
+    plan = select(axes, random_scores(axes, 1), ratio=0.4, protect_first=1)
+    masked = logits(mask_(copy.deepcopy(model), plan), tokens())
+    assert (logits(prune_(model, plan), tokens()) - masked).abs().max() < 1e-4
+    model.set_attn_implementation("eager")
+    configs = [module.config for module in model.modules() if "config" in vars(module)]
+    assert {config._attn_implementation for config in configs} == {"eager"}
+
+
 @pytest.mark.parametrize("family", ["llama-tied", "gpt2"])
 def test_tokens_are_classified_on_the_same_body(family, tmp_path):
     model = pruned(family, UNEVEN)

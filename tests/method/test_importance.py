@@ -215,6 +215,32 @@ def test_query_rows_are_credited_to_their_own_kv_head():
     assert found[0, 0].sum() > 0 and found[0, 1].sum() == 0
 
 
+BIG_BIRD = dict(
+    vocab_size=64, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=6,
+    max_position_embeddings=64, is_decoder=True, attention_type="original_full", sep_token_id=2,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("how", [{"criterion": "element2"}, {"criterion": "vector", "micro_batch": 1}])
+def test_a_module_beside_the_loss_hinders_only_the_axis_that_cuts_it(how, monkeypatch):
+    """The pooler of BigBird reads the residual stream, and nothing reads the pooler."""
+    monkeypatch.setitem(FAMILIES, "big_bird", ("BigBirdConfig", BIG_BIRD))
+    model, ids = build("big_bird"), tokens()
+    axes = discover(model)
+    blocks = axes.of_kind("attention", "mlp")
+    with pytest.warns(UserWarning, match=r"does not depend on \['bert.pooler.weight'\]"):
+        scores = estimate(model, axes, ids, **how)
+    alone = estimate(model, blocks, ids, **how)
+    assert len(alone) == 4 and all(torch.equal(scores[name], alone[name]) for name in alone)
+    assert select(axes, scores, ratio=0.5).cut.keys() == alone.keys()
+    with pytest.raises(ValueError, match="scores of hidden are not all finite; .*the warning of estimate"):
+        select(axes, scores, ratio=0.5, granularity="channel")
+    first = model.bert.encoder.layer[0].intermediate
+    first.forward = lambda x: torch.nn.functional.linear(x, first.dense.weight, first.dense.bias).relu()
+    with pytest.raises(ValueError, match="no gradient reached .*intermediate.dense.* or only a part of it"):
+        estimate(model, blocks, ids, **how)  # lost, not absent
+
+
 def test_the_model_is_left_as_it_was():
     model = build("llama-tied").train()
     model.model.norm.weight.requires_grad_(False)

@@ -19,10 +19,11 @@ from families import (
     tokens,
     touches_stream,
 )
+from transformers import AutoModelForCausalLM
 from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import LlamaModel
 
-from pruner_lib import discover, estimate, mask_, prune_, select
+from pruner_lib import discover, estimate, mask_, prune_, save_model, select
 from pruner_lib.method.groups import Plan
 from pruner_lib.method.layout import LayerConfig
 
@@ -278,6 +279,23 @@ def test_pruning_twice_equals_pruning_once_by_the_composed_plan(family):
     assert twice.pruning_layout == direct.pruning_layout and len(twice.pruned_by) == 2
 
 
+@pytest.mark.parametrize("order", [(False, True, False), (True, False, True)])
+@pytest.mark.parametrize("family", ["qwen2", "phi3", "falcon-new"])
+def test_query_heads_and_those_they_share_go_one_after_the_other(family, order, tmp_path):
+    """In layers that an earlier cut left uneven, the config says how many of them another model had."""
+    shared = "num_kv_heads" if family == "falcon-new" else "num_key_value_heads"
+    model = build(family, num_attention_heads=12, hidden_size=48, **{shared: 4})
+    for turn, query_heads in enumerate(order):
+        axes = discover(model, query_heads=query_heads)
+        attention = axes.of_kind("attention")
+        plan = select(attention, random_scores(axes, turn), ratio=0.4, protect_first=1)
+        assert all(name in plan.cut for name in attention if "layers.0" not in name)
+        masked = mask_(copy.deepcopy(model), plan)
+        assert (logits(prune_(model, plan), tokens()) - logits(masked, tokens())).abs().max() < 1e-4
+        folder = save_model(model, None, tmp_path / str(turn))
+        model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
+
+
 def test_attention_implementation_may_change_after_the_cut():
     pruned = _pruned("llama-gqa", ratio=0.5, protect_first=1)
     before = logits(pruned, tokens())
@@ -363,6 +381,37 @@ def test_axes_of_another_model_are_refused_in_one_sentence():
     more_heads = build("llama-gqa", num_attention_heads=12, num_key_value_heads=4, head_dim=4)
     with pytest.raises(ValueError, match="would mix the groups of layers.0.attention"):
         doors["prune_"](more_heads, axes)  # the same names, shapes and total
+
+
+def test_axes_that_were_changed_by_hand_are_refused_in_one_sentence():
+    """A copy without some of them is as good as all, but where weights are shared with what it lacks."""
+    model, axes = discovered("mixtral")
+    before, whole = copy.deepcopy(model.state_dict()), _plan(model, axes=axes, ratio=0.5)
+    moved = copy.copy(axes)
+    moved["layers.1.attention"] = axes["layers.2.attention"]
+    doors = {
+        "estimate": lambda: estimate(model, moved, criterion="l1"),
+        "select": lambda: select(moved, random_scores(axes), ratio=0.5),
+        "prune_": lambda: prune_(model, whole, axes=moved),
+    }
+    for door in doors.values():
+        with pytest.raises(ValueError, match="the axis at 'layers.1.attention' is layers.2.attention"):
+            door()
+    some = copy.copy(axes)
+    del some["layers.1.mlp.experts.2"], some["layers.2.attention"]
+    plan = _plan(model, axes=some, ratio=0.5)
+    for given, message in (
+        (some, "axes lack some of those that share .*layers.1"),
+        (None, "must all keep the"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            prune_(model, plan, axes=given)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    for expert in (0, 1, 3):
+        del some[f"layers.1.mlp.experts.{expert}"]
+    plan = _plan(model, axes=some, ratio=0.5)
+    cut, masked = prune_(copy.deepcopy(model), plan, axes=some), mask_(copy.deepcopy(model), plan)
+    assert (logits(cut, tokens()) - logits(masked, tokens())).abs().max() < 1e-4
 
 
 def test_lopsided_independent_plan_is_refused():

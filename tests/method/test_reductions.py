@@ -209,6 +209,23 @@ def test_heads_of_the_attention_of_torch_are_cut_as_they_are_masked(monkeypatch)
     _assert_cut_is_mask(build("llama-gqa", num_hidden_layers=1), "attention")
 
 
+def test_what_a_module_of_torch_ties_to_the_width_of_its_input_is_left_whole_and_named():
+    model = build("llama-mha", num_hidden_layers=2, head_dim=4)
+    for layer in model.model.layers:
+        layer.self_attn = _OfTorch(24, 6, batch_first=True)
+    axes = discover(model)
+    assert set(axes) == {"layers.0.mlp", "layers.1.mlp"}
+    assert sum("self_attn is a torch.nn.MultiheadAttention" in note for note in axes.notes) == 3
+    plan = select(axes, random_scores(axes), ratio=0.5)
+    cut, masked = (change(copy.deepcopy(model), plan) for change in (prune_, mask_))
+    assert (logits(cut, tokens()) - logits(masked, tokens())).abs().max() < 1e-4
+
+
+class _OfTorch(torch.nn.MultiheadAttention):
+    def forward(self, hidden_states, **kwargs):
+        return super().forward(hidden_states, hidden_states, hidden_states, need_weights=False)
+
+
 def test_heads_that_would_move_to_the_places_of_others_are_refused(monkeypatch):
     plain = modeling_llama.eager_attention_forward
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from families import discovered, random_scores
+from families import build, discovered, random_scores
 from transformers import BertConfig, BertLMHeadModel
 
 from pruner_lib import discover, prune_, select
@@ -117,6 +117,17 @@ BAD = {
 def test_bad_options_are_named(axes, scores, message):
     with pytest.raises(ValueError, match=message):
         select(axes, scores, **BAD[message])
+
+
+def test_a_model_that_is_uneven_already_is_said_to_be_so():
+    model = build("llama-gqa")
+    axes = discover(model)
+    prune_(model, select(axes, random_scores(axes), ratio={"layers.1.mlp": 0.5}))
+    axes = discover(model)
+    with pytest.raises(ValueError, match="and an even model; here layers would keep 14 or 28 groups of mlp"):
+        select(axes, random_scores(axes), ratio=0.3, uniform=True)
+    wider = {f"layers.{i}.mlp": 0.5 for i in (0, 2)}
+    assert select(axes, random_scores(axes), ratio=wider, uniform=True).settings["uniform"]
 
 
 def test_bad_scores_are_named(axes, scores):

@@ -183,3 +183,24 @@ def test_call_without_gradients_counts_for_nothing():
     torch.testing.assert_close(torch.cat(found), gradients(Started(), ids)[0]["embed.weight"])
     with pytest.raises(ValueError, match="no gradient reached .*mix.bias"):
         visit_gradients(Started(), ids, {"mix.bias"}, visit, per_sample=False)
+
+
+def test_an_embedding_may_return_more_than_its_rows():
+    class Rows(nn.Embedding):
+        def forward(self, ids):
+            return super().forward(ids), ids
+
+    class More(Toy):
+        def __init__(self):
+            super().__init__()
+            self.more = Rows(VOCABULARY, HIDDEN).double()
+
+        def forward(self, input_ids, use_cache):
+            rows, _ = self.more(input_ids)
+            return SimpleNamespace(logits=self.head(self.mix(self.embed(input_ids) + rows)))
+
+    torch.manual_seed(1)
+    model, ids, found = More(), _ids(3, 5), []
+    visit = lambda name, row, g, a: found.append(g.clone())  # noqa: E731
+    visit_gradients(model, ids, {"mix.weight"}, visit, per_sample=False)
+    torch.testing.assert_close(torch.cat(found), gradients(model, ids)[0]["mix.weight"])
