@@ -10,6 +10,7 @@ import math
 import os
 import re
 import secrets
+import shutil
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -117,8 +118,9 @@ def read_json(path: Path | str) -> Any:
 
 
 def set_aside(path: Path, reason: object) -> None:
-    """Rename a damaged file to NAME.damaged, with a warning: what was in it is made again."""
+    """Rename a damaged file or folder to NAME.damaged, with a warning: what was in it is made again."""
     aside = path.with_name(f"{path.name}.damaged")
+    shutil.rmtree(aside, ignore_errors=True)  # a folder that was set aside before
     with suppress(FileNotFoundError):  # another process has done it
         os.replace(path, aside)
     warnings.warn(f"{path} is damaged ({reason}): it is {aside.name} now and made again", stacklevel=3)

@@ -26,7 +26,7 @@ from torch import nn
 from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from pruner_lib.files import content_hashes, only_one, plain, read_json, write_folder, write_json
+from pruner_lib.files import content_hashes, only_one, plain, read_json, set_aside, write_folder, write_json
 from pruner_lib.recovery.instructions import Row
 
 CONTENTS, LAST = "contents.json", "trainer_state.json"  # of a checkpoint; the second Trainer writes last
@@ -67,7 +67,12 @@ class Run:
         Raises: ValueError: the earlier run had other arguments (the message names them), or is no recovery.
         """
         state = self.folder / "recovery.json"
-        kinds = ("checkpoint-*", "adapter", "adapter-*", ".adapter-*")  # the last: a killed process left it
+        kinds = (
+            "checkpoint-*",
+            "adapter",
+            "adapter-*[0-9]",
+            ".adapter-*",
+        )  # the last: a killed process left it
         whole = {path: _is_whole(path) for kind in kinds for path in self.folder.glob(kind)}
         if whole and not state.exists():
             found = f"{next(iter(whole)).name} but no recovery.json, so something else made it"
@@ -82,7 +87,7 @@ class Run:
             ]
         damaged = [path for path in whole if path.match("adapter*") and not whole[path]]
         if damaged and self.history:
-            warnings.warn(f"{damaged[0]} is damaged: the recovery is run again", stacklevel=3)
+            set_aside(damaged[0], "its weights are not those that were written")
             resume, self.history = False, []
         for path in whole:
             if not resume or not whole[path]:

@@ -155,7 +155,7 @@ class Study(Stages):
         if not numbers:
             return f"{claim}: not measured in this profile"
         groups = [group for pair in named.values() for group in pair]
-        records, without = list(chain(*groups)), each_task_left_out(named, kind, **how)
+        records, without = sum(map(list, groups), []), each_task_left_out(named, kind, **how)
         return self.answer(claim, numbers, note=describe(numbers, *groups), records=records, without=without)
 
     def _existing(self, experiment: Experiment) -> Record | None:

@@ -511,7 +511,7 @@ def test_adapter_that_was_changed_is_set_aside_and_trained_again(study):
     for path in study.folder.glob("records/*"):
         path.unlink()
     adapter.write_bytes(content[:-8] + bytes(byte ^ 1 for byte in content[-8:]))
-    with pytest.warns(UserWarning, match="adapter is damaged: the recovery is run again"):
+    with pytest.warns(UserWarning, match="adapter is damaged .*it is adapter.damaged now and made again"):
         again = study.run(longer)
     assert outcome(again) == outcome(expected) and adapter.read_bytes() == content
     assert outcome(study.run(asked(recovery=plain))) == outcome(first)
