@@ -173,44 +173,38 @@ def _visit_inputs(model: nn.Module, ids: Tensor, names: Collection[str], visit: 
     Args:    visit: takes name -> what each call of its module reads, `(samples * tokens, columns)`, and may
              change these weights: the layer runs again afterwards, so that the later ones see that.
     """
-    path, layers = decoder_layers(model)
-    left, runs = set(names), []
-
-    def count(*_) -> None:
-        runs.append(1)
-
+    layers, runs, left = decoder_layers(model)[1], [], set(names)
     with evaluating(model), ExitStack() as stack:
         for layer in layers:
-            stack.enter_context(layer.register_forward_pre_hook(count))
+            stack.enter_context(layer.register_forward_pre_hook(lambda *_: runs.append(1)))
         model(prompt_for(model, tokens=3).to(input_device(model)), use_cache=False)
     if len(runs) > len(layers):
         what = f"{type(model).__name__} runs its {len(layers)} decoder layers more than once"
         raise ValueError(f"{what}, so that their matrices read several inputs: they can be cut, not repaired")
+    inputs: dict[str, list[Tensor]] = {}  # of the layer that runs
 
-    def before(number: int, layer: nn.Module, args: tuple, kwargs: dict) -> None:
-        here, inputs = [name for name in names if name.startswith(f"{path}.{number}.")], {}
+    def look(name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        x, *_ = *args, *kwargs.values()
+        x = x.transpose(0, 1) if x.ndim == 3 and x.shape[:2] == ids.T.shape else x  # tokens come first
+        inputs.setdefault(name, []).append(x.flatten(0, -2))
 
-        def look(name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
-            x, *_ = *args, *kwargs.values()
-            x = x.transpose(0, 1) if x.ndim == 3 and x.shape[:2] == ids.T.shape else x  # tokens come first
-            inputs.setdefault(name, []).append(x.flatten(0, -2))
-
-        if here:
-            with ExitStack() as stack:
-                for name in here:
-                    module = model.get_submodule(name.rpartition(".")[0])
-                    hook = module.register_forward_pre_hook(partial(look, name), with_kwargs=True)
-                    stack.enter_context(hook)
-                layer.forward(*args, **kwargs)
-            visit(inputs)
-        left.difference_update(here)
+    def after(layer: nn.Module, args: tuple, kwargs: dict, output: Tensor | tuple) -> Tensor | tuple:
+        left.difference_update(inputs)
+        if inputs:
+            visit(dict(inputs))
+            inputs.clear()
+            output = layer.forward(*args, **kwargs) if left else output
+            inputs.clear()
         if not left:
             raise _AllSeen
+        return output
 
     with frozen(model), torch.no_grad(), ExitStack() as stack, suppress(_AllSeen):
-        for number, layer in enumerate(layers):
-            hook = partial(before, number)
-            stack.enter_context(layer.register_forward_pre_hook(hook, with_kwargs=True))
+        for name in names:
+            module, hook = model.get_submodule(name.rpartition(".")[0]), partial(look, name)
+            stack.enter_context(module.register_forward_pre_hook(hook, with_kwargs=True))
+        for layer in layers:
+            stack.enter_context(layer.register_forward_hook(after, with_kwargs=True))
         model(ids.to(input_device(model)), use_cache=False)
 
 

@@ -7,7 +7,6 @@ groups; `check_cut` compares it with the groups that a cut is to leave.
 
 from collections import Counter
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +32,6 @@ class LabelMode(TorchDispatchMode):
     def __init__(self, recording: Recording):
         super().__init__()
         self.recording = recording
-        self.results: dict[tuple, Any] = {}  # operator and arguments -> what it returned
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -54,9 +52,7 @@ class LabelMode(TorchDispatchMode):
             rec.factors += ((rec.layer, *x.unique().tolist()) for x in floats)
         if mixed:
             args, kwargs = tree_map_only(torch.Tensor, _to_meta, (args, kwargs))
-            tensors = tensors_in([args, kwargs])
-        # `types`: there are tensors of a kind of their own
-        out = func(*args, **kwargs) if types else self.run(func, args, kwargs, tensors)
+        out = func(*args, **kwargs)
         if torch.Tag.nondeterministic_seeded in func.tags:  # other numbers of another shape
             rec.factors += ((rec.layer, float(x.numel())) for x in tensors_in([out]))
         if labelled:
@@ -64,24 +60,6 @@ class LabelMode(TorchDispatchMode):
             for tensor, label in zip(tensors_in([out]), labels, strict=False):
                 set_labels(tensor, label)
         return out
-
-    def run(self, func, args: tuple, kwargs: dict, tensors: list[torch.Tensor]) -> Any:
-        """Run an operator; without values, equal arguments have equal results, which are worked out once.
-
-        PyTorch works out the shape of a result in Python, which takes longer than all that labels do.
-
-        Args:   tensors: those in `args` and `kwargs`.
-        """
-        plain = all(x.is_meta and x.layout is torch.strided and not x.is_complex() for x in tensors)
-        if not tensors or not plain or func.is_view or func._schema.is_mutable:
-            return func(*args, **kwargs)
-        key = func, torch.get_default_dtype(), _described(args), _described([*kwargs.items()])
-        if key not in self.results:
-            out = func(*args, **kwargs)
-            if not all(x.is_meta and not x.storage_offset() for x in tensors_in([out])):
-                return out
-            self.results[key] = out
-        return _without_values(self.results[key])  # new ones: they get labels
 
 
 class KeepLists(TorchFunctionMode):
@@ -103,29 +81,11 @@ class KeepLists(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _described(value: Any) -> tuple:
-    """Describe an argument so that it can be looked up: 1, 1.0 and True are not the same."""
-    if isinstance(value, torch.Tensor):
-        return value.shape, value.stride(), value.dtype
-    if isinstance(value, (list, tuple)):
-        return (type(value), *map(_described, value))
-    return type(value), value
-
-
-def _without_values(result: Any) -> Any:
-    """Make new tensors of the same shapes, strides and types on the meta device."""
-    if isinstance(result, (list, tuple)):
-        return type(result)(map(_without_values, result))
-    if not isinstance(result, torch.Tensor):
-        return result
-    return torch.empty_strided(result.shape, result.stride(), dtype=result.dtype, device="meta")
-
-
 def _to_meta(tensor: torch.Tensor) -> torch.Tensor:
     """Move what the model creates on the CPU (masks, positions) to the meta device of the weights."""
     if tensor.device.type != "cpu" or not tensor.ndim:
         return tensor
-    moved = _without_values(tensor)
+    moved = tensor.to("meta")
     set_labels(moved, labels_of(tensor))
     return moved
 
