@@ -21,7 +21,7 @@ from pruner_lib.method.layout import (
     set_layout,
     set_parameter_,
 )
-from pruner_lib.method.norms import norm_factor, norm_members, scaled_eps
+from pruner_lib.method.norms import norm_factor, norm_members
 from pruner_lib.method.offload import check_in_memory, without_weights
 from pruner_lib.method.options import check_axes
 from pruner_lib.method.size_rules import SizeRule, builds, find_size_rules, shapes_of
@@ -51,7 +51,8 @@ def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modu
     numbers = axes.numbers.copy()
     for parameter, factor in factors.items():
         norm = parameter.rpartition(".")[0]
-        eps = scaled_eps(model.get_submodule(norm), factor)
+        values = vars(model.get_submodule(norm)).items()
+        eps = {n: value * factor**2 for n, value in values if "eps" in n and isinstance(value, float)}
         layout["attributes"].setdefault(norm, {}).update(eps)
         numbers.update((layer, value) for layer in range(axes.n_layers) for value in eps.values())
     scaled = any(factor != 1 for factor in factors.values())  # a plain config has one epsilon for all norms

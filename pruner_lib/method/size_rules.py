@@ -64,8 +64,8 @@ def find_size_rules(model: nn.Module, axes: Mapping[str, Axis], cut: Collection[
     rules, dense = {}, build_twin(model, {})
     built = {name for name, _ in dense.named_parameters(remove_duplicate=False)}
     if other := {m.parameter for name in cut for m in axes[name].members} - built:
-        what = f"{type(model).__name__} does not build {min(other)}, so how its size follows from the config"
-        raise ValueError(f"{what} is not known; give the model a class that builds all its modules")
+        what = f"{type(model).__name__} does not build {min(other)}, so its size can't follow the config"
+        raise ValueError(f"{what}; give the model a class that builds all its modules")
     for group in alike.values():
         if any(axis.name in cut for axis in group):
             rule = _find_size_rule(model, group, [*axes.values()], dense)
@@ -93,7 +93,7 @@ def _find_size_rule(model: nn.Module, axes: list[Axis], all_axes: list[Axis], de
         shapes = shapes_of(probe)
         if not all(_fits(shapes, model, axis, probe_n) for axis in axes):
             continue
-        if _other_dims_agree(dense, probe, kind):
+        if _other_dims(dense, kind) == _other_dims(probe, kind):
             attributes = _attributes(dense, probe, axes, n, probe_n, ())
             for key in [*edits] if len(edits) > 1 else ():  # those of a router (`n_group`) count no heads
                 less = {k: v for k, v in edits.items() if k != key}
@@ -204,13 +204,10 @@ def _fits(shapes: dict, model: nn.Module, axis: Axis, probe_n: int) -> bool:
     )
 
 
-def _other_dims_agree(dense: nn.Module, probe: nn.Module, axes: list[Axis]) -> bool:
-    """Did nothing but the dims of these axes change?"""
-    cut, before, after = {(m.parameter, m.dim) for axis in axes for m in axis.members}, {}, {}
-    for twin, others in ((dense, before), (probe, after)):
-        for name, shape in shapes_of(twin).items():
-            others[name] = [n for d, n in enumerate(shape) if (name, d) not in cut]
-    return before == after
+def _other_dims(twin: nn.Module, axes: list[Axis]) -> dict[str, list[int]]:
+    """Parameter -> its sizes along the dims that none of these axes cuts."""
+    cut, shapes = {(m.parameter, m.dim) for axis in axes for m in axis.members}, shapes_of(twin)
+    return {name: [n for d, n in enumerate(s) if (name, d) not in cut] for name, s in shapes.items()}
 
 
 def other_values(
@@ -236,11 +233,6 @@ def other_values(
     return values
 
 
-def _number(value: object) -> object:
-    """The one number in a tuple, as the shape that a norm without weights holds; else the value itself."""
-    return value[0] if isinstance(value, tuple) and len(value) == 1 else value
-
-
 def _attributes(
     dense: nn.Module, probe: nn.Module, axes: list[Axis], n: int, probe_n: int, apart_from: Sequence[Axis]
 ) -> dict[str, dict[str, int]]:
@@ -249,21 +241,21 @@ def _attributes(
     Args: apart_from: axes whose own modules count something else that the twin could not hold still.
     """
     per_group: dict[str, dict[str, int]] = {}
-    twins = dict(probe.named_modules())
     others = tuple(f"{axis.module}." for axis in apart_from)
-    for around in {"" if axis.kind == "hidden" else axis.module for axis in axes}:
-        for path, module in dense.get_submodule(around).named_modules(prefix=around):
-            weight = module._parameters.get("weight")
-            own = () if weight is None else (*LEAF_SIZES, "normalized_shape")  # a leaf repeats its shape
-            for name, value in vars(module).items():
-                if f"{path}.".startswith(others) or name in own:
-                    continue
-                value, other = _number(value), _number(vars(twins[path]).get(name))
-                if type(value) is not int or type(other) is not int or value == other:
-                    continue
-                if value * probe_n != other * n:
-                    came = f"{path}.{name} is {value} for {n} groups of {axes[0].name}, {other} for {probe_n}"
-                    why = "not in proportion, so its value after the cut can't be derived"
-                    raise ValueError(f"{came}: {why}")
-                per_group.setdefault(path, {})[name] = value // n
+    around = tuple("" if axis.kind == "hidden" else f"{axis.module}." for axis in axes)
+    for path, values in other_values(dense, probe, (int, tuple), (int,)).items():
+        if not f"{path}.".startswith(around) or f"{path}.".startswith(others):
+            continue
+        module, twin = (vars(m.get_submodule(path)) for m in (dense, probe))
+        is_leaf = module["_parameters"].get("weight") is not None  # which repeats the shape of its weight
+        for name in values:
+            # alone, or in a tuple as the shape of a norm without weights
+            both = [x for m in (module, twin) for x in tree_leaves(m.get(name)) if type(x) is int]
+            if len(both) != 2 or (is_leaf and name in (*LEAF_SIZES, "normalized_shape")):
+                continue
+            value, other = both
+            if value * probe_n != other * n:
+                came = f"{path}.{name} is {value} for {n} groups of {axes[0].name}, {other} for {probe_n}"
+                raise ValueError(f"{came}: not in proportion, so its value after the cut can't be derived")
+            per_group.setdefault(path, {})[name] = value // n
     return per_group
