@@ -55,7 +55,7 @@ def discover(model: nn.Module, *, query_heads: bool = False) -> Axes:
     key_value_head = np.zeros(components.max() + 1, np.int64)  # component -> the one that it is part of
     key_value_head[components] = whole
     candidates = _candidates(model, rec, components, path)
-    free, notes = _without_obstacles(model, rec, candidates, components, path, query_heads)
+    free, notes = _without_obstacles(model, rec, candidates, components, query_heads)
     axes: dict[str, Axis] = {}
     named = _named(free, path, rec.stacks)
     alone = Counter(axis.layer for axis, _ in named if axis.kind == "attention" and axis.n_groups == 1)
@@ -147,12 +147,7 @@ def _forms(entries: Sequence[np.ndarray], n_components: int) -> np.ndarray:
 
 
 def _without_obstacles(
-    model: nn.Module,
-    rec: Recording,
-    candidates: Sequence[Candidate],
-    components: np.ndarray,
-    path: str,
-    query_heads: bool,
+    model: nn.Module, rec: Recording, candidates: list[Candidate], components: np.ndarray, query_heads: bool
 ) -> tuple[list[Candidate], list[str]]:
     """Those that can be cut, and a note for each of the others: what is in the way."""
     reasons: dict[int, str] = {}  # component that can't be cut -> why
@@ -188,6 +183,7 @@ def _without_obstacles(
             obstacle = obstacle or f"the buffer {buffers[0]} has entries of each"
         if (uses[groups] != uses[groups[0]]).any():
             obstacle = obstacle or "the model does not compute with all of them alike, but by their places"
+        path = decoder_layers(model)[0]
         beside = re.search(r"\.\d+\b", axis.module) and not f"{path}.".startswith(f"{axis.module}.")
         if axis.layer is None and beside:
             obstacle = f"{axis.module} is part of a list beside the decoder layers"

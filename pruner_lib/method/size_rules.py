@@ -124,21 +124,16 @@ def _builds_alike(model: nn.Module, edits: dict, probe: nn.Module, axes: list[Ax
     return alike and not any(other_values(one, other, (int, tuple)) for one, other in around)
 
 
-def layer_edits(model: nn.Module, path: str, keep: list[int], n: int) -> dict:
+def layer_edits(model: nn.Module, shapes: dict, keep: list[int], n: int) -> dict:
     """Config edits that build the model with some layers only: how many there are, and what is listed by
     layer.
 
+    Args: shapes: of the parameters that are left, see `shapes_of`.
     Raises: ValueError: no edit builds it, as where the config counts leading layers of another form.
     """
     config = model.config.to_dict()
     edits: dict = {k: len(keep) for k, v in config.items() if v == n and type(v) is int and "layer" in k}
     edits |= {k: [v[i] for i in keep] for k, v in config.items() if isinstance(v, list) and len(v) == n}
-    renumbered = {f"{path}.{old}": f"{path}.{new}" for new, old in enumerate(keep)}
-    shapes = {}
-    for name, shape in shapes_of(model).items():
-        layer = re.match(rf"{re.escape(path)}\.\d+(?=\.)|", name)[0]
-        if not layer or layer in renumbered:
-            shapes[renumbered.get(layer, "") + name.removeprefix(layer)] = shape
     others = {k: v for k, v in config.items() if type(v) is int and 0 < v < n and k not in edits}
     fronts = ({k: sum(i < v for i in keep)} for k, v in others.items())
     for more in ({}, *fronts):  # how many leading layers have another form is one of the integers

@@ -109,9 +109,8 @@ def trace(model: nn.Module, path: str = "") -> Recording:
             set_labels(buffer, rec.label(buffer, f"{name}:", "constant"))
     path, layers = (path, model.get_submodule(path)) if path else decoder_layers(model)
     for number, layer in enumerate(layers):
-        hook = partial(_label_constants, rec, f"{path}.{number}")
+        hook = partial(_enter_layer, rec, f"{path}.{number}", number)
         layer.register_forward_pre_hook(hook, with_kwargs=True)
-        layer.register_forward_pre_hook(lambda *_, number=number: setattr(rec, "layer", number))
         layer.register_forward_hook(lambda *_: setattr(rec, "layer", None), always_call=True)
     for path, module in model.named_modules():
         if not module._modules:
@@ -150,8 +149,9 @@ def _forward_on_meta(model: nn.Module, rec: Recording):
     raise ValueError(f"{what}, so its groups can't be traced: {' | '.join(dict.fromkeys(errors))}")
 
 
-def _label_constants(rec: Recording, path: str, layer: nn.Module, args: tuple, kwargs: dict) -> None:
+def _enter_layer(rec: Recording, path: str, number: int, layer: nn.Module, args: tuple, kwargs: dict) -> None:
     """Give labels to tensors that enter a layer without any."""
+    rec.layer = number
     for argument, value in [*((str(i), a) for i, a in enumerate(args)), *kwargs.items()]:
         labels = labels_of(value)
         unlabelled = labels is None or labels.source == "constant"
@@ -208,7 +208,8 @@ def check_cut(
         followed = "width" if keep else "place or count of its layers"
         number = other[0][1]
         number = f"{number}, which" if type(number) is str else f"{number:.6g}, a number that"
-        what = f"after a cut of {what} {type(cut).__name__} would compute with {number}"
-        what = f"{what} follows the {followed}"
+        what = (
+            f"after a cut of {what} {type(cut).__name__} would compute with {number} follows the {followed}"
+        )
         advice = "Leave the axis whole" if keep else "Cut groups of the layers (granularity='block')"
         raise ValueError(f"{what} and is in the dense model another; nothing was cut. {advice}")
