@@ -69,9 +69,8 @@ def separate_layers(model: nn.Module, plan: Plan) -> tuple[str, nn.ModuleList]:
     plan.check_count("layers", len(layers))
     each = [id(p) for layer in layers for p in layer.parameters()]
     if len({*each}) < len(each):
-        advice = "cut groups of them (granularity='block'), which go from all that share them"
-        name = type(model).__name__
-        raise ValueError(f"layers of {name} share weights, so none of them can go alone; {advice}")
+        what = f"layers of {type(model).__name__} share weights, so none of them can go alone"
+        raise ValueError(f"{what}; cut groups of them (granularity='block'), which go from all of them")
     return path, layers
 
 

@@ -68,10 +68,11 @@ def check_options(options: Mapping[str, Any], axes: Mapping[str, Axis] | None = 
     require(bool, dependency=o.dependency, uniform=o.uniform)
     protected = o.protect_first + o.protect_last
     if o.granularity == "channel" and protected:
-        raise ValueError("channels go from every layer at once: protect_first and protect_last must be 0")
+        stream = "channels go from the residual stream of every layer"
+        raise ValueError(f"{stream}: protect_first and protect_last must be 0")
     if by_layer and (not o.dependency or by_name or o.ignore):
         taken = "one number as ratio, protect_first and protect_last, no ignore"
-        raise ValueError(f"granularity='layer' takes {taken}; dependency=False is for granularity='block'")
+        raise ValueError(f"granularity='layer': it takes {taken}; dependency=False is for 'block'")
     if not o.dependency and o.scope != "local":
         raise ValueError(f"dependency=False needs scope='local', got {o.scope!r}")
     if by_name and (o.scope != "local" or o.target != "groups"):

@@ -191,8 +191,6 @@ def _layout(model: nn.Module, axes: Axes, keep: dict, cuts: dict, rules: dict[st
         for module, attributes in rule.attributes.items():
             if not around or f"{module}.".startswith(f"{around}."):
                 layout["attributes"].setdefault(module, {}).update({a: c * n for a, c in attributes.items()})
-        if axis.layer is None and axis.constants:
-            raise ValueError(f"{name} can't be cut: {axis.constants[0][:2]} has one slice a channel")
         if axis.layer is not None:
             layout["config"].setdefault(f"{path}.{axis.layer}", {}).update(rule.config(n))
         for module, argument, dim in axis.constants:

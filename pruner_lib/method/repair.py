@@ -144,9 +144,8 @@ def _last(model: nn.Module, axis: Axis) -> Member:
     meet = [m.structure for m in axis.members if m.structure != axis.last and m.role == "in"]
     meet += [m.structure for m in norm_members(model, axis.members, axis.side_by_side)]
     if meet:
-        why = f"meet in {meet[0]}, so that {axis.last} reads something else when some are gone"
-        advice = "they can be cut, but not repaired; leave them whole by ignore, or out of the axes"
-        raise ValueError(f"the groups of {axis.name} {why}: {advice}")
+        why = f"meet in {meet[0]} before {axis.last} reads them: they can be cut, but not repaired"
+        raise ValueError(f"the groups of {axis.name} {why}; leave them whole by ignore, or out of the axes")
     if len(inputs) != 1 or model.get_parameter(inputs[0].parameter).ndim != 2:
         raise ValueError(f"{axis.last}, last of {axis.name}, is not linear: it can be cut, but not repaired")
     weight = model.get_parameter(inputs[0].parameter)
