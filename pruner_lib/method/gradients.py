@@ -235,14 +235,11 @@ def loss_and_gradient_(logits: torch.Tensor, ids: torch.Tensor) -> tuple[float, 
     return loss.item(), gradient
 
 
-Visitor = Callable[[str, int, torch.Tensor, torch.Tensor | None], None]
-
-
 def visit_gradients(
     model: nn.Module,
     ids: torch.Tensor,
     parameters: set[str],
-    visit: Visitor,
+    visit: Callable[[str, int, torch.Tensor, torch.Tensor | None], None],
     *,
     per_sample: bool,
     micro_batch: int | None = None,

@@ -144,7 +144,7 @@ def _last(model: nn.Module, axis: Axis) -> Member:
     meet = [m.structure for m in axis.members if m.structure != axis.last and m.role == "in"]
     meet += [m.structure for m in norm_members(model, axis.members, axis.side_by_side)]
     if meet:
-        why = f"meet in {meet[0]}, so that {axis.last} reads others: they can be cut, but not repaired"
+        why = f"meet in {meet[0]}, so that {axis.last} reads something else: they may be cut, not repaired"
         raise ValueError(f"the groups of {axis.name} {why}; leave them whole by ignore, or out of the axes")
     if len(inputs) != 1 or model.get_parameter(inputs[0].parameter).ndim != 2:
         raise ValueError(f"{axis.last}, last of {axis.name}, is not linear: it can be cut, but not repaired")

@@ -20,7 +20,6 @@ from pruner_lib.method.groups import Axes, Plan
 from pruner_lib.method.labels import Recording, labels_of, set_labels
 from pruner_lib.method.operators import COMPUTED, COPIES, LOOKUPS, labels_for, numbers_in, tensors_in
 
-aten = torch.ops.aten
 N_TOKENS = 3
 MAKERS = (torch.tensor, torch.as_tensor, torch.asarray, torch.Tensor.new_tensor)  # of tensors from lists
 PLAIN = {"_attn_implementation": "eager", "_experts_implementation": "batched_mm"}  # of a config
