@@ -4,7 +4,7 @@ import math
 import os
 import re
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 KINDS = {  # types that can be wanted, in words
@@ -49,7 +49,9 @@ def require(wanted: str | tuple | list | type, **given: object) -> None:
 
 
 def plain_number(value: Any) -> Any:
-    """Turn a number of numpy or torch into one of Python; give everything else back as it is."""
+    """Turn a number of numpy or torch, or those of a dict, into Python's; give all else back as it is."""
+    if isinstance(value, Mapping):
+        return {name: plain_number(one) for name, one in value.items()}
     return value.item() if getattr(value, "ndim", None) == 0 else value
 
 

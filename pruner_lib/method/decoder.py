@@ -45,8 +45,7 @@ def check_reads(model: nn.Module, length: int, largest: int, smallest: int = 0) 
         raise ValueError(f"{name} lies on the meta device, without weights; load it with its weights")
     if largest >= (n := len(tokens.weight)) or smallest < 0:
         came = f"the token ids run from {smallest} to {largest}, but {name} has {n} tokens, from 0 on"
-        advice = "give the tokenizer of this model, or call model.resize_token_embeddings first"
-        raise ValueError(f"{came}: {advice}")
+        raise ValueError(f"{came}: give the tokenizer of this model, or resize_token_embeddings first")
     n = getattr(getattr(model, "config", None), "max_position_embeddings", None) or 0
     for table in model.modules():  # rotary positions have none; some tables begin with up to two other rows
         buffers = (b for b in table._buffers.values() if b is not None and b.is_floating_point())

@@ -17,7 +17,7 @@ from pruner_lib.method.groups import Plan
 from pruner_lib.method.layout import NUMBERS, empty_layout, own_config_, set_layout
 from pruner_lib.method.offload import frozen, without_weights
 from pruner_lib.method.options import check_ids
-from pruner_lib.method.size_rules import HOLDERS, build_twin, layer_edits, other_values
+from pruner_lib.method.size_rules import HOLDERS, build_twin, layer_edits, other_values, shapes_of
 from pruner_lib.method.trace import check_cut, trace
 
 
@@ -69,9 +69,8 @@ def separate_layers(model: nn.Module, plan: Plan) -> tuple[str, nn.ModuleList]:
     plan.check_count("layers", len(layers))
     each = [id(p) for layer in layers for p in layer.parameters()]
     if len({*each}) < len(each):
-        advice = "cut groups of them (granularity='block'), which go from all that share them"
-        name = type(model).__name__
-        raise ValueError(f"layers of {name} share weights, so none of them can go alone; {advice}")
+        what = f"layers of {type(model).__name__} share weights, so none of them can go alone"
+        raise ValueError(f"{what}; cut groups of them (granularity='block'), which go from all of them")
     return path, layers
 
 
@@ -81,7 +80,9 @@ def drop_layers_(model: nn.Module, plan: Plan) -> nn.Module:
     n, keep = len(layers), plan.keep["layers"].tolist()
     if getattr(model, "pruning_layout", None):
         raise ValueError("drop layers before cutting widths unevenly: the layout numbers the layers")
-    edits = layer_edits(model, path, keep, n)
+    left = without_weights(model)
+    _keep_layers_(left, keep, {})
+    edits = layer_edits(model, shapes_of(left), keep, n)
     places = {None: None} | {old: new for new, old in enumerate(keep)}
     factors = trace(without_weights(model)).factors
     numbers = Counter((places[layer], *rest) for layer, *rest in factors if layer in places)
@@ -95,8 +96,7 @@ def drop_layers_(model: nn.Module, plan: Plan) -> nn.Module:
     for place, values in others.items():
         name, value = next(iter(values.items()))
         what = f"{place}.{name} is {value!r} in a layer that stays, and the class builds another"
-        why = f"for its new place, so the layers {keep} alone can't be saved; nothing was cut"
-        raise ValueError(f"{what} {why}. Keep other layers")
+        raise ValueError(f"{what} for its new place; nothing was cut. Keep other layers than {keep}")
     check_cut(trial, path, plan, numbers)
     own_config_(model)
     _keep_layers_(model, keep, edits)

@@ -55,7 +55,7 @@ def discover(model: nn.Module, *, query_heads: bool = False) -> Axes:
     key_value_head = np.zeros(components.max() + 1, np.int64)  # component -> the one that it is part of
     key_value_head[components] = whole
     candidates = _candidates(model, rec, components, path)
-    free, notes = _without_obstacles(model, rec, candidates, components, path, query_heads)
+    free, notes = _without_obstacles(model, rec, candidates, components, query_heads)
     axes: dict[str, Axis] = {}
     named = _named(free, path, rec.stacks)
     alone = Counter(axis.layer for axis, _ in named if axis.kind == "attention" and axis.n_groups == 1)
@@ -68,8 +68,7 @@ def discover(model: nn.Module, *, query_heads: bool = False) -> Axes:
         if axis.kind == "attention" and axis.n_groups == 1:
             why = "its heads have modules of their own, so no group is like it and it stays"
             if alone[axis.layer] == 1:
-                why = "all query heads share one key and value head, so there is only one group; "
-                why += "discover(model, query_heads=True) finds them one by one"
+                why = "all query heads share one key and value head; query_heads=True finds them one by one"
             notes.append(f"{axis.name}: {why}")
     total, *per_layer = (sum(p.numel() for p in module.parameters()) for module in (model, *layers))
     numbers = Counter(rec.factors)
@@ -147,12 +146,7 @@ def _forms(entries: Sequence[np.ndarray], n_components: int) -> np.ndarray:
 
 
 def _without_obstacles(
-    model: nn.Module,
-    rec: Recording,
-    candidates: Sequence[Candidate],
-    components: np.ndarray,
-    path: str,
-    query_heads: bool,
+    model: nn.Module, rec: Recording, candidates: list[Candidate], components: np.ndarray, query_heads: bool
 ) -> tuple[list[Candidate], list[str]]:
     """Those that can be cut, and a note for each of the others: what is in the way."""
     reasons: dict[int, str] = {}  # component that can't be cut -> why
@@ -163,8 +157,8 @@ def _without_obstacles(
     for pairs, reason, module in rec.pinned:
         if (module is not None or not reason) and np.isin(pairs, read).any():
             adds = f"{module} takes a mean over" if module else "the model adds up"
-            reason = f"{adds} what they read from values that they share"
-            module, reason = None, f"{reason}: key and value heads may go whole (query_heads=False)"
+            reason = f"{adds} what they read from values that they share; query_heads=False may cut them"
+            module = None
         if not reason:
             continue
         met = np.where(pairs < 0, -1, components[pairs])
@@ -184,10 +178,11 @@ def _without_obstacles(
     free, notes, uses = [], sorted(unknown), rec.uses_of(components)
     for axis, groups in candidates:
         obstacle = next((reasons[c] for c in groups.tolist() if c in reasons), None)
-        if buffers := [name for name, argument, _ in axis.constants if not argument]:
-            obstacle = obstacle or f"the buffer {buffers[0]} has entries of each"
+        if own := [c for c in axis.constants if not c[1] or axis.layer is None]:
+            obstacle = obstacle or f"the {'input' if own[0][1] else 'buffer'} {own[0][0]} has entries of each"
         if (uses[groups] != uses[groups[0]]).any():
             obstacle = obstacle or "the model does not compute with all of them alike, but by their places"
+        path = decoder_layers(model)[0]
         beside = re.search(r"\.\d+\b", axis.module) and not f"{path}.".startswith(f"{axis.module}.")
         if axis.layer is None and beside:
             obstacle = f"{axis.module} is part of a list beside the decoder layers"

@@ -141,11 +141,8 @@ class Pass:
         if self.local or not torch.is_grad_enabled():
             return output
         leaves, spec = tree_flatten(output)
-        # frozen, but the model may use what is returned
-        own = {id(p) for p in module._parameters.values() if p is not None}
-        if any(id(x) in own for x in leaves):
-            leaves = [x.detach().requires_grad_() if id(x) in own else x for x in leaves]
-            output = tree_unflatten(leaves, spec)
+        own = {id(p) for p in module._parameters.values() if p is not None}  # frozen, and may be returned
+        leaves = [x.detach().requires_grad_() if id(x) in own else x for x in leaves]
         floats = [x for x in leaves if isinstance(x, torch.Tensor) and x.is_floating_point()]
         if not any(x.requires_grad for x in floats):
             for x in floats:
@@ -153,7 +150,6 @@ class Pass:
         places = [i for i, x in enumerate(leaves) if isinstance(x, torch.Tensor) and x.requires_grad]
         if len(places) > 1:  # one may follow from another: a view separates what the model takes from each
             leaves = [x.view_as(x) if i in places else x for i, x in enumerate(leaves)]
-            output = tree_unflatten(leaves, spec)
         arrive = self._receiver(module, places, *tree_flatten((args, kwargs)))
         if places and not self.in_backward:
             for name in self.owners[module].values():
@@ -162,7 +158,7 @@ class Pass:
             register_multi_grad_hook([leaves[i] for i in places], arrive)
         elif places:  # the logits may be it, whose gradient the hook above would miss
             leaves[places[0]].register_hook(lambda grad: arrive([grad]))
-        return output
+        return tree_unflatten(leaves, spec)
 
     def _receiver(self, module: nn.Module, places: list[int], inputs: list, spec) -> Callable:
         """Return what to call with the gradients of a call's outputs; it holds the inputs until then."""
@@ -242,14 +238,11 @@ def loss_and_gradient_(logits: torch.Tensor, ids: torch.Tensor) -> tuple[float, 
     return loss.item(), gradient
 
 
-Visitor = Callable[[str, int, torch.Tensor, torch.Tensor | None], None]
-
-
 def visit_gradients(
     model: nn.Module,
     ids: torch.Tensor,
     parameters: set[str],
-    visit: Visitor,
+    visit: Callable[[str, int, torch.Tensor, torch.Tensor | None], None],
     *,
     per_sample: bool,
     micro_batch: int | None = None,

@@ -6,7 +6,7 @@ An axis holds n interchangeable groups; a plan says which of them stay. Nothing 
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, InitVar, dataclass, field
 from functools import cached_property
 from math import gcd
 from os.path import commonprefix
@@ -91,37 +91,28 @@ class Axis:
     __repr__ = axis_text
 
 
+@dataclass(eq=False, repr=False)
 class Axes(dict[str, Axis]):
-    """All axes that `discover` returns, by name, as part of the whole model.
+    """All axes that `discover` returns, by name, as part of the whole model."""
 
-    Attributes:
-        n_parameters: scalar parameters of the whole model, each counted once.
-        n_layers: number of decoder layers.
-        layer_parameters: `(n_layers,)` scalar parameters of each decoder layer.
-        notes: why a structure was left out, one sentence each.
-        numbers: that the model computes with besides its weights, and how often (see `Recording.factors`).
-    """
+    axes: InitVar[Mapping[str, Axis]]
+    _: KW_ONLY
+    n_parameters: int  # scalar parameters of the whole model, each counted once
+    layer_parameters: list[int]  # `(n_layers,)` scalar parameters of each decoder layer
+    notes: list[str]  # why a structure was left out, one sentence each
+    numbers: Counter[tuple]  # what the model computes with besides its weights (see `Recording.factors`)
 
-    def __init__(
-        self,
-        axes: Mapping[str, Axis],
-        *,
-        n_parameters: int,
-        layer_parameters: list[int],
-        notes: list[str],
-        numbers: Counter[tuple],
-    ):
-        super().__init__(axes)
-        self.numbers = numbers
-        self.n_parameters = n_parameters
-        self.layer_parameters = layer_parameters
-        self.n_layers = len(layer_parameters)
-        self.notes = notes
+    def __post_init__(self, axes: Mapping[str, Axis]):
+        self.update(axes)
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.layer_parameters)
 
     def of_kind(self, *kinds: str) -> "Axes":
         """The axes of some kinds, still as part of the whole model."""
         chosen = {name: axis for name, axis in self.items() if axis.kind in kinds}
-        return Axes(chosen, **{name: value for name, value in vars(self).items() if name != "n_layers"})
+        return Axes(chosen, **vars(self))
 
     __repr__ = axes_text
     _repr_html_ = axes_html

@@ -5,6 +5,7 @@ A saliency is a signed number for each entry of a weight. Weights and gradients 
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from pruner_lib.method.module_gradients import rows_of
 from pruner_lib.method.names import ADDITIVE, AGGREGATIONS, CRITERIA, DATA_FREE, ORDERS, SECOND_ORDER
 from pruner_lib.method.offload import check_in_memory
 from pruner_lib.method.options import check_axes, check_ids
-from pruner_lib.method.predict_memory import check_memory
+from pruner_lib.method.predict_memory import check_fits, predict_memory
 from pruner_lib.method.repair import obs_scores
 
 Criterion = str | Callable[[Tensor, Tensor], Tensor]
@@ -105,19 +106,31 @@ def estimate_members(
     sums.add_magnitudes()
     if with_data := sums.with_data:
         check_ids(model, calibration_ids)
-        names, how = set(sums.kept_dims), {"micro_batch": micro_batch, "checkpointing": checkpointing}
-        check_memory(model, calibration_ids, with_data, parameters=names, **how)
-        ids = calibration_ids.to(next(iter(parameters.values())).device)
-        how |= {"per_sample": any(c in SECOND_ORDER for c in with_data)}
-        how |= {"additive": set(with_data) <= set(ADDITIVE)}
-        visit_gradients(model, ids, names, sums.add_gradient, **how)
-    return {c: _random(axes, seed) if c == "random" else sums.by_structure(c) for c in criteria}
-
-
-def _random(axes: Mapping[str, Axis], seed: int) -> dict[str, Tensor]:
+        names, (samples, tokens) = set(sums.kept_dims), calibration_ids.shape
+        size = micro_batch or samples
+        check_fits(
+            model,
+            f"scoring {samples} samples of {tokens} tokens",
+            partial(predict_memory, model, samples, tokens, with_data, parameters=names),
+            [size // 2**k for k in range(size.bit_length())],  # down to 1
+            checkpointing,
+            names=("micro_batch", "checkpointing"),
+            otherwise="take fewer or shorter samples, or a machine with more memory: even with",
+        )
+        visit_gradients(
+            model,
+            calibration_ids.to(next(iter(parameters.values())).device),
+            names,
+            sums.add_gradient,
+            per_sample=any(c in SECOND_ORDER for c in with_data),
+            additive=set(with_data) <= set(ADDITIVE),
+            micro_batch=micro_batch,
+            checkpointing=checkpointing,
+        )
     generator = torch.Generator().manual_seed(seed)
     shapes = {name: (len(axis.structures), axis.n_groups, 1) for name, axis in axes.items()}
-    return {name: torch.rand(shape, generator=generator) for name, shape in shapes.items()}
+    random = {name: torch.rand(shape, generator=generator) for name, shape in shapes.items()}
+    return {c: random if c == "random" else sums.by_structure(c) for c in criteria}
 
 
 def aggregate(

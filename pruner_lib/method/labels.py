@@ -50,8 +50,8 @@ class Recording:
     # pairs of labels that can't be removed unless they are of one group (-1 is of none), why, and the leaf
     # module where the reason is a mean, which norms are allowed to take (see `norms`)
     pinned: list[tuple[np.ndarray, str, str | None]] = field(default_factory=list)
-    # `(n_labels,)` or more: the sum of what each label was computed with, a number for each way
-    uses: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    # labels, each counted once, and a number for the way that they are computed with
+    uses: list[tuple[np.ndarray, int]] = field(default_factory=list)
     module: str = ""  # the leaf module that runs
     layer: int | None = None  # the decoder layer that runs
     # parameters whose slices along dim 0 are separate matrices, picked while the model runs (experts)
@@ -78,15 +78,14 @@ class Recording:
 
     def use(self, labels: Labels, how: tuple) -> None:
         """Record that an activation is computed with in some way, each of its labels once."""
-        if len(self.uses) < self.n_labels:
-            self.uses = np.append(self.uses, np.zeros(self.n_labels, np.int64))
         flat = collapse(labels.tensors[0])[0].reshape(-1).numpy()
-        self.uses[flat[flat >= 0]] += hash(how)
+        self.uses.append((flat[flat >= 0], hash(how)))
 
     def uses_of(self, components: np.ndarray) -> np.ndarray:
         """`(n_components,)` the sum over the labels of each: another number if they are not used alike."""
-        uses = np.append(self.uses, np.zeros(self.n_labels, np.int64))[: self.n_labels]
-        sums = np.zeros(components.max() + 1, np.int64)
+        uses, sums = np.zeros(self.n_labels, np.int64), np.zeros(components.max() + 1, np.int64)
+        for labels, how in self.uses:
+            uses[labels] += how
         np.add.at(sums, components, uses)
         return sums
 

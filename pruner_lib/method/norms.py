@@ -67,9 +67,3 @@ def norm_factor(module: nn.Module, kept: torch.Tensor) -> float | None:
         cut.weight.mul_(factor)
         fits = torch.allclose(cut(x[:, kept]), target, rtol=TOLERANCE, atol=TOLERANCE)
     return factor if fits else None
-
-
-def scaled_eps(module: nn.Module, factor: float) -> dict[str, float]:
-    """Attribute -> value of the epsilon of a norm whose weight takes a factor."""
-    floats = {name: value for name, value in vars(module).items() if isinstance(value, float)}
-    return {name: value * factor**2 for name, value in floats.items() if "eps" in name}

@@ -8,7 +8,7 @@ be cut, and discovery says so by the operator's name.
 from dataclasses import replace
 
 import torch
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from pruner_lib.method.labels import Labels, Recording, combine, labels_of, multiply, same_along, set_labels
 
@@ -253,10 +253,4 @@ def numbers_in(func, args: tuple, kwargs: dict) -> list[float]:
 
 def tensors_in(values) -> list[torch.Tensor]:
     """All tensors in a list of arguments, those in nested lists and dicts included."""
-    if isinstance(values, torch.Tensor):
-        return [values]
-    if isinstance(values, dict):
-        values = values.values()
-    elif not isinstance(values, (list, tuple)):
-        return []
-    return [tensor for value in values for tensor in tensors_in(value)]
+    return [x for x in tree_leaves(values) if isinstance(x, torch.Tensor)]

@@ -47,10 +47,10 @@ def check_ids(model: nn.Module, ids: torch.Tensor, what: str = "calibration ids"
     is_tensor = isinstance(ids, torch.Tensor)
     is_dense = is_tensor and ids.layout is torch.strided and not ids.is_meta
     if not is_dense or ids.dtype != torch.int64 or ids.ndim != 2 or ids.shape[0] < 1 or ids.shape[1] < 2:
-        kind = "" if is_dense or not is_tensor else f", {ids.layout} on {ids.device}"
-        got = f"{ids.dtype} {tuple(ids.shape)}{kind}" if is_tensor else type(ids).__name__
         wanted = "int64 of shape (samples, tokens) with at least 2 tokens"
-        raise ValueError(f"this needs {what}: {wanted}, got {got}")
+        place = f", {ids.layout} on {ids.device}" if is_tensor else ""
+        got = f"{ids.dtype} {tuple(ids.shape)}" if is_tensor else type(ids).__name__
+        raise ValueError(f"this needs {what}: {wanted}, got {got}{place}")
     smallest, largest = map(int, ids.aminmax())
     check_reads(model, ids.shape[1], largest, smallest)
 
@@ -74,9 +74,8 @@ def check_options(options: Mapping[str, Any], axes: Mapping[str, Axis] | None = 
         stream = "channels go from the residual stream of every layer"
         raise ValueError(f"{stream}: protect_first and protect_last must be 0")
     if by_layer and (not o.dependency or by_name or o.ignore):
-        taken = "one number as ratio, no ignore (use protect_first and protect_last)"
-        taken += " and no dependency=False (use granularity='block')"
-        raise ValueError(f"granularity='layer' ranks whole layers: it takes {taken}")
+        taken = "one number as ratio, protect_first and protect_last, no ignore"
+        raise ValueError(f"granularity='layer': it takes {taken}; dependency=False is for 'block'")
     if not o.dependency and o.scope != "local":
         raise ValueError(f"dependency=False needs scope='local', got {o.scope!r}")
     if by_name and (o.scope != "local" or o.target != "groups"):
@@ -84,9 +83,8 @@ def check_options(options: Mapping[str, Any], axes: Mapping[str, Axis] | None = 
     if axes is None:
         return
     if (protected or by_layer or o.target == "parameters") and not isinstance(axes, Axes):
-        came = "protect_first, protect_last, target='parameters' and granularity='layer'"
-        advice = "pass what discover returned, or axes.of_kind(...), and leave axes whole by ignore=[...]"
-        raise ValueError(f"{came} need the whole model: {advice}")
+        came = "protect_first, protect_last, target='parameters' and granularity='layer' need the whole model"
+        raise ValueError(f"{came}: pass what discover returned, or axes.of_kind(...), with ignore=[...]")
     if protected and protected >= axes.n_layers:
         raise ValueError(f"protect_first + protect_last = {protected} leaves none of {axes.n_layers} layers")
     check_names(axes, o.ignore)

@@ -120,29 +120,6 @@ def predict_memory(
     )
 
 
-def check_memory(
-    model: nn.Module,
-    ids: torch.Tensor,
-    criteria: Iterable[str],
-    micro_batch: int | None,
-    checkpointing: bool,
-    *,
-    parameters: set[str],
-) -> None:
-    """Refuse a pass over `ids`, `(samples, tokens)`, that would not fit; see `check_fits`."""
-    samples, tokens = ids.shape
-    size = micro_batch or samples
-    check_fits(
-        model,
-        f"scoring {samples} samples of {tokens} tokens",
-        partial(predict_memory, model, samples, tokens, criteria, parameters=parameters),
-        [size // 2**k for k in range(size.bit_length())],  # down to 1
-        checkpointing,
-        names=("micro_batch", "checkpointing"),
-        otherwise="take fewer or shorter samples, or a machine with more memory: even with",
-    )
-
-
 def check_fits(
     model: nn.Module,
     what: str,

@@ -22,7 +22,7 @@ from pruner_lib.method.layout import (
     set_layout,
     set_parameter_,
 )
-from pruner_lib.method.norms import norm_factor, norm_members, scaled_eps
+from pruner_lib.method.norms import norm_factor, norm_members
 from pruner_lib.method.offload import check_in_memory, without_weights
 from pruner_lib.method.options import check_axes
 from pruner_lib.method.size_rules import SizeRule, builds, find_size_rules, shapes_of, size_in
@@ -52,7 +52,8 @@ def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modu
     numbers = axes.numbers.copy()
     for parameter, factor in factors.items():
         norm = parameter.rpartition(".")[0]
-        eps = scaled_eps(model.get_submodule(norm), factor)
+        values = vars(model.get_submodule(norm)).items()
+        eps = {n: value * factor**2 for n, value in values if "eps" in n and isinstance(value, float)}
         layout["attributes"].setdefault(norm, {}).update(eps)
         numbers.update((layer, value) for layer in range(axes.n_layers) for value in eps.values())
     scaled = any(factor != 1 for factor in factors.values())  # a plain config has one epsilon for all norms
@@ -197,8 +198,6 @@ def _layout(model: nn.Module, axes: Axes, keep: dict, cuts: dict, rules: dict[st
                 now = {a: size_in(vars(model.get_submodule(module))[a]) for a in attributes}
                 scaled = {a: value * n // axis.n_groups for a, value in now.items()}
                 layout["attributes"].setdefault(module, {}).update(scaled)
-        if axis.layer is None and axis.constants:
-            raise ValueError(f"{name} can't be cut: {axis.constants[0][:2]} has one slice a channel")
         if axis.layer is not None:
             place = f"{path}.{axis.layer}"
             now = rule.config(axis.n_groups) | before.get(place, {})

@@ -144,9 +144,8 @@ def _last(model: nn.Module, axis: Axis) -> Member:
     meet = [m.structure for m in axis.members if m.structure != axis.last and m.role == "in"]
     meet += [m.structure for m in norm_members(model, axis.members, axis.side_by_side)]
     if meet:
-        why = f"meet in {meet[0]}, so that {axis.last} reads something else when some are gone"
-        advice = "they can be cut, but not repaired; leave them whole by ignore, or out of the axes"
-        raise ValueError(f"the groups of {axis.name} {why}: {advice}")
+        why = f"meet in {meet[0]}, so that {axis.last} reads something else: they may be cut, not repaired"
+        raise ValueError(f"the groups of {axis.name} {why}; leave them whole by ignore, or out of the axes")
     if len(inputs) != 1 or model.get_parameter(inputs[0].parameter).ndim != 2:
         raise ValueError(f"{axis.last}, last of {axis.name}, is not linear: it can be cut, but not repaired")
     weight = model.get_parameter(inputs[0].parameter)
@@ -173,44 +172,38 @@ def _visit_inputs(model: nn.Module, ids: Tensor, names: Collection[str], visit: 
     Args:    visit: takes name -> what each call of its module reads, `(samples * tokens, columns)`, and may
              change these weights: the layer runs again afterwards, so that the later ones see that.
     """
-    path, layers = decoder_layers(model)
-    left, runs = set(names), []
-
-    def count(*_) -> None:
-        runs.append(1)
-
+    layers, runs, left = decoder_layers(model)[1], [], set(names)
     with evaluating(model), ExitStack() as stack:
         for layer in layers:
-            stack.enter_context(layer.register_forward_pre_hook(count))
+            stack.enter_context(layer.register_forward_pre_hook(lambda *_: runs.append(1)))
         model(prompt_for(model, tokens=3).to(input_device(model)), use_cache=False)
     if len(runs) > len(layers):
         what = f"{type(model).__name__} runs its {len(layers)} decoder layers more than once"
         raise ValueError(f"{what}, so that their matrices read several inputs: they can be cut, not repaired")
+    inputs: dict[str, list[Tensor]] = {}  # of the layer that runs
 
-    def before(number: int, layer: nn.Module, args: tuple, kwargs: dict) -> None:
-        here, inputs = [name for name in names if name.startswith(f"{path}.{number}.")], {}
+    def look(name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        x, *_ = *args, *kwargs.values()
+        x = x.transpose(0, 1) if x.ndim == 3 and x.shape[:2] == ids.T.shape else x  # tokens come first
+        inputs.setdefault(name, []).append(x.flatten(0, -2))
 
-        def look(name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
-            x, *_ = *args, *kwargs.values()
-            x = x.transpose(0, 1) if x.ndim == 3 and x.shape[:2] == ids.T.shape else x  # tokens come first
-            inputs.setdefault(name, []).append(x.flatten(0, -2))
-
-        if here:
-            with ExitStack() as stack:
-                for name in here:
-                    module = model.get_submodule(name.rpartition(".")[0])
-                    hook = module.register_forward_pre_hook(partial(look, name), with_kwargs=True)
-                    stack.enter_context(hook)
-                layer.forward(*args, **kwargs)
-            visit(inputs)
-        left.difference_update(here)
+    def after(layer: nn.Module, args: tuple, kwargs: dict, output: Tensor | tuple) -> Tensor | tuple:
+        left.difference_update(inputs)
+        if inputs:
+            visit(dict(inputs))
+            inputs.clear()
+            output = layer.forward(*args, **kwargs) if left else output
+            inputs.clear()
         if not left:
             raise _AllSeen
+        return output
 
     with frozen(model), torch.no_grad(), ExitStack() as stack, suppress(_AllSeen):
-        for number, layer in enumerate(layers):
-            hook = partial(before, number)
-            stack.enter_context(layer.register_forward_pre_hook(hook, with_kwargs=True))
+        for name in names:
+            module, hook = model.get_submodule(name.rpartition(".")[0]), partial(look, name)
+            stack.enter_context(module.register_forward_pre_hook(hook, with_kwargs=True))
+        for layer in layers:
+            stack.enter_context(layer.register_forward_hook(after, with_kwargs=True))
         model(ids.to(input_device(model)), use_cache=False)
 
 

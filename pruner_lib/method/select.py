@@ -85,10 +85,7 @@ def select(
     check_axes(axes)
     require(Mapping, scores=scores)
     check_options(settings, axes)
-    ratio = settings["ratio"]
-    if isinstance(ratio, Mapping):
-        ratio = {name: plain_number(one) for name, one in ratio.items()}
-    settings |= {"ratio": ratio, "ignore": list(ignore)}
+    ratio, settings["ignore"] = settings["ratio"], list(ignore)
     layers = None
     if protect_first or protect_last or granularity == "layer":
         layers = range(protect_first, axes.n_layers - protect_last)

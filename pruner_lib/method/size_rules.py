@@ -69,8 +69,8 @@ def find_size_rules(model: nn.Module, axes: Mapping[str, Axis], cut: Collection[
     whole = discover(dense, query_heads=by_query) if getattr(model, "pruning_layout", None) else {}
     built = {name for name, _ in dense.named_parameters(remove_duplicate=False)}
     if other := {m.parameter for name in cut for m in axes[name].members} - built:
-        what = f"{type(model).__name__} does not build {min(other)}, so how its size follows from the config"
-        raise ValueError(f"{what} is not known; give the model a class that builds all its modules")
+        what = f"{type(model).__name__} does not build {min(other)}, so its size can't follow the config"
+        raise ValueError(f"{what}; give the model a class that builds all its modules")
     for group in alike.values():
         if any(axis.name in cut for axis in group):
             twins = [whole[axis.name] for axis in group if axis.name in whole]
@@ -100,7 +100,7 @@ def _find_size_rule(model: nn.Module, axes: list[Axis], all_axes: list[Axis], de
         shapes = shapes_of(probe)
         if not all(_fits(shapes, model, axis, probe_n) for axis in axes):
             continue
-        if _other_dims_agree(dense, probe, kind):
+        if _other_dims(dense, kind) == _other_dims(probe, kind):
             attributes = _attributes(dense, probe, axes, n, probe_n, ())
             for key in [*edits] if len(edits) > 1 else ():  # those of a router (`n_group`) count no heads
                 less = {k: v for k, v in edits.items() if k != key}
@@ -131,21 +131,16 @@ def _builds_alike(model: nn.Module, edits: dict, probe: nn.Module, axes: list[Ax
     return alike and not any(other_values(one, other, (int, tuple)) for one, other in around)
 
 
-def layer_edits(model: nn.Module, path: str, keep: list[int], n: int) -> dict:
+def layer_edits(model: nn.Module, shapes: dict, keep: list[int], n: int) -> dict:
     """Config edits that build the model with some layers only: how many there are, and what is listed by
     layer.
 
+    Args: shapes: of the parameters that are left, see `shapes_of`.
     Raises: ValueError: no edit builds it, as where the config counts leading layers of another form.
     """
     config = model.config.to_dict()
     edits: dict = {k: len(keep) for k, v in config.items() if v == n and type(v) is int and "layer" in k}
     edits |= {k: [v[i] for i in keep] for k, v in config.items() if isinstance(v, list) and len(v) == n}
-    renumbered = {f"{path}.{old}": f"{path}.{new}" for new, old in enumerate(keep)}
-    shapes = {}
-    for name, shape in shapes_of(model).items():
-        layer = re.match(rf"{re.escape(path)}\.\d+(?=\.)|", name)[0]
-        if not layer or layer in renumbered:
-            shapes[renumbered.get(layer, "") + name.removeprefix(layer)] = shape
     others = {k: v for k, v in config.items() if type(v) is int and 0 < v < n and k not in edits}
     fronts = ({k: sum(i < v for i in keep)} for k, v in others.items())
     for more in ({}, *fronts):  # how many leading layers have another form is one of the integers
@@ -211,13 +206,10 @@ def _fits(shapes: dict, model: nn.Module, axis: Axis, probe_n: int) -> bool:
     )
 
 
-def _other_dims_agree(dense: nn.Module, probe: nn.Module, axes: list[Axis]) -> bool:
-    """Did nothing but the dims of these axes change?"""
-    cut, before, after = {(m.parameter, m.dim) for axis in axes for m in axis.members}, {}, {}
-    for twin, others in ((dense, before), (probe, after)):
-        for name, shape in shapes_of(twin).items():
-            others[name] = [n for d, n in enumerate(shape) if (name, d) not in cut]
-    return before == after
+def _other_dims(twin: nn.Module, axes: list[Axis]) -> dict[str, list[int]]:
+    """Parameter -> its sizes along the dims that none of these axes cuts."""
+    cut, shapes = {(m.parameter, m.dim) for axis in axes for m in axis.members}, shapes_of(twin)
+    return {name: [n for d, n in enumerate(s) if (name, d) not in cut] for name, s in shapes.items()}
 
 
 def other_values(
@@ -256,21 +248,21 @@ def _attributes(
     Args: apart_from: axes whose own modules count something else that the twin could not hold still.
     """
     per_group: dict[str, dict[str, int]] = {}
-    twins = dict(probe.named_modules())
     others = tuple(f"{axis.module}." for axis in apart_from)
-    for around in {"" if axis.kind == "hidden" else axis.module for axis in axes}:
-        for path, module in dense.get_submodule(around).named_modules(prefix=around):
-            weight = module._parameters.get("weight")
-            own = () if weight is None else (*LEAF_SIZES, "normalized_shape")  # a leaf repeats its shape
-            for name, value in vars(module).items():
-                if f"{path}.".startswith(others) or name in own:
-                    continue
-                value, other = size_in(value), size_in(vars(twins[path]).get(name))
-                if type(value) is not int or type(other) is not int or value == other:
-                    continue
-                if value * probe_n != other * n:
-                    came = f"{path}.{name} is {value} for {n} groups of {axes[0].name}, {other} for {probe_n}"
-                    why = "not in proportion, so its value after the cut can't be derived"
-                    raise ValueError(f"{came}: {why}")
-                per_group.setdefault(path, {})[name] = value // n
+    around = tuple("" if axis.kind == "hidden" else f"{axis.module}." for axis in axes)
+    for path, values in other_values(dense, probe, (int, tuple), (int,)).items():
+        if not f"{path}.".startswith(around) or f"{path}.".startswith(others):
+            continue
+        module, twin = (vars(m.get_submodule(path)) for m in (dense, probe))
+        is_leaf = module["_parameters"].get("weight") is not None  # which repeats the shape of its weight
+        for name in values:
+            # alone, or in a tuple as the shape of a norm without weights
+            both = [x for m in (module, twin) for x in tree_leaves(m.get(name)) if type(x) is int]
+            if len(both) != 2 or (is_leaf and name in (*LEAF_SIZES, "normalized_shape")):
+                continue
+            value, other = both
+            if value * probe_n != other * n:
+                came = f"{path}.{name} is {value} for {n} groups of {axes[0].name}, {other} for {probe_n}"
+                raise ValueError(f"{came}: not in proportion, so its value after the cut can't be derived")
+            per_group.setdefault(path, {})[name] = value // n
     return per_group

@@ -7,7 +7,6 @@ groups; `check_cut` compares it with the groups that a cut is to leave.
 
 from collections import Counter
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +20,6 @@ from pruner_lib.method.groups import Axes, Plan
 from pruner_lib.method.labels import Recording, labels_of, set_labels
 from pruner_lib.method.operators import COMPUTED, COPIES, LOOKUPS, labels_for, numbers_in, tensors_in
 
-aten = torch.ops.aten
 N_TOKENS = 3
 MAKERS = (torch.tensor, torch.as_tensor, torch.asarray, torch.Tensor.new_tensor)  # of tensors from lists
 PLAIN = {"_attn_implementation": "eager", "_experts_implementation": "batched_mm"}  # of a config
@@ -33,7 +31,6 @@ class LabelMode(TorchDispatchMode):
     def __init__(self, recording: Recording):
         super().__init__()
         self.recording = recording
-        self.results: dict[tuple, Any] = {}  # operator and arguments -> what it returned
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -54,9 +51,7 @@ class LabelMode(TorchDispatchMode):
             rec.factors += ((rec.layer, *x.unique().tolist()) for x in floats)
         if mixed:
             args, kwargs = tree_map_only(torch.Tensor, _to_meta, (args, kwargs))
-            tensors = tensors_in([args, kwargs])
-        # `types`: there are tensors of a kind of their own
-        out = func(*args, **kwargs) if types else self.run(func, args, kwargs, tensors)
+        out = func(*args, **kwargs)
         if torch.Tag.nondeterministic_seeded in func.tags:  # other numbers of another shape
             rec.factors += ((rec.layer, float(x.numel())) for x in tensors_in([out]))
         if labelled:
@@ -64,24 +59,6 @@ class LabelMode(TorchDispatchMode):
             for tensor, label in zip(tensors_in([out]), labels, strict=False):
                 set_labels(tensor, label)
         return out
-
-    def run(self, func, args: tuple, kwargs: dict, tensors: list[torch.Tensor]) -> Any:
-        """Run an operator; without values, equal arguments have equal results, which are worked out once.
-
-        PyTorch works out the shape of a result in Python, which takes longer than all that labels do.
-
-        Args:   tensors: those in `args` and `kwargs`.
-        """
-        plain = all(x.is_meta and x.layout is torch.strided and not x.is_complex() for x in tensors)
-        if not tensors or not plain or func.is_view or func._schema.is_mutable:
-            return func(*args, **kwargs)
-        key = func, torch.get_default_dtype(), _described(args), _described([*kwargs.items()])
-        if key not in self.results:
-            out = func(*args, **kwargs)
-            if not all(x.is_meta and not x.storage_offset() for x in tensors_in([out])):
-                return out
-            self.results[key] = out
-        return _without_values(self.results[key])  # new ones: they get labels
 
 
 class KeepLists(TorchFunctionMode):
@@ -103,29 +80,11 @@ class KeepLists(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _described(value: Any) -> tuple:
-    """Describe an argument so that it can be looked up: 1, 1.0 and True are not the same."""
-    if isinstance(value, torch.Tensor):
-        return value.shape, value.stride(), value.dtype
-    if isinstance(value, (list, tuple)):
-        return (type(value), *map(_described, value))
-    return type(value), value
-
-
-def _without_values(result: Any) -> Any:
-    """Make new tensors of the same shapes, strides and types on the meta device."""
-    if isinstance(result, (list, tuple)):
-        return type(result)(map(_without_values, result))
-    if not isinstance(result, torch.Tensor):
-        return result
-    return torch.empty_strided(result.shape, result.stride(), dtype=result.dtype, device="meta")
-
-
 def _to_meta(tensor: torch.Tensor) -> torch.Tensor:
     """Move what the model creates on the CPU (masks, positions) to the meta device of the weights."""
     if tensor.device.type != "cpu" or not tensor.ndim:
         return tensor
-    moved = _without_values(tensor)
+    moved = tensor.to("meta")
     set_labels(moved, labels_of(tensor))
     return moved
 
@@ -149,9 +108,8 @@ def trace(model: nn.Module, path: str = "") -> Recording:
             set_labels(buffer, rec.label(buffer, f"{name}:", "constant"))
     path, layers = (path, model.get_submodule(path)) if path else decoder_layers(model)
     for number, layer in enumerate(layers):
-        hook = partial(_label_constants, rec, f"{path}.{number}")
+        hook = partial(_enter_layer, rec, f"{path}.{number}", number)
         layer.register_forward_pre_hook(hook, with_kwargs=True)
-        layer.register_forward_pre_hook(lambda *_, number=number: setattr(rec, "layer", number))
         layer.register_forward_hook(lambda *_: setattr(rec, "layer", None), always_call=True)
     for path, module in model.named_modules():
         if not module._modules:
@@ -190,8 +148,9 @@ def _forward_on_meta(model: nn.Module, rec: Recording):
     raise ValueError(f"{what}, so its groups can't be traced: {' | '.join(dict.fromkeys(errors))}")
 
 
-def _label_constants(rec: Recording, path: str, layer: nn.Module, args: tuple, kwargs: dict) -> None:
+def _enter_layer(rec: Recording, path: str, number: int, layer: nn.Module, args: tuple, kwargs: dict) -> None:
     """Give labels to tensors that enter a layer without any."""
+    rec.layer = number
     for argument, value in [*((str(i), a) for i, a in enumerate(args)), *kwargs.items()]:
         labels = labels_of(value)
         unlabelled = labels is None or labels.source == "constant"
@@ -248,7 +207,8 @@ def check_cut(
         followed = "width" if keep else "place or count of its layers"
         number = other[0][1]
         number = f"{number}, which" if type(number) is str else f"{number:.6g}, a number that"
-        what = f"after a cut of {what} {type(cut).__name__} would compute with {number}"
-        what = f"{what} follows the {followed}"
+        what = (
+            f"after a cut of {what} {type(cut).__name__} would compute with {number} follows the {followed}"
+        )
         advice = "Leave the axis whole" if keep else "Cut groups of the layers (granularity='block')"
         raise ValueError(f"{what} and is in the dense model another; nothing was cut. {advice}")

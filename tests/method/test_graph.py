@@ -23,9 +23,7 @@ from transformers import BitNetConfig, BitNetForCausalLM, LlamaConfig, LlamaForC
 from transformers.models.llama import modeling_llama
 
 from pruner_lib import Plan, discover, estimate, mask_, perplexity, prune_, select
-from pruner_lib.method.labels import Recording
-from pruner_lib.method.operators import tensors_in
-from pruner_lib.method.trace import LabelMode, trace
+from pruner_lib.method.trace import trace
 
 
 def test_llama_groups_are_those_of_figure_2():
@@ -405,26 +403,3 @@ def test_what_is_recorded_grows_with_the_layers_and_no_faster():
         sizes.append((rec.n_labels, sum(len(pairs) for pairs in [*rec.equal, *rec.shared, *rec.spread])))
     for one, two, three in zip(*sizes, strict=True):
         assert 0 < two - one == three - two
-
-
-def test_shapes_that_are_looked_up_are_those_that_the_operator_gives():
-    """Whole and floating numbers, other strides and another default type are not the same arguments."""
-    aten, mode = torch.ops.aten, LabelMode(Recording())
-    run = lambda func, args: mode.run(func, args, {}, tensors_in(args))  # noqa: E731
-    whole, x = torch.empty(2, 3, dtype=torch.int64, device="meta"), torch.empty(2, 3, device="meta")
-    calls = [(aten.mul.Tensor, (whole, number)) for number in (1, 1.0, True)]
-    calls += [(aten.mul.Tensor, (tensor, 2)) for tensor in (x, torch.empty(3, 2, device="meta").T, whole)]
-    calls += [(aten.cat.default, ([x, x], dim)) for dim in (0, 1)] + [(aten.max.dim, (x, 1, True))]
-    calls += [(aten.div.Tensor, (whole, 2))]
-    for default in (torch.float32, torch.float64):
-        torch.set_default_dtype(default)
-        try:
-            for func, args in calls * 2:
-                found, wanted = (tensors_in(out) for out in (run(func, args), func(*args)))
-                for one, other in zip(found, wanted, strict=True):
-                    assert (one.shape, one.stride(), one.dtype) == (other.shape, other.stride(), other.dtype)
-                    assert one.is_meta and other.is_meta
-        finally:
-            torch.set_default_dtype(torch.float32)
-    assert run(aten.add_.Tensor, (x, 1)) is x, "what is changed in place is the same"
-    assert run(aten.add.Tensor, (torch.ones(2), 1)).tolist() == [2, 2], "and values are computed"
