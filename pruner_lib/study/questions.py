@@ -94,7 +94,8 @@ def clearest_difference(groups: Mapping[str, Group], metric: MetricName) -> str:
     All pairs are compared on the same windows, at a level that is corrected for their number (Bonferroni); of
     the ratios, that with the highest lower end is given.
 
-    Returns: a Markdown sentence; inside the noise it says that no two differ clearly.
+    Returns: a Markdown sentence, a ratio of 100 or more in two digits; inside the noise it says that no two
+             differ clearly.
     """
     pairs = list(permutations(groups, 2))
     level = corrected(0.95, len(pairs) // 2)
@@ -102,4 +103,7 @@ def clearest_difference(groups: Mapping[str, Group], metric: MetricName) -> str:
     (worse, better), most = max(times.items(), key=lambda pair: pair[1].low, default=(("", ""), None))
     if most is None or most.low <= 1:
         return f"On {metric.dataset}, no two of the {len(groups)} differ clearly."
-    return f"**On {metric.dataset}, {worse} has {most} times the perplexity of {better}.**"
+    digits = 2
+    if most.mean >= 100:
+        digits, most = 0, most.map(lambda times: float(f"{times:.2g}"))
+    return f"**On {metric.dataset}, {worse} has {most.show(digits)} times the perplexity of {better}.**"

@@ -41,6 +41,7 @@ SAFE = SanitizeHTML(tags=TAGS, attributes=ATTRIBUTES, styles=LOOKS)
 LINK = re.compile(r'href="\.\./(?=(?:notebooks|pruner_lib|results)/)')  # from the folder of the notebooks
 PAGE = re.compile(r'href="(\d\d_\w+)\.ipynb"')
 WIDGET = "application/vnd.jupyter.widget-view+json"  # progress bars, which a page can't move
+BAR = re.compile(r"\r[^\r\n]*")  # one that was printed: each of its states goes over the one before
 
 
 def find_notebooks(only: Sequence[str] = ()) -> list[Path]:
@@ -121,10 +122,14 @@ def notebook_page(
 
 
 def without_bars(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Take the outputs that only a kernel can move out of a notebook, in place."""
+    """Take progress bars, those of a kernel and those printed, out of a notebook, in place; warnings stay."""
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [one for one in cell.outputs if WIDGET not in one.get("data", {})]
+            for one in cell.outputs:
+                if one.get("name") == "stderr":
+                    one.text = BAR.sub("", one.text).lstrip("\n")
+            cell.outputs = [one for one in cell.outputs if one.get("text", "shown")]
     notebook.metadata.pop("widgets", None)
     return notebook
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -102,6 +103,10 @@ def test_clearest_difference_is_the_surest_and_none_is_claimed_inside_the_noise(
     groups = {"a": draws(3.0, evaluation=TEXT), "b": draws(3.5, evaluation=TEXT)}
     said = clearest_difference(groups | {"c": draws(3.02, evaluation=TEXT)}, wiki)
     assert said.startswith("**On wiki, b has 1.6") and said.endswith("times the perplexity of a.**")
+    far = clearest_difference(groups | {"b": draws(9.0, evaluation=TEXT)}, wiki)
+    numbers = re.findall(r"[\d,]*\d", far.partition("has")[2].partition(" times")[0])
+    digits = [number.replace(",", "").rstrip("0") for number in numbers]
+    assert len(digits) == 3 and max(map(len, digits)) <= 2, f"more digits than are known: {far}"
     near = {name: draws(nll, evaluation=TEXT) for name, nll in {"a": 3.0, "c": 3.02}.items()}
     assert clearest_difference(near, wiki) == "On wiki, no two of the 2 differ clearly."
     assert clearest_difference({"a": groups["a"]}, wiki) == "On wiki, no two of the 1 differ clearly."

@@ -12,7 +12,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from pruner_lib.study.records import write_kept
-from pruner_lib.study.report import SUMMARY, WIDGET, notebook_page, runs_frame, write_index
+from pruner_lib.study.report import SUMMARY, WIDGET, notebook_page, runs_frame, slides_page, write_index
 from pruner_lib.study.results import manifest_path, results_dir
 
 LOADED = re.compile(
@@ -55,6 +55,19 @@ def test_page_shows_text_code_and_outputs_without_bars_and_without_the_network()
     assert "&lt;script&gt;printed" in text and "<script>printed" not in text
     assert "<title>a &lt;title&gt;</title>" in text and not LOADED.search(text)
     assert LOADED.search('<script src="https://cdn/mathjax.js">') and LOADED.search('<link href="x.css">')
+
+
+def test_printed_bars_are_left_out_and_warnings_are_not():
+    """A bar comes in several outputs, of which the last is a bare end of line, or in one with a warning."""
+    said = ("\r 0% of prompts", "\r100% of prompts", "\n", "\r5% of prompts\r9%|\nUserWarning: 5 left\n")
+    for page_of in (lambda book: notebook_page(book, "07", "style.css", [])[0], slides_page):
+        book = executed()
+        book.cells[1].metadata["tags"] = ["slide"]
+        book.cells[1].outputs += [new_output("stream", name="stderr", text=text) for text in said]
+        page = page_of(book)
+        assert "of prompts" not in page and "UserWarning: 5 left" in page and "&lt;script&gt;printed" in page
+        streams = [one.name for one in book.cells[-1].outputs if one.output_type == "stream"]
+        assert streams == ["stdout", "stderr"], "a bare end of line was left"
 
 
 def test_names_and_texts_in_outputs_are_never_live_tags():

@@ -55,9 +55,9 @@ STYLE = {
     "attention": MethodStyle("#0072B2", "s", "Type B, attention"),
     "hidden": MethodStyle("#009E73", "D", "Type C, hidden channel"),
     # what is cut; "block" looks like the criterion that it is cut by
-    "block": MethodStyle("#D55E00", "o", "block, local"),
-    "global": MethodStyle("#332288", "d", "block, global", "--"),
-    "layer": MethodStyle("#44AA99", "*", "whole layers", "-."),
+    "block": MethodStyle("#D55E00", "o", "block"),
+    "global": MethodStyle("#332288", "d", "global", "--"),
+    "layer": MethodStyle("#44AA99", "*", "layer", "-."),
     # how structures are ranked, and how their scores become one
     "groups": MethodStyle("#D55E00", "o", "groups"),
     "matrices alone": MethodStyle("#0072B2", "X", "matrices alone"),
