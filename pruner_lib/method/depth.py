@@ -18,7 +18,7 @@ from pruner_lib.method.layout import NUMBERS, empty_layout, own_config_, set_lay
 from pruner_lib.method.offload import frozen, without_weights
 from pruner_lib.method.options import check_ids
 from pruner_lib.method.size_rules import HOLDERS, build_twin, layer_edits, other_values, shapes_of
-from pruner_lib.method.trace import check_cut, trace
+from pruner_lib.method.trace import check_cut, error_with_cache, trace
 
 
 def block_influence(model: nn.Module, calibration_ids: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ def drop_layers_(model: nn.Module, plan: Plan) -> nn.Module:
     _keep_layers_(left, keep, {})
     edits = layer_edits(model, shapes_of(left), keep, n)
     places = {None: None} | {old: new for new, old in enumerate(keep)}
-    factors = trace(without_weights(model)).factors
+    factors = trace(whole := without_weights(model)).factors
     numbers = Counter((places[layer], *rest) for layer, *rest in factors if layer in places)
     trial, twin = without_weights(model), build_twin(model, edits)
     _keep_layers_(trial, keep, edits)
@@ -98,6 +98,9 @@ def drop_layers_(model: nn.Module, plan: Plan) -> nn.Module:
         what = f"{place}.{name} is {value!r} in a layer that stays, and the class builds another"
         raise ValueError(f"{what} for its new place; nothing was cut. Keep other layers than {keep}")
     check_cut(trial, path, plan, numbers)
+    if (error := error_with_cache(trial)) and not error_with_cache(whole):
+        what = f"the layers {keep} alone do not run with a cache, which all {n} of {type(model).__name__} do"
+        raise ValueError(f"{what}; nothing was cut. Keep other layers: {error}")
     own_config_(model)
     _keep_layers_(model, keep, edits)
     set_layout(model, {**empty_layout(), "attributes": trained} if trained else None)

@@ -176,6 +176,7 @@ def _without_obstacles(
     stream = {(m.parameter, m.dim) for axis, _ in candidates for m in axis.members if axis.layer is None}
     heads = set(np.concatenate([components[labels] for labels in rec.products] or [()]).tolist())
     free, notes, uses = [], sorted(unknown), rec.uses_of(components)
+    waiting = {name: p.shape for name, p in model.named_parameters() if id(p) not in rec.reached}
     for axis, groups in candidates:
         obstacle = next((reasons[c] for c in groups.tolist() if c in reasons), None)
         if own := [c for c in axis.constants if not c[1] or axis.layer is None]:
@@ -186,6 +187,8 @@ def _without_obstacles(
         beside = re.search(r"\.\d+\b", axis.module) and not f"{path}.".startswith(f"{axis.module}.")
         if axis.layer is None and beside:
             obstacle = f"{axis.module} is part of a list beside the decoder layers"
+        if axis.layer is None and (other := [n for n, shape in waiting.items() if axis.n_groups in shape]):
+            obstacle = obstacle or f"{other[0]}, as wide, is not used where the model reads text alone"
         if axis.layer is not None and not obstacle:
             norms = {member.structure for member in norm_members(model, axis.members)}
             means = (averaged[c] for c in averaged.keys() & set(groups.tolist()))

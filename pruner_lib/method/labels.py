@@ -56,6 +56,7 @@ class Recording:
     layer: int | None = None  # the decoder layer that runs
     # parameters whose slices along dim 0 are separate matrices, picked while the model runs (experts)
     stacks: set[str] = field(default_factory=set)
+    reached: set[int] = field(default_factory=set)  # ids of the parameters that some operator was given
 
     def pin(self, labels: Labels | None, reason: str) -> None:
         """Record that labels can't be removed."""

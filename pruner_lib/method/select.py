@@ -94,7 +94,8 @@ def select(
     chosen = {name: a for name, a in axes.items() if a.kind in GRANULARITIES[granularity]}
     if not chosen:
         kinds = sorted({a.kind for a in axes.values()})
-        raise ValueError(f"no axis of granularity {granularity!r} among {kinds}")
+        why = "the notes of what discover returned say what stays whole and why"
+        raise ValueError(f"no axis of granularity {granularity!r} among {kinds}; {why}")
     ratios = _ratios(chosen, ratio, ignore, layers)
     units = [unit for name in ratios for unit in _units(axes[name], scores, dependency)]
     if target == "parameters":

@@ -110,6 +110,8 @@ def _find_size_rule(model: nn.Module, axes: list[Axis], all_axes: list[Axis], de
             # a float that follows the width, as the scale of an embedding, was trained otherwise; of what is
             # cut in a layer, `check_cut` compares those that are made while the model runs
             in_config = not other_values(dense, probe, (float, *HOLDERS), [float])
+            around = dense if first.kind == "hidden" else dense.get_submodule(first.module)
+            in_config = in_config and not any(unsaved_numbers(module) for module in around.modules())
             if first.kind == "hidden":
                 in_config = in_config and trace(dense).factors == trace(probe).factors
             return SizeRule(per_group, fixed, attributes, in_config)
@@ -233,6 +235,14 @@ def other_values(
             if entries(value) != entries(vars(twins[path]).get(name, value)):
                 values.setdefault(path, {})[name] = value
     return values
+
+
+def unsaved_numbers(module: nn.Module) -> list[str]:
+    """A module's own buffers of one number that no checkpoint holds: its class makes them anew when it is
+    loaded, and may make them from the widths, as a scale."""
+    buffers = module.named_buffers(recurse=False)
+    single = [name for name, b in buffers if b.is_floating_point() and b.numel() == 1]
+    return [name for name in single if name in module._non_persistent_buffers_set]
 
 
 def size_in(value: object) -> object:

@@ -38,6 +38,7 @@ class LabelMode(TorchDispatchMode):
         labelled = any(labels_of(x) is not None for x in tensors)
         rec, numbers = self.recording, numbers_in(func, args, kwargs)
         rec.factors += ((rec.layer, x) for x in numbers)
+        rec.reached.update(id(x) for x in tensors if isinstance(x, nn.Parameter))
         op = func.overloadpacket
         if op in COMPUTED or (torch.Tag.pointwise in func.tags and op not in COPIES):
             rec.factors.append((rec.layer, str(op)))
@@ -146,6 +147,16 @@ def _forward_on_meta(model: nn.Module, rec: Recording):
             rec.factors.clear()  # of a pass that broke off in the first layer
     what = f"{type(model).__name__} does not run on the meta device with {N_TOKENS} tokens"
     raise ValueError(f"{what}, so its groups can't be traced: {' | '.join(dict.fromkeys(errors))}")
+
+
+def error_with_cache(model: nn.Module) -> str:
+    """What goes wrong where a traced model runs with a cache, as it does by default; "" if nothing does."""
+    ids = torch.zeros(1, N_TOKENS, dtype=torch.long, device="meta")
+    try:
+        model(input_ids=ids, use_cache=True)
+    except Exception as error:  # noqa: BLE001  the model's own code may raise anything
+        return f"{type(error).__name__}: {error}"
+    return ""
 
 
 def _enter_layer(rec: Recording, path: str, number: int, layer: nn.Module, args: tuple, kwargs: dict) -> None:

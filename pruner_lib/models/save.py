@@ -6,6 +6,7 @@ that too. Loading is in `load`.
 """
 
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pruner_lib.files import check_folder, read_json, write_folder
 from pruner_lib.method.checks import require
 from pruner_lib.method.decoder import check_plain
+from pruner_lib.method.size_rules import unsaved_numbers
 from pruner_lib.models.modeling_pruned import AUTO_CLASS, is_foreign, make_saveable_, source_files
 
 # how the names of files end that a model and a tokenizer write; .py too, where the config names code
@@ -91,6 +93,22 @@ def _check_builds(model: PreTrainedModel) -> None:
             what = f"{name} is {came} in this {type(model).__name__}, but its config would build {other}"
             advice = "change widths with prune_, put back modules that were replaced, tie by the config"
             raise ValueError(f"{what}, so nothing was saved; {advice}")
+    _check_unsaved(model, built)
+
+
+def _check_unsaved(model: PreTrainedModel, built: PreTrainedModel) -> None:
+    """Let the class make the numbers that no checkpoint holds, as on loading: they must be the model's."""
+    for path, module in built.named_modules():
+        for name in (names := unsaved_numbers(module)):
+            module._buffers[name] = torch.zeros_like(module._buffers[name], device="cpu")
+        if names:
+            built._init_weights(module)
+        for name in names:
+            came, other = (float(m.get_submodule(path)._buffers[name]) for m in (model, built))
+            if not math.isclose(came, other, rel_tol=0.01):  # it may have been rounded to 16 bits
+                what = f"{path}.{name} is {came:.6g} in this {type(model).__name__}, but its class would make"
+                advice = "let the class register it as a persistent buffer, which is saved"
+                raise ValueError(f"{what} {other:.6g} when it is loaded, so nothing was saved; {advice}")
 
 
 def _parts(model: PreTrainedModel) -> dict[str, str]:

@@ -9,9 +9,16 @@ import sys
 
 import pytest
 import torch
-from families import FAMILIES, build, logits, random_scores, tokens
+from families import COMMON, FAMILIES, build, logits, random_scores, tokens
 from remote_family import CODE, build_remote, prompts, remote_tokenizer
-from transformers import AutoModelForCausalLM, LlamaForCausalLM, modeling_utils
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    RecurrentGemmaConfig,
+    RecurrentGemmaForCausalLM,
+    modeling_utils,
+)
 from transformers.models.llama.modeling_llama import LlamaMLP
 from transformers.utils.hub import PushToHubMixin
 
@@ -78,6 +85,59 @@ def test_a_model_that_would_load_with_other_modules_is_not_saved(replace, said, 
     with pytest.raises(ValueError, match=f"layers.1.mlp{said}.*put back modules that were replaced"):
         save_model(model, tiny_tokenizer(), tmp_path / "made")
     assert not (tmp_path / "made").exists()
+
+
+class GainMLP(LlamaMLP):
+    """Multiplies by a number that no checkpoint holds."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.gain = torch.nn.Buffer(torch.ones(1), persistent=False)
+
+    def forward(self, x):
+        return super().forward(x) * self.gain
+
+
+class GainLlama(LlamaForCausalLM):
+    """Makes these numbers anew when it is loaded: from the width, or from the place of the layer."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        for layer in self.model.layers:
+            layer.mlp = GainMLP(config)
+        self.post_init()
+
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        for number, layer in enumerate(self.model.layers):
+            if layer.mlp is module:
+                module.gain.fill_(self.config.growth**number * 40 / module.gate_proj.out_features)
+
+
+@pytest.mark.parametrize(("growth", "saved"), [(1.0, "plain"), (2.0, "layers"), (1.0, "uneven")])
+def test_a_number_that_the_class_would_make_anew_otherwise_is_not_saved(growth, saved, tmp_path):
+    model = GainLlama(LlamaConfig(**FAMILIES["llama-gqa"][1], growth=growth))
+    for layer in model.model.layers:
+        model._init_weights(layer.mlp)
+    save_model(model, tiny_tokenizer(), tmp_path / "whole")
+    plan = Plan({"layers": [1, 2]}, {"layers": 3})
+    if saved != "layers":
+        plan = plan_of(model, **{"plain": {"ratio": 0.5}, "uneven": UNEVEN}[saved])
+    prune_(model, plan)
+    said = r"layers.*mlp.gain is .* in this GainLlama, but its class would make .* when it is loaded"
+    with pytest.raises(ValueError, match=said):
+        save_model(model, tiny_tokenizer(), tmp_path / "made")
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_number_that_is_made_from_the_hidden_size_when_a_model_is_loaded_is_kept(tmp_path):
+    """RecurrentGemma multiplies its embeddings by the root of the hidden size, which is not saved."""
+    torch.manual_seed(0)
+    given = COMMON | {"lru_width": 24, "attention_window_size": 4, "block_types": ["recurrent", "attention"]}
+    model = RecurrentGemmaForCausalLM(RecurrentGemmaConfig(**given)).eval()
+    prune_(model, plan_of(model, ratio=0.4, granularity="channel"))
+    save_model(model, tiny_tokenizer(), tmp_path / "m")
+    check_loads(tmp_path / "m", model)
 
 
 def test_numbers_of_the_config_that_count_no_heads_stay(tmp_path):

@@ -96,6 +96,16 @@ def test_layers_of_several_kinds_are_renumbered_in_each(family, kept, layers, tm
     assert torch.equal(logits(copy.deepcopy(again), tokens()), logits(model, tokens()))
 
 
+@pytest.mark.parametrize(("family", "kept"), [("lfm2", [0, 2]), ("qwen3_next", [0, 1])])
+def test_layers_that_do_not_run_with_a_cache_by_themselves_are_refused(family, kept):
+    """A cache counts its tokens in a layer of attention, and none would be left."""
+    model = build(family)
+    before = logits(model, tokens())
+    with pytest.raises(ValueError, match=r"the layers \[0, .\] alone do not run with a cache, .* all 4 of"):
+        prune_(model, Plan({"layers": kept}, {"layers": 4}))
+    assert torch.equal(logits(model, tokens()), before)
+
+
 PLACED = {  # numbers that each layer computes from its place; a kind of layers that none is left of
     "diffllama": ("DiffLlamaConfig", COMMON, [1, 2], {"lambda_init"}),
     "gpt2": (

@@ -187,6 +187,29 @@ def test_what_a_buffer_has_entries_of_is_left_whole_and_the_buffer_is_named(gain
     assert any("q_proj" in note and "the buffer" in note and "gain" in note for note in axes.notes)
 
 
+def _with_a_mask_embedding():
+    model = build("llama-mha")
+    model.model.mask_embedding = torch.nn.Parameter(torch.zeros(model.config.hidden_size))
+    return model
+
+
+WAITING = {  # decoders with weights that text alone does not reach -> one of these
+    "other attention": (lambda: build("gpt2", add_cross_attention=True), "crossattention"),
+    "a mask embedding": (_with_a_mask_embedding, "mask_embedding"),
+}
+
+
+@pytest.mark.parametrize("kind", WAITING)
+def test_hidden_channels_stay_where_weights_wait_for_more_than_text(kind):
+    """The trace does not reach them, so a cut would leave them as wide as they were."""
+    make, waiting = WAITING[kind]
+    axes = discover(make())
+    assert {axis.kind for axis in axes.values()} == {"attention", "mlp"}
+    assert any(waiting in note and "is not used where" in note for note in axes.notes)
+    with pytest.raises(ValueError, match="no axis of granularity 'channel' .* notes"):
+        select(axes, random_scores(axes), ratio=0.5, granularity="channel")
+
+
 def test_channels_whose_weights_are_changed_so_that_zeros_count_are_left_whole():
     model = build("llama-gqa", num_hidden_layers=1)
     model.model.layers[0].mlp.down_proj.__class__ = _OneMore
