@@ -7,8 +7,8 @@ from torch import nn
 def check_plain(model: nn.Module) -> None:
     """Refuse a model whose weights are not ordinary floating-point tensors in modules of its own.
 
-    Raises: ValueError: it was made or is used in inference mode, is compiled, carries an adapter, is
-        quantised, or reads more than text; the message says what to give instead.
+    Raises: ValueError: it was made or is used in inference mode, is compiled or wrapped, carries an adapter,
+        is quantised, or reads more than text; the message says what to give instead.
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"a model is wanted, got {type(model).__name__}; load_model gives one")
@@ -18,6 +18,8 @@ def check_plain(model: nn.Module) -> None:
     modules, config = list(model.modules()), getattr(model, "config", None)
     if torch.is_inference_mode_enabled() or any(t.is_inference() for _, t in tensors):
         what = "is used or was made under torch.inference_mode(); use torch.no_grad(): weights must change"
+    elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        what = "runs a model on several devices; give that model (model.module), and wrap what is pruned"
     elif any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in modules):
         what = "is compiled; give the model that torch.compile was given (model._orig_mod), compile it last"
     elif hasattr(model, "get_base_model") or any("base_layer" in m._modules for m in modules):

@@ -187,8 +187,10 @@ def _without_obstacles(
         beside = re.search(r"\.\d+\b", axis.module) and not f"{path}.".startswith(f"{axis.module}.")
         if axis.layer is None and beside:
             obstacle = f"{axis.module} is part of a list beside the decoder layers"
-        if axis.layer is None and (other := [n for n, shape in waiting.items() if axis.n_groups in shape]):
-            obstacle = obstacle or f"{other[0]}, as wide, is not used where the model reads text alone"
+        around = "" if axis.layer is None else f"{axis.module}."
+        sizes = {axis.n_groups, *(m.indices.numel() for m in axis.members)}
+        for name in (n for n, shape in waiting.items() if n.startswith(around) and sizes & {*shape}):
+            obstacle = obstacle or f"{name}, as wide, is not used where the model reads a few tokens alone"
         if axis.layer is not None and not obstacle:
             norms = {member.structure for member in norm_members(model, axis.members)}
             means = (averaged[c] for c in averaged.keys() & set(groups.tolist()))

@@ -65,6 +65,7 @@ NOT_PLAIN = {
     "pictures": (_with_pictures, "reads more than text"),
     "compiled": (torch.compile, "model._orig_mod"),
     "compiled in place": (_compiled_in_place, "is compiled"),
+    "on several devices": (nn.DataParallel, "model.module"),
     "adapter": (lambda model: get_peft_model(model, LoraConfig(**LORA)), "merge_and_unload"),
     "around an adapter": (
         lambda model: get_peft_model(model, LoraConfig(**LORA)).get_base_model(),

@@ -193,21 +193,46 @@ def _with_a_mask_embedding():
     return model
 
 
-WAITING = {  # decoders with weights that text alone does not reach -> one of these
-    "other attention": (lambda: build("gpt2", add_cross_attention=True), "crossattention"),
-    "a mask embedding": (_with_a_mask_embedding, "mask_embedding"),
+def _with_gains_for_long_texts(place: str, size: int):
+    model = build("llama-mha")
+    for layer in model.model.layers:
+        part = layer.get_submodule(place)
+        part.gain = torch.nn.Parameter(torch.ones(size))
+
+        def scale(m, x, gain=part.gain):
+            parts = x[0].unflatten(-1, (len(gain), -1))
+            return x[0] if x[0].shape[1] < 8 else (parts * gain[:, None]).flatten(-2)
+
+        part.register_forward_pre_hook(scale)
+    return model
+
+
+WAITING = {  # decoders with weights that a few tokens alone do not reach -> one of these, what is left to cut
+    "other attention": (
+        lambda: build("gpt2", add_cross_attention=True),
+        "crossattention",
+        {"attention", "mlp"},
+    ),
+    "a mask embedding": (_with_a_mask_embedding, "mask_embedding", {"attention", "mlp"}),
+    "of heads": (lambda: _with_gains_for_long_texts("self_attn.o_proj", 6), "o_proj.gain", {"mlp", "hidden"}),
+    "of an MLP": (
+        lambda: _with_gains_for_long_texts("mlp.down_proj", 40),
+        "down_proj.gain",
+        {"attention", "hidden"},
+    ),
 }
 
 
 @pytest.mark.parametrize("kind", WAITING)
-def test_hidden_channels_stay_where_weights_wait_for_more_than_text(kind):
+def test_groups_stay_where_weights_as_wide_wait_for_other_input(kind):
     """The trace does not reach them, so a cut would leave them as wide as they were."""
-    make, waiting = WAITING[kind]
+    make, waiting, left = WAITING[kind]
     axes = discover(make())
-    assert {axis.kind for axis in axes.values()} == {"attention", "mlp"}
+    assert {axis.kind for axis in axes.values()} == left
     assert any(waiting in note and "is not used where" in note for note in axes.notes)
-    with pytest.raises(ValueError, match="no axis of granularity 'channel' .* notes"):
-        select(axes, random_scores(axes), ratio=0.5, granularity="channel")
+    if "hidden" not in left:
+        with pytest.raises(ValueError, match="no axis of granularity 'channel' .* notes"):
+            select(axes, random_scores(axes), ratio=0.5, granularity="channel")
 
 
 def test_channels_whose_weights_are_changed_so_that_zeros_count_are_left_whole():
