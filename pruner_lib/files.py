@@ -15,7 +15,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -159,7 +159,7 @@ def plain(data: Any) -> Any:
     `float()` reads infinities back.
     """
     if is_dataclass(data):
-        data = vars(data)
+        data = {one.name: getattr(data, one.name) for one in fields(data)}
     if isinstance(data, dict):
         return {str(name): plain(value) for name, value in data.items()}
     if isinstance(data, (list, tuple)):

@@ -13,12 +13,6 @@ from torch import nn
 LEAF_SIZES = {"out_features": 0, "in_features": 1, "num_embeddings": 0, "embedding_dim": 1, "nx": 0, "nf": 1}
 
 NUMBERS = (int, float, bool)  # types of the attributes that a layout holds
-ENTRIES = {  # what a layout holds of each path, in types
-    "shapes": [(int,)],  # of a parameter
-    "attributes": {str: NUMBERS},  # of a module
-    "config": {str: NUMBERS},  # of a layer: the keys of its config that differ from the model's
-    "inputs": {str: {"dim": (int,), "total": (int,), "keep": [(int,)]}},  # of a module, by argument
-}
 
 
 class LayerConfig:
@@ -67,30 +61,42 @@ def _select(value: torch.Tensor, dim: int, total: int, keep: list[int]) -> torch
 
 
 def empty_layout() -> dict:
-    """A layout: module or parameter path -> what it has now, all of it JSON; see `ENTRIES`."""
-    return {part: {} for part in ENTRIES}
+    """A layout: module or parameter path -> what it has now, all of it JSON.
+
+    `shapes`: parameter -> shape. `attributes`: module -> {attribute: number}. `config`: layer -> {config key:
+    int}. `inputs`: module -> {argument: {dim, total, keep}}.
+    """
+    return {"shapes": {}, "attributes": {}, "config": {}, "inputs": {}}
 
 
 def check_layout(layout: object) -> None:
-    """Raise a ValueError unless a layout, as it was read from a file, holds what `ENTRIES` says."""
-    complete = isinstance(layout, dict) and layout.keys() == ENTRIES.keys()
-    if not complete or not all(isinstance(layout[part], dict) for part in ENTRIES):
-        raise ValueError(f"pruning_layout must be a dict of {', '.join(ENTRIES)}, got {str(layout)[:80]!r}")
-    for part, form in ENTRIES.items():
+    """Raise a ValueError unless a layout, as it was read from a file, has the form of `empty_layout`."""
+    checks = {"shapes": _are_sizes, "attributes": _are_numbers, "config": _are_numbers, "inputs": _are_inputs}
+    complete = isinstance(layout, dict) and layout.keys() == checks.keys()
+    if not complete or not all(isinstance(layout[part], dict) for part in checks):
+        raise ValueError(f"pruning_layout must be a dict of {', '.join(checks)}, got {str(layout)[:80]!r}")
+    for part, is_right in checks.items():
         for name, entry in layout[part].items():
-            if not _has_form(entry, form):
+            if not (isinstance(name, str) and is_right(entry)):
                 raise ValueError(f"pruning_layout, {part} of {name!r}: {str(entry)[:80]!r} is no such entry")
 
 
-def _has_form(value: object, form: dict | list | tuple) -> bool:
-    if isinstance(form, list):
-        return isinstance(value, list) and all(_has_form(one, form[0]) for one in value)
-    if isinstance(form, tuple):
-        return type(value) in form and (form == NUMBERS or value >= 0)
-    if not isinstance(value, dict) or not (str in form or value.keys() == form.keys()):
-        return False
-    names_fit = all(isinstance(k, str) and (k.isidentifier() or k.isdigit()) for k in value)
-    return names_fit and all(_has_form(one, form.get(k, form.get(str))) for k, one in value.items())
+def _are_sizes(entry: object, least: int = 1) -> bool:
+    return isinstance(entry, list) and all(type(n) is int and n >= least for n in entry)
+
+
+def _are_numbers(entry: object) -> bool:
+    return isinstance(entry, dict) and all(k.isidentifier() and type(n) in NUMBERS for k, n in entry.items())
+
+
+def _are_inputs(entry: object) -> bool:
+    return isinstance(entry, dict) and all(
+        isinstance(cut, dict)
+        and cut.keys() == {"dim", "total", "keep"}
+        and _are_sizes([cut["dim"], cut["total"]], 0)
+        and _are_sizes(cut["keep"], 0)
+        for cut in entry.values()
+    )
 
 
 def layout_of(model: nn.Module) -> dict | None:

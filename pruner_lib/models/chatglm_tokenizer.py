@@ -32,9 +32,9 @@ class ChatGLMTokenizer(SentencePieceBackend):
         needed = [self.bos_token, self.eos_token, self.mask_token, self.gmask_token, self.pad_token]
         pieces = self.sp_model.id_to_piece(self.sp_model.piece_to_id(needed))
         absent = [token for token, piece in zip(needed, pieces, strict=True) if token != piece]
-        if absent or kwargs.get("num_image_tokens"):
-            wanted = "ice_text.model of the current revision of THUDM/chatglm-6b, of vocab_size 130528"
-            came = f"has no {', '.join(absent)}" if absent else "stands behind ids of images"
+        if absent or (images := kwargs.get("num_image_tokens")):
+            wanted = "files of the current revision of THUDM/chatglm-6b, of vocab_size 130528"
+            came = f"has no {', '.join(absent)}" if absent else f"comes with num_image_tokens={images}, not 0"
             raise ValueError(f"{vocab_file} {came}; wanted {wanted}")
 
     @property

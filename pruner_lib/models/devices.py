@@ -24,9 +24,9 @@ def find_device(name: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=torch.device(str(name)))
-    except (RuntimeError, NotImplementedError, AssertionError):  # no name of a device, or none of that name
+    except (RuntimeError, NotImplementedError, AssertionError) as error:  # no name of a device, or none there
         wanted = "auto, cpu or, where there is CUDA, cuda or cuda:1"
-        raise ValueError(f"device came as {name!r}, wanted {wanted}") from None
+        raise ValueError(f"device came as {name!r}, wanted {wanted}: {str(error):.80}") from error
     return name
 
 

@@ -105,7 +105,7 @@ def _check_unsaved(model: PreTrainedModel, built: PreTrainedModel) -> None:
             built._init_weights(module)
         for name in names:
             came, other = (float(m.get_submodule(path)._buffers[name]) for m in (model, built))
-            if not math.isclose(came, other, rel_tol=0.01):  # it may have been rounded to 16 bits
+            if not math.isclose(came, other, rel_tol=2**-8):  # as far as bfloat16 rounds
                 what = f"{path}.{name} is {came:.6g} in this {type(model).__name__}, but its class would make"
                 advice = "let the class register it as a persistent buffer, which is saved"
                 raise ValueError(f"{what} {other:.6g} when it is loaded, so nothing was saved; {advice}")

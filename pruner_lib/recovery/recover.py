@@ -166,7 +166,8 @@ def _targets(model: nn.Module, wanted: str | tuple[str, ...]) -> str | list[str]
     if wanted in WITHOUT:
         return linear_modules(model, without=WITHOUT[wanted])
     wanted, names = [wanted] if isinstance(wanted, str) else list(wanted), linear_names(model)
-    if unknown := [one for one in wanted if not any(f".{name}".endswith(f".{one}") for name in names)]:
+    unknown = [one for one in wanted if not any(f".{name}".endswith(f".{one}") for name in names)]
+    if unknown or not wanted:
         ends = ", ".join(sorted({name.rpartition(".")[2] for name in names}))
         raise ValueError(f"target_modules={wanted}: {unknown} name no linear layer, wanted some of {ends}")
     return wanted

@@ -62,17 +62,12 @@ class Run:
     def open(self, resume: bool) -> None:
         """Look for an earlier run, and drop its incomplete checkpoints; without `resume`, all of it.
 
-        All of it goes, with a warning, where an adapter of a finished or paused run is damaged.
+        All of it goes where an adapter of a finished or paused run is damaged, which is kept as NAME.damaged.
 
         Raises: ValueError: the earlier run had other arguments (the message names them), or is no recovery.
         """
         state = self.folder / "recovery.json"
-        kinds = (
-            "checkpoint-*",
-            "adapter",
-            "adapter-*[0-9]",
-            ".adapter-*",
-        )  # the last: a killed process left it
+        kinds = ("checkpoint-*", "adapter", "adapter-*[0-9]", ".adapter-*")  # .adapter: of a killed process
         whole = {path: _is_whole(path) for kind in kinds for path in self.folder.glob(kind)}
         if whole and not state.exists():
             found = f"{next(iter(whole)).name} but no recovery.json, so something else made it"
@@ -87,7 +82,8 @@ class Run:
             ]
         damaged = [path for path in whole if path.match("adapter*") and not whole[path]]
         if damaged and self.history:
-            set_aside(damaged[0], "its weights are not those that were written")
+            for path in damaged:
+                set_aside(path, "its weights are not those that were written")
             resume, self.history = False, []
         for path in whole:
             if not resume or not whole[path]:

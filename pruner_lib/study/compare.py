@@ -146,12 +146,14 @@ def each_task_left_out(pairs: Mapping[str, Pair], kind: str, **how: Any) -> dict
     """Compare again without each task in turn, since a mean of few tasks may rest on one of them.
 
     Args:    as `named_parts`.
-    Returns: task -> the numbers that all others give; empty for perplexities and for a single task.
+    Returns: task -> the numbers that all others give; without those of which nothing would be left.
     """
     records = [record for pair in pairs.values() for group in pair for record in group]
     of_kind = [name.dataset for name in metrics_of(records) if name.kind == kind]
     tasks = [name for name in of_kind if name != "mean"] if kind != "perplexity" else []
-    return {task: named_parts(without(pairs, task), kind, **how) for task in tasks if len(tasks) > 1}
+    others = {task: named_parts(without(pairs, task), kind, **how) for task in tasks}
+    whole = named_parts(pairs, kind, **how).keys()
+    return {task: numbers for task, numbers in others.items() if numbers.keys() == whole}
 
 
 def without(pairs: Mapping[str, Pair], task: str) -> dict[str, Pair]:

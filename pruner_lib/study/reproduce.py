@@ -25,7 +25,7 @@ from pruner_lib.study.run import Study
 CIRCUMSTANCES = {"seconds", "peak_memory_mb", "machine", "versions", "git_revision", "created", "digest"}
 KIND = ("device", "device_name", "threads", "system")  # of a machine
 NEAR = 1e-3
-SHOWN = 60  # rows of the table
+SHOWN = 20  # rows of the table beside the metrics'
 
 
 def find_record(name: str) -> Path:
@@ -105,7 +105,8 @@ def main(words: list[str] | None = None) -> int:
     frame, allowed = compared(old, new), tolerance(old, new)
     value = frame.item.str.contains(r"^metrics \S+ value$")
     differing = frame[~value & (frame.difference > 0)]
-    print(pd.concat([frame[value], differing]).to_string(index=False, max_rows=SHOWN))
+    print(pd.concat([frame[value], differing.head(SHOWN)]).to_string(index=False))
+    print(f"{len(differing)} other values differ" if len(differing) > SHOWN else "")
     far = int((frame.difference > allowed).sum())
     why = "another kind of machine or other versions" if allowed else "the same kind of machine and versions"
     said = f"{far} of {len(frame)} values differ by more than" if far else "no value differs by more than"

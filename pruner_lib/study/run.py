@@ -93,6 +93,8 @@ class Study(Stages):
             bar.set_postfix_str(f"{one.method} {one.stage} {one.ratio:.0%}")
             with suppress(TimeoutError):
                 made[one] = self.run(one, criteria=criteria, wait=False)
+        if len(made) < len(jobs):
+            print(f"{len(jobs) - len(made)} of them are another process's: waiting")
         return [made.get(one) or self.run(one, criteria=criteria) for one, criteria in jobs]
 
     def _run_on_cluster(self, jobs: Jobs) -> Iterator[Record]:

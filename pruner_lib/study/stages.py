@@ -57,7 +57,7 @@ class Loaded:
 
 
 class Stages(Results):
-    """Carries the stages of experiments out: keeps one dense model in memory, and the time of each stage."""
+    """Carries out the stages, one thread at a time: keeps one dense model, and the time of each stage."""
 
     def __init__(self, profile: str = "quick", results: Path | str | None = None) -> None:
         super().__init__(profile, results)

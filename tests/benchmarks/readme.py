@@ -73,7 +73,7 @@ def _verdicts(root: Path) -> tuple[str, pd.DataFrame]:
     part = rows.part.map(lambda name: f" ({name})" if name else "")
     needs = rows.needs.map(lambda what: f"; needs {what}" if what else "")
     tasks = rows.without.map(lambda said: ", ".join(one.split(":")[0] for one in said.split("; ")))
-    needs += tasks.map(lambda names: f"; another without one of {names}" if names else "")
+    needs += tasks.map(lambda names: f"; another verdict without one of {names}" if names else "")
     cells = [rows.sentence, rows.rule, paper.replace("nan", NO_NUMBER)]
     cells += [ours + " [" + low + ", " + high + "]" + part]
     cells += [rows.verdict.str.removesuffix(" at this sample size") + needs, rows.notebook.map(_notebook)]

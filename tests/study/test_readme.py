@@ -78,7 +78,7 @@ def test_front_page_and_report_name_the_tasks_that_carry_a_verdict():
     for row in carried.itertuples():
         tasks = ", ".join(one.partition(":")[0] for one in row.without.split("; "))
         [line] = [line for line in README.splitlines() if line.startswith(f"| {row.sentence} |")]
-        assert f"another without one of {tasks} |" in line
+        assert f"another verdict without one of {tasks} |" in line
         [line] = [line for line in REPORT.splitlines() if line.startswith(f"- *{row.sentence}*")]
         assert line.endswith(f"Without one of {tasks} the verdict would be another.")
 

@@ -58,8 +58,13 @@ def test_page_shows_text_code_and_outputs_without_bars_and_without_the_network()
 
 
 def test_printed_bars_are_left_out_and_warnings_are_not():
-    """A bar comes in several outputs, of which the last is a bare end of line, or in one with a warning."""
-    said = ("\r 0% of prompts", "\r100% of prompts", "\n", "\r5% of prompts\r9%|\nUserWarning: 5 left\n")
+    """A bar comes in several outputs, of which the last is a bare end of line, or before a warning."""
+    said = (
+        "\r 0% of prompts",
+        "\r100% of prompts",
+        "\n",
+        "\r5% of prompts\r9%| [00:01<00:02]y.py:3: UserWarning: 5 left\n",
+    )
     for page_of in (lambda book: notebook_page(book, "07", "style.css", [])[0], slides_page):
         book = executed()
         book.cells[1].metadata["tags"] = ["slide"]
