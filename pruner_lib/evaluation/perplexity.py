@@ -173,7 +173,8 @@ def generate_samples(
     settings |= SAMPLING | sampling
     texts = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
     if not all(texts):
-        raise ValueError(f"prompt {texts.index([])} of {list(prompts)} holds no token; wanted none of them empty")
+        place = texts.index([])
+        raise ValueError(f"prompt {place} of {list(prompts)} has no token; wanted none of them empty")
     texts = [ids + getattr(tokenizer, "prompt_end_ids", []) for ids in texts]
     largest = max(pad or 0, *map(max, texts))
     check_reads(model, max(map(len, texts)) + settings["max_new_tokens"], largest)
