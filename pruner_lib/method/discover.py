@@ -176,6 +176,7 @@ def _without_obstacles(
     stream = {(m.parameter, m.dim) for axis, _ in candidates for m in axis.members if axis.layer is None}
     heads = set(np.concatenate([components[labels] for labels in rec.products] or [()]).tolist())
     free, notes, uses = [], sorted(unknown), rec.uses_of(components)
+    path = decoder_layers(model)[0]
     waiting = {name: p.shape for name, p in model.named_parameters() if id(p) not in rec.reached}
     for axis, groups in candidates:
         obstacle = next((reasons[c] for c in groups.tolist() if c in reasons), None)
@@ -183,7 +184,6 @@ def _without_obstacles(
             obstacle = obstacle or f"the {'input' if own[0][1] else 'buffer'} {own[0][0]} has entries of each"
         if (uses[groups] != uses[groups[0]]).any():
             obstacle = obstacle or "the model does not compute with all of them alike, but by their places"
-        path = decoder_layers(model)[0]
         beside = re.search(r"\.\d+\b", axis.module) and not f"{path}.".startswith(f"{axis.module}.")
         if axis.layer is None and beside:
             obstacle = f"{axis.module} is part of a list beside the decoder layers"

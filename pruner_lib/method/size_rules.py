@@ -266,11 +266,10 @@ def _attributes(
         module, twin = (vars(m.get_submodule(path)) for m in (dense, probe))
         is_leaf = module["_parameters"].get("weight") is not None  # which repeats the shape of its weight
         for name in values:
-            # alone, or in a tuple as the shape of a norm without weights
-            both = [x for m in (module, twin) for x in tree_leaves(m.get(name)) if type(x) is int]
-            if len(both) != 2 or (is_leaf and name in (*LEAF_SIZES, "normalized_shape")):
+            value, other = size_in(module.get(name)), size_in(twin.get(name))
+            repeated = is_leaf and name in (*LEAF_SIZES, "normalized_shape")
+            if repeated or type(value) is not int or type(other) is not int:
                 continue
-            value, other = both
             if value * probe_n != other * n:
                 came = f"{path}.{name} is {value} for {n} groups of {axes[0].name}, {other} for {probe_n}"
                 raise ValueError(f"{came}: not in proportion, so its value after the cut can't be derived")

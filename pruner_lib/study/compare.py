@@ -148,9 +148,10 @@ def each_task_left_out(pairs: Mapping[str, Pair], kind: str, **how: Any) -> dict
     Args:    as `named_parts`.
     Returns: task -> the numbers that all others give; without those of which nothing would be left.
     """
+    if kind == "perplexity":
+        return {}
     records = [record for pair in pairs.values() for group in pair for record in group]
-    of_kind = [name.dataset for name in metrics_of(records) if name.kind == kind]
-    tasks = [name for name in of_kind if name != "mean"] if kind != "perplexity" else []
+    tasks = [name.dataset for name in metrics_of(records) if name.kind == kind and name.dataset != "mean"]
     others = {task: named_parts(without(pairs, task), kind, **how) for task in tasks}
     whole = named_parts(pairs, kind, **how).keys()
     return {task: numbers for task, numbers in others.items() if numbers.keys() == whole}

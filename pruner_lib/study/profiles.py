@@ -101,9 +101,7 @@ class MethodStudy:
     recovered: Draws = field(default_factory=lambda: dict.fromkeys(("l2", "channel", "element1"), 1))
     # methods recovered too (`short_recovery`) -> of how many draws
     limit: Count | None = None  # questions a task; None: all
-    whole_questions: Count | None = (
-        None  # of the whole model, set beside what others published; None: `limit`
-    )
+    whole_questions: Count | None = None  # of the whole model beside what others published; None: limit
     answer_draws: Count = 1  # draws whose models answer them
     alone_draws: Count | None = None  # the same of matrices ranked alone (notebook 04); None: answer_draws
     rule_draws: Count | None = None  # the same of the ways to aggregate (notebook 05); None: answer_draws

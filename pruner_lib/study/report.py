@@ -41,9 +41,8 @@ SAFE = SanitizeHTML(tags=TAGS, attributes=ATTRIBUTES, styles=LOOKS)
 LINK = re.compile(r'href="\.\./(?=(?:notebooks|pruner_lib|results)/)')  # from the folder of the notebooks
 PAGE = re.compile(r'href="(\d\d_\w+)\.ipynb"')
 WIDGET = "application/vnd.jupyter.widget-view+json"  # progress bars, which a page can't move
-BAR = re.compile(
-    r"\r[^\r\n\]]*\]?"
-)  # a state of a printed bar, up to its last bracket: each goes over the one before
+# a state of a printed bar, up to its last bracket; each goes over the one before
+BAR = re.compile(r"\r[^\r\n\]]*\]?")
 
 
 def find_notebooks(only: Sequence[str] = ()) -> list[Path]:

@@ -153,9 +153,11 @@ class Stages(Results):
         Returns: criterion -> axis name -> `(n_groups,)` float32; without dependency one row a matrix.
         """
         members = self.members(experiment, criteria)
-        axes = self.dense(experiment.model).axes
-        how, order = experiment.aggregation if experiment.dependency else "none", experiment.order
-        return {name: aggregate(axes, scores, how, order=order) for name, scores in members.items()}
+        return {name: self._aggregate(experiment, scores) for name, scores in members.items()}
+
+    def _aggregate(self, experiment: Experiment, members: dict[str, Tensor]) -> dict[str, Tensor]:
+        how = experiment.aggregation if experiment.dependency else "none"
+        return aggregate(self.dense(experiment.model).axes, members, how, order=experiment.order)
 
     def plan(self, experiment: Experiment, criteria: Sequence[str] = ()) -> Plan:
         """Choose which groups stay in an experiment, from cached scores where there are some.
@@ -167,8 +169,10 @@ class Stages(Results):
             raise ValueError("the dense model has no plan: ratio is 0, but should be above it")
         names = ("ratio", "granularity", "scope", "protect_first", "protect_last", "target", "dependency")
         made, first = experiment.canonical(), experiment.criterion
-        own = first in OWN_PASS
-        scores = self._own_pass(made) if own else self.scores(made, [first, *criteria])[first]
+        if first in OWN_PASS:
+            scores = self._own_pass(made)
+        else:
+            scores = self._aggregate(made, self.members(made, [first, *criteria])[first])
         axes = self.dense(experiment.model).axes
         with self.timed("select"):
             return select(axes, scores, **{name: getattr(experiment, name) for name in names})

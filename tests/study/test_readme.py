@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 from made_records import draws, record
 
-from pruner_lib.study.claims import claims, verdicts, write_answer
-from pruner_lib.study.compare import ratio
-from pruner_lib.study.records import MetricName, write_record
+from pruner_lib.study.claims import claims, read_answer, verdicts, write_answer
+from pruner_lib.study.compare import difference, each_task_left_out, ratio
+from pruner_lib.study.records import MetricName, read_record, write_record
 from pruner_lib.study.results import Results
 from pruner_lib.study.statistics import Interval
 from tests.benchmarks.readme import (
@@ -81,6 +81,21 @@ def test_front_page_and_report_name_the_tasks_that_carry_a_verdict():
         assert f"another verdict without one of {tasks} |" in line
         [line] = [line for line in REPORT.splitlines() if line.startswith(f"- *{row.sentence}*")]
         assert line.endswith(f"Without one of {tasks} the verdict would be another.")
+
+
+@pytest.mark.slow
+def test_a_published_mean_without_each_task_follows_from_the_records():
+    folder = ROOT / "results" / "decide"
+    [claim] = [one for one in claims() if one.id == "width beats depth recovered"]
+    answer = read_answer(folder, claim)
+    records = [read_record(folder / "records" / f"{key}.json") for key in answer.records]
+    a, b = ([r for r in records if r.experiment.criterion == name] for name in ("element1", "alternate"))
+    how = {"stages": ("recovered", "recovered"), "measure": difference}
+    anew = each_task_left_out({"": (a, b)}, "accuracy", **how)
+    assert anew.keys() == answer.without.keys() and len(anew) == 7
+    for task, numbers in anew.items():
+        ends = [(one.mean, one.low, one.high) for one in (numbers["mean"], answer.without[task]["mean"])]
+        assert ends[0] == pytest.approx(ends[1])
 
 
 def test_cost_adds_up_the_records_of_each_machine(tmp_path):
