@@ -135,7 +135,7 @@ class RecoveryStudy:
     micro_batch_size: Count
     learning_rate: Rate
     warmup_steps: Number = 0
-    fit_draws: Count = 1  # of the run that over-fits
+    fit_draws: Count = 1  # of the run that over-fits, beyond those of the ladder
     run_draws: Count = 1  # of the instructions of the profile's own recovery
 
 
