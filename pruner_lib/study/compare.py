@@ -6,7 +6,7 @@ text, are compared item by item (`statistics`): what both find hard cancels. Not
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -210,15 +210,22 @@ def paired_draws(a: Group, b: Group) -> Pair:
 def describe(numbers: Mapping[str, Interval], *groups: Group) -> str:
     """Say what the numbers of a claim were computed from: "element1, 20.0% cut; wiki 64, c4 64; 3 draws".
 
-    Args:    numbers: text, or "mean" -> a number of so many windows or questions.
+    Args:    numbers: text, or "mean" (behind the pair that was compared, where there are several:
+             "vector / l2, wiki") -> a number of so many windows or questions.
              groups: that were compared; the dense model is not mentioned.
     """
     cut = [record for group in groups for record in group if record.experiment.stage != "dense"]
-    methods = " and ".join(dict.fromkeys(record.experiment.method for record in cut))
-    sizes = " and ".join(dict.fromkeys(f"{record.plan['sparsity']:.1%}" for record in cut))
-    items = ", ".join(f"{name} {number.n:,}" for name, number in numbers.items())
+    methods = _listed(record.experiment.method for record in cut)
+    sizes = _listed(f"{record.plan['sparsity']:.1%}" for record in cut)
+    texts = {name: name.rpartition(", ")[2] for name in numbers}  # without the pair that was compared
+    items = ", ".join(dict.fromkeys(f"{texts[name]} {number.n:,}" for name, number in numbers.items()))
     draws = min(number.draws for number in numbers.values())
     return f"{methods}, {sizes} cut; {items}; {draws} draw{'s' * (draws > 1)}"
+
+
+def _listed(words: Iterable[str]) -> str:
+    names = list(dict.fromkeys(words))
+    return " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
 
 
 def kept_frame(named: Named, paper: pd.DataFrame | None = None) -> pd.DataFrame:
