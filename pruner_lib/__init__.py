@@ -1,7 +1,7 @@
 """LLM-Pruner as a study: discover groups, score them, cut them, recover, measure.
 
 The names below are the public interface. They are looked up when first used, so that `import pruner_lib` is
-quick and the method itself never pulls in transformers. Where a line belongs:
+quick and the method itself never imports transformers. What stands where:
 
     method/        groups and how they are discovered, scored, chosen and cut: torch, numpy and scipy alone
     models/        models by name: load, prune, save, the code that travels with a checkpoint

@@ -38,7 +38,7 @@ def text_ids(
     Args:
         text: one of `corpora.CORPORA`, a NAME.txt of the local data directory, the path of a file, a list of
             documents, or a `datasets.Dataset` with a column "text".
-        length: tokens a window.    windows: how many; None takes all.
+        length: tokens per window.    windows: how many; None takes all.
         seed: None joins all documents and cuts from the beginning, without overlap; a remainder is dropped.
             A number draws the documents, and from each that is long enough one window at a random place;
             more windows of the same seed begin with the fewer ones.

@@ -41,7 +41,7 @@ DISTINCT_N = 2  # length of the n-grams whose variety is counted
 class Perplexity:
     """Perplexity of a model on windows of text, with what paired statistics need."""
 
-    nll: np.ndarray  # (windows,) float64: mean negative log-likelihood of each window, nats a token
+    nll: np.ndarray  # (windows,) float64: mean negative log-likelihood of each window, nats per token
     n_tokens: int  # predicted positions: windows x (tokens - 1)
 
     @property
@@ -82,7 +82,7 @@ def window_nll(logits: Tensor, ids: Tensor) -> Tensor:
     """Average -log p(next token) over one window, in float32, a few rows at a time.
 
     Args:    logits: `(tokens, vocabulary)`, any float type.    ids: `(tokens,)` int64.
-    Returns: float64 scalar, nats a token, over the tokens - 1 predicted positions.
+    Returns: float64 scalar, nats per token, over the tokens - 1 predicted positions.
     """
     step = chunk_rows(logits.shape[-1], logits.device.type)
     parts = zip(logits[:-1].split(step), ids[1:].split(step), strict=True)

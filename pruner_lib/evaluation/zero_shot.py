@@ -177,7 +177,7 @@ def _score(
 
 
 def _of_right_answers(task: Any, samples: list[dict[str, Any]]) -> tuple[tuple[float, ...], ...]:
-    """Compute p(right answer among the choices) and its bits a byte for each question, where it has one."""
+    """Compute p(right answer among the choices) and its bits per byte for each question, where it has one."""
     right = [right_answer(task, sample["doc"]) for sample in samples]
     if None in right:
         return (), ()

@@ -1,7 +1,7 @@
 """Discovery: from traced labels to groups and axes (paper section 3.1 and Figure 2).
 
-Connected components of the recorded equalities are the groups; components with equally many entries in the
-same places form an axis. Nothing is scored or cut here.
+Connected components of the recorded equalities are the groups; components with the same number of entries in
+the same places form an axis. Nothing is scored or cut here.
 
 Every expert of a layer, and with `query_heads` every key and value head, has an axis of its own, but their
 weights make up one tensor, which stays rectangular only if all these siblings keep the same number.
@@ -41,7 +41,7 @@ def discover(model: nn.Module, *, query_heads: bool = False) -> Axes:
             and value heads with all their query heads.
     Returns: axis name -> `Axis`, in the order of the layers, the residual stream (`hidden`) last. `.notes`
         says what was left out and why.
-    Raises: ValueError: the model is no decoder, no plain one (see `check_plain`), or does not run on the meta
+    Raises: ValueError: the model is not a plain decoder (see `check_plain`), or does not run on the meta
         device.
     Source: paper section 3.1, Eq. 1 and 2. Differs: the reference walks autograd nodes and needs a
         hand-edited model class; here the dependencies follow from index labels.

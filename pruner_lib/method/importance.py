@@ -39,7 +39,7 @@ def estimate(
     """Score every group of every axis; higher means keep.
 
     Args:
-        model: left as it was, without gradients.
+        model: unchanged; no gradients are left in it.
         axes: what `discover` returned, or some of it.
         calibration_ids: `(samples, tokens)` int64; the paper uses 10 samples. Not needed for random, l1 and
             l2.
@@ -83,7 +83,7 @@ def estimate_members(
 ) -> dict[Criterion, dict[str, Tensor]]:
     """Score every channel of every structure by several criteria in one pass over the calibration batch.
 
-    Each sums over the channel what `saliencies` gives; vector takes the absolute value of the sum.
+    Each criterion sums its `saliencies` over the channel; vector takes the absolute value of the sum.
         l1: sum |w|    l2: sum w^2
 
     Args:    see `estimate`.
@@ -136,14 +136,14 @@ def estimate_members(
 def aggregate(
     axes: Mapping[str, Axis], members: Mapping[str, Tensor], aggregation: str, *, order: str = "channel"
 ) -> dict[str, Tensor]:
-    """Combine the structures of each group to one score.
+    """Combine the scores of a group's structures into one score.
 
     order "channel": I_G = sum over channels c of A_m s_mc    order "group": I_G = A_m (sum over channels c
     of s_mc)
 
     with A one of sum, mean, prod, max and last over the structures m. For sum, mean and last, and where a
-    group is one channel (an MLP), both are the same. The mean ranks as the sum, but for `scope="joint"`:
-    heads and MLP channels have different numbers of structures.
+    group is one channel (an MLP), both are the same. The mean ranks as the sum does, except with
+    `scope="joint"`, as heads and MLP channels have different numbers of structures.
 
     Args: members: axis name -> `(n_structures, n_groups, channels)`, one criterion of `estimate_members`.
     Returns: axis name -> `(n_groups,)` float32; `(n_structures, n_groups)` with aggregation "none".

@@ -30,9 +30,9 @@ from pruner_lib.method.trace import check_cut
 
 
 def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Module:
-    """Remove the groups that a plan does not keep; `models.prune` has the one for users, which can be saved.
+    """Remove the groups that a plan does not keep; the public `models.prune.prune_` also prepares saving.
 
-    Args: axes: of the model as it is, if at hand, to save discovering them again.
+    Args: axes: of the model in its present state, if they have been discovered already.
     Returns: the same model, with `pruning_layout` and `pruned_by`; another model that holds one of its
         modules is cut with it.
     Raises: ValueError: the plan does not fit the model, the model would no longer run or mix its groups (see
@@ -87,7 +87,7 @@ def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modu
 def mask_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Module:
     """Set the weights of the groups that a plan does not keep to zero; shapes stay.
 
-    Args: axes: of the model as it is, if at hand, to save discovering them again.
+    Args: axes: of the model in its present state, if they have been discovered already.
     Raises: ValueError: the plan does not fit the model, or its weights are offloaded; nothing is changed.
     """
     check_in_memory(model)
@@ -110,7 +110,7 @@ def mask_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modul
 
 
 def axes_of(model: nn.Module, plan: Plan, axes: Axes | None) -> Axes:
-    """The axes that a plan is for: discovered, or those that are at hand, after a check."""
+    """Give the axes that a plan is for: those passed, after a check, or else newly discovered ones."""
     if axes is None:
         return discover(model, query_heads=plan.query_heads)
     require(Axes, axes=axes)

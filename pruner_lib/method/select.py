@@ -72,10 +72,11 @@ def select(
             channels in one list, each of them one group (the reference code's global ranking).
         protect_first, protect_last: decoder layers left whole at either end (block and layer granularity).
         ignore: names or patterns of axes that are left whole, `["layers.3.mlp", "layers.1?.*"]`.
-        dependency: False ranks each structure (matrix) alone: same counts, own indices (the paper's Table 6).
+        dependency: False ranks each structure (matrix) alone: as many rows or columns go, each structure its
+            own (the paper's Table 6).
         multiple_of: kept MLP channels are rounded to a multiple of it; channels of stacked
             experts always to one of 8, which the grouped product of torch asks for.
-        uniform: require that all layers end with the same widths.
+        uniform: require that all layers end up with the same widths.
     Returns: a plan with an entry for every axis of the granularity, those left whole included.
     Raises: ValueError: an argument is out of range, a pattern fits no axis, or scores do not fit the axes.
     Source: section 3.2; rounding as in the reference code: C - int(C * (1 - ratio)) channels, whole groups
@@ -200,7 +201,7 @@ def _rounded(axis: Axis, removed: int, multiple_of: int) -> int:
 
 
 def _removed_parameters(units: list[Unit], total: int, share: float, scope: str, multiple_of: int) -> Counts:
-    """How many groups of each unit go, if a share of all parameters is to go; refuse what comes not near."""
+    """How many groups of each unit go, if a share of all parameters is to go; refuse a poor match."""
 
     def counts(by_kind: Ratios) -> Counts:
         return _removed(units, {u.axis.name: by_kind[u.axis.kind] for u in units}, scope, multiple_of)

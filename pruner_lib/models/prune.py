@@ -19,8 +19,8 @@ def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modu
     Args:
         model: on any device, in any dtype; its parameters are replaced by smaller ones, one after the other.
         plan: from `select`, for this model.
-        axes: of the model as it is, where they are known, as of one that it is a copy of; None: discovered.
-    Returns: the same model. `model.pruning_layout` is None if its config alone now says all (a plain
+        axes: of the model in its present state, or of one that it is a copy of; None: they are discovered.
+    Returns: the same model. `model.pruning_layout` is None if its config alone describes it (a plain
         checkpoint), else the widths that its config can't say; then its class is a subclass, of the same
         name, of the one that it had. `model.pruned_by` lists the plans carried out so far.
     Raises: ValueError: the plan does not fit the model, the model would no longer run or mix its groups, or

@@ -6,7 +6,7 @@ text, are compared item by item (`statistics`): what both find hard cancels. Not
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -168,7 +168,7 @@ def without(pairs: Mapping[str, Pair], task: str) -> dict[str, Pair]:
 
 
 def difference(a: Group, b: Group, metric: MetricName, *, level: float = 0.95) -> Interval:
-    """Estimate a - b, paired: of perplexities in nats a token (log a - log b), of answers in their unit.
+    """Estimate a - b, paired: of perplexities in nats per token (log a - log b), of answers in their unit.
 
     Raises:  as `ratio`.
     """
@@ -210,22 +210,30 @@ def paired_draws(a: Group, b: Group) -> Pair:
 def describe(numbers: Mapping[str, Interval], *groups: Group) -> str:
     """Say what the numbers of a claim were computed from: "element1, 20.0% cut; wiki 64, c4 64; 3 draws".
 
-    Args:    numbers: text, or "mean" -> a number of so many windows or questions.
+    Args:    numbers: text, or "mean" (behind the pair that was compared, where there are several:
+             "vector / l2, wiki") -> a number of so many windows or questions.
              groups: that were compared; the dense model is not mentioned.
     """
     cut = [record for group in groups for record in group if record.experiment.stage != "dense"]
-    methods = " and ".join(dict.fromkeys(record.experiment.method for record in cut))
-    sizes = " and ".join(dict.fromkeys(f"{record.plan['sparsity']:.1%}" for record in cut))
-    items = ", ".join(f"{name} {number.n:,}" for name, number in numbers.items())
+    methods = _listed(record.experiment.method for record in cut)
+    sizes = _listed(f"{record.plan['sparsity']:.1%}" for record in cut)
+    texts = {name: name.rpartition(", ")[2] for name in numbers}  # without the pair that was compared
+    items = ", ".join(dict.fromkeys(f"{texts[name]} {number.n:,}" for name, number in numbers.items()))
     draws = min(number.draws for number in numbers.values())
     return f"{methods}, {sizes} cut; {items}; {draws} draw{'s' * (draws > 1)}"
+
+
+def _listed(words: Iterable[str]) -> str:
+    names = list(dict.fromkeys(words))
+    return " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
 
 
 def kept_frame(named: Named, paper: pd.DataFrame | None = None) -> pd.DataFrame:
     """Compare each way of pruning with the whole model, beside what the paper's keeps of its own.
 
-    ours = perplexity / dense perplexity, bits a byte / dense bits a byte, and of accuracies and probabilities
-    (a - chance) / (dense - chance), see `kept`; all paired and over draws, of answers the mean of the tasks
+    ours = perplexity / dense perplexity, bits per byte / dense bits per byte, and of accuracies and
+    probabilities (a - chance) / (dense - chance), see `kept`; all paired and over draws, of answers the mean
+    of the tasks
 
     Args:    named: the whole model's records among them, under "dense".
              paper: what is published of other models, relative to its own rows of the name "dense": columns
@@ -258,7 +266,7 @@ def contrasts(
 ) -> pd.DataFrame:
     """Compare ways of pruning in pairs: the same windows and questions and, draw by draw, the same samples.
 
-    difference = log perplexity (a) - log perplexity (b) in nats a token, of answers that of their means
+    difference = log perplexity (a) - log perplexity (b) in nats per token, of answers that of their means
 
     Args:    level: at which the intervals of one column of pairs hold together (Bonferroni).
     Returns: a row for each text, and one for each mean of the tasks: columns a, b, metric, dataset,
@@ -278,10 +286,10 @@ def contrasts(
 
 
 UNITS = {  # kind -> in words, unit, digits, scale
-    "perplexity": ("perplexity on {}", "nats a token", 3, 1),
+    "perplexity": ("perplexity on {}", "nats per token", 3, 1),
     "accuracy": ("accuracy, {}", "points", 1, 100),
     "p_right": ("probability of the right answer, {}", "points", 1, 100),
-    "bits_per_byte": ("bits a byte of the right answer, {}", "bits", 3, 1),
+    "bits_per_byte": ("bits per byte of the right answer, {}", "bits", 3, 1),
 }
 
 

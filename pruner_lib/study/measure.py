@@ -36,7 +36,7 @@ def measure_text(text: str, ids: Tensor, how: Evaluation, model: Any, tokenizer:
 
 
 def measure_task(task: str, how: Evaluation, model: Any, tokenizer: Any) -> Metrics:
-    """Measure answers: accuracy and probabilities or, of the right ones alone, bits a byte."""
+    """Measure answers: accuracy and probabilities or, of the right ones alone, bits per byte."""
     with contextlib.redirect_stderr(io.StringIO()):  # lm-eval draws bars that can't be turned off
         asked = {"limit": how.limit, "seed": how.seed, "right_answers_only": how.right_answers_only}
         score = zero_shot(model, tokenizer, (task,), **asked)[task]

@@ -100,7 +100,7 @@ class MethodStudy:
     methods: Methods = ("random", "l2", "vector", "element1", "element2", "mixed", "channel")  # as in Table 1
     recovered: Draws = field(default_factory=lambda: dict.fromkeys(("l2", "channel", "element1"), 1))
     # methods recovered too (`short_recovery`) -> of how many draws
-    limit: Count | None = None  # questions a task; None: all
+    limit: Count | None = None  # questions per task; None: all
     whole_questions: Count | None = None  # of the whole model beside what others published; None: limit
     answer_draws: Count = 1  # draws whose models answer them
     alone_draws: Count | None = None  # the same of matrices ranked alone (notebook 04); None: answer_draws
@@ -145,7 +145,7 @@ class After:
 
     samples: Counts  # of the calibration, from few to many
     corpus: Name = "c4"
-    length: Length = 128  # tokens a sample
+    length: Length = 128  # tokens per sample
     shares: Shares = (0.2,)  # of all parameters removed
     draws: Count = 1
 

@@ -22,7 +22,7 @@ class MetricName(NamedTuple):
 
     kind: str  # one of KINDS
     dataset: str  # a text or a task; "mean": of all tasks
-    length: int | None = None  # tokens a window, for perplexity
+    length: int | None = None  # tokens per window, for perplexity
 
     def __str__(self) -> str:
         return f"{self.kind}/{self.dataset}" + ("" if self.length is None else f"@{self.length}")
@@ -167,7 +167,7 @@ def records_frame(records: Iterable[Record], *, allow: Sequence[str] = ()) -> pd
 
     Args:    allow: protocol fields that may differ between the rows of one metric; each becomes a column.
     Returns: columns for the settings (`calibration_length`, ...), `method`, `stage`, `parameters`,
-             `sparsity`, `metric` ("perplexity" or "accuracy"), `dataset`, `length` (tokens a window),
+             `sparsity`, `metric` ("perplexity" or "accuracy"), `dataset`, `length` (tokens per window),
              `value`, `stderr`, `n`.
     Raises:  ValueError: two rows of a metric were measured by different protocols (the field is named).
     """

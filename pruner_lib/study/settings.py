@@ -115,7 +115,7 @@ class Calibration:
 
     corpus: Name = "bookcorpus"
     samples: Count = 10
-    length: Length = 64  # tokens a sample
+    length: Length = 64  # tokens per sample
     seed: Number | None = None
     bos: Bos = False  # begin each document with the beginning-of-sequence token; "window": each sample
 
@@ -149,12 +149,12 @@ class Evaluation:
 
     texts: Names = ("wiki",)
     windows: Count | None = 128  # None: the whole text
-    length: Length = 128  # tokens a window
+    length: Length = 128  # tokens per window
     tasks: Names = ()
-    limit: Count | None = None  # questions a task; None: all
+    limit: Count | None = None  # questions per task; None: all
     bos: Bos = False  # put one such token before each text, as the paper's code does; "window": each window
     seed: Number | None = None  # draws articles (one window each) and questions; None: the first ones
-    right_answers_only: bool = False  # bits a byte of the right answers, and no accuracy: three times as fast
+    right_answers_only: bool = False  # bits per byte of the right answers, no accuracy: three times as fast
 
 
 @settings

@@ -91,7 +91,7 @@ def _in_words(rows: pd.DataFrame) -> str:
     for claim, rule, paper, numbers, tasks in rows[[*COLUMNS[:4], "tasks"]].to_numpy():
         beside = "" if paper == NO_NUMBER else f"; paper: {paper}"
         other = f" Without one of {tasks} the verdict would be another." if tasks else ""
-        lines.append(f"- *{claim}* Wanted {rule}; ours {numbers}{beside}.{other}")
+        lines.append(f"- *{claim}* Range: {rule}; ours: {numbers}{beside}.{other}")
     return "\n".join(lines)
 
 

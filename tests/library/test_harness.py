@@ -22,7 +22,7 @@ from pruner_lib.models.load import load_model
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
-    """A local data directory with five questions a task."""
+    """A local data directory with five questions per task."""
     folder = tmp_path_factory.mktemp("data") / "tasks"
     folder.mkdir()
     for task in SEVEN_TASKS:
@@ -163,7 +163,7 @@ def test_p_and_bits_per_byte_follow_from_a_model_that_knows(questions):
         score = zero_shot(*fan_of("z", strength), ["arc_easy"])["arc_easy"]
         p = {"right": np.array(score.p_right), "wrong": 1 - np.array(score.p_right)}
         assert (p[larger] > 0.999).all() and (p[smaller] < 0.001).all()
-    # every token of 260 is as likely as any other: 8 bits a byte and a little; eight letters against four
+    # every token of 260 is as likely as any other: 8 bits per byte and a little; eight letters against four
     score = zero_shot(*fan_of("z", 0.0), ["arc_easy"])["arc_easy"]
     assert score.bits_per_byte == pytest.approx([np.log2(260)] * 5)
     assert score.p_right == pytest.approx([1 / (1 + 260.0**4)] * 5)

@@ -1,4 +1,4 @@
-"""What a record keeps of questions: accuracy, probability of the right answer, bits a byte, by question."""
+"""What a record keeps of questions: accuracy, probability of the right answer, bits per byte, by question."""
 
 from __future__ import annotations
 

@@ -106,6 +106,10 @@ def test_note_says_what_was_compared():
     more, less = draws(sparsity=0.21, criterion="vector")[:1], draws()[:1]
     answers = parts(more, less, "accuracy")
     assert describe(answers, more, less) == "vector and element1, 21.0% and 20.0% cut; mean 120; 1 draw"
+    third = draws(criterion="l2")
+    pairs = {f"element1 / {name}, wiki": numbers["wiki"] for name in ("vector", "l2")}
+    said = describe(pairs, draws(), draws(criterion="vector"), third)
+    assert said == "element1, vector and l2, 20.0% cut; wiki 64; 3 draws", "each text once"
 
 
 def test_parts_of_a_claim_are_every_text_or_the_mean_of_the_tasks():

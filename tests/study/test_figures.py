@@ -137,8 +137,8 @@ def sweep(frame, ax=None, **options):
 
 
 def taylor(frame, ax=None):
-    look = {"xlabel": "true change (nats a token)", "label": "estimate (nats a token)", "diagonal": "equal"}
-    look |= {"joined": False, "xscale": "log", "scale": "log"}
+    look = {"xlabel": "true change (nats per token)", "label": "estimate (nats per token)"}
+    look |= {"diagonal": "equal", "joined": False, "xscale": "log", "scale": "log"}
     return plot_curves(frame, "estimate", x="size", series="method", marker="kind", ax=ax, **look)
 
 
@@ -243,6 +243,23 @@ def test_three_draws_become_a_mean_with_its_spread_and_two_stay_points():
     assert bars(two)[0] == [449, 451]  # one standard error to either side
 
 
+def test_the_papers_mark_is_seen_around_ours_at_the_same_place():
+    ax = kept(KEPT.assign(paper=KEPT.ours))
+    sizes = {}
+    for line in ax.lines:
+        if line.get_marker() in ("o", "*"):
+            hollow = line.get_markerfacecolor() == "none"
+            sizes.setdefault(line.get_marker(), {})[hollow] = line.get_markersize()
+    assert set(sizes) == {"o", "*"}
+    assert all(size[True] > 1.2 * size[False] for size in sizes.values()), sizes
+
+
+def test_a_difference_is_labelled_by_the_labels_of_its_two_names():
+    rows = pd.DataFrame({"pair": ["element1 − l2", "prod, by group − other"], "ours": [0.1, 0.2]})
+    ax = plot_intervals(rows, rows="pair", label="difference (nats per token)")
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["element¹ − L2", "prod, by group − other"]
+
+
 def test_every_single_measurement_is_a_dash_behind_the_mean():
     rows = pd.DataFrame(
         {"name": "dense", "mean": 0.2, "low": 0.1, "high": 0.3, "value": [0.0, 0.2, 0.2, 0.4]}
@@ -257,6 +274,15 @@ def test_shares_are_written_as_percent_and_other_numbers_are_not():
     for ax, percent in ((costs(COSTS), True), (draws(DRAWS), False)):
         ax.figure.canvas.draw()
         assert all(text.get_text().endswith(" %") == percent for text in ax.get_xticklabels())
+
+
+def test_percents_have_no_more_digits_than_their_ticks_need():
+    for ends, wanted in (((0.78, 0.89), "80 %"), ((0.0, 0.4), "20 %"), ((0.01, 0.02), "1.4 %")):
+        _, ax = plt.subplots()
+        ax.set_xlim(*ends)
+        finish_axis(ax, "x", "share", "percent")
+        ax.figure.canvas.draw()
+        assert wanted in [text.get_text() for text in ax.get_xticklabels()]
 
 
 def curve(ax, color, style="-"):
@@ -308,7 +334,7 @@ def test_two_references_are_drawn_apart():
 
 @pytest.mark.parametrize("legend", [True, False])
 def test_a_long_title_stays_in_the_figure(legend):
-    title = "smollm2-135m-mha, 20% removed: bits a byte of the right answer, mean of the seven"
+    title = "smollm2-135m-mha, 20% removed: bits per byte of the right answer, mean of the seven"
     ax = steps(STEPS, title=title, legend=legend)
     ax.figure.canvas.draw()
     (drawn,) = (text for text in ax.findobj(Text) if text.get_text().replace("\n", " ") == title)

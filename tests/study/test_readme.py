@@ -159,7 +159,7 @@ def test_measured_claims_have_rows_and_what_was_not_reproduced_comes_first(tmp_p
     assert "Not measured in this profile: keeps abilities, " in table
     (said,) = tables["not reproduced"].splitlines()
     assert said.startswith("- *Groups chosen at random do less harm than")
-    assert "Wanted below 1; ours 2 [1.9, 2.1]; paper: 0.04723." in said
+    assert "Range: below 1; ours: 2 [1.9, 2.1]; paper: 0.04723." in said
     Results("decide", tmp_path / "results").save_table(verdicts(folder)[:3], "12_verdicts")
     assert "Of 3 claims, in the profile `decide`" in verdict_tables(tmp_path)["verdicts"]
 

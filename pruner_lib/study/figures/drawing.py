@@ -89,22 +89,31 @@ STYLE = {
     "many": MethodStyle("#0072B2", "o", "many samples"),
     "seen": MethodStyle("#0072B2", "o", "trained on"),
     "held out": MethodStyle("#0072B2", "s", "held out", "--"),
-    "floating point": MethodStyle(GREY, "o", "floating point"),
-    "8 bits": MethodStyle(GREY, "s", "8 bits"),
+    "floating point": MethodStyle("#0072B2", "o", "floating point"),
+    "8 bits": MethodStyle("#E69F00", "s", "8 bits"),
 }
 PLAIN = MethodStyle("#0072B2", "o", "")  # of what has no name
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#882255", "#000000")
 MARKERS, LINES = "osD^vPX", ("-", "--", ":", "-.")
+MINUS = " − "  # between two names of which the difference is drawn
 
 
 def styles_of(names: Iterable[object]) -> dict[object, MethodStyle]:
-    """Give each name its style of `STYLE`, and each that has none the next colour that the others leave."""
+    """Give each name its style of `STYLE`, and each that has none the next colour that the others leave.
+
+    A difference, "element1 − l2", has the labels of its two names.
+    """
     names = list(dict.fromkeys(names))
     new = [name for name in names if name not in STYLE]
     taken = {STYLE[name].color for name in names if name in STYLE}
     left = [color for color in COLORS if color not in taken] or COLORS
-    looks = map(MethodStyle, cycle(left), cycle(MARKERS), map(str, new), cycle(LINES))
+    looks = map(MethodStyle, cycle(left), cycle(MARKERS), map(_label, new), cycle(LINES))
     return {name: STYLE.get(name) or next(looks) for name in names}
+
+
+def _label(name: object) -> str:
+    parts = str(name).split(MINUS)
+    return MINUS.join(STYLE[part].label if part in STYLE else part for part in parts)
 
 
 def new_axes(ax: Axes | None = None, width: float = 6.4, height: float = 4.0) -> Axes:
@@ -142,9 +151,13 @@ def marks_frame(
 
 
 def draw_paper(ax: Axes, x: Sequence[float], y: Sequence[float], part: pd.DataFrame, line: str = "") -> None:
-    """Draw the paper's values as hollow marks, in the look of a part of a frame of `marks_frame`."""
-    look = {"markersize": 9, "markerfacecolor": "none", "markeredgewidth": 1.2, "linewidth": 0.8, "zorder": 4}
-    ax.plot(x, y, part.symbol.iloc[0], color=part.color.iloc[0], linestyle=line, **look)
+    """Draw the paper's values as hollow marks, in the look of a part of a frame of `marks_frame`.
+
+    They are larger than our filled marks, so that one of ours at the same place does not hide them.
+    """
+    symbol = part.symbol.iloc[0]
+    look = {"markersize": 13 if symbol == "*" else 9, "markerfacecolor": "none", "markeredgewidth": 1.2}
+    ax.plot(x, y, symbol, color=part.color.iloc[0], linestyle=line, linewidth=0.8, zorder=4, **look)
 
 
 def legend_keys(
@@ -216,7 +229,7 @@ def finish_axis(ax: Axes, name: str, label: str, scale: str) -> None:
         form = ticker.StrMethodFormatter("{x:,.6g}") if plain else ticker.LogFormatterMathtext()
         axis.set_major_formatter(form)
     if scale == "percent":
-        axis.set_major_formatter(ticker.PercentFormatter(1, symbol=" %"))
+        axis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
     axis.set_label_text(label)
     axis.grid(alpha=0.25)
     ax.set_axisbelow(True)

@@ -177,7 +177,8 @@ def _draw_curve(ax: Axes, part: pd.DataFrame, joined: bool, log: bool) -> None:
     look = part.iloc[0]
     if not joined:
         errors = np.nan_to_num([middle - low, high - middle])
-        ax.errorbar(at, middle, errors, fmt=look.symbol, color=look.color, capsize=3)
+        size = 10 if look.symbol == "*" else 6
+        ax.errorbar(at, middle, errors, fmt=look.symbol, markersize=size, color=look.color, capsize=3)
         return
     ax.plot(at, middle, look.dash, color=look.color, linewidth=1.6, marker=look.symbol, markersize=4)
     ax.fill_between(at, low, high, color=look.color, alpha=0.15, linewidth=0)
