@@ -52,7 +52,7 @@ class Recording:
     pinned: list[tuple[np.ndarray, str, str | None]] = field(default_factory=list)
     # labels, each counted once, and a number for the way that they are computed with
     uses: list[tuple[np.ndarray, int]] = field(default_factory=list)
-    module: str = ""  # the leaf module that runs
+    running: list[str] = field(default_factory=list)  # paths of the modules that run, the innermost last
     layer: int | None = None  # the decoder layer that runs
     # parameters whose slices along dim 0 are separate matrices, picked while the model runs (experts)
     stacks: set[str] = field(default_factory=set)

@@ -98,11 +98,20 @@ def _check_builds(model: PreTrainedModel) -> None:
 
 def _check_unsaved(model: PreTrainedModel, built: PreTrainedModel) -> None:
     """Let the class make the numbers that no checkpoint holds, as on loading: they must be the model's."""
-    for path, module in built.named_modules():
-        for name in (names := unsaved_numbers(module)):
+    for tensor in built.state_dict(keep_vars=True).values():
+        tensor._is_hf_initialized = True  # as what is read from the folder
+    made = {path: names for path, module in built.named_modules() if (names := unsaved_numbers(module))}
+    for module in built.modules():
+        vars(module).pop("_is_hf_initialized", None)
+        for name in unsaved_numbers(module):
             module._buffers[name] = torch.zeros_like(module._buffers[name], device="cpu")
-        if names:
-            built._init_weights(module)
+    try:
+        built.initialize_weights()
+    except Exception as error:  # whatever a class raises that fills weights anew, as wide as its config says
+        what = f"{type(model).__name__} could not be loaded, since it fills weights of other widths anew"
+        advice = "cut heads and MLP channels instead: select(..., granularity='block')"
+        raise ValueError(f"{what}; nothing was saved. Of the whole model {advice} [{error}]") from error
+    for path, names in made.items():
         for name in names:
             came, other = (float(m.get_submodule(path)._buffers[name]) for m in (model, built))
             if not math.isclose(came, other, rel_tol=2**-8):  # as far as bfloat16 rounds

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import copy
+import re
+from functools import partial
 
 import pytest
 import torch
@@ -202,9 +205,46 @@ def test_heads_in_blocks_can_be_cut_where_every_block_keeps_as_many(monkeypatch)
 def test_layers_that_the_model_reads_by_number_are_kept():
     model = build("llama-gqa")
     model.model.register_forward_pre_hook(lambda module, _: setattr(module, "third", module.layers[2].mlp))
-    with pytest.raises(ValueError, match="what the plan cuts .layers. would leave a model that does not run"):
+    with pytest.raises(ValueError, match="LlamaForCausalLM. can't follow.*nothing was cut. Keep other"):
         prune_(model, Plan({"layers": [0, 1]}, {"layers": 3}))
     assert len(model.model.layers) == model.config.num_hidden_layers == 3
+
+
+def _of_fixed_size(*sizes: int):
+    """Hook: a module reads the last dim of what it is given as a table of a size that code fixes."""
+    return lambda module, args: (args[0].unflatten(-1, sizes).flatten(-len(sizes)), *args[1:])
+
+
+@pytest.mark.parametrize(
+    ("place", "sizes", "how", "at_fault", "advice"),
+    [
+        ("layers.1.mlp.down_proj", (5, 8), {}, "layers.1.mlp (LlamaMLP)", "ignore=['layers.*.mlp']"),
+        (
+            "layers.1.self_attn.o_proj", (6, 8), {},
+            "layers.1.self_attn (LlamaAttention)", "ignore=['layers.*.attention'])",
+        ),
+        (
+            "layers.1.self_attn.o_proj", (6, 8), {"query_heads": True},
+            "layers.1.self_attn (LlamaAttention)", "whole: select(..., ignore=['layers.*.attention*']), or",
+        ),
+        ("norm", (3, 8), {"granularity": "channel"}, "model (LlamaModel)", "granularity='block'"),
+    ],
+)  # fmt: skip
+def test_a_module_that_cannot_follow_is_named_with_what_to_do_instead(place, sizes, how, at_fault, advice):
+    """The advice is good: what it names is cut no more, and the rest is."""
+    model, how = build("llama-gqa"), dict(how)
+    model.model.get_submodule(place).register_forward_pre_hook(_of_fixed_size(*sizes))
+    axes = discover(model, query_heads=(by_query := how.pop("query_heads", False)))
+    choose = partial(select, axes, random_scores(axes), ratio=0.5)
+    with pytest.raises(ValueError, match="nothing was cut") as refusal:
+        prune_(copy.deepcopy(model), choose(**how))
+    said = str(refusal.value)
+    assert f"{at_fault} can't follow" in said and advice in said and "[RuntimeError: unflatten" in said
+    assert by_query == ("discover(model, query_heads=False)" in said)
+    name, value = re.search(r"select\(\.\.\., (\w+)=([^)]+)\)", said).groups()
+    plan = choose(**how | {name: ast.literal_eval(value)})
+    cut, masked = (change(copy.deepcopy(model), plan) for change in (prune_, mask_))
+    assert plan.cut and (logits(cut, tokens()) - logits(masked, tokens())).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("family", ["llama-tied", "gpt2", "bloom", "phi3"])
