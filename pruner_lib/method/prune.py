@@ -42,7 +42,7 @@ def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modu
     require(Plan, plan=plan)
     if "layers" in plan.keep:
         return drop_layers_(model, plan)
-    axes = axes_of(model, plan, axes)
+    axes = axes_of(model, plan, axes, prove=False)  # the cut is proved below
     keep = _keep_by_structure(axes, plan)
     kept = {name: len(next(iter(per.values()))) for name, per in keep.items()}
     cuts = _cut_indices(model, axes, keep)
@@ -109,12 +109,21 @@ def mask_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modul
     return model
 
 
-def axes_of(model: nn.Module, plan: Plan, axes: Axes | None) -> Axes:
-    """The axes that a plan is for: discovered, or those that are at hand, after a check."""
+def axes_of(model: nn.Module, plan: Plan, axes: Axes | None, *, prove: bool = True) -> Axes:
+    """The axes that a plan is for: discovered, or those that are at hand, after a check.
+
+    Args: prove: run the model on labels, since another one may have the same names and shapes.
+    """
     if axes is None:
         return discover(model, query_heads=plan.query_heads)
     require(Axes, axes=axes)
     check_axes(axes, model)
+    if prove:
+        try:
+            check_cut(without_weights(model), decoder_layers(model)[0], plan, axes.numbers, axes, {}, {})
+        except ValueError as error:
+            what = f"the axes are those of another model: {type(model).__name__} has other groups"
+            raise ValueError(f"{what}; leave `axes` out or run discover again") from error
     return axes
 
 

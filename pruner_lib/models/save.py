@@ -39,7 +39,9 @@ def save_model(
             index.
     Returns: the folder. It loads with `load_model(path)` and with
         `AutoModelForCausalLM.from_pretrained(path)`; unevenly pruned models need `trust_remote_code=True`
-        in the latter, and models that came with code of their own in both.
+        in the latter, and models that came with code of their own in both. The weights then lie in memory as
+        in the file, so processors may add in another order: logits can differ in their last bits (a copy of
+        the loaded model gives those of this one).
     Raises: ValueError: the folder holds something else, no such size, a model that is not plain (see
         `check_plain`), that its config does not describe, or whose class is in no file that could go along.
         OSError: the disk is full. What was there is untouched.

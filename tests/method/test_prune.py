@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM
 from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import LlamaModel
 
-from pruner_lib import discover, estimate, mask_, prune_, save_model, select
+from pruner_lib import discover, estimate, mask_, prune_, repair_, save_model, select
 from pruner_lib.method.groups import Plan
 from pruner_lib.method.layout import LayerConfig
 
@@ -421,6 +421,11 @@ def test_axes_of_another_model_are_refused_in_one_sentence():
     more_heads = build("llama-gqa", num_attention_heads=12, num_key_value_heads=4, head_dim=4)
     with pytest.raises(ValueError, match="would mix the groups of layers.0.attention"):
         doors["prune_"](more_heads, axes)  # the same names, shapes and total
+    before, plan = copy.deepcopy(more_heads.state_dict()), _plan(model, axes=axes, ratio=0.5)
+    for door in (doors["mask_"], lambda other, axes: repair_(other, plan, ids, axes=axes)):
+        with pytest.raises(ValueError, match="axes are those of another model: .*run discover again"):
+            door(more_heads, axes)
+    assert all(torch.equal(before[name], value) for name, value in more_heads.state_dict().items())
 
 
 def test_axes_that_were_changed_by_hand_are_refused_in_one_sentence():
