@@ -49,7 +49,7 @@ def labels_for(rec: Recording, func, args: tuple, kwargs: dict, out) -> list[Lab
         return [Labels((table[:1].reshape(*[1] * (first.ndim - 1), -1).expand(first.shape),))]
     by_number = f"{op} divides by the number of its channels"
     if op in NORMS:
-        rec.mix(labels_of(args[0]), range(-len(args[1]), 0), by_number, rec.running[-1])
+        rec.mix(labels_of(args[0]), range(-len(args[1]), 0), by_number, rec.module)
         return [_elementwise(rec, [args[0], *args[2:4]], first)]
     if op in COPIES | LIKE:
         labels = labels_of(args[0])
@@ -75,7 +75,7 @@ def labels_for(rec: Recording, func, args: tuple, kwargs: dict, out) -> list[Lab
         dims = rest[1] if len(rest) > 1 and isinstance(rest[1], (list, int)) else kwargs.get("dim")
         dims = [dims] if isinstance(dims, int) else dims or range(args[0].ndim)
         if op in MEANS:
-            rec.mix(labels_of(args[0]), dims, by_number, rec.running[-1])
+            rec.mix(labels_of(args[0]), dims, by_number, rec.module)
         elif op in EXTREMES or order < 0:
             rec.mix(labels_of(args[0]), dims, f"{op} runs along its channels")
         else:

@@ -39,24 +39,26 @@ class LabelMode(TorchDispatchMode):
         tensors = tensors_in([args, kwargs])
         labelled = any(labels_of(x) is not None for x in tensors)
         rec, numbers = self.recording, numbers_in(func, args, kwargs)
-        rec.factors += ((rec.layer, x) for x in numbers)
+        for number in numbers:
+            rec.compute_with(number)
         rec.reached.update(id(x) for x in tensors if isinstance(x, nn.Parameter))
         op = func.overloadpacket
         if op in COMPUTED or (torch.Tag.pointwise in func.tags and op not in COPIES):
-            rec.factors.append((rec.layer, str(op)))
+            rec.compute_with(str(op))
             for labels in filter(None, map(labels_of, tensors)):
                 if labels.source == "activation":
                     rec.use(labels, (func, *numbers))
         made = [x for x in tensors if x.ndim and not x.is_meta]  # by the model itself, on the CPU
         mixed = made and len(made) < len(tensors) and op not in LOOKUPS
         if mixed or (made and torch.device(kwargs.get("device") or "cpu").type == "meta"):
-            floats = [x for x in made if x.is_floating_point() and x.numel()]
-            rec.factors += ((rec.layer, *x.unique().tolist()) for x in floats)
+            for table in (x for x in made if x.is_floating_point() and x.numel()):
+                rec.compute_with(*table.unique().tolist())
         if mixed:
             args, kwargs = tree_map_only(torch.Tensor, _to_meta, (args, kwargs))
         out = func(*args, **kwargs)
         if torch.Tag.nondeterministic_seeded in func.tags:  # other numbers of another shape
-            rec.factors += ((rec.layer, float(x.numel())) for x in tensors_in([out]))
+            for drawn in tensors_in([out]):
+                rec.compute_with(float(drawn.numel()))
         if labelled:
             labels = labels_for(self.recording, func, args, kwargs, out)
             for tensor, label in zip(tensors_in([out]), labels, strict=False):
@@ -87,7 +89,7 @@ class KeepLists(TorchFunctionMode):
         if func in MAKERS:
             numbers = [x for x in tree_leaves([args, kwargs]) if type(x) in (int, float)]
             if any(type(x) is float for x in numbers):  # else indices
-                self.recording.factors.append((self.recording.layer, *numbers))
+                self.recording.compute_with(*numbers)
         if func is torch.Tensor.__getitem__ and isinstance(args[1], tuple):
             index = tuple(torch.tensor(i, device="cpu") if isinstance(i, list) else i for i in args[1])
             args = (args[0], index)
@@ -155,10 +157,9 @@ def _forward_on_meta(model: nn.Module, rec: Recording):
         try:
             return model(**arguments, use_cache=False)
         except Exception as error:  # noqa: BLE001  the model's own code may raise anything
-            came = len(rec.factors), rec.running[-1] if rec.running else ""
-            errors.setdefault(f"{type(error).__name__}: {error}", came)
-            rec.factors.clear()  # of a pass that broke off in the first layer
-            rec.running.clear()
+            errors.setdefault(f"{type(error).__name__}: {error}", (len(rec.factors), rec.module))
+            for recorded in (rec.factors, rec.places, rec.running):
+                recorded.clear()  # of a pass that broke off in the first layer
     what = f"{type(model).__name__} does not run on the meta device with {N_TOKENS} tokens"
     farthest = max(errors, key=lambda error: errors[error][0])
     message = f"{what}, so its groups can't be traced: {' | '.join(errors)}"
@@ -235,13 +236,11 @@ def check_cut(
     gone = [(layer, name) for layer, name in operators if (layer, name) not in now and layer is not None]
     if other := [*(now - numbers), *gone]:
         followed = "width" if keep else "place or count of its layers"
-        number = other[0][1]
+        number, place = other[0][1], "" if other[0] in numbers else rec.places.get(other[0], "")
         number = f"{number}, which" if type(number) is str else f"{number:.6g}, a number that"
-        what = (
-            f"after a cut of {what} {type(cut).__name__} would compute with {number} follows the {followed}"
-        )
-        advice = _advice(plan, axes)
-        raise ValueError(f"{what} and is in the dense model another; nothing was cut. {advice}")
+        where = f"{type(cut).__name__} would compute with {number} follows the {followed}"
+        what = f"after a cut of {what} {place and f'{place} of '}{where} and is in the dense model another"
+        raise ValueError(f"{what}; nothing was cut. {_advice(plan, axes, place)}")
 
 
 def _advice(plan: Plan, axes: Axes | None, place: str = "") -> str:

@@ -329,6 +329,16 @@ def test_a_number_that_follows_the_width_is_refused_and_nothing_is_cut(name, kin
     assert torch.equal(logits(model, tokens()), before)
 
 
+@pytest.mark.parametrize("kind", PLACES)
+def test_of_all_that_a_plan_cuts_the_axes_around_the_number_alone_are_advised_to_stay(kind):
+    model = _with(COUNTED["root of the width"], kind)
+    axes = discover(model)
+    plan = select(axes, random_scores(axes), ratio=0.5)
+    assert {axes[name].kind for name in plan.cut} == {"mlp", "attention"}
+    with pytest.raises(ValueError, match=rf"layers.0.\w+ of .* ignore=\['layers.\*.{kind}'\]"):
+        prune_(model, plan)
+
+
 def test_a_number_that_the_attention_uses_too_is_still_one_more():
     """An MLP as wide as a head: its root of the width is the attention's own scale."""
     model = _with(COUNTED["root of the width"], "mlp")
