@@ -5,6 +5,8 @@ sets the same groups to zero. Both give the same function of the input: the theo
 every architecture. Nothing is chosen here; see `select`. The cut of whole decoder layers is in `depth`.
 """
 
+from collections import Counter
+
 import torch
 from torch import nn
 
@@ -99,6 +101,10 @@ def mask_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modul
                 parameter.zero_()
         return model
     axes = axes_of(model, plan, axes)
+    memory = Counter(p.untyped_storage().data_ptr() for p in model.parameters())
+    for parameter in model.parameters():
+        if memory[parameter.untyped_storage().data_ptr()] > 1:  # with another one, whose groups are others
+            parameter.data = parameter.data.clone()
     for name, per_structure in _keep_by_structure(axes, plan).items():
         for member in axes[name].members:
             weight, dim = model.get_parameter(member.parameter), member.dim

@@ -6,6 +6,7 @@ import copy
 import os
 import pickle
 import sys
+from types import MethodType
 
 import pytest
 import torch
@@ -76,6 +77,14 @@ class _Squared(LlamaMLP):
             lambda mlp: setattr(mlp, "__class__", _Squared),
             " is of class .*_Squared .* would build .*LlamaMLP",
         ),
+        (
+            lambda mlp: setattr(mlp, "forward", MethodType(_Squared.forward, mlp)),
+            " is of class .*LlamaMLP with forward of its own in ",
+        ),
+        (
+            lambda mlp: mlp.register_forward_hook(lambda _module, _args, out: out * 2),
+            " is of class .*LlamaMLP with a hook .function. of its own ",
+        ),
         (lambda mlp: setattr(mlp, "act_fn", torch.nn.GELU()), ".act_fn is of class .*GELU .* build .*SiLU"),
     ],
 )
@@ -84,7 +93,49 @@ def test_a_model_that_would_load_with_other_modules_is_not_saved(replace, said, 
     model = build("llama-gqa")
     replace(model.model.layers[1].mlp)
     prune_(model, plan_of(model, **options))
-    with pytest.raises(ValueError, match=f"layers.1.mlp{said}.*put back modules that were replaced"):
+    with pytest.raises(ValueError, match=f"layers.1.mlp{said}.*modules that were replaced, remove hooks"):
+        save_model(model, tiny_tokenizer(), tmp_path / "made")
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_float_that_the_config_does_not_know_is_not_saved(tmp_path):
+    """But for what changes nothing in evaluation mode: dropout, and the hooks of libraries."""
+    model = build("llama-gqa")
+    prune_(model, plan_of(model, **UNEVEN))
+    model.enable_input_require_grads()
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.25
+    save_model(model, tiny_tokenizer(), tmp_path / "m")
+    check_loads(tmp_path / "m", model)
+    model.model.layers[1].self_attn.scaling = 0.5
+    with pytest.raises(
+        ValueError, match="layers.1.self_attn.scaling is 0.5 .*nothing was saved; set it in the"
+    ):
+        save_model(model, tiny_tokenizer(), tmp_path / "made")
+    assert not (tmp_path / "made").exists()
+
+
+class TiedMLP(LlamaMLP):
+    def __init__(self, config):
+        super().__init__(config)
+        self.gate_proj.weight = self.up_proj.weight
+
+
+class TiedLlama(LlamaForCausalLM):
+    """Ties weights by itself, and does not say so."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        for layer in self.model.layers:
+            layer.mlp = TiedMLP(config)
+
+
+def test_weights_that_are_tied_and_not_listed_are_refused_in_a_sentence(tmp_path):
+    model = TiedLlama(LlamaConfig(**FAMILIES["llama-gqa"][1]))
+    prune_(model, plan_of(model, **UNEVEN))
+    with pytest.raises(
+        ValueError, match="one weight under several names.*nothing was saved; list them in its"
+    ):
         save_model(model, tiny_tokenizer(), tmp_path / "made")
     assert not (tmp_path / "made").exists()
 

@@ -268,6 +268,32 @@ def test_axes_that_are_known_need_not_be_discovered_again(name, monkeypatch):
             prune_(again, plan, axes=axes)
 
 
+def test_hooks_and_attributes_of_parameters_stay():
+    model, seen = build("llama-gqa"), []
+    weight = model.model.layers[1].mlp.up_proj.weight
+    weight.no_decay = True
+    weight.register_hook(lambda grad: seen.append(tuple(grad.shape)))
+    weight.register_post_accumulate_grad_hook(lambda p: seen.append(tuple(p.shape)))
+    prune_(model, _plan(model, ratio=0.5))
+    cut = model.model.layers[1].mlp.up_proj.weight
+    assert cut.no_decay and seen == []
+    model(tokens(), labels=tokens()).loss.backward()
+    assert seen == [(20, 24), (20, 24)] == [tuple(cut.shape)] * 2
+
+
+def test_parameters_that_lie_in_one_memory_are_masked_apart():
+    """Tied by `.data`: two parameters, of groups that are not the same."""
+    model = build("llama-gqa")
+    first, other = (model.model.layers[i].mlp.up_proj.weight for i in (0, 1))
+    other.data = first.data
+    plan = Plan(
+        {"layers.0.mlp": range(10), "layers.1.mlp": range(30, 40)}, {"layers.0.mlp": 40, "layers.1.mlp": 40}
+    )
+    cut, masked = prune_(copy.deepcopy(model), plan), mask_(model, plan)
+    assert (logits(cut, tokens()) - logits(masked, tokens())).abs().max() < 1e-4
+    assert (logits(cut, tokens()) - logits(build("llama-gqa"), tokens())).abs().max() > 0.1
+
+
 def test_cutting_one_member_alone_breaks_the_model():
     model = build("llama-mha")
     o_proj = model.model.layers[0].self_attn.o_proj
