@@ -101,8 +101,8 @@ def _check_builds(model: PreTrainedModel) -> None:
     for name in wanted | found:
         if (came := wanted.get(name, "nothing")) != (other := found.get(name, "nothing")):
             what = f"{name} is {came} in this {type(model).__name__}, but its config would build {other}"
-            advice = "change widths with prune_, put back modules that were replaced, remove hooks, tie by the config"
-            raise ValueError(f"{what}, so nothing was saved; {advice}")
+            advice = "change widths with prune_, put back modules that were replaced, remove hooks"
+            raise ValueError(f"{what}, so nothing was saved; {advice}, tie by the config")
     for place, values in other_values(model, built, (float,), (float,)).items():
         for name in (n for n in values if n != "p" and "drop" not in n):  # dropout is for training
             what = f"{place}.{name} is {values[name]:.6g} in this {type(model).__name__}"
@@ -150,7 +150,8 @@ def _parts(model: PreTrainedModel) -> dict[str, str]:
 
 def _own_code(module: torch.nn.Module) -> list[str]:
     """What an instance alone computes besides its class; the hooks of libraries change no result."""
-    replaced = "forward" in vars(module) and "_old_forward" not in vars(module)  # the latter by accelerate
+    by_accelerate = vars(module).keys() & {"_old_forward", "_original_forward"}
+    replaced = "forward" in vars(module) and not by_accelerate
     hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
     origins = [(getattr(hook, "func", hook), type(hook).__name__) for hook in hooks]
     foreign = [kind for hook, kind in origins if str(hook.__module__).partition(".")[0] not in LIBRARIES]
