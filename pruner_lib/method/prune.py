@@ -101,9 +101,9 @@ def mask_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modul
                 parameter.zero_()
         return model
     axes = axes_of(model, plan, axes)
-    memory = Counter(p.untyped_storage().data_ptr() for p in model.parameters())
+    memory = Counter(p.data_ptr() for p in model.parameters())
     for parameter in model.parameters():
-        if memory[parameter.untyped_storage().data_ptr()] > 1:  # with another one, whose groups are others
+        if memory[parameter.data_ptr()] > 1:  # with another one, whose groups are others
             parameter.data = parameter.data.clone()
     for name, per_structure in _keep_by_structure(axes, plan).items():
         for member in axes[name].members:
