@@ -2,13 +2,15 @@
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 
 def check_plain(model: nn.Module) -> None:
     """Refuse a model whose weights are not ordinary floating-point tensors in modules of its own.
 
     Raises: ValueError: it was made or is used in inference mode, is compiled or wrapped, carries an adapter,
-        is quantised, or reads more than text; the message says what to give instead.
+        is quantised, holds weights outside its modules too, or reads more than text; the message says what to
+        give instead.
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"a model is wanted, got {type(model).__name__}; load_model gives one")
@@ -16,6 +18,8 @@ def check_plain(model: nn.Module) -> None:
     kinds = {name: t.dtype for name, t in tensors if t.ndim == 2 and t.dtype != torch.bool}
     codes = [n for n, kind in kinds.items() if kind.itemsize == 1 or kind == torch.int32]  # 8 bits, or packed
     modules, config = list(model.modules()), getattr(model, "config", None)
+    plain = ((path, n, v) for path, m in model.named_modules() for n, v in vars(m).items() if n[0] != "_")
+    held = (f"{path}.{n}" for path, n, v in plain if any(isinstance(x, nn.Parameter) for x in tree_leaves(v)))
     if torch.is_inference_mode_enabled() or any(t.is_inference() for _, t in tensors):
         what = "is used or was made under torch.inference_mode(); use torch.no_grad(): weights must change"
     elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
@@ -27,6 +31,8 @@ def check_plain(model: nn.Module) -> None:
     elif codes or getattr(model, "is_quantized", False):
         place = codes[0] if codes else "model.is_quantized"
         what = f"is quantised ({place}); give it in floating point, and quantise what is pruned and saved"
+    elif place := next(held, None):
+        what = f"holds weights in {place}, which a cut would leave as they are; read them from their modules"
     elif hasattr(config, "get_text_config") and config.get_text_config() is not config:
         what = "reads more than text; give its language model alone: the class of config.get_text_config()"
     else:

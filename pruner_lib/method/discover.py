@@ -190,7 +190,8 @@ def _without_obstacles(
         around = "" if axis.layer is None else f"{axis.module}."
         sizes = {axis.n_groups, *(m.indices.numel() for m in axis.members)}
         for name in (n for n, shape in waiting.items() if n.startswith(around) and sizes & {*shape}):
-            obstacle = obstacle or f"{name}, as wide, is not used where the model reads a few tokens alone"
+            unread = f"{name}, as wide, is not used where the model reads a few tokens alone"
+            obstacle = obstacle or f"{unread}; take it out of the model and discover again to cut them"
         if axis.layer is not None and not obstacle:
             norms = {member.structure for member in norm_members(model, axis.members)}
             means = (averaged[c] for c in averaged.keys() & set(groups.tolist()))

@@ -47,16 +47,27 @@ class Recording:
     # what the model computes with besides weights: the number of the decoder layer or None, then the name of
     # an operator, one number (see `numbers_in`) or those of a list that becomes a tensor
     factors: list[tuple] = field(default_factory=list)
+    places: dict[tuple, str] = field(default_factory=dict)  # factor -> path of the module that first has it
     # pairs of labels that can't be removed unless they are of one group (-1 is of none), why, and the leaf
     # module where the reason is a mean, which norms are allowed to take (see `norms`)
     pinned: list[tuple[np.ndarray, str, str | None]] = field(default_factory=list)
     # labels, each counted once, and a number for the way that they are computed with
     uses: list[tuple[np.ndarray, int]] = field(default_factory=list)
-    module: str = ""  # the leaf module that runs
+    running: list[str] = field(default_factory=list)  # paths of the modules that run, the innermost last
     layer: int | None = None  # the decoder layer that runs
     # parameters whose slices along dim 0 are separate matrices, picked while the model runs (experts)
     stacks: set[str] = field(default_factory=set)
     reached: set[int] = field(default_factory=set)  # ids of the parameters that some operator was given
+
+    @property
+    def module(self) -> str:
+        """Path of the innermost module that runs."""
+        return self.running[-1] if self.running else ""
+
+    def compute_with(self, *what: object) -> None:
+        """Record what the model computes with besides weights, see `factors`."""
+        self.factors.append((self.layer, *what))
+        self.places.setdefault(self.factors[-1], self.module)
 
     def pin(self, labels: Labels | None, reason: str) -> None:
         """Record that labels can't be removed."""

@@ -181,9 +181,12 @@ def own_config_(model: nn.Module) -> None:
 
 
 def set_parameter_(model: nn.Module, name: str, value: torch.Tensor) -> None:
-    """Replace a parameter wherever the model shares it."""
+    """Replace a parameter wherever the model shares it; its hooks and attributes go along."""
     old = model.get_parameter(name)
     new = nn.Parameter(value, requires_grad=old.requires_grad)
+    vars(new).update(vars(old))
+    for hooks in ("_backward_hooks", "_post_accumulate_grad_hooks"):
+        setattr(new, hooks, getattr(old, hooks))
     for module in model.modules():
         for key, parameter in module._parameters.items():
             if parameter is old:

@@ -5,6 +5,8 @@ sets the same groups to zero. Both give the same function of the input: the theo
 every architecture. Nothing is chosen here; see `select`. The cut of whole decoder layers is in `depth`.
 """
 
+from collections import Counter
+
 import torch
 from torch import nn
 
@@ -42,7 +44,7 @@ def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modu
     require(Plan, plan=plan)
     if "layers" in plan.keep:
         return drop_layers_(model, plan)
-    axes = axes_of(model, plan, axes)
+    axes = axes_of(model, plan, axes, prove=False)  # the cut is proved below
     keep = _keep_by_structure(axes, plan)
     kept = {name: len(next(iter(per.values()))) for name, per in keep.items()}
     cuts = _cut_indices(model, axes, keep)
@@ -99,6 +101,10 @@ def mask_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modul
                 parameter.zero_()
         return model
     axes = axes_of(model, plan, axes)
+    memory = Counter(p.data_ptr() for p in model.parameters())
+    for parameter in model.parameters():
+        if memory[parameter.data_ptr()] > 1:  # with another one, whose groups are others
+            parameter.data = parameter.data.clone()
     for name, per_structure in _keep_by_structure(axes, plan).items():
         for member in axes[name].members:
             weight, dim = model.get_parameter(member.parameter), member.dim
@@ -109,12 +115,21 @@ def mask_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modul
     return model
 
 
-def axes_of(model: nn.Module, plan: Plan, axes: Axes | None) -> Axes:
-    """Give the axes that a plan is for: those passed, after a check, or else newly discovered ones."""
+def axes_of(model: nn.Module, plan: Plan, axes: Axes | None, *, prove: bool = True) -> Axes:
+    """Give the axes that a plan is for: those passed, after a check, or else newly discovered ones.
+
+    Args: prove: run the model on labels, since another one may have the same names and shapes.
+    """
     if axes is None:
         return discover(model, query_heads=plan.query_heads)
     require(Axes, axes=axes)
     check_axes(axes, model)
+    if prove:
+        try:
+            check_cut(without_weights(model), decoder_layers(model)[0], plan, axes.numbers, axes, {}, {})
+        except ValueError as error:
+            what = f"the axes are those of another model: {type(model).__name__} has other groups"
+            raise ValueError(f"{what}; leave `axes` out or run discover again") from error
     return axes
 
 

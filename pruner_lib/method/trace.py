@@ -5,8 +5,10 @@ carries labels through every operator by the rules of `operators`. `discover` tu
 groups; `check_cut` compares it with the groups that a cut is to leave.
 """
 
+import re
 from collections import Counter
 from functools import partial
+from os.path import commonprefix
 
 import numpy as np
 import torch
@@ -37,29 +39,42 @@ class LabelMode(TorchDispatchMode):
         tensors = tensors_in([args, kwargs])
         labelled = any(labels_of(x) is not None for x in tensors)
         rec, numbers = self.recording, numbers_in(func, args, kwargs)
-        rec.factors += ((rec.layer, x) for x in numbers)
+        for number in numbers:
+            rec.compute_with(number)
         rec.reached.update(id(x) for x in tensors if isinstance(x, nn.Parameter))
         op = func.overloadpacket
         if op in COMPUTED or (torch.Tag.pointwise in func.tags and op not in COPIES):
-            rec.factors.append((rec.layer, str(op)))
+            rec.compute_with(str(op))
             for labels in filter(None, map(labels_of, tensors)):
                 if labels.source == "activation":
                     rec.use(labels, (func, *numbers))
         made = [x for x in tensors if x.ndim and not x.is_meta]  # by the model itself, on the CPU
         mixed = made and len(made) < len(tensors) and op not in LOOKUPS
         if mixed or (made and torch.device(kwargs.get("device") or "cpu").type == "meta"):
-            floats = [x for x in made if x.is_floating_point() and x.numel()]
-            rec.factors += ((rec.layer, *x.unique().tolist()) for x in floats)
+            for table in (x for x in made if x.is_floating_point() and x.numel()):
+                rec.compute_with(*table.unique().tolist())
         if mixed:
             args, kwargs = tree_map_only(torch.Tensor, _to_meta, (args, kwargs))
         out = func(*args, **kwargs)
         if torch.Tag.nondeterministic_seeded in func.tags:  # other numbers of another shape
-            rec.factors += ((rec.layer, float(x.numel())) for x in tensors_in([out]))
+            for drawn in tensors_in([out]):
+                rec.compute_with(float(drawn.numel()))
         if labelled:
             labels = labels_for(self.recording, func, args, kwargs, out)
             for tensor, label in zip(tensors_in([out]), labels, strict=False):
                 set_labels(tensor, label)
         return out
+
+
+class DoesNotRun(ValueError):
+    """A model can't be traced.
+
+    Args: place: path of the innermost module that ran.    cause: the error there, as its own code raised it.
+    """
+
+    def __init__(self, message: str, place: str, cause: str):
+        super().__init__(message)
+        self.place, self.cause = place, cause
 
 
 class KeepLists(TorchFunctionMode):
@@ -74,7 +89,7 @@ class KeepLists(TorchFunctionMode):
         if func in MAKERS:
             numbers = [x for x in tree_leaves([args, kwargs]) if type(x) in (int, float)]
             if any(type(x) is float for x in numbers):  # else indices
-                self.recording.factors.append((self.recording.layer, *numbers))
+                self.recording.compute_with(*numbers)
         if func is torch.Tensor.__getitem__ and isinstance(args[1], tuple):
             index = tuple(torch.tensor(i, device="cpu") if isinstance(i, list) else i for i in args[1])
             args = (args[0], index)
@@ -99,7 +114,7 @@ def trace(model: nn.Module, path: str = "") -> Recording:
     Args:
         model: a decoder on the meta device, as from `without_weights`; keeps its hooks and settings.
         path: of its layers; "": as `decoder_layers` finds them.
-    Raises: ValueError: the model does not run on the meta device.
+    Raises: DoesNotRun: the model does not run on the meta device.    ValueError: it gives no logits.
     """
     rec = Recording()
     for name, parameter in model.named_parameters():
@@ -113,9 +128,8 @@ def trace(model: nn.Module, path: str = "") -> Recording:
         layer.register_forward_pre_hook(hook, with_kwargs=True)
         layer.register_forward_hook(lambda *_: setattr(rec, "layer", None), always_call=True)
     for path, module in model.named_modules():
-        if not module._modules:
-            module.register_forward_pre_hook(lambda *_, path=path: setattr(rec, "module", path))
-            module.register_forward_hook(lambda *_: setattr(rec, "module", ""), always_call=True)
+        module.register_forward_pre_hook(lambda *_, path=path: rec.running.append(path))
+        module.register_forward_hook(lambda *_: rec.running.__delitem__(-1))  # not after an error
     with torch.no_grad(), KeepLists(rec), LabelMode(rec):
         out = _forward_on_meta(model, rec)
     logits = out[0] if isinstance(out, tuple) else getattr(out, "logits", None)
@@ -138,15 +152,18 @@ def _forward_on_meta(model: nn.Module, rec: Recording):
         {"input_ids": ids, "attention_mask": None},  # some models build their own mask from None only
         {"input_ids": prompt_for(model, N_TOKENS)},  # some need their special tokens in the prompt
     )
-    errors = []
+    errors: dict[str, tuple[int, str]] = {}  # error -> how far the pass came, and in which module
     for arguments in attempts:
         try:
             return model(**arguments, use_cache=False)
         except Exception as error:  # noqa: BLE001  the model's own code may raise anything
-            errors.append(f"{type(error).__name__}: {error}")
-            rec.factors.clear()  # of a pass that broke off in the first layer
+            errors.setdefault(f"{type(error).__name__}: {error}", (len(rec.factors), rec.module))
+            for recorded in (rec.factors, rec.places, rec.running):
+                recorded.clear()  # of a pass that broke off in the first layer
     what = f"{type(model).__name__} does not run on the meta device with {N_TOKENS} tokens"
-    raise ValueError(f"{what}, so its groups can't be traced: {' | '.join(dict.fromkeys(errors))}")
+    farthest = max(errors, key=lambda error: errors[error][0])
+    message = f"{what}, so its groups can't be traced: {' | '.join(errors)}"
+    raise DoesNotRun(message, errors[farthest][1], farthest)
 
 
 def error_with_cache(model: nn.Module) -> str:
@@ -195,8 +212,11 @@ def check_cut(
     what = f"what the plan cuts ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
     try:
         rec = trace(cut, path)
-    except ValueError as error:
-        raise ValueError(f"{what} would leave a model that does not run; nothing was cut: {error}") from error
+    except DoesNotRun as error:
+        at_fault = f"{error.place or 'the model'} ({type(cut.get_submodule(error.place)).__name__})"
+        follows = f"{at_fault} can't follow and would not run"
+        advice = _advice(plan, axes, error.place)
+        raise ValueError(f"{what} can't go: {follows}; nothing was cut. {advice} [{error.cause}]") from error
     components = rec.components(query_heads=plan.query_heads)
     entries, uses = rec.entries(components), rec.uses_of(components)
     for name, axis in (axes or {}).items():  # those that are left whole too: their groups may have moved
@@ -210,16 +230,30 @@ def check_cut(
         apart = len(np.unique(found[:, 0])) == len(found) and len(np.unique(uses[found])) == 1
         if (found != found[:, :1]).any() or not apart:
             why = f"{type(cut).__name__} divides them into blocks of its own; nothing was cut"
-            advice = "Keep equally many groups of each block, or leave the axis whole"
+            advice = f"Keep equally many groups of each block. {_advice(plan, axes, axis.module)}"
             raise ValueError(f"{what} would mix the groups of {name}: {why}. {advice}")
     now, operators = Counter(rec.factors), (one for one in numbers if type(one[1]) is str)
     gone = [(layer, name) for layer, name in operators if (layer, name) not in now and layer is not None]
     if other := [*(now - numbers), *gone]:
         followed = "width" if keep else "place or count of its layers"
-        number = other[0][1]
+        number, place = other[0][1], "" if other[0] in numbers else rec.places.get(other[0], "")
         number = f"{number}, which" if type(number) is str else f"{number:.6g}, a number that"
-        what = (
-            f"after a cut of {what} {type(cut).__name__} would compute with {number} follows the {followed}"
-        )
-        advice = "Leave the axis whole" if keep else "Cut groups of the layers (granularity='block')"
-        raise ValueError(f"{what} and is in the dense model another; nothing was cut. {advice}")
+        where = f"{type(cut).__name__} would compute with {number} follows the {followed}"
+        what = f"after a cut of {what} {place and f'{place} of '}{where} and is in the dense model another"
+        raise ValueError(f"{what}; nothing was cut. {_advice(plan, axes, place)}")
+
+
+def _advice(plan: Plan, axes: Axes | None, place: str = "") -> str:
+    """What to choose instead: that the axes of the plan which lie nearest to a module stay whole."""
+    if axes is None:
+        return "Keep other layers, or cut groups of the layers: select(..., granularity='block')"
+    chosen = [axes[name] for name in dict.fromkeys(key.partition("/")[0] for key in plan.cut)]
+    if any(axis.layer is None for axis in chosen):
+        return "Cut heads and MLP channels instead: select(..., granularity='block')"
+    shared = [len(commonprefix([axis.module.split("."), place.split(".")])) for axis in chosen]
+    near = [axis for axis, n in zip(chosen, shared, strict=True) if n == max(shared)]
+    names = [f"{axis.siblings}*" if axis.siblings else axis.name for axis in near]
+    whole = sorted({re.sub(r"^layers\.\d+", "layers.*", name) for name in names})
+    by_query = plan.query_heads and any(axis.kind == "attention" for axis in near)
+    other = ", or cut whole key and value heads: discover(model, query_heads=False)" if by_query else ""
+    return f"Leave those like it whole: select(..., ignore={whole}){other}"

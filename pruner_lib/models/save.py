@@ -17,11 +17,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pruner_lib.files import check_folder, read_json, write_folder
 from pruner_lib.method.checks import require
 from pruner_lib.method.decoder import check_plain
-from pruner_lib.method.size_rules import unsaved_numbers
+from pruner_lib.method.size_rules import other_values, unsaved_numbers
 from pruner_lib.models.modeling_pruned import AUTO_CLASS, is_foreign, make_saveable_, source_files
 
 # how the names of files end that a model and a tokenizer write; .py too, where the config names code
 WRITTEN = (".json", ".safetensors", ".bin", ".model", ".jinja", "merges.txt", "vocab.txt")
+LIBRARIES = ("torch", "transformers", "accelerate", "peft")
 
 
 def save_model(
@@ -39,7 +40,9 @@ def save_model(
             index.
     Returns: the folder. It loads with `load_model(path)` and with
         `AutoModelForCausalLM.from_pretrained(path)`; unevenly pruned models need `trust_remote_code=True`
-        in the latter, and models that came with code of their own in both.
+        in the latter, and models that came with code of their own in both. The weights then lie in memory as
+        in the file, so processors may add in another order: logits can differ in their last bits (a copy of
+        the loaded model gives those of this one).
     Raises: ValueError: the folder holds something else, no such size, a model that is not plain (see
         `check_plain`), that its config does not describe, or whose class is in no file that could go along.
         OSError: the disk is full. What was there is untouched.
@@ -56,7 +59,14 @@ def save_model(
     _check_builds(model)
 
     def write(folder: Path) -> None:
-        model.save_pretrained(folder, max_shard_size=max_shard_size)
+        try:
+            model.save_pretrained(folder, max_shard_size=max_shard_size)
+        except RuntimeError as error:
+            if "shared tensors" not in str(error):
+                raise
+            what = f"{type(model).__name__} has one weight under several names, not listed as tied"
+            advice = "list them in its _tied_weights_keys ({name: first name}), or give each its own weight"
+            raise ValueError(f"{what}, so nothing was saved; {advice} [{error}]") from error
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         if plans := [plan.to_dict() for plan in getattr(model, "pruned_by", ())]:
@@ -91,18 +101,32 @@ def _check_builds(model: PreTrainedModel) -> None:
     for name in wanted | found:
         if (came := wanted.get(name, "nothing")) != (other := found.get(name, "nothing")):
             what = f"{name} is {came} in this {type(model).__name__}, but its config would build {other}"
-            advice = "change widths with prune_, put back modules that were replaced, tie by the config"
-            raise ValueError(f"{what}, so nothing was saved; {advice}")
+            advice = "change widths with prune_, put back modules that were replaced, remove hooks"
+            raise ValueError(f"{what}, so nothing was saved; {advice}, tie by the config")
+    for place, values in other_values(model, built, (float,), (float,)).items():
+        for name in (n for n in values if n != "p" and "drop" not in n):  # dropout is for training
+            what = f"{place}.{name} is {values[name]:.6g} in this {type(model).__name__}"
+            advice = "set it in the config that the model is built from"
+            raise ValueError(f"{what}, but not by its config, so nothing was saved; {advice}")
     _check_unsaved(model, built)
 
 
 def _check_unsaved(model: PreTrainedModel, built: PreTrainedModel) -> None:
     """Let the class make the numbers that no checkpoint holds, as on loading: they must be the model's."""
-    for path, module in built.named_modules():
-        for name in (names := unsaved_numbers(module)):
+    for tensor in built.state_dict(keep_vars=True).values():
+        tensor._is_hf_initialized = True  # as what is read from the folder
+    made = {path: names for path, module in built.named_modules() if (names := unsaved_numbers(module))}
+    for module in built.modules():
+        vars(module).pop("_is_hf_initialized", None)
+        for name in unsaved_numbers(module):
             module._buffers[name] = torch.zeros_like(module._buffers[name], device="cpu")
-        if names:
-            built._init_weights(module)
+    try:
+        built.initialize_weights()
+    except Exception as error:  # whatever a class raises that fills weights anew, as wide as its config says
+        what = f"{type(model).__name__} could not be loaded, since it fills weights of other widths anew"
+        advice = "cut heads and MLP channels instead: select(..., granularity='block')"
+        raise ValueError(f"{what}; nothing was saved. Of the whole model {advice} [{error}]") from error
+    for path, names in made.items():
         for name in names:
             came, other = (float(m.get_submodule(path)._buffers[name]) for m in (model, built))
             if not math.isclose(came, other, rel_tol=2**-8):  # as far as bfloat16 rounds
@@ -119,7 +143,19 @@ def _parts(model: PreTrainedModel) -> dict[str, str]:
         parts[name] = f"of shape {tuple(tensor.shape)}" if known == name else f"tied to {known}"
     for name, module in model.named_modules():
         parts[name] = f"of class {type(module).__module__}.{type(module).__qualname__}"
+        if own := _own_code(module):
+            parts[name] += f" with {', '.join(own)} of its own"
     return parts
+
+
+def _own_code(module: torch.nn.Module) -> list[str]:
+    """What an instance alone computes besides its class; the hooks of libraries change no result."""
+    by_accelerate = vars(module).keys() & {"_old_forward", "_original_forward"}
+    replaced = "forward" in vars(module) and not by_accelerate
+    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+    origins = [(getattr(hook, "func", hook), type(hook).__name__) for hook in hooks]
+    foreign = [kind for hook, kind in origins if str(hook.__module__).partition(".")[0] not in LIBRARIES]
+    return [*["forward"] * replaced, *(f"a hook ({kind})" for kind in foreign)]
 
 
 def _register_code(model: PreTrainedModel) -> None:

@@ -49,6 +49,11 @@ def _in_codes(model):
     return model
 
 
+def _with_a_list_of_weights(model):
+    model.model.layers[1].mlp.read = {"up": [model.model.layers[1].mlp.up_proj.weight]}
+    return model
+
+
 def _of_inference(model):
     with torch.inference_mode():
         return build(FAMILY)
@@ -77,6 +82,7 @@ NOT_PLAIN = {
     ),
     "8 bits": (quantise_, r"quantised \(model.layers.0.self_attn.q_proj.q\)"),
     "codes": (_in_codes, r"quantised \(model.layers.0.self_attn.k_proj.weight\)"),
+    "weights in a list": (_with_a_list_of_weights, r"holds weights in model.layers.1.mlp.read.* as they are"),
     "made in inference mode": (_of_inference, "torch.no_grad"),
     "inference mode": (lambda model: model, "torch.no_grad"),
     "no model": (lambda model: "llama", "a model is wanted, got str"),

@@ -6,6 +6,7 @@ import copy
 import os
 import pickle
 import sys
+from types import MethodType
 
 import pytest
 import torch
@@ -17,9 +18,11 @@ from transformers import (
     LlamaForCausalLM,
     RecurrentGemmaConfig,
     RecurrentGemmaForCausalLM,
+    XLMConfig,
+    XLMWithLMHeadModel,
     modeling_utils,
 )
-from transformers.models.llama.modeling_llama import LlamaMLP
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaModel
 from transformers.utils.hub import PushToHubMixin
 
 from pruner_lib import discover, load_model, mask_, prune_, save_model, select
@@ -74,6 +77,14 @@ class _Squared(LlamaMLP):
             lambda mlp: setattr(mlp, "__class__", _Squared),
             " is of class .*_Squared .* would build .*LlamaMLP",
         ),
+        (
+            lambda mlp: setattr(mlp, "forward", MethodType(_Squared.forward, mlp)),
+            " is of class .*LlamaMLP with forward of its own in ",
+        ),
+        (
+            lambda mlp: mlp.register_forward_hook(lambda _module, _args, out: out * 2),
+            " is of class .*LlamaMLP with a hook .function. of its own ",
+        ),
         (lambda mlp: setattr(mlp, "act_fn", torch.nn.GELU()), ".act_fn is of class .*GELU .* build .*SiLU"),
     ],
 )
@@ -82,7 +93,49 @@ def test_a_model_that_would_load_with_other_modules_is_not_saved(replace, said, 
     model = build("llama-gqa")
     replace(model.model.layers[1].mlp)
     prune_(model, plan_of(model, **options))
-    with pytest.raises(ValueError, match=f"layers.1.mlp{said}.*put back modules that were replaced"):
+    with pytest.raises(ValueError, match=f"layers.1.mlp{said}.*modules that were replaced, remove hooks"):
+        save_model(model, tiny_tokenizer(), tmp_path / "made")
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_float_that_the_config_does_not_know_is_not_saved(tmp_path):
+    """But for what changes nothing in evaluation mode: dropout, and the hooks of libraries."""
+    model = build("llama-gqa")
+    prune_(model, plan_of(model, **UNEVEN))
+    model.enable_input_require_grads()
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.25
+    save_model(model, tiny_tokenizer(), tmp_path / "m")
+    check_loads(tmp_path / "m", model)
+    model.model.layers[1].self_attn.scaling = 0.5
+    with pytest.raises(
+        ValueError, match="layers.1.self_attn.scaling is 0.5 .*nothing was saved; set it in the"
+    ):
+        save_model(model, tiny_tokenizer(), tmp_path / "made")
+    assert not (tmp_path / "made").exists()
+
+
+class TiedMLP(LlamaMLP):
+    def __init__(self, config):
+        super().__init__(config)
+        self.gate_proj.weight = self.up_proj.weight
+
+
+class TiedLlama(LlamaForCausalLM):
+    """Ties weights by itself, and does not say so."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        for layer in self.model.layers:
+            layer.mlp = TiedMLP(config)
+
+
+def test_weights_that_are_tied_and_not_listed_are_refused_in_a_sentence(tmp_path):
+    model = TiedLlama(LlamaConfig(**FAMILIES["llama-gqa"][1]))
+    prune_(model, plan_of(model, **UNEVEN))
+    with pytest.raises(
+        ValueError, match="one weight under several names.*nothing was saved; list them in its"
+    ):
         save_model(model, tiny_tokenizer(), tmp_path / "made")
     assert not (tmp_path / "made").exists()
 
@@ -98,27 +151,32 @@ class GainMLP(LlamaMLP):
         return super().forward(x) * self.gain
 
 
-class GainLlama(LlamaForCausalLM):
+class GainModel(LlamaModel):
     """Makes these numbers anew when it is loaded: from the width, or from the place of the layer."""
 
     def __init__(self, config):
         super().__init__(config)
-        for layer in self.model.layers:
+        for layer in self.layers:
             layer.mlp = GainMLP(config)
-        self.post_init()
 
     def _init_weights(self, module):
         super()._init_weights(module)
-        for number, layer in enumerate(self.model.layers):
+        for number, layer in enumerate(self.layers):
             if layer.mlp is module:
                 module.gain.fill_(self.config.growth**number * 40 / module.gate_proj.out_features)
+
+
+class GainLlama(LlamaForCausalLM):
+    def __init__(self, config):
+        super().__init__(config)
+        self.model = GainModel(config)
 
 
 @pytest.mark.parametrize(("growth", "saved"), [(1.0, "plain"), (2.0, "layers"), (1.0, "uneven")])
 def test_a_number_that_the_class_would_make_anew_otherwise_is_not_saved(growth, saved, tmp_path):
     model = GainLlama(LlamaConfig(**FAMILIES["llama-gqa"][1], growth=growth))
     for layer in model.model.layers:
-        model._init_weights(layer.mlp)
+        model.model._init_weights(layer.mlp)
     save_model(model, tiny_tokenizer(), tmp_path / "whole")
     plan = Plan({"layers": [1, 2]}, {"layers": 3})
     if saved != "layers":
@@ -136,6 +194,21 @@ def test_a_number_that_is_made_from_the_hidden_size_when_a_model_is_loaded_is_ke
     given = COMMON | {"lru_width": 24, "attention_window_size": 4, "block_types": ["recurrent", "attention"]}
     model = RecurrentGemmaForCausalLM(RecurrentGemmaConfig(**given)).eval()
     prune_(model, plan_of(model, ratio=0.4, granularity="channel"))
+    save_model(model, tiny_tokenizer(), tmp_path / "m")
+    check_loads(tmp_path / "m", model)
+
+
+def test_a_table_that_the_class_makes_anew_as_wide_as_its_config_says_is_not_saved(tmp_path):
+    """XLM fills a table of sines on loading, though the folder holds one, and of the width before the cut."""
+    sines = dict(sinusoidal_embeddings=True, n_langs=1, causal=True)
+    sizes = dict(vocab_size=64, emb_dim=24, n_layers=3, n_heads=6, max_position_embeddings=64)
+    torch.manual_seed(0)
+    model = XLMWithLMHeadModel(XLMConfig(**sizes, **sines)).eval()
+    channels = prune_(copy.deepcopy(model), plan_of(model, ratio=0.4, granularity="channel"))
+    with pytest.raises(ValueError, match="could not be loaded, .*nothing was saved.*granularity='block'"):
+        save_model(channels, tiny_tokenizer(), tmp_path / "channels")
+    assert not (tmp_path / "channels").exists()
+    prune_(model, plan_of(model, **UNEVEN))
     save_model(model, tiny_tokenizer(), tmp_path / "m")
     check_loads(tmp_path / "m", model)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import copy
+import re
+from functools import partial
 
 import pytest
 import torch
@@ -23,7 +26,7 @@ from transformers import AutoModelForCausalLM
 from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import LlamaModel
 
-from pruner_lib import discover, estimate, mask_, prune_, save_model, select
+from pruner_lib import discover, estimate, mask_, prune_, repair_, save_model, select
 from pruner_lib.method.groups import Plan
 from pruner_lib.method.layout import LayerConfig
 
@@ -202,9 +205,46 @@ def test_heads_in_blocks_can_be_cut_where_every_block_keeps_as_many(monkeypatch)
 def test_layers_that_the_model_reads_by_number_are_kept():
     model = build("llama-gqa")
     model.model.register_forward_pre_hook(lambda module, _: setattr(module, "third", module.layers[2].mlp))
-    with pytest.raises(ValueError, match="what the plan cuts .layers. would leave a model that does not run"):
+    with pytest.raises(ValueError, match="LlamaForCausalLM. can't follow.*nothing was cut. Keep other"):
         prune_(model, Plan({"layers": [0, 1]}, {"layers": 3}))
     assert len(model.model.layers) == model.config.num_hidden_layers == 3
+
+
+def _of_fixed_size(*sizes: int):
+    """Hook: a module reads the last dim of what it is given as a table of a size that code fixes."""
+    return lambda module, args: (args[0].unflatten(-1, sizes).flatten(-len(sizes)), *args[1:])
+
+
+@pytest.mark.parametrize(
+    ("place", "sizes", "how", "at_fault", "advice"),
+    [
+        ("layers.1.mlp.down_proj", (5, 8), {}, "layers.1.mlp (LlamaMLP)", "ignore=['layers.*.mlp']"),
+        (
+            "layers.1.self_attn.o_proj", (6, 8), {},
+            "layers.1.self_attn (LlamaAttention)", "ignore=['layers.*.attention'])",
+        ),
+        (
+            "layers.1.self_attn.o_proj", (6, 8), {"query_heads": True},
+            "layers.1.self_attn (LlamaAttention)", "whole: select(..., ignore=['layers.*.attention*']), or",
+        ),
+        ("norm", (3, 8), {"granularity": "channel"}, "model (LlamaModel)", "granularity='block'"),
+    ],
+)  # fmt: skip
+def test_a_module_that_cannot_follow_is_named_with_what_to_do_instead(place, sizes, how, at_fault, advice):
+    """The advice is good: what it names is cut no more, and the rest is."""
+    model, how = build("llama-gqa"), dict(how)
+    model.model.get_submodule(place).register_forward_pre_hook(_of_fixed_size(*sizes))
+    axes = discover(model, query_heads=(by_query := how.pop("query_heads", False)))
+    choose = partial(select, axes, random_scores(axes), ratio=0.5)
+    with pytest.raises(ValueError, match="nothing was cut") as refusal:
+        prune_(copy.deepcopy(model), choose(**how))
+    said = str(refusal.value)
+    assert f"{at_fault} can't follow" in said and advice in said and "[RuntimeError: unflatten" in said
+    assert by_query == ("discover(model, query_heads=False)" in said)
+    name, value = re.search(r"select\(\.\.\., (\w+)=([^)]+)\)", said).groups()
+    plan = choose(**how | {name: ast.literal_eval(value)})
+    cut, masked = (change(copy.deepcopy(model), plan) for change in (prune_, mask_))
+    assert plan.cut and (logits(cut, tokens()) - logits(masked, tokens())).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("family", ["llama-tied", "gpt2", "bloom", "phi3"])
@@ -226,6 +266,32 @@ def test_axes_that_are_known_need_not_be_discovered_again(name, monkeypatch):
     if name != "layers":
         with pytest.raises(ValueError, match="parameters, but this one has"):
             prune_(again, plan, axes=axes)
+
+
+def test_hooks_and_attributes_of_parameters_stay():
+    model, seen = build("llama-gqa"), []
+    weight = model.model.layers[1].mlp.up_proj.weight
+    weight.no_decay = True
+    weight.register_hook(lambda grad: seen.append(tuple(grad.shape)))
+    weight.register_post_accumulate_grad_hook(lambda p: seen.append(tuple(p.shape)))
+    prune_(model, _plan(model, ratio=0.5))
+    cut = model.model.layers[1].mlp.up_proj.weight
+    assert cut.no_decay and seen == []
+    model(tokens(), labels=tokens()).loss.backward()
+    assert seen == [(20, 24), (20, 24)] == [tuple(cut.shape)] * 2
+
+
+def test_parameters_that_lie_in_one_memory_are_masked_apart():
+    """Tied by `.data`: two parameters, of groups that are not the same."""
+    model = build("llama-gqa")
+    first, other = (model.model.layers[i].mlp.up_proj.weight for i in (0, 1))
+    other.data = first.data
+    plan = Plan(
+        {"layers.0.mlp": range(10), "layers.1.mlp": range(30, 40)}, {"layers.0.mlp": 40, "layers.1.mlp": 40}
+    )
+    cut, masked = prune_(copy.deepcopy(model), plan), mask_(model, plan)
+    assert (logits(cut, tokens()) - logits(masked, tokens())).abs().max() < 1e-4
+    assert (logits(cut, tokens()) - logits(build("llama-gqa"), tokens())).abs().max() > 0.1
 
 
 def test_cutting_one_member_alone_breaks_the_model():
@@ -381,6 +447,11 @@ def test_axes_of_another_model_are_refused_in_one_sentence():
     more_heads = build("llama-gqa", num_attention_heads=12, num_key_value_heads=4, head_dim=4)
     with pytest.raises(ValueError, match="would mix the groups of layers.0.attention"):
         doors["prune_"](more_heads, axes)  # the same names, shapes and total
+    before, plan = copy.deepcopy(more_heads.state_dict()), _plan(model, axes=axes, ratio=0.5)
+    for door in (doors["mask_"], lambda other, axes: repair_(other, plan, ids, axes=axes)):
+        with pytest.raises(ValueError, match="axes are those of another model: .*run discover again"):
+            door(more_heads, axes)
+    assert all(torch.equal(before[name], value) for name, value in more_heads.state_dict().items())
 
 
 def test_axes_that_were_changed_by_hand_are_refused_in_one_sentence():

@@ -229,10 +229,19 @@ def test_groups_stay_where_weights_as_wide_wait_for_other_input(kind):
     make, waiting, left = WAITING[kind]
     axes = discover(make())
     assert {axis.kind for axis in axes.values()} == left
-    assert any(waiting in note and "is not used where" in note for note in axes.notes)
+    advice = "is not used where the model reads a few tokens alone; take it out of the model"
+    assert any(waiting in note and advice in note for note in axes.notes)
     if "hidden" not in left:
         with pytest.raises(ValueError, match="no axis of granularity 'channel' .* notes"):
             select(axes, random_scores(axes), ratio=0.5, granularity="channel")
+
+
+def test_channels_are_cut_once_what_no_text_reaches_is_taken_out():
+    model = _with_a_mask_embedding()
+    del model.model.mask_embedding
+    axes = discover(model)
+    plan = select(axes, random_scores(axes), ratio=0.5, granularity="channel")
+    assert logits(prune_(model, plan), tokens()).isfinite().all()
 
 
 def test_channels_whose_weights_are_changed_so_that_zeros_count_are_left_whole():
@@ -318,6 +327,16 @@ def test_a_number_that_follows_the_width_is_refused_and_nothing_is_cut(name, kin
     with pytest.raises(ValueError, match="would compute with .* follows the width.*nothing was cut"):
         prune_(model, _plan(discover(model), kind))
     assert torch.equal(logits(model, tokens()), before)
+
+
+@pytest.mark.parametrize("kind", PLACES)
+def test_of_all_that_a_plan_cuts_the_axes_around_the_number_alone_are_advised_to_stay(kind):
+    model = _with(COUNTED["root of the width"], kind)
+    axes = discover(model)
+    plan = select(axes, random_scores(axes), ratio=0.5)
+    assert {axes[name].kind for name in plan.cut} == {"mlp", "attention"}
+    with pytest.raises(ValueError, match=rf"layers.0.\w+ of .* ignore=\['layers.\*.{kind}'\]"):
+        prune_(model, plan)
 
 
 def test_a_number_that_the_attention_uses_too_is_still_one_more():
