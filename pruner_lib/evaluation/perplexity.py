@@ -176,8 +176,7 @@ def generate_samples(
     require("(0, 1] or None", top_p=settings["top_p"])
     texts = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
     if not all(texts):
-        place = texts.index([])
-        raise ValueError(f"prompt {place} of {list(prompts)} has no token; wanted none of them empty")
+        raise ValueError(f"prompt {texts.index([])} of {[*prompts]} has no token; wanted none of them empty")
     texts = [ids + getattr(tokenizer, "prompt_end_ids", []) for ids in texts]
     largest = max(pad or 0, *map(max, texts))
     check_reads(model, max(map(len, texts)) + settings["max_new_tokens"], largest)
@@ -192,7 +191,7 @@ def generate_samples(
                 output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **settings)
                 rows = output[:, len(start) :].tolist()
             except (ArithmeticError, AttributeError, RuntimeError, TypeError, ValueError) as error:
-                said = f"model.generate can't take {sampling}: {' '.join(str(error).split())}"
+                said = " ".join(f"model.generate can't take {sampling!r:.99}: {error}".split())
                 raise ValueError(f"{said}; check these arguments, or the model's weights") from error
             for row in rows:
                 new = _until(row, ends if isinstance(ends, list) else [ends])

@@ -16,7 +16,6 @@ KINDS = {  # types that can be wanted, in words
     "Mapping": "a dict by the names of axes, such as discover, estimate and select make",
     "Callable": "a function",
     "PreTrainedTokenizerBase": "a tokenizer of transformers, such as load_model gives",
-    "TrainerCallback": "a callback of the Trainer of transformers",
     "PathLike": "a text or a Path",
     "str": "a text",
     "bool": "True or False",
@@ -32,7 +31,7 @@ def require(wanted: str | tuple | list | type, **given: object) -> None:
         require("1..", samples=samples)             whole numbers from 1 on
         require("[0, 1) or None", ratio=ratio)      numbers of a range; "(0, inf)": all above 0
         require(CRITERIA, criterion=criterion)      one of several
-        require(["[0, 1)"], ratios=ratios)          a list of such values; ["[0, 1)", ...]: it may be empty
+        require(["[0, 1)"], ratios=ratios)          a list of different ones; ["[0, 1)", ...]: maybe empty
         require(str, model=name)                    a type
 
     Numbers of numpy and torch are numbers; True is none, and a text with half of a character is no text.
@@ -43,6 +42,8 @@ def require(wanted: str | tuple | list | type, **given: object) -> None:
         is_list = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
         if isinstance(wanted, list) and is_list and (len(value) or ... in wanted):
             require(wanted[0], **{f"{name}[{i}]": one for i, one in enumerate(value)})
+            if isinstance(wanted[0], (str, tuple)) and len({*map(plain_number, value)}) < len(value):
+                raise ValueError(f"{name} must name nothing twice, got {reprlib.repr(value)}")
         elif isinstance(wanted, tuple) and not _fits(value, wanted):
             raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(map(str, wanted))}")
         elif not _fits(value, wanted):
@@ -84,6 +85,6 @@ def _in_words(wanted: str | tuple | list | type) -> str:
     if isinstance(wanted, tuple):
         return f"one of {', '.join(map(str, wanted))}"
     if isinstance(wanted, type):
-        return KINDS[wanted.__name__]
+        return KINDS.get(wanted.__name__, f"a {wanted.__name__}")
     least, dots, none = wanted.partition("..")
     return f"a whole number of at least {least}{none and ', or None'}" if dots else f"a number in {wanted}"

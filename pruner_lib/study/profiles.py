@@ -42,11 +42,11 @@ from pruner_lib.study.settings import (
 
 PROFILES_FILE = Path(__file__).with_name("profiles.yaml")
 VARIABLE = "PRUNER_LIB_PROFILES"
-Counts = Annotated[tuple[Count, ...], Strict(False), Field(min_length=1)]
+Counts = Annotated[tuple[Count, ...], Strict(False), Field(min_length=1), AfterValidator(different)]
 Method = Literal[(*CRITERIA, "channel")]
 Methods = Annotated[tuple[Method, ...], Strict(False), AfterValidator(different)]
 Draws = dict[Method, Count]
-Shares = Annotated[tuple[Share, ...], Strict(False), Field(min_length=1)]
+Shares = Annotated[tuple[Share, ...], Strict(False), Field(min_length=1), AfterValidator(different)]
 
 
 class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # the one in C is seven times as fast
@@ -243,8 +243,7 @@ def load_profile(name: str) -> Profile:
     values.pop("like", None)
     if values.setdefault("name", name) != name:
         raise ValueError(f"profile {name!r} gives itself another name, {values['name']!r}; leave it out")
-    alone = "" if base in built_in else " (no `like: quick`, so that all settings are needed)"
-    return from_plain(Profile, values, f"profile {name!r}{alone}")
+    return from_plain(Profile, values, f"profile {name!r}" + " without `like`" * (base not in built_in))
 
 
 def _read(path: Path | str | None) -> Mapping[str, Any]:

@@ -15,7 +15,6 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from pruner_lib.files import text_hash
 from pruner_lib.method import names
-from pruner_lib.method.checks import LARGEST
 from pruner_lib.method.names import AGGREGATIONS, CRITERIA, GRANULARITIES, ORDERS, SCOPES, TARGETS
 from pruner_lib.recovery.settings import RecoverySettings
 
@@ -47,8 +46,8 @@ def _a_bos(value: bool | str) -> bool | str:
     return value
 
 
-Count = Annotated[int, Field(ge=1, lt=LARGEST)]
-Number = Annotated[int, Field(ge=0, lt=LARGEST)]
+Count = Annotated[int, Field(ge=1, lt=2**63)]
+Number = Annotated[int, Field(ge=0, lt=2**63)]
 Length = Annotated[int, Field(ge=2)]  # tokens; the first one is never predicted
 Share = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0, lt=1)]

@@ -53,6 +53,11 @@ PARAMETERS = [  # notebook, what is given, what came, what is wanted
     ("07", {"ratio": -0.1}, "-0.1", "[0, 1)"),
     ("08", {"designs": ["columns"]}, "'columns'", "every second layer"),
     ("08", {"ratios": [0]}, "0", "(0, 1)"),
+    ("08", {"ratios": [0.2, 0.2]}, "[0.2, 0.2]", "nothing twice"),
+    ("08", {"seed": 2**64}, "which is too large", "a whole number"),
+    ("13", {"samples": [4, 4]}, "[4, 4]", "nothing twice"),
+    ("03", {"methods": ["l2", "l2"]}, "['l2', 'l2']", "nothing twice"),
+    ("04", {"seed": 2**64}, "which is too large", "a whole number"),
     ("09", {"share": 2}, "2", "(0, 1]"),
     ("09", {"share": 0}, "0", "(0, 1]"),
     ("09", {"ratio": None}, "None", "(0, 1)"),
@@ -175,6 +180,20 @@ OWN = [  # a profile of one's own, what came, what is wanted
     ("sweep: {answering: [nope]}", "'nope'", "'element1'"),
     ("recovery_study: {draws: 0}", "0", "greater than or equal to 1"),
     ("after: {samples: 4}", "4", "a valid array"),
+    ("after: {samples: []}", "[]", "at least 1 item"),
+    ("after: {shares: []}", "[]", "at least 1 item"),
+    ("ratios: []", "[]", "at least 1 item"),
+    ("sweep: {shares: [0.2, 0.2]}", "[0.2, 0.2]", "something twice"),
+    ("calibration_study: {corpora: []}", "[]", "at least 1 item"),
+    ("calibration_study: {lengths: []}", "[]", "at least 1 item"),
+    ("calibration_study: {samples: [3, 3]}", "[3, 3]", "something twice"),
+    ("recovery_study: {samples: []}", "[]", "at least 1 item"),
+    ("recovery_study: {batch_size: 3}", "batch_size=3", "a multiple of micro_batch_size"),
+    ("recovery_study: {answer_at: [3]}", "(3,)", "some of keep_at"),
+    ("draws: 99999999999999999999", "99999999999999999999", "less than"),
+    ("calibration: {seed: 99999999999999999999}", "99999999999999999999", "less than"),
+    ("evaluation: &e {texts: [tiny], bos: [*e]}", "Circular", "mend it"),
+    ("ratios: &r [0.1, *r]", "Circular", "mend it"),
 ]
 
 
@@ -196,6 +215,20 @@ def test_own_profiles_that_name_something_twice_are_refused(text, place, monkeyp
     monkeypatch.setenv("PRUNER_LIB_PROFILES", str(place / "mine.yaml"))
     with pytest.raises(ValueError, match="can't be read: (draws|mine) stands there twice .*line 1"):
         load_profile("mine")
+
+
+def test_own_profile_that_is_like_no_other_is_told_so(place, monkeypatch):
+    (place / "mine.yaml").write_text("mine: {draws: 3}")
+    monkeypatch.setenv("PRUNER_LIB_PROFILES", str(place / "mine.yaml"))
+    with pytest.raises(ValueError, match="profile 'mine' without `like` lacks after"):
+        load_profile("mine")
+
+
+def test_name_of_an_own_profile_can_be_that_of_a_folder(place, monkeypatch):
+    (place / "mine.yaml").write_text(f"{'n' * 300}: {{like: tiny}}")
+    monkeypatch.setenv("PRUNER_LIB_PROFILES", str(place / "mine.yaml"))
+    with pytest.raises(ValueError, match="name is 'nnn.* but should match pattern"):
+        load_profile("n" * 300)
 
 
 EXPERIMENTS = [
