@@ -80,8 +80,7 @@ def read_corpus(text: Text, separator: str = "\n\n") -> Corpus:
     Raises:  ValueError: unknown name, a dict of texts, a file that is not UTF-8, or no text in it.
     """
     if isinstance(text, Mapping) or getattr(text, "ndim", 1) > 1:  # a table iterates over its columns' names
-        names = " ".join(", ".join(map(str, text)).split())
-        raise ValueError(f"text is a {type(text).__name__} of {names:.80}; give one of them")
+        raise ValueError(f"text is a {type(text).__name__} of {[*map(str, text)]!r:.80}; give one of them")
     if isinstance(text, str) and ("\n" in text or len(text) > LONGEST):
         raise ValueError(f"text is {text!r:.50}, no name or path; give a text itself as a list, [text]")
     if not isinstance(text, (str, Path)):

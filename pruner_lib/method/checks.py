@@ -20,7 +20,6 @@ KINDS = {  # types that can be wanted, in words
     "str": "a text",
     "bool": "True or False",
 }
-LARGEST = 2**63  # whole numbers are below it
 HALF = re.compile("[\ud800-\udfff]")  # of a pair that stands for one character
 PLAIN = (str, int, float, list, tuple, dict, type(None))  # values of these types are shown in a message
 
@@ -50,7 +49,7 @@ def require(wanted: str | tuple | list | type, **given: object) -> None:
             value = plain_number(value)
             shown = reprlib.repr(value) if isinstance(value, PLAIN) else type(value).__name__
             shown += ", which has half of a character" * (isinstance(value, str) and bool(HALF.search(value)))
-            shown += ", which is too large" * (isinstance(value, int) and value >= LARGEST)
+            shown += ", which is too large" * (isinstance(value, int) and value >= 2**63)
             raise ValueError(f"{name} must be {_in_words(wanted)}, got {' '.join(shown.split())}")
 
 
@@ -74,7 +73,7 @@ def _fits(value: object, wanted: str | tuple | list | type) -> bool:
     value, kind = plain_number(value), int if ".." in wanted else (int, float)
     if not isinstance(value, kind) or isinstance(value, bool):
         return False
-    low, high = [*map(float, re.findall(r"\d+(?:\.\d+)?|inf", wanted)), LARGEST][:2]
+    low, high = [*map(float, re.findall(r"\d+(?:\.\d+)?|inf", wanted)), 2**63][:2]
     above = value > low if wanted.startswith("(") else value >= low
     return above and (value <= high if "]" in wanted else value < high)
 

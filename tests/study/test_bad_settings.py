@@ -14,7 +14,7 @@ import nbformat
 import pytest
 from in_process import NOTEBOOKS
 
-from pruner_lib.study import Study
+from pruner_lib.study import Study, notebooks
 from pruner_lib.study.notebooks import main as run_notebooks
 from pruner_lib.study.profiles import load_profile
 from pruner_lib.study.reproduce import main as reproduce
@@ -326,6 +326,9 @@ def test_bad_command_line_ends_with_exit_code_2_and_a_sentence(case, place, caps
 PLACES = [  # environment variable, its value, what is called, what is wanted
     ("PRUNER_LIB_RESULTS", "taken.txt", lambda: run_notebooks(["--profile", "tiny"]), "another folder"),
     ("PRUNER_LIB_RESULTS", "taken.txt/in", lambda: run_notebooks(["--profile", "tiny"]), "another folder"),
+    ("PRUNER_LIB_RESULTS", "round", lambda: run_notebooks(["--profile", "tiny"]), "another folder"),
+    ("PRUNER_LIB_DATA", "taken.txt", lambda: run_notebooks(["--profile", "tiny"]), "PRUNER_LIB_DATA"),
+    ("PRUNER_LIB_DATA", "nowhere", lambda: run_notebooks(["--profile", "tiny"]), "PRUNER_LIB_DATA"),
     ("PRUNER_LIB_PROFILES", "none.yaml", lambda: run_notebooks(["--profile", "tiny"]), "PRUNER_LIB_PROFILES"),
     ("PRUNER_LIB_PROFILES", ".", lambda: run_notebooks(["--profile", "tiny"]), "PRUNER_LIB_PROFILES"),
     ("PRUNER_LIB_PROFILES", "taken.txt", lambda: run_notebooks(["--profile", "tiny"]), "PRUNER_LIB_PROFILES"),
@@ -336,7 +339,9 @@ PLACES = [  # environment variable, its value, what is called, what is wanted
 def test_place_that_will_not_do_is_found_out_before_a_notebook_runs(case, place, capsys, monkeypatch):
     variable, value, command, wanted = case
     (place / "taken.txt").write_text("mine")
+    (place / "round").symlink_to("round")
     monkeypatch.setenv(variable, value)
+    monkeypatch.setattr(notebooks, "execute", lambda *_: pytest.fail("a notebook ran"))
     assert command() == 2
     shown = capsys.readouterr()
     assert shown.err.count("\n") == 1 and value in shown.err and wanted in shown.err, shown.err
