@@ -7,6 +7,8 @@ own functions are in `tests/library/test_bad_input.py`.
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -354,3 +356,17 @@ def test_folder_of_data_that_is_none_is_named(place, monkeypatch):
     with pytest.raises(ValueError, match="PRUNER_LIB_DATA is 'nowhere', which is no folder; create it"):
         study.run(study.profile.experiment(criterion="random"))
     assert not results_dir("tiny").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["study", "--profile", "tiny", "--workers", "x"], "argument --workers: invalid int value: 'x'"),
+        (["stress", "--kills", "x"], "argument --kills: invalid int value: 'x'"),
+        (["bench", "--only", "nope"], "no benchmark nope; there are scoring, discovery, speed, evaluation"),
+    ],
+)
+def test_value_of_a_verb_that_will_not_do_gets_a_sentence(words, sentence):
+    command = [sys.executable, "-m", "invoke", *words]
+    run = subprocess.run(command, cwd=NOTEBOOKS[0].parents[1], capture_output=True, text=True)
+    assert run.returncode and sentence in run.stderr.splitlines()[-1] and "Traceback" not in run.stderr
