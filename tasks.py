@@ -110,7 +110,8 @@ def slides(context, name, profile="quick"):
 )
 def bench(context, only=None, set=None, again=False):
     """Measure memory and time, beside torch-pruning; write results/bench/."""
-    if unknown := sorted({*(only or ())} - {*BENCHMARKS}):
+    unknown = sorted({*(only or ())} - {*BENCHMARKS})
+    if unknown:
         sys.exit(f"error: no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
     words = [*(["--set", *set] if set else []), *(["--again"] if again else [])]
     codes = [_run([sys.executable, "-m", f"tests.benchmarks.{name}", *words]) for name in only or BENCHMARKS]
