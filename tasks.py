@@ -59,7 +59,7 @@ def setup(context):
 
 
 @task(pre=[setup], help={"port": "0 takes any free one", "browser": "open a browser"})
-def lab(context, port=8888, browser=True):
+def lab(context, port="8888", browser=True):
     """Open JupyterLab on localhost, at the project's root."""
     where = ["--ip=127.0.0.1", f"--port={port}", "--ServerApp.root_dir=.", "--allow-root"]
     _python("-m", "jupyterlab", *where, *([] if browser else ["--no-browser"]))
@@ -70,7 +70,7 @@ def lab(context, port=8888, browser=True):
     iterable=["only", "set"],
     help={"profile": PROFILE_HELP, "only": "a notebook; repeatable", "set": SET_HELP} | CLUSTER_HELP,
 )
-def study(context, profile="quick", only=None, set=None, workers=0, scheduler=""):
+def study(context, profile="quick", only=None, set=None, workers="", scheduler=""):
     """Run the notebooks and write their figures and tables to results/."""
     words = [word for name in only or [] for word in ("--only", name)]
     words += [word for value in set or [] for word in ("--set", value)]
@@ -110,6 +110,9 @@ def slides(context, name, profile="quick"):
 )
 def bench(context, only=None, set=None, again=False):
     """Measure memory and time, beside torch-pruning; write results/bench/."""
+    unknown = sorted({*(only or ())} - {*BENCHMARKS})
+    if unknown:
+        sys.exit(f"error: no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
     words = [*(["--set", *set] if set else []), *(["--again"] if again else [])]
     codes = [_run([sys.executable, "-m", f"tests.benchmarks.{name}", *words]) for name in only or BENCHMARKS]
     _python("-m", "tests.benchmarks.figure")
@@ -129,7 +132,7 @@ def reproduce(context, record):
 
 
 @task(iterable=["only"], help={"only": "a part; repeatable", "kills": "how many kills"})
-def stress(context, only=None, kills=50, damages=3):
+def stress(context, only=None, kills="50", damages="3"):
     """Kill, damage, interrupt and double a tiny study, and count what it costs; a quarter of an hour."""
     words = ["--only", ",".join(only)] if only else []
     _python("-m", "tests.benchmarks.stress", "--kills", kills, "--damages", damages, *words)

@@ -5,6 +5,7 @@ written until the model is pruned: then a folder that loads anywhere and, where 
 """
 
 import argparse
+import os
 import signal
 import sys
 import tempfile
@@ -112,13 +113,14 @@ def _check_first(options: argparse.Namespace) -> list[dict[str, str]]:
     if options.gguf == options.out:
         raise ValueError(f"OUT and --gguf are both {options.out}; give the file another place")
     for place in filter(None, (options.out, options.gguf)):
-        if place.exists():
+        if os.path.lexists(place):  # a link to nothing, too
             raise ValueError(f"{place} exists and is not overwritten; give another place or remove it")
-        check_folder(place.parent)
+        check_folder(place)
     require("(0, 1)", ratio=options.ratio)
     require("1..", samples=options.samples)
     require("2..", length=options.length)
     require("0.. or None", seed=options.seed)
+    require("[0, 4294967296) or None", seed=options.seed)  # as the Trainer takes them
     require("1.. or None", recover_steps=options.recover_steps)
     check_options(_plan_options(options) | {"ignore": (), "dependency": True})
     if options.criterion not in DATA_FREE:
@@ -145,6 +147,7 @@ def _plan_options(options: argparse.Namespace) -> dict[str, object]:
 
 def _summary(model: PreTrainedModel, before: int, options: argparse.Namespace) -> str:
     after, out = model.num_parameters(), str(options.out)
+    out = f"./{out}" if out in NAMES else out  # not our model of that name
     trusted = ", trust_remote_code=True" if getattr(model, "pruning_layout", None) else ""
     return (
         f"{before:,} -> {after:,} parameters ({1 - after / before:.1%} fewer)\nsaved to {out}; loads with\n"

@@ -76,13 +76,17 @@ def check_folder(path: Path | str) -> Path:
     """
     if not isinstance(path, (str, Path)) or not str(path):
         raise ValueError(f"a folder must be named by a text or a Path, got {path!r}")
-    place = next(one for one in (Path(path).absolute(), *Path(path).absolute().parents) if one.exists())
+    whole = Path(path).absolute()
+    place = next(one for one in (whole, *whole.parents) if os.path.lexists(one))
     if not place.is_dir():
-        raise ValueError(f"{place} is a file; give a folder")
+        raise ValueError(f"{place} is a {'link' if place.is_symlink() else 'file'}; give a folder")
     try:
+        str(path).encode()
+        with suppress(FileNotFoundError):
+            whole.lstat()  # its name may be too long
         tempfile.TemporaryFile(dir=place).close()
-    except OSError as error:
-        reason = error.strerror
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise ValueError(f"nothing can be written in {place} ({reason}); give another folder") from error
     return Path(path)
 

@@ -134,7 +134,7 @@ def local_path(name: str) -> Path | None:
     root = Path(place).expanduser().absolute()
     if not root.is_dir():
         raise ValueError(f"PRUNER_LIB_DATA is {place!r}, which is no folder; create it or unset the variable")
-    return root / name if (root / name).exists() else None
+    return root / name if os.path.exists(root / name) else None
 
 
 def build_folder(folder: Path, build: Callable[[Path], None], *, source: str) -> Path:

@@ -80,7 +80,7 @@ def read_corpus(text: Text, separator: str = "\n\n") -> Corpus:
     Raises:  ValueError: unknown name, a dict of texts, a file that is not UTF-8, or no text in it.
     """
     if isinstance(text, Mapping) or getattr(text, "ndim", 1) > 1:  # a table iterates over its columns' names
-        raise ValueError(f"text is a {type(text).__name__} of {', '.join(map(str, text))}; give one of them")
+        raise ValueError(f"text is a {type(text).__name__} of {[*map(str, text)]!r:.80}; give one of them")
     if isinstance(text, str) and ("\n" in text or len(text) > LONGEST):
         raise ValueError(f"text is {text!r:.50}, no name or path; give a text itself as a list, [text]")
     if not isinstance(text, (str, Path)):
@@ -94,8 +94,8 @@ def read_corpus(text: Text, separator: str = "\n\n") -> Corpus:
         blank = r"\n(?:[ \t]*\n)+"  # lines, which may hold spaces
         blocks = re.split(blank if separator == "\n\n" else re.escape(separator), _read(path))
         corpus = Corpus(tuple(block.strip("\n") for block in blocks if block.strip()), separator)
-    elif text in CORPORA:
-        read, separator = CORPORA[text]
+    elif str(text) in CORPORA:
+        read, separator = CORPORA[str(text)]
         corpus = Corpus(tuple(read()), separator)
     else:
         known = f"{', '.join(CORPORA)}, NAME.txt in PRUNER_LIB_DATA, and the path of a file"
@@ -176,13 +176,14 @@ def read_instructions(name: str | Path) -> list[dict[str, Any]]:
     """
     path = local_instructions(name) if isinstance(name, (str, Path)) else None
     if path is None and str(name) in INSTRUCTIONS:
-        return INSTRUCTIONS[name]()
+        return INSTRUCTIONS[str(name)]()
     if path is None:
         known = f"{', '.join(INSTRUCTIONS)}, NAME.json or NAME.jsonl in PRUNER_LIB_DATA"
         raise ValueError(f"unknown instructions {str(name)!r:.80}: {known}, or the path of such a file")
     is_list = path.suffix == ".json"
     try:
-        rows = json.loads(_read(path)) if is_list else _json_lines(path)
+        if not (rows := json.loads(_read(path)) if is_list else _json_lines(path)):
+            raise ValueError("it is empty")
         return [
             dict(row)
             if "messages" in row or ("text" in row and "instruction" not in row)

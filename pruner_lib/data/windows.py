@@ -6,7 +6,7 @@ and draws; it runs no model.
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -94,7 +94,7 @@ def _cut(
     if not isinstance(text, (str, Path, Iterable)):
         raise ValueError(f"text must be a name, a path or a list of documents, got {text!r}")
     text = list(text) if isinstance(text, Iterator) else text
-    require(Callable, tokenizer=tokenizer)
+    require(PreTrainedTokenizerBase, tokenizer=tokenizer)
     require("1..", length=length)
     require("0.. or None", seed=seed)
     if not separator or not isinstance(separator, str):
@@ -104,6 +104,7 @@ def _cut(
     documents = [corpus.separator.join(corpus.documents)] if is_joined else corpus.documents
     rows: list[list[int]] = []
     for i in range(len(documents)) if seed is None else rng.permutation(len(documents)):
+        require(str, **{"the text" if is_joined else f"document {i}": documents[i]})
         ids = first + tokenizer(documents[i], add_special_tokens=False, verbose=False)["input_ids"]
         last = len(ids) - own  # where a piece can start
         if is_joined or last < 0:  # too short: none
@@ -154,8 +155,7 @@ def has_bos(tokenizer: PreTrainedTokenizerBase, bos: Bos) -> Bos:
 
 def _first_tokens(tokenizer: PreTrainedTokenizerBase, bos: Bos, length: int) -> tuple[list[int], list[int]]:
     """Read the tokens that stand before a text, and those that stand before each window."""
-    if bos not in (True, False, "window"):
-        raise ValueError(f'bos came as {bos!r}, wanted True, False or "window"')
+    require((True, False, "window"), bos=bos)
     if bos and not has_bos(tokenizer, bos):
         name = type(tokenizer).__name__
         message = f"bos={bos!r}, but this {name} has no beginning-of-sequence token: texts begin without"

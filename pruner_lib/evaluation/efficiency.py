@@ -15,7 +15,7 @@ from torch.utils.flop_counter import flop_registry
 from pruner_lib.evaluation.int8 import Int8Linear
 from pruner_lib.evaluation.meters import timed
 from pruner_lib.method.checks import require
-from pruner_lib.method.decoder import prompt_for
+from pruner_lib.method.decoder import check_weights, prompt_for
 from pruner_lib.method.offload import evaluating
 
 MACS_TOKENS = 64  # the paper's input: one sequence of 64 tokens
@@ -146,9 +146,8 @@ def latency(
     require(nn.Module, model=model)
     require("1..", tokens=tokens, batch=batch, repeats=repeats)
     require("0..", warmup=warmup)
+    check_weights(model)
     weight = model.get_input_embeddings().weight
-    if weight.device.type == "meta":
-        raise ValueError("the model is on the meta device, wanted one with weights; load it before timing")
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(weight.shape[0], (batch, tokens), generator=generator)
     special = prompt_for(model, 1)[0, :tokens]  # some models look for them

@@ -4,7 +4,7 @@ Measures a model as it is. It loads nothing (`models` and `data` do) and asks no
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from pruner_lib.evaluation.meters import in_fitting_batches
 from pruner_lib.method.checks import require
@@ -159,22 +160,23 @@ def generate_samples(
     Args:    prompts: texts.    max_new_tokens: at most so many follow.    seed: prompt i takes seed + i.
              draws: texts for each prompt.    sampling: arguments of `model.generate` in place of SAMPLING.
     Returns: the samples in the order of the prompts, those of one prompt side by side.
-    Raises:  ValueError: no prompt or an empty one, a number below 1, or what `check_reads` refuses.
+    Raises:  ValueError: no prompt or an empty one, a number below 1, what `check_reads` or generate refuses.
     Source:  paper, appendix D; its code samples with the same three settings. Differs: own prompts; the
              length counts new tokens, where the code's counts prompt and new tokens together.
     """
     require(nn.Module, model=model)
-    require(Callable, tokenizer=tokenizer)
+    require(PreTrainedTokenizerBase, tokenizer=tokenizer)
     require([str], prompts=prompts)
     require("1..", max_new_tokens=max_new_tokens, draws=draws)
     require("0..", seed=seed)
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     settings = {"max_new_tokens": max_new_tokens, "num_return_sequences": draws, "pad_token_id": pad}
     settings |= SAMPLING | sampling
+    require(bool, do_sample=settings["do_sample"])
+    require("(0, 1] or None", top_p=settings["top_p"])
     texts = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
     if not all(texts):
-        place = texts.index([])
-        raise ValueError(f"prompt {place} of {list(prompts)} has no token; wanted none of them empty")
+        raise ValueError(f"prompt {texts.index([])} of {[*prompts]} has no token; wanted none of them empty")
     texts = [ids + getattr(tokenizer, "prompt_end_ids", []) for ids in texts]
     largest = max(pad or 0, *map(max, texts))
     check_reads(model, max(map(len, texts)) + settings["max_new_tokens"], largest)
@@ -185,8 +187,13 @@ def generate_samples(
         for number, (prompt, start) in enumerate(zip(prompts, texts, strict=True)):
             torch.manual_seed(seed + number)
             ids = torch.tensor([start], device=device)
-            output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **settings)
-            for row in output[:, len(start) :].tolist():
+            try:
+                output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **settings)
+                rows = output[:, len(start) :].tolist()
+            except (ArithmeticError, AttributeError, RuntimeError, TypeError, ValueError) as error:
+                said = " ".join(f"model.generate can't take {sampling!r:.99}: {error}".split())
+                raise ValueError(f"{said}; check these arguments, or the model's weights") from error
+            for row in rows:
                 new = _until(row, ends if isinstance(ends, list) else [ends])
                 text = tokenizer.decode(new, skip_special_tokens=True)
                 rates = repetition_rate(new), 1 - repetition_rate(new, DISTINCT_N)

@@ -6,7 +6,7 @@ questions, `shared_context` makes scoring quick.
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from scipy.special import softmax
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from pruner_lib.evaluation import tasks as asking
 from pruner_lib.evaluation.meters import in_fitting_batches
@@ -84,7 +85,7 @@ def zero_shot(
     Source:  paper, section 4.1; the metric of each task as inferred from Table 1. Differs: a newer lm-eval.
     """
     require(nn.Module, model=model)
-    require(Callable, tokenizer=tokenizer)
+    require(PreTrainedTokenizerBase, tokenizer=tokenizer)
     require("1.. or None", limit=limit)
     require("0.. or None", seed=seed, num_fewshot=num_fewshot)
     require("1..", batch_size=batch_size)

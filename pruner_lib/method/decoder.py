@@ -46,11 +46,11 @@ def check_reads(model: nn.Module, length: int, largest: int, smallest: int = 0) 
     Args:   length: of the longest text, in tokens.    largest, smallest: token ids.
     Raises: ValueError: one of the four; the message says what to do.
     """
-    name, tokens = type(model).__name__, model.get_input_embeddings()
+    name = type(model).__name__
     if getattr(model, "get_output_embeddings", lambda: None)() is None:
         raise ValueError(f"{name} has no output embeddings; give a decoder that predicts tokens")
-    if tokens.weight.is_meta and not hasattr(tokens, "_hf_hook"):  # nor kept elsewhere by accelerate
-        raise ValueError(f"{name} lies on the meta device, without weights; load it with its weights")
+    check_weights(model)
+    tokens = model.get_input_embeddings()
     if largest >= (n := len(tokens.weight)) or smallest < 0:
         came = f"the token ids run from {smallest} to {largest}, but {name} has {n} tokens, from 0 on"
         raise ValueError(f"{came}: give the tokenizer of this model, or resize_token_embeddings first")
@@ -63,6 +63,13 @@ def check_reads(model: nn.Module, length: int, largest: int, smallest: int = 0) 
             reach = n if table.padding_idx is None else n - table.padding_idx - 1
         if length > reach:
             raise ValueError(f"{length} tokens are too long for {name}, which has {reach} positions")
+
+
+def check_weights(model: nn.Module) -> None:
+    """Refuse a model on the meta device, unless accelerate keeps its weights elsewhere, by a ValueError."""
+    placed = any(hasattr(module, "_hf_hook") for module in model.modules())
+    if not placed and any(weight.is_meta for weight in model.parameters()):
+        raise ValueError(f"{type(model).__name__} lies on the meta device; load it with its weights")
 
 
 def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:

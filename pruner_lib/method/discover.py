@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from pruner_lib.method.checks import require
 from pruner_lib.method.decoder import check_plain, decoder_layers
 from pruner_lib.method.groups import Axes, Axis, Member
 from pruner_lib.method.labels import Recording, pairs_in, unique_pairs
@@ -47,6 +48,7 @@ def discover(model: nn.Module, *, query_heads: bool = False) -> Axes:
         hand-edited model class; here the dependencies follow from index labels.
     """
     check_plain(model)
+    require(bool, query_heads=query_heads)
     model = without_weights(model)
     path, layers = decoder_layers(model)
     rec = trace(model)

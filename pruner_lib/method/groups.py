@@ -19,6 +19,7 @@ import torch
 from pruner_lib.method.checks import plain_number, require
 from pruner_lib.method.display import axes_html, axes_text, axis_text, plan_html, plan_text
 from pruner_lib.method.names import CRITERIA as CRITERIA  # for the notebooks
+from pruner_lib.method.names import KINDS
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -111,6 +112,7 @@ class Axes(dict[str, Axis]):
 
     def of_kind(self, *kinds: str) -> "Axes":
         """The axes of some kinds, still as part of the whole model."""
+        require([KINDS, ...], kinds=kinds)
         chosen = {name: axis for name, axis in self.items() if axis.kind in kinds}
         return Axes(chosen, **vars(self))
 
@@ -132,6 +134,7 @@ class Plan:
     def __post_init__(self):
         require(Mapping, keep=self.keep, n_groups=self.n_groups, settings=self.settings)
         require(bool, query_heads=self.query_heads)
+        require([str, ...], **{"names of axes": [*self.keep]})
         if one_sided := self.keep.keys() ^ self.n_groups.keys():
             raise ValueError(f"keep and n_groups name different axes: {sorted(one_sided)[:4]}")
         if "layers" in self.keep and len(self.keep) > 1:
@@ -173,10 +176,13 @@ class Plan:
         }
 
     def to_json(self, path: str | Path | None = None) -> str:
-        """Return the plan as JSON text, and write it to `path` when one is given."""
+        """Return the plan as JSON text, and write it to `path`, if any (a ValueError where it can't be)."""
         text = json.dumps(self.to_dict())
-        if path is not None:
-            Path(path).write_text(text)
+        try:
+            if path is not None:
+                Path(path).write_text(text)
+        except (OSError, TypeError, ValueError) as error:
+            raise ValueError(f"the plan can't be written to {path!r} ({error}); give a file") from error
         return text
 
     @classmethod
@@ -187,12 +193,13 @@ class Plan:
         """
         try:
             text = str(source)
-            text = text if text.lstrip().startswith("{") else Path(source).read_text()
+            text = text if text.lstrip().startswith("{") else Path(source).read_text("utf-8-sig")
             data = {"settings": {}, "query_heads": False} | json.loads(text)
-            return cls(data["keep"], data["n_groups"], data["settings"], data["query_heads"])
-        except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+            values = [data[name] for name in ("keep", "n_groups", "settings", "query_heads")]
+        except (OSError, ValueError, KeyError, TypeError) as error:
             wanted = "a plan, with keep, n_groups, settings and query_heads"
             raise ValueError(f"{source!r:.80} is not {wanted} ({error})") from error
+        return cls(*values)
 
     __repr__ = plan_text
     _repr_html_ = plan_html

@@ -10,7 +10,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from pruner_lib.method.checks import require
+from pruner_lib.method.checks import plain_number, require
+from pruner_lib.method.decoder import check_weights
 from pruner_lib.method.gradients import visit_gradients
 from pruner_lib.method.groups import Axis, Member
 from pruner_lib.method.memory import HeapTrimmer
@@ -99,7 +100,9 @@ def estimate_members(
     criteria = list(dict.fromkeys(criteria))
     require("1.. or None", micro_batch=micro_batch)
     require("0..", seed=seed)
+    micro_batch, seed = plain_number(micro_batch), plain_number(seed)
     check_in_memory(model)
+    check_weights(model)
     check_axes(axes, model)
     parameters = dict(model.named_parameters())
     sums = ChannelSums(axes, parameters, criteria)

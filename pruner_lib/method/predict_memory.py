@@ -17,7 +17,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves
 
-from pruner_lib.method.decoder import decoder_layers, prompt_for
+from pruner_lib.method.decoder import check_weights, decoder_layers, prompt_for
 from pruner_lib.method.gradients import PIECE, Pass, batch_sizes
 from pruner_lib.method.memory import HOLES, available_bytes, held_bytes
 from pruner_lib.method.module_gradients import in_slices, product_dtype, rows_of
@@ -100,9 +100,8 @@ def predict_memory(
     Returns: bytes; `.total` is resident memory, on a GPU that of its tensors.
     Raises: ValueError: the model has no weights.
     """
+    check_weights(model)
     device, criteria = next(model.parameters()).device, set(criteria)
-    if device.type == "meta":
-        raise ValueError("a model on the meta device can't be run to count what it keeps; load its weights")
     names = {name for name, _ in model.named_parameters()} if parameters is None else parameters
     ids = prompt_for(model, tokens)[:, :tokens].to(device)
     pass_ = Pass(model, names, lambda name, uses: None)

@@ -209,6 +209,8 @@ def _visit_inputs(model: nn.Module, ids: Tensor, names: Collection[str], visit: 
 
 def _gram(x: Tensor) -> Tensor:
     """`(tokens, columns)` -> the mean of x x' over tokens, `(columns, columns)` float64."""
+    if not x.isfinite().all():
+        raise ValueError("a layer reads NaN or infinite numbers; check the weights, or load them in float32")
     rows = x.float()
     return (rows.T @ rows).double() / len(rows)
 

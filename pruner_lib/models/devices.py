@@ -15,7 +15,7 @@ from torch import nn
 from pruner_lib.method.offload import offloaded
 
 
-def find_device(name: str) -> str:
+def find_device(name: str | torch.device) -> str:
     """Choose the device of a model: "auto" takes CUDA when there is one, "cuda:1" is the second.
 
     Raises:  ValueError: no such device here.
@@ -27,7 +27,7 @@ def find_device(name: str) -> str:
     except (RuntimeError, NotImplementedError, AssertionError) as error:  # no name of a device, or none there
         wanted = "auto, cpu or, where there is CUDA, cuda or cuda:1"
         raise ValueError(f"device came as {name!r}, wanted {wanted}: {str(error):.80}") from error
-    return name
+    return str(name)
 
 
 @contextmanager

@@ -14,8 +14,9 @@ from gguf import MODEL_ARCH, GGMLQuantizationType, GGUFWriter, LlamaFileType, ge
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pruner_lib.files import write_atomic
+from pruner_lib.files import check_folder, write_atomic
 from pruner_lib.method.checks import require
+from pruner_lib.method.decoder import check_weights
 from pruner_lib.method.offload import check_in_memory
 from pruner_lib.models.export_tokenizer import add_tokenizer
 from pruner_lib.models.load import load_model
@@ -57,6 +58,7 @@ def to_gguf(
     require(os.PathLike, path=path)
     if Path(path).is_dir():
         raise ValueError(f"{path} is a folder; give the name of a file, such as {Path(path) / 'model.gguf'}")
+    check_folder(Path(path).parent)
     writer, tensors = check_gguf(model, tokenizer, dtype)
     for name, parameter, kind, _ in tensors:
         size = parameter.numel() * kind.itemsize
@@ -88,8 +90,7 @@ def check_gguf(
     """
     _check_function(model)
     dtype = dtype or model.dtype
-    if dtype not in TYPES:
-        raise ValueError(f"dtype came as {dtype}, wanted one of {', '.join(map(str, TYPES))}")
+    require((*TYPES,), dtype=dtype)
     config, vocabulary = model.config, model.get_input_embeddings().num_embeddings
     parts = [(layer.self_attn, layer.mlp) for layer in model.model.layers]
     widths = [  # query heads, key and value heads, and MLP channels, a number a layer
@@ -121,6 +122,7 @@ def check_gguf(
 def _check_function(model: PreTrainedModel) -> None:
     """Refuse a model that llama.cpp's `llama` and `deci` would compute in another way."""
     check_in_memory(model)
+    check_weights(model)
     require(PreTrainedModel, model=model)
     config = model.config
     if config.model_type not in MODEL_TYPES or model.get_output_embeddings() is None:

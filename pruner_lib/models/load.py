@@ -6,6 +6,7 @@ two-layer llama (see `tiny`). A name is looked up in the local data directory fi
 of that name), then in the asset cache; else it is a folder or a hub id.
 """
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -44,7 +45,7 @@ def load_model(
     name_or_path: str | Path,
     *,
     dtype: torch.dtype = torch.float32,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     device_map: str | dict[str, str | int] | None = None,
     seed: int = 0,
     trust_remote_code: bool = False,
@@ -108,7 +109,7 @@ def own_folder(name: str) -> Path | None:
     if name in ("tiny", ""):
         return None
     place = Path(name).expanduser()
-    return local_path(name) or (place if name not in NAMES and place.is_dir() else None)
+    return local_path(name) or (place if name not in NAMES and os.path.isdir(place) else None)
 
 
 def _embedded(name: str) -> Path:

@@ -8,7 +8,6 @@ that too. Loading is in `load`.
 import json
 import math
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -16,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruner_lib.files import check_folder, read_json, write_folder
 from pruner_lib.method.checks import require
-from pruner_lib.method.decoder import check_plain
+from pruner_lib.method.decoder import check_plain, check_weights
 from pruner_lib.method.size_rules import other_values, unsaved_numbers
 from pruner_lib.models.modeling_pruned import AUTO_CLASS, is_foreign, make_saveable_, source_files
 
@@ -48,11 +47,11 @@ def save_model(
         OSError: the disk is full. What was there is untouched.
     """
     check_plain(model)
-    if not isinstance(model, PreTrainedModel):
-        raise ValueError(f"{type(model).__name__} is no model of transformers; save its weights by yourself")
+    check_weights(model)
+    require(PreTrainedModel, model=model)
     if tokenizer is not None:
-        require(Callable, tokenizer=tokenizer)
-    if not re.fullmatch(r"[1-9]\d*|\d+(\.\d+)? *[KMGT]B", str(max_shard_size).upper()):
+        require(PreTrainedTokenizerBase, tokenizer=tokenizer)
+    if not re.fullmatch(r"[1-9]\d*|(?=.*[1-9])\d+(\.\d+)? *[KMGT]B", str(max_shard_size).upper()):
         raise ValueError(f"max_shard_size must be bytes, or a text such as '5GB', got {max_shard_size!r}")
     _check_replaceable(path := check_folder(path))
     _register_code(make_saveable_(model))

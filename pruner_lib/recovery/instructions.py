@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from pruner_lib.method.checks import require
+
 IGNORED = -100  # label of a token that the loss leaves out
 PROMPT = (
     "Below is an instruction that describes a task. "
@@ -135,6 +137,7 @@ def _chat(number: int, messages: Sequence[Mapping[str, str]], tokenizer: Any) ->
 
 
 def _token_ids(texts: list[str], tokenizer: Any, special: bool) -> list[list[int]]:
+    require([str, ...], examples=texts)
     rows = tokenizer(texts, add_special_tokens=special, truncation=False, verbose=False)["input_ids"]
     if not special:
         return rows

@@ -18,11 +18,11 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from transformers import TrainerCallback
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.pytorch_utils import Conv1D
 
 from pruner_lib.files import check_folder, plain
-from pruner_lib.method.checks import require
+from pruner_lib.method.checks import plain_number, require
 from pruner_lib.method.decoder import check_plain, check_reads
 from pruner_lib.method.discover import discover
 from pruner_lib.recovery.instructions import batches, encode
@@ -94,8 +94,10 @@ def recover(
     names = [one.name for one in fields(RecoverySettings)]
     if unknown := sorted(set(settings) - set(names)):
         raise ValueError(f"recover has no setting {', '.join(unknown)}; it has {', '.join(names)}")
-    settings = RecoverySettings(**settings)
-    require(Callable, tokenizer=tokenizer, **({} if evaluate is None else {"evaluate": evaluate}))
+    settings = RecoverySettings(**plain_number(settings))
+    require(PreTrainedTokenizerBase, tokenizer=tokenizer)
+    require(Callable, **({} if evaluate is None else {"evaluate": evaluate}))
+    require([TrainerCallback, ...], callbacks=callbacks)
     require("1..", save_steps=save_steps)
     require(bool, resume=resume, merge=merge)
     require(["0..", ...], evaluate_at=evaluate_at, keep_at=keep_at)

@@ -57,8 +57,8 @@ def check_inputs(experiment: Experiment) -> None:
     how, recovery = experiment.evaluation, experiment.recovery
     if experiment.model not in NAMES:
         find_model(experiment.model)
-    texts = [*how.texts, *([experiment.calibration.corpus] if _looks(experiment) else [])]
-    require([(*CORPORA,), ...], texts=[one for one in texts if local_text(one) is None])
+    texts = {*how.texts, *([experiment.calibration.corpus] if _looks(experiment) else [])}
+    require([(*CORPORA,), ...], texts=[one for one in sorted(texts) if local_text(one) is None])
     require([(*TASKS,), ...], tasks=how.tasks)
     if recovery and local_instructions(recovery.corpus) is None:
         require((*INSTRUCTIONS,), instructions=recovery.corpus)

@@ -26,6 +26,7 @@ from typing import Any
 
 import yaml
 
+from pruner_lib.data.assets import local_path
 from pruner_lib.files import write_text
 from pruner_lib.study.cluster import SCHEDULER, serving
 from pruner_lib.study.execution import changed_in, execute, parameters_cell, stop_at_signals
@@ -64,6 +65,7 @@ def run_study(
              has run then.    OSError: the results can't be written, or the disk is full.
     """
     load_profile(profile)
+    local_path("")  # refuses a folder of data that is none
     if "profile" in (parameters or {}):
         raise ValueError(f"profile={parameters['profile']!r} is to be given by --profile, not by --set")
     names = {path: assigned(parameters_cell(path)) for path in find_notebooks(only)}

@@ -21,6 +21,7 @@ from pydantic import AfterValidator, Field, Strict
 
 from pruner_lib.method.checks import require
 from pruner_lib.method.names import CRITERIA
+from pruner_lib.recovery.settings import RecoverySettings
 from pruner_lib.study.settings import (
     Calibration,
     Count,
@@ -41,11 +42,11 @@ from pruner_lib.study.settings import (
 
 PROFILES_FILE = Path(__file__).with_name("profiles.yaml")
 VARIABLE = "PRUNER_LIB_PROFILES"
-Counts = Annotated[tuple[Count, ...], Strict(False)]
+Counts = Annotated[tuple[Count, ...], Strict(False), Field(min_length=1), AfterValidator(different)]
 Method = Literal[(*CRITERIA, "channel")]
 Methods = Annotated[tuple[Method, ...], Strict(False), AfterValidator(different)]
 Draws = dict[Method, Count]
-Shares = Annotated[tuple[Share, ...], Strict(False)]
+Shares = Annotated[tuple[Share, ...], Strict(False), Field(min_length=1), AfterValidator(different)]
 
 
 class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # the one in C is seven times as fast
@@ -65,8 +66,8 @@ class CalibrationStudy:
     """How far notebook 02 turns the calibration, one setting at a time."""
 
     samples: Counts  # the values tried; that of the profile's calibration is among them
-    lengths: Annotated[tuple[Length, ...], Strict(False)]  # likewise
-    corpora: Names  # likewise
+    lengths: Annotated[tuple[Length, ...], Strict(False), Field(min_length=1)]  # likewise
+    corpora: Annotated[Names, Field(min_length=1)]  # likewise
     reference_samples: Count  # of the large calibration that the others are compared with
     windows: Count  # of the evaluation, which is short because only differences matter here
     probes: Count  # groups whose true loss change is measured, ...
@@ -108,7 +109,7 @@ class MethodStudy:
     random_draws: Count | None = None  # of the random choice (notebook 03); None: as many as of the others
     recovered_answers: Draws = field(default_factory=dict)  # how many of these answer too; not named: 1
     models: Names = ()  # further models, ...
-    shares: Shares = ()  # ... the share that each loses, ...
+    shares: Annotated[tuple[Share, ...], Strict(False)] = ()  # ... the share that each loses, ...
     tables: Names = ()  # ... and the paper's table of each
     beside: Methods = ()  # methods compared on them, by texts alone; none: all as on the first model
     beside_draws: Count = 3  # draws of these
@@ -138,6 +139,11 @@ class RecoveryStudy:
     fit_draws: Count = 1  # of the run that over-fits, beyond those of the ladder
     run_draws: Count = 1  # of the instructions of the profile's own recovery
 
+    def __post_init__(self) -> None:
+        RecoverySettings(batch_size=self.batch_size, micro_batch_size=self.micro_batch_size)
+        if not {*self.answer_at} <= {*self.keep_at}:
+            raise ValueError(f"answer_at is {self.answer_at}, but should be some of keep_at, {self.keep_at}")
+
 
 @settings
 class After:
@@ -154,7 +160,7 @@ class After:
 class Profile:
     """The settings that every notebook starts from."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,99}$")]
     model: Name  # what is pruned
     ratio: Share  # of the groups removed, where pruning applies
     ratios: Shares  # the sweep of Figure 4
@@ -237,7 +243,7 @@ def load_profile(name: str) -> Profile:
     values.pop("like", None)
     if values.setdefault("name", name) != name:
         raise ValueError(f"profile {name!r} gives itself another name, {values['name']!r}; leave it out")
-    return from_plain(Profile, values, f"profile {name!r}")
+    return from_plain(Profile, values, f"profile {name!r}" + " without `like`" * (base not in built_in))
 
 
 def _read(path: Path | str | None) -> Mapping[str, Any]:

@@ -46,7 +46,7 @@ def project_root() -> Path | None:
 def results_root() -> Path:
     """Find the folder of all results: $PRUNER_LIB_RESULTS, else `results` in the project, else here."""
     if named := os.environ.get("PRUNER_LIB_RESULTS"):
-        return Path(named).expanduser().resolve()
+        return Path(os.path.realpath(Path(named).expanduser()))  # no error where links go round
     return (project_root() or Path.cwd()) / "results"
 
 

@@ -46,8 +46,8 @@ def _a_bos(value: bool | str) -> bool | str:
     return value
 
 
-Count = Annotated[int, Field(ge=1)]
-Number = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1, lt=2**63)]
+Number = Annotated[int, Field(ge=0, lt=2**63)]
 Length = Annotated[int, Field(ge=2)]  # tokens; the first one is never predicted
 Share = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
@@ -81,6 +81,8 @@ def from_plain(kind: type[Kind], values: Mapping[str, Any], owner: str = "") -> 
         return _adapter(kind).validate_json(json.dumps(values, default=str))
     except ValidationError as error:
         raise ValueError(_sentence(kind, error, owner or kind.__name__)) from None
+    except (ValueError, RecursionError) as error:  # of json
+        raise ValueError(f"{owner or kind.__name__} can't be written as JSON: {error}; mend it") from error
 
 
 def _sentence(kind: type, error: ValidationError, owner: str) -> str:

@@ -78,6 +78,10 @@ ON_META = copy.deepcopy(MODEL).to("meta")
 FEW_TOKENS = LlamaForCausalLM(LlamaConfig(vocab_size=9, **SIZES))
 SHORT_GPT2 = GPT2LMHeadModel(GPT2Config(vocab_size=260, n_embd=8, n_layer=1, n_head=2, n_positions=8))
 INF, SHORT = float("inf"), {HEADS: torch.ones(1)}
+NO_NUMBERS = copy.deepcopy(MODEL)
+NO_NUMBERS.model.layers[0].mlp.up_proj.weight.data[:] = float("nan")
+HALF_A_CHARACTER = "a river \ud800 a tree " * 20
+LONG = "n" * 300  # longer than the name of a file can be
 
 GOOD = {  # a call of each function, with all that is right
     load_model: {"name_or_path": "tiny"},
@@ -101,6 +105,7 @@ GOOD = {  # a call of each function, with all that is right
     quantise_: {"model": MODEL, "outlier": 6},
     Plan.from_json: {"source": PLAN.to_json()},
     Plan: {"keep": {"a": [0]}, "n_groups": {"a": 2}},
+    PLAN.to_json: {"path": "plan.json"},
 }
 
 CASES = [  # function, what is wrong, what came, what is wanted
@@ -122,6 +127,11 @@ CASES = [  # function, what is wrong, what came, what is wanted
     (load_model, {"seed": "x"}, "'x'", "a whole number of at least 0"),
     (load_model, {"seed": -1}, "-1", "a whole number of at least 0"),
     (load_model, {"seed": 1.5}, "1.5", "a whole number of at least 0"),
+    (load_model, {"name_or_path": LONG}, "nnn'", "known name"),
+    (load_model, {"seed": 2**63}, "9223372036854775808, which is too large", "a whole number of at least 0"),
+    (load_model, {"dtype": np.float32}, "numpy.float32", "torch.float32"),
+    (discover, {"query_heads": "no"}, "'no'", "True or False"),
+    (discover, {"query_heads": None}, "None", "True or False"),
     (discover, {"model": None}, "None", "a model"),
     (discover, {"model": "tiny"}, "str", "load_model"),
     (discover, {"model": MODEL.config}, "LlamaConfig", "load_model"),
@@ -163,6 +173,21 @@ CASES = [  # function, what is wrong, what came, what is wanted
     (generate_samples, {"model": ON_META}, "on the meta device", "load it with its weights"),
     (zero_shot, {"model": ON_META}, "on the meta device", "load it with its weights"),
     (recover, {"model": ON_META}, "on the meta device", "load it with its weights"),
+    (estimate, {"model": ON_META, "criterion": "l1"}, "on the meta device", "load it with its weights"),
+    (save_model, {"model": ON_META}, "on the meta device", "load it with its weights"),
+    (to_gguf, {"model": ON_META}, "on the meta device", "load it with its weights"),
+    (latency, {"model": ON_META}, "on the meta", "load it with its weights"),
+    (perplexity, {"model": nn.Linear(2, 2)}, "Linear", "a decoder that predicts tokens"),
+    (generate_samples, {"model": nn.Linear(2, 2)}, "Linear", "a decoder that predicts tokens"),
+    (recover, {"model": nn.Linear(2, 2)}, "Linear", "a decoder that predicts tokens"),
+    (estimate, {"criterion": np.array(["l1"])}, "array(['l1']", "element1"),
+    (estimate, {"aggregation": np.array(["sum"])}, "array(['sum']", "mean"),
+    (
+        estimate,
+        {"criterion": "random", "seed": 2**64},
+        "18446744073709551616",
+        "a whole number of at least 0",
+    ),
     (estimate, {"criterion": "taylor"}, "'taylor'", "element1"),
     (estimate, {"criterion": None}, "None", "element1"),
     (estimate, {"criterion": 5}, "5", "element1"),
@@ -200,6 +225,8 @@ CASES = [  # function, what is wrong, what came, what is wanted
     (select, {"ratio": [0.2]}, "[0.2]", "a number in [0, 1)"),
     (select, {"ratio": np.array([0.2, 0.3])}, "ndarray", "a number in [0, 1)"),
     (select, {"ratio": torch.tensor(1.5)}, "1.5", "a number in [0, 1)"),
+    (select, {"ratio": torch.tensor(0.5, device="meta")}, "Tensor", "a number in [0, 1)"),
+    (select, {"scope": np.array(["local"])}, "array(['local']", "global"),
     (select, {"ratio": {}}, "{}", "names or patterns of axes"),
     (select, {"ratio": {"nope": 0.2}}, "'nope'", HEADS),
     (select, {"ratio": {5: 0.2}}, "5", HEADS),
@@ -241,6 +268,7 @@ CASES = [  # function, what is wrong, what came, what is wanted
     (repair_, {"plan": None}, "None", "select"),
     (repair_, {"calibration_ids": None}, "NoneType", "int64"),
     (repair_, {"calibration_ids": IDS[:1]}, "1", "at least 2"),
+    (repair_, {"ridges": [0.1, 1, 0.1]}, "[0.1, 1, 0.1]", "nothing twice"),
     (repair_, {"ridges": []}, "[]", "(0, inf)"),
     (repair_, {"ridges": [0.1, -1]}, "-1", "(0, inf)"),
     (repair_, {"ridges": ["x"]}, "'x'", "(0, inf)"),
@@ -250,6 +278,14 @@ CASES = [  # function, what is wrong, what came, what is wanted
     (save_model, {"path": None}, "None", "a folder"),
     (save_model, {"path": "taken.txt"}, "taken.txt", "a folder"),
     (save_model, {"path": "full"}, "full", "a new folder"),
+    (save_model, {"path": "dangling"}, "dangling is a link", "a folder"),
+    (save_model, {"path": LONG}, "too long", "another folder"),
+    (save_model, {"path": "new\ud800"}, "\\ud800", "another folder"),
+    (save_model, {"path": "new\0"}, "null byte", "another folder"),
+    (save_model, {"max_shard_size": "0GB"}, "0GB", "5GB"),
+    (save_model, {"tokenizer": len}, "builtin_function", "a tokenizer of transformers"),
+    (save_model, {"tokenizer": MODEL}, "LlamaForCausalLM", "a tokenizer of transformers"),
+    (save_model, {"tokenizer": [TOKENIZER]}, "[TokenizersBac", "a tokenizer of transformers"),
     (save_model, {"path": "taken.txt/in"}, "taken.txt", "a folder"),
     (save_model, {"max_shard_size": "5 apples"}, "5 apples", "5GB"),
     (save_model, {"max_shard_size": 0}, "0", "5GB"),
@@ -261,6 +297,8 @@ CASES = [  # function, what is wrong, what came, what is wanted
     (to_gguf, {"path": "full"}, "full", "a file"),
     (to_gguf, {"dtype": torch.int8}, "torch.int8", "torch.float32"),
     (to_gguf, {"dtype": "float16"}, "float16", "torch.float32"),
+    (to_gguf, {"dtype": [torch.float16]}, "[torch.float16]", "torch.float32"),
+    (to_gguf, {"path": "taken.txt/m.gguf"}, "taken.txt", "a folder"),
     (perplexity, {"model": None}, "None", "load_model"),
     (perplexity, {"ids": None}, "NoneType", "int64"),
     (perplexity, {"ids": "text"}, "str", "int64"),
@@ -271,6 +309,17 @@ CASES = [  # function, what is wrong, what came, what is wanted
     (perplexity, {"batch_size": "8"}, "'8'", "a whole number"),
     (generate_samples, {"model": None}, "None", "load_model"),
     (generate_samples, {"tokenizer": None}, "None", "tokenizer"),
+    (generate_samples, {"tokenizer": MODEL}, "LlamaForCausalLM", "a tokenizer of transformers"),
+    (generate_samples, {"prompts": [HALF_A_CHARACTER]}, "which has half of a character", "a text"),
+    (generate_samples, {"do_sample": "no"}, "'no'", "True or False"),
+    (generate_samples, {"top_p": 2}, "2", "a number in (0, 1]"),
+    (generate_samples, {"top_p": "x"}, "'x'", "a number in (0, 1]"),
+    (generate_samples, {"num_beams": 0}, "'num_beams': 0", "check these arguments"),
+    (generate_samples, {"num_beams": "x"}, "'num_beams': 'x'", "check these arguments"),
+    (generate_samples, {"nope": 1}, "'nope'", "check these arguments"),
+    (generate_samples, {"input_ids": IDS}, "'input_ids'", "check these arguments"),
+    (generate_samples, {"streamer": 5}, "'streamer': 5", "check these arguments"),
+    (generate_samples, {"generation_config": 5}, "'generation_config': 5", "check these arguments"),
     (generate_samples, {"prompts": "a river"}, "'a river'", "a list"),
     (generate_samples, {"prompts": []}, "[]", "a list"),
     (generate_samples, {"prompts": [5]}, "5", "a text"),
@@ -293,6 +342,9 @@ CASES = [  # function, what is wrong, what came, what is wanted
     (zero_shot, {"batch_size": 0}, "0", "at least 1"),
     (zero_shot, {"batch_size": "auto"}, "'auto'", "a whole number"),
     (zero_shot, {"tokenizer": None}, "None", "tokenizer"),
+    (zero_shot, {"tokenizer": MODEL}, "LlamaForCausalLM", "a tokenizer of transformers"),
+    (zero_shot, {"add_bos": 1}, "1", "True, False, None"),
+    (zero_shot, {"add_bos": 0.0}, "0.0", "True, False, None"),
     (text_ids, {"text": "wikki"}, "'wikki'", "wiki"),
     (text_ids, {"text": Path("none.txt")}, "none.txt", "wiki"),
     (text_ids, {"text": 5}, "5", "documents"),
@@ -300,7 +352,7 @@ CASES = [  # function, what is wrong, what came, what is wanted
     (text_ids, {"text": []}, "0 documents", "at least one"),
     (text_ids, {"text": ["", " "]}, "2 documents", "at least one"),
     (text_ids, {"text": [1, 2]}, "int", "a str"),
-    (text_ids, {"text": pd.DataFrame({"body": ["a river"]})}, "DataFrame of body", "give one of them"),
+    (text_ids, {"text": pd.DataFrame({"body": ["a river"]})}, "DataFrame of ['body']", "give one of them"),
     (text_ids, {"text": np.array([["a river"]])}, "ndarray", "give one of them"),
     (text_ids, {"text": repeat("a river", 1), "length": 99}, "has 0 windows", "wanted 2 windows"),
     (text_ids, {"text": "a river " * 600}, "'a river", "as a list, [text]"),
@@ -309,6 +361,15 @@ CASES = [  # function, what is wrong, what came, what is wanted
     (text_ids, {"text": "full/cut.gz"}, "cut.gz", "get it anew"),
     (text_ids, {"text": "full/other.gz"}, "other.gz", "get it anew"),
     (text_ids, {"text": "full/latin.txt"}, "latin.txt", "UTF-8"),
+    (text_ids, {"text": IDS}, "Tensor of ['tensor(", "give one of them"),
+    (text_ids, {"text": [HALF_A_CHARACTER]}, "which has half of a character", "a text"),
+    (calibration_ids, {"text": [HALF_A_CHARACTER] * 2}, "which has half of a character", "document 0"),
+    (text_ids, {"bos": 1}, "1", "True, False, window"),
+    (text_ids, {"bos": np.array([True, False])}, "array([ True", "True, False, window"),
+    (calibration_ids, {"bos": 0}, "0", "True, False, window"),
+    (text_ids, {"tokenizer": MODEL}, "LlamaForCausalLM", "a tokenizer of transformers"),
+    (calibration_ids, {"tokenizer": str}, "type", "a tokenizer of transformers"),
+    (text_ids, {"seed": 2**200}, "which is too large", "a whole number"),
     (text_ids, {"tokenizer": None}, "None", "tokenizer"),
     (text_ids, {"length": 0}, "0", "at least 1"),
     (text_ids, {"length": "8"}, "'8'", "a whole number"),
@@ -335,12 +396,21 @@ CASES = [  # function, what is wrong, what came, what is wanted
     (instructions, {"name": 5}, "5", "alpaca"),
     (instructions, {"name": EXAMPLES}, "'instruction'", "alpaca"),
     (instructions, {"name": Path("full/rows.json")}, "rows.json", "instruction"),
+    (instructions, {"name": "full/none.json", "samples": None}, "none.json", "wanted a JSON list"),
     (instructions, {"samples": 0}, "0", "at least 1"),
     (instructions, {"samples": 10**6}, "1000000", "take fewer"),
     (instructions, {"samples": 2.5}, "2.5", "a whole number"),
     (instructions, {"seed": -1}, "-1", "at least 0"),
     (recover, {"model": None}, "None", "load_model"),
     (recover, {"tokenizer": None}, "None", "tokenizer"),
+    (recover, {"examples": [{"text": HALF_A_CHARACTER}]}, "which has half of a character", "a text"),
+    (recover, {"tokenizer": str}, "type", "a tokenizer of transformers"),
+    (recover, {"output_dir": "dangling"}, "dangling is a link", "a folder"),
+    (recover, {"output_dir": LONG}, "too long", "another folder"),
+    (recover, {"callbacks": 5}, "5", "a list, each of it a TrainerCallback"),
+    (recover, {"callbacks": None}, "None", "a list, each of it a TrainerCallback"),
+    (recover, {"callbacks": [print]}, "builtin_function", "a TrainerCallback"),
+    (recover, {"keep_at": [1, 1]}, "[1, 1]", "nothing twice"),
     (recover, {"examples": []}, "0 examples", "instruction"),
     (recover, {"examples": [{}]}, "Example 0", "instruction"),
     (recover, {"examples": [{"instruction": 5, "output": "a"}]}, "instruction", "output"),
@@ -431,6 +501,14 @@ CASES = [  # function, what is wrong, what came, what is wanted
     ),
     (Plan.from_json, {"source": "nowhere.json"}, "nowhere.json", "keep"),
     (Plan.from_json, {"source": 5}, "5", "keep"),
+    (Plan.from_json, {"source": "full/latin.txt"}, "latin.txt", "keep"),
+    (Plan.from_json, {"source": "new\ud800"}, "\\ud800", "keep"),
+    (Plan.from_json, {"source": "new\0"}, "null byte", "keep"),
+    (Plan, {"keep": {5: [0]}, "n_groups": {5: 2}}, "5", "a text"),
+    (Plan, {"keep": {"a": [2**70]}, "n_groups": {"a": 2**71}}, "which is too large", "a whole number"),
+    (PLAN.to_json, {"path": "full"}, "'full'", "give a file"),
+    (PLAN.to_json, {"path": "nowhere/plan.json"}, "'nowhere/plan.json'", "give a file"),
+    (PLAN.to_json, {"path": 5}, "5", "give a file"),
     (Plan.from_json, {"source": '{"keep": 5, "n_groups": {}}'}, "5", "keep"),
     (Plan, {"keep": {"b": [0]}}, "'b'", "keep and n_groups"),
     (Plan, {"keep": {"a": []}}, "[]", "at least one"),
@@ -454,11 +532,14 @@ def place(tmp_path, monkeypatch):
     Path("full/cut.gz").write_bytes(gzip.compress(b"a river " * 99)[:-9])
     Path("full/other.gz").write_bytes(b"a river")
     Path("full/rows.json").write_text('[{"question": "a"}]')
-    return lambda: {path.as_posix(): path.stat().st_mtime_ns for path in Path().rglob("*")}
+    Path("full/none.json").write_text("[]")
+    Path("dangling").symlink_to("nowhere/at/all")
+    return lambda: {path.as_posix(): path.lstat().st_mtime_ns for path in Path().rglob("*")}
 
 
 def name(value) -> str:
-    return f"{type(value).__name__}{tuple(value.shape)}" if hasattr(value, "shape") else repr(value)[:30]
+    is_table = isinstance(value, (torch.Tensor, np.ndarray, pd.DataFrame))
+    return f"{type(value).__name__}{tuple(value.shape)}" if is_table else ascii(value)[:30]
 
 
 def ids(case):
@@ -498,3 +579,42 @@ def test_a_number_of_numpy_or_torch_is_a_number():
         plan = select(AXES, SCORES, ratio=ratio, protect_first=np.int64(0))
         assert plan.to_json() == PLAN.to_json()
     assert re.search("0.5", PLAN.to_json())
+    wanted = estimate(MODEL, AXES, IDS, micro_batch=2), estimate(MODEL, AXES, criterion="random", seed=4)
+    for number in (np.int64, torch.tensor):
+        got = estimate(MODEL, AXES, IDS, micro_batch=number(2))
+        assert all(torch.equal(got[name], scores) for name, scores in wanted[0].items())
+        got = estimate(MODEL, AXES, criterion="random", seed=number(4))
+        assert all(torch.equal(got[name], scores) for name, scores in wanted[1].items())
+
+
+def test_a_recovery_takes_the_numbers_of_numpy(place):
+    names = {"seed": np.int64(3), "rank": np.int64(2), "learning_rate": np.float64(1e-3)}
+    plain = {name: number.item() for name, number in names.items()}
+    rows = [recover(**copy.deepcopy(GOOD[recover]) | {"output_dir": how} | some).history
+            for how, some in (("numpy", names), ("plain", plain))]  # fmt: skip
+    assert rows[0][-1]["loss"] == rows[1][-1]["loss"]
+
+
+def test_a_device_of_torch_and_a_path_that_is_a_name_will_do(place):
+    folder = save_model(copy.deepcopy(MODEL), TOKENIZER, "mine")
+    assert load_model(folder, device=torch.device("cpu"))[0].device.type == "cpu"
+    assert instructions(Path("tiny")) == instructions("tiny")
+    assert torch.equal(*(text_ids(name, TOKENIZER, length=8) for name in (Path("tiny"), "tiny")))
+
+
+def test_a_model_with_numbers_that_are_none_is_not_repaired_nor_asked_to_write():
+    with pytest.raises(ValueError, match="a layer reads NaN or infinite numbers; check the weights"):
+        repair_(copy.deepcopy(NO_NUMBERS), PLAN, IDS)
+    with pytest.raises(ValueError, match="nan.*; check these arguments, or the model's weights"):
+        generate_samples(NO_NUMBERS, TOKENIZER, ["a river"], max_new_tokens=2)
+
+
+def test_a_plan_in_utf_8_with_its_mark_is_read(tmp_path):
+    (tmp_path / "plan.json").write_text(PLAN.to_json(), encoding="utf-8-sig")
+    assert Plan.from_json(tmp_path / "plan.json").to_dict() == PLAN.to_dict()
+
+
+@pytest.mark.parametrize("kinds", [["heads"], [5], [["mlp"]]])
+def test_axes_of_a_kind_that_there_is_not_are_refused(kinds):
+    with pytest.raises(ValueError, match=r"unknown kinds\[0\].*choose one of attention, mlp, hidden"):
+        AXES.of_kind(*kinds)

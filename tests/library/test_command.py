@@ -58,6 +58,14 @@ def test_the_command_gives_what_the_eight_lines_give(tmp_path, capsys):
         assert torch.equal(loaded(tokens()).logits, model(tokens()).logits)
 
 
+def test_a_model_that_is_named_as_one_of_ours_is_loaded_by_what_is_printed(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert prune("tiny", "--ratio", 0.5) == 0
+    line = next(one for one in capsys.readouterr().out.splitlines() if "pruner_lib.load_model" in one)
+    model, _ = eval(line, {"pruner_lib": pruner_lib})
+    assert model.num_parameters() < load_model("tiny")[0].num_parameters()
+
+
 def test_options_reach_the_plan_and_the_weights(tmp_path):
     words = "--ratio 0.4 --granularity block --scope global --criterion l2 --dtype bfloat16 --aggregation max"
     assert prune(tmp_path / "m", *words.split()) == 0
@@ -130,6 +138,7 @@ def test_a_model_that_can_be_no_gguf_is_refused_before_it_is_pruned(tmp_path, ca
         (["--samples", "2.5"], "invalid int value: '2.5'"),
         (["--length", "1"], "length must be a whole number of at least 2, got 1"),
         (["--seed", "-1"], "seed must be a whole number of at least 0"),
+        (["--seed", "4294967296", "--recover", "tiny"], "seed must be a number in [0, 4294967296) or None"),
         (["--multiple-of", "0"], "multiple_of must be a whole number of at least 1"),
         (["--protect-first", "-1"], "protect_first must be a whole number of at least 0"),
         (["--granularity", "channel", "--protect-last", "1"], "protect_first and protect_last must be 0"),
@@ -164,6 +173,11 @@ def test_wrong_options_are_refused_before_a_model_is_loaded(words, sentence, tmp
         (["pruin", "tiny", "m"], "invalid choice: 'pruin'"),
         (["prune", "tiny", "/proc/m"], "nothing can be written in /proc"),
         (["prune", "tiny", "/dev/null/m"], "/dev/null is a file; give a folder"),
+        (["prune", "tiny", "dangling"], "dangling exists and is not overwritten"),
+        (["prune", "tiny", "dangling/m"], "dangling is a link; give a folder"),
+        (["prune", "tiny", "m" * 300], "ame too long"),
+        (["prune", "tiny", "m\udcff"], "give another folder"),
+        (["prune", "tiny", "m", "--recover", "none.jsonl"], "none.jsonl: ValueError('it is empty'); wanted"),
         (["prune", "mine.gguf", "m"], "unknown model 'mine.gguf'"),
         (["prune", "tiny", "m", "--device", "tpu7"], "device came as 'tpu7'"),
         (["prune", "tiny", "m", "--samples", "1000"], "text 'tiny' has 200 documents"),
@@ -174,10 +188,13 @@ def test_other_words_are_refused_before_groups_are_discovered(words, sentence, t
     monkeypatch.setattr(pruner_lib.method.discover, "discover", None)
     monkeypatch.chdir(tmp_path)
     Path("mine.gguf").touch()
+    Path("none.jsonl").touch()
+    Path("dangling").symlink_to("nowhere/at/all")
+    before = {path.name for path in tmp_path.iterdir()} | {"chats.jsonl"}
     turns = [{"role": role, "content": "a"} for role in ("user", "assistant")]
     Path("chats.jsonl").write_text(json.dumps({"messages": turns}))
     assert sentence in refused([*words, *TINY], capsys)
-    assert {path.name for path in tmp_path.iterdir()} == {"mine.gguf", "chats.jsonl"}
+    assert {path.name for path in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def test_every_window_can_begin_with_bos(cut, seed):
     assert torch.equal(begun[:, 1:], plain), "and behind it stands what would have stood there without"
     with pytest.raises(ValueError, match="length is 1, wanted more than the 1 tokens"):
         cut("tiny", tiny_tokenizer(), length=1, bos="window")
-    with pytest.raises(ValueError, match="bos came as 'each', wanted True, False or"):
+    with pytest.raises(ValueError, match="unknown bos 'each'; choose one of True, False, window"):
         cut("tiny", tiny_tokenizer(), length=9, bos="each")
 
 

@@ -7,6 +7,8 @@ own functions are in `tests/library/test_bad_input.py`.
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import nbformat
 import pytest
 from in_process import NOTEBOOKS
 
-from pruner_lib.study import Study
+from pruner_lib.study import Study, notebooks
 from pruner_lib.study.notebooks import main as run_notebooks
 from pruner_lib.study.profiles import load_profile
 from pruner_lib.study.reproduce import main as reproduce
@@ -53,6 +55,11 @@ PARAMETERS = [  # notebook, what is given, what came, what is wanted
     ("07", {"ratio": -0.1}, "-0.1", "[0, 1)"),
     ("08", {"designs": ["columns"]}, "'columns'", "every second layer"),
     ("08", {"ratios": [0]}, "0", "(0, 1)"),
+    ("08", {"ratios": [0.2, 0.2]}, "[0.2, 0.2]", "nothing twice"),
+    ("08", {"seed": 2**64}, "which is too large", "a whole number"),
+    ("13", {"samples": [4, 4]}, "[4, 4]", "nothing twice"),
+    ("03", {"methods": ["l2", "l2"]}, "['l2', 'l2']", "nothing twice"),
+    ("04", {"seed": 2**64}, "which is too large", "a whole number"),
     ("09", {"share": 2}, "2", "(0, 1]"),
     ("09", {"share": 0}, "0", "(0, 1]"),
     ("09", {"ratio": None}, "None", "(0, 1)"),
@@ -175,6 +182,20 @@ OWN = [  # a profile of one's own, what came, what is wanted
     ("sweep: {answering: [nope]}", "'nope'", "'element1'"),
     ("recovery_study: {draws: 0}", "0", "greater than or equal to 1"),
     ("after: {samples: 4}", "4", "a valid array"),
+    ("after: {samples: []}", "[]", "at least 1 item"),
+    ("after: {shares: []}", "[]", "at least 1 item"),
+    ("ratios: []", "[]", "at least 1 item"),
+    ("sweep: {shares: [0.2, 0.2]}", "[0.2, 0.2]", "something twice"),
+    ("calibration_study: {corpora: []}", "[]", "at least 1 item"),
+    ("calibration_study: {lengths: []}", "[]", "at least 1 item"),
+    ("calibration_study: {samples: [3, 3]}", "[3, 3]", "something twice"),
+    ("recovery_study: {samples: []}", "[]", "at least 1 item"),
+    ("recovery_study: {batch_size: 3}", "batch_size=3", "a multiple of micro_batch_size"),
+    ("recovery_study: {answer_at: [3]}", "(3,)", "some of keep_at"),
+    ("draws: 99999999999999999999", "99999999999999999999", "less than"),
+    ("calibration: {seed: 99999999999999999999}", "99999999999999999999", "less than"),
+    ("evaluation: &e {texts: [tiny], bos: [*e]}", "Circular", "mend it"),
+    ("ratios: &r [0.1, *r]", "Circular", "mend it"),
 ]
 
 
@@ -196,6 +217,20 @@ def test_own_profiles_that_name_something_twice_are_refused(text, place, monkeyp
     monkeypatch.setenv("PRUNER_LIB_PROFILES", str(place / "mine.yaml"))
     with pytest.raises(ValueError, match="can't be read: (draws|mine) stands there twice .*line 1"):
         load_profile("mine")
+
+
+def test_own_profile_that_is_like_no_other_is_told_so(place, monkeypatch):
+    (place / "mine.yaml").write_text("mine: {draws: 3}")
+    monkeypatch.setenv("PRUNER_LIB_PROFILES", str(place / "mine.yaml"))
+    with pytest.raises(ValueError, match="profile 'mine' without `like` lacks after"):
+        load_profile("mine")
+
+
+def test_name_of_an_own_profile_can_be_that_of_a_folder(place, monkeypatch):
+    (place / "mine.yaml").write_text(f"{'n' * 300}: {{like: tiny}}")
+    monkeypatch.setenv("PRUNER_LIB_PROFILES", str(place / "mine.yaml"))
+    with pytest.raises(ValueError, match="name is 'nnn.* but should match pattern"):
+        load_profile("n" * 300)
 
 
 EXPERIMENTS = [
@@ -293,6 +328,9 @@ def test_bad_command_line_ends_with_exit_code_2_and_a_sentence(case, place, caps
 PLACES = [  # environment variable, its value, what is called, what is wanted
     ("PRUNER_LIB_RESULTS", "taken.txt", lambda: run_notebooks(["--profile", "tiny"]), "another folder"),
     ("PRUNER_LIB_RESULTS", "taken.txt/in", lambda: run_notebooks(["--profile", "tiny"]), "another folder"),
+    ("PRUNER_LIB_RESULTS", "round", lambda: run_notebooks(["--profile", "tiny"]), "another folder"),
+    ("PRUNER_LIB_DATA", "taken.txt", lambda: run_notebooks(["--profile", "tiny"]), "PRUNER_LIB_DATA"),
+    ("PRUNER_LIB_DATA", "nowhere", lambda: run_notebooks(["--profile", "tiny"]), "PRUNER_LIB_DATA"),
     ("PRUNER_LIB_PROFILES", "none.yaml", lambda: run_notebooks(["--profile", "tiny"]), "PRUNER_LIB_PROFILES"),
     ("PRUNER_LIB_PROFILES", ".", lambda: run_notebooks(["--profile", "tiny"]), "PRUNER_LIB_PROFILES"),
     ("PRUNER_LIB_PROFILES", "taken.txt", lambda: run_notebooks(["--profile", "tiny"]), "PRUNER_LIB_PROFILES"),
@@ -303,7 +341,9 @@ PLACES = [  # environment variable, its value, what is called, what is wanted
 def test_place_that_will_not_do_is_found_out_before_a_notebook_runs(case, place, capsys, monkeypatch):
     variable, value, command, wanted = case
     (place / "taken.txt").write_text("mine")
+    (place / "round").symlink_to("round")
     monkeypatch.setenv(variable, value)
+    monkeypatch.setattr(notebooks, "execute", lambda *_: pytest.fail("a notebook ran"))
     assert command() == 2
     shown = capsys.readouterr()
     assert shown.err.count("\n") == 1 and value in shown.err and wanted in shown.err, shown.err
@@ -316,3 +356,17 @@ def test_folder_of_data_that_is_none_is_named(place, monkeypatch):
     with pytest.raises(ValueError, match="PRUNER_LIB_DATA is 'nowhere', which is no folder; create it"):
         study.run(study.profile.experiment(criterion="random"))
     assert not results_dir("tiny").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["study", "--profile", "tiny", "--workers", "x"], "argument --workers: invalid int value: 'x'"),
+        (["stress", "--kills", "x"], "argument --kills: invalid int value: 'x'"),
+        (["bench", "--only", "nope"], "no benchmark nope; there are scoring, discovery, speed, evaluation"),
+    ],
+)
+def test_value_of_a_verb_that_will_not_do_gets_a_sentence(words, sentence):
+    command = [sys.executable, "-m", "invoke", *words]
+    run = subprocess.run(command, cwd=NOTEBOOKS[0].parents[1], capture_output=True, text=True)
+    assert run.returncode and sentence in run.stderr.splitlines()[-1] and "Traceback" not in run.stderr
