@@ -157,8 +157,6 @@ def build_folder(folder: Path, build: Callable[[Path], None], *, source: str) ->
     try:
         with only_one(folder.parent / f".{folder.name}.lock"):
             if not _is_whole(folder, source):
-                for stale in folder.parent.glob(f".{folder.name}-*"):  # left by a process that was killed
-                    shutil.rmtree(stale, ignore_errors=True)
                 write_folder(folder, write)
     except Exception as error:  # a full disk comes in many guises: pip's log, safetensors' own error, OSError
         full = os.strerror(errno.ENOSPC) in str(error)
