@@ -66,6 +66,19 @@ def test_study_done_before_runs_side_by_side_the_summary_last_and_alone_and_valu
     assert not (results_dir("tiny") / "tables").exists() and not manifest_path("00_one", "tiny").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.notebook
+def test_page_is_that_of_the_last_run_also_where_the_clock_went_back(folder):
+    path = notebook(folder, "00_one", WRITE, FINISH)
+    main(["--profile", "tiny"])
+    page = manifest_path("00_one", "tiny").with_suffix(".html")
+    assert "names" in page.read_text() and "another" not in page.read_text()
+    os.utime(page, (2**32, 2**32))  # made by a clock far ahead
+    path.write_text(path.read_text().replace("results.finish", "'another run'; results.finish"))
+    main(["--profile", "tiny"])
+    assert "another" in page.read_text()
+
+
 @pytest.fixture(scope="module")
 def tried(tmp_path_factory):
     """What three commands said and left: five notebooks, the killed one again, one that works only once."""

@@ -257,6 +257,8 @@ LINES = [
     (run_notebooks, ["--profile", "tiny", "--only", "00,"], "''", "there are 00_quickstart"),
     (run_notebooks, ["--set", "ratio"], "'ratio'", "name=value"),
     (run_notebooks, ["--set", "ratio=[1,"], "'ratio=[1,'", "name=value"),
+    (run_notebooks, ["--set", "ratio=2020-99-99"], "'ratio=2020-99-99'", "name=value"),
+    (run_notebooks, ["--set", f"ratio={'[' * 10_000}"], "'ratio=[[[", "name=value"),
     (run_notebooks, ["--set", "ratio={a: 1}"], "'ratio={a: 1}'", "name=value"),
     (run_notebooks, ["--set", "ratio=[[1]]"], "'ratio=[[1]]'", "name=value"),
     (run_notebooks, ["--set", "ratio=!!python/name:os.system"], "os.system", "name=value"),
