@@ -64,19 +64,19 @@ def write_folder(path: Path | str, write: Callable[[Path], Any]) -> Path:
             if not path.exists() and (left / "old").exists():
                 os.replace(left / "old", path)
             shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as scratch:
-        new, old = Path(scratch, "new"), Path(scratch, "old")
-        with only_one(Path(scratch, LOCK)):
-            new.mkdir()
-            write(new)
-            if path.exists():
-                os.replace(path, old)
-            try:
-                os.replace(new, path)
-            except OSError:
-                if old.exists():
-                    os.replace(old, path)
-                raise
+    scratch = tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent)
+    with scratch as place, only_one(Path(place, LOCK)):
+        new, old = Path(place, "new"), Path(place, "old")
+        new.mkdir()
+        write(new)
+        if path.exists():
+            os.replace(path, old)
+        try:
+            os.replace(new, path)
+        except OSError:
+            if old.exists():
+                os.replace(old, path)
+            raise
     return path
 
 

@@ -189,7 +189,7 @@ def read_instructions(name: str | Path) -> list[dict[str, Any]]:
             else _instruction(row["instruction"], row["output"], row.get("input") or "")
             for row in rows
         ]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         wanted = "a JSON list" if is_list else "one JSON object a line"
         kinds = 'rows with "instruction" and "output", "messages", or "text"'
         raise ValueError(f"{path}: {error!r}; wanted {wanted}, {kinds}") from error

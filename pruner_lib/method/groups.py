@@ -190,7 +190,7 @@ class Plan:
             text = text if text.lstrip().startswith("{") else Path(source).read_text()
             data = {"settings": {}, "query_heads": False} | json.loads(text)
             return cls(data["keep"], data["n_groups"], data["settings"], data["query_heads"])
-        except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        except (OSError, json.JSONDecodeError, UnicodeError, RecursionError, KeyError, TypeError) as error:
             wanted = "a plan, with keep, n_groups, settings and query_heads"
             raise ValueError(f"{source!r:.80} is not {wanted} ({error})") from error
 

@@ -31,10 +31,9 @@ STARTS = 3  # tries to start a kernel: another process may take a port that was 
 
 
 class Shell(AsyncZMQSocketChannel):
-    """The channel of requests to a kernel, and of its replies.
+    """The channel to a kernel; a message sent on it does not hide a reply that has come meanwhile.
 
-    That a reply has come is signalled once, and a request sent meanwhile (nbclient sends some for an output
-    widget) takes the signal away: who waits for the reply would wait for ever.
+    nbclient sends some for an output widget. A reply is signalled once, and what waits for it would wait on.
     """
 
     def send(self, message: dict[str, Any]) -> None:

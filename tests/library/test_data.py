@@ -306,7 +306,11 @@ def test_local_instructions_are_read(local, suffix):
     assert instructions("alpaca") == [rows[0], rows[1] | {"input": ""}]
 
 
-@pytest.mark.parametrize("text", ["{", '{"a": 1}', '[{"instruction": "no output"}]', "[1]"])
+@pytest.mark.parametrize(
+    "text",
+    ["{", '{"a": 1}', '[{"instruction": "no output"}]', "[1]", "[" * 1500],
+    ids=["cut", "an object", "no output", "a number", "deep"],
+)
 def test_malformed_instructions_name_the_file(local, text):
     (local / "mine.json").write_text(text)
     with pytest.raises(ValueError, match=r'mine\.json.*wanted a JSON list.*"instruction" and "output"'):

@@ -120,7 +120,11 @@ def test_real_full_disk_is_an_error():
         write_json(Path("/dev/full/a.json"), {})
 
 
-@pytest.mark.parametrize("text", ['{"half": ', "", "[" * 100_000, "\ufeff{}", "1" * 5000])
+@pytest.mark.parametrize(
+    "text",
+    ['{"half": ', "", "[" * 100_000, "\ufeff{}", "1" * 5000],
+    ids=["cut", "empty", "deep", "marked", "huge"],
+)
 def test_damaged_json_is_named(text, tmp_path):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(ValueError, match="a.json is not valid JSON .* delete it"):
