@@ -134,7 +134,8 @@ def local_path(name: str) -> Path | None:
     root = Path(place).expanduser().absolute()
     if not root.is_dir():
         raise ValueError(f"PRUNER_LIB_DATA is {place!r}, which is no folder; create it or unset the variable")
-    return root / name if (root / name).exists() else None
+    found = root / name  # no pipe, which would be waited for
+    return found if os.path.isfile(found) or os.path.isdir(found) else None
 
 
 def build_folder(folder: Path, build: Callable[[Path], None], *, source: str) -> Path:

@@ -6,6 +6,7 @@ two-layer llama (see `tiny`). A name is looked up in the local data directory fi
 of that name), then in the asset cache; else it is a folder or a hub id.
 """
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -111,7 +112,7 @@ def own_folder(name: str) -> Path | None:
     if name in ("tiny", ""):
         return None
     place = Path(name).expanduser()
-    return local_path(name) or (place if name not in NAMES and place.is_dir() else None)
+    return local_path(name) or (place if name not in NAMES and os.path.isdir(place) else None)
 
 
 def _embedded(name: str) -> Path:
