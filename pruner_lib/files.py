@@ -60,10 +60,12 @@ def write_folder(path: Path | str, write: Callable[[Path], Any]) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f".{glob.escape(path.name)}-????????"):  # as `tempfile` names them
-        with suppress(TimeoutError), only_one(left / LOCK, wait=False):
-            if not path.exists() and (left / "old").exists():
-                os.replace(left / "old", path)
-            shutil.rmtree(left, ignore_errors=True)
+        with suppress(OSError):  # no such folder, or its process lives
+            if {one.name for one in left.iterdir()} <= {"new", "old", LOCK}:
+                with only_one(left / LOCK, wait=False):
+                    if not path.exists() and (left / "old").exists():
+                        os.replace(left / "old", path)
+                    shutil.rmtree(left, ignore_errors=True)
     scratch = tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent)
     with scratch as place, only_one(Path(place, LOCK)):
         new, old = Path(place, "new"), Path(place, "old")

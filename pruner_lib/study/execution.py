@@ -31,14 +31,11 @@ STARTS = 3  # tries to start a kernel: another process may take a port that was 
 
 
 class Shell(AsyncZMQSocketChannel):
-    """The channel to a kernel; a message sent on it does not hide a reply that has come meanwhile.
-
-    nbclient sends some for an output widget. A reply is signalled once, and what waits for it would wait on.
-    """
+    """The channel to a kernel, on which nbclient speaks for an output widget while it waits for a reply."""
 
     def send(self, message: dict[str, Any]) -> None:
         super().send(message)
-        self.socket.get(zmq.EVENTS)  # looks for what has come, and wakes who waits for it
+        self.socket.get(zmq.EVENTS)  # wakes who waits: a reply is signalled once, which sending takes away
 
 
 def read_notebook(path: Path) -> nbformat.NotebookNode:

@@ -73,11 +73,8 @@ class Stages(Results):
         return self.folder / "cache" / (dtype if dtype != "float32" else "") / name
 
     def lock(self, name: str, *, wait: bool = True) -> FileLock:
-        """Let one process at a time do what follows; without `wait`, TimeoutError where another does it.
-
-        The first one makes the cache, and keeps it out of the user's git.
-        """
-        if not (ignored := self.folder / "cache" / ".gitignore").is_file():
+        """Let one process at a time do what follows; without `wait`, TimeoutError where another does it."""
+        if not (ignored := self.folder / "cache" / ".gitignore").is_file():  # by the user's git
             write_text(ignored, "*\n")
         return only_one(self.cache(f"{name}.lock"), wait=wait)
 

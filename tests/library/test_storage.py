@@ -106,6 +106,15 @@ def test_what_a_killed_process_left_of_a_folder_is_cleared_and_an_older_one_put_
     assert [path.name for path in folder.iterdir()] == ["old"]
 
 
+def test_only_what_was_left_of_a_folder_is_cleared(tmp_path):
+    (tmp_path / ".m-mha.lock").touch()  # of another folder, "m-mha"
+    (tmp_path / ".m-mynotes1").mkdir()
+    (tmp_path / ".m-mynotes1" / "notes.txt").touch()
+    write_folder(tmp_path / "m", lambda new: (new / "new").touch())
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".m-mha.lock", ".m-mynotes1", "m"]
+    assert [path.name for path in (tmp_path / ".m-mynotes1").iterdir()] == ["notes.txt"]
+
+
 def test_folder_that_another_process_is_writing_is_left_alone(tmp_path):
     def write(new: Path) -> None:
         write_folder(tmp_path / "m", lambda other: (other / "other").touch())
