@@ -4,6 +4,7 @@ A study may be killed at any moment. Every file is written beside its place and 
 so that a reader sees the old file or the new one and never a part. What a file means is not known here.
 """
 
+import glob
 import hashlib
 import json
 import math
@@ -21,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+
+LOCK = "lock"  # of a folder that is being written; its process holds it
 
 
 def write_atomic(path: Path | str, write: Callable[[Path], Any]) -> Path:
@@ -50,12 +53,22 @@ def write_atomic(path: Path | str, write: Callable[[Path], Any]) -> Path:
 def write_folder(path: Path | str, write: Callable[[Path], Any]) -> Path:
     """Let `write` fill a folder beside `path`, then move it there; an older folder goes only after that.
 
+    What processes that were killed meanwhile left of it is cleared first; an older folder is put back.
+
     Raises:  what `write` raises, or OSError; the older folder is untouched, nothing else is left.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as scratch:
-        new, old = Path(scratch, "new"), Path(scratch, "old")
+    for left in path.parent.glob(f".{glob.escape(path.name)}-????????"):  # as `tempfile` names them
+        with suppress(OSError):  # no such folder, or its process lives
+            if {one.name for one in left.iterdir()} <= {"new", "old", LOCK}:
+                with only_one(left / LOCK, wait=False):
+                    if not path.exists() and (left / "old").exists():
+                        os.replace(left / "old", path)
+                    shutil.rmtree(left, ignore_errors=True)
+    scratch = tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent)
+    with scratch as place, only_one(Path(place, LOCK)):
+        new, old = Path(place, "new"), Path(place, "old")
         new.mkdir()
         write(new)
         if path.exists():
@@ -117,7 +130,7 @@ def read_json(path: Path | str) -> Any:
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); mend or delete it, then run again") from error
 
 
@@ -133,8 +146,8 @@ def set_aside(path: Path, reason: object) -> None:
 def content_hash(path: Path | str) -> str:
     """Name a file by content: its sha256, read once a process unless its size or time of change differs."""
     path = Path(path).absolute()
-    state = path.stat()
-    return _content_hash(path, state.st_size, state.st_mtime_ns)
+    state = path.stat()  # a copy may keep the time of change, but not that of its coming
+    return _content_hash(path, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
 
 
 def content_hashes(folder: Path, pattern: str = "*") -> dict[str, str]:
@@ -149,7 +162,7 @@ def text_hash(text: str) -> str:
 
 
 @lru_cache(maxsize=1024)
-def _content_hash(path: Path, size: int, changed: int) -> str:
+def _content_hash(path: Path, *_state: int) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

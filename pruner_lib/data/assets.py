@@ -134,7 +134,8 @@ def local_path(name: str) -> Path | None:
     root = Path(place).expanduser().absolute()
     if not root.is_dir():
         raise ValueError(f"PRUNER_LIB_DATA is {place!r}, which is no folder; create it or unset the variable")
-    return root / name if os.path.exists(root / name) else None
+    found = root / name  # no pipe, which would be waited for
+    return found if os.path.isfile(found) or os.path.isdir(found) else None
 
 
 def build_folder(folder: Path, build: Callable[[Path], None], *, source: str) -> Path:
@@ -157,8 +158,6 @@ def build_folder(folder: Path, build: Callable[[Path], None], *, source: str) ->
     try:
         with only_one(folder.parent / f".{folder.name}.lock"):
             if not _is_whole(folder, source):
-                for stale in folder.parent.glob(f".{folder.name}-*"):  # left by a process that was killed
-                    shutil.rmtree(stale, ignore_errors=True)
                 write_folder(folder, write)
     except Exception as error:  # a full disk comes in many guises: pip's log, safetensors' own error, OSError
         full = os.strerror(errno.ENOSPC) in str(error)

@@ -15,6 +15,7 @@ entry optional:
 
 import gzip
 import json
+import os
 import re
 import zlib
 from collections.abc import Mapping, Sequence
@@ -67,7 +68,7 @@ def local_questions(task: str) -> Path | None:
 def _own_file(name: str | Path) -> Path | None:
     """The file that is meant by a path; a name without an ending is no path, but a Path is."""
     path = Path(name).expanduser()
-    return path if (path.suffix or isinstance(name, Path)) and path.is_file() else None
+    return path if (path.suffix or isinstance(name, Path)) and os.path.isfile(path) else None
 
 
 def read_corpus(text: Text, separator: str = "\n\n") -> Corpus:
@@ -190,7 +191,7 @@ def read_instructions(name: str | Path) -> list[dict[str, Any]]:
             else _instruction(row["instruction"], row["output"], row.get("input") or "")
             for row in rows
         ]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         wanted = "a JSON list" if is_list else "one JSON object a line"
         kinds = 'rows with "instruction" and "output", "messages", or "text"'
         raise ValueError(f"{path}: {error!r}; wanted {wanted}, {kinds}") from error

@@ -196,7 +196,7 @@ class Plan:
             text = text if text.lstrip().startswith("{") else Path(source).read_text("utf-8-sig")
             data = {"settings": {}, "query_heads": False} | json.loads(text)
             values = [data[name] for name in ("keep", "n_groups", "settings", "query_heads")]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
             wanted = "a plan, with keep, n_groups, settings and query_heads"
             raise ValueError(f"{source!r:.80} is not {wanted} ({error})") from error
         return cls(*values)

@@ -25,6 +25,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from pruner_lib.data.assets import ASSETS, build_folder, cache_root, fetch, hub_lookup, local_path
+from pruner_lib.files import read_json
 from pruner_lib.method.checks import require
 from pruner_lib.method.layout import check_layout
 from pruner_lib.models.chatglm import LATER_KEYS, ChatGLMConfig, ChatGLMForConditionalGeneration, tie_equal_
@@ -82,7 +83,9 @@ def load_model(
         with nullcontext() if folder else hub_lookup(f"model {name!r}", advice):
             source, revision = str(folder or hub_id), revision or "main"
             model, tokenizer = _load(source, dtype, placed, trust_remote_code, revision)
-    except Exception as error:  # missing, damaged, or settings of another kind than transformers reads
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # missing, damaged, other settings; panics of a tokenizer are no Exception
         if type(error) is ValueError and "\n" not in str(error):  # one sentence
             raise
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
@@ -132,6 +135,7 @@ def _load(
         build = pruned_class(dense) if pruned else dense
     elif not (trusted and AUTO_CLASS in (getattr(config, "auto_map", None) or {})):
         _check_decoder(source, config)
+    _check_place(Path(source))
     how = {"dtype": dtype, "device_map": device_map, "trust_remote_code": trusted, "revision": revision}
     try:
         with _read_into_memory():
@@ -171,6 +175,15 @@ def _config(source: str, trusted: bool, revision: str) -> PreTrainedConfig:
         vars(config).pop("auto_map", None)  # names the hub's own code
         return config
     return AutoConfig.from_pretrained(source, trust_remote_code=trusted, revision=revision)
+
+
+def _check_place(folder: Path) -> None:
+    """Refuse an index that names files elsewhere: results rest on the files of the folder alone."""
+    for index in folder.glob("*.index.json"):
+        names = read_json(index)["weight_map"].values()
+        if away := [name for name in names if Path(name).name != name]:
+            said = f"{index} names {away[0]}, which does not lie beside it"
+            raise ValueError(f"{said}; put all files of the weights into one folder")
 
 
 def _check_decoder(source: str, config: PreTrainedConfig) -> None:

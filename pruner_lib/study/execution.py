@@ -17,7 +17,9 @@ from typing import Any
 
 import nbformat
 import papermill
-from jupyter_client import AsyncKernelManager
+import zmq
+from jupyter_client import AsyncKernelClient, AsyncKernelManager
+from jupyter_client.channels import AsyncZMQSocketChannel
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from papermill.translators import PythonTranslator
@@ -26,6 +28,14 @@ from pruner_lib.study.parameters import changed_parameters
 
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit codes
 STARTS = 3  # tries to start a kernel: another process may take a port that was chosen for it
+
+
+class Shell(AsyncZMQSocketChannel):
+    """The channel to a kernel, on which nbclient speaks for an output widget while it waits for a reply."""
+
+    def send(self, message: dict[str, Any]) -> None:
+        super().send(message)
+        self.socket.get(zmq.EVENTS)  # wakes who waits: a reply is signalled once, which sending takes away
 
 
 def read_notebook(path: Path) -> nbformat.NotebookNode:
@@ -66,6 +76,9 @@ def execute(
     messages = executed.with_suffix(".txt")  # of the kernel
 
     class Manager(AsyncKernelManager):
+        def client(self, **how: Any) -> AsyncKernelClient:
+            return super().client(**how, shell_channel_class=Shell)
+
         async def start_kernel(self, **how: Any) -> None:
             how |= {"env": dict(environment), "cwd": str(path.resolve().parent)}
             with messages.open("wb") as stderr:

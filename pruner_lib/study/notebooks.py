@@ -138,6 +138,7 @@ def _run(path: Path, profile: str, parameters: dict, environment: Mapping[str, s
         write_text(place.parent / ("failed" if error else "") / path.name, _without_places(text))
     if not error:
         (place.parent / "failed" / path.name).unlink(missing_ok=True)
+        place.with_suffix(".html").unlink(missing_ok=True)  # may be newer, by its clock
     good = {"outputs": []} | (read_kept(place) or {})  # its files stay after a failure
     manifest = good | {"finished": now()} if error else receipt
     manifest |= {"notebook": path.stem, "profile": profile, "status": "failed" if error else "done"}
@@ -160,7 +161,7 @@ def _without_places(text: str) -> str:
 def _setting(text: str) -> tuple[str, Any]:
     """Read `name=value` as YAML does: numbers stay numbers, `true` and lists are read too."""
     name, equals, value = text.partition("=")
-    with contextlib.suppress(yaml.YAMLError):
+    with contextlib.suppress(yaml.YAMLError, ValueError, RecursionError):
         read = yaml.safe_load(value)
         values = read if isinstance(read, list) else [read]
         plain = all(isinstance(one, (int, float, str, type(None))) for one in values)

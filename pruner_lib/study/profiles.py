@@ -251,7 +251,7 @@ def _read(path: Path | str | None) -> Mapping[str, Any]:
         return {}
     try:
         profiles = yaml.load(Path(path).expanduser().read_text(encoding="utf-8"), Loader=Loader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"the profiles {str(path)!r} can't be read: {reason}; see {VARIABLE}") from error
     if not isinstance(profiles, Mapping):

@@ -12,7 +12,7 @@ from pydantic import PlainValidator
 from pruner_lib.files import plain, read_json, set_aside, write_json
 from pruner_lib.study.settings import DATA_FREE, FORMAT, Experiment, from_plain, settings_key
 
-KEPT = "kept"  # holds data that are no dictionary
+KEPT, FILE = "kept", "file"  # the first holds data that are no dictionary, the second the name of their file
 # of a text; of a task, the last two of the right answer: its probability among the choices, and its bits
 KINDS = ("perplexity", "accuracy", "p_right", "bits_per_byte")
 
@@ -108,7 +108,7 @@ def write_record(record: Record, directory: Path) -> Path:
     """Write a record as JSON in one step, below a profile's results directory."""
     data = asdict(replace(record, experiment=record.experiment.canonical()))
     del data["reused"]
-    return write_kept(record_path(directory, record.key), {"format": FORMAT, "key": record.key} | data)
+    return _write(record_path(directory, record.key), {"format": FORMAT, "key": record.key} | data)
 
 
 def read_record(path: Path) -> Record:
@@ -130,15 +130,19 @@ def read_record(path: Path) -> Record:
 
 
 def write_kept(path: Path, data: Any) -> Path:
-    """Write plain data as JSON in one step, with a digest of them."""
-    data = plain(data if isinstance(data, dict) else {KEPT: data})
+    """Write plain data as JSON in one step, with the name of their file and a digest of all that."""
+    return _write(path, (data if isinstance(data, dict) else {KEPT: data}) | {FILE: path.name})
+
+
+def _write(path: Path, data: dict[str, Any]) -> Path:
+    data = plain(data)
     return write_json(path, data | {"digest": settings_key(data)})
 
 
 def read_kept(path: Path) -> Any:
     """Read what `write_kept` wrote; None if it is not there.
 
-    A damaged or edited file counts as not there: it is set aside as NAME.damaged, with a warning.
+    A damaged, edited or renamed file counts as not there: it is set aside as NAME.damaged, with a warning.
     """
     if not path.is_file():
         return None
@@ -146,6 +150,8 @@ def read_kept(path: Path) -> Any:
         data = read_json(path)
         if not isinstance(data, dict) or _was_edited(data):
             raise ValueError("it was changed after it was written")
+        if (name := data.pop(FILE, path.name)) != path.name:  # a file of an earlier version has no name
+            raise ValueError(f"it was written as {name}")
         return data[KEPT] if data.keys() == {KEPT} else data
     except ValueError as error:
         set_aside(path, error)
@@ -159,7 +165,7 @@ def _was_edited(data: dict[str, Any]) -> bool:
 
 def load_records(directory: Path) -> list[Record]:
     """Read all records below a profile's results directory, in the order of their keys."""
-    return [read_record(path) for path in sorted((directory / "records").glob("*.json"))]
+    return [read_record(path) for path in sorted((directory / "records").glob("[!.]*.json"))]
 
 
 def records_frame(records: Iterable[Record], *, allow: Sequence[str] = ()) -> pd.DataFrame:

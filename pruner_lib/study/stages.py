@@ -23,7 +23,7 @@ from pruner_lib.data.windows import calibration_ids, has_bos, instructions, text
 from pruner_lib.evaluation.efficiency import count_parameters, weight_bytes
 from pruner_lib.evaluation.int8 import quantise_
 from pruner_lib.evaluation.perplexity import perplexity
-from pruner_lib.files import content_hash, only_one
+from pruner_lib.files import content_hash, only_one, write_text
 from pruner_lib.method.depth import block_influence, every_second
 from pruner_lib.method.discover import discover
 from pruner_lib.method.groups import Plan
@@ -74,6 +74,8 @@ class Stages(Results):
 
     def lock(self, name: str, *, wait: bool = True) -> FileLock:
         """Let one process at a time do what follows; without `wait`, TimeoutError where another does it."""
+        if not (ignored := self.folder / "cache" / ".gitignore").is_file():  # by the user's git
+            write_text(ignored, "*\n")
         return only_one(self.cache(f"{name}.lock"), wait=wait)
 
     @contextmanager

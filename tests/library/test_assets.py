@@ -134,7 +134,7 @@ def test_fetched_asset_needs_no_index_any_more_and_may_hold_files_of_others(with
 
 def test_interrupted_download_is_redone(without_pip, monkeypatch, tmp_path):
     publish(without_pip, monkeypatch)
-    leftover = tmp_path / "cache" / "assets" / ".toy-killed" / "half.whl"
+    leftover = tmp_path / "cache" / "assets" / ".toy-ab12cd_4" / "new" / "half.whl"  # as it is named
     leftover.parent.mkdir(parents=True)
     leftover.write_text("half")
     assert (fetch("toy") / "wanted.txt").read_text() == "hello"

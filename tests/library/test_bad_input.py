@@ -10,6 +10,7 @@ import copy
 import gzip
 import json
 import re
+import sys
 import warnings
 from itertools import repeat
 from pathlib import Path
@@ -490,6 +491,8 @@ CASES = [  # function, what is wrong, what came, what is wanted
     (quantise_, {"per_token": "no"}, "'no'", "True or False"),
     (Plan.from_json, {"source": "{}"}, "keep", "n_groups"),
     (Plan.from_json, {"source": "{"}, "not a plan", "keep"),
+    (Plan.from_json, {"source": '{"a":' * 1500}, "not a plan", "keep"),
+    (Plan.from_json, {"source": sys.executable}, "not a plan", "keep"),  # no text
     (Plan.from_json, {"source": edited(query_heads="no")}, "'no'", "True or False"),
     (Plan.from_json, {"source": edited(settings=None)}, "None", "a dict"),
     (Plan.from_json, {"source": edited({"layers": [0]}, {"layers": 2})}, "whole layers", "discover anew"),

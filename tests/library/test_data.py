@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import warnings
 from pathlib import Path
@@ -15,7 +16,7 @@ from transformers import AutoTokenizer
 
 from pruner_lib.data.corpora import CORPORA, INSTRUCTIONS, read_corpus, read_instructions
 from pruner_lib.data.windows import calibration_ids, corpus_hash, has_bos, instructions, text_ids
-from pruner_lib.models.load import find_model
+from pruner_lib.models.load import find_model, load_model
 from pruner_lib.models.tiny import tiny_tokenizer
 
 
@@ -306,11 +307,32 @@ def test_local_instructions_are_read(local, suffix):
     assert instructions("alpaca") == [rows[0], rows[1] | {"input": ""}]
 
 
-@pytest.mark.parametrize("text", ["{", '{"a": 1}', '[{"instruction": "no output"}]', "[1]"])
+@pytest.mark.parametrize(
+    "text",
+    ["{", '{"a": 1}', '[{"instruction": "no output"}]', "[1]", "[" * 1500],
+    ids=["cut", "an object", "no output", "a number", "deep"],
+)
 def test_malformed_instructions_name_the_file(local, text):
     (local / "mine.json").write_text(text)
     with pytest.raises(ValueError, match=r'mine\.json.*wanted a JSON list.*"instruction" and "output"'):
         read_instructions("mine")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_pipe_is_no_file_of_the_data_folder(local):
+    """One would be waited for, for ever."""
+    for name in ("mine.txt", "mine.json"):
+        os.mkfifo(local / name)
+    with pytest.raises(ValueError, match="unknown text 'mine'"):
+        read_corpus("mine")
+    with pytest.raises(ValueError, match="unknown instructions 'mine'"):
+        read_instructions("mine")
+
+
+@pytest.mark.parametrize("read", [read_instructions, load_model])
+def test_name_longer_than_a_file_may_have_is_unknown(local, read):
+    with pytest.raises(ValueError, match="unknown (instructions|model) 'xxx"):
+        read("x" * 5000)
 
 
 def test_unknown_and_unreachable_instructions_are_refused(local):

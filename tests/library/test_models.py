@@ -208,6 +208,7 @@ def test_broken_checkpoint_is_an_error_that_names_the_folder(checkpoint, damage)
         ("config.json", {"rope_parameters": {"rope_type": "yarn"}}),
         ("config.json", {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}),
         ("tokenizer.json", {"model": {}}),
+        ("tokenizer.json", {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "A"}}),  # a panic
         ("tokenizer.json", None),
         ("tokenizer_config.json", None),
     ],
@@ -220,6 +221,19 @@ def test_settings_that_the_libraries_cannot_read_give_one_sentence(checkpoint, f
     with pytest.raises(ValueError, match="is no whole checkpoint with its tokenizer: [A-Z]") as caught:
         load_model(checkpoint)
     assert str(checkpoint) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_weights_outside_the_folder_are_refused(checkpoint):
+    """What a number rests on is the folder, by the content of its files."""
+    names = load_file(checkpoint / "model.safetensors")
+    (checkpoint / "model.safetensors").rename(checkpoint / "part.safetensors")
+    index = checkpoint / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, "part.safetensors")}))
+    load_model(checkpoint)
+    for away in ("../part.safetensors", "sub/part.safetensors", str(checkpoint / "part.safetensors")):
+        index.write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, away)}))
+        with pytest.raises(ValueError, match=f"index.json names {away}, which does not lie beside it"):
+            load_model(checkpoint)
 
 
 @pytest.mark.parametrize("layout", ["none at all", None, {}, "", empty_layout()])

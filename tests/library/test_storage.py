@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import threading
 import time
 from pathlib import Path
 
+import forked
 import pandas as pd
 import pytest
 
@@ -75,13 +77,65 @@ def test_the_old_folder_comes_back_when_the_new_one_cannot_be_moved(tmp_path, mo
     assert [path.name for path in folder.iterdir()] == ["old"] and len(calls) == 3
 
 
+def be_killed(folder: Path, moves: int) -> None:
+    """Write a folder, and be killed before it is moved into its place, which takes two moves."""
+    move, calls = os.replace, []
+
+    def until_killed(source, target):
+        if len(calls) == moves:
+            os.kill(os.getpid(), signal.SIGKILL)
+        calls.append(target)
+        move(source, target)
+
+    os.replace = until_killed
+    write_folder(folder, lambda new: (new / "new").touch())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
+@pytest.mark.parametrize("moves", [0, 1])
+@pytest.mark.parametrize("name", ["m", "m[1]"])
+def test_what_a_killed_process_left_of_a_folder_is_cleared_and_an_older_one_put_back(name, moves, tmp_path):
+    folder = write_folder(tmp_path / name, lambda new: (new / "old").touch())
+    killed = forked.start(be_killed, folder, moves)
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL and len(list(tmp_path.iterdir())) == 2 - moves
+    write_folder(tmp_path / f"{name}-2", Path.touch)  # another folder
+    with pytest.raises(KeyError):
+        write_folder(folder, lambda new: {}["fails"])
+    assert {path.name for path in tmp_path.iterdir()} == {name, f"{name}-2"}
+    assert [path.name for path in folder.iterdir()] == ["old"]
+
+
+def test_only_what_was_left_of_a_folder_is_cleared(tmp_path):
+    (tmp_path / ".m-mha.lock").touch()  # of another folder, "m-mha"
+    (tmp_path / ".m-mynotes1").mkdir()
+    (tmp_path / ".m-mynotes1" / "notes.txt").touch()
+    write_folder(tmp_path / "m", lambda new: (new / "new").touch())
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".m-mha.lock", ".m-mynotes1", "m"]
+    assert [path.name for path in (tmp_path / ".m-mynotes1").iterdir()] == ["notes.txt"]
+
+
+def test_folder_that_another_process_is_writing_is_left_alone(tmp_path):
+    def write(new: Path) -> None:
+        write_folder(tmp_path / "m", lambda other: (other / "other").touch())
+        (new / "mine").touch()
+
+    folder = write_folder(tmp_path / "m", write)
+    assert [path.name for path in folder.iterdir()] == ["mine"]
+
+
 def test_real_full_disk_is_an_error():
     with pytest.raises(OSError, match="could not write /dev/full"):
         write_json(Path("/dev/full/a.json"), {})
 
 
-def test_damaged_json_is_named(tmp_path):
-    (tmp_path / "a.json").write_text('{"half": ')
+@pytest.mark.parametrize(
+    "text",
+    ['{"half": ', "", "[" * 100_000, "\ufeff{}", "1" * 5000],
+    ids=["cut", "empty", "deep", "marked", "huge"],
+)
+def test_damaged_json_is_named(text, tmp_path):
+    (tmp_path / "a.json").write_text(text)
     with pytest.raises(ValueError, match="a.json is not valid JSON .* delete it"):
         read_json(tmp_path / "a.json")
 

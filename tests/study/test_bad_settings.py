@@ -292,6 +292,8 @@ LINES = [
     (run_notebooks, ["--profile", "tiny", "--only", "00,"], "''", "there are 00_quickstart"),
     (run_notebooks, ["--set", "ratio"], "'ratio'", "name=value"),
     (run_notebooks, ["--set", "ratio=[1,"], "'ratio=[1,'", "name=value"),
+    (run_notebooks, ["--set", "ratio=2020-99-99"], "'ratio=2020-99-99'", "name=value"),
+    (run_notebooks, ["--set", f"ratio={'[' * 1500}"], "'ratio=[[[", "name=value"),
     (run_notebooks, ["--set", "ratio={a: 1}"], "'ratio={a: 1}'", "name=value"),
     (run_notebooks, ["--set", "ratio=[[1]]"], "'ratio=[[1]]'", "name=value"),
     (run_notebooks, ["--set", "ratio=!!python/name:os.system"], "os.system", "name=value"),
@@ -311,7 +313,7 @@ LINES = [
 ]
 
 
-@pytest.mark.parametrize("case", LINES, ids=lambda case: f"{case[0].__module__}-{' '.join(case[1])}")
+@pytest.mark.parametrize("case", LINES, ids=lambda case: f"{case[0].__module__}-{' '.join(case[1])[:60]}")
 def test_bad_command_line_ends_with_exit_code_2_and_a_sentence(case, place, capsys):
     command, words, came, wanted = case
     (place / "empty.json").touch()

@@ -7,25 +7,27 @@ import os
 import signal
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import psutil
 import pytest
 import torch
+from forked import wait_until
 
 from pruner_lib.study import Recovery, Study, cluster, load_profile
 from pruner_lib.study.records import record_path
+from pruner_lib.study.reproduce import CIRCUMSTANCES
 
 TINY = load_profile("tiny")
-CIRCUMSTANCES = ("seconds", "peak_memory_mb", "machine", "created", "digest")  # the last is of all others
-LONG = Recovery(corpus="tiny", samples=8, steps=20, batch_size=2, micro_batch_size=2, warmup_steps=1)
-WANTED = [TINY.dense(), TINY.experiment(criterion="l2"), TINY.experiment(), TINY.experiment(recovery=LONG)]
+SIZES = {"samples": 8, "steps": 6, "batch_size": 2, "micro_batch_size": 2, "warmup_steps": 1}
+TRAINING = Recovery(corpus="tiny", evaluate_at=(2, 4), **SIZES)  # with a checkpoint at each
+WANTED = [TINY.dense(), TINY.experiment(criterion="l2"), TINY.experiment()]
+WANTED += [TINY.experiment(recovery=TRAINING)]
 
 
 def lasting(study, experiment) -> str:
-    """Read the file of a record without times, memory and machine."""
+    """Read the file of a record without times, memory, machine and the revision, which others may change."""
     data = json.loads(record_path(study.folder, experiment.key).read_text())
     for name in CIRCUMSTANCES:
         del data[name]
@@ -34,22 +36,34 @@ def lasting(study, experiment) -> str:
     return json.dumps(data)
 
 
-def kill_a_busy_worker(client, killed):
-    """Kill the worker that trains, when the others have nothing left to do."""
-    while not killed:
-        time.sleep(0.05)
-        busy = {worker: tasks for worker, tasks in client.processing().items() if tasks}
-        ids = client.run(os.getpid)
-        if len(busy) == 1:
-            killed.append(ids[next(iter(busy))])
-            os.kill(killed[0], signal.SIGKILL)
+# what a worker runs first: after a checkpoint of the training, the first one waits until it is killed
+HOLD = """
+import os, pathlib, time
+from pruner_lib.recovery import trainer
+
+note_contents, note = trainer.note_contents, pathlib.Path({note!r})
+
+def wait_to_be_killed(folder):
+    note_contents(folder)
+    if not note.exists():
+        note.write_text(str(os.getpid()))
+        time.sleep(3600)
+
+trainer.note_contents = wait_to_be_killed
+"""
+
+
+def kill_who_waits(note):
+    """Kill the worker that says there that it waits."""
+    wait_until(lambda: note.is_file() and note.read_text(), 500)
+    os.kill(int(note.read_text()), signal.SIGKILL)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_killed_worker_costs_no_record_and_changes_none(tmp_path, monkeypatch):
     monkeypatch.setenv("PRUNER_LIB_RESULTS", str(tmp_path))
-    alone, spread, killed = Study("tiny", tmp_path / "alone"), Study("tiny"), []
+    alone, spread, note = Study("tiny", tmp_path / "alone"), Study("tiny"), tmp_path / "killed.txt"
     alone.run_all(WANTED)
     monkeypatch.setattr(cluster, "_gpus", lambda: ["4", "GPU-7"])  # names of GPUs, which nothing here uses
     with cluster.serving(2) as address:
@@ -58,12 +72,13 @@ def test_killed_worker_costs_no_record_and_changes_none(tmp_path, monkeypatch):
         workers = client.run(os.getpid)
         assert len(workers) == 2
         assert sorted(client.run(os.getenv, cluster.GPUS).values()) == ["4", "GPU-7"]
-        killer = threading.Thread(target=kill_a_busy_worker, args=(client, killed), daemon=True)
+        client.run(exec, HOLD.format(note=str(note)), {})
+        killer = threading.Thread(target=kill_who_waits, args=(note,), daemon=True)
         killer.start()
         spread.run_all(WANTED)
-        killer.join(timeout=60)
+        killer.join()
         client.close()
-    assert killed and killed[0] in workers.values()
+    assert int(note.read_text()) in workers.values()
     assert [lasting(spread, one) for one in WANTED] == [lasting(alone, one) for one in WANTED]
     assert not any(psutil.pid_exists(number) for number in workers.values())
 

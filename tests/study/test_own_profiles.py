@@ -52,6 +52,7 @@ def test_without_the_file_there_are_the_built_in_profiles_alone(own, monkeypatch
         ("- tiny", "should hold names of profiles"),
         ("../tiny: {like: tiny}", r"'../tiny': .*name is '../tiny', but should match"),
         ("a: [", "can't be read"),
+        ("a: 2020-99-99", "can't be read: month must be"),
         ("mine: {like: [tiny]}", r"is like \['tiny'\], but there are"),
         ("mine: {like: tiny, name: ../../escape}", "another name, '../../escape'"),
         ("mine: {like: tiny, dtype: float15}", "dtype is 'float15', but should be 'float32', 'float16' or"),

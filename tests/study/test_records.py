@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import pytest
 
-from pruner_lib.files import read_json
+from pruner_lib.files import read_json, write_json
 from pruner_lib.study.records import (
     Metric,
     MetricName,
@@ -99,6 +100,25 @@ def test_what_is_kept_comes_back_and_a_damaged_file_counts_as_not_there(tmp_path
     with pytest.warns(UserWarning, match="kept.json is damaged .* it is kept.json.damaged now"):
         assert read_kept(path) is None
     assert read_kept(path) is None and (tmp_path / "kept.json.damaged").exists()
+
+
+@pytest.mark.parametrize("data", [[1.5], {"a": 1}])
+def test_what_was_written_as_another_file_counts_as_not_there(tmp_path, data):
+    """As a claim's answer that is copied over another's; what an earlier version wrote carries no name."""
+    one, other = tmp_path / "one.json", tmp_path / "other.json"
+    shutil.copy(write_kept(one, data), other)
+    assert read_kept(one) == data
+    with pytest.warns(UserWarning, match=r"other.json is damaged \(it was written as one.json\)"):
+        assert read_kept(other) is None
+    plain = {"kept": data} if isinstance(data, list) else data
+    write_json(other, plain | {"digest": settings_key(plain)})
+    assert read_kept(other) == data
+
+
+def test_hidden_file_beside_records_is_none_of_them(tmp_path):
+    path = write_record(record(), tmp_path)
+    path.with_name(f"._{path.name}").write_bytes(b"\0")  # as some systems put beside each file
+    assert [one.key for one in load_records(tmp_path)] == [BASE.key]
 
 
 @pytest.mark.parametrize("text", ["[1.5, 2.0]", '{"a": 1}'])

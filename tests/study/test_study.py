@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 import signal
+import subprocess
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
@@ -486,6 +487,16 @@ def test_middle_of_a_large_file_counts(tmp_path):
     path.write_bytes(content)
     os.utime(path, ns=(0, 0))
     assert model_hash(str(path.parent)) != before
+
+
+def test_git_of_the_user_takes_records_and_no_cache(study):
+    """Also where a study runs without the runner of notebooks."""
+    study.run(study.profile.experiment(criterion="l2"))
+    assert list((study.folder / "cache").glob("members-*.safetensors"))
+    place = study.folder.parent
+    subprocess.run(["git", "init", "--quiet", place], check=True)
+    added = subprocess.check_output(["git", "add", "--all", "--dry-run"], cwd=place, text=True)
+    assert "tiny/records/" in added and "cache" not in added
 
 
 @pytest.mark.parametrize("damage", ["truncated", "overwritten"])
