@@ -83,6 +83,7 @@ def zero_shot(
              data directory, asset or hub; logits that are NaN or infinite; too little memory for one row.
     Source:  paper, section 4.1; the metric of each task as inferred from Table 1. Differs: a newer lm-eval.
     """
+    asking.check_installed()
     require(nn.Module, model=model)
     require(Callable, tokenizer=tokenizer)
     require("1.. or None", limit=limit)
