@@ -14,6 +14,7 @@ KINDS = {  # types that can be wanted, in words
     "Axis": "an axis, such as discover returns",
     "Experiment": "an Experiment, such as those of study.profile.experiment(...)",
     "Plan": "a plan, such as select gives",
+    "TrainerCallback": "a TrainerCallback of transformers",
     "Mapping": "a dict by the names of axes, such as discover, estimate and select make",
     "Callable": "a function, or the tokenizer that load_model gives",
     "PathLike": "a text or a Path",

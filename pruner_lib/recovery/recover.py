@@ -18,7 +18,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from transformers import TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.pytorch_utils import Conv1D
 
 from pruner_lib.files import check_folder, plain
@@ -83,7 +83,7 @@ def recover(
         merge: add the adapter to the weights of `model` and return that, its `requires_grad` as before.
         training_arguments: others of transformers' `TrainingArguments`, such as lr_scheduler_type,
             weight_decay, max_grad_norm, logging_dir and report_to; not those that the settings decide.
-        callbacks: of the Trainer, called beside our own.
+        callbacks: of the Trainer, called beside our own. One may stop the run before its last step.
         settings: fields of `RecoverySettings`: steps, epochs, batch_size, learning_rate, rank, seed, ...
 
     Raises:
@@ -100,6 +100,12 @@ def recover(
     require(bool, resume=resume, merge=merge)
     require(["0..", ...], evaluate_at=evaluate_at, keep_at=keep_at)
     require("0.. or None", at=at)
+    require([TrainerCallback, ...], callbacks=callbacks)
+    if any(isinstance(one, EarlyStoppingCallback) for one in callbacks):
+        advice = "a callback of your own may set control.should_training_stop"
+        raise ValueError(
+            f"EarlyStoppingCallback needs the Trainer to evaluate, evaluate= does here: {advice}"
+        )
     check_folder(output_dir)
     check_plain(model)
     encoded = encode(examples, tokenizer, cutoff=settings.cutoff)
@@ -125,6 +131,7 @@ def recover(
             if not done:
                 check_training_memory(adapted, settings, encoded)
                 train(adapted, run, arguments, settings.gradient_checkpointing, pad, callbacks)
+            last = min(last, run.history[-1]["step"])  # fewer, where a callback stopped it
             if done or last != steps:
                 adapted.load_adapter(str(run.place(last)), "default", is_trainable=True)
             result = adapted.merge_and_unload() if merge else adapted
