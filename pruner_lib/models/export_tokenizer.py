@@ -50,18 +50,31 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase | None,
     else:
         _add_bytes(writer, state)
     for added in state["added_tokens"]:
+        if added["lstrip"] or added["rstrip"] or added["single_word"]:
+            said = "takes the blanks beside it, or is a whole word only"
+            raise ValueError(f"the added token {added['content']!r} {said}; llama.cpp's are found everywhere")
         if types[added["id"]] == TokenType.NORMAL:
             types[added["id"]] = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
     writer.add_token_list(tokens)
     writer.add_token_types(types)
-    ids = tokenizer("a")["input_ids"]
-    writer.add_add_bos_token(ids[:1] == [tokenizer.bos_token_id])
-    writer.add_add_eos_token(ids[-1:] == [tokenizer.eos_token_id])
+    bos, eos = _ends(tokenizer)
+    writer.add_add_bos_token(bos)
+    writer.add_add_eos_token(eos)
     for name in ("bos", "eos", "unk", "pad"):
         if (number := getattr(tokenizer, f"{name}_token_id")) is not None:
             getattr(writer, f"add_{name}_token_id")(number)
     if isinstance(tokenizer.chat_template, str):
         writer.add_chat_template(tokenizer.chat_template)
+
+
+def _ends(tokenizer: PreTrainedTokenizerBase) -> tuple[bool, bool]:
+    """Does a text begin with BOS, does it end with EOS? Refuse other tokens that are put around it."""
+    plain, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+    ends = whole[:1] == [tokenizer.bos_token_id], whole[-1:] == [tokenizer.eos_token_id]
+    if whole != [tokenizer.bos_token_id] * ends[0] + plain + [tokenizer.eos_token_id] * ends[1]:
+        shown = tokenizer.convert_ids_to_tokens(whole)
+        raise ValueError(f"llama.cpp puts BOS before a text and EOS behind it alone, this tokenizer: {shown}")
+    return ends
 
 
 def _state(tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Any]:
