@@ -139,8 +139,12 @@ def _ask(
         task.set_fewshot_seed(asking.FEWSHOT_SEED)
     subject = ChoicesLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=size, **how)
     chat = {"apply_chat_template": is_chat, "fewshot_as_multiturn": is_chat}
-    with model.get_output_embeddings().register_forward_hook(_check_logits):
-        return evaluate(subject, {"tasks": asked}, bootstrap_iters=RESAMPLES, **chat)
+    try:
+        with model.get_output_embeddings().register_forward_hook(_check_logits):
+            return evaluate(subject, {"tasks": asked}, bootstrap_iters=RESAMPLES, **chat)
+    except (AssertionError, AttributeError, LookupError, TypeError, ZeroDivisionError) as error:
+        said = f"lm-eval can't ask or score {', '.join(asked)} ({error!r})"
+        raise ValueError(f"{said}; mend the definition, or ask one task alone to see which it is") from error
 
 
 def _check_logits(_head: nn.Module, _inputs: tuple, logits: Tensor) -> None:
