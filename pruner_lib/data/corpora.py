@@ -181,9 +181,7 @@ def read_instructions(name: str | Path) -> list[dict[str, Any]]:
         known = f"{', '.join(INSTRUCTIONS)}, NAME.json or NAME.jsonl in PRUNER_LIB_DATA"
         raise ValueError(f"unknown instructions {str(name)!r:.80}: {known}, or the path of such a file")
     if path.suffix in TABLES[2:]:
-        raise ValueError(
-            f"{path} is no .json or .jsonl file; read it with datasets and give recover its rows"
-        )
+        raise ValueError(f"{path} is no .json or .jsonl file; read it with datasets and give its rows")
     is_list = path.suffix == ".json"
     try:
         rows = json.loads(_read(path)) if is_list else _json_lines(path)

@@ -216,10 +216,8 @@ class ChoicesLM(HFLM):
     def _difference(self, row: Row, requests: list[Encoded]) -> str:
         """Compare a row's last branch, where a wrong mask or position shows, with lm-eval's own answer to it.
 
-        Types coarser than float32 may differ by more, so it is also compared with itself beside other
-        branches, which it must not see: layers with a state, such as Mamba's, take no mask.
-
-        Returns: why rows can't be used; empty where they can.
+        Types coarser than float32 may differ by more. So it is also compared with itself beside others, which
+        it must not see (layers with a state, as Mamba's, do). Returns why rows can't be used, or nothing.
         """
         last = max(range(len(requests)), key=lambda request: row.scored[request][-1])
         ((theirs, _),) = super()._loglikelihood_tokens([requests[last]], disable_tqdm=True)
@@ -238,9 +236,7 @@ class ChoicesLM(HFLM):
         tokens = [(token + (branch in others)) % self.vocab_size for token, branch in pairs]
         beside, _ = score(self.model, [replace(row, tokens=tokens)], self.device)[0][last]
         is_same = abs(ours - beside) <= TOLERANCE
-        return (
-            "" if is_same else f"a log-likelihood depends on other choices: {ours:.4f} becomes {beside:.4f}"
-        )
+        return "" if is_same else f"a choice depends on the others: {ours:.4f} becomes {beside:.4f}"
 
     def _score_in_batches(self, rows: dict[Document, Row], quiet: bool) -> Iterator[Scored]:
         """Score rows of about the same length together, the longest first, so that memory runs out early."""

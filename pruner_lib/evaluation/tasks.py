@@ -11,7 +11,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.resources import files
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -186,12 +185,6 @@ def right_answer(task: Any, document: dict[str, Any]) -> int | None:
     if not 0 <= number < len(choices):
         raise ValueError(f"its right answer, {answer!r}, is none of its choices, {choices}")
     return number
-
-
-def check_installed() -> None:
-    """Refuse to ask without lm-eval; ValueError."""
-    if missing := [name for name in ("lm_eval", "datasets") if find_spec(name) is None]:
-        raise ValueError(f"zero_shot needs {' and '.join(missing)}: `pip install pruner-lib[eval]`")
 
 
 @contextmanager

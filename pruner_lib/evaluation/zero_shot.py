@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,8 @@ def zero_shot(
              data directory, asset or hub; logits that are NaN or infinite; too little memory for one row.
     Source:  paper, section 4.1; the metric of each task as inferred from Table 1. Differs: a newer lm-eval.
     """
-    asking.check_installed()
+    if missing := [name for name in ("lm_eval", "datasets") if find_spec(name) is None]:
+        raise ValueError(f"zero_shot needs {' and '.join(missing)}: `pip install pruner-lib[eval]`")
     require(nn.Module, model=model)
     require(Callable, tokenizer=tokenizer)
     require("1.. or None", limit=limit)

@@ -57,24 +57,18 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase | None,
             types[added["id"]] = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
     writer.add_token_list(tokens)
     writer.add_token_types(types)
-    bos, eos = _ends(tokenizer)
-    writer.add_add_bos_token(bos)
-    writer.add_add_eos_token(eos)
+    bos, eos = [tokenizer.bos_token_id], [tokenizer.eos_token_id]
+    plain, ids = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+    if ids != bos * (ids[:1] == bos) + plain + eos * (ids[-1:] == eos):
+        shown = tokenizer.convert_ids_to_tokens(ids)
+        raise ValueError(f"llama.cpp puts BOS before a text and EOS behind it alone, this tokenizer: {shown}")
+    writer.add_add_bos_token(ids[:1] == bos)
+    writer.add_add_eos_token(ids[-1:] == eos)
     for name in ("bos", "eos", "unk", "pad"):
         if (number := getattr(tokenizer, f"{name}_token_id")) is not None:
             getattr(writer, f"add_{name}_token_id")(number)
     if isinstance(tokenizer.chat_template, str):
         writer.add_chat_template(tokenizer.chat_template)
-
-
-def _ends(tokenizer: PreTrainedTokenizerBase) -> tuple[bool, bool]:
-    """Does a text begin with BOS, does it end with EOS? Refuse other tokens that are put around it."""
-    plain, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
-    ends = whole[:1] == [tokenizer.bos_token_id], whole[-1:] == [tokenizer.eos_token_id]
-    if whole != [tokenizer.bos_token_id] * ends[0] + plain + [tokenizer.eos_token_id] * ends[1]:
-        shown = tokenizer.convert_ids_to_tokens(whole)
-        raise ValueError(f"llama.cpp puts BOS before a text and EOS behind it alone, this tokenizer: {shown}")
-    return ends
 
 
 def _state(tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Any]:

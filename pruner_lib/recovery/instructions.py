@@ -56,8 +56,7 @@ def encode(examples: Sequence[Mapping[str, Any]], tokenizer: Any, *, cutoff: int
     if len(kinds) != 1:
         came = f"{len(examples)} examples hold {sorted(kinds) or 'no dicts'}"
         wanted = "dicts of one kind, with instruction, output and, optionally, input; or messages; or text"
-        advice = "data.windows.instructions(path) reads them from a file"
-        raise ValueError(f"{came}: give {wanted} ({advice}); got {examples!r:.80}")
+        raise ValueError(f"{came}: give {wanted}, such as windows.instructions(path); got {examples!r:.80}")
     parts = [_parts(number, example, tokenizer) for number, example in enumerate(examples)]
     special = kinds != {"messages"}  # a chat template writes all special tokens itself
     prompt_ids = _token_ids([prompt for prompt, _ in parts], tokenizer, special)
@@ -118,9 +117,7 @@ def _parts(number: int, example: Mapping[str, Any], tokenizer: Any) -> tuple[str
     return form.format(**texts), example["output"]
 
 
-def _chat(
-    number: int, messages: Sequence[Mapping[str, Any]], tokenizer: Any, tools: list | None
-) -> tuple[str, str]:
+def _chat(number: int, messages: Sequence[Mapping], tokenizer: Any, tools: Any) -> tuple[str, str]:
     """Prompt and response of one chat, as its template writes it for a model that may call `tools`."""
     if not getattr(tokenizer, "chat_template", None):
         name = type(tokenizer).__name__

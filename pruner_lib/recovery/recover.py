@@ -82,7 +82,7 @@ def recover(
         save_steps: optimizer steps between checkpoints; each evaluation makes one, too.
         merge: add the adapter to the weights of `model` and return that, its `requires_grad` as before.
         training_arguments: others of transformers' `TrainingArguments`, such as lr_scheduler_type,
-            weight_decay, max_grad_norm, logging_dir and report_to; not those that the settings decide.
+            weight_decay, max_grad_norm, run_name and report_to; not those that the settings decide.
         callbacks: of the Trainer, called beside our own. One may stop the run before its last step.
         settings: fields of `RecoverySettings`: steps, epochs, batch_size, learning_rate, rank, seed, ...
 
@@ -102,10 +102,7 @@ def recover(
     require("0.. or None", at=at)
     require([TrainerCallback, ...], callbacks=callbacks)
     if any(isinstance(one, EarlyStoppingCallback) for one in callbacks):
-        advice = "a callback of your own may set control.should_training_stop"
-        raise ValueError(
-            f"EarlyStoppingCallback needs the Trainer to evaluate, evaluate= does here: {advice}"
-        )
+        raise ValueError("EarlyStoppingCallback needs the Trainer to evaluate; give one that stops by itself")
     check_folder(output_dir)
     check_plain(model)
     encoded = encode(examples, tokenizer, cutoff=settings.cutoff)

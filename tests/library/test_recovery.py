@@ -318,7 +318,7 @@ def test_callbacks_that_the_trainer_could_not_call_are_refused(tokenizer, tmp_pa
     for wrong in (5, [5], StopAtTwo(), [StopAtTwo]):
         with pytest.raises(ValueError, match="callbacks.* must be a.* TrainerCallback of transformers"):
             recover(make(), tokenizer, EXAMPLES, callbacks=wrong, **how)
-    with pytest.raises(ValueError, match="needs the Trainer to evaluate, evaluate= does here"):
+    with pytest.raises(ValueError, match="needs the Trainer to evaluate; give one"):
         recover(make(), tokenizer, EXAMPLES, callbacks=[EarlyStoppingCallback()], **how)
     assert not (tmp_path / "out").exists()
 

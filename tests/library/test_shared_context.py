@@ -292,7 +292,7 @@ def test_half_precision_shares_too_with_what_its_rounding_allows(strict):
 def test_layers_with_a_state_go_lm_evals_way_in_half_precision_too(family):
     """Rounding to bfloat16 is larger there than what a choice takes over from those before it."""
     model = model_of(family).bfloat16()
-    with pytest.warns(UserWarning, match="7 of 7 questions .* (depends on other choices|instead of)"):
+    with pytest.warns(UserWarning, match="7 of 7 questions .* (depends on the others|instead of)"):
         assert answers(model) == answers(model, kind=HFLM)
 
 
