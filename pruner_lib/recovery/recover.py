@@ -241,12 +241,14 @@ def _weights_digest(model: nn.Module) -> str:
 @contextmanager
 def _put_back(model: nn.Module, *, after: bool) -> Iterator[None]:
     """Take peft's layers out and restore `requires_grad`, after an error or, with `after`, in any case."""
+    training = model.training
     flags = [(weight, weight.requires_grad) for weight in model.parameters()]
     use_cache = getattr(model.config, "use_cache", None)
     try:
         yield
     except BaseException:
         after = True
+        model.train(training)
         raise
     finally:
         model.config.use_cache = use_cache  # Trainer turns it off

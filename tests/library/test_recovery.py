@@ -299,6 +299,18 @@ class StopAtTwo(TrainerCallback):
         control.should_training_stop = state.global_step == 2
 
 
+def test_an_error_leaves_the_mode_of_the_model(tokenizer, tmp_path):
+    class Fail(TrainerCallback):
+        def on_step_end(self, args, state, control, **more):
+            raise KeyboardInterrupt
+
+    for training in (False, True):
+        model = make().train(training)
+        with pytest.raises(KeyboardInterrupt):
+            recover(model, tokenizer, EXAMPLES, output_dir=tmp_path, callbacks=[Fail()], **QUICK)
+        assert {module.training for module in model.modules()} == {training}
+
+
 @pytest.mark.parametrize("merge", [False, True])
 def test_a_run_that_a_callback_stops_returns_the_adapter_of_its_last_step(merge, tokenizer, tmp_path):
     how = QUICK | {"output_dir": tmp_path, "merge": merge}
