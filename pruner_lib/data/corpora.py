@@ -181,6 +181,8 @@ def read_instructions(name: str | Path) -> list[dict[str, Any]]:
     if path is None:
         known = f"{', '.join(INSTRUCTIONS)}, NAME.json or NAME.jsonl in PRUNER_LIB_DATA"
         raise ValueError(f"unknown instructions {str(name)!r:.80}: {known}, or the path of such a file")
+    if path.suffix in TABLES[2:]:
+        raise ValueError(f"{path} is no .json or .jsonl file; read it with datasets and give its rows")
     is_list = path.suffix == ".json"
     try:
         if not (rows := json.loads(_read(path)) if is_list else _json_lines(path)):

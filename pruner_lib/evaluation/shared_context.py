@@ -15,7 +15,7 @@ import math
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from os.path import commonprefix
 from typing import Any
@@ -216,7 +216,8 @@ class ChoicesLM(HFLM):
     def _difference(self, row: Row, requests: list[Encoded]) -> str:
         """Compare a row's last branch, where a wrong mask or position shows, with lm-eval's own answer to it.
 
-        Returns: why rows can't be used; empty where they can. Types coarser than float32 may differ by more.
+        Types coarser than float32 may differ by more. So it is also compared with itself beside others, which
+        it must not see (layers with a state, as Mamba's, do). Returns why rows can't be used, or nothing.
         """
         last = max(range(len(requests)), key=lambda request: row.scored[request][-1])
         ((theirs, _),) = super()._loglikelihood_tokens([requests[last]], disable_tqdm=True)
@@ -228,8 +229,14 @@ class ChoicesLM(HFLM):
             message = str(error).partition("\n")[0][:200]
             return f"the model takes no block mask and positions ({type(error).__name__}: {message})"
         rounding = 8 * torch.finfo(self.model.dtype).eps * max(1, abs(theirs))
-        is_same = abs(ours - theirs) <= max(TOLERANCE, rounding)
-        return "" if is_same else f"a log-likelihood would be {ours:.4f} instead of {theirs:.4f}"
+        if not abs(ours - theirs) <= max(TOLERANCE, rounding):
+            return f"a log-likelihood would be {ours:.4f} instead of {theirs:.4f}"
+        others = range(1, row.branches[row.scored[last][-1]])
+        pairs = zip(row.tokens, row.branches, strict=True)
+        tokens = [(token + (branch in others)) % self.vocab_size for token, branch in pairs]
+        beside, _ = score(self.model, [replace(row, tokens=tokens)], self.device)[0][last]
+        is_same = abs(ours - beside) <= TOLERANCE
+        return "" if is_same else f"a choice depends on the others: {ours:.4f} becomes {beside:.4f}"
 
     def _score_in_batches(self, rows: dict[Document, Row], quiet: bool) -> Iterator[Scored]:
         """Score rows of about the same length together, the longest first, so that memory runs out early."""

@@ -108,11 +108,11 @@ def load_task(task: str, data: Path | None, content: str | None) -> Any:
     """
     from datasets import Dataset
     from datasets.exceptions import DatasetsError
-    from lm_eval.api.task import ConfigurableTask
-    from lm_eval.tasks._yaml_loader import load_yaml
+    from lm_eval.tasks import TaskManager
 
-    spec = TASKS[task]
-    settings = load_yaml(files("lm_eval") / f"tasks/{spec.definition}.yaml") | {"task": task}
+    spec, settings = TASKS[task], {"task": task}
+    folder = (Path(str(files("lm_eval"))) / "tasks" / spec.definition).parent
+    known = TaskManager(include_path=folder, include_defaults=False)  # of all folders: seconds
     try:
         if data is not None:
             is_arrow = data.suffix == ".arrow"
@@ -120,7 +120,7 @@ def load_task(task: str, data: Path | None, content: str | None) -> Any:
             settings |= {"custom_dataset": lambda **_: {spec.split: rows}}
             settings |= {f"{split}_split": None for split in ("training", "validation", "test")}
             settings[f"{spec.split}_split"] = spec.split
-        return ConfigurableTask(config=settings)
+        return known.load({"group": "here", "task": [settings]})["tasks"][task]
     except (OSError, ValueError, TypeError, LookupError, DatasetsError) as error:
         if data is not None:
             raise ValueError(f"{data} holds no questions of {task} ({error!r}); mend or delete it") from error

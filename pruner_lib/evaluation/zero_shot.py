@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,8 @@ def zero_shot(
              data directory, asset or hub; logits that are NaN or infinite; too little memory for one row.
     Source:  paper, section 4.1; the metric of each task as inferred from Table 1. Differs: a newer lm-eval.
     """
+    if missing := [name for name in ("lm_eval", "datasets") if find_spec(name) is None]:
+        raise ValueError(f"zero_shot needs {' and '.join(missing)}: `pip install pruner-lib[eval]`")
     require(nn.Module, model=model)
     require(PreTrainedTokenizerBase, tokenizer=tokenizer)
     require("1.. or None", limit=limit)
@@ -139,8 +142,12 @@ def _ask(
         task.set_fewshot_seed(asking.FEWSHOT_SEED)
     subject = ChoicesLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=size, **how)
     chat = {"apply_chat_template": is_chat, "fewshot_as_multiturn": is_chat}
-    with model.get_output_embeddings().register_forward_hook(_check_logits):
-        return evaluate(subject, {"tasks": asked}, bootstrap_iters=RESAMPLES, **chat)
+    try:
+        with model.get_output_embeddings().register_forward_hook(_check_logits):
+            return evaluate(subject, {"tasks": asked}, bootstrap_iters=RESAMPLES, **chat)
+    except (AssertionError, AttributeError, LookupError, TypeError, ZeroDivisionError) as error:
+        said = f"lm-eval can't ask or score {', '.join(asked)} ({error!r})"
+        raise ValueError(f"{said}; mend the definition, or ask one task alone to see which it is") from error
 
 
 def _check_logits(_head: nn.Module, _inputs: tuple, logits: Tensor) -> None:

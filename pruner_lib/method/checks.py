@@ -13,6 +13,7 @@ KINDS = {  # types that can be wanted, in words
     "Axis": "an axis, such as discover returns",
     "Experiment": "an Experiment, such as those of study.profile.experiment(...)",
     "Plan": "a plan, such as select gives",
+    "TrainerCallback": "a TrainerCallback of transformers",
     "Mapping": "a dict by the names of axes, such as discover, estimate and select make",
     "Callable": "a function",
     "PreTrainedTokenizerBase": "a tokenizer of transformers, such as load_model gives",

@@ -151,7 +151,7 @@ def _tensors(model: PreTrainedModel, dtype: torch.dtype) -> list[Entry]:
     head_dim, tensors = layers[0].self_attn.head_dim, []
     for name, parameter in model.named_parameters():  # tied ones once, as llama.cpp wants them
         stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        if stored is None:
+        if stored in (None, "output.bias"):
             raise ValueError(f"llama.cpp has no place in a llama for {name}: this model can't become a GGUF")
         rotated = name.rsplit(".", 2)[-2] in ("q_proj", "k_proj")
         kind = torch.float32 if parameter.ndim == 1 else dtype  # llama.cpp adds and multiplies such vectors

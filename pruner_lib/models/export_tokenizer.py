@@ -50,13 +50,20 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase | None,
     else:
         _add_bytes(writer, state)
     for added in state["added_tokens"]:
+        if added["lstrip"] or added["rstrip"] or added["single_word"]:
+            said = "takes the blanks beside it, or is a whole word only"
+            raise ValueError(f"the added token {added['content']!r} {said}; llama.cpp's are found everywhere")
         if types[added["id"]] == TokenType.NORMAL:
             types[added["id"]] = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
     writer.add_token_list(tokens)
     writer.add_token_types(types)
-    ids = tokenizer("a")["input_ids"]
-    writer.add_add_bos_token(ids[:1] == [tokenizer.bos_token_id])
-    writer.add_add_eos_token(ids[-1:] == [tokenizer.eos_token_id])
+    bos, eos = [tokenizer.bos_token_id], [tokenizer.eos_token_id]
+    plain, ids = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+    if ids != bos * (ids[:1] == bos) + plain + eos * (ids[-1:] == eos):
+        shown = tokenizer.convert_ids_to_tokens(ids)
+        raise ValueError(f"llama.cpp puts BOS before a text and EOS behind it alone, this tokenizer: {shown}")
+    writer.add_add_bos_token(ids[:1] == bos)
+    writer.add_add_eos_token(ids[-1:] == eos)
     for name in ("bos", "eos", "unk", "pad"):
         if (number := getattr(tokenizer, f"{name}_token_id")) is not None:
             getattr(writer, f"add_{name}_token_id")(number)

@@ -5,6 +5,7 @@ Nothing here draws from the global random state, so the batches of a run can be 
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from os.path import commonprefix
 from typing import Any
 
@@ -39,7 +40,7 @@ def encode(examples: Sequence[Mapping[str, Any]], tokenizer: Any, *, cutoff: int
     Args:
         examples: dicts of one kind, or a `datasets.Dataset` of them: with `instruction`, `output` and, if
             there is one, `input` (the Alpaca template); with `messages`, whose last is the assistant's and
-            is learned (the tokenizer's chat template); or with `text`, all of which is learned.
+            is learned, and perhaps `tools` (the tokenizer's chat template); or with `text`, which is learned.
         tokenizer: adds what it adds at the start of a text (BOS); needs an EOS token.
         cutoff: tokens; the rest of a longer example is dropped.
 
@@ -50,13 +51,14 @@ def encode(examples: Sequence[Mapping[str, Any]], tokenizer: Any, *, cutoff: int
     """
     if getattr(tokenizer, "eos_token_id", None) is None:
         raise ValueError("The tokenizer has no EOS token, which ends a response: set tokenizer.eos_token.")
-    examples = list(examples) if isinstance(examples, Iterable) else [examples]
+    are_many = isinstance(examples, Iterable) and not isinstance(examples, str)
+    examples = list(examples) if are_many else [examples]
     are_dicts = all(isinstance(one, Mapping) for one in examples)
     kinds = {next((kind for kind in KINDS if kind in one), "instruction") for one in examples if are_dicts}
     if len(kinds) != 1:
         came = f"{len(examples)} examples hold {sorted(kinds) or 'no dicts'}"
         wanted = "dicts of one kind, with instruction, output and, optionally, input; or messages; or text"
-        raise ValueError(f"{came}: give {wanted}; got {examples!r:.80}")
+        raise ValueError(f"{came}: give {wanted}, such as windows.instructions(path); got {examples!r:.80}")
     parts = [_parts(number, example, tokenizer) for number, example in enumerate(examples)]
     special = kinds != {"messages"}  # a chat template writes all special tokens itself
     prompt_ids = _token_ids([prompt for prompt, _ in parts], tokenizer, special)
@@ -76,7 +78,7 @@ def encode(examples: Sequence[Mapping[str, Any]], tokenizer: Any, *, cutoff: int
         raise ValueError(f"cutoff={cutoff} tokens leave no response in any of {found}: raise the cutoff.")
     if len(usable) < len(encoded):
         left_out = f"{len(encoded) - len(usable)} of {len(encoded)} examples"
-        warnings.warn(f"{left_out} are left out: their prompts fill the {cutoff} tokens.", stacklevel=3)
+        warnings.warn(f"{left_out} are left out: no response in their first {cutoff} tokens.", stacklevel=3)
     return usable
 
 
@@ -106,7 +108,7 @@ def collate(rows: Sequence[Row], pad: int) -> dict[str, torch.Tensor]:
 def _parts(number: int, example: Mapping[str, Any], tokenizer: Any) -> tuple[str, str]:
     """Prompt and response of one example, as text."""
     if "messages" in example:
-        return _chat(number, example["messages"], tokenizer)
+        return _chat(number, example["messages"], tokenizer, example.get("tools"))
     if "instruction" not in example and isinstance(example.get("text"), str):
         return "", example["text"]
     texts = {"input": example.get("input") or ""} | {name: example.get(name) for name in ANSWERED}
@@ -117,7 +119,8 @@ def _parts(number: int, example: Mapping[str, Any], tokenizer: Any) -> tuple[str
     return form.format(**texts), example["output"]
 
 
-def _chat(number: int, messages: Sequence[Mapping[str, str]], tokenizer: Any) -> tuple[str, str]:
+def _chat(number: int, messages: Sequence[Mapping], tokenizer: Any, tools: Any) -> tuple[str, str]:
+    """Prompt and response of one chat, as its template writes it for a model that may call `tools`."""
     if not getattr(tokenizer, "chat_template", None):
         name = type(tokenizer).__name__
         raise ValueError(f"{name} has no chat template for messages: give rows with instruction and output.")
@@ -127,11 +130,14 @@ def _chat(number: int, messages: Sequence[Mapping[str, str]], tokenizer: Any) ->
         wanted = "the last should be the assistant's, with a text"
         raise ValueError(f"Example {number} has messages of {roles}; {wanted}.")
     try:
-        given = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
-        whole = tokenizer.apply_chat_template(messages, tokenize=False)
+        form = partial(tokenizer.apply_chat_template, tokenize=False, tools=tools or None)
+        given, whole = form(messages[:-1], add_generation_prompt=True), form(messages)
     except Exception as error:  # what a template raises is its own
         said = f"Example {number} has messages of {roles}, which the chat template refuses"
         raise ValueError(f"{said} ({error}): change its messages, or leave it out.") from error
+    if any(str(parts) in whole for one in messages if isinstance(parts := one.get("content"), list)):
+        said = "messages with lists of parts, which the chat template shows as Python does"
+        raise ValueError(f"Example {number} has {said}: give each content as a text.")
     prompt = commonprefix([given, whole])
     return prompt, whole.removeprefix(prompt)
 

@@ -18,7 +18,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, TrainerCallback
 from transformers.pytorch_utils import Conv1D
 
 from pruner_lib.files import check_folder, plain
@@ -82,8 +82,8 @@ def recover(
         save_steps: optimizer steps between checkpoints; each evaluation makes one, too.
         merge: add the adapter to the weights of `model` and return that, its `requires_grad` as before.
         training_arguments: others of transformers' `TrainingArguments`, such as lr_scheduler_type,
-            weight_decay, max_grad_norm, logging_dir and report_to; not those that the settings decide.
-        callbacks: of the Trainer, called beside our own.
+            weight_decay, max_grad_norm, run_name and report_to; not those that the settings decide.
+        callbacks: of the Trainer, called beside our own. One may stop the run before its last step.
         settings: fields of `RecoverySettings`: steps, epochs, batch_size, learning_rate, rank, seed, ...
 
     Raises:
@@ -97,11 +97,13 @@ def recover(
     settings = RecoverySettings(**plain_number(settings))
     require(PreTrainedTokenizerBase, tokenizer=tokenizer)
     require(Callable, **({} if evaluate is None else {"evaluate": evaluate}))
-    require([TrainerCallback, ...], callbacks=callbacks)
     require("1..", save_steps=save_steps)
     require(bool, resume=resume, merge=merge)
     require(["0..", ...], evaluate_at=evaluate_at, keep_at=keep_at)
     require("0.. or None", at=at)
+    require([TrainerCallback, ...], callbacks=callbacks)
+    if any(isinstance(one, EarlyStoppingCallback) for one in callbacks):
+        raise ValueError("EarlyStoppingCallback needs the Trainer to evaluate; give one that stops by itself")
     check_folder(output_dir)
     check_plain(model)
     encoded = encode(examples, tokenizer, cutoff=settings.cutoff)
@@ -127,6 +129,7 @@ def recover(
             if not done:
                 check_training_memory(adapted, settings, encoded)
                 train(adapted, run, arguments, settings.gradient_checkpointing, pad, callbacks)
+            last = min(last, run.history[-1]["step"])  # fewer, where a callback stopped it
             if done or last != steps:
                 adapted.load_adapter(str(run.place(last)), "default", is_trainable=True)
             result = adapted.merge_and_unload() if merge else adapted
@@ -239,12 +242,14 @@ def _weights_digest(model: nn.Module) -> str:
 @contextmanager
 def _put_back(model: nn.Module, *, after: bool) -> Iterator[None]:
     """Take peft's layers out and restore `requires_grad`, after an error or, with `after`, in any case."""
+    training = model.training
     flags = [(weight, weight.requires_grad) for weight in model.parameters()]
     use_cache = getattr(model.config, "use_cache", None)
     try:
         yield
     except BaseException:
         after = True
+        model.train(training)
         raise
     finally:
         model.config.use_cache = use_cache  # Trainer turns it off

@@ -114,13 +114,13 @@ class Run:
             write_folder(self.place(step), save)
 
     def close(self, adapted: PeftModel, history: list[dict[str, Any]]) -> None:
-        """Save the history; after the last of all steps also its adapter."""
+        """Save the history and the adapter of its last step, where a callback may have stopped the run."""
         # the Trainer's own file, from which a stopped run goes on, sorts the names
         names = [*OWN_COLUMNS, *sorted(set().union(*history) - set(OWN_COLUMNS))]
         self.history = [{name: row[name] for name in names if name in row} for row in history]
         self._save()
-        if history[-1]["step"] == len(self.data):
-            self.keep(adapted, len(self.data))
+        if not self.place(history[-1]["step"]).exists():
+            self.keep(adapted, history[-1]["step"])
 
     def _save(self) -> None:
         if first_process():

@@ -38,6 +38,8 @@ KEPT = (  # and those that stay as the Trainer has them, or as is decided below
     *("label_smoothing_factor", "use_liger_kernel"),  # of the Trainer's own loss
     # a setting, switched on around the training; the Trainer's own argument warns that it gets another name
     *("gradient_checkpointing", "activation_checkpointing"),
+    *("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"),
+    *("data_seed", "parallelism_config"),  # one seed orders the data; `accelerate launch` spreads the work
 )
 DEFAULTS = {"lr_scheduler_type": "linear", "optim": "adamw_torch", "report_to": "none", "disable_tqdm": True}
 ROWS_ON_CPU = 2  # examples computed at once on a CPU: more make it no faster, and pad more tokens
@@ -66,7 +68,8 @@ def trainer_arguments(
         how_fast = {"scheduler_specific_kwargs": arguments.lr_scheduler_kwargs}
         made = optimizer([nn.Parameter(torch.zeros(1))], **how)
         get_scheduler(arguments.lr_scheduler_type, made, 1, 2, **how_fast)
-        get_reporting_integration_callbacks(arguments.report_to)
+        [report() for report in get_reporting_integration_callbacks(arguments.report_to)]
+        arguments.get_process_log_level()
     except Exception as error:
         raise ValueError(f"training_arguments={dict(more)} can't be used: {error}") from error
     arguments._n_gpu = min(1, arguments.n_gpu)  # a process drives one device: no DataParallel

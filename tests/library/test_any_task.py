@@ -40,6 +40,8 @@ DEFINITIONS = {
     "text": TEXT | {"output_type": "loglikelihood", "metric_list": [{"metric": "acc"}]},
     "page": TEXT | {"output_type": "loglikelihood_rolling", "metric_list": [{"metric": "bits_per_byte"}]},
     "writing": TEXT | WRITING,
+    "wordy": TEXT | WRITING | {"generation_kwargs": {"until": ["\n"], "max_gen_toks": 9999}},
+    "no_number": TEXT | WRITING | {"doc_to_choice": "{{choices}}"},
     "forbidden": CHOICE | {"num_fewshot": 0},
     "shown": CHOICE | {"num_fewshot": 1},
     "code": TEXT | WRITING | {"unsafe_code": True},
@@ -272,6 +274,16 @@ def test_what_cannot_be_asked_is_said_in_a_sentence(tasks, how, message):
     model.forward = None  # nothing is computed
     with pytest.raises(ValueError, match=message):
         zero_shot(model, tokenizer, [tasks], **how)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("wordy", "AssertionError.*9999"), ("no_number", "TypeError.*list indices")]
+)
+def test_what_fails_within_lm_eval_is_said_in_a_sentence(name, reason, files):
+    with pytest.raises(
+        ValueError, match=f"lm-eval can't ask or score {name} .{reason}.*; mend the definition"
+    ):
+        zero_shot(*load_model("tiny"), [name])
 
 
 @pytest.mark.parametrize(

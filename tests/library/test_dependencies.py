@@ -13,6 +13,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from pruner_lib import load_model, zero_shot
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -101,6 +103,32 @@ def test_what_is_not_declared_is_seen():
     assert undeclared(source, ["recover"], inside_functions=False) == set()
     assert undeclared(source, ["recover"], inside_functions=True) == {"pandas", "pyyaml"}
     assert undeclared("import no_such", list(PROJECT["optional-dependencies"]), inside_functions=True)
+
+
+def private(source: str) -> list[str]:
+    """Modules and names with a leading underscore that are imported from other projects but torch."""
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
+    names = [f"{node.module}.{alias.name}" for node in nodes for alias in node.names]
+    names = [name for name in names if name.partition(".")[0] not in ("torch", "pruner_lib", "__future__")]
+    return [name for name in names if any(part.startswith("_") for part in name.split("."))]
+
+
+def test_nothing_private_is_imported_that_a_newer_version_may_not_have():
+    assert not [name for path in (ROOT / "pruner_lib").rglob("*.py") for name in private(path.read_text())]
+
+
+def test_what_is_private_is_seen():
+    assert private("from a._b import c\nfrom a import _d, e\nfrom torch.utils._pytree import f") == [
+        "a._b.c",
+        "a._d",
+    ]
+
+
+@pytest.mark.parametrize("missing", ["lm_eval", "datasets"])
+def test_zero_shot_says_what_is_not_installed(missing, monkeypatch):
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ValueError, match=rf"zero_shot needs {missing}: `pip install pruner-lib\[eval\]`"):
+        zero_shot(*load_model("tiny"))
 
 
 @pytest.mark.parametrize("extra", ["", *PROJECT["optional-dependencies"]])

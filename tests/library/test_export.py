@@ -187,6 +187,10 @@ def test_a_parameter_that_a_llama_has_not_is_refused(uneven, path):
     model.model.layers[0].self_attn.extra = torch.nn.Linear(2, 2)
     with pytest.raises(ValueError, match="no place in a llama for model.layers.0.self_attn.extra.weight"):
         to_gguf(model, path, tokenizer=letters())
+    model = build("llama-gqa")
+    model.lm_head.bias = torch.nn.Parameter(torch.zeros(VOCABULARY))
+    with pytest.raises(ValueError, match="no place in a llama for lm_head.bias"):
+        to_gguf(model, path, tokenizer=letters())
 
 
 def test_an_older_file_stays_where_weights_are_too_large(path):

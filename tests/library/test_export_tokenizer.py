@@ -10,6 +10,7 @@ from families import build
 from gguf import GGUFReader, GGUFWriter
 from gguf_client import LlamaCpp
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers.processors import TemplateProcessing
 from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
 from pruner_lib import to_gguf
@@ -135,10 +136,23 @@ def with_parts(**parts) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def with_added(token: AddedToken) -> PreTrainedTokenizerFast:
+    tokenizer = over_bytes(WORDS)
+    tokenizer.add_tokens([token])
+    return tokenizer
+
+
 REFUSED = {
     "of the kind 'WordLevel'": lambda: with_parts(model=models.WordLevel({"a": 0}, unk_token="a")),
     "into words by .*Whitespace": lambda: with_parts(pre_tokenizer=pre_tokenizers.Whitespace()),
     "into words by .*with ignore_merges True": lambda: over_bytes(WORDS, ignore_merges=True),
+    r"BOS before a text and EOS behind it alone, this tokenizer: \['<s>', '.', 'a'\]": lambda: with_parts(
+        post_processor=TemplateProcessing(
+            single="<s> <|user|> $A", special_tokens=[("<s>", 0), ("<|user|>", 3)]
+        )
+    ),
+    "added token '<x>' takes the blanks beside it": lambda: with_added(AddedToken("<x>", rstrip=True)),
+    "added token 'hello' .* a whole word only": lambda: with_added(AddedToken("hello", single_word=True)),
     "changes no text .* this tokenizer does: .*Lowercase": lambda: with_parts(
         normalizer=normalizers.Lowercase()
     ),

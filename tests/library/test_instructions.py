@@ -39,6 +39,8 @@ def test_an_example_without_room_for_its_response_is_left_out(tokenizer):
     with pytest.warns(UserWarning, match="1 of 2 examples are left out"):
         rows = encode([long, EXAMPLES[1]], tokenizer, cutoff=256)
     assert rows == encode([EXAMPLES[1]], tokenizer, cutoff=256)
+    with pytest.warns(UserWarning, match="1 of 2 examples are left out: no response in their first 9 tokens"):
+        encode([{"text": ""}, {"text": "a"}], tokenizer, cutoff=9)
     with pytest.raises(ValueError, match="raise the cutoff"):
         encode([long], tokenizer, cutoff=256)
 
@@ -86,6 +88,34 @@ def test_of_a_chat_the_last_answer_is_learned_and_nothing_is_added_to_the_templa
             encode([{"messages": wrong}], tokenizer)
     with pytest.raises(ValueError, match="the assistant's, with a text"):
         encode([{"messages": [{"role": "assistant", "content": None}]}], tokenizer)
+
+
+def test_a_chat_is_learned_with_its_tools_and_contents_are_texts(tokenizer, monkeypatch):
+    form = "{% if tools %}{{ tools|tojson }}\n{% endif %}" + CHAT
+    monkeypatch.setattr(tokenizer, "chat_template", form)
+    said = [{"role": "user", "content": "dogs?"}, {"role": "assistant", "content": "two"}]
+    rows = [{"messages": said, "tools": [{"name": "count"}]}, {"messages": said, "tools": None}]
+    with_tools, without = [tokenizer.decode(row["input_ids"]) for row in encode(rows, tokenizer, cutoff=999)]
+    assert with_tools == '[{"name": "count"}]\n' + without
+    parts = [{"role": "user", "content": [{"type": "text", "text": "dogs?"}]}, said[1]]
+    with pytest.raises(ValueError, match="Example 0 has messages with lists of parts, .* as Python does"):
+        encode([{"messages": parts}], tokenizer)
+    reads_parts = form.replace("m.content", "(m.content[0].text or m.content)")
+    monkeypatch.setattr(tokenizer, "chat_template", reads_parts)
+    assert "> dogs? <" in tokenizer.decode(encode([{"messages": parts}], tokenizer)[0]["input_ids"])
+
+
+def test_a_path_is_no_examples_and_a_table_no_lines(tokenizer, tmp_path):
+    for path in ("rows.jsonl", tmp_path / "rows.jsonl"):
+        with pytest.raises(
+            ValueError, match=r"1 examples hold no dicts.*such as windows.instructions\(path\); got"
+        ):
+            encode(path, tokenizer)
+    table = datasets.Dataset.from_list(EXAMPLES)
+    table.to_parquet(tmp_path / "rows.parquet"), table.to_csv(tmp_path / "rows.csv")
+    for name in ("rows.parquet", "rows.csv"):
+        with pytest.raises(ValueError, match=f"{name} is no .json or .jsonl file; read it with datasets"):
+            instructions(tmp_path / name)
 
 
 def test_all_of_a_text_is_learned(tokenizer):

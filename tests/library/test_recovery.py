@@ -14,7 +14,8 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from small_recovery import EXAMPLES, FAMILIES, QUICK, adapter, logits, make, same, score, without_time
 from torch import nn
-from transformers import TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers.integrations import integration_utils
 from transformers.pytorch_utils import Conv1D
 
 from pruner_lib.recovery import trainer as trainer_module
@@ -279,10 +280,61 @@ def test_arguments_of_the_trainer_are_passed_on_and_part_of_the_run(tokenizer, t
     assert rows["plain"][0] == rows["decay"][0] and rows["plain"][-1] != rows["decay"][-1]
     with pytest.raises(ValueError, match="weight_decay"):
         recover(make(), tokenizer, EXAMPLES, **settings, output_dir=tmp_path / "decay")
-    for wrong in ("learning_rate", "no_such_argument"):
+    for wrong in ("learning_rate", "no_such_argument", "data_seed", "gradient_checkpointing_kwargs"):
         how = settings | {"output_dir": tmp_path / "wrong", "training_arguments": {wrong: 1}}
         with pytest.raises(ValueError, match=f"holds {wrong}: no such argument of .*, or one that settings"):
             recover(make(), tokenizer, EXAMPLES, **how)
+
+
+@pytest.mark.parametrize("wrong", [{"log_level": "loud"}, {"report_to": "tensorboard"}])
+def test_what_the_trainer_can_not_start_with_is_refused_before_anything_is_written(
+    wrong, tokenizer, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(integration_utils, "is_tensorboard_available", lambda: False)
+    with pytest.raises(ValueError, match=r"training_arguments=.* can't be used: .*(loud|tensorboard)"):
+        recover(make(), tokenizer, EXAMPLES, output_dir=tmp_path / "a", training_arguments=wrong, **QUICK)
+    assert not (tmp_path / "a").exists()
+
+
+class StopAtTwo(TrainerCallback):
+    def on_step_end(self, args, state, control, **more):
+        control.should_training_stop = state.global_step == 2
+
+
+def test_an_error_leaves_the_mode_of_the_model(tokenizer, tmp_path):
+    class Fail(TrainerCallback):
+        def on_step_end(self, args, state, control, **more):
+            raise KeyboardInterrupt
+
+    for training in (False, True):
+        model = make().train(training)
+        with pytest.raises(KeyboardInterrupt):
+            recover(model, tokenizer, EXAMPLES, output_dir=tmp_path, callbacks=[Fail()], **QUICK)
+        assert {module.training for module in model.modules()} == {training}
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_a_run_that_a_callback_stops_returns_the_adapter_of_its_last_step(merge, tokenizer, tmp_path):
+    how = QUICK | {"output_dir": tmp_path, "merge": merge}
+    done = recover(make(), tokenizer, EXAMPLES, callbacks=[StopAtTwo()], **how)
+    assert [row["step"] for row in done.history] == [1, 2] and done.adapter_path == tmp_path / "adapter-2"
+    loaded = PeftModel.from_pretrained(make(), done.adapter_path).eval()
+    assert torch.allclose(logits(loaded), logits(done.model), atol=1e-5)
+    assert not torch.allclose(logits(loaded), logits(make()), atol=1e-3)
+    whole = recover(make(), tokenizer, EXAMPLES, **how)
+    assert whole.adapter_path == tmp_path / "adapter"
+    once = recover(make(), tokenizer, EXAMPLES, **how | {"output_dir": tmp_path / "once"})
+    assert without_time(whole.history) == without_time(once.history)
+
+
+def test_callbacks_that_the_trainer_could_not_call_are_refused(tokenizer, tmp_path):
+    how = QUICK | {"output_dir": tmp_path / "out"}
+    for wrong in (5, [5], StopAtTwo(), [StopAtTwo]):
+        with pytest.raises(ValueError, match="callbacks.* must be a.* TrainerCallback of transformers"):
+            recover(make(), tokenizer, EXAMPLES, callbacks=wrong, **how)
+    with pytest.raises(ValueError, match="needs the Trainer to evaluate; give one"):
+        recover(make(), tokenizer, EXAMPLES, callbacks=[EarlyStoppingCallback()], **how)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_model_with_an_adapter_is_refused(tokenizer, tmp_path):

@@ -288,6 +288,20 @@ def test_half_precision_shares_too_with_what_its_rounding_allows(strict):
     assert furthest(answers(model.bfloat16()), exact) < 0.5
 
 
+@pytest.mark.parametrize("family", ["falcon_h1", "qwen3_next", "jamba", "lfm2"])
+def test_layers_with_a_state_go_lm_evals_way_in_half_precision_too(family):
+    """Rounding to bfloat16 is larger there than what a choice takes over from those before it."""
+    model = model_of(family).bfloat16()
+    with pytest.warns(UserWarning, match="7 of 7 questions .* (depends on the others|instead of)"):
+        assert answers(model) == answers(model, kind=HFLM)
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", "mixtral", "gpt2"])
+def test_other_choices_change_no_bit_in_half_precision(family, strict, monkeypatch):
+    monkeypatch.setattr(shared_context, "TOLERANCE", 0.0)
+    assert len(answers(model_of(family).bfloat16())) == len(requests())
+
+
 def test_only_wanted_requests_are_scored(strict):
     model = model_of("llama-gqa")
     whole = answers(model)
