@@ -125,6 +125,7 @@ def axes_of(model: nn.Module, plan: Plan, axes: Axes | None, *, prove: bool = Tr
     require(Axes, axes=axes)
     check_axes(axes, model)
     if prove:
+        _keep_by_structure(axes, plan)  # refuses a plan for other groups
         try:
             check_cut(without_weights(model), decoder_layers(model)[0], plan, axes.numbers, axes, {}, {})
         except ValueError as error:

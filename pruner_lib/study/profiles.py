@@ -38,15 +38,16 @@ from pruner_lib.study.settings import (
     different,
     from_plain,
     settings,
+    some,
 )
 
 PROFILES_FILE = Path(__file__).with_name("profiles.yaml")
 VARIABLE = "PRUNER_LIB_PROFILES"
-Counts = Annotated[tuple[Count, ...], Strict(False), Field(min_length=1), AfterValidator(different)]
+Counts = Annotated[tuple[Count, ...], Strict(False), AfterValidator(some)]
 Method = Literal[(*CRITERIA, "channel")]
 Methods = Annotated[tuple[Method, ...], Strict(False), AfterValidator(different)]
 Draws = dict[Method, Count]
-Shares = Annotated[tuple[Share, ...], Strict(False), Field(min_length=1), AfterValidator(different)]
+Shares = Annotated[tuple[Share, ...], Strict(False), AfterValidator(some)]
 
 
 class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # the one in C is seven times as fast
@@ -66,8 +67,8 @@ class CalibrationStudy:
     """How far notebook 02 turns the calibration, one setting at a time."""
 
     samples: Counts  # the values tried; that of the profile's calibration is among them
-    lengths: Annotated[tuple[Length, ...], Strict(False), Field(min_length=1)]  # likewise
-    corpora: Annotated[Names, Field(min_length=1)]  # likewise
+    lengths: Annotated[tuple[Length, ...], Strict(False), AfterValidator(some)]  # likewise
+    corpora: Annotated[Names, AfterValidator(some)]  # likewise
     reference_samples: Count  # of the large calibration that the others are compared with
     windows: Count  # of the evaluation, which is short because only differences matter here
     probes: Count  # groups whose true loss change is measured, ...

@@ -33,11 +33,18 @@ Kind = TypeVar("Kind")
 _adapter = cache(TypeAdapter)
 
 
-def different(names: tuple[str, ...]) -> tuple[str, ...]:
+def different(names: tuple) -> tuple:
     """Refuse names of which one stands there twice."""
     if len(set(names)) < len(names):
         raise ValueError("names something twice")
     return names
+
+
+def some(values: tuple) -> tuple:
+    """Refuse no values, and values of which one stands there twice."""
+    if not values:
+        raise ValueError("should have at least 1 item")
+    return different(values)
 
 
 def _a_bos(value: bool | str) -> bool | str:

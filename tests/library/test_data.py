@@ -229,7 +229,7 @@ def test_a_text_may_be_a_path_a_list_or_a_dataset(tmp_path):
     assert not torch.equal(text_ids(documents[:1] * 3, tiny_tokenizer(), length=4), wanted)
     splits = datasets.DatasetDict({"train": source, "test": source})
     for several in (splits, {"train": documents, "test": documents}):
-        with pytest.raises(ValueError, match="text is a .* of train, test; give one of them"):
+        with pytest.raises(ValueError, match=r"text is a .* of \['train', 'test'\]; give one of them"):
             text_ids(several, tiny_tokenizer())
     with pytest.raises(ValueError, match="each a str, but one is of type int"):
         text_ids([1, 2], tiny_tokenizer())

@@ -45,7 +45,7 @@ def test_without_the_file_there_are_the_built_in_profiles_alone(own, monkeypatch
     ("text", "message"),
     [
         ("mine: {like: tyni}", "is like 'tyni', but there are decide, paper"),
-        ("mine: {ratio: 0.5}", "profile 'mine' lacks"),
+        ("mine: {ratio: 0.5}", "profile 'mine' without `like` lacks"),
         ("tiny: {ration: 0.5}", "no setting ration"),
         ("tiny: 3", "profile 'tiny' .* is 3, but should hold settings"),
         ("3: {like: tiny}", "name is '3', but should match pattern"),
