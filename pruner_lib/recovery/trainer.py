@@ -68,7 +68,8 @@ def trainer_arguments(
         how_fast = {"scheduler_specific_kwargs": arguments.lr_scheduler_kwargs}
         made = optimizer([nn.Parameter(torch.zeros(1))], **how)
         get_scheduler(arguments.lr_scheduler_type, made, 1, 2, **how_fast)
-        [report() for report in get_reporting_integration_callbacks(arguments.report_to)]
+        for report in get_reporting_integration_callbacks(arguments.report_to):
+            report()
         arguments.get_process_log_level()
     except Exception as error:
         raise ValueError(f"training_arguments={dict(more)} can't be used: {error}") from error

@@ -34,7 +34,7 @@ from pruner_lib.study.parameters import assigned, folder_of
 from pruner_lib.study.profiles import load_profile
 from pruner_lib.study.records import read_kept, write_kept
 from pruner_lib.study.report import find_notebooks, write_index
-from pruner_lib.study.results import RECEIPTS, manifest_path, now, results_dir, results_root
+from pruner_lib.study.results import RECEIPTS, make_cache, manifest_path, now, results_dir, results_root
 from pruner_lib.study.settings import settings_key
 
 TAIL = 4000  # characters of a failed notebook's messages that are kept
@@ -73,7 +73,7 @@ def run_study(
     if unknown := sorted(set(parameters) - set(known)):
         raise ValueError(f"no notebook has a parameter {', '.join(unknown)}; there are {', '.join(known)}")
     given = {path: {name: v for name, v in parameters.items() if name in names[path]} for path in names}
-    write_text(results_dir(profile) / "cache" / ".gitignore", "*\n")  # finds out whether it can be written
+    make_cache(results_dir(profile))  # finds out whether it can be written
     (*first, last), runs = names, []
     step = AT_ONCE if all(was_done(path, profile, given[path]) for path in names) else 1
     for together in [*(first[start : start + step] for start in range(0, len(first), step)), [last]]:

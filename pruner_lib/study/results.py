@@ -27,7 +27,7 @@ from huggingface_hub.errors import HFValidationError
 from matplotlib.figure import Figure
 
 from pruner_lib import __version__
-from pruner_lib.files import text_hash, write_atomic, write_csv
+from pruner_lib.files import text_hash, write_atomic, write_csv, write_text
 from pruner_lib.study.parameters import changed_parameters, folder_of
 from pruner_lib.study.profiles import load_profile
 from pruner_lib.study.records import write_kept
@@ -54,6 +54,14 @@ def results_dir(profile: str, root: Path | str | None = None, changed: Mapping |
     """Name the folder of a profile's results, or of a notebook's with changed parameters."""
     folder = (Path(root).resolve() if root else results_root()) / load_profile(profile).name
     return folder / folder_of(changed or {})
+
+
+def make_cache(folder: Path) -> None:
+    """Make the cache of a profile's results, which keeps itself out of git.
+
+    Raises:  OSError: it can't be written.
+    """
+    write_text(folder / "cache" / ".gitignore", "*\n")
 
 
 class Results:

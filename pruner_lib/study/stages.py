@@ -23,7 +23,7 @@ from pruner_lib.data.windows import calibration_ids, has_bos, instructions, text
 from pruner_lib.evaluation.efficiency import count_parameters, weight_bytes
 from pruner_lib.evaluation.int8 import quantise_
 from pruner_lib.evaluation.perplexity import perplexity
-from pruner_lib.files import content_hash, only_one, write_text
+from pruner_lib.files import content_hash, only_one
 from pruner_lib.method.depth import block_influence, every_second
 from pruner_lib.method.discover import discover
 from pruner_lib.method.groups import Plan
@@ -39,7 +39,7 @@ from pruner_lib.recovery.recover import recover
 from pruner_lib.study import cache
 from pruner_lib.study.measure import measure_task, measure_text
 from pruner_lib.study.records import Metrics, metrics_from, read_kept, write_kept
-from pruner_lib.study.results import Results
+from pruner_lib.study.results import Results, make_cache
 from pruner_lib.study.settings import DATA_FREE, OWN_PASS, Calibration, Evaluation, Experiment, settings_key
 
 KEEP_BYTES = 2 << 30  # a larger dense model is not copied: it is cut itself and loaded again
@@ -74,8 +74,8 @@ class Stages(Results):
 
     def lock(self, name: str, *, wait: bool = True) -> FileLock:
         """Let one process at a time do what follows; without `wait`, TimeoutError where another does it."""
-        if not (ignored := self.folder / "cache" / ".gitignore").is_file():  # by the user's git
-            write_text(ignored, "*\n")
+        if not (self.folder / "cache" / ".gitignore").is_file():
+            make_cache(self.folder)
         return only_one(self.cache(f"{name}.lock"), wait=wait)
 
     @contextmanager
