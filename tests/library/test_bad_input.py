@@ -269,7 +269,7 @@ CASES = [  # function, what is wrong, what came, what is wanted
     (repair_, {"plan": None}, "None", "select"),
     (repair_, {"calibration_ids": None}, "NoneType", "int64"),
     (repair_, {"calibration_ids": IDS[:1]}, "1", "at least 2"),
-    (repair_, {"ridges": [0.1, 1, 0.1]}, "[0.1, 1, 0.1]", "nothing twice"),
+    (repair_, {"ridges": [0.1, 1, 0.1]}, "[0.1, 1, 0.1]", "an entry twice"),
     (repair_, {"ridges": []}, "[]", "(0, inf)"),
     (repair_, {"ridges": [0.1, -1]}, "-1", "(0, inf)"),
     (repair_, {"ridges": ["x"]}, "'x'", "(0, inf)"),
@@ -292,7 +292,7 @@ CASES = [  # function, what is wrong, what came, what is wanted
     (save_model, {"max_shard_size": 0}, "0", "5GB"),
     (save_model, {"max_shard_size": None}, "None", "5GB"),
     (save_model, {"tokenizer": "tiny"}, "'tiny'", "tokenizer"),
-    (to_gguf, {"path": None}, "None", "a text or a Path"),
+    (to_gguf, {"path": None}, "None", "a string or a Path"),
     (to_gguf, {"model": None}, "None", "load_model"),
     (to_gguf, {"tokenizer": None}, "tokenizer", "to_gguf(model, path, tokenizer"),
     (to_gguf, {"path": "full"}, "full", "a file"),
@@ -311,7 +311,7 @@ CASES = [  # function, what is wrong, what came, what is wanted
     (generate_samples, {"model": None}, "None", "load_model"),
     (generate_samples, {"tokenizer": None}, "None", "tokenizer"),
     (generate_samples, {"tokenizer": MODEL}, "LlamaForCausalLM", "a tokenizer of transformers"),
-    (generate_samples, {"prompts": [HALF_A_CHARACTER]}, "which has half of a character", "a text"),
+    (generate_samples, {"prompts": [HALF_A_CHARACTER]}, "which has an unpaired surrogate", "a text"),
     (generate_samples, {"do_sample": "no"}, "'no'", "True or False"),
     (generate_samples, {"top_p": 2}, "2", "a number in (0, 1]"),
     (generate_samples, {"top_p": "x"}, "'x'", "a number in (0, 1]"),
@@ -363,8 +363,8 @@ CASES = [  # function, what is wrong, what came, what is wanted
     (text_ids, {"text": "full/other.gz"}, "other.gz", "get it anew"),
     (text_ids, {"text": "full/latin.txt"}, "latin.txt", "UTF-8"),
     (text_ids, {"text": IDS}, "Tensor of ['tensor(", "give one of them"),
-    (text_ids, {"text": [HALF_A_CHARACTER]}, "which has half of a character", "a text"),
-    (calibration_ids, {"text": [HALF_A_CHARACTER] * 2}, "which has half of a character", "document 0"),
+    (text_ids, {"text": [HALF_A_CHARACTER]}, "which has an unpaired surrogate", "a text"),
+    (calibration_ids, {"text": [HALF_A_CHARACTER] * 2}, "which has an unpaired surrogate", "document 0"),
     (text_ids, {"bos": 1}, "1", "True, False, window"),
     (text_ids, {"bos": np.array([True, False])}, "array([ True", "True, False, window"),
     (calibration_ids, {"bos": 0}, "0", "True, False, window"),
@@ -404,14 +404,14 @@ CASES = [  # function, what is wrong, what came, what is wanted
     (instructions, {"seed": -1}, "-1", "at least 0"),
     (recover, {"model": None}, "None", "load_model"),
     (recover, {"tokenizer": None}, "None", "tokenizer"),
-    (recover, {"examples": [{"text": HALF_A_CHARACTER}]}, "which has half of a character", "a text"),
+    (recover, {"examples": [{"text": HALF_A_CHARACTER}]}, "which has an unpaired surrogate", "a text"),
     (recover, {"tokenizer": str}, "type", "a tokenizer of transformers"),
     (recover, {"output_dir": "dangling"}, "dangling is a link", "a folder"),
     (recover, {"output_dir": LONG}, "too long", "another folder"),
-    (recover, {"callbacks": 5}, "5", "a list, each of it a TrainerCallback"),
-    (recover, {"callbacks": None}, "None", "a list, each of it a TrainerCallback"),
+    (recover, {"callbacks": 5}, "5", "a list, each entry a TrainerCallback"),
+    (recover, {"callbacks": None}, "None", "a list, each entry a TrainerCallback"),
     (recover, {"callbacks": [print]}, "builtin_function", "a TrainerCallback"),
-    (recover, {"keep_at": [1, 1]}, "[1, 1]", "nothing twice"),
+    (recover, {"keep_at": [1, 1]}, "[1, 1]", "an entry twice"),
     (recover, {"examples": []}, "0 examples", "instruction"),
     (recover, {"examples": [{}]}, "Example 0", "instruction"),
     (recover, {"examples": [{"instruction": 5, "output": "a"}]}, "instruction", "output"),
@@ -474,7 +474,7 @@ CASES = [  # function, what is wrong, what came, what is wanted
     (recover, {"target_modules": "nope"}, "'nope'", "q_proj"),
     (recover, {"target_modules": ["q_proj", "nope"]}, "['nope']", "q_proj"),
     (recover, {"target_modules": []}, "[]", "a list"),
-    (recover, {"target_modules": 5}, "5", "a list that is not empty, each of it a text"),
+    (recover, {"target_modules": 5}, "5", "a list that is not empty, each entry a text string"),
     (macs, {"model": None}, "None", "load_model"),
     (macs, {"tokens": 0}, "0", "at least 1"),
     (macs, {"tokens": 2.5}, "2.5", "a whole number"),
@@ -495,7 +495,7 @@ CASES = [  # function, what is wrong, what came, what is wanted
     (Plan.from_json, {"source": sys.executable}, "not a plan", "keep"),  # no text
     (Plan.from_json, {"source": edited(query_heads="no")}, "'no'", "True or False"),
     (Plan.from_json, {"source": edited(settings=None)}, "None", "a dict"),
-    (Plan.from_json, {"source": edited({"layers": [0]}, {"layers": 2})}, "whole layers", "discover anew"),
+    (Plan.from_json, {"source": edited({"layers": [0]}, {"layers": 2})}, "whole layers", "discover again"),
     (
         Plan.from_json,
         {"source": edited({HEADS: [10**12]}, {HEADS: 10**12})},
@@ -509,9 +509,9 @@ CASES = [  # function, what is wrong, what came, what is wanted
     (Plan.from_json, {"source": "new\0"}, "null byte", "keep"),
     (Plan, {"keep": {5: [0]}, "n_groups": {5: 2}}, "5", "a text"),
     (Plan, {"keep": {"a": [2**70]}, "n_groups": {"a": 2**71}}, "which is too large", "a whole number"),
-    (PLAN.to_json, {"path": "full"}, "'full'", "give a file"),
-    (PLAN.to_json, {"path": "nowhere/plan.json"}, "'nowhere/plan.json'", "give a file"),
-    (PLAN.to_json, {"path": 5}, "5", "give a file"),
+    (PLAN.to_json, {"path": "full"}, "'full'", "pass a file name"),
+    (PLAN.to_json, {"path": "nowhere/plan.json"}, "'nowhere/plan.json'", "pass a file name"),
+    (PLAN.to_json, {"path": 5}, "5", "pass a file name"),
     (Plan.from_json, {"source": '{"keep": 5, "n_groups": {}}'}, "5", "keep"),
     (Plan, {"keep": {"b": [0]}}, "'b'", "keep and n_groups"),
     (Plan, {"keep": {"a": []}}, "[]", "at least one"),
@@ -606,7 +606,7 @@ def test_a_device_of_torch_and_a_path_that_is_a_name_will_do(place):
 
 
 def test_a_model_with_numbers_that_are_none_is_not_repaired_nor_asked_to_write():
-    with pytest.raises(ValueError, match="a layer reads NaN or infinite numbers; check the weights"):
+    with pytest.raises(ValueError, match="a layer reads NaN or infinity; check the weights"):
         repair_(copy.deepcopy(NO_NUMBERS), PLAN, IDS)
     with pytest.raises(ValueError, match="nan.*; check these arguments, or the model's weights"):
         generate_samples(NO_NUMBERS, TOKENIZER, ["a river"], max_new_tokens=2)

@@ -249,7 +249,7 @@ def test_channels_whose_weights_are_changed_so_that_zeros_count_are_left_whole()
     model.model.layers[0].mlp.down_proj.__class__ = _OneMore
     axes = discover(model)
     assert set(axes) == {"layers.0.attention", "hidden"}
-    assert any("gate_proj" in note and "its zeros count" in note for note in axes.notes)
+    assert any("gate_proj" in note and "its masked entries are not zero" in note for note in axes.notes)
 
 
 class _OneMore(torch.nn.Linear):
