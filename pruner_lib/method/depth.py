@@ -1,8 +1,7 @@
 """Scoring and removing whole decoder layers: granularity "layer" (the baselines of the paper's Table 8).
 
 By default `select` ranks layers by the sum of their group scores, which tends to remove neighbouring layers.
-This module adds two rules from the literature, every second layer and block influence; pass their scores to
-`select` as `{"layers": scores}`. `prune_` calls `drop_layers_` for a plan of layers.
+Pass it the scores of the two other rules, every second layer and block influence, as `{"layers": scores}`.
 """
 
 from collections import Counter
@@ -29,8 +28,7 @@ def block_influence(model: nn.Module, calibration_ids: Tensor) -> Tensor:
     Args:    calibration_ids: `(samples, tokens)` int64.
     Returns: `(n_layers,)` float32; higher means keep.
     Raises:  ValueError: the ids do not fit the model.
-    Source:  Men et al., ShortGPT: Layers in Large Language Models are More Redundant Than You Expect (2024),
-             equation 1.
+    Source:  Men et al., ShortGPT (2024), equation 1.
     """
     check_ids(model, calibration_ids)
     layers, scores = decoder_layers(model)[1], []
@@ -69,8 +67,7 @@ def separate_layers(model: nn.Module, plan: Plan) -> tuple[str, nn.ModuleList]:
     plan.check_count("layers", len(layers))
     ids = [id(p) for layer in layers for p in layer.parameters()]
     if len({*ids}) < len(ids):
-        message = f"layers of {type(model).__name__} share weights, so they can't be removed one by one"
-        raise ValueError(f"{message}; use granularity='block', which removes groups from all of them")
+        raise ValueError("layers share weights and can't be removed one by one; use granularity='block'")
     return path, layers
 
 
@@ -97,10 +94,10 @@ def drop_layers_(model: nn.Module, plan: Plan) -> nn.Module:
         name, value = next(iter(values.items()))
         message = f"{module}.{name} is {value!r} in a kept layer, but the class builds another value"
         raise ValueError(f"{message} for its new position; nothing was cut. Keep other layers than {keep}")
-    check_cut(trial, path, plan, numbers)
+    check_cut(trial, path, plan, numbers, None, {}, {})
     if (error := error_with_cache(trial)) and not error_with_cache(dense):
-        message = f"{type(model).__name__} runs with a cache, but not with the layers {keep} of {n} alone"
-        raise ValueError(f"{message}; nothing was cut. Keep other layers: {error}")
+        message = f"the layers {keep} of {n} alone do not run with a cache; nothing was cut"
+        raise ValueError(f"{message}. Keep other layers: {error}")
     own_config_(model)
     _keep_layers_(model, keep, edits)
     set_layout(model, {**empty_layout(), "attributes": trained} if trained else None)

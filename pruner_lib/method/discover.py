@@ -1,10 +1,8 @@
 """Discovery: from traced labels to groups and axes (paper section 3.1 and Figure 2).
 
 The groups are the connected components of the recorded equalities; components with the same number of entries
-in the same places form an axis. Nothing is scored or cut here.
-
-Every expert of a layer has its own axis and, with `query_heads`, so has every key-value head. The weights of
-such sibling axes share a tensor, which stays rectangular only if all of them keep the same number of groups.
+in the same places form an axis. Every expert of a layer has its own axis, as has every key-value head with
+`query_heads`: these are siblings, which must all keep the same number of groups, because they share tensors.
 """
 
 import re
@@ -41,8 +39,7 @@ def discover(model: nn.Module, *, query_heads: bool = False) -> Axes:
             a key-value head with all its query heads.
     Returns: axis name -> `Axis`, in layer order, the residual stream (`hidden`) last. `.notes` says what was
         left out and why.
-    Raises: ValueError: the model is not a plain decoder (see `check_plain`), or does not run on the meta
-        device.
+    Raises: ValueError: the model is not a plain decoder (see `check_plain`), or can't be traced.
     Source: paper section 3.1, Eq. 1 and 2. Differs: the reference walks autograd nodes and needs a
         hand-edited model class; here the dependencies follow from index labels.
     """
@@ -62,7 +59,7 @@ def discover(model: nn.Module, *, query_heads: bool = False) -> Axes:
     single = Counter(axis.layer for axis, _ in named if axis.kind == "attention" and axis.n_groups == 1)
     for axis, groups in named:
         if _stacked(axis, rec.stacks):
-            parts = _split_experts(axis, model.get_parameter(axis.members[0].parameter).shape[0])
+            parts = _split_experts(axis, len(model.get_parameter(axis.members[0].parameter)))
         else:
             parts = _split_queries(axis, key_value_head[groups])
         axes |= {part.name: part for part in parts}
@@ -72,8 +69,8 @@ def discover(model: nn.Module, *, query_heads: bool = False) -> Axes:
                 reason = "all query heads share one key-value head; query_heads=True makes each a group"
             notes.append(f"{axis.name}: {reason}")
     total, *per_layer = (sum(p.numel() for p in module.parameters()) for module in (model, *layers))
-    numbers = Counter(rec.factors)
-    return Axes(axes, n_parameters=total, layer_parameters=per_layer, notes=notes, numbers=numbers)
+    facts = {"n_parameters": total, "layer_parameters": per_layer, "numbers": Counter(rec.factors)}
+    return Axes(axes, notes=notes, **facts)
 
 
 def _candidates(model: nn.Module, rec: Recording, components: np.ndarray, path: str) -> list[Candidate]:
@@ -98,9 +95,8 @@ def _candidates(model: nn.Module, rec: Recording, components: np.ndarray, path: 
         members, constants, size = [], [], 0
         for ((owner, dim, source), _), table in zip(places, tables, strict=True):
             if source == "parameter":
-                structure = re.sub(r"\.(weight|bias)$", "", owner)
+                structure, parameter = re.sub(r"\.(weight|bias)$", "", owner), model.get_parameter(owner)
                 members.append(Member(owner, dim, torch.from_numpy(table), rec.roles[owner, dim], structure))
-                parameter = model.get_parameter(owner)
                 size += parameter.numel() // parameter.shape[dim] * table.shape[1]
             elif len(table) > 1 and (table.shape[1] == 1 or owner.endswith(":")):
                 constants.append((*owner.split(":"), dim))
@@ -117,11 +113,8 @@ def _candidates(model: nn.Module, rec: Recording, components: np.ndarray, path: 
 
 
 def _index_tables(places: Sequence[tuple], entries: Mapping) -> tuple[list[np.ndarray], np.ndarray]:
-    """Return a table `(n_groups, width)` of the groups' entries for each place, and each group's component.
-
-    Args: places: (owner, its entries that belong to the groups); the first one defines the group numbers.
-    """
-    owner, chosen = places[0]
+    """Return a table `(n_groups, width)` per place (owner, its entries), and the component of each group."""
+    owner, chosen = places[0]  # defines the group numbers
     order, first = np.unique(entries[owner][chosen], return_index=True)  # components, ascending
     rank = first.argsort().argsort()  # group number of each component
     tables = []
@@ -132,13 +125,9 @@ def _index_tables(places: Sequence[tuple], entries: Mapping) -> tuple[list[np.nd
 
 
 def _forms(entries: Sequence[np.ndarray], n_components: int) -> np.ndarray:
-    """Number the forms of components, `(n_components,)`: equal if they have as many entries in every place.
-
-    Args: entries: for each place `(size,)` the component of each entry.
-    """
-    forms = np.zeros(n_components, np.int64)
-    fresh = 1
-    for place in entries:
+    """Number the forms of components, `(n_components,)`; equal forms have as many entries in each place."""
+    forms, fresh = np.zeros(n_components, np.int64), 1
+    for place in entries:  # (size,) component of each entry
         components, counts = np.unique(place, return_counts=True)
         keys, inverse = np.unique(forms[components] * (counts.max() + 1) + counts, return_inverse=True)
         forms[components] = fresh + inverse.reshape(-1)
@@ -249,17 +238,13 @@ def _split_experts(axis: Axis, n_experts: int) -> list[Axis]:
 
 
 def _split_queries(axis: Axis, owner: np.ndarray) -> list[Axis]:
-    """Return an axis of query heads for each key-value head, or `axis` itself if each has a single group.
-
-    Args: owner: `(n_groups,)` the key-value head that each group uses.
-    """
+    """Return an axis per key-value head (`owner`, `(n_groups,)`), or `axis` itself if each owns one group."""
     heads = list(dict.fromkeys(owner.tolist()))
     if len(heads) == axis.n_groups:
         return [axis]
-    parts = []
+    parts, shared = [], {"siblings": axis.name, "side_by_side": len(heads)}
     for i, head in enumerate(heads):
         groups = np.flatnonzero(owner == head)
         members = tuple(replace(m, indices=m.indices[groups]) for m in axis.members)
-        shared = {"siblings": axis.name, "side_by_side": len(heads)}
         parts.append(replace(axis, name=f"{axis.name}.{i}", n_groups=len(groups), members=members, **shared))
     return parts

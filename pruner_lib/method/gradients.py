@@ -1,13 +1,11 @@
 """One backward pass, one parameter at a time (paper section 3.2: the gradients that Eq. 3 to 5 need).
 
-The reference keeps every gradient and every squared gradient. Here the parameters are frozen, so that
-backward only carries gradients of activations. When it reaches a module, the gradient of the module's
-parameters is computed from the saved input and the output gradient (see `module_gradients`), passed to a
-visitor, and freed. The same pass gives per-sample gradients, which the second-order terms need.
+Parameters are frozen, so that backward only carries gradients of activations. When it reaches a module, the
+gradient of the module's parameters, per sample if needed, is computed from the saved input and the output
+gradient (see `module_gradients`), passed to a visitor, and freed.
 
-Micro-batches: gradients whose scores add up over samples are visited after each micro-batch. The others, such
-as |g * w|, need the gradient of the whole batch first: the inputs and output gradients of the modules, which
-are much smaller than the gradients of the weights, are then kept until the last micro-batch.
+With micro-batches, scores that are not sums over samples, such as |g * w|, need the gradient of the whole
+batch: the inputs and output gradients of the modules, which are much smaller, are kept until the last one.
 """
 
 import math
@@ -42,14 +40,11 @@ class _Kept(torch.autograd.Function):
 
 
 class _Direct(TorchFunctionMode):
-    """Find weights that a model uses while no module that holds them runs, so that their gradient is missed.
-
-    Args: names: id of each weight -> its name.
-    """
+    """Find weights that a model uses outside of calls of their modules, so that their gradient is missed."""
 
     def __init__(self, names: dict[int, str]):
         super().__init__()
-        self.names = names
+        self.names = names  # id of each weight -> its name
         self.running: Counter[str] = Counter()  # names of weights in the modules that are running
         self.found: set[str] = set()
 
@@ -142,9 +137,8 @@ class Pass:
         weights = {id(p) for p in module._parameters.values() if p is not None}  # frozen, may be the output
         leaves = [x.detach().requires_grad_() if id(x) in weights else x for x in leaves]
         floats = [x for x in leaves if isinstance(x, torch.Tensor) and x.is_floating_point()]
-        if not any(x.requires_grad for x in floats):
-            for x in floats:
-                x.requires_grad_()
+        for x in floats if not any(x.requires_grad for x in floats) else ():
+            x.requires_grad_()
         places = [i for i, x in enumerate(leaves) if isinstance(x, torch.Tensor) and x.requires_grad]
         if len(places) > 1:  # if one is computed from another, views keep their gradients apart
             leaves = [x.view_as(x) if i in places else x for i, x in enumerate(leaves)]
@@ -209,8 +203,8 @@ def loss_and_gradient_(logits: torch.Tensor, ids: torch.Tensor) -> tuple[float, 
 
     L = sum over tokens t of -log p(ids[t + 1])    dL / dz_t = softmax(z_t) - onehot(ids[t + 1])
 
-    A piece of the tokens at a time is computed in float32, so that no second tensor of the logits' size
-    exists. The sum is used because in float16 the gradient of the mean would underflow.
+    Works in float32 on a piece of the tokens at a time, so that no second tensor of the logits' size exists,
+    and on the sum, because in float16 the gradient of the mean would underflow.
 
     Args:
         logits: `(samples, tokens, vocabulary)`, part of a graph; their values are overwritten.
@@ -258,12 +252,9 @@ def visit_gradients(
             row of the weight, float32 (float64 for a float64 model); `a` is None unless `per_sample`. It may
             overwrite both, and must not keep them.
         micro_batch, checkpointing: see `estimate`.
-        additive: visit the gradients of each micro-batch separately; their sum is the gradient. Otherwise
-            each entry is visited once.
-    Returns: the loss. If the loss does not depend on the output of a parameter's module, the parameter is
-        skipped with a warning.
-    Raises: ValueError: the loss is not finite, a parameter's samples can't be separated, or its gradient is
-        incomplete.
+        additive: visit the gradients of each micro-batch separately, whose sum is the gradient.
+    Returns: the loss. Parameters of modules whose output does not affect it are skipped with a warning.
+    Raises: ValueError: the loss is not finite, or a gradient is incomplete or can't be split by sample.
     Source: paper Eq. 3 to 5; reference code `hf_prune.py`, which divides the sum of Eq. 5 by N as here.
     """
     n_samples, n_tokens = ids.shape

@@ -185,10 +185,7 @@ class Plan:
 
     @classmethod
     def from_json(cls, source: str | Path) -> "Plan":
-        """Read a plan from JSON text or from a file.
-
-        Raises: ValueError: the text is not a plan.
-        """
+        """Read a plan from JSON text or from a file (ValueError if it is not a plan)."""
         try:
             text = str(source)
             text = text if text.lstrip().startswith("{") else Path(source).read_text("utf-8-sig")

@@ -42,20 +42,18 @@ def estimate(
     Args:
         model: is not changed; no gradients are left in it.
         axes: the result of `discover`, or some of its axes.
-        calibration_ids: `(samples, tokens)` int64; the paper uses 10 samples. Not needed for random, l1 and
-            l2.
+        calibration_ids: `(samples, tokens)` int64; the paper uses 10 samples; not needed for random, l1, l2.
         criterion: one of `CRITERIA`, "obs" (not in the paper and without gradients: `repair.obs_scores`, for
             heads and MLP channels), or a custom function `criterion(weight, grad) -> saliency`, all three of
             one shape, grad the gradient of the batch loss. It is called on slices of whole rows. The signed
             saliencies are summed over a channel, and aggregated like the others.
         aggregation: over the structures of a group: "sum" (the paper's default), "mean", "prod", "max" or
             "last" (o_proj and down_proj); "none" keeps them apart, for `select(..., dependency=False)`.
-        order: sum a group's channels after aggregation ("channel", as in the reference code) or before it
-            ("group").
+        order: sum a group's channels after aggregation ("channel", as in the reference) or before ("group").
         seed: random seed of the criterion "random".
         micro_batch: samples per forward pass, None: all at once; the scores do not depend on it.
-        checkpointing: compute each decoder layer twice instead of keeping its activations. This takes a third
-            more time and a fraction of the memory, and gives the same scores.
+        checkpointing: recompute the decoder layers' activations, which takes a third more time and a fraction
+            of the memory, and gives the same scores.
     Returns: axis name -> `(n_groups,)` float32; `(n_structures, n_groups)` with aggregation "none". Scores
         are nan, with a warning, if the loss does not depend on a matrix that the axis cuts.
     Raises: ValueError: the criterion, aggregation or order is unknown, the ids do not fit the model, or the
@@ -111,26 +109,16 @@ def estimate_members(
     if with_data := sums.with_data:
         check_ids(model, calibration_ids)
         names, (samples, tokens) = set(sums.kept_dims), calibration_ids.shape
-        size = micro_batch or samples
-        check_fits(
-            model,
-            f"scoring {samples} samples of {tokens} tokens",
-            partial(predict_memory, model, samples, tokens, with_data, parameters=names),
-            [size // 2**k for k in range(size.bit_length())],  # down to 1
-            checkpointing,
-            names=("micro_batch", "checkpointing"),
-            otherwise="use fewer or shorter samples, or a machine with more memory: even with",
-        )
-        visit_gradients(
-            model,
-            calibration_ids.to(next(iter(parameters.values())).device),
-            names,
-            sums.add_gradient,
-            per_sample=any(c in SECOND_ORDER for c in with_data),
-            additive=set(with_data) <= set(ADDITIVE),
-            micro_batch=micro_batch,
-            checkpointing=checkpointing,
-        )
+        size, what = micro_batch or samples, f"scoring {samples} samples of {tokens} tokens"
+        predict = partial(predict_memory, model, samples, tokens, with_data, parameters=names)
+        sizes = [size // 2**k for k in range(size.bit_length())]  # down to 1
+        advice = "use fewer or shorter samples, or a machine with more memory: even with"
+        names_tried = ("micro_batch", "checkpointing")
+        check_fits(model, what, predict, sizes, checkpointing, names=names_tried, otherwise=advice)
+        ids = calibration_ids.to(next(iter(parameters.values())).device)
+        per_sample, additive = not {*with_data}.isdisjoint(SECOND_ORDER), {*with_data} <= {*ADDITIVE}
+        options = {"per_sample": per_sample, "additive": additive, "micro_batch": micro_batch}
+        visit_gradients(model, ids, names, sums.add_gradient, checkpointing=checkpointing, **options)
     generator = torch.Generator().manual_seed(seed)
     shapes = {name: (len(axis.structures), axis.n_groups, 1) for name, axis in axes.items()}
     random = {name: torch.rand(shape, generator=generator) for name, shape in shapes.items()}
@@ -142,8 +130,8 @@ def aggregate(
 ) -> dict[str, Tensor]:
     """Combine the scores of a group's structures into one score.
 
-    order "channel": I_G = sum over channels c of A_m s_mc    order "group": I_G = A_m (sum over channels c
-    of s_mc)
+    order "channel": I_G = sum over channels c of A_m s_mc
+    order "group":   I_G = A_m (sum over channels c of s_mc)
 
     with A one of sum, mean, prod, max and last over the structures m. Both orders give the same scores for
     sum, mean and last, and for groups of one channel (an MLP). The mean ranks as the sum does, except with
@@ -159,8 +147,7 @@ def aggregate(
     scores = {}
     for name, axis in axes.items():
         table = members[name].double()  # (n_structures, n_groups, channels)
-        if order == "group":
-            table = table.sum(-1, keepdim=True)
+        table = table.sum(-1, keepdim=True) if order == "group" else table
         if aggregation == "last":
             table = table[axis.structures.index(axis.last)]
         elif aggregation != "none":
@@ -190,7 +177,7 @@ def saliencies(w: Tensor, g: Tensor, a: Tensor | None, criteria: Collection[Crit
         got = tuple(saliency.shape) if isinstance(saliency, Tensor) else type(saliency).__name__
         if got != w.shape:
             name, shape = getattr(criterion, "__name__", criterion), tuple(w.shape)
-            raise ValueError(f"criterion {name} returned {got} for a weight of shape {shape}; return that")
+            raise ValueError(f"criterion {name} returned {got} for a weight of shape {shape}; return {shape}")
         yield criterion, saliency
     s = g.mul_(w)
     if "vector" in criteria:

@@ -252,8 +252,7 @@ def _sides(tables: tuple[torch.Tensor, ...]) -> tuple[list[torch.Tensor], list[t
 def _attend(rec: Recording, a: torch.Tensor, b: torch.Tensor, shape: tuple[int, int, int]) -> Labels:
     """Record that a product of two activations ties everything inside a batch index (an attention head).
 
-    If a batch index has labels of its own, labels that it shares with others belong to no head (the rotary
-    key of multi-head latent attention).
+    Labels that heads share beside private ones (the rotary key of latent attention) belong to no head.
     """
     head = rec.new_labels(shape[0])  # (batch,)
     rec.products.append(head.numpy())

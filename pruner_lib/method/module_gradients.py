@@ -1,8 +1,8 @@
 """The gradient of a module's parameters from the recorded calls of the module (paper section 3.2).
 
-It follows from the input and the output gradient of each call, per sample if these are split by sample. It is
-computed in slices of rows (entries of dim 0), so that no float32 copy of a large weight exists. Modules that
-are neither linear nor an embedding are called again on their inputs, and give a single slice.
+It follows from the input and the output gradient of each call, for a sample from its part of both. Slices of
+rows (entries of dim 0) avoid a float32 copy of a large weight. Modules that are neither linear nor an
+embedding are called again on their inputs, and give a single slice.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -141,9 +141,8 @@ def in_slices(module: nn.Module) -> bool:
 
 def _by_sample(use: Use) -> list[Use]:
     """Split a call into one call per sample."""
-    whole = [i in use.shared or not isinstance(x, torch.Tensor) for i, x in enumerate(use.inputs)]
-    pairs = zip(use.inputs, whole, strict=True)
-    inputs = [[x] * use.samples if is_whole else _chunks(use, x) for x, is_whole in pairs]
+    shared = {i for i, x in enumerate(use.inputs) if i in use.shared or not isinstance(x, torch.Tensor)}
+    inputs = [[x] * use.samples if i in shared else _chunks(use, x) for i, x in enumerate(use.inputs)]
     grads = [[None] * use.samples if g is None else _chunks(use, g, shared=False) for g in use.grads]
     numbers = range(use.samples)
     return [replace(use, inputs=[x[n] for x in inputs], grads=[g[n] for g in grads]) for n in numbers]

@@ -42,9 +42,9 @@ def norm_members(model: nn.Module, members: Sequence[Member], side_by_side: int 
 
 
 def norm_factor(module: nn.Module, kept: torch.Tensor) -> float | None:
-    """Measure the factor on the weight of a cut norm that makes it equal to the dense norm on masked input.
+    """Measure the factor on a cut norm's weight with which it acts as the dense norm on masked input.
 
-    Args: kept: sorted entries that stay.    Returns: None if there is no such factor.
+    Args: kept: sorted kept entries.    Returns: None if there is no such factor.
     """
     # on the CPU in float32, with weights that are neither all equal nor zero
     dense = copy.deepcopy(module).to_empty(device="cpu").float()

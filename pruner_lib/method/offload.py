@@ -1,8 +1,7 @@
 """Where a model's weights are, and temporary changes to how it runs: frozen, evaluating, recomputing.
 
-A model must hold its weights in its modules to be scored or cut. accelerate can keep them in CPU memory or on
-disk instead, while the modules hold parameters on the meta device. A model that was built on the meta device
-has no weights anywhere, and may be cut.
+Offloaded weights, which accelerate keeps in CPU memory or on disk while modules hold meta tensors, can't be
+scored or cut. A model that was built on the meta device has no weights anywhere, and may be cut.
 """
 
 import copy
@@ -101,7 +100,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def frozen(model: nn.Module) -> Iterator[None]:
     """Put a model in evaluation mode without parameter gradients, then restore both.
 
-    State that modules stored meanwhile, as recurrent layers do, is detached, since graphs can't be copied.
+    Also detaches state that modules, such as recurrent layers, stored meanwhile: a graph can't be copied.
     """
     flags, held = {p: p.requires_grad for p in model.parameters()}, _with_graph(model)
     model.requires_grad_(False)

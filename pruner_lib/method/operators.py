@@ -102,14 +102,10 @@ def _pin_all(rec: Recording, op, operands: list, outputs: list) -> list[Labels]:
 
 
 def _keeps_zero(func, args: tuple, kwargs: dict) -> bool:
-    """Test if an element-wise operator maps masked entries to zero, by running it on scalars.
-
-    Operands that are zero in a masked group, such as weights with an entry per group, become zero; others get
-    arbitrary numbers.
-    """
+    """Test if an element-wise operator maps masked entries to zero, by running it on scalars."""
     numbers = iter(range(7, 99))
 
-    def stand_in(tensor: torch.Tensor) -> torch.Tensor:
+    def stand_in(tensor: torch.Tensor) -> torch.Tensor:  # zero if masked entries are, else arbitrary
         labels = labels_of(tensor)
         masked = labels is not None and labels.zero
         if masked and labels.source != "activation":
@@ -136,11 +132,7 @@ def _write(target: torch.Tensor, labels: Labels | None) -> Labels | None:
 
 
 def _look_up(rec: Recording, op, args: tuple, out: torch.Tensor) -> Labels | None:
-    """Return the labels of entries selected by an index.
-
-    An index on the CPU has values and is executed. One that the model computes (a router's choice of experts)
-    has none; then only labels that do not depend on it are kept.
-    """
+    """Return the labels of indexed entries; an index that the model computes (a router's) has no values."""
     labels = labels_of(args[0])
     if labels is None:
         return None
@@ -149,7 +141,7 @@ def _look_up(rec: Recording, op, args: tuple, out: torch.Tensor) -> Labels | Non
     if all(i is None or i.device.type == "cpu" for i in indices):
         return labels.map(lambda t: op(t, *args[1:]))
     kept = []
-    for table in labels.tensors:
+    for table in labels.tensors:  # keep those that do not depend on the index
         if all(same_along(table, d % table.ndim) for d in dims):
             zeros = [None if i is None else torch.zeros(i.shape, dtype=torch.long) for i in indices]
             kept.append(op(table, zeros) if op is aten.index else op(table, args[1], zeros[0]))

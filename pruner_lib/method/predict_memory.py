@@ -1,8 +1,7 @@
 """Predict the memory of a pass before it starts (not part of the paper's method).
 
-One sample runs forward, and every tensor that autograd would keep for backward is counted and dropped. This
-needs little memory and works for every architecture. The count is multiplied by the samples; the largest
-temporary tensors and the memory that the process holds already are added.
+One sample runs forward, and every tensor that autograd would keep for backward is counted and dropped. The
+count times the samples, the largest temporary tensors and the memory held already are added up.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -144,13 +143,11 @@ def check_fits(
         needed = predict(size, recompute).extra
         if needed <= available:
             break
-    parts = ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in memory.parts.items())
-    advice = "try" if needed <= available else otherwise
-    raise ValueError(
-        f"{what} needs {memory.extra / 1e9:.2f} GB ({parts}) beside the {memory.held / 1e9:.2f} GB held now, "
-        f"and {available / 1e9:.2f} GB are available; {advice} {names[0]}={size}, {names[1]}={recompute}, "
-        f"{needed / 1e9:.2f} GB"
-    )
+    parts = ", ".join(f"{name} {part / 1e9:.2f} GB" for name, part in memory.parts.items())
+    need = f"{memory.extra / 1e9:.2f} GB ({parts}) beside the {memory.held / 1e9:.2f} GB held now"
+    advice = f"{'try' if needed <= available else otherwise} {names[0]}={size}, {names[1]}={recompute}"
+    needed, available = f"{needed / 1e9:.2f} GB", f"{available / 1e9:.2f} GB"
+    raise ValueError(f"{what} needs {need}, and {available} are available; {advice}, {needed}")
 
 
 def _largest_gradient(owners: Mapping[nn.Module, Iterable[str]], second: bool, n_tokens: int) -> int:
@@ -168,10 +165,7 @@ def _largest_gradient(owners: Mapping[nn.Module, Iterable[str]], second: bool, n
 
 
 def count_forward(model: nn.Module, run: Callable, watched: Collection[nn.Module] = ()) -> Forward:
-    """Run a forward pass and count what autograd would keep, without keeping it.
-
-    Args:    run: runs the model forward.    watched: modules whose inputs and outputs are counted.
-    """
+    """Run a forward pass and count what autograd would keep, and the inputs and outputs of `watched`."""
     layers = decoder_layers(model)[1]
     counted = Forward([0] * (len(layers) + 1), [0] * len(layers))
     fresh, entered, used = (_fresh_bytes(model) for _ in range(3))

@@ -1,8 +1,7 @@
 """Cutting: apply a plan to a model in place (paper section 3.2, last paragraph).
 
-`prune_` removes groups and adapts the modules, the layers' configs and the model's config; `mask_` sets the
-same groups to zero. Both models compute the same function, which the tests assert for every architecture.
-`select` makes the plan; `depth` removes whole decoder layers.
+`prune_` removes groups and adapts modules and configs; `mask_` sets the same groups to zero. Both models
+compute the same function, which the tests assert for every architecture.
 """
 
 from collections import Counter
@@ -60,8 +59,7 @@ def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modu
         numbers.update((layer, value) for layer in range(axes.n_layers) for value in eps.values())
     scaled = any(factor != 1 for factor in factors.values())  # a plain config has one epsilon for all
     plain = None if scaled else _plain_config(model, axes, kept, layout, rules)
-    layout["config"] = {} if plain else layout["config"]
-    merged = merge_layouts(model, layout)
+    merged = merge_layouts(model, layout | {"config": {}} if plain else layout)
     trial = apply_layout_(without_weights(model), merged)
     trial.config.update(plain or {})
     check_cut(trial, decoder_layers(model)[0], plan, numbers, axes, keep, cuts)
@@ -90,8 +88,7 @@ def mask_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modul
     """Set the weights of the groups that a plan does not keep to zero, without changing shapes.
 
     Args: axes: of the model in its current state, if they have been discovered already.
-    Raises: ValueError: the plan does not fit the model, or its weights are offloaded. The model is then
-        unchanged.
+    Raises: ValueError: the plan does not fit the model, or its weights are offloaded; nothing is changed.
     """
     check_in_memory(model)
     require(Plan, plan=plan)
@@ -117,15 +114,12 @@ def mask_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modul
 
 
 def axes_of(model: nn.Module, plan: Plan, axes: Axes | None, *, prove: bool = True) -> Axes:
-    """Return the axes that a plan is for: those passed, after a check, or newly discovered ones.
-
-    Args: prove: also trace the model, because another model may have the same names and shapes.
-    """
+    """Return the axes that a plan is for: those passed, after a check, or newly discovered ones."""
     if axes is None:
         return discover(model, query_heads=plan.query_heads)
     require(Axes, axes=axes)
     check_axes(axes, model)
-    if prove:
+    if prove:  # another model may have the same names and shapes
         _keep_by_structure(axes, plan)  # refuses a plan for other groups
         try:
             check_cut(without_weights(model), decoder_layers(model)[0], plan, axes.numbers, axes, {}, {})
@@ -141,8 +135,8 @@ def _keep_by_structure(axes: Axes, plan: Plan) -> dict[str, dict[str, torch.Tens
     for key, kept in plan.keep.items():
         name, _, structure = key.partition("/")
         if name not in axes:
-            names = f"{', '.join(list(axes)[:6])} ... (Plan.query_heads must be as in discover)"
-            raise ValueError(f"the plan cuts {name}, which this model does not have; its axes: {names}")
+            advice = f"select from its own axes ({', '.join([*axes][:6])} ...)"
+            raise ValueError(f"the plan cuts {name}, which this model does not have; {advice}")
         axis = axes[name]
         plan.check_count(key, axis.n_groups)
         if structure and structure not in axis.structures:

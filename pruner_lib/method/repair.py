@@ -1,10 +1,9 @@
 """Repair in closed form, without gradients or training (not in the paper).
 
-A group affects the rest of the model through a single matrix, its last (o_proj, down_proj), in which it has
-one or more columns. Let x be the input of that matrix, G the mean of x x' over the calibration tokens, and k
-the kept columns. `repair_` fits the kept columns so that they replace the removed ones, and `obs_scores`
-scores a group by the error of such a fit. Both process one layer at a time while the model runs, with the
-inputs of one layer in memory.
+A group affects the rest of the model through some columns of a single matrix, its last (o_proj, down_proj).
+Let x be the input of that matrix, G the mean of x x' over the calibration tokens, and k the kept columns.
+`repair_` fits these to replace the removed ones, and `obs_scores` scores a group by the error of such a fit.
+Both process one layer at a time while the model runs, with the inputs of one layer in memory.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -65,12 +64,11 @@ def repair_(
              axes: of the model, if they have been discovered already.
              ridges: positive candidates for lambda, in units of the mean diagonal of G.
     Returns: name of the weight -> how it was repaired.
-    Raises:  ValueError: the plan is of another kind or for another model; there is only one sample; a ridge
-             is not positive; a last matrix is not linear (a stack of experts), is shared by several modules,
-             or follows a module that mixes the groups (a norm over all heads); or the model runs its layers
+    Raises:  ValueError: an argument does not fit, a last matrix is not linear (a stack of experts), is shared
+             or follows a module that mixes the groups (a norm over all heads), or the model runs its layers
              more than once. The model is then unchanged.
-    Source:  not in the paper. Least squares on the inputs as in Frantar and Alistarh, SparseGPT (2023), but
-             for whole groups, regularised towards the old weights, with lambda chosen on held-out tokens.
+    Source:  not in the paper. Least squares on inputs as in Frantar and Alistarh, SparseGPT (2023), but for
+             whole groups, regularised towards the old weights, with lambda chosen on held-out tokens.
     """
     check_in_memory(model)
     check_ids(model, calibration_ids)

@@ -66,30 +66,28 @@ def select(
         ratio: share of groups to remove from the axes that are pruned, in [0, 1); with `target="parameters"`
             the share of all parameters of the model. Or names or patterns of axes -> their shares,
             `{"layers.3.mlp": 0.4, "layers.*.attention": 0.2}`: the exact name has priority, then the first
-            matching pattern; axes without a match are left whole.
+            matching pattern; axes without a match are not pruned.
         granularity: "block" (attention heads and MLP channels), "channel" (residual stream) or "layer".
         scope: "local" ranks within each axis, "global" all axes of a kind together, "joint" heads and MLP
             channels in one list, each counted as one group (the reference code's global ranking).
-        protect_first, protect_last: decoder layers left whole at either end (block and layer granularity).
-        ignore: names or patterns of axes that are left whole, `["layers.3.mlp", "layers.1?.*"]`.
-        dependency: False ranks each structure (matrix) alone, so that all of them lose the same number of
-            rows or columns, but different ones (the paper's Table 6).
+        protect_first, protect_last: decoder layers at either end not to prune (granularity "block", "layer").
+        ignore: names or patterns of axes not to prune, `["layers.3.mlp", "layers.1?.*"]`.
+        dependency: False ranks each structure (matrix) alone: all lose the same number of rows or columns,
+            but different ones (the paper's Table 6).
         multiple_of: round the number of kept MLP channels to a multiple of this; stacked experts always
             keep a multiple of 8, which torch's grouped product needs.
         uniform: require that all layers keep the same widths.
-    Returns: a plan with an entry for every axis of the granularity, also for those left whole.
+    Returns: a plan with an entry for every axis of the granularity, also for those that are not pruned.
     Raises: ValueError: an argument is out of range, a pattern matches no axis, or scores do not fit the axes.
-    Source: section 3.2; rounding as in the reference code: C - int(C * (1 - ratio)) channels, whole groups
-        only.
+    Source: section 3.2; whole groups of C - int(C * (1 - ratio)) channels, as in the reference code.
     """
     settings = {n: plain_number(v) for n, v in locals().items() if n not in ("axes", "scores")}
     check_axes(axes)
     require(Mapping, scores=scores)
     check_options(settings, axes)
     ratio, settings["ignore"] = settings["ratio"], list(ignore)
-    layers = None
-    if protect_first or protect_last or granularity == "layer":
-        layers = range(protect_first, axes.n_layers - protect_last)
+    limited = protect_first or protect_last or granularity == "layer"
+    layers = range(protect_first, axes.n_layers - protect_last) if limited else None
     if granularity == "layer":
         return _select_layers(axes, scores, ratio, target, layers, settings)
     chosen = {name: a for name, a in axes.items() if a.kind in GRANULARITIES[granularity]}
@@ -106,8 +104,7 @@ def select(
     n_groups = {key: a.n_groups for a in chosen.values() for key in _keys(a, dependency)}
     keep = {key: torch.arange(n) for key, n in n_groups.items()}
     for unit in units:
-        worst_first = torch.argsort(unit.scores, stable=True)
-        keep[unit.key] = worst_first[removed[unit.key] :].sort().values
+        keep[unit.key] = torch.argsort(unit.scores, stable=True)[removed[unit.key] :].sort().values
     if uniform:
         check_uniform(keep)
     query_heads = any(a.kind == "attention" and a.siblings for a in axes.values())
@@ -115,10 +112,7 @@ def select(
 
 
 def n_removed(axis: Axis, ratio: float) -> int:
-    """Return how many groups a ratio removes from an axis: whole groups of C - int(C * (1 - ratio)) channels.
-
-    Source: reference code, `prune_local`; at least one group stays.
-    """
+    """Return how many groups a ratio removes from an axis; one is always kept (reference: `prune_local`)."""
     channels = axis.n_groups * axis.width
     return min((channels - int(channels * (1 - ratio))) // axis.width, axis.n_groups - 1)
 
@@ -138,7 +132,7 @@ def _units(axis: Axis, scores: Mapping[str, torch.Tensor], dependency: bool) -> 
 
 
 def _ratios(axes: Mapping[str, Axis], ratio: float | Ratios, ignore: Iterable[str], layers: range | None):
-    """Return axis name -> share of its groups to remove, for the axes that are not left whole."""
+    """Return axis name -> share of its groups to remove, for the axes to prune."""
     by_name = ratio if isinstance(ratio, Mapping) else {"*": ratio}
     check_names(axes, by_name)
     ratios = {}

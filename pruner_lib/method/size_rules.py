@@ -1,8 +1,7 @@
 """Find the config keys and module attributes that count groups, by comparing twins of the model.
 
 A twin is the same model class built on the meta device from an edited config. Two twins that differ only in
-the number of heads show which attributes of which modules depend on it, so that no code is specific to an
-architecture.
+the number of heads show which attributes depend on it, so that no code is specific to an architecture.
 """
 
 import copy
@@ -51,12 +50,9 @@ def build_twin(model: nn.Module, edits: dict) -> nn.Module:
 
 
 def find_size_rules(model: nn.Module, axes: Mapping[str, Axis], cut: Collection[str]) -> dict[str, SizeRule]:
-    """Find out what depends on the number of groups, for every axis that is cut.
+    """Find what depends on the number of groups of each cut axis; corresponding axes of layers share a rule.
 
-    Axes in modules of the same name in different layers have the same rule.
-
-    Raises: ValueError: the class does not build the model's modules, or an attribute depends on the number of
-        groups, but not in proportion.
+    Raises: ValueError: the class does not build the model's modules, or an attribute is not in proportion.
     """
     alike: dict[tuple, list[Axis]] = {}
     for axis in axes.values():
@@ -68,8 +64,7 @@ def find_size_rules(model: nn.Module, axes: Mapping[str, Axis], cut: Collection[
     dense_axes = discover(dense, query_heads=by_query) if getattr(model, "pruning_layout", None) else {}
     built = {name for name, _ in dense.named_parameters(remove_duplicate=False)}
     if other := {m.parameter for name in cut for m in axes[name].members} - built:
-        message = f"{type(model).__name__} does not build {min(other)}, so its size can't follow the config"
-        raise ValueError(f"{message}; use a model class that builds all its modules")
+        raise ValueError(f"{type(model).__name__} does not build {min(other)}; use a class that does")
     for group in alike.values():
         if any(axis.name in cut for axis in group):
             twins = [dense_axes[axis.name] for axis in group if axis.name in dense_axes]
@@ -79,16 +74,13 @@ def find_size_rules(model: nn.Module, axes: Mapping[str, Axis], cut: Collection[
 
 
 def _find_size_rule(model: nn.Module, axes: list[Axis], all_axes: list[Axis], dense: nn.Module) -> SizeRule:
-    """Build a probe with fewer groups in these axes, and compare it with `dense`, the unedited twin.
-
-    Args: all_axes: of the model; other axes of the kind may depend on the same config key.
-    """
+    """Build a probe with fewer groups in these axes, and compare it with `dense`, the unedited twin."""
     first = axes[0]
     cut = first.members[0]
     entries = dense.get_parameter(cut.parameter).shape[cut.dim] - _rest(model, first, cut)
     n = entries // cut.width // first.side_by_side
     probe_n, tied = min(2, n - 1), None
-    kind = [a for a in all_axes if a.kind == first.kind]
+    kind = [a for a in all_axes if a.kind == first.kind]  # all may depend on the same config key
     for keys, fixed in _candidates(model.config.to_dict(), first, n, probe_n) if n > 1 else ():
         edits = {k: v * probe_n // n if v else probe_n for k, v in keys.items()}
         try:
@@ -108,14 +100,15 @@ def _find_size_rule(model: nn.Module, axes: list[Axis], all_axes: list[Axis], de
             # floats of the old width (such as the scale of an embedding) belong to the trained model, so the
             # config must not change them; `check_cut` compares those that layers compute while they run
             in_config = not other_values(dense, probe, (float, *HOLDERS), [float])
-            scope = dense if first.kind == "hidden" else dense.get_submodule(first.module)
-            in_config = in_config and not any(unsaved_numbers(module) for module in scope.modules())
-            if first.kind == "hidden":
-                in_config = in_config and trace(dense).factors == trace(probe).factors
+            hidden = first.kind == "hidden"
+            scope = dense if hidden else dense.get_submodule(first.module)
+            in_config = in_config and not any(map(unsaved_numbers, scope.modules()))
+            in_config = in_config and not (hidden and trace(dense).factors != trace(probe).factors)
             return SizeRule(per_group, fixed, attributes, in_config)
         tied = tied or probe
     if tied is None:
         return SizeRule(in_config=False)
+    # `tied` differs in other dims too, such as those of heads
     heads = () if first.kind != "hidden" else [a for a in all_axes if a.kind == "attention"]
     return SizeRule(attributes=_attributes(dense, tied, axes, n, probe_n, heads), in_config=False)
 
@@ -247,10 +240,7 @@ def size_in(value: object) -> object:
 def _attributes(
     dense: nn.Module, probe: nn.Module, axes: list[Axis], n: int, probe_n: int, exclude: Sequence[Axis]
 ) -> dict[str, dict[str, int]]:
-    """Return the integer attributes that depend on the number of groups, in the modules of each axis.
-
-    Args: exclude: axes whose modules count something else, which the probe could not keep fixed.
-    """
+    """Return integer attributes that depend on the number of groups, in modules of `axes`, not `exclude`."""
     per_group: dict[str, dict[str, int]] = {}
     excluded = tuple(f"{axis.module}." for axis in exclude)
     prefixes = tuple("" if axis.kind == "hidden" else f"{axis.module}." for axis in axes)

@@ -184,13 +184,7 @@ def _enter_layer(rec: Recording, path: str, number: int, layer: nn.Module, args:
 
 
 def check_cut(
-    cut: nn.Module,
-    path: str,
-    plan: Plan,
-    numbers: Counter[tuple],
-    axes: Axes | None = None,
-    keep: dict | None = None,
-    stays: dict | None = None,
+    cut: nn.Module, path: str, plan: Plan, numbers: Counter, axes: Axes | None, keep: dict, stays: dict
 ) -> None:
     """Trace a cut model without weights; refuse the plan if it fails, mixes groups, or uses other numbers.
 
@@ -201,7 +195,7 @@ def check_cut(
     Args:
         cut: a copy without weights that has the widths, or the layers, of the plan.    path: of its layers.
         numbers: `Axes.numbers` of the dense model, with the layers' numbers after the cut.
-        axes: of the dense model.    keep: axis name -> structure -> kept groups.    Both None: whole layers.
+        axes: of the dense model; None for a plan of layers.    keep: axis name -> structure -> kept groups.
         stays: parameter -> dim -> sorted kept entries, `(n,)` or `(slices, n)`.
     Raises: ValueError: names the groups or module at fault, and what to prune instead.
     """

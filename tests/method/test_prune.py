@@ -437,9 +437,7 @@ def test_axes_of_another_model_are_refused_in_one_sentence():
                 door(other, axes)
             same_total = copy.copy(axes)
             same_total.n_parameters = sum(one.numel() for one in other.parameters())
-            with pytest.raises(
-                ValueError, match="axes are from another model: they divide .* entries of"
-            ):
+            with pytest.raises(ValueError, match="axes are from another model: they divide .* entries of"):
                 door(other, same_total)
         door(build("mistral"), axes)
     with pytest.raises(ValueError, match="they divide 40 entries of model.layers.0.mlp.gate_proj.weight"):
