@@ -165,8 +165,7 @@ def _without_obstacles(
         reasons.setdefault(other, reasons[label])  # a pinned label was broadcast over `other`
     stream = {(m.parameter, m.dim) for axis, _ in candidates for m in axis.members if axis.layer is None}
     heads = set(np.concatenate([components[labels] for labels in rec.products] or [()]).tolist())
-    free, notes, uses = [], sorted(unknown), rec.uses_of(components)
-    path = decoder_layers(model)[0]
+    free, notes, uses, path = [], sorted(unknown), rec.uses_of(components), decoder_layers(model)[0]
     unused = {name: p.shape for name, p in model.named_parameters() if id(p) not in rec.reached}
     for axis, groups in candidates:
         obstacle = next((reasons[c] for c in groups.tolist() if c in reasons), None)

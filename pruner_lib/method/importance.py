@@ -109,12 +109,12 @@ def estimate_members(
     if with_data := sums.with_data:
         check_ids(model, calibration_ids)
         names, (samples, tokens) = set(sums.kept_dims), calibration_ids.shape
-        size, what = micro_batch or samples, f"scoring {samples} samples of {tokens} tokens"
+        size, task = micro_batch or samples, f"scoring {samples} samples of {tokens} tokens"
         predict = partial(predict_memory, model, samples, tokens, with_data, parameters=names)
         sizes = [size // 2**k for k in range(size.bit_length())]  # down to 1
         advice = "use fewer or shorter samples, or a machine with more memory: even with"
         names_tried = ("micro_batch", "checkpointing")
-        check_fits(model, what, predict, sizes, checkpointing, names=names_tried, otherwise=advice)
+        check_fits(model, task, predict, sizes, checkpointing, names=names_tried, otherwise=advice)
         ids = calibration_ids.to(next(iter(parameters.values())).device)
         per_sample, additive = not {*with_data}.isdisjoint(SECOND_ORDER), {*with_data} <= {*ADDITIVE}
         options = {"per_sample": per_sample, "additive": additive, "micro_batch": micro_batch}

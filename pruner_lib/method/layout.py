@@ -129,8 +129,7 @@ def apply_layout_(model: nn.Module, layout: dict) -> nn.Module:
     """
     try:
         for name, shape in layout["shapes"].items():
-            if tuple(model.get_parameter(name).shape) != tuple(shape):
-                old = model.get_parameter(name)
+            if tuple((old := model.get_parameter(name)).shape) != tuple(shape):
                 set_parameter_(model, name, torch.empty(shape, dtype=old.dtype, device=old.device))
             set_leaf_sizes_(model.get_submodule(name.rpartition(".")[0]))
         for path, attributes in layout["attributes"].items():
@@ -139,9 +138,8 @@ def apply_layout_(model: nn.Module, layout: dict) -> nn.Module:
                 setattr(module, name, (value,) if isinstance(getattr(module, name), tuple) else value)
         for path, overrides in layout["config"].items():
             for module in model.get_submodule(path).modules():
-                if "config" in vars(module):
-                    shared = vars(module)["config"]
-                    shared = shared._shared if _is(shared, LayerConfig) else shared
+                if (config := vars(module).get("config")) is not None:
+                    shared = config._shared if _is(config, LayerConfig) else config
                     module.config = LayerConfig(shared, overrides)
         for path, inputs in layout["inputs"].items():
             module = model.get_submodule(path)

@@ -38,7 +38,7 @@ def check_axes(axes: object, model: nn.Module | None = None) -> None:
             raise ValueError(f"the axes are from another model: {message}; {advice}")
 
 
-def check_ids(model: nn.Module, ids: torch.Tensor, what: str = "calibration ids") -> None:
+def check_ids(model: nn.Module, ids: torch.Tensor, name: str = "calibration ids") -> None:
     """Refuse token ids of the wrong type or shape, or that the model can't read (see `check_reads`)."""
     require(nn.Module, model=model)
     is_tensor = isinstance(ids, torch.Tensor)
@@ -46,7 +46,7 @@ def check_ids(model: nn.Module, ids: torch.Tensor, what: str = "calibration ids"
     if not is_dense or ids.dtype != torch.int64 or ids.ndim != 2 or ids.shape[0] < 1 or ids.shape[1] < 2:
         expected = "int64 of shape (samples, tokens) with at least 2 tokens"
         tensor = f"{ids.dtype} {tuple(ids.shape)}, {ids.layout} on {ids.device}" if is_tensor else ""
-        raise ValueError(f"this needs {what}: {expected}, got {tensor or type(ids).__name__}")
+        raise ValueError(f"this needs {name}: {expected}, got {tensor or type(ids).__name__}")
     smallest, largest = map(int, ids.aminmax())
     check_reads(model, ids.shape[1], largest, smallest)
 

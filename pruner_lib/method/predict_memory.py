@@ -120,7 +120,7 @@ def predict_memory(
 
 def check_fits(
     model: nn.Module,
-    what: str,
+    task: str,
     predict: Callable[[int, bool], Memory],
     sizes: Sequence[int],
     recomputed: bool,
@@ -132,7 +132,7 @@ def check_fits(
 
     Args:
         predict: takes a micro-batch size, and whether layers are recomputed.
-        sizes: to try; the first one and `recomputed` are what the caller wants.    names: of both settings.
+        sizes: to try, starting with the setting of the pass, as is `recomputed`.    names: of both settings.
         otherwise: the advice if no setting fits.
     Raises: ValueError: says what is needed, what is available, and a setting to try.
     """
@@ -145,9 +145,9 @@ def check_fits(
             break
     parts = ", ".join(f"{name} {part / 1e9:.2f} GB" for name, part in memory.parts.items())
     need = f"{memory.extra / 1e9:.2f} GB ({parts}) beside the {memory.held / 1e9:.2f} GB held now"
-    advice = f"{'try' if needed <= available else otherwise} {names[0]}={size}, {names[1]}={recompute}"
-    needed, available = f"{needed / 1e9:.2f} GB", f"{available / 1e9:.2f} GB"
-    raise ValueError(f"{what} needs {need}, and {available} are available; {advice}, {needed}")
+    advice = "try" if needed <= available else otherwise
+    setting = f"{names[0]}={size}, {names[1]}={recompute}, {needed / 1e9:.2f} GB"
+    raise ValueError(f"{task} needs {need}, and {available / 1e9:.2f} GB are available; {advice} {setting}")
 
 
 def _largest_gradient(owners: Mapping[nn.Module, Iterable[str]], second: bool, n_tokens: int) -> int:

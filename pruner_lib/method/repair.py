@@ -49,7 +49,7 @@ def repair_(
     axes: Axes | None = None,
     ridges: Sequence[float] = RIDGES,
 ) -> dict[str, Repair]:
-    """Prepare a dense model for a cut: fit the columns to be kept so that they replace the others.
+    """Prepare a model for a cut: fit the columns to be kept so that they replace the others.
 
         W'_k = (W G_:k + lambda W_k) (G_kk + lambda I)^-1        W' = 0 in the columns to be removed
 
@@ -57,16 +57,16 @@ def repair_(
     choose lambda (a fifth of the rows, if a matrix reads only some of the tokens); the final fit uses all of
     them. Call `prune_` with the same plan afterwards.
 
-    Args:    model: dense; the last matrix of each axis that the plan cuts is changed.
+    Args:    model: not cut yet; the last matrix of each axis that the plan cuts is changed.
              plan: from `select` with granularity "block": heads and MLP channels, no hidden channels.
              calibration_ids: `(samples, tokens)` int64, at least 2 samples; thousands of tokens are better
                  than the paper's 640.
              axes: of the model, if they have been discovered already.
              ridges: positive candidates for lambda, in units of the mean diagonal of G.
     Returns: name of the weight -> how it was repaired.
-    Raises:  ValueError: an argument does not fit, a last matrix is not linear (a stack of experts), is shared
-             or follows a module that mixes the groups (a norm over all heads), or the model runs its layers
-             more than once. The model is then unchanged.
+    Raises:  ValueError: the plan is of another kind or for another model, there is only one sample, a ridge
+             is not positive, a last matrix is not linear (a stack of experts), is shared, or reads mixed
+             groups (from a norm over all heads), or layers run more than once. Nothing is changed.
     Source:  not in the paper. Least squares on inputs as in Frantar and Alistarh, SparseGPT (2023), but for
              whole groups, regularised towards the old weights, with lambda chosen on held-out tokens.
     """
@@ -141,7 +141,7 @@ def _last(model: nn.Module, axis: Axis) -> Member:
     inputs = [m for m in axis.members if m.structure == axis.last and m.role == "in"]
     mixers = [m.structure for m in axis.members if m.structure != axis.last and m.role == "in"]
     mixers += [m.structure for m in norm_members(model, axis.members, axis.side_by_side)]
-    advice = "it can be cut, but not repaired; ignore the axis, or leave it out of the axes"
+    advice = "the axis can be cut, but not repaired: ignore it, or leave it out of the axes"
     if mixers:
         raise ValueError(f"{mixers[0]} mixes the groups of {axis.name} before {axis.last}: {advice}")
     if len(inputs) != 1 or model.get_parameter(inputs[0].parameter).ndim != 2:

@@ -92,8 +92,7 @@ def select(
         return _select_layers(axes, scores, ratio, target, layers, settings)
     chosen = {name: a for name, a in axes.items() if a.kind in GRANULARITIES[granularity]}
     if not chosen:
-        kinds = sorted({a.kind for a in axes.values()})
-        raise ValueError(f"no axis of granularity {granularity!r} among {kinds}; see the notes of discover")
+        raise ValueError(f"no axis of granularity {granularity!r} was found; see the notes of discover")
     ratios = _ratios(chosen, ratio, ignore, layers)
     units = [unit for name in ratios for unit in _units(axes[name], scores, dependency)]
     if target == "parameters":

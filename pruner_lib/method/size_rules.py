@@ -119,9 +119,8 @@ def _builds_alike(model: nn.Module, edits: dict, probe: nn.Module, axes: list[Ax
         twin = build_twin(model, edits)
     except Exception:  # noqa: BLE001  a class may refuse a config with any error
         return False
-    pairs = [(twin.get_submodule(axis.module), probe.get_submodule(axis.module)) for axis in axes]
-    alike = shapes_of(twin) == shapes_of(probe)
-    return alike and not any(other_values(module, other, (int, tuple)) for module, other in pairs)
+    pairs = [[m.get_submodule(axis.module) for m in (twin, probe)] for axis in axes]
+    return shapes_of(twin) == shapes_of(probe) and not any(other_values(*p, (int, tuple)) for p in pairs)
 
 
 def layer_edits(model: nn.Module, shapes: dict, keep: list[int], n: int) -> dict:

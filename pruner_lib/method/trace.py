@@ -69,7 +69,7 @@ class LabelMode(TorchDispatchMode):
 class DoesNotRun(ValueError):
     """A model can't be traced.
 
-    Args: place: path of the innermost running module.    cause: the error that its code raised.
+    Args: place: path of the module that failed.    cause: the error that its code raised.
     """
 
     def __init__(self, message: str, place: str, cause: str):
@@ -229,8 +229,8 @@ def check_cut(
         value, place = changed[0][1], "" if changed[0] in numbers else rec.places.get(changed[0], "")
         value = value if type(value) is str else f"the number {value:.6g}"
         module = f"{place} of {model_class}" if place else model_class
-        what = f"{module} would compute with {value}, which follows the {cause}, unlike the dense model"
-        raise ValueError(f"after {plan_cuts}, {what}; nothing was cut. {_advice(plan, axes, place)}")
+        message = f"{module} would compute with {value}, which follows the {cause}, unlike the dense model"
+        raise ValueError(f"after {plan_cuts}, {message}; nothing was cut. {_advice(plan, axes, place)}")
 
 
 def _advice(plan: Plan, axes: Axes | None, place: str = "") -> str:

@@ -252,7 +252,7 @@ def test_matrix_that_layers_share_is_not_repaired_by_what_the_first_of_them_read
     model = build("llama-gqa")
     model.model.layers[2].mlp = model.model.layers[0].mlp
     axes, before = discover(model), deepcopy(model.state_dict())
-    with pytest.raises(ValueError, match="layers.0.mlp, belongs to several modules.*ignore the axis"):
+    with pytest.raises(ValueError, match="layers.0.mlp, belongs to several modules.*ignore it"):
         repair_(model, block_plan(axes), IDS)
     assert all(torch.equal(one, before[name]) for name, one in model.state_dict().items())
     assert repair_(model, select(axes, random_scores(axes), ratio=0.5, ignore=["layers.0.mlp"]), IDS)
