@@ -4,8 +4,6 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from pruner_lib.method.checks import require
-
 
 def check_plain(model: nn.Module) -> None:
     """Refuse a model whose weights are not ordinary floating-point tensors held by its own modules.
@@ -14,7 +12,8 @@ def check_plain(model: nn.Module) -> None:
         adapter, is quantised, holds weights outside its modules as well, or is multimodal; the message says
         what to pass instead.
     """
-    require(nn.Module, model=model)
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"a model is expected, got {type(model).__name__}; load_model returns one")
     tensors = [*model.named_parameters(), *model.named_buffers()]
     dtypes = {name: t.dtype for name, t in tensors if t.ndim == 2 and t.dtype != torch.bool}
     codes = [name for name, d in dtypes.items() if d.itemsize == 1 or d == torch.int32]  # 8 bits, or packed

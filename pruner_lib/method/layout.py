@@ -76,7 +76,7 @@ def check_layout(layout: object) -> None:
     for part, is_right in checks.items():
         for name, entry in layout[part].items():
             if not (isinstance(name, str) and is_right(entry)):
-                raise ValueError(f"pruning_layout: {part} of {name!r} must not be {str(entry)[:80]!r}")
+                raise ValueError(f"pruning_layout, {part} of {name!r}: {str(entry)[:80]!r} is malformed")
 
 
 def _are_sizes(entry: object, least: int = 1) -> bool:
