@@ -1,8 +1,7 @@
-"""Whole decoder layers, the granularity "layer" (the rivals of the paper's Table 8): scores, and the cut.
+"""Scoring and removing whole decoder layers: granularity "layer" (the baselines of the paper's Table 8).
 
-The sum of a layer's group scores is what `select` ranks by default; it tends to drop neighbours in a row.
-Here are the two rules that others use, every second layer and block influence; `select` takes their scores as
-`{"layers": scores}`. `prune_` hands a plan of layers over to `drop_layers_`.
+By default `select` ranks layers by the sum of their group scores, which tends to remove neighbouring layers.
+Pass it the scores of the two other rules, every second layer and block influence, as `{"layers": scores}`.
 """
 
 from collections import Counter
@@ -22,85 +21,83 @@ from pruner_lib.method.trace import check_cut, error_with_cache, trace
 
 
 def block_influence(model: nn.Module, calibration_ids: Tensor) -> Tensor:
-    """Score each decoder layer by how far it turns the residual stream, in one forward pass.
+    """Score each decoder layer by how much it rotates the residual stream, in one forward pass.
 
         I_l = 1 - mean over tokens of cos(x_l, x_(l+1)),    x_l: input of layer l, (tokens, hidden)
 
     Args:    calibration_ids: `(samples, tokens)` int64.
     Returns: `(n_layers,)` float32; higher means keep.
-    Raises:  ValueError: ids that do not fit the model.
-    Source:  Men et al., ShortGPT: Layers in Large Language Models are More Redundant Than You Expect (2024),
-             equation 1.
+    Raises:  ValueError: the ids do not fit the model.
+    Source:  Men et al., ShortGPT (2024), equation 1.
     """
     check_ids(model, calibration_ids)
     layers, scores = decoder_layers(model)[1], []
 
-    def look(_layer: nn.Module, args: tuple, kwargs: dict, output: Tensor | tuple) -> None:
+    def score(_layer: nn.Module, args: tuple, kwargs: dict, output: Tensor | tuple) -> None:
         before = args[0] if args else kwargs["hidden_states"]  # (samples, tokens, hidden)
         after = output[0] if isinstance(output, tuple) else output
         scores.append(1 - cosine_similarity(before.float(), after.float(), dim=-1).mean())
 
     with ExitStack() as stack, frozen(model), torch.no_grad():
         for layer in layers:
-            stack.enter_context(layer.register_forward_hook(look, with_kwargs=True))
+            stack.enter_context(layer.register_forward_hook(score, with_kwargs=True))
         model(calibration_ids.to(next(model.parameters()).device), use_cache=False)
     return torch.stack(scores).cpu()
 
 
 def every_second(n_layers: int) -> Tensor:
-    """Score layers so that every second one goes first, and fewer of them spread evenly.
+    """Score layers so that every second one is removed first, and any number of removals is spread evenly.
 
-    The k-th of the layers 1, 3, 5, ... gets the binary fraction of k read backwards (0, 1/2, 1/4, 3/4, ...),
-    of which any number of the smallest are spread over [0, 1); the layers 0, 2, 4, ... the same, plus 1.
+    The k-th of the layers 1, 3, 5, ... scores the bit reversal of k as a fraction (0, 1/2, 1/4, 3/4, ...), so
+    that the m lowest scores belong to evenly spread layers. The layers 0, 2, 4, ... score the same plus 1.
 
     Returns: `(n_layers,)` float32; higher means keep.
-    Source:  Sanh et al., DistilBERT (2019), section 3: the student takes one layer of two.
+    Source:  Sanh et al., DistilBERT (2019), section 3: the student takes one layer out of two.
     """
     bits = max(1, (n_layers // 2).bit_length())
-    backwards = torch.tensor([int(f"{k:0{bits}b}"[::-1], 2) / 2**bits for k in range((n_layers + 1) // 2)])
+    reversals = torch.tensor([int(f"{k:0{bits}b}"[::-1], 2) / 2**bits for k in range((n_layers + 1) // 2)])
     scores = torch.empty(n_layers)
-    scores[1::2], scores[0::2] = backwards[: n_layers // 2], 1 + backwards
+    scores[1::2], scores[0::2] = reversals[: n_layers // 2], 1 + reversals
     return scores
 
 
 def separate_layers(model: nn.Module, plan: Plan) -> tuple[str, nn.ModuleList]:
-    """The decoder layers and their path; refuse a plan of another model, and layers that share weights."""
+    """Return the decoder layers and their path; refuse a plan of another model, and shared weights."""
     path, layers = decoder_layers(model)
     plan.check_count("layers", len(layers))
-    each = [id(p) for layer in layers for p in layer.parameters()]
-    if len({*each}) < len(each):
-        what = f"layers of {type(model).__name__} share weights, so none of them can go alone"
-        raise ValueError(f"{what}; cut groups of them (granularity='block'), which go from all of them")
+    ids = [id(p) for layer in layers for p in layer.parameters()]
+    if len({*ids}) < len(ids):
+        raise ValueError("layers share weights and can't be removed one by one; use granularity='block'")
     return path, layers
 
 
 def drop_layers_(model: nn.Module, plan: Plan) -> nn.Module:
-    """Keep some decoder layers, renumber them, and shorten what the config lists by layer."""
+    """Keep some decoder layers, renumber them, and shorten the lists of the config that run over layers."""
     path, layers = separate_layers(model, plan)
     n, keep = len(layers), plan.keep["layers"].tolist()
     if getattr(model, "pruning_layout", None):
-        raise ValueError("drop layers before cutting widths unevenly: the layout numbers the layers")
-    left = without_weights(model)
-    _keep_layers_(left, keep, {})
-    edits = layer_edits(model, shapes_of(left), keep, n)
-    places = {None: None} | {old: new for new, old in enumerate(keep)}
-    factors = trace(whole := without_weights(model)).factors
-    numbers = Counter((places[layer], *rest) for layer, *rest in factors if layer in places)
+        raise ValueError("remove layers before cutting widths unevenly: the layout names layers by number")
+    trial = without_weights(model)
+    _keep_layers_(trial, keep, {})
+    edits = layer_edits(model, shapes_of(trial), keep, n)
+    new_numbers = {None: None} | {old: new for new, old in enumerate(keep)}
+    factors = trace(dense := without_weights(model)).factors
+    numbers = Counter((new_numbers[layer], *rest) for layer, *rest in factors if layer in new_numbers)
     trial, twin = without_weights(model), build_twin(model, edits)
     _keep_layers_(trial, keep, edits)
-    # layer by layer: each is compared with the one at its new place
+    # compare each kept layer with the one that the class builds at its new position
     trained = other_values(trial, twin, NUMBERS)
     others = other_values(trial, twin, (str, type(None)))
-    inside, built = (m.get_submodule(path) for m in (trial, twin))
-    others |= {f"{path}.{p}": found for p, found in other_values(inside, built, HOLDERS).items()}
-    for place, values in others.items():
+    layers, built = (m.get_submodule(path) for m in (trial, twin))
+    others |= {f"{path}.{p}": found for p, found in other_values(layers, built, HOLDERS).items()}
+    for module, values in others.items():
         name, value = next(iter(values.items()))
-        what = f"{place}.{name} is {value!r} in a layer that stays, and the class builds another"
-        raise ValueError(f"{what} for its new place; nothing was cut. Keep other layers than {keep}")
-    check_cut(trial, path, plan, numbers)
-    if (error := error_with_cache(trial)) and not error_with_cache(whole):
-        what = f"the layers {keep} alone do not run with a cache, which all {n} of {type(model).__name__} do"
-        raise ValueError(f"{what}; nothing was cut. Keep other layers: {error}")
+        message = f"{module}.{name} is {value!r} in a kept layer, but the class builds another value"
+        raise ValueError(f"{message} for its new position; nothing was cut. Keep other layers than {keep}")
+    check_cut(trial, path, plan, numbers, None, {}, {})
+    if (error := error_with_cache(trial)) and not error_with_cache(dense):
+        message = f"the layers {keep} of {n} alone do not run with a cache; nothing was cut"
+        raise ValueError(f"{message}. Keep other layers: {error}")
     own_config_(model)
     _keep_layers_(model, keep, edits)
     set_layout(model, {**empty_layout(), "attributes": trained} if trained else None)
@@ -109,9 +106,9 @@ def drop_layers_(model: nn.Module, plan: Plan) -> nn.Module:
 
 
 def _keep_layers_(model: nn.Module, keep: list[int], edits: dict) -> None:
-    """Put the layers at their new places, in the numbers and lists of modules that repeat them, too."""
+    """Keep these layers, and adapt the layer numbers, and copies of the edited lists, that modules hold."""
     path, layers = decoder_layers(model)
-    values: dict[str, set[tuple[int, int]]] = {}  # attribute -> (layer, its value there)
+    values: dict[str, set[tuple[int, int]]] = {}  # attribute -> {(layer, value)}
     for i, layer in enumerate(layers):
         for name, value in ((n, v) for module in layer.modules() for n, v in vars(module).items()):
             if type(value) is int:
@@ -123,6 +120,6 @@ def _keep_layers_(model: nn.Module, keep: list[int], edits: dict) -> None:
     model.set_submodule(path, nn.ModuleList(layers[i] for i in keep))
     lists = {repr(getattr(model.config, k, None)): new for k, new in edits.items() if isinstance(new, list)}
     for module in model.modules():
-        repeated = {name: repr(value) for name, value in vars(module).items() if type(value) is list}
-        vars(module).update({name: lists[text] for name, text in repeated.items() if text in lists})
+        texts = {name: repr(value) for name, value in vars(module).items() if type(value) is list}
+        vars(module).update({name: lists[text] for name, text in texts.items() if text in lists})
     model.config.update(edits)

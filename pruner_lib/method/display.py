@@ -1,4 +1,4 @@
-"""Axes and plans as text and as HTML: on a screen at most, what goes together and what stays.
+"""Axes and plans as text and HTML, at most a screenful: what is coupled and what is kept.
 
 Axes of the same form in different layers share a line.
 """
@@ -6,17 +6,17 @@ Axes of the same form in different layers share a line.
 import re
 from collections.abc import Iterable
 
-LINES = 10  # of one kind, then their number
+LINES = 10  # shown of each list; the others are only counted
 
 
 def axis_text(axis) -> str:
-    """An `Axis`: a line for each member."""
+    """Show an `Axis`, one line per member."""
     head = f"{axis.name}: {_size(axis)}, {axis.group_parameters:,} parameters each. A group holds"
     return "\n".join([head, *_first(f"  {member}" for member in axis.members)])
 
 
 def axes_text(axes) -> str:
-    """`Axes`: what goes together, a line for each form of axis, and what stays whole."""
+    """Show `Axes`: what goes together, one line per form of axis, and what stays whole."""
     alike: dict[tuple, list[int]] = {}  # name without numbers, size, members -> layers
     for a in axes.values():
         parts = (f"{_pattern(m.structure).split('.')[-1]} {m.width}" for m in a.members)
@@ -24,27 +24,27 @@ def axes_text(axes) -> str:
         alike.setdefault(form, []).append(a.layer or 0)
     lines = []
     for (name, size, parts), layers in alike.items():
-        where = f"{len(layers)} axes, layers {_span(layers)}: " if len(layers) > 1 else ""
-        lines.append(f"  {name}: {where}{size}, each {', '.join(_first(parts))}")
+        scope = f"{len(layers)} axes, layers {_span(layers)}: " if len(layers) > 1 else ""
+        lines.append(f"  {name}: {scope}{size}, each {', '.join(_first(parts))}")
     notes = axes.notes or ["nothing that could be a group"]
     head = f"{axes.n_layers} decoder layers, {axes.n_parameters:,} parameters. What goes together:"
     return "\n".join([head, *_first(lines), "What stays whole:", *_first(f"  {note}" for note in notes)])
 
 
 def axes_html(axes) -> str:
-    """`Axes`: a table with a row for each axis, and a list of what stays whole."""
+    """Show `Axes`: a table with one row per axis, and a list of what stays whole."""
     rows = []
     for a in axes.values():
         structures = ", ".join(_first(s.rsplit(".", 1)[-1] for s in a.structures))
         share = f"{a.n_groups * a.group_parameters / axes.n_parameters:.2%}"
         rows.append((a.name, a.kind, a.n_groups, a.width, structures, share))
     notes = "".join(f"<li>{note}</li>" for note in axes.notes)
-    head = ("axis", "kind", "groups", "channels a group", "structures", "share")
+    head = ("axis", "kind", "groups", "channels per group", "structures", "share")
     return f"{_table(head, rows)}<ul>{notes}</ul>"
 
 
 def plan_text(plan) -> str:
-    """A `Plan`: its settings, and how many groups stay, a line for all layers."""
+    """Show a `Plan`: its settings, and how many groups it keeps, one line for all layers."""
     alike: dict[str, list[str]] = {}
     for name in plan.keep:
         alike.setdefault(_pattern(name), []).append(name)
@@ -59,10 +59,10 @@ def plan_text(plan) -> str:
 
 
 def plan_html(plan) -> str:
-    """A `Plan`: its settings, and a table with a row for each axis."""
-    rows = [(n, len(kept), plan.n_groups[n]) for n, kept in plan.keep.items()]
-    cells = [(name, n, kept, f"{1 - kept / n:.1%}") for name, kept, n in rows]
-    return f"<p>{_settings(plan)}</p>{_table(('axis', 'groups', 'kept', 'removed'), cells)}"
+    """Show a `Plan`: its settings, and a table with one row per axis."""
+    counts = [(name, plan.n_groups[name], len(kept)) for name, kept in plan.keep.items()]
+    rows = [(name, n, kept, f"{1 - kept / n:.1%}") for name, n, kept in counts]
+    return f"<p>{_settings(plan)}</p>{_table(('axis', 'groups', 'kept', 'removed'), rows)}"
 
 
 def _size(axis) -> str:
@@ -74,13 +74,13 @@ def _settings(plan) -> str:
 
 
 def _first(lines: Iterable[str]) -> list[str]:
-    """Enough lines for a screen, and how many more there are."""
+    """Return the first `LINES` lines, and how many more there are."""
     lines = list(lines)
     return lines[:LINES] + [f"... and {len(lines) - LINES} more"] * (len(lines) > LINES)
 
 
 def _pattern(name: str) -> str:
-    """A name without its numbers: what alike places have in common."""
+    """Replace the numbers in a name by stars, so that corresponding modules of all layers share it."""
     return re.sub(r"(?<=\.)\d+(?=[./]|$)", "*", name)
 
 

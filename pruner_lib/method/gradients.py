@@ -1,14 +1,11 @@
 """One backward pass, one parameter at a time (paper section 3.2: the gradients that Eq. 3 to 5 need).
 
-The reference keeps every gradient and every squared gradient. Here the parameters are frozen, so that
-backward only carries gradients of activations; when it reaches a module, the gradient of that module's
-parameters is formed from the saved input and the arriving output gradient (see `module_gradients`), shown to
-a visitor, and forgotten. Gradients of single samples, which the second-order terms need, come out of the same
-pass.
+Parameters are frozen, so that backward only carries gradients of activations. When it reaches a module, the
+gradient of the module's parameters, per sample if needed, is computed from the saved input and the output
+gradient (see `module_gradients`), passed to a visitor, and freed.
 
-Micro-batches: what is additive over samples is shown after each of them. For the rest, |g * w|, the
-gradient of the whole batch is needed first: inputs and output gradients of the modules are then kept until
-the last micro-batch; they are much smaller than the gradients.
+With micro-batches, scores that are not sums over samples, such as |g * w|, need the gradient of the whole
+batch: the inputs and output gradients of the modules, which are much smaller, are kept until the last one.
 """
 
 import math
@@ -30,8 +27,7 @@ from pruner_lib.method.offload import frozen, recomputing
 
 
 class _Kept(torch.autograd.Function):
-    """Tensors kept for backward like those of any operator, so that checkpointing drops and recomputes
-    them too."""
+    """Save tensors for backward as an operator does, so that checkpointing drops and recomputes them too."""
 
     @staticmethod
     def forward(ctx, spark, *tensors):
@@ -39,20 +35,17 @@ class _Kept(torch.autograd.Function):
         return spark.clone()
 
     @staticmethod
-    def backward(ctx, grad):  # no gradient passes here
+    def backward(ctx, grad):  # no gradient flows to the tensors
         return (grad, *[None] * (len(ctx.needs_input_grad) - 1))
 
 
 class _Direct(TorchFunctionMode):
-    """Find weights that a model computes with while no module that holds them runs: that gradient is lost.
-
-    Args: names: id of each weight -> its name.
-    """
+    """Find weights that a model uses outside of calls of their modules, so that their gradient is missed."""
 
     def __init__(self, names: dict[int, str]):
         super().__init__()
-        self.names = names
-        self.running: Counter[str] = Counter()  # names in the modules that run now
+        self.names = names  # id of each weight -> its name
+        self.running: Counter[str] = Counter()  # names of weights in the modules that are running
         self.found: set[str] = set()
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -66,10 +59,10 @@ class _Direct(TorchFunctionMode):
 
 
 class Pass:
-    """State of one pass: what was used in forward, and what still waits for its gradient in backward.
+    """State of one pass: the module calls of forward, and the parameters that still await gradients.
 
     Args:
-        parameters: names of those whose gradient is needed.
+        parameters: names of the parameters whose gradient is needed.
         finish: called as `finish(name, uses)` when all gradients of a parameter have arrived.
     """
 
@@ -78,15 +71,15 @@ class Pass:
         names = {id(p): name for name, p in model.named_parameters() if name in parameters}
         self.owners: dict[nn.Module, dict[str, str]] = {}  # module -> its key -> name in the model
         for module in model.modules():
-            if own := {key: names[id(p)] for key, p in module._parameters.items() if id(p) in names}:
-                self.owners[module] = own
+            if keys := {key: names[id(p)] for key, p in module._parameters.items() if id(p) in names}:
+                self.owners[module] = keys
         self.direct = _Direct(names)
         self.of_model = {id(x): x for x in (*model.parameters(), *model.buffers())}
         self.pending: dict[str, int] = defaultdict(int)
         self.uses: dict[str, list[Use]] = defaultdict(list)
         self.visited: set[str] = set()
         self.finishing = self.in_backward = False
-        self.local = False  # True while a module is called again for its own parameters
+        self.local = False  # True while a module is called again to compute its parameters' gradient
         self.shape = (1, 1, 0)  # samples, tokens and number of the micro-batch
         self.trimmer = HeapTrimmer()
 
@@ -100,7 +93,7 @@ class Pass:
             for module in self.owners:
                 stack.enter_context(module.register_forward_pre_hook(self._enter))
                 stack.enter_context(module.register_forward_hook(self._watch, with_kwargs=True))
-            with suppress(ValueError):  # there may be no layers
+            with suppress(ValueError):  # the model may have no list of layers
                 for layer in decoder_layers(self.model)[1]:
                     stack.enter_context(layer.register_forward_hook(self._trim))
             yield
@@ -122,13 +115,13 @@ class Pass:
             self._finish(name)
 
     def _spread(self, module, args: tuple):
-        """Give each sample the row of positions that all share: it would mix their gradients."""
+        """Expand a row of positions that all samples share, which would mix their gradients."""
         samples, tokens, _ = self.shape
         if not self.local and args and getattr(args[0], "shape", None) == (1, tokens):
             return (args[0].expand(samples, tokens), *args[1:])
 
     def _open(self, module, inputs, output):
-        # a clone: some models scale their embeddings in place, which a leaf of the graph forbids
+        # clone, because some models scale their embeddings in place, which autograd forbids for a leaf
         if self.local or not isinstance(output, torch.Tensor) or output.requires_grad:
             return output
         return output.requires_grad_().clone()
@@ -141,14 +134,13 @@ class Pass:
         if self.local or not torch.is_grad_enabled():
             return output
         leaves, spec = tree_flatten(output)
-        own = {id(p) for p in module._parameters.values() if p is not None}  # frozen, and may be returned
-        leaves = [x.detach().requires_grad_() if id(x) in own else x for x in leaves]
+        weights = {id(p) for p in module._parameters.values() if p is not None}  # frozen, may be the output
+        leaves = [x.detach().requires_grad_() if id(x) in weights else x for x in leaves]
         floats = [x for x in leaves if isinstance(x, torch.Tensor) and x.is_floating_point()]
-        if not any(x.requires_grad for x in floats):
-            for x in floats:
-                x.requires_grad_()
+        for x in floats if not any(x.requires_grad for x in floats) else ():
+            x.requires_grad_()
         places = [i for i, x in enumerate(leaves) if isinstance(x, torch.Tensor) and x.requires_grad]
-        if len(places) > 1:  # one may follow from another: a view separates what the model takes from each
+        if len(places) > 1:  # if one is computed from another, views keep their gradients apart
             leaves = [x.view_as(x) if i in places else x for i, x in enumerate(leaves)]
         arrive = self._receiver(module, places, *tree_flatten((args, kwargs)))
         if places and not self.in_backward:
@@ -156,12 +148,12 @@ class Pass:
                 self.pending[name] += 1
         if len(places) > 1:
             register_multi_grad_hook([leaves[i] for i in places], arrive)
-        elif places:  # the logits may be it, whose gradient the hook above would miss
+        elif places:  # it may be the logits, whose gradient the hook above would miss
             leaves[places[0]].register_hook(lambda grad: arrive([grad]))
         return tree_unflatten(leaves, spec)
 
     def _receiver(self, module: nn.Module, places: list[int], inputs: list, spec) -> Callable:
-        """Return what to call with the gradients of a call's outputs; it holds the inputs until then."""
+        """Return a function to call with the output gradients of a module call; it holds the inputs."""
         tensors = [i for i, x in enumerate(inputs) if isinstance(x, torch.Tensor)]
         spark = torch.zeros((), requires_grad=True)
         kept = [_Kept.apply(spark, *(inputs[i].detach() for i in tensors))]
@@ -169,20 +161,20 @@ class Pass:
         shape, shared = self.shape, {i for i in tensors if self._is_shared(inputs[i])}
 
         def arrive(grads) -> None:
-            holder = kept.pop()  # before torch 2.13, what is saved dies with the output and not with grad_fn
+            holder = kept.pop()  # before torch 2.13, saved tensors live as long as the output, not as grad_fn
             by_place = others | dict(zip(tensors, holder.grad_fn.saved_tensors, strict=True))
             grads = [g if g is None else g.detach() for g in grads]
             inputs = [by_place[i] for i in range(len(by_place))]
             for key, name in self.owners[module].items():
                 self.uses[name].append(Use(module, key, inputs, spec, grads, places, *shape, shared))
                 self.pending[name] -= 1
-                if self.pending[name] == 0 and self.finishing:  # a shared parameter waits for its last use
+                if self.pending[name] == 0 and self.finishing:  # a shared parameter has several uses
                     self._finish(name)
 
         return arrive
 
     def _is_shared(self, x: torch.Tensor) -> bool:
-        """Is it a weight or buffer, or a vector made of such alone, which every sample needs whole?"""
+        """True for a weight, a buffer, or a vector computed from such alone: every sample needs all of it."""
         samples, tokens, _ = self.shape
         constant = x.is_floating_point() and not x.requires_grad
         return id(x) in self.of_model or (constant and x.ndim == 1 and len(x) != samples * tokens)
@@ -203,25 +195,25 @@ class Pass:
                 x.register_hook(lambda grad: self.trimmer.check())
 
 
-PIECE = 2**20  # logits of a piece
+PIECE = 2**20  # logits per piece
 
 
 def loss_and_gradient_(logits: torch.Tensor, ids: torch.Tensor) -> tuple[float, torch.Tensor]:
-    """Sum up the loss of every predicted token, and turn the logits into the gradient of the sum.
+    """Sum the loss of all predicted tokens, and overwrite the logits with the gradient of the sum.
 
     L = sum over tokens t of -log p(ids[t + 1])    dL / dz_t = softmax(z_t) - onehot(ids[t + 1])
 
-    In float32 for a piece of the tokens at a time, so that beside the logits nothing of their size exists.
-    The sum and not the mean: in float16 the gradient of the mean would vanish.
+    Works in float32 on a piece of the tokens at a time, so that no second tensor of the logits' size exists,
+    and on the sum, because in float16 the gradient of the mean would underflow.
 
     Args:
         logits: `(samples, tokens, vocabulary)`, part of a graph; their values are overwritten.
         ids: `(samples, tokens)` int64.
-    Returns: the loss, and its gradient in the dtype of the logits. Where the gradient is not finite neither
-        is the loss.
+    Returns: the loss, and its gradient in the dtype of the logits. If the gradient is not finite, neither is
+        the loss.
     """
-    gradient = logits.data  # not detach(): a view would take the new values for its own, without its hooks
-    if hasattr(logits.grad_fn, "_saved_result"):  # its backward reads the values
+    gradient = logits.data  # a change through detach() would make a view rebuild its grad_fn, without hooks
+    if hasattr(logits.grad_fn, "_saved_result"):  # backward reads the values
         gradient = gradient.clone()
     dtype = torch.promote_types(logits.dtype, torch.float32)
     step = max(1, PIECE // logits.shape[-1])
@@ -249,22 +241,20 @@ def visit_gradients(
     additive: bool = False,
     checkpointing: bool = False,
 ) -> float:
-    """Run one forward and backward pass over a calibration batch and show each parameter's gradient.
+    """Run one forward and backward pass over a calibration batch and visit each parameter's gradient.
 
     L = mean over all predicted tokens of the batch; A = (1/N) sum over samples n of (dL_n / dW)^2, where
     L_n is the mean loss of sample n alone.
 
     Args:
-        ids: `(samples, tokens)` int64.    parameters: names of those to visit.
-        visit: called as `visit(name, row, g, a)` with slices `g` of `dL/dW` and `a` of `A`, from that row of
-            the weight on, float32 (float64 of a float64 model); `a` is None unless `per_sample`. Both may be
-            overwritten, neither may be kept.
+        ids: `(samples, tokens)` int64.    parameters: names of the parameters to visit.
+        visit: called as `visit(name, row, g, a)` with slices `g` of `dL/dW` and `a` of `A` that start at this
+            row of the weight, float32 (float64 for a float64 model); `a` is None unless `per_sample`. It may
+            overwrite both, and must not keep them.
         micro_batch, checkpointing: see `estimate`.
-        additive: show the gradients of each micro-batch by themselves; their sum is the gradient. Without,
-            each entry is shown once.
-    Returns: the loss. A parameter whose module ran, but on whose output the loss does not depend, is not
-        shown, with a warning.
-    Raises: ValueError: the loss is not finite, or a parameter's samples can't be separated.
+        additive: visit the gradients of each micro-batch separately, whose sum is the gradient.
+    Returns: the loss. Parameters of modules whose output does not affect it are skipped with a warning.
+    Raises: ValueError: the loss is not finite, or a gradient is incomplete or can't be split by sample.
     Source: paper Eq. 3 to 5; reference code `hf_prune.py`, which divides the sum of Eq. 5 by N as here.
     """
     n_samples, n_tokens = ids.shape
@@ -286,19 +276,19 @@ def visit_gradients(
                 raise ValueError(f"the calibration loss is {loss}; use a wider dtype or other samples")
             pass_.backward(logits, gradient, finish=additive or number == len(sizes) - 1)
             del logits, gradient
-    beside = {name for name, waiting in pass_.pending.items() if waiting} - pass_.visited - pass_.direct.found
-    if beside:
-        what = f"the loss does not depend on {sorted(beside)[:3]}, as of a module whose output is not used"
-        warnings.warn(f"{what}: axes that cut them get no scores (nan)", stacklevel=4)
-    if missed := sorted((parameters - pass_.visited - beside) | pass_.direct.found):
-        why = "the forward pass does not use them, or not by calls of the module that holds them alone"
-        what = f"no gradient reached {missed[:3]}, or only a part of it: {why}"
-        raise ValueError(f"{what}; use a criterion without gradients, as l2")
+    unused = {name for name, count in pass_.pending.items() if count} - pass_.visited - pass_.direct.found
+    if unused:
+        message = f"the loss does not depend on {sorted(unused)[:3]}, since the module's output is not used"
+        warnings.warn(f"{message}: the scores of axes that cut them are nan", stacklevel=4)
+    if missed := sorted((parameters - pass_.visited - unused) | pass_.direct.found):
+        reason = "the forward pass does not use them, or not only by calls of the module that holds them"
+        message = f"no gradient reached {missed[:3]}, or only a part of it: {reason}"
+        raise ValueError(f"{message}; use a criterion without gradients, such as l2")
     return loss
 
 
 def batch_sizes(samples: int, tokens: int, micro_batch: int | None, per_sample: bool) -> list[int]:
-    """Sizes of the micro-batches; as many samples as tokens would look alike in a shape: one is split off."""
+    """Return micro-batch sizes; with `per_sample`, none equals `tokens`, so that shapes are unambiguous."""
     size = min(micro_batch or samples, samples)
     sizes = [size] * (samples // size) + [samples % size] * (samples % size > 0)
     return [part for s in sizes for part in ([s - 1, 1] if per_sample and s == tokens else [s])]

@@ -1,6 +1,6 @@
-"""The terms of the method as data: members, axes and plans (paper section 3.1).
+"""The data types of the method: members, axes and plans (paper section 3.1).
 
-An axis holds n interchangeable groups; a plan says which of them stay. Nothing here reads a model or weights.
+An axis holds n interchangeable groups; a plan says which of them to keep. Nothing here reads a model.
 """
 
 import json
@@ -29,9 +29,9 @@ class Member:
     parameter: str  # name in `model.named_parameters()`
     dim: int  # the dim that is cut
     indices: torch.Tensor  # `(n_groups, width)` int64; row k: the entries along `dim` that belong to group k
-    role: str  # "out" where the entries produce the channel, "in" where they consume it
+    role: str  # "out" if the entries produce the channel, "in" if they consume it
     structure: str  # the paper's W_i that this member is part of; a weight and its bias are one structure
-    expert: int | None = None  # where only one slice along dim 0 is meant, of a stack of experts
+    expert: int | None = None  # slice along dim 0 of a stack of experts that the member is limited to
 
     @property
     def width(self) -> int:
@@ -39,7 +39,7 @@ class Member:
 
     def __repr__(self) -> str:
         place = "" if self.expert is None else f" of slice {self.expert}"
-        return f"{self.parameter}: {self.width} of dim {self.dim}{place} a group ({self.role})"
+        return f"{self.parameter}: {self.width} of dim {self.dim}{place} per group ({self.role})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -50,25 +50,25 @@ class Axis:
     kind: str  # one of `KINDS`
     n_groups: int
     members: tuple[Member, ...]  # in the order in which the forward pass reaches them
-    group_parameters: int  # number of scalar parameters that go with one group
-    # inputs that run along the groups, such as position biases per head: `(module, argument, dim)`; where a
-    # buffer does, `(buffer, "", dim)`, the groups are left whole
+    group_parameters: int  # number of scalar parameters removed with one group
+    # inputs with an entry per group, such as position biases per head: `(module, argument, dim)`; if a buffer
+    # has one, `(buffer, "", dim)`, the groups can't be pruned
     constants: tuple[tuple[str, str, int], ...] = ()
-    # axes of the same name here must all keep equally many groups, because their weights are stacked in one
-    # tensor (the experts of a layer) or lie side by side (the query heads of each key and value head)
+    # axes with the same value must keep the same number of groups, because their weights are stacked in one
+    # tensor (the experts of a layer) or lie side by side (the query heads of each key-value head)
     siblings: str = ""
-    side_by_side: int = 1  # how many siblings share each dim
+    side_by_side: int = 1  # number of siblings that share each dim
     in_stack: bool = False  # a member is a dim of stacked experts
-    heads: int = 1  # attention heads of a group: with grouped-query attention all that share its KV head
+    heads: int = 1  # attention heads per group: with grouped-query attention all that share its KV head
 
     @cached_property
     def structures(self) -> tuple[str, ...]:
-        """The matrices of a group (the paper's W_1..W_M), in the order of execution."""
+        """The matrices of a group (the paper's W_1..W_M), in order of execution."""
         return tuple(dict.fromkeys(m.structure for m in self.members))
 
     @property
     def last(self) -> str:
-        """The last executing structure of the group: o_proj or down_proj, whose input dim is cut."""
+        """The structure of the group that runs last: o_proj or down_proj, whose input dim is cut."""
         consuming = [m.structure for m in self.members if m.role == "in"]
         return (consuming or list(self.structures))[-1]
 
@@ -94,11 +94,11 @@ class Axis:
 
 @dataclass(eq=False, repr=False)
 class Axes(dict[str, Axis]):
-    """All axes that `discover` returns, by name, as part of the whole model."""
+    """The axes that `discover` returns, by name, with facts about the model as a whole."""
 
     axes: InitVar[Mapping[str, Axis]]
     _: KW_ONLY
-    n_parameters: int  # scalar parameters of the whole model, each counted once
+    n_parameters: int  # scalar parameters of the model, shared ones counted once
     layer_parameters: list[int]  # `(n_layers,)` scalar parameters of each decoder layer
     notes: list[str]  # why a structure was left out, one sentence each
     numbers: Counter[tuple]  # what the model computes with besides its weights (see `Recording.factors`)
@@ -111,7 +111,7 @@ class Axes(dict[str, Axis]):
         return len(self.layer_parameters)
 
     def of_kind(self, *kinds: str) -> "Axes":
-        """The axes of some kinds, still as part of the whole model."""
+        """Return the axes of some kinds, with the same facts about the model."""
         require([KINDS, ...], kinds=kinds)
         chosen = {name: axis for name, axis in self.items() if axis.kind in kinds}
         return Axes(chosen, **vars(self))
@@ -122,14 +122,14 @@ class Axes(dict[str, Axis]):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Plan:
-    """Which groups stay: plain data, not to be changed, saved as JSON."""
+    """The groups to keep: plain immutable data, saved as JSON."""
 
-    # axis name -> sorted int64 group numbers. Where each structure was ranked alone (`dependency=False`) the
-    # keys are `axis/structure`. For layer granularity the one key is `layers`.
+    # axis name -> sorted int64 group numbers. Keys are `axis/structure` if each structure was ranked alone
+    # (`dependency=False`). For layer granularity the only key is `layers`.
     keep: Mapping[str, torch.Tensor]
     n_groups: Mapping[str, int]  # the same keys -> number of groups before the cut
     settings: Mapping[str, Any] = field(default_factory=dict)  # how the plan was chosen (ratio, scope, ...)
-    query_heads: bool = False  # the axes are those of `discover(model, query_heads=True)`
+    query_heads: bool = False  # the axes are from `discover(model, query_heads=True)`
 
     def __post_init__(self):
         require(Mapping, keep=self.keep, n_groups=self.n_groups, settings=self.settings)
@@ -138,7 +138,7 @@ class Plan:
         if one_sided := self.keep.keys() ^ self.n_groups.keys():
             raise ValueError(f"keep and n_groups name different axes: {sorted(one_sided)[:4]}")
         if "layers" in self.keep and len(self.keep) > 1:
-            raise ValueError("a plan of whole layers cuts nothing else; cut layers first, then discover anew")
+            raise ValueError("a plan of whole layers cuts nothing else: cut them first, then discover again")
         require("1..", **{f"n_groups[{name!r}]": n for name, n in self.n_groups.items()})
         keep = {}
         for name, kept in self.keep.items():
@@ -146,26 +146,24 @@ class Plan:
             numbers = [plain_number(k) for k in kept] if isinstance(kept, (list, tuple, range)) else []
             n, are_whole = self.n_groups[name], all(type(k) is int for k in numbers)
             if not numbers or not are_whole or numbers != [k for k in sorted({*numbers}) if 0 <= k < n]:
-                wanted = f"a sorted list of at least one number in 0..{n - 1} without repeats"
-                got = f"{self.keep[name]!r:.60}"
-                raise ValueError(f"plan for {name}: kept groups must be {wanted}, got {got}")
+                expected = f"a sorted list of at least one number in 0..{n - 1} without repeats"
+                raise ValueError(f"kept groups of {name} must be {expected}, got {self.keep[name]!r:.60}")
             keep[name] = torch.tensor(numbers)
         for name, value in (("keep", keep), ("n_groups", self.n_groups), ("settings", self.settings)):
             object.__setattr__(self, name, MappingProxyType(dict(value)))
 
-    def __reduce__(self):  # a view of a dict can't be copied or pickled
+    def __reduce__(self):  # a MappingProxyType can't be copied or pickled
         return Plan, (dict(self.keep), dict(self.n_groups), dict(self.settings), self.query_heads)
 
     @property
     def cut(self) -> dict[str, torch.Tensor]:
-        """The keys that lose at least one group -> the groups that they keep."""
+        """Keys that lose at least one group -> the groups that they keep."""
         return {name: kept for name, kept in self.keep.items() if len(kept) < self.n_groups[name]}
 
     def check_count(self, key: str, present: int) -> None:
-        """Raise a ValueError unless the plan is for so many groups at this key."""
-        if self.n_groups[key] != present:
-            n = self.n_groups[key]
-            raise ValueError(f"the plan has {n} groups at {key}, this model has {present}: discover anew")
+        """Raise a ValueError unless the plan expects `present` groups at this key."""
+        if (n := self.n_groups[key]) != present:
+            raise ValueError(f"the plan has {n} groups at {key}, this model has {present}: discover again")
 
     def to_dict(self) -> dict:
         return {
@@ -176,29 +174,26 @@ class Plan:
         }
 
     def to_json(self, path: str | Path | None = None) -> str:
-        """Return the plan as JSON text, and write it to `path`, if any (a ValueError where it can't be)."""
+        """Return the plan as JSON text, and write it to `path` if given (ValueError if that fails)."""
         text = json.dumps(self.to_dict())
         try:
             if path is not None:
                 Path(path).write_text(text)
         except (OSError, TypeError, ValueError) as error:
-            raise ValueError(f"the plan can't be written to {path!r} ({error}); give a file") from error
+            raise ValueError(f"the plan can't be written to {path!r} ({error}); pass a file name") from error
         return text
 
     @classmethod
     def from_json(cls, source: str | Path) -> "Plan":
-        """Read a plan from JSON text or from a file.
-
-        Raises: ValueError: the text is no plan.
-        """
+        """Read a plan from JSON text or from a file (ValueError if it is not a plan)."""
         try:
             text = str(source)
             text = text if text.lstrip().startswith("{") else Path(source).read_text("utf-8-sig")
             data = {"settings": {}, "query_heads": False} | json.loads(text)
             values = [data[name] for name in ("keep", "n_groups", "settings", "query_heads")]
         except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
-            wanted = "a plan, with keep, n_groups, settings and query_heads"
-            raise ValueError(f"{source!r:.80} is not {wanted} ({error})") from error
+            expected = "a plan with keep, n_groups, settings and query_heads"
+            raise ValueError(f"{source!r:.80} is not {expected} ({error})") from error
         return cls(*values)
 
     __repr__ = plan_text

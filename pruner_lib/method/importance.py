@@ -1,7 +1,7 @@
-"""Estimation: one number for each group (paper section 3.2, Eq. 3 to 5).
+"""Estimation: one importance score per group (paper section 3.2, Eq. 3 to 5).
 
-A saliency is a signed number for each entry of a weight. Weights and gradients come in slices of rows (see
-`gradients`), whose sums are kept in float64. Nothing is ranked here.
+A saliency is a signed number for each entry of a weight. Weights and gradients arrive in slices of rows (see
+`gradients`), and their saliencies are summed in float64. Nothing is ranked here.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -40,25 +40,24 @@ def estimate(
     """Score every group of every axis; higher means keep.
 
     Args:
-        model: unchanged; no gradients are left in it.
-        axes: what `discover` returned, or some of it.
-        calibration_ids: `(samples, tokens)` int64; the paper uses 10 samples. Not needed for random, l1 and
-            l2.
-        criterion: one of `CRITERIA`, "obs" (beyond the paper and without gradients: `repair.obs_scores`, of
-            heads and MLP channels), or a function of your own, `criterion(weight, grad) -> saliency`: all
-            three of one shape, grad the gradient of the batch loss. It is called on slices of whole rows. The
-            saliencies are summed over a channel, with their signs, and aggregated like the others.
+        model: is not changed; no gradients are left in it.
+        axes: the result of `discover`, or some of its axes.
+        calibration_ids: `(samples, tokens)` int64; the paper uses 10 samples; not needed for random, l1, l2.
+        criterion: one of `CRITERIA`, "obs" (not in the paper and without gradients: `repair.obs_scores`, for
+            heads and MLP channels), or a custom function `criterion(weight, grad) -> saliency`, all three of
+            one shape, grad the gradient of the batch loss. It is called on slices of whole rows. The signed
+            saliencies are summed over a channel, and aggregated like the others.
         aggregation: over the structures of a group: "sum" (the paper's default), "mean", "prod", "max" or
             "last" (o_proj and down_proj); "none" keeps them apart, for `select(..., dependency=False)`.
-        order: whether a group's channels are summed after that, "channel" as in the code, or before, "group".
-        seed: of the criterion "random".
-        micro_batch: samples of one forward pass, None: all at once; the scores do not depend on it.
-        checkpointing: compute each decoder layer twice instead of keeping its activations; a third more time
-            for a fraction of the memory, and the same scores.
-    Returns: axis name -> `(n_groups,)` float32; `(n_structures, n_groups)` with aggregation "none". They are
-        nan, with a warning, where the loss does not depend on a matrix that the axis cuts.
-    Raises: ValueError: unknown criterion, aggregation or order, ids that do not fit the model, or more memory
-        needed than is available (the message says how much, and a setting that fits).
+        order: sum a group's channels after aggregation ("channel", as in the reference) or before ("group").
+        seed: random seed of the criterion "random".
+        micro_batch: samples per forward pass, None: all at once; the scores do not depend on it.
+        checkpointing: recompute the decoder layers' activations, which takes a third more time and a fraction
+            of the memory, and gives the same scores.
+    Returns: axis name -> `(n_groups,)` float32; `(n_structures, n_groups)` with aggregation "none". Scores
+        are nan, with a warning, if the loss does not depend on a matrix that the axis cuts.
+    Raises: ValueError: the criterion, aggregation or order is unknown, the ids do not fit the model, or the
+        pass needs more memory than is available (the message says how much, and suggests a setting).
     Source: paper Eq. 3 (vector), Eq. 4 and 5 (element1, element2, mixed), section 3.2 (aggregation).
     """
     require((*AGGREGATIONS, "none"), aggregation=aggregation)
@@ -67,8 +66,8 @@ def estimate(
         if aggregation != "sum":
             raise ValueError(f"criterion 'obs' has no aggregation {aggregation!r}; leave it out")
         return obs_scores(model, axes, calibration_ids)
-    how = {"seed": seed, "micro_batch": micro_batch, "checkpointing": checkpointing}
-    scores = estimate_members(model, axes, calibration_ids, criteria=[criterion], **how)
+    options = {"seed": seed, "micro_batch": micro_batch, "checkpointing": checkpointing}
+    scores = estimate_members(model, axes, calibration_ids, criteria=[criterion], **options)
     return aggregate(axes, scores[criterion], aggregation, order=order)
 
 
@@ -84,14 +83,14 @@ def estimate_members(
 ) -> dict[Criterion, dict[str, Tensor]]:
     """Score every channel of every structure by several criteria in one pass over the calibration batch.
 
-    Each criterion sums its `saliencies` over the channel; vector takes the absolute value of the sum.
+    Each criterion sums its `saliencies` over a channel; vector takes the absolute value of the sum.
         l1: sum |w|    l2: sum w^2
 
     Args:    see `estimate`.
     Returns: criterion -> axis name -> `(n_structures, n_groups, channels)` float32, on the CPU.
-    Raises:  ValueError: as `estimate`.
+    Raises:  ValueError: see `estimate`.
     Source:  paper Eq. 3 to 5; reference file `hf_llama_pruner.py`. Differs: a bias counts with its weight,
-        and with grouped-query attention query rows are credited to their own key and value head.
+        and with grouped-query attention query rows are credited to their own key-value head.
     """
     criteria = list(criteria)
     for criterion in criteria:
@@ -110,26 +109,16 @@ def estimate_members(
     if with_data := sums.with_data:
         check_ids(model, calibration_ids)
         names, (samples, tokens) = set(sums.kept_dims), calibration_ids.shape
-        size = micro_batch or samples
-        check_fits(
-            model,
-            f"scoring {samples} samples of {tokens} tokens",
-            partial(predict_memory, model, samples, tokens, with_data, parameters=names),
-            [size // 2**k for k in range(size.bit_length())],  # down to 1
-            checkpointing,
-            names=("micro_batch", "checkpointing"),
-            otherwise="take fewer or shorter samples, or a machine with more memory: even with",
-        )
-        visit_gradients(
-            model,
-            calibration_ids.to(next(iter(parameters.values())).device),
-            names,
-            sums.add_gradient,
-            per_sample=any(c in SECOND_ORDER for c in with_data),
-            additive=set(with_data) <= set(ADDITIVE),
-            micro_batch=micro_batch,
-            checkpointing=checkpointing,
-        )
+        size, task = micro_batch or samples, f"scoring {samples} samples of {tokens} tokens"
+        predict = partial(predict_memory, model, samples, tokens, with_data, parameters=names)
+        sizes = [size // 2**k for k in range(size.bit_length())]  # down to 1
+        advice = "use fewer or shorter samples, or a machine with more memory: even with"
+        names_tried = ("micro_batch", "checkpointing")
+        check_fits(model, task, predict, sizes, checkpointing, names=names_tried, otherwise=advice)
+        ids = calibration_ids.to(next(iter(parameters.values())).device)
+        per_sample, additive = not {*with_data}.isdisjoint(SECOND_ORDER), {*with_data} <= {*ADDITIVE}
+        options = {"per_sample": per_sample, "additive": additive, "micro_batch": micro_batch}
+        visit_gradients(model, ids, names, sums.add_gradient, checkpointing=checkpointing, **options)
     generator = torch.Generator().manual_seed(seed)
     shapes = {name: (len(axis.structures), axis.n_groups, 1) for name, axis in axes.items()}
     random = {name: torch.rand(shape, generator=generator) for name, shape in shapes.items()}
@@ -141,56 +130,54 @@ def aggregate(
 ) -> dict[str, Tensor]:
     """Combine the scores of a group's structures into one score.
 
-    order "channel": I_G = sum over channels c of A_m s_mc    order "group": I_G = A_m (sum over channels c
-    of s_mc)
+    order "channel": I_G = sum over channels c of A_m s_mc
+    order "group":   I_G = A_m (sum over channels c of s_mc)
 
-    with A one of sum, mean, prod, max and last over the structures m. For sum, mean and last, and where a
-    group is one channel (an MLP), both are the same. The mean ranks as the sum does, except with
-    `scope="joint"`, as heads and MLP channels have different numbers of structures.
+    with A one of sum, mean, prod, max and last over the structures m. Both orders give the same scores for
+    sum, mean and last, and for groups of one channel (an MLP). The mean ranks as the sum does, except with
+    `scope="joint"`, because heads and MLP channels have different numbers of structures.
 
     Args: members: axis name -> `(n_structures, n_groups, channels)`, one criterion of `estimate_members`.
     Returns: axis name -> `(n_groups,)` float32; `(n_structures, n_groups)` with aggregation "none".
     Raises: ValueError: unknown aggregation or order.
-    Source: paper section 3.2 (i) to (iv), which does not say what comes first; "channel" is the code's.
+    Source: paper section 3.2 (i) to (iv), which leaves the order open; the reference code uses "channel".
     """
     require((*AGGREGATIONS, "none"), aggregation=aggregation)
     require(ORDERS, order=order)
     scores = {}
     for name, axis in axes.items():
         table = members[name].double()  # (n_structures, n_groups, channels)
-        if order == "group":
-            table = table.sum(-1, keepdim=True)
+        table = table.sum(-1, keepdim=True) if order == "group" else table
         if aggregation == "last":
             table = table[axis.structures.index(axis.last)]
         elif aggregation != "none":
             reduce = {"sum": table.sum, "mean": table.mean, "prod": table.prod, "max": table.amax}
             table = reduce[aggregation](0)
         scores[name] = table.sum(-1)
-    if aggregation == "prod":  # products of many tiny scores would vanish in float32
-        for kinds in (("attention", "mlp"), ("hidden",)):  # a common factor for what may be ranked together
-            together = [name for name, axis in axes.items() if axis.kind in kinds]
-            largest = max((scores[name].max().item() for name in together), default=0.0) or 1.0
-            scores |= {name: scores[name] / largest for name in together}
+    if aggregation == "prod":  # products of many tiny scores would underflow in float32
+        for kinds in (("attention", "mlp"), ("hidden",)):  # axes that may be ranked together share a factor
+            names = [name for name, axis in axes.items() if axis.kind in kinds]
+            largest = max((scores[name].max().item() for name in names), default=0.0) or 1.0
+            scores |= {name: scores[name] / largest for name in names}
     return {name: s.float() for name, s in scores.items()}
 
 
 def saliencies(w: Tensor, g: Tensor, a: Tensor | None, criteria: Collection[Criterion]) -> Iterator[tuple]:
-    """Yield the saliency of each entry of a weight by each of the criteria that need gradients.
+    """Yield each criterion that needs gradients, and the saliency of each entry of a weight by it.
 
     With s = g * w:    vector: s    element1: |s|    element2: w a w    mixed: |s - w a w / 2|
 
     Args:
-        w: a slice of a weight.    g: gradient of the batch loss, used up.    a: mean squared gradient of the
-            samples, used up; None without second-order criteria. All of one shape.
-    Raises: ValueError: a criterion of the user's returned another shape.
+        w: a slice of a weight.    g: gradient of the batch loss.    a: mean squared gradient of the samples;
+            None without second-order criteria. All of one shape; g and a are overwritten.
+    Raises: ValueError: a custom criterion returned another shape.
     """
     for criterion in filter(callable, criteria):
         saliency = criterion(w.clone(), g.clone())
         got = tuple(saliency.shape) if isinstance(saliency, Tensor) else type(saliency).__name__
         if got != w.shape:
-            name = getattr(criterion, "__name__", criterion)
-            wanted = f"a weight of shape {tuple(w.shape)}; return that shape"
-            raise ValueError(f"criterion {name} returned {got} for {wanted}")
+            name, shape = getattr(criterion, "__name__", criterion), tuple(w.shape)
+            raise ValueError(f"criterion {name} returned {got} for a weight of shape {shape}; return {shape}")
         yield criterion, saliency
     s = g.mul_(w)
     if "vector" in criteria:
@@ -219,7 +206,7 @@ class ChannelSums:
                 self.kept_dims.setdefault(m.parameter, set()).add(_dims(m))
 
     def add_magnitudes(self) -> None:
-        """Add all weights, slice by slice.    l1: |w|    l2: w^2"""
+        """Add the magnitudes of all weights, slice by slice.    l1: |w|    l2: w^2"""
         trimmer = HeapTrimmer()
         for name in self.kept_dims if self.magnitudes else ():
             trimmer.check()
@@ -231,7 +218,7 @@ class ChannelSums:
                     self._add(criterion, name, row, magnitude if criterion == "l1" else magnitude * magnitude)
 
     def add_gradient(self, name: str, row: int, g: Tensor, a: Tensor | None) -> None:
-        """Add a slice of the gradient, from `row` on; `g` and `a` are used up."""
+        """Add the saliencies of a slice that starts at `row`; overwrites `g` and `a`."""
         w = self.parameters[name].detach()[row : row + len(g)].to(g.dtype)
         for criterion, saliency in saliencies(w, g, a, self.with_data):
             self._add(criterion, name, row, saliency)
@@ -249,8 +236,7 @@ class ChannelSums:
             total += part
 
     def by_structure(self, criterion: Criterion) -> dict[str, Tensor]:
-        """Axis name -> `(n_structures, n_groups, channels)`; structures wider than the others (query rows of
-        a KV head) are summed onto the common channels."""
+        """Axis name -> `(n_structures, n_groups, channels)`; query rows add up on the KV head's channels."""
         scores = {}
         for name, axis in self.axes.items():
             tables = {}  # structure, width -> (n_groups, width)
@@ -271,5 +257,5 @@ class ChannelSums:
 
 
 def _dims(member: Member) -> tuple[int, ...]:
-    """The dims of a parameter whose entries a member distinguishes."""
+    """Return the dims of a parameter along which a member's entries differ, which are not summed over."""
     return (member.dim,) if member.expert is None else (0, member.dim)

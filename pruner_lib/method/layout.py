@@ -1,7 +1,7 @@
-"""The widths of a pruned model as data, and how to apply them to a model that was built with other widths.
+"""The widths of a pruned model as data (a layout), and how to apply them to a dense model.
 
-A copy of this file travels beside the weights of an unevenly pruned checkpoint, so it needs torch alone.
-What a layout must hold is derived by `size_rules` and written by `prune`; nothing here names an architecture.
+A copy of this file is saved beside the weights of an unevenly pruned checkpoint, so it imports only torch.
+`size_rules` derives what a layout must hold and `prune` writes it; nothing here is specific to a model class.
 """
 
 import copy
@@ -9,20 +9,19 @@ import copy
 import torch
 from torch import nn
 
-# Attribute of a leaf module -> the dim of its weight that the attribute repeats.
+# attribute of a leaf module -> the dim of its weight whose size it holds
 LEAF_SIZES = {"out_features": 0, "in_features": 1, "num_embeddings": 0, "embedding_dim": 1, "nx": 0, "nf": 1}
-
 NUMBERS = (int, float, bool)  # types of the attributes that a layout holds
 
 
 class LayerConfig:
-    """A layer's own view of the model's config: a few keys differ, everything else is the shared config's."""
+    """A layer's view of the model's config: overrides some keys and reads the others from the shared one."""
 
     def __init__(self, shared, overrides: dict):
         vars(self).update(_shared=shared, _overrides=dict(overrides))
 
     def __getattr__(self, name: str):
-        if name in ("_shared", "_overrides"):  # not there yet while being copied
+        if name in ("_shared", "_overrides"):  # not set yet while being copied
             raise AttributeError(name)
         native = getattr(self._shared, "attribute_map", {}).get(name, name)
         if native in self._overrides:
@@ -37,8 +36,7 @@ class LayerConfig:
 
 
 class InputSelection:
-    """Forward pre-hook: of an input that has one slice a group, pass on the slices of the groups that
-    stayed."""
+    """Forward pre-hook that selects the slices of the kept groups from inputs with one slice per group."""
 
     def __init__(self, inputs: dict[str, dict]):
         self.inputs = inputs  # argument -> {"dim", "total", "keep"}
@@ -61,7 +59,7 @@ def _select(value: torch.Tensor, dim: int, total: int, keep: list[int]) -> torch
 
 
 def empty_layout() -> dict:
-    """A layout: module or parameter path -> what it has now, all of it JSON.
+    """Return a layout without entries; every part maps a path to JSON data.
 
     `shapes`: parameter -> shape. `attributes`: module -> {attribute: number}. `config`: layer -> {config key:
     int}. `inputs`: module -> {argument: {dim, total, keep}}.
@@ -70,7 +68,7 @@ def empty_layout() -> dict:
 
 
 def check_layout(layout: object) -> None:
-    """Raise a ValueError unless a layout, as it was read from a file, has the form of `empty_layout`."""
+    """Raise a ValueError unless a layout that was read from a file has the form of `empty_layout`."""
     checks = {"shapes": _are_sizes, "attributes": _are_numbers, "config": _are_numbers, "inputs": _are_inputs}
     complete = isinstance(layout, dict) and layout.keys() == checks.keys()
     if not complete or not all(isinstance(layout[part], dict) for part in checks):
@@ -78,7 +76,7 @@ def check_layout(layout: object) -> None:
     for part, is_right in checks.items():
         for name, entry in layout[part].items():
             if not (isinstance(name, str) and is_right(entry)):
-                raise ValueError(f"pruning_layout, {part} of {name!r}: {str(entry)[:80]!r} is no such entry")
+                raise ValueError(f"pruning_layout, {part} of {name!r}: {str(entry)[:80]!r} is malformed")
 
 
 def _are_sizes(entry: object, least: int = 1) -> bool:
@@ -100,7 +98,7 @@ def _are_inputs(entry: object) -> bool:
 
 
 def layout_of(model: nn.Module) -> dict | None:
-    """The layout of a pruned model as it is now: its vocabulary may have grown since the cut."""
+    """Return the current layout of a pruned model, whose vocabulary may have grown since the cut, or None."""
     layout = getattr(model, "pruning_layout", None)
     if layout is not None:
         now = {n: p for n, p in model.named_parameters(remove_duplicate=False) if p.is_floating_point()}
@@ -110,7 +108,7 @@ def layout_of(model: nn.Module) -> dict | None:
 
 
 def merge_layouts(model: nn.Module, new: dict) -> dict:
-    """The layout of a model after a further cut; selections of inputs compose."""
+    """Return the layout of a model after a further cut; selections of inputs compose."""
     merged = copy.deepcopy(layout_of(model) or empty_layout())
     for path, cuts in new["inputs"].items():
         for name, cut in cuts.items():
@@ -125,25 +123,23 @@ def merge_layouts(model: nn.Module, new: dict) -> dict:
 
 
 def apply_layout_(model: nn.Module, layout: dict) -> nn.Module:
-    """Make the modules agree with the layout; parameters of another shape are replaced by uninitialised ones.
+    """Change the modules to match the layout; replace parameters of another shape by uninitialised ones.
 
     Raises: ValueError: the layout names a module or parameter that the model does not have.
     """
     try:
         for name, shape in layout["shapes"].items():
-            if tuple(model.get_parameter(name).shape) != tuple(shape):
-                old = model.get_parameter(name)
+            if tuple((old := model.get_parameter(name)).shape) != tuple(shape):
                 set_parameter_(model, name, torch.empty(shape, dtype=old.dtype, device=old.device))
             set_leaf_sizes_(model.get_submodule(name.rpartition(".")[0]))
         for path, attributes in layout["attributes"].items():
+            module = model.get_submodule(path)
             for name, value in attributes.items():
-                module = model.get_submodule(path)
                 setattr(module, name, (value,) if isinstance(getattr(module, name), tuple) else value)
         for path, overrides in layout["config"].items():
             for module in model.get_submodule(path).modules():
-                if "config" in vars(module):
-                    shared = vars(module)["config"]
-                    shared = shared._shared if _is(shared, LayerConfig) else shared
+                if (config := vars(module).get("config")) is not None:
+                    shared = config._shared if _is(config, LayerConfig) else config
                     module.config = LayerConfig(shared, overrides)
         for path, inputs in layout["inputs"].items():
             module = model.get_submodule(path)
@@ -158,12 +154,12 @@ def apply_layout_(model: nn.Module, layout: dict) -> nn.Module:
 
 
 def _is(value: object, kind: type) -> bool:
-    """Is it of this class, or of that in the copy of this file that a folder was loaded with?"""
+    """True for this class and for that of the copy of this file in a loaded checkpoint."""
     return type(value).__name__ == kind.__name__
 
 
 def set_layout(model: nn.Module, layout: dict | None) -> None:
-    """Put a layout on the model and into its config, which `save_pretrained` writes; None removes it."""
+    """Store a layout in the model and in its config, which `save_pretrained` writes; None removes it."""
     model.pruning_layout = layout
     if layout is not None:
         model.config.pruning_layout = layout
@@ -172,7 +168,7 @@ def set_layout(model: nn.Module, layout: dict | None) -> None:
 
 
 def own_config_(model: nn.Module) -> None:
-    """Give a model a config of its own: others that were built from the same object stay as they are."""
+    """Copy a model's config, so that other models built from the same object do not change with it."""
     copies: dict = {}
     for module in model.modules():
         for name, value in vars(module).items():
@@ -181,7 +177,7 @@ def own_config_(model: nn.Module) -> None:
 
 
 def set_parameter_(model: nn.Module, name: str, value: torch.Tensor) -> None:
-    """Replace a parameter wherever the model shares it; its hooks and attributes go along."""
+    """Replace a parameter in all modules that share it, with its hooks and attributes."""
     old = model.get_parameter(name)
     new = nn.Parameter(value, requires_grad=old.requires_grad)
     vars(new).update(vars(old))
@@ -194,7 +190,7 @@ def set_parameter_(model: nn.Module, name: str, value: torch.Tensor) -> None:
 
 
 def set_leaf_sizes_(module: nn.Module) -> None:
-    """Let a leaf module's own numbers (in_features, ...) repeat the shape of its weight."""
+    """Set a leaf module's size attributes (in_features, ...) to the shape of its weight."""
     weight = getattr(module, "weight", None)
     if not isinstance(weight, torch.Tensor):
         return

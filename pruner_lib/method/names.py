@@ -1,4 +1,4 @@
-"""The names of the options of the method (paper section 3); settings read them without torch."""
+"""The names of the method's options (paper section 3), importable without torch."""
 
 KINDS = ("attention", "mlp", "hidden")
 GRANULARITIES = {"block": ("attention", "mlp"), "channel": ("hidden",), "layer": ()}  # -> kinds that are cut
@@ -9,4 +9,4 @@ ORDERS = ("channel", "group")
 CRITERIA = ("random", "l1", "l2", "vector", "element1", "element2", "mixed")
 DATA_FREE = ("random", "l1", "l2")
 SECOND_ORDER = ("element2", "mixed")  # need the gradient of each sample
-ADDITIVE = ("vector", "element2")  # sums over samples: micro-batches are scored one by one
+ADDITIVE = ("vector", "element2")  # sums over samples, so micro-batches can be scored one by one

@@ -1,8 +1,8 @@
-"""What every operator does to labels: one rule for a kind of operator, none for an architecture.
+"""What each operator does to labels: one rule per kind of operator, none for an architecture.
 
-Operators that move data are executed on the labels, those that combine two labelled tensors record what
-depends on what (see `labels`), reductions forget. What an operator without a rule touches is pinned: it can't
-be cut, and discovery says so by the operator's name.
+Operators that move data are executed on the labels, operators on two labelled tensors record dependencies
+(see `labels`), and reductions drop labels. The operands of an operator without a rule are pinned: they can't
+be cut, and the notes of discovery name the operator.
 """
 
 from dataclasses import replace
@@ -22,37 +22,37 @@ def _operators(names: str) -> set:
 
 PRODUCTS = _operators("mm bmm addmm baddbmm")
 NORMS = _operators("native_layer_norm _fused_rms_norm")
-SOFTMAXES = _operators("_softmax _safe_softmax _log_softmax cumsum cumprod")  # along a dim; the shape stays
-MEANS = _operators("mean var var_mean")  # of n entries: another number where zeros are left out
-EXTREMES = _operators("amax amin max min prod logsumexp")  # what they give may be a zero, or a zero counts
+SOFTMAXES = _operators("_softmax _safe_softmax _log_softmax cumsum cumprod")  # along a dim; keep the shape
+MEANS = _operators("mean var var_mean")  # change if zeros are left out
+EXTREMES = _operators("amax amin max min prod logsumexp")  # a zero may be, or change, the result
 REDUCTIONS = MEANS | EXTREMES | _operators("sum linalg_vector_norm count_nonzero")
-SELECTIONS = _operators("topk sort argmax argmin any all")  # which entry won, not what it holds
+SELECTIONS = _operators("topk sort argmax argmin any all")  # return an index, not a value
 LOOKUPS = _operators("index index_select gather")
 MOVES = _operators("_unsafe_view repeat flip roll constant_pad_nd split_with_sizes")
 COPIES = _operators("_to_copy clone lift_fresh contiguous native_dropout triu tril copy")
 LIKE = _operators("empty_like zeros_like ones_like full_like")
 FACTORIES = _operators("new_empty new_zeros new_ones new_full new_empty_strided")
-# that compute with the entries, rather than move or copy them; so do those that are element-wise
+# compute with entries instead of moving or copying them, as element-wise operators do
 COMPUTED = PRODUCTS | NORMS | SOFTMAXES | REDUCTIONS | SELECTIONS | LIKE | _operators("roll flip")
 FILLS = _operators("arange linspace full full_like new_full fill fill_")
 
 
 def labels_for(rec: Recording, func, args: tuple, kwargs: dict, out) -> list[Labels | None]:
-    """Labels of the outputs of one operator call, in the order of its output tensors."""
+    """Return the labels of an operator call's outputs, in the order of its output tensors."""
     op = func.overloadpacket
+    labels = labels_of(args[0]) if args else None
     first = out[0] if isinstance(out, (tuple, list)) else out
     if op in PRODUCTS:
         return [_product(rec, op, args, first)]
     if op is aten.embedding:
-        table = labels_of(args[0]).tensors[1]
+        table = labels.tensors[1]
         rec.set_role(table, "out")
         return [Labels((table[:1].reshape(*[1] * (first.ndim - 1), -1).expand(first.shape),))]
-    by_number = f"{op} divides by the number of its channels"
+    by_count, along = f"{op} divides by the number of its channels", f"{op} runs along its channels"
     if op in NORMS:
-        rec.mix(labels_of(args[0]), range(-len(args[1]), 0), by_number, rec.module)
+        rec.mix(labels, range(-len(args[1]), 0), by_count, rec.module)
         return [_elementwise(rec, [args[0], *args[2:4]], first)]
     if op in COPIES | LIKE:
-        labels = labels_of(args[0])
         return [replace(labels, zero=False) if labels and op in (aten.ones_like, aten.full_like) else labels]
     if op is aten.copy_:
         return [_write(args[0], labels_of(args[1]))]
@@ -61,53 +61,51 @@ def labels_for(rec: Recording, func, args: tuple, kwargs: dict, out) -> list[Lab
     if op in (aten.cat, aten.stack):
         return [_join(rec, op, args[0], args[1] if len(args) > 1 else kwargs.get("dim", 0))]
     if op is aten.view_as_complex:
-        return [labels_of(args[0]).map(lambda t: combine(rec, t[..., 0], t[..., 1]))]
+        return [labels.map(lambda t: combine(rec, t[..., 0], t[..., 1]))]
     if op is aten.view_as_real:
-        return [labels_of(args[0]).map(lambda t: t.unsqueeze(-1).expand(first.shape))]
+        return [labels.map(lambda t: t.unsqueeze(-1).expand(first.shape))]
     if op in MOVES or func.is_view:
         return _move(func, args, kwargs, out)
     if op in SOFTMAXES:
-        labels = labels_of(args[0])
-        rec.mix(labels, [args[1]], f"{op} runs along its channels")
+        rec.mix(labels, [args[1]], along)
         return [labels and replace(labels, zero=labels.zero and "softmax" not in str(op))]
     if op in REDUCTIONS:
         order, rest = (args[1], args[1:]) if op is aten.linalg_vector_norm and len(args) > 1 else (2, args)
         dims = rest[1] if len(rest) > 1 and isinstance(rest[1], (list, int)) else kwargs.get("dim")
         dims = [dims] if isinstance(dims, int) else dims or range(args[0].ndim)
         if op in MEANS:
-            rec.mix(labels_of(args[0]), dims, by_number, rec.module)
+            rec.mix(labels, dims, by_count, rec.module)
         elif op in EXTREMES or order < 0:
-            rec.mix(labels_of(args[0]), dims, f"{op} runs along its channels")
+            rec.mix(labels, dims, along)
         else:
-            rec.add_up(labels_of(args[0]), dims, op)
-        return [_drop_unless_constant(labels_of(args[0]), dims, first.ndim == args[0].ndim)]
+            rec.add_up(labels, dims, op)
+        return [_drop_unless_constant(labels, dims, first.ndim == args[0].ndim)]
     if op in SELECTIONS:
-        rec.pin(labels_of(args[0]), f"{op} picks among its channels")
+        rec.pin(labels, f"{op} picks among its channels")
     operands = tensors_in([*args, *kwargs.values()])
     if torch.Tag.pointwise in func.tags:
-        labels = replace(_elementwise(rec, operands, first), zero=_keeps_zero(func, args, kwargs))
-        in_place = func._schema.is_mutable and labels.source == "activation"
-        return [_write(first, labels) if in_place and first._base is not None else labels]
+        result = replace(_elementwise(rec, operands, first), zero=_keeps_zero(func, args, kwargs))
+        in_place = func._schema.is_mutable and result.source == "activation"
+        return [_write(first, result) if in_place and first._base is not None else result]
     if op in SELECTIONS | FACTORIES or not (first.is_floating_point() or first.is_complex()):
         return [None]
     return _pin_all(rec, op, operands, tensors_in([out]))
 
 
 def _pin_all(rec: Recording, op, operands: list, outputs: list) -> list[Labels]:
-    """An operator without a rule: what goes in stays whole, and so does what comes out."""
+    """Pin the operands and outputs of an operator without a rule."""
     mark = rec.new_labels(1)
     for labels in [*map(labels_of, operands), Labels((mark,))]:
         rec.pin(labels, f"{NO_RULE} {op}")
-    fresh = (Labels((mark.view([1] * out.ndim).expand(out.shape),)) for out in outputs)
-    return [one if out.is_floating_point() else None for one, out in zip(fresh, outputs, strict=True)]
+    marks = [Labels((mark.view([1] * out.ndim).expand(out.shape),)) for out in outputs]
+    return [labels if out.is_floating_point() else None for labels, out in zip(marks, outputs, strict=True)]
 
 
 def _keeps_zero(func, args: tuple, kwargs: dict) -> bool:
-    """Does an element-wise operator give zero where a group is masked? It is run on single numbers: zero for
-    what is zero there, as a weight with entries of its own, else one of no meaning."""
+    """Test if an element-wise operator maps masked entries to zero, by running it on scalars."""
     numbers = iter(range(7, 99))
 
-    def stand_in(tensor: torch.Tensor) -> torch.Tensor:
+    def stand_in(tensor: torch.Tensor) -> torch.Tensor:  # zero if masked entries are, else arbitrary
         labels = labels_of(tensor)
         masked = labels is not None and labels.zero
         if masked and labels.source != "activation":
@@ -121,36 +119,34 @@ def _keeps_zero(func, args: tuple, kwargs: dict) -> bool:
 
 
 def _write(target: torch.Tensor, labels: Labels | None) -> Labels | None:
-    """Copy labels into a tensor that is filled part by part: into that part of its base's labels."""
+    """Copy labels into a tensor that is filled part by part: into its part of the base tensor's labels."""
     base = target if target._base is None else target._base
     before = labels_of(base)
     table = torch.empty_strided(base.shape, base.stride(), dtype=torch.int64)
     table.copy_(torch.tensor(-1) if before is None else before.tensors[0])
     part = table.as_strided(target.shape, target.stride(), target.storage_offset())
     part.copy_(torch.tensor(-1) if labels is None else labels.tensors[0])
-    zero = all(one is None or one.zero for one in (before, labels))
+    zero = all(x is None or x.zero for x in (before, labels))
     set_labels(base, Labels((table,), zero=zero))
     return Labels((part,), zero=zero)
 
 
 def _look_up(rec: Recording, op, args: tuple, out: torch.Tensor) -> Labels | None:
-    """Entries picked by an index. An index on the CPU has values and is executed; one that the model computes
-    (a router's choice of experts) has none, and the labels survive only where they do not depend on it."""
+    """Return the labels of indexed entries; an index that the model computes (a router's) has no values."""
     labels = labels_of(args[0])
     if labels is None:
         return None
     indices = args[1] if op is aten.index else [args[2]]
     dims = [d for d, i in enumerate(indices) if i is not None] if op is aten.index else [args[1]]
-    given = [i for i in indices if i is not None]
-    if all(i.device.type == "cpu" for i in given):
+    if all(i is None or i.device.type == "cpu" for i in indices):
         return labels.map(lambda t: op(t, *args[1:]))
     kept = []
-    for table in labels.tensors:
+    for table in labels.tensors:  # keep those that do not depend on the index
         if all(same_along(table, d % table.ndim) for d in dims):
             zeros = [None if i is None else torch.zeros(i.shape, dtype=torch.long) for i in indices]
             kept.append(op(table, zeros) if op is aten.index else op(table, args[1], zeros[0]))
         else:
-            rec.pin(Labels((table,), labels.source), "which of them is used is decided while the model runs")
+            rec.pin(Labels((table,), labels.source), "the model selects some of them while it runs")
             if labels.source == "parameter" and dims == [0]:
                 rec.stacks.add(rec.owner_of(int(table[(0,) * table.ndim]))[0])
     return replace(labels, tensors=tuple(kept)) if kept else None
@@ -175,7 +171,7 @@ def _elementwise(rec: Recording, operands: list, out: torch.Tensor) -> Labels | 
     labelled = [labels for labels in map(labels_of, operands) if labels is not None]
     activations = [x for x in labelled if x.source == "activation"]
     fixed = [x for x in labelled if x.source != "activation"]
-    if not activations:  # parameters and constants among themselves keep one label tensor for each dim
+    if not activations:  # a result of parameters and constants keeps one label tensor for each dim
         for table, other in zip(fixed[0].tensors, fixed[-1].tensors, strict=False):
             if len(fixed) > 1 and fixed[0].source == fixed[-1].source == "parameter":
                 combine(rec, table, other)
@@ -193,31 +189,31 @@ def _elementwise(rec: Recording, operands: list, out: torch.Tensor) -> Labels | 
 
 
 def _join(rec: Recording, op, parts: list, dim: int) -> Labels:
-    """Labels of a concatenation, -1 for the parts without any.
+    """Return the labels of a concatenation, -1 for unlabelled parts.
 
-    A parameter that is put beside activations along a dim along which neither changes (an attention sink
-    beside the scores of its head) goes with them.
+    A parameter that is concatenated with activations along a dim on which neither varies (an attention sink
+    with the scores of its head) joins their groups.
     """
     labels = [labels_of(part) for part in parts]
     if op is aten.cat and (first := next((x for x in labels if x and x.source == "activation"), None)):
-        beside = first.tensors[0].narrow(dim, 0, 1)
-        for i, one in enumerate(labels):
-            if one and one.source == "parameter" and same_along(first.tensors[0], dim):
-                for table in one.tensors:
-                    combine(rec, beside, table.narrow(dim, 0, 1))
+        lane = first.tensors[0].narrow(dim, 0, 1)
+        for i, x in enumerate(labels):
+            if x and x.source == "parameter" and same_along(first.tensors[0], dim):
+                for table in x.tensors:
+                    combine(rec, lane, table.narrow(dim, 0, 1))
                     rec.set_role(table, "out", only_if_new=True)
-                labels[i] = Labels((beside.expand(parts[i].shape),))
+                labels[i] = Labels((lane.expand(parts[i].shape),))
     labelled = [x for x in labels if x is not None]
     tables = []
     for i in range(max(len(x.tensors) for x in labelled)):
-        own = (None if x is None else x.tensors[min(i, len(x.tensors) - 1)] for x in labels)
-        pairs = zip(parts, own, strict=True)
+        of_parts = (None if x is None else x.tensors[min(i, len(x.tensors) - 1)] for x in labels)
+        pairs = zip(parts, of_parts, strict=True)
         tables.append(op([torch.full(p.shape, -1) if x is None else x for p, x in pairs], dim))
     return Labels(tuple(tables), labelled[0].source, all(x.zero for x in labelled))
 
 
 def _move(func, args: tuple, kwargs: dict, out) -> list[Labels | None]:
-    """Execute an operator that only moves entries on the label tensors of its input."""
+    """Execute an operator that only moves entries on the label tables of its input."""
     labels = labels_of(args[0])
     if labels is None:
         return [None]
@@ -229,7 +225,7 @@ def _move(func, args: tuple, kwargs: dict, out) -> list[Labels | None]:
 
 
 def _drop_unless_constant(labels: Labels, dims, keepdim: bool) -> Labels | None:
-    """Reductions forget which entry they came from, unless all that are reduced carry the same label."""
+    """Drop the labels of reduced entries, unless all of them carry the same label."""
     table = labels.tensors[0]
     dims = sorted((d % table.ndim for d in dims), reverse=True)
     if labels.source != "activation" or not all(same_along(table, d) for d in dims):
@@ -240,17 +236,17 @@ def _drop_unless_constant(labels: Labels, dims, keepdim: bool) -> Labels | None:
 
 
 def numbers_in(func, args: tuple, kwargs: dict) -> list[float]:
-    """The numbers that an operator computes with, and where it cuts a table that is no weight."""
+    """Return the numbers that an operator computes with, and the bounds of slices of unlabelled tensors."""
     op = func.overloadpacket
     if op is aten.slice and labels_of(args[0]) is None and args[0].is_floating_point():
         return [float(x) for x in args[2:]]
     if torch.Tag.pointwise not in func.tags and op not in FILLS | PRODUCTS:
         return []
     values = [*args, *kwargs.values()]
-    single = [x for x in values if isinstance(x, torch.Tensor) and not (x.ndim or x.is_meta)]
-    return [float(x) for x in (*single, *(x for x in values if type(x) in (int, float)))]
+    scalars = [x for x in values if isinstance(x, torch.Tensor) and not (x.ndim or x.is_meta)]
+    return [float(x) for x in (*scalars, *(x for x in values if type(x) in (int, float)))]
 
 
 def tensors_in(values) -> list[torch.Tensor]:
-    """All tensors in a list of arguments, those in nested lists and dicts included."""
+    """Return all tensors in a list of arguments, including those in nested lists and dicts."""
     return [x for x in tree_leaves(values) if isinstance(x, torch.Tensor)]

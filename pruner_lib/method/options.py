@@ -1,4 +1,4 @@
-"""Checks of what users pass to `estimate` and `select`; each error says what came and what is possible."""
+"""Checks of the arguments of `estimate` and `select`; errors say what was received and what is possible."""
 
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
@@ -15,52 +15,48 @@ from pruner_lib.method.names import GRANULARITIES, SCOPES, TARGETS
 
 
 def check_axes(axes: object, model: nn.Module | None = None) -> None:
-    """Refuse what are no axes, and those of another model."""
+    """Refuse anything but the axes that `discover` returns, for this model if one is passed."""
     require(Mapping, axes=axes)
     if not axes:
-        raise ValueError("axes hold no axis; give what discover returned, or those of a kind that it has")
+        raise ValueError("axes are empty; pass what discover returned, or its axes of some kind")
     require([Axis], axes=[*axes.values()])
-    if other := [(key, axis.name) for key, axis in axes.items() if key != axis.name]:
-        key, name = other[0]
-        raise ValueError(f"the axis at {key!r} is {name}; leave axes at their names, those of discover")
+    for key, axis in axes.items():
+        if key != axis.name:
+            raise ValueError(f"the axis at {key!r} is {axis.name}; keep axes under the names from discover")
     if model is None:
         return
     shapes = {name: p.shape for name, p in model.named_parameters()}
     total = sum(shape.numel() for shape in shapes.values())
+    advice = "leave `axes` out or run discover again"
     if isinstance(axes, Axes) and axes.n_parameters != total:
-        came = f"the axes are those of a model of {axes.n_parameters} parameters, but this one has {total}"
-        raise ValueError(f"{came}; leave `axes` out or run discover again")
+        message = f"the axes are from a model of {axes.n_parameters} parameters, but this one has {total}"
+        raise ValueError(f"{message}; {advice}")
     for member in (m for axis in axes.values() for m in axis.members):
         size = max(shapes.get(member.parameter, ())[member.dim : member.dim + 1], default=0)
         if member.indices.max() >= size:
-            came = f"they divide {member.indices.max() + 1} entries of {member.parameter}"
-            found = f"and this one has {size}; leave `axes` out or run discover again"
-            raise ValueError(f"the axes are those of another model: {came}, {found}")
+            message = f"they divide {member.indices.max() + 1} entries of {member.parameter}, not {size}"
+            raise ValueError(f"the axes are from another model: {message}; {advice}")
 
 
-def check_ids(model: nn.Module, ids: torch.Tensor, what: str = "calibration ids") -> None:
-    """Refuse token ids that the model can't have seen.
-
-    Raises: ValueError: wrong type or shape, or what `check_reads` refuses.
-    """
+def check_ids(model: nn.Module, ids: torch.Tensor, name: str = "calibration ids") -> None:
+    """Refuse token ids of the wrong type or shape, or that the model can't read (see `check_reads`)."""
     require(nn.Module, model=model)
     is_tensor = isinstance(ids, torch.Tensor)
     is_dense = is_tensor and ids.layout is torch.strided and not ids.is_meta
     if not is_dense or ids.dtype != torch.int64 or ids.ndim != 2 or ids.shape[0] < 1 or ids.shape[1] < 2:
-        wanted = "int64 of shape (samples, tokens) with at least 2 tokens"
-        place = f", {ids.layout} on {ids.device}" if is_tensor else ""
-        got = f"{ids.dtype} {tuple(ids.shape)}" if is_tensor else type(ids).__name__
-        raise ValueError(f"this needs {what}: {wanted}, got {got}{place}")
+        expected = "int64 of shape (samples, tokens) with at least 2 tokens"
+        tensor = f"{ids.dtype} {tuple(ids.shape)}, {ids.layout} on {ids.device}" if is_tensor else ""
+        raise ValueError(f"this needs {name}: {expected}, got {tensor or type(ids).__name__}")
     smallest, largest = map(int, ids.aminmax())
     check_reads(model, ids.shape[1], largest, smallest)
 
 
 def check_options(options: Mapping[str, Any], axes: Mapping[str, Axis] | None = None) -> None:
-    """Refuse options of `select` that are out of range, exclude each other or do not fit the axes."""
+    """Refuse options of `select` that are out of range, exclude each other, or do not fit the axes."""
     o = SimpleNamespace(**options)
     by_name, by_layer = isinstance(o.ratio, Mapping), o.granularity == "layer"
     if by_name and not o.ratio:
-        raise ValueError("ratio is {}; give one number, or names or patterns of axes with their ratios")
+        raise ValueError("ratio is {}; pass a number, or names or patterns of axes with their ratios")
     for value in o.ratio.values() if by_name else [o.ratio]:
         require("[0, 1)", ratio=value)
     require(tuple(GRANULARITIES), granularity=o.granularity)
@@ -71,38 +67,37 @@ def check_options(options: Mapping[str, Any], axes: Mapping[str, Axis] | None = 
     require(bool, dependency=o.dependency, uniform=o.uniform)
     protected = o.protect_first + o.protect_last
     if o.granularity == "channel" and protected:
-        stream = "channels go from the residual stream of every layer"
-        raise ValueError(f"{stream}: protect_first and protect_last must be 0")
+        reason = "granularity='channel' removes channels from the residual stream of every layer"
+        raise ValueError(f"{reason}: protect_first and protect_last must be 0")
     if by_layer and (not o.dependency or by_name or o.ignore):
-        taken = "one number as ratio, protect_first and protect_last, no ignore"
-        raise ValueError(f"granularity='layer': it takes {taken}; dependency=False is for 'block'")
+        raise ValueError("granularity='layer' needs one number as ratio, an empty ignore and dependency=True")
     if not o.dependency and o.scope != "local":
         raise ValueError(f"dependency=False needs scope='local', got {o.scope!r}")
     if by_name and (o.scope != "local" or o.target != "groups"):
-        raise ValueError("ratios by axis need scope='local' and target='groups': each axis loses its own")
+        raise ValueError("ratios by axis need scope='local' and target='groups'")
     if axes is None:
         return
     if (protected or by_layer or o.target == "parameters") and not isinstance(axes, Axes):
-        came = "protect_first, protect_last, target='parameters' and granularity='layer' need the whole model"
-        raise ValueError(f"{came}: pass what discover returned, or axes.of_kind(...), with ignore=[...]")
+        options = "protect_first, protect_last, target='parameters' and granularity='layer'"
+        raise ValueError(f"{options} need Axes: pass what discover returned, or axes.of_kind(...)")
     if protected and protected >= axes.n_layers:
         raise ValueError(f"protect_first + protect_last = {protected} leaves none of {axes.n_layers} layers")
     check_names(axes, o.ignore)
 
 
 def check_names(axes: Mapping[str, Axis], patterns: Iterable[str]) -> None:
-    """Refuse names and patterns that fit no axis, which are most likely misspelt."""
+    """Refuse names and patterns that match no axis, which are most likely misspelt."""
     if isinstance(patterns, str) or not isinstance(patterns, Iterable):
         raise ValueError(f"ignore must be a list of names or patterns of axes, got {patterns!r}")
     for pattern in patterns:
         if not isinstance(pattern, str) or not any(fnmatchcase(name, pattern) for name in axes):
-            raise ValueError(f"{pattern!r} fits none of the {len(axes)} axes, such as {[*axes][:4]}")
+            raise ValueError(f"{pattern!r} matches none of the {len(axes)} axes, such as {[*axes][:4]}")
 
 
 def check_scores(scores: Mapping[str, torch.Tensor], name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """Give the scores of an axis or of the layers in float32; refuse other shapes, and what is not finite."""
+    """Return the scores of an axis, or of the layers, in float32; refuse wrong shapes, NaN and infinity."""
     if name not in scores:
-        raise ValueError(f"no scores for axis {name}: estimate them, or leave it whole by ignore")
+        raise ValueError(f"no scores for axis {name}: estimate them, or ignore the axis")
     try:
         table = torch.as_tensor(scores[name]).detach().to("cpu", torch.float32).to_dense()
     except (TypeError, ValueError, RuntimeError):
@@ -111,18 +106,18 @@ def check_scores(scores: Mapping[str, torch.Tensor], name: str, shape: tuple[int
         hint = "; dependency=False needs estimate(..., aggregation='none')" if len(shape) == 2 else ""
         raise ValueError(f"scores of {name} have shape {tuple(table.shape)}, but it needs {shape}{hint}")
     if not table.isfinite().all():
-        advice = "check the calibration loss, and the warning of estimate about what it does not depend on"
-        raise ValueError(f"scores of {name} are not all finite; {advice}, or leave the axis whole by ignore")
+        advice = "check the calibration loss, and the warning of estimate, or ignore the axis"
+        raise ValueError(f"scores of {name} are not all finite; {advice}")
     return table
 
 
 def check_uniform(keep: Mapping[str, torch.Tensor]) -> None:
     """Refuse a plan that leaves layers of different widths."""
-    widths: dict[str, set[int]] = {}  # name in a layer -> groups that it keeps
+    widths: dict[str, set[int]] = {}  # name in a layer -> numbers of groups that layers keep
     for key, kept in keep.items():
         widths.setdefault(".".join(key.partition("/")[0].split(".")[2:]), set()).add(len(kept))
     for name, counts in widths.items():
         if len(counts) > 1:
             needs = "scope='local', one ratio, no protected or ignored layers and an even model"
-            found = " or ".join(map(str, sorted(counts)))
-            raise ValueError(f"uniform=True needs {needs}; here layers would keep {found} groups of {name}")
+            numbers = " or ".join(map(str, sorted(counts)))
+            raise ValueError(f"uniform=True needs {needs}; here layers would keep {numbers} groups of {name}")

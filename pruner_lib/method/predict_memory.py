@@ -1,8 +1,7 @@
-"""What a pass will take, before it starts (a question of machines; nothing in the paper).
+"""Predict the memory of a pass before it starts (not part of the paper's method).
 
-One sample runs forward and everything that autograd wants to keep for backward is counted and dropped, so
-that the count itself takes next to nothing and is the same code for every architecture. What is counted
-grows with the samples; the largest temporary and what the process holds already come on top.
+One sample runs forward, and every tensor that autograd would keep for backward is counted and dropped. The
+count times the samples, the largest temporary tensors and the memory held already are added up.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -31,16 +30,16 @@ FLOAT32 = 4
 class Memory:
     """Predicted bytes of a pass at its peak."""
 
-    held: int  # by the process now, with the weights (on a GPU: by tensors)
-    activations: int  # kept for backward by one micro-batch; of scoring with the logits
-    kept: int = 0  # scoring: inputs and output gradients of modules that wait for the last micro-batch
+    held: int  # now, by the process including the weights (on a GPU: by tensors)
+    activations: int  # kept for backward by one micro-batch; includes the logits for scoring
+    kept: int = 0  # scoring: inputs and output gradients of modules, kept until the last micro-batch
     logits: int = 0  # training: at the labels of one micro-batch, with their gradients
     optimizer: int = 0  # training: gradients of the adapter and the two moments of Adam
-    temporary: int = 0  # the largest: a piece of the loss, or gradients on their way
+    temporary: int = 0  # the largest temporary tensors: a piece of the loss, or gradients
 
     @property
     def parts(self) -> dict[str, int]:
-        """What comes to the bytes that are held now."""
+        """Bytes by purpose, in addition to those that are held now."""
         return {name: size for name, size in asdict(self).items() if size and name != "held"}
 
     @property
@@ -53,7 +52,7 @@ class Memory:
 
 
 def _fresh_bytes(model: nn.Module) -> Callable[..., int]:
-    """Return what counts the bytes of tensors that it has not seen; those of the model it has seen."""
+    """Return a function that counts the bytes of tensors it has not seen, except those of the model."""
     seen = {StorageWeakRef(x.untyped_storage()) for x in [*model.parameters(), *model.buffers()]}
 
     def count(*values: object) -> int:
@@ -69,15 +68,15 @@ def _fresh_bytes(model: nn.Module) -> Callable[..., int]:
 class Forward:
     """Bytes that a forward pass of one sample keeps for backward."""
 
-    saved: list[int]  # in each decoder layer; the last number is for what lies outside of them
+    saved: list[int]  # in each decoder layer; last, outside of them
     entries: list[int]  # of the inputs of each decoder layer
     widest: int = 0  # the largest output of a module in a layer
-    inputs: int = 0  # of the modules whose gradient is formed
-    outputs: int = 0
-    result: int = 0  # of the pass, where backward does not save it anyway
+    inputs: int = 0  # of the watched modules
+    outputs: int = 0  # of the watched modules
+    result: int = 0  # of the pass, unless it is saved for backward anyway
 
     def kept(self, recomputed: bool) -> int:
-        """Bytes at the peak; recomputed, all layers but one keep their inputs alone."""
+        """Return the bytes at the peak; if recomputed, all layers but one keep only their inputs."""
         *layers, outside = self.saved
         return outside + (sum(self.entries) + max(layers) if recomputed else sum(layers))
 
@@ -95,9 +94,9 @@ def predict_memory(
     """Predict the peak memory of `estimate_members` with calibration ids by running one sample forward.
 
     Args:
-        model: with its weights.
-        parameters: names of those that the axes cut; None: all.
-    Returns: bytes; `.total` is resident memory, on a GPU that of its tensors.
+        model: must have its weights.
+        parameters: names of the parameters that the axes cut; None: all.
+    Returns: bytes; `.total` is the resident memory of the process, on a GPU the memory of its tensors.
     Raises: ValueError: the model has no weights.
     """
     check_weights(model)
@@ -109,19 +108,19 @@ def predict_memory(
         counted = count_forward(model, lambda: pass_.forward(ids), pass_.owners)
     second = not criteria.isdisjoint(SECOND_ORDER)
     sizes = batch_sizes(samples, tokens, micro_batch, second)
-    largest, waits = max(sizes), len(sizes) > 1 and not criteria - set(DATA_FREE) <= set(ADDITIVE)
-    gradient = _largest_gradient(pass_.owners, second, (samples if waits else largest) * tokens)
+    largest, whole_batch = max(sizes), len(sizes) > 1 and not criteria - set(DATA_FREE) <= set(ADDITIVE)
+    gradient = _largest_gradient(pass_.owners, second, (samples if whole_batch else largest) * tokens)
     return Memory(
         held=held_bytes(model),
         activations=largest * (counted.kept(checkpointing) + counted.result),
-        kept=samples * (counted.inputs + counted.outputs) if waits else 0,
+        kept=samples * (counted.inputs + counted.outputs) if whole_batch else 0,
         temporary=max(3 * FLOAT32 * PIECE, gradient + 3 * largest * counted.widest) + HOLES // 2,
     )
 
 
 def check_fits(
     model: nn.Module,
-    what: str,
+    task: str,
     predict: Callable[[int, bool], Memory],
     sizes: Sequence[int],
     recomputed: bool,
@@ -129,53 +128,48 @@ def check_fits(
     names: tuple[str, str],
     otherwise: str,
 ) -> None:
-    """Refuse a pass that takes more than the bytes available on the model's device, where that says so.
+    """Refuse a pass that needs more bytes than are available on the model's device, if that is known.
 
     Args:
-        predict: of a size of micro-batches, and whether layers are recomputed.
-        sizes: to try; the first one, and `recomputed`, are what is asked for.    names: of both settings.
-        otherwise: the advice where nothing fits.
-    Raises: ValueError: with what is needed, what is available, and a setting to try.
+        predict: takes a micro-batch size, and whether layers are recomputed.
+        sizes: to try, starting with the setting of the pass, as is `recomputed`.    names: of both settings.
+        otherwise: the advice if no setting fits.
+    Raises: ValueError: says what is needed, what is available, and a setting to try.
     """
     available = available_bytes(next(model.parameters()).device)
-    if available is None or (asked := predict(sizes[0], recomputed)).extra <= available:
+    if available is None or (memory := predict(sizes[0], recomputed)).extra <= available:
         return
-    for again, size in product(sorted({recomputed, True}), sizes):
-        needed = predict(size, again).extra
+    for recompute, size in product(sorted({recomputed, True}), sizes):
+        needed = predict(size, recompute).extra
         if needed <= available:
             break
-    parts = ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in asked.parts.items())
+    parts = ", ".join(f"{name} {part / 1e9:.2f} GB" for name, part in memory.parts.items())
+    need = f"{memory.extra / 1e9:.2f} GB ({parts}) beside the {memory.held / 1e9:.2f} GB held now"
     advice = "try" if needed <= available else otherwise
-    raise ValueError(
-        f"{what} needs {asked.extra / 1e9:.2f} GB ({parts}) beside the {asked.held / 1e9:.2f} GB held now, "
-        f"and {available / 1e9:.2f} GB are available; {advice} {names[0]}={size}, {names[1]}={again}, "
-        f"{needed / 1e9:.2f} GB"
-    )
+    setting = f"{names[0]}={size}, {names[1]}={recompute}, {needed / 1e9:.2f} GB"
+    raise ValueError(f"{task} needs {need}, and {available / 1e9:.2f} GB are available; {advice} {setting}")
 
 
 def _largest_gradient(owners: Mapping[nn.Module, Iterable[str]], second: bool, n_tokens: int) -> int:
-    """Bytes that the gradient of a parameter takes at most, while it is formed and reduced."""
+    """Return the most bytes that one parameter's gradient takes while it is computed and reduced."""
     sizes = [0]
     for module, keys in owners.items():
         sliced = in_slices(module)
         for p in (module._parameters[key] for key in keys):
             rows = rows_of(p.shape, p.device) if sliced else p.shape[0]
-            one = FLOAT32 * rows * (p.numel() // p.shape[0])
-            copies = (3 + second) * one + (0 if sliced else p.numel() * p.element_size())
+            slice_bytes = FLOAT32 * rows * (p.numel() // p.shape[0])
+            copies = (3 + second) * slice_bytes + (0 if sliced else p.numel() * p.element_size())
             widened = product_dtype(p.dtype) != p.dtype and sliced and p.ndim > 1
             sizes.append(copies + (FLOAT32 * n_tokens * sum(p.shape) if widened else 0))
     return max(sizes)
 
 
 def count_forward(model: nn.Module, run: Callable, watched: Collection[nn.Module] = ()) -> Forward:
-    """Run a forward pass and count what autograd would keep, while nothing is kept.
-
-    Args:    run: the pass, with the model.    watched: modules whose inputs and outputs are counted.
-    """
+    """Run a forward pass and count what autograd would keep, and the inputs and outputs of `watched`."""
     layers = decoder_layers(model)[1]
     counted = Forward([0] * (len(layers) + 1), [0] * len(layers))
     fresh, entered, used = (_fresh_bytes(model) for _ in range(3))
-    place = -1  # number of the layer that is running
+    place = -1  # number of the running layer; -1 outside of layers
 
     def save(x: torch.Tensor) -> None:
         counted.saved[place] += fresh(x)
@@ -189,7 +183,7 @@ def count_forward(model: nn.Module, run: Callable, watched: Collection[nn.Module
         nonlocal place
         place = -1
 
-    def look(module, args, kwargs, output) -> None:
+    def count(module, args, kwargs, output) -> None:
         size = sum(x.nbytes for x in tree_leaves(output) if isinstance(x, torch.Tensor))
         counted.widest = max(counted.widest, size if place >= 0 else 0)
         if module in watched:
@@ -198,7 +192,7 @@ def count_forward(model: nn.Module, run: Callable, watched: Collection[nn.Module
 
     with ExitStack() as stack:
         for module in model.modules():
-            stack.enter_context(module.register_forward_hook(look, with_kwargs=True))
+            stack.enter_context(module.register_forward_hook(count, with_kwargs=True))
         for number, layer in enumerate(layers):
             hook = partial(enter, number)
             stack.enter_context(layer.register_forward_pre_hook(hook, with_kwargs=True))

@@ -1,8 +1,7 @@
-"""Cutting: carry out a plan on a model, in place (paper section 3.2, last paragraph).
+"""Cutting: apply a plan to a model in place (paper section 3.2, last paragraph).
 
-`prune_` removes the groups and makes the modules, the layers' configs and the model's config agree; `mask_`
-sets the same groups to zero. Both give the same function of the input: the theorem that the tests hold on
-every architecture. Nothing is chosen here; see `select`. The cut of whole decoder layers is in `depth`.
+`prune_` removes groups and adapts modules and configs; `mask_` sets the same groups to zero. Both models
+compute the same function, which the tests assert for every architecture.
 """
 
 from collections import Counter
@@ -34,10 +33,10 @@ from pruner_lib.method.trace import check_cut
 def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Module:
     """Remove the groups that a plan does not keep; the public `models.prune.prune_` also prepares saving.
 
-    Args: axes: of the model in its present state, if they have been discovered already.
-    Returns: the same model, with `pruning_layout` and `pruned_by`; another model that holds one of its
-        modules is cut with it.
-    Raises: ValueError: the plan does not fit the model, the model would no longer run or mix its groups (see
+    Args: axes: of the model in its current state, if they have been discovered already.
+    Returns: the same model, with `pruning_layout` and `pruned_by`; other models that share modules with it
+        are cut too.
+    Raises: ValueError: the plan does not fit the model, the cut model would not run or mix its groups (see
         `check_cut`), or its weights are offloaded. The model is then unchanged.
     """
     check_in_memory(model)
@@ -58,10 +57,9 @@ def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modu
         eps = {n: value * factor**2 for n, value in values if "eps" in n and isinstance(value, float)}
         layout["attributes"].setdefault(norm, {}).update(eps)
         numbers.update((layer, value) for layer in range(axes.n_layers) for value in eps.values())
-    scaled = any(factor != 1 for factor in factors.values())  # a plain config has one epsilon for all norms
+    scaled = any(factor != 1 for factor in factors.values())  # a plain config has one epsilon for all
     plain = None if scaled else _plain_config(model, axes, kept, layout, rules)
-    layout["config"] = {} if plain else layout["config"]
-    merged = merge_layouts(model, layout)
+    merged = merge_layouts(model, layout | {"config": {}} if plain else layout)
     trial = apply_layout_(without_weights(model), merged)
     trial.config.update(plain or {})
     check_cut(trial, decoder_layers(model)[0], plan, numbers, axes, keep, cuts)
@@ -73,7 +71,7 @@ def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modu
                 index = index.to(weight.device)
                 if index.ndim == 1:
                     weight = weight.index_select(dim, index)
-                else:  # each slice along dim 0 its own: (slices, 1, ..., entries, 1, ...)
+                else:  # separately for each slice along dim 0: (slices, 1, ..., entries, 1, ...)
                     shape = [len(index), *[1] * (dim - 1), -1, *[1] * (weight.ndim - dim - 1)]
                     weight = torch.take_along_dim(weight, index.view(shape), dim)
             weight = weight * factors[parameter] if parameter in factors else weight
@@ -87,9 +85,9 @@ def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modu
 
 @torch.no_grad()
 def mask_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Module:
-    """Set the weights of the groups that a plan does not keep to zero; shapes stay.
+    """Set the weights of the groups that a plan does not keep to zero, without changing shapes.
 
-    Args: axes: of the model in its present state, if they have been discovered already.
+    Args: axes: of the model in its current state, if they have been discovered already.
     Raises: ValueError: the plan does not fit the model, or its weights are offloaded; nothing is changed.
     """
     check_in_memory(model)
@@ -101,90 +99,85 @@ def mask_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modul
                 parameter.zero_()
         return model
     axes = axes_of(model, plan, axes)
-    memory = Counter(p.data_ptr() for p in model.parameters())
+    pointers = Counter(p.data_ptr() for p in model.parameters())
     for parameter in model.parameters():
-        if memory[parameter.data_ptr()] > 1:  # with another one, whose groups are others
+        if pointers[parameter.data_ptr()] > 1:  # shares memory with a parameter of other groups
             parameter.data = parameter.data.clone()
     for name, per_structure in _keep_by_structure(axes, plan).items():
         for member in axes[name].members:
             weight, dim = model.get_parameter(member.parameter), member.dim
             if member.expert is not None:
                 weight, dim = weight[member.expert], dim - 1
-            gone = gone_entries(axes[name], member, per_structure[member.structure])
-            weight.index_fill_(dim, gone.to(weight.device), 0)
+            removed = removed_entries(axes[name], member, per_structure[member.structure])
+            weight.index_fill_(dim, removed.to(weight.device), 0)
     return model
 
 
 def axes_of(model: nn.Module, plan: Plan, axes: Axes | None, *, prove: bool = True) -> Axes:
-    """Give the axes that a plan is for: those passed, after a check, or else newly discovered ones.
-
-    Args: prove: run the model on labels, since another one may have the same names and shapes.
-    """
+    """Return the axes that a plan is for: those passed, after a check, or newly discovered ones."""
     if axes is None:
         return discover(model, query_heads=plan.query_heads)
     require(Axes, axes=axes)
     check_axes(axes, model)
-    if prove:
+    if prove:  # another model may have the same names and shapes
         _keep_by_structure(axes, plan)  # refuses a plan for other groups
         try:
             check_cut(without_weights(model), decoder_layers(model)[0], plan, axes.numbers, axes, {}, {})
         except ValueError as error:
-            what = f"the axes are those of another model: {type(model).__name__} has other groups"
-            raise ValueError(f"{what}; leave `axes` out or run discover again") from error
+            message = f"the axes are from another model: {type(model).__name__} has other groups"
+            raise ValueError(f"{message}; leave `axes` out or run discover again") from error
     return axes
 
 
 def _keep_by_structure(axes: Axes, plan: Plan) -> dict[str, dict[str, torch.Tensor]]:
-    """Axes that lose groups -> structure -> kept groups; checks that the plan was made for this model."""
+    """Return axis that loses groups -> structure -> kept groups; refuse a plan for another model."""
     keep: dict[str, dict[str, torch.Tensor]] = {}
     for key, kept in plan.keep.items():
         name, _, structure = key.partition("/")
         if name not in axes:
-            there = f"{', '.join(list(axes)[:6])} ... (Plan.query_heads says which axes are discovered)"
-            raise ValueError(f"the plan cuts {name}, which this model does not have; its axes: {there}")
+            advice = f"select from its own axes ({', '.join([*axes][:6])} ...)"
+            raise ValueError(f"the plan cuts {name}, which this model does not have; {advice}")
         axis = axes[name]
         plan.check_count(key, axis.n_groups)
         if structure and structure not in axis.structures:
             raise ValueError(f"the plan ranks {structure} alone, but {name} has {axis.structures}")
         if len(kept) < axis.n_groups:
-            own = [structure] if structure else axis.structures
-            keep.setdefault(name, {}).update(dict.fromkeys(own, kept))
+            structures = [structure] if structure else axis.structures
+            keep.setdefault(name, {}).update(dict.fromkeys(structures, kept))
     _check_even(axes, keep)
     return keep
 
 
-def gone_entries(axis: Axis, member: Member, kept: torch.Tensor) -> torch.Tensor:
-    """Entries of a member that belong to groups which do not stay."""
-    gone = torch.ones(axis.n_groups, dtype=torch.bool)
-    gone[kept] = False
-    return member.indices[gone].reshape(-1)
+def removed_entries(axis: Axis, member: Member, kept: torch.Tensor) -> torch.Tensor:
+    """Return the entries of a member that belong to groups which are not kept."""
+    removed = torch.ones(axis.n_groups, dtype=torch.bool)
+    removed[kept] = False
+    return member.indices[removed].reshape(-1)
 
 
 def _cut_indices(model: nn.Module, axes: Axes, keep: dict) -> dict[str, dict[int, torch.Tensor]]:
-    """Parameter -> dim -> sorted entries that stay: `(n,)`, or `(slices, n)` where each slice along dim 0
-    keeps its own."""
-    stays: dict[str, dict[int, torch.Tensor]] = {}  # masks
+    """Return parameter -> dim -> sorted kept entries: `(n,)`, or `(slices, n)` for stacks along dim 0."""
+    masks: dict[str, dict[int, torch.Tensor]] = {}  # of kept entries
     for name, per_structure in keep.items():
         for member in axes[name].members:
             shape = model.get_parameter(member.parameter).shape
             slices = () if member.expert is None else shape[:1]
-            whole = torch.ones(*slices, shape[member.dim], dtype=torch.bool)
-            mask = stays.setdefault(member.parameter, {}).setdefault(member.dim, whole)
-            gone = gone_entries(axes[name], member, per_structure[member.structure])
-            (mask if member.expert is None else mask[member.expert])[gone] = False
-    for parameter, mask in ((name, mask) for name, by_dim in stays.items() for mask in by_dim.values()):
-        if len(mask.sum(-1).unique()) > 1:
-            what = f"the axes lack some of those that share {parameter}, which must all keep as many groups"
-            raise ValueError(f"{what}; give all of what discover returned, or no axes")
-    return {
-        # slice after slice where the mask has slices
-        parameter: {dim: mask.nonzero()[:, -1].view(*mask.shape[:-1], -1) for dim, mask in by_dim.items()}
-        for parameter, by_dim in stays.items()
-    }
+            all_kept = torch.ones(*slices, shape[member.dim], dtype=torch.bool)
+            mask = masks.setdefault(member.parameter, {}).setdefault(member.dim, all_kept)
+            removed = removed_entries(axes[name], member, per_structure[member.structure])
+            (mask if member.expert is None else mask[member.expert])[removed] = False
+    cuts: dict[str, dict[int, torch.Tensor]] = {}
+    for parameter, by_dim in masks.items():
+        for dim, mask in by_dim.items():
+            if len(mask.sum(-1).unique()) > 1:
+                message = f"some axes that share {parameter} are missing, and all must keep as many groups"
+                raise ValueError(f"{message}; pass all that discover returned, or leave `axes` out")
+            cuts.setdefault(parameter, {})[dim] = mask.nonzero()[:, -1].view(*mask.shape[:-1], -1)
+    return cuts
 
 
 def _norm_factors(model: nn.Module, axes: Axes, keep: dict, cuts: dict) -> dict[str, float]:
-    """Norms that run over all groups of a cut axis -> by what their weight makes up for those that go."""
+    """Return weight of a norm over all groups of a cut axis -> factor that makes up for the removed ones."""
     factors = {}
     for name in (n for n in keep if axes[n].layer is not None):
         for member in norm_members(model, axes[name].members, axes[name].side_by_side):
@@ -196,9 +189,9 @@ def _norm_factors(model: nn.Module, axes: Axes, keep: dict, cuts: dict) -> dict[
 
 
 def _layout(model: nn.Module, axes: Axes, keep: dict, cuts: dict, rules: dict[str, SizeRule]) -> dict:
-    """What the modules need besides their smaller weights, see `empty_layout`."""
+    """Return what the modules need besides their smaller weights, see `empty_layout`."""
     layout, names = empty_layout(), {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):  # a class may tie by either name
+    for name, parameter in model.named_parameters(remove_duplicate=False):  # all names of a tied weight
         first = names.setdefault(id(parameter), name)
         if first in cuts:
             shape = list(parameter.shape)
@@ -208,17 +201,17 @@ def _layout(model: nn.Module, axes: Axes, keep: dict, cuts: dict, rules: dict[st
     path, before = decoder_layers(model)[0], (layout_of(model) or empty_layout())["config"]
     for name, per_structure in keep.items():
         axis, rule, kept = axes[name], rules[name], per_structure[axes[name].last]
-        n, around = len(kept), "" if axis.kind == "hidden" else axis.module
+        n, prefix = len(kept), "" if axis.kind == "hidden" else f"{axis.module}."
         for module, attributes in rule.attributes.items():
-            if not around or f"{module}.".startswith(f"{around}."):
-                now = {a: size_in(vars(model.get_submodule(module))[a]) for a in attributes}
-                scaled = {a: value * n // axis.n_groups for a, value in now.items()}
+            if f"{module}.".startswith(prefix):
+                values = {a: size_in(vars(model.get_submodule(module))[a]) for a in attributes}
+                scaled = {a: value * n // axis.n_groups for a, value in values.items()}
                 layout["attributes"].setdefault(module, {}).update(scaled)
         if axis.layer is not None:
-            place = f"{path}.{axis.layer}"
-            now = rule.config(axis.n_groups) | before.get(place, {})
-            own = {key: now[key] * n // axis.n_groups for key in rule.keys}
-            layout["config"].setdefault(place, {}).update(own | rule.fixed)
+            layer = f"{path}.{axis.layer}"
+            values = rule.config(axis.n_groups) | before.get(layer, {})
+            scaled = {key: values[key] * n // axis.n_groups for key in rule.keys}
+            layout["config"].setdefault(layer, {}).update(scaled | rule.fixed)
         for module, argument, dim in axis.constants:
             cut = {"dim": dim, "total": axis.n_groups, "keep": kept.tolist()}
             layout["inputs"].setdefault(module, {})[argument] = cut
@@ -226,22 +219,22 @@ def _layout(model: nn.Module, axes: Axes, keep: dict, cuts: dict, rules: dict[st
 
 
 def _plain_config(model: nn.Module, axes: Axes, kept: dict, layout: dict, rules: dict) -> dict | None:
-    """Config edits after which the model class alone builds the pruned model, or None if there are none."""
+    """Return config edits from which the model class builds the pruned model, or None if there are none."""
     if getattr(model, "pruning_layout", None) or layout["inputs"]:
         return None
     edits: dict[str, int] = {}
     for name, rule in rules.items():
-        own = rule.config(kept.get(name, axes[name].n_groups))
-        if not rule.in_config or any(edits.get(key, value) != value for key, value in own.items()):
+        values = rule.config(kept.get(name, axes[name].n_groups))
+        if not rule.in_config or any(edits.get(key, value) != value for key, value in values.items()):
             return None
-        edits |= own
+        edits |= values
     shapes = {name: tuple(layout["shapes"].get(name, shape)) for name, shape in shapes_of(model).items()}
     return edits if builds(model, edits, shapes) else None
 
 
 def _check_even(axes: Axes, keep: dict[str, dict[str, torch.Tensor]]) -> None:
     """Refuse a plan after which the structures of an axis, or siblings, keep different numbers of groups."""
-    counts: dict[str, dict[str, int]] = {}  # axis or siblings -> what must keep as many -> how many it keeps
+    counts: dict[str, dict[str, int]] = {}  # axis or siblings -> structure or axis -> number of kept groups
     for name, axis in axes.items():
         kept = {s: len(keep.get(name, {}).get(s, range(axis.n_groups))) for s in axis.structures}
         counts[name] = kept
@@ -250,5 +243,5 @@ def _check_even(axes: Axes, keep: dict[str, dict[str, torch.Tensor]]) -> None:
     for name, kept in counts.items():
         if len(set(kept.values())) > 1:
             uneven = ", ".join(f"{part}: {n}" for part, n in list(kept.items())[:6])
-            wanted = "must all keep the same number of groups, else their tensors no longer fit each other"
-            raise ValueError(f"the parts of {name} {wanted}; the plan keeps {uneven} ...")
+            rule = "must all keep the same number of groups, or their tensors would not fit together"
+            raise ValueError(f"the parts of {name} {rule}; the plan keeps {uneven} ...")

@@ -1,7 +1,7 @@
 """Choosing: scores in, plan out (paper section 3.2, the ranking after Eq. 5; granularities: section 4.1).
 
-How many groups of each axis go (a ratio of the groups, or of all parameters), and which. Pure functions of
-scores and sizes: no model is seen here and nothing is cut.
+Decides how many groups of each axis to remove (by a ratio of the groups, or of all parameters), and which.
+These are pure functions of scores and sizes; no model is read or cut.
 """
 
 import math
@@ -18,27 +18,27 @@ from pruner_lib.method.groups import Axes, Axis, Plan
 from pruner_lib.method.names import GRANULARITIES
 from pruner_lib.method.options import check_axes, check_names, check_options, check_scores, check_uniform
 
-EXPERT_ROWS = 8  # channels of experts are kept in multiples of it: grouped products want 16-byte rows
-TOLERANCE = 0.005  # of all parameters: how near `target="parameters"` must come
+EXPERT_ROWS = 8  # experts keep a multiple of this many channels: grouped products need 16-byte aligned rows
+TOLERANCE = 0.005  # of all parameters: allowed error of `target="parameters"`
 
 
 @dataclass(frozen=True, eq=False)
 class Unit:
-    """What is ranked: the groups of an axis, or with `dependency=False` those of one of its structures."""
+    """Groups that are ranked together: of an axis or, with `dependency=False`, of one of its structures."""
 
     key: str  # in the plan
     axis: Axis
     scores: torch.Tensor  # `(n_groups,)` float32
-    parameters: float  # that go with one of its groups
-    twice: float  # of them, counted by both of two groups that go: in matrices with both dims on the axis
+    parameters: float  # removed with one group
+    twice: float  # per pair of groups, counted by both: in matrices with both dims on the axis
 
     def removed(self, n: int) -> float:
-        """Parameters that go with `n` groups."""
+        """Return the number of parameters removed with `n` groups."""
         return n * self.parameters - n * n * self.twice
 
 
-Counts = dict[str, int]  # key of a unit -> number of groups that go
-Ratios = Mapping[str, float]  # axis name -> share of its groups that goes
+Counts = dict[str, int]  # key of a unit -> number of groups to remove
+Ratios = Mapping[str, float]  # axis name -> share of its groups to remove
 
 
 def select(
@@ -56,47 +56,43 @@ def select(
     multiple_of: int = 1,
     uniform: bool = False,
 ) -> Plan:
-    """Rank the groups by their scores and say which of them stay.
+    """Rank the groups by their scores and choose which of them to keep.
 
     Args:
-        axes: what `discover` returned, or some of it (`axes.of_kind(...)`).
+        axes: the result of `discover`, or some of its axes (`axes.of_kind(...)`).
         scores: axis name -> `(n_groups,)`, higher means keep; with `dependency=False` `(n_structures,
             n_groups)`, as `estimate(..., aggregation="none")` returns them; for granularity "layer" also
             `{"layers": scores}` with `(n_layers,)`.
-        ratio: share of groups to remove where pruning applies, in [0, 1); with `target="parameters"` the
-            share of all parameters of the model. Or names or patterns of axes -> their shares,
-            `{"layers.3.mlp": 0.4, "layers.*.attention": 0.2}`: an axis takes the share of its own name, else
-            of the first pattern that fits, and is left whole without one.
+        ratio: share of groups to remove from the axes that are pruned, in [0, 1); with `target="parameters"`
+            the share of all parameters of the model. Or names or patterns of axes -> their shares,
+            `{"layers.3.mlp": 0.4, "layers.*.attention": 0.2}`: the exact name has priority, then the first
+            matching pattern; axes without a match are not pruned.
         granularity: "block" (attention heads and MLP channels), "channel" (residual stream) or "layer".
         scope: "local" ranks within each axis, "global" all axes of a kind together, "joint" heads and MLP
-            channels in one list, each of them one group (the reference code's global ranking).
-        protect_first, protect_last: decoder layers left whole at either end (block and layer granularity).
-        ignore: names or patterns of axes that are left whole, `["layers.3.mlp", "layers.1?.*"]`.
-        dependency: False ranks each structure (matrix) alone: as many rows or columns go, each structure its
-            own (the paper's Table 6).
-        multiple_of: kept MLP channels are rounded to a multiple of it; channels of stacked
-            experts always to one of 8, which the grouped product of torch asks for.
-        uniform: require that all layers end up with the same widths.
-    Returns: a plan with an entry for every axis of the granularity, those left whole included.
-    Raises: ValueError: an argument is out of range, a pattern fits no axis, or scores do not fit the axes.
-    Source: section 3.2; rounding as in the reference code: C - int(C * (1 - ratio)) channels, whole groups
-        only.
+            channels in one list, each counted as one group (the reference code's global ranking).
+        protect_first, protect_last: decoder layers at either end not to prune (granularity "block", "layer").
+        ignore: names or patterns of axes not to prune, `["layers.3.mlp", "layers.1?.*"]`.
+        dependency: False ranks each structure (matrix) alone: all lose the same number of rows or columns,
+            but different ones (the paper's Table 6).
+        multiple_of: round the number of kept MLP channels to a multiple of this; stacked experts always
+            keep a multiple of 8, which torch's grouped product needs.
+        uniform: require that all layers keep the same widths.
+    Returns: a plan with an entry for every axis of the granularity, also for those that are not pruned.
+    Raises: ValueError: an argument is out of range, a pattern matches no axis, or scores do not fit the axes.
+    Source: section 3.2; whole groups of C - int(C * (1 - ratio)) channels, as in the reference code.
     """
     settings = {n: plain_number(v) for n, v in locals().items() if n not in ("axes", "scores")}
     check_axes(axes)
     require(Mapping, scores=scores)
     check_options(settings, axes)
     ratio, settings["ignore"] = settings["ratio"], list(ignore)
-    layers = None
-    if protect_first or protect_last or granularity == "layer":
-        layers = range(protect_first, axes.n_layers - protect_last)
+    limited = protect_first or protect_last or granularity == "layer"
+    layers = range(protect_first, axes.n_layers - protect_last) if limited else None
     if granularity == "layer":
         return _select_layers(axes, scores, ratio, target, layers, settings)
     chosen = {name: a for name, a in axes.items() if a.kind in GRANULARITIES[granularity]}
     if not chosen:
-        kinds = sorted({a.kind for a in axes.values()})
-        why = "the notes of what discover returned say what stays whole and why"
-        raise ValueError(f"no axis of granularity {granularity!r} among {kinds}; {why}")
+        raise ValueError(f"no axis of granularity {granularity!r} was found; see the notes of discover")
     ratios = _ratios(chosen, ratio, ignore, layers)
     units = [unit for name in ratios for unit in _units(axes[name], scores, dependency)]
     if target == "parameters":
@@ -107,8 +103,7 @@ def select(
     n_groups = {key: a.n_groups for a in chosen.values() for key in _keys(a, dependency)}
     keep = {key: torch.arange(n) for key, n in n_groups.items()}
     for unit in units:
-        worst_first = torch.argsort(unit.scores, stable=True)
-        keep[unit.key] = worst_first[removed[unit.key] :].sort().values
+        keep[unit.key] = torch.argsort(unit.scores, stable=True)[removed[unit.key] :].sort().values
     if uniform:
         check_uniform(keep)
     query_heads = any(a.kind == "attention" and a.siblings for a in axes.values())
@@ -116,10 +111,7 @@ def select(
 
 
 def n_removed(axis: Axis, ratio: float) -> int:
-    """Groups that a ratio removes from an axis: whole groups of C - int(C * (1 - ratio)) channels.
-
-    Source: reference code, `prune_local`; at least one group stays.
-    """
+    """Return how many groups a ratio removes from an axis; one is always kept (reference: `prune_local`)."""
     channels = axis.n_groups * axis.width
     return min((channels - int(channels * (1 - ratio))) // axis.width, axis.n_groups - 1)
 
@@ -139,7 +131,7 @@ def _units(axis: Axis, scores: Mapping[str, torch.Tensor], dependency: bool) -> 
 
 
 def _ratios(axes: Mapping[str, Axis], ratio: float | Ratios, ignore: Iterable[str], layers: range | None):
-    """Axis name -> share of its groups that goes, for the axes that are not left whole."""
+    """Return axis name -> share of its groups to remove, for the axes to prune."""
     by_name = ratio if isinstance(ratio, Mapping) else {"*": ratio}
     check_names(axes, by_name)
     ratios = {}
@@ -152,33 +144,33 @@ def _ratios(axes: Mapping[str, Axis], ratio: float | Ratios, ignore: Iterable[st
 
 
 def _removed(units: Collection[Unit], ratios: Ratios, scope: str, multiple_of: int) -> Counts:
-    """How many groups of each unit go, if each axis is to lose a ratio of its groups."""
+    """Return how many groups to remove from each unit, given the ratio of each axis."""
     if scope == "local":
         counts = {unit.key: n_removed(unit.axis, ratios[unit.axis.name]) for unit in units}
     else:
         counts = {}
         kinds = dict.fromkeys("joint" if scope == "joint" else unit.axis.kind for unit in units)
         for kind in kinds:
-            together = [unit for unit in units if kind in ("joint", unit.axis.kind)]
-            counts |= _removed_from_one_list(together, ratios[together[0].axis.name], scope)
+            ranked = [unit for unit in units if kind in ("joint", unit.axis.kind)]
+            counts |= _removed_from_one_list(ranked, ratios[ranked[0].axis.name], scope)
         counts = _even_out(units, counts)
     return {unit.key: _rounded(unit.axis, counts[unit.key], multiple_of) for unit in units}
 
 
 def _removed_from_one_list(units: Sequence[Unit], ratio: float, scope: str) -> Counts:
-    """Rank all groups in one list; the best group of each axis is out of reach."""
+    """Rank all groups in one list; the best group of each axis is always kept."""
     candidates = [torch.sort(unit.scores, stable=True).values[:-1] for unit in units]
     width = 1 if scope == "joint" else units[0].axis.width  # the joint ratio counts groups
     total = sum(unit.axis.n_groups * width for unit in units)
     n = min((total - int(total * (1 - ratio))) // width, sum(len(c) for c in candidates))
     owner = torch.cat([torch.full((len(c),), i) for i, c in enumerate(candidates)])
     worst = torch.argsort(torch.cat(candidates), stable=True)[:n]
-    gone = torch.bincount(owner[worst], minlength=len(units)).tolist()
-    return {unit.key: n for unit, n in zip(units, gone, strict=True)}
+    removed = torch.bincount(owner[worst], minlength=len(units)).tolist()
+    return {unit.key: n for unit, n in zip(units, removed, strict=True)}
 
 
 def _even_out(units: Iterable[Unit], removed: Counts) -> Counts:
-    """Give siblings the same number of groups to remove: the mean of what each would lose, rounded."""
+    """Give siblings the same number of groups to remove: their mean, rounded."""
     siblings: dict[tuple[str, str], list[str]] = {}
     for unit in units:
         if unit.axis.siblings:
@@ -190,7 +182,7 @@ def _even_out(units: Iterable[Unit], removed: Counts) -> Counts:
 
 
 def _rounded(axis: Axis, removed: int, multiple_of: int) -> int:
-    """The number of groups to remove so that what stays is a multiple of what the hardware wants."""
+    """Round the number of groups to remove, so that the number of kept groups suits the hardware."""
     step = multiple_of if axis.kind == "mlp" else 1
     if axis.in_stack and axis.n_groups >= EXPERT_ROWS and removed:
         step = math.lcm(step, EXPERT_ROWS)
@@ -201,7 +193,7 @@ def _rounded(axis: Axis, removed: int, multiple_of: int) -> int:
 
 
 def _removed_parameters(units: list[Unit], total: int, share: float, scope: str, multiple_of: int) -> Counts:
-    """How many groups of each unit go, if a share of all parameters is to go; refuse a poor match."""
+    """Return how many groups to remove from each unit, given the share of all parameters to remove."""
 
     def counts(by_kind: Ratios) -> Counts:
         return _removed(units, {u.axis.name: by_kind[u.axis.kind] for u in units}, scope, multiple_of)
@@ -213,18 +205,18 @@ def _removed_parameters(units: list[Unit], total: int, share: float, scope: str,
     kinds = {unit.axis.kind for unit in units}
     by_kind = dict.fromkeys(kinds, _bisect(lambda r: sparsity(dict.fromkeys(kinds, r)), share))
     if "mlp" in kinds and scope != "joint":
-        # heads come in large steps: let the MLP channels make up for the rest
+        # heads come in large steps: adjust the MLP channels to compensate
         by_kind["mlp"] = _bisect(lambda r: sparsity(by_kind | {"mlp": r}), share)
     reached = sparsity(by_kind)
     if abs(reached - share) > TOLERANCE:
-        what = f"no plan removes {share:.1%} of the parameters to within {TOLERANCE:.1%}: the nearest removes"
-        advice = "Protect fewer layers, lower the ratio or multiple_of, or use target='groups'"
-        raise ValueError(f"{what} {reached:.1%}. {advice}")
+        message = f"no plan removes {share:.1%} of the parameters: the nearest removes {reached:.1%}"
+        advice = "protect fewer layers, lower the ratio or multiple_of, or use target='groups'"
+        raise ValueError(f"{message}; {advice}")
     return counts(by_kind)
 
 
 def _bisect(rising: Callable[[float], float], goal: float) -> float:
-    """The x in [0, 1) whose `rising(x)` is nearest to the goal."""
+    """Return the x in [0, 1) whose `rising(x)` is nearest to the goal."""
     low, high = 0.0, math.nextafter(1.0, 0.0)
     for _ in range(40):
         middle = (low + high) / 2
@@ -233,7 +225,7 @@ def _bisect(rising: Callable[[float], float], goal: float) -> float:
 
 
 def _select_layers(axes: Axes, scores, ratio: float, target: str, layers: range, settings: dict) -> Plan:
-    """Whole layers: a layer's score is its own, or the sum over its attention and MLP groups."""
+    """Rank decoder layers by their own scores, or by the sum over their attention and MLP groups."""
     if "layers" in scores:
         totals = check_scores(scores, "layers", (axes.n_layers,))
     else:
@@ -248,15 +240,15 @@ def _select_layers(axes: Axes, scores, ratio: float, target: str, layers: range,
         n = int((sizes / axes.n_parameters - ratio).abs().argmin())
     n = min(n, axes.n_layers - 1)
     if ratio > 0 and n == 0:
-        message = f"ratio {ratio} of {len(order)} layers rounds to none: nothing is removed"
-        warnings.warn(message, stacklevel=3)
+        warnings.warn(f"ratio {ratio} of {len(order)} layers rounds to none: none is removed", stacklevel=3)
     kept = [i for i in range(axes.n_layers) if i not in order[:n]]
     return Plan({"layers": kept}, {"layers": axes.n_layers}, settings)
 
 
 def _warn_of_none(units: Collection[Unit], removed: Counts, ratios: Ratios) -> None:
-    """Warn of each kind that is to lose groups and loses none."""
-    hopes = {u.axis.kind: u.axis for u in reversed(list(units)) if ratios[u.axis.name] > 0}
-    for kind in sorted(hopes.keys() - {u.axis.kind for u in units if removed[u.key]}):
-        what = f"ratio {ratios[hopes[kind].name]} of {hopes[kind].n_groups} groups rounds to none for {kind}"
-        warnings.warn(f"{what}: nothing is removed there", stacklevel=3)
+    """Warn of each kind whose ratio is above zero, but of which no group is removed."""
+    first = {u.axis.kind: u.axis for u in reversed(list(units)) if ratios[u.axis.name] > 0}
+    for kind in sorted(first.keys() - {u.axis.kind for u in units if removed[u.key]}):
+        axis = first[kind]
+        message = f"ratio {ratios[axis.name]} of {axis.n_groups} groups rounds to none for {kind}"
+        warnings.warn(f"{message}: nothing is removed there", stacklevel=3)

@@ -1,8 +1,7 @@
-"""Which config keys and module attributes count groups, read off twins of the model.
+"""Find the config keys and module attributes that count groups, by comparing twins of the model.
 
-A twin is the same model class built on the meta device from an edited config. Two twins that differ in
-nothing but the number of heads show which attributes of which modules follow that number, so no
-line of code is for one architecture.
+A twin is the same model class built on the meta device from an edited config. Two twins that differ only in
+the number of heads show which attributes depend on it, so that no code is specific to an architecture.
 """
 
 import copy
@@ -25,25 +24,25 @@ HOLDERS, PLAIN = (list, tuple, dict), (str, int, float, bool, type(None))  # typ
 
 @dataclass(frozen=True)
 class SizeRule:
-    """How a model's numbers follow the number of groups of one kind."""
+    """How config keys and module attributes depend on the number of groups of one kind."""
 
-    # config key -> its value for one group (`num_attention_heads`: 3 where a KV head has 3 query heads)
+    # config key -> its value per group (`num_attention_heads`: 3 if a KV head has 3 query heads)
     keys: dict[str, int] = field(default_factory=dict)
-    # config keys that must be written out, because they would otherwise follow from others (`head_dim`)
+    # config keys to set explicitly, because by default they would follow from others (`head_dim`)
     fixed: dict[str, int] = field(default_factory=dict)
-    # module path -> {attribute: its value for one group}
+    # module path -> {attribute: its value per group}
     attributes: dict[str, dict[str, int]] = field(default_factory=dict)
-    # False where no config edit gives these sizes (the head size is tied to the hidden size, or the width is
-    # written into the class): such a model can't be a plain checkpoint
+    # False if no config edit gives these sizes (the head size is tied to the hidden size, or the class fixes
+    # the width): such a model can't be a plain checkpoint
     in_config: bool = True
 
     def config(self, n: int) -> dict[str, int]:
-        """Config keys -> their values for `n` groups."""
+        """Return config keys -> their values for `n` groups."""
         return {key: per_group * n for key, per_group in self.keys.items()} | self.fixed
 
 
 def build_twin(model: nn.Module, edits: dict) -> nn.Module:
-    """Build the model's class on the meta device from its config with some keys edited."""
+    """Build the model's class on the meta device from its config with edited keys."""
     config = copy.deepcopy(model.config)
     config.update(edits)
     with torch.device("meta"):
@@ -51,115 +50,104 @@ def build_twin(model: nn.Module, edits: dict) -> nn.Module:
 
 
 def find_size_rules(model: nn.Module, axes: Mapping[str, Axis], cut: Collection[str]) -> dict[str, SizeRule]:
-    """Find out what follows the number of groups, for every axis that is cut.
+    """Find what depends on the number of groups of each cut axis; corresponding axes of layers share a rule.
 
-    Axes in modules of the same name follow the same rule, whatever their layer.
-
-    Raises: ValueError: the class does not build the model's modules, or an attribute changes with the number
-        of groups, but not in proportion.
+    Raises: ValueError: the class does not build the model's modules, or an attribute is not in proportion.
     """
     alike: dict[tuple, list[Axis]] = {}
     for axis in axes.values():
         parts = tuple(m.parameter.replace(f".{axis.layer}.", ".*.", 1) for m in axis.members)
         alike.setdefault((axis.kind, axis.side_by_side, parts), []).append(axis)
     rules, dense = {}, build_twin(model, {})
-    # how many heads share a key and value head, and what lies beside them, is in a pruned model not as the
-    # config says, but in its twin it is
+    # the sizes of a model with a layout differ from its config, those of its twin do not
     by_query = any(axis.kind == "attention" and axis.siblings for axis in axes.values())
-    whole = discover(dense, query_heads=by_query) if getattr(model, "pruning_layout", None) else {}
+    dense_axes = discover(dense, query_heads=by_query) if getattr(model, "pruning_layout", None) else {}
     built = {name for name, _ in dense.named_parameters(remove_duplicate=False)}
     if other := {m.parameter for name in cut for m in axes[name].members} - built:
-        what = f"{type(model).__name__} does not build {min(other)}, so its size can't follow the config"
-        raise ValueError(f"{what}; give the model a class that builds all its modules")
+        raise ValueError(f"{type(model).__name__} does not build {min(other)}; use a class that does")
     for group in alike.values():
         if any(axis.name in cut for axis in group):
-            twins = [whole[axis.name] for axis in group if axis.name in whole]
-            like = (dense, twins, [*whole.values()]) if twins else (model, group, [*axes.values()])
-            rule = _find_size_rule(*like, dense)
-            rules |= dict.fromkeys((axis.name for axis in group), rule)
+            twins = [dense_axes[axis.name] for axis in group if axis.name in dense_axes]
+            source = (dense, twins, [*dense_axes.values()]) if twins else (model, group, [*axes.values()])
+            rules |= dict.fromkeys((axis.name for axis in group), _find_size_rule(*source, dense))
     return rules
 
 
 def _find_size_rule(model: nn.Module, axes: list[Axis], all_axes: list[Axis], dense: nn.Module) -> SizeRule:
-    """Build a probe with fewer groups in like modules, and compare it with `dense`, the unedited twin.
-
-    Args: all_axes: of the model; other axes of the kind may follow the same config key.
-    """
+    """Build a probe with fewer groups in these axes, and compare it with `dense`, the unedited twin."""
     first = axes[0]
     cut = first.members[0]
     entries = dense.get_parameter(cut.parameter).shape[cut.dim] - _rest(model, first, cut)
     n = entries // cut.width // first.side_by_side
     probe_n, tied = min(2, n - 1), None
-    kind = [a for a in all_axes if a.kind == first.kind]
+    kind = [a for a in all_axes if a.kind == first.kind]  # all may depend on the same config key
     for keys, fixed in _candidates(model.config.to_dict(), first, n, probe_n) if n > 1 else ():
         edits = {k: v * probe_n // n if v else probe_n for k, v in keys.items()}
         try:
             probe = build_twin(model, edits | fixed)
-        except Exception:  # noqa: BLE001  a class may refuse a config in any way; then this is not the right edit
+        except Exception:  # noqa: BLE001  a class may refuse a config with any error
             continue
         shapes = shapes_of(probe)
         if not all(_fits(shapes, model, axis, probe_n) for axis in axes):
             continue
         if _other_dims(dense, kind) == _other_dims(probe, kind):
             attributes = _attributes(dense, probe, axes, n, probe_n, ())
-            for key in [*edits] if len(edits) > 1 else ():  # those of a router (`n_group`) count no heads
-                less = {k: v for k, v in edits.items() if k != key}
-                if _builds_alike(model, less | fixed, probe, axes):
-                    edits = less
+            for key in [*edits] if len(edits) > 1 else ():  # drop keys of other things (a router's `n_group`)
+                fewer = {k: v for k, v in edits.items() if k != key}
+                if _builds_alike(model, fewer | fixed, probe, axes):
+                    edits = fewer
             per_group = {k: (keys[k] or n) // n for k in edits}
-            # a float that follows the width, as the scale of an embedding, was trained otherwise; of what is
-            # cut in a layer, `check_cut` compares those that are made while the model runs
+            # floats of the old width (such as the scale of an embedding) belong to the trained model, so the
+            # config must not change them; `check_cut` compares those that layers compute while they run
             in_config = not other_values(dense, probe, (float, *HOLDERS), [float])
-            around = dense if first.kind == "hidden" else dense.get_submodule(first.module)
-            in_config = in_config and not any(unsaved_numbers(module) for module in around.modules())
-            if first.kind == "hidden":
-                in_config = in_config and trace(dense).factors == trace(probe).factors
+            hidden = first.kind == "hidden"
+            scope = dense if hidden else dense.get_submodule(first.module)
+            in_config = in_config and not any(map(unsaved_numbers, scope.modules()))
+            in_config = in_config and not (hidden and trace(dense).factors != trace(probe).factors)
             return SizeRule(per_group, fixed, attributes, in_config)
         tied = tied or probe
     if tied is None:
         return SizeRule(in_config=False)
+    # `tied` differs in other dims too, such as those of heads
     heads = () if first.kind != "hidden" else [a for a in all_axes if a.kind == "attention"]
     return SizeRule(attributes=_attributes(dense, tied, axes, n, probe_n, heads), in_config=False)
 
 
 def _builds_alike(model: nn.Module, edits: dict, probe: nn.Module, axes: list[Axis]) -> bool:
-    """Does the class, from these edits, build the shapes of a probe and the same numbers around the axes?"""
+    """True if the edits build the shapes of the probe and the same numbers in the axes' modules."""
     try:
         twin = build_twin(model, edits)
-    except Exception:  # noqa: BLE001  refused, in whichever way: then they do not do without the others
+    except Exception:  # noqa: BLE001  a class may refuse a config with any error
         return False
-    around = [(twin.get_submodule(axis.module), probe.get_submodule(axis.module)) for axis in axes]
-    alike = shapes_of(twin) == shapes_of(probe)
-    return alike and not any(other_values(one, other, (int, tuple)) for one, other in around)
+    pairs = [[m.get_submodule(axis.module) for m in (twin, probe)] for axis in axes]
+    return shapes_of(twin) == shapes_of(probe) and not any(other_values(*p, (int, tuple)) for p in pairs)
 
 
 def layer_edits(model: nn.Module, shapes: dict, keep: list[int], n: int) -> dict:
-    """Config edits that build the model with some layers only: how many there are, and what is listed by
-    layer.
+    """Return config edits that build only some layers: their number, and shorter lists of entries per layer.
 
-    Args: shapes: of the parameters that are left, see `shapes_of`.
-    Raises: ValueError: no edit builds it, as where the config counts leading layers of another form.
+    Args: shapes: of the remaining parameters, see `shapes_of`.
+    Raises: ValueError: no edit builds the model.
     """
     config = model.config.to_dict()
     edits: dict = {k: len(keep) for k, v in config.items() if v == n and type(v) is int and "layer" in k}
     edits |= {k: [v[i] for i in keep] for k, v in config.items() if isinstance(v, list) and len(v) == n}
     others = {k: v for k, v in config.items() if type(v) is int and 0 < v < n and k not in edits}
-    fronts = ({k: sum(i < v for i in keep)} for k, v in others.items())
-    for more in ({}, *fronts):  # how many leading layers have another form is one of the integers
+    leading = ({k: sum(i < v for i in keep)} for k, v in others.items())
+    for more in ({}, *leading):  # an integer may count leading layers of another form
         if builds(model, edits | more, shapes):
             return edits | more
-    what = f"the config of {type(model).__name__} can't say that only the layers {keep} of {n} are left"
-    raise ValueError(f"{what}; keep the layers that differ from the others")
+    message = f"the config of {type(model).__name__} can't describe the layers {keep} of {n} alone"
+    raise ValueError(f"{message}; keep the layers that differ from the others")
 
 
 def builds(model: nn.Module, edits: dict, shapes: dict) -> bool:
-    """Does the class, from a config that went through its JSON form, build exactly these shapes?"""
+    """True if the class builds exactly these shapes, and the config survives its JSON form."""
     try:
         twin = build_twin(model, edits)
-        # some configs refuse, e.g. heads that do not divide the hidden size
         type(twin.config).from_dict(twin.config.to_dict())
         return shapes_of(twin) == shapes
-    except Exception:  # noqa: BLE001  refused, in whichever way: then the layout is saved beside the config
+    except Exception:  # noqa: BLE001  a class may refuse a config with any error
         return False
 
 
@@ -168,13 +156,13 @@ def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def _rest(model: nn.Module, axis: Axis, member: Member) -> int:
-    """Entries along a member's dim that are no group's, as keys and values beside the query heads."""
+    """Count the entries along a member's dim that belong to no group, such as keys fused with query heads."""
     shape = model.get_parameter(member.parameter).shape
     return shape[member.dim] - axis.side_by_side * member.indices.numel()
 
 
 def _candidates(config: dict, axis: Axis, n: int, probe_n: int) -> Iterator[tuple[dict, dict]]:
-    """Config edits to try: ({key that counts groups: its value}, {key to write out: value})."""
+    """Yield config edits to try: ({key that counts groups: its value}, {key to set explicitly: value})."""
     numbers = {k: v for k, v in config.items() if type(v) is int and v > 0}
     hidden = {k: v for k, v in numbers.items() if k in ("hidden_size", "n_embd", "d_model")}
     if axis.kind == "attention":
@@ -200,7 +188,7 @@ def _candidates(config: dict, axis: Axis, n: int, probe_n: int) -> Iterator[tupl
 
 
 def _fits(shapes: dict, model: nn.Module, axis: Axis, probe_n: int) -> bool:
-    """Do the dims that this axis cuts have the size that `probe_n` groups need?"""
+    """True if the dims that this axis cuts have the size of `probe_n` groups."""
     return all(
         m.parameter in shapes
         and shapes[m.parameter][m.dim] == probe_n * m.width * axis.side_by_side + _rest(model, axis, m)
@@ -209,7 +197,7 @@ def _fits(shapes: dict, model: nn.Module, axis: Axis, probe_n: int) -> bool:
 
 
 def _other_dims(twin: nn.Module, axes: list[Axis]) -> dict[str, list[int]]:
-    """Parameter -> its sizes along the dims that none of these axes cuts."""
+    """Return parameter -> its sizes along the dims that none of these axes cuts."""
     cut, shapes = {(m.parameter, m.dim) for axis in axes for m in axis.members}, shapes_of(twin)
     return {name: [n for d, n in enumerate(s) if (name, d) not in cut] for name, s in shapes.items()}
 
@@ -217,9 +205,9 @@ def _other_dims(twin: nn.Module, axes: list[Axis]) -> dict[str, list[int]]:
 def other_values(
     model: nn.Module, twin: nn.Module, types: Sequence[type], held: Sequence[type] = PLAIN
 ) -> dict[str, dict[str, Any]]:
-    """Module path -> attributes of some types that are others in the twin, with the model's value.
+    """Return module path -> {attribute that differs in the twin: the model's value}.
 
-    Args: held: of a list, tuple or dict the entries of these types are compared, at any depth.
+    Args:   types: of the attributes.    held: types of the entries of lists, tuples and dicts, at any depth.
     """
 
     def entries(value: Any) -> list:
@@ -229,8 +217,8 @@ def other_values(
     values: dict[str, dict[str, Any]] = {}
     for path, module in model.named_modules():
         for name, value in vars(module).items() if path in twins else ():
-            of_a_library = name.startswith("_") or name in ("training", "gradient_checkpointing")
-            if type(value) not in types or (of_a_library and type(value) is not float):
+            internal = name.startswith("_") or name in ("training", "gradient_checkpointing")
+            if type(value) not in types or (internal and type(value) is not float):
                 continue
             if entries(value) != entries(vars(twins[path]).get(name, value)):
                 values.setdefault(path, {})[name] = value
@@ -238,40 +226,35 @@ def other_values(
 
 
 def unsaved_numbers(module: nn.Module) -> list[str]:
-    """A module's own buffers of one number that no checkpoint holds: its class makes them anew when it is
-    loaded, and may make them from the widths, as a scale."""
-    buffers = module.named_buffers(recurse=False)
-    single = [name for name, b in buffers if b.is_floating_point() and b.numel() == 1]
-    return [name for name in single if name in module._non_persistent_buffers_set]
+    """List a module's scalar buffers that are not saved: its class may recompute them from the widths."""
+    buffers = {name: b for name, b in module.named_buffers(recurse=False) if b.is_floating_point()}
+    return [n for n, b in buffers.items() if b.numel() == 1 and n in module._non_persistent_buffers_set]
 
 
 def size_in(value: object) -> object:
-    """The one number in a tuple, as the shape that a norm without weights holds; else the value itself."""
+    """Return the number in a tuple of one, such as the shape in a norm without weights; else the value."""
     return value[0] if isinstance(value, tuple) and len(value) == 1 else value
 
 
 def _attributes(
-    dense: nn.Module, probe: nn.Module, axes: list[Axis], n: int, probe_n: int, apart_from: Sequence[Axis]
+    dense: nn.Module, probe: nn.Module, axes: list[Axis], n: int, probe_n: int, exclude: Sequence[Axis]
 ) -> dict[str, dict[str, int]]:
-    """Integer attributes that follow the number of groups, in the modules around each axis.
-
-    Args: apart_from: axes whose own modules count something else that the twin could not hold still.
-    """
+    """Return integer attributes that depend on the number of groups, in modules of `axes`, not `exclude`."""
     per_group: dict[str, dict[str, int]] = {}
-    others = tuple(f"{axis.module}." for axis in apart_from)
-    around = tuple("" if axis.kind == "hidden" else f"{axis.module}." for axis in axes)
+    excluded = tuple(f"{axis.module}." for axis in exclude)
+    prefixes = tuple("" if axis.kind == "hidden" else f"{axis.module}." for axis in axes)
     for path, values in other_values(dense, probe, (int, tuple), (int,)).items():
-        if not f"{path}.".startswith(around) or f"{path}.".startswith(others):
+        if not f"{path}.".startswith(prefixes) or f"{path}.".startswith(excluded):
             continue
         module, twin = (vars(m.get_submodule(path)) for m in (dense, probe))
-        is_leaf = module["_parameters"].get("weight") is not None  # which repeats the shape of its weight
+        is_leaf = module["_parameters"].get("weight") is not None
         for name in values:
             value, other = size_in(module.get(name)), size_in(twin.get(name))
-            repeated = is_leaf and name in (*LEAF_SIZES, "normalized_shape")
-            if repeated or type(value) is not int or type(other) is not int:
+            in_leaf = is_leaf and name in (*LEAF_SIZES, "normalized_shape")  # follows the shape of the weight
+            if in_leaf or type(value) is not int or type(other) is not int:
                 continue
             if value * probe_n != other * n:
-                came = f"{path}.{name} is {value} for {n} groups of {axes[0].name}, {other} for {probe_n}"
-                raise ValueError(f"{came}: not in proportion, so its value after the cut can't be derived")
+                message = f"{path}.{name} is {value} for {n} groups of {axes[0].name}, {other} for {probe_n}"
+                raise ValueError(f"{message}: not in proportion, so its value after the cut is unknown")
             per_group.setdefault(path, {})[name] = value // n
     return per_group

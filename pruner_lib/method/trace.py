@@ -1,8 +1,8 @@
 """Dependency tracing: run the model once on index labels (paper section 3.1, "discovery stage").
 
 One forward pass on the meta device (batch 1, 3 tokens, eager attention) runs under a dispatch mode that
-carries labels through every operator by the rules of `operators`. `discover` turns what was collected into
-groups; `check_cut` compares it with the groups that a cut is to leave.
+carries labels through every operator by the rules in `operators`. `discover` turns the recording into groups;
+`check_cut` compares it with the groups that a cut should leave.
 """
 
 import re
@@ -23,8 +23,8 @@ from pruner_lib.method.labels import Recording, labels_of, set_labels
 from pruner_lib.method.operators import COMPUTED, COPIES, LOOKUPS, labels_for, numbers_in, tensors_in
 
 N_TOKENS = 3
-MAKERS = (torch.tensor, torch.as_tensor, torch.asarray, torch.Tensor.new_tensor)  # of tensors from lists
-PLAIN = {"_attn_implementation": "eager", "_experts_implementation": "batched_mm"}  # of a config
+FROM_LISTS = (torch.tensor, torch.as_tensor, torch.asarray, torch.Tensor.new_tensor)
+PLAIN = {"_attn_implementation": "eager", "_experts_implementation": "batched_mm"}  # config for tracing
 
 
 class LabelMode(TorchDispatchMode):
@@ -48,19 +48,19 @@ class LabelMode(TorchDispatchMode):
             for labels in filter(None, map(labels_of, tensors)):
                 if labels.source == "activation":
                     rec.use(labels, (func, *numbers))
-        made = [x for x in tensors if x.ndim and not x.is_meta]  # by the model itself, on the CPU
-        mixed = made and len(made) < len(tensors) and op not in LOOKUPS
-        if mixed or (made and torch.device(kwargs.get("device") or "cpu").type == "meta"):
-            for table in (x for x in made if x.is_floating_point() and x.numel()):
+        on_cpu = [x for x in tensors if x.ndim and not x.is_meta]  # created by the model
+        mixed = on_cpu and len(on_cpu) < len(tensors) and op not in LOOKUPS
+        if mixed or (on_cpu and torch.device(kwargs.get("device") or "cpu").type == "meta"):
+            for table in (x for x in on_cpu if x.is_floating_point() and x.numel()):
                 rec.compute_with(*table.unique().tolist())
         if mixed:
             args, kwargs = tree_map_only(torch.Tensor, _to_meta, (args, kwargs))
         out = func(*args, **kwargs)
-        if torch.Tag.nondeterministic_seeded in func.tags:  # other numbers of another shape
+        if torch.Tag.nondeterministic_seeded in func.tags:  # random numbers depend on the shape
             for drawn in tensors_in([out]):
                 rec.compute_with(float(drawn.numel()))
         if labelled:
-            labels = labels_for(self.recording, func, args, kwargs, out)
+            labels = labels_for(rec, func, args, kwargs, out)
             for tensor, label in zip(tensors_in([out]), labels, strict=False):
                 set_labels(tensor, label)
         return out
@@ -69,7 +69,7 @@ class LabelMode(TorchDispatchMode):
 class DoesNotRun(ValueError):
     """A model can't be traced.
 
-    Args: place: path of the innermost module that ran.    cause: the error there, as its own code raised it.
+    Args: place: path of the module that failed.    cause: the error that its code raised.
     """
 
     def __init__(self, message: str, place: str, cause: str):
@@ -78,17 +78,16 @@ class DoesNotRun(ValueError):
 
 
 class KeepLists(TorchFunctionMode):
-    """Keep the values of lists, as in `x[:, [-2]]` and `torch.tensor([0.5, 0.25])`: on the meta device they
-    would be lost."""
+    """Keep the values of lists, as in `x[:, [-2]]` and `torch.tensor([0.5])`, which the meta device loses."""
 
     def __init__(self, recording: Recording):
         super().__init__()
         self.recording = recording
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func in MAKERS:
+        if func in FROM_LISTS:
             numbers = [x for x in tree_leaves([args, kwargs]) if type(x) in (int, float)]
-            if any(type(x) is float for x in numbers):  # else indices
+            if any(type(x) is float for x in numbers):  # integers alone are indices
                 self.recording.compute_with(*numbers)
         if func is torch.Tensor.__getitem__ and isinstance(args[1], tuple):
             index = tuple(torch.tensor(i, device="cpu") if isinstance(i, list) else i for i in args[1])
@@ -97,7 +96,7 @@ class KeepLists(TorchFunctionMode):
 
 
 def _to_meta(tensor: torch.Tensor) -> torch.Tensor:
-    """Move what the model creates on the CPU (masks, positions) to the meta device of the weights."""
+    """Move a tensor that the model created on the CPU (masks, positions) to the meta device."""
     if tensor.device.type != "cpu" or not tensor.ndim:
         return tensor
     moved = tensor.to("meta")
@@ -106,15 +105,14 @@ def _to_meta(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def trace(model: nn.Module, path: str = "") -> Recording:
-    """Run `model` on labels and return what was recorded.
+    """Run `model` on labels and return the recording.
 
-    Inputs of the decoder layers that have no labels (position biases, masks, rotary tables) get some, as do
-    buffers.
+    Buffers and unlabelled inputs of decoder layers (position biases, masks, rotary tables) get labels too.
 
     Args:
-        model: a decoder on the meta device, as from `without_weights`; keeps its hooks and settings.
-        path: of its layers; "": as `decoder_layers` finds them.
-    Raises: DoesNotRun: the model does not run on the meta device.    ValueError: it gives no logits.
+        model: a decoder on the meta device, as from `without_weights`; its hooks and settings are changed.
+        path: of its layers; "": find them by `decoder_layers`.
+    Raises: DoesNotRun: the model does not run on the meta device.    ValueError: it returns no logits.
     """
     rec = Recording()
     for name, parameter in model.named_parameters():
@@ -135,13 +133,13 @@ def trace(model: nn.Module, path: str = "") -> Recording:
     logits = out[0] if isinstance(out, tuple) else getattr(out, "logits", None)
     labels = labels_of(logits)
     if labels is None:
-        raise ValueError(f"{type(model).__name__} gave no logits of its weights; give a decoder with a head")
+        raise ValueError(f"{type(model).__name__} returns no logits from weights; pass a decoder with a head")
     rec.outputs.append(torch.unique(labels.tensors[0]).numpy())
     return rec
 
 
 def _forward_on_meta(model: nn.Module, rec: Recording):
-    """Run a few tokens in evaluation mode, attention and experts by plain matrix products."""
+    """Run a few tokens in evaluation mode, with attention and experts as plain matrix products."""
     model.eval()
     for key, plain in PLAIN.items():
         if getattr(getattr(model, "config", None), key, None) is not None:
@@ -149,25 +147,24 @@ def _forward_on_meta(model: nn.Module, rec: Recording):
     ids = torch.zeros(1, N_TOKENS, dtype=torch.long, device="meta")
     attempts = (
         {"input_ids": ids, "attention_mask": torch.zeros(1, 1, N_TOKENS, N_TOKENS, device="meta")},
-        {"input_ids": ids, "attention_mask": None},  # some models build their own mask from None only
-        {"input_ids": prompt_for(model, N_TOKENS)},  # some need their special tokens in the prompt
+        {"input_ids": ids, "attention_mask": None},  # some models build their own mask only from None
+        {"input_ids": prompt_for(model, N_TOKENS)},  # some need special tokens in the prompt
     )
-    errors: dict[str, tuple[int, str]] = {}  # error -> how far the pass came, and in which module
+    errors: dict[str, tuple[int, str]] = {}  # error -> number of recorded factors, and the running module
     for arguments in attempts:
         try:
             return model(**arguments, use_cache=False)
         except Exception as error:  # noqa: BLE001  the model's own code may raise anything
             errors.setdefault(f"{type(error).__name__}: {error}", (len(rec.factors), rec.module))
             for recorded in (rec.factors, rec.places, rec.running):
-                recorded.clear()  # of a pass that broke off in the first layer
-    what = f"{type(model).__name__} does not run on the meta device with {N_TOKENS} tokens"
+                recorded.clear()  # from the failed pass
     farthest = max(errors, key=lambda error: errors[error][0])
-    message = f"{what}, so its groups can't be traced: {' | '.join(errors)}"
-    raise DoesNotRun(message, errors[farthest][1], farthest)
+    message = f"{type(model).__name__} can't be traced with {N_TOKENS} tokens on the meta device"
+    raise DoesNotRun(f"{message}: {' | '.join(errors)}", errors[farthest][1], farthest)
 
 
 def error_with_cache(model: nn.Module) -> str:
-    """What goes wrong where a traced model runs with a cache, as it does by default; "" if nothing does."""
+    """Run a traced model with a cache, as models do by default; return the error, "" if there is none."""
     ids = torch.zeros(1, N_TOKENS, dtype=torch.long, device="meta")
     try:
         model(input_ids=ids, use_cache=True)
@@ -177,7 +174,7 @@ def error_with_cache(model: nn.Module) -> str:
 
 
 def _enter_layer(rec: Recording, path: str, number: int, layer: nn.Module, args: tuple, kwargs: dict) -> None:
-    """Give labels to tensors that enter a layer without any."""
+    """Give labels to unlabelled tensors that enter a layer."""
     rec.layer = number
     for argument, value in [*((str(i), a) for i, a in enumerate(args)), *kwargs.items()]:
         labels = labels_of(value)
@@ -187,73 +184,66 @@ def _enter_layer(rec: Recording, path: str, number: int, layer: nn.Module, args:
 
 
 def check_cut(
-    cut: nn.Module,
-    path: str,
-    plan: Plan,
-    numbers: Counter[tuple],
-    axes: Axes | None = None,
-    keep: dict | None = None,
-    stays: dict | None = None,
+    cut: nn.Module, path: str, plan: Plan, numbers: Counter, axes: Axes | None, keep: dict, stays: dict
 ) -> None:
-    """Prove a cut before it is made: refuse a plan after which the model would not run, would mix groups, or
-    would compute with other numbers.
+    """Trace a cut model without weights; refuse the plan if it fails, mixes groups, or uses other numbers.
 
-    Shapes that fit are not enough: where a model splits its heads into blocks of its own (codegen), kept
-    heads can change places and it still runs. The r-th kept group of each structure must be one component of
-    the cut model, different groups different ones, and all used alike; so must those that are left whole.
+    It is not enough that shapes fit: if a model splits its heads into blocks (codegen), kept heads may move
+    to another block, and the model still runs. In the cut model, the r-th kept groups of an axis's structures
+    must be one component, different for each r, and all used alike. This includes unpruned axes.
 
     Args:
         cut: a copy without weights that has the widths, or the layers, of the plan.    path: of its layers.
-        numbers: `Axes.numbers` of the dense model, by the layers' numbers after the cut.
-        axes: of the whole model.    keep: axis name -> structure -> kept groups.    Both None: whole layers.
-        stays: parameter -> dim -> sorted entries that stay, `(n,)` or `(slices, n)`.
+        numbers: `Axes.numbers` of the dense model, with the layers' numbers after the cut.
+        axes: of the dense model; None for a plan of layers.    keep: axis name -> structure -> kept groups.
+        stays: parameter -> dim -> sorted kept entries, `(n,)` or `(slices, n)`.
+    Raises: ValueError: names the groups or module at fault, and what to prune instead.
     """
-    names = list(plan.cut)
-    what = f"what the plan cuts ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+    names, model_class = list(plan.cut), type(cut).__name__
+    plan_cuts = f"cutting {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
     try:
         rec = trace(cut, path)
     except DoesNotRun as error:
-        at_fault = f"{error.place or 'the model'} ({type(cut.get_submodule(error.place)).__name__})"
-        follows = f"{at_fault} can't follow and would not run"
+        fault = f"{error.place or 'the model'} ({type(cut.get_submodule(error.place)).__name__}) would fail"
         advice = _advice(plan, axes, error.place)
-        raise ValueError(f"{what} can't go: {follows}; nothing was cut. {advice} [{error.cause}]") from error
+        raise ValueError(f"after {plan_cuts}, {fault}; nothing was cut. {advice} [{error.cause}]") from error
     components = rec.components(query_heads=plan.query_heads)
     entries, uses = rec.entries(components), rec.uses_of(components)
-    for name, axis in (axes or {}).items():  # those that are left whole too: their groups may have moved
+    for name, axis in (axes or {}).items():
         tables = []
         for member in axis.members:
             places = member.indices[keep.get(name, {}).get(member.structure, slice(None))]
-            if (left := stays.get(member.parameter, {}).get(member.dim)) is not None:
-                places = torch.searchsorted(left if member.expert is None else left[member.expert], places)
+            if (kept := stays.get(member.parameter, {}).get(member.dim)) is not None:
+                places = torch.searchsorted(kept if member.expert is None else kept[member.expert], places)
             tables.append(entries[member.parameter, member.dim, "parameter"][places.numpy()])
         found = np.concatenate(tables, 1)  # (n_kept, entries of a group): components
-        apart = len(np.unique(found[:, 0])) == len(found) and len(np.unique(uses[found])) == 1
-        if (found != found[:, :1]).any() or not apart:
-            why = f"{type(cut).__name__} divides them into blocks of its own; nothing was cut"
+        distinct = len(np.unique(found[:, 0])) == len(found) and len(np.unique(uses[found])) == 1
+        if (found != found[:, :1]).any() or not distinct:
+            reason = f"would mix the groups of {name}, which {model_class} divides into blocks"
             advice = f"Keep equally many groups of each block. {_advice(plan, axes, axis.module)}"
-            raise ValueError(f"{what} would mix the groups of {name}: {why}. {advice}")
-    now, operators = Counter(rec.factors), (one for one in numbers if type(one[1]) is str)
-    gone = [(layer, name) for layer, name in operators if (layer, name) not in now and layer is not None]
-    if other := [*(now - numbers), *gone]:
-        followed = "width" if keep else "place or count of its layers"
-        number, place = other[0][1], "" if other[0] in numbers else rec.places.get(other[0], "")
-        number = f"{number}, which" if type(number) is str else f"{number:.6g}, a number that"
-        where = f"{type(cut).__name__} would compute with {number} follows the {followed}"
-        what = f"after a cut of {what} {place and f'{place} of '}{where} and is in the dense model another"
-        raise ValueError(f"{what}; nothing was cut. {_advice(plan, axes, place)}")
+            raise ValueError(f"{plan_cuts} {reason}; nothing was cut. {advice}")
+    factors, operators = Counter(rec.factors), (factor for factor in numbers if type(factor[1]) is str)
+    missing = [(layer, op) for layer, op in operators if (layer, op) not in factors and layer is not None]
+    if changed := [*(factors - numbers), *missing]:
+        cause = "width" if keep else "place or count of its layers"
+        value, place = changed[0][1], "" if changed[0] in numbers else rec.places.get(changed[0], "")
+        value = value if type(value) is str else f"the number {value:.6g}"
+        module = f"{place} of {model_class}" if place else model_class
+        message = f"{module} would compute with {value}, which follows the {cause}, unlike the dense model"
+        raise ValueError(f"after {plan_cuts}, {message}; nothing was cut. {_advice(plan, axes, place)}")
 
 
 def _advice(plan: Plan, axes: Axes | None, place: str = "") -> str:
-    """What to choose instead: that the axes of the plan which lie nearest to a module stay whole."""
+    """Return what to prune instead: other axes than those of the plan that are nearest to a module."""
     if axes is None:
         return "Keep other layers, or cut groups of the layers: select(..., granularity='block')"
     chosen = [axes[name] for name in dict.fromkeys(key.partition("/")[0] for key in plan.cut)]
     if any(axis.layer is None for axis in chosen):
         return "Cut heads and MLP channels instead: select(..., granularity='block')"
     shared = [len(commonprefix([axis.module.split("."), place.split(".")])) for axis in chosen]
-    near = [axis for axis, n in zip(chosen, shared, strict=True) if n == max(shared)]
-    names = [f"{axis.siblings}*" if axis.siblings else axis.name for axis in near]
-    whole = sorted({re.sub(r"^layers\.\d+", "layers.*", name) for name in names})
-    by_query = plan.query_heads and any(axis.kind == "attention" for axis in near)
-    other = ", or cut whole key and value heads: discover(model, query_heads=False)" if by_query else ""
-    return f"Leave those like it whole: select(..., ignore={whole}){other}"
+    nearest = [axis for axis, n in zip(chosen, shared, strict=True) if n == max(shared)]
+    names = [f"{axis.siblings}*" if axis.siblings else axis.name for axis in nearest]
+    ignore = sorted({re.sub(r"^layers\.\d+", "layers.*", name) for name in names})
+    by_query = plan.query_heads and any(axis.kind == "attention" for axis in nearest)
+    other = ", or cut whole key-value heads: discover(model, query_heads=False)" if by_query else ""
+    return f"Ignore such axes: select(..., ignore={ignore}){other}"

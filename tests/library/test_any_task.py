@@ -253,7 +253,7 @@ def test_a_head_that_its_owner_untied_stays_untied(files):
         ("code", {}, "task code runs code that the model writes"),
         ("choice", {"num_fewshot": 6}, "num_fewshot came as 6, but choice has 6 examples"),
         ("choice", {"num_fewshot": -1}, "num_fewshot must be .*, got -1"),
-        (3, {}, "tasks\\[0\\] must be a text or a Path, got 3"),
+        (3, {}, "tasks\\[0\\] must be a string or a Path, got 3"),
         ("choice", {"add_bos": "yes"}, "unknown add_bos 'yes'; choose one of True, False, None"),
         ("choice", {"apply_chat_template": True}, "has no chat template"),
         ("choice", {"add_bos": True}, "has no BOS token"),

@@ -280,6 +280,6 @@ def test_layers_that_the_config_cannot_name_are_refused_and_nothing_is_changed()
     layers = model.model.layers
     layers[3] = copy.deepcopy(layers[0])  # of the first layer's make, where no config can have it
     before = logits(model, tokens())
-    with pytest.raises(ValueError, match="can't say that only the layers"):
+    with pytest.raises(ValueError, match="can't describe the layers"):
         prune_(model, Plan({"layers": [0, 1, 3]}, {"layers": 4}))
     assert torch.equal(logits(model, tokens()), before) and len(model.model.layers) == 4

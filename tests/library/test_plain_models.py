@@ -85,7 +85,7 @@ NOT_PLAIN = {
     "weights in a list": (_with_a_list_of_weights, r"holds weights in model.layers.1.mlp.read.* as they are"),
     "made in inference mode": (_of_inference, "torch.no_grad"),
     "inference mode": (lambda model: model, "torch.no_grad"),
-    "no model": (lambda model: "llama", "a model is wanted, got str"),
+    "no model": (lambda model: "llama", "a model is expected, got str"),
 }
 
 

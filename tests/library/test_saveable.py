@@ -304,7 +304,7 @@ def test_a_remote_model_with_fewer_layers_takes_its_layout_along(tmp_path):
     A layer that moved up would divide and multiply by another number, which can't be seen to cancel.
     """
     model = build_remote(tmp_path / "remote")
-    with pytest.raises(ValueError, match="compute with 2, a number that follows the place"):
+    with pytest.raises(ValueError, match="compute with the number 2, which follows the place"):
         prune_(model, Plan({"layers": [0, 2]}, {"layers": 3}))
     prune_(model, Plan({"layers": [0, 1]}, {"layers": 3}))
     assert model.pruning_layout["attributes"] and model.transformer.layers[1].alpha == pytest.approx(6**0.5)

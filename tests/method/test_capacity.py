@@ -47,9 +47,9 @@ def test_limits_of_containers_are_looked_up_along_the_path(tmp_path):
         (place / "memory.stat").write_text("file 7\ninactive_file 100\nactive_file 9\n")
         (place / names[1]).write_text("600\n")
         (place / names[0]).write_text("1000\n")
-        assert list(memory._left_by_limits(tmp_path, own)) == [500]
+        assert list(memory._container_bytes(tmp_path, own)) == [500]
         (place / names[0]).write_text("max\n")
-        assert list(memory._left_by_limits(tmp_path, own)) == []
+        assert list(memory._container_bytes(tmp_path, own)) == []
 
 
 def test_the_heap_is_trimmed_when_memory_has_grown(monkeypatch):

@@ -82,15 +82,15 @@ def test_a_model_cut_by_names_is_the_masked_model(axes, scores):
 
 
 WRONG = {
-    "'layers.9.mlp' fits none of the 7 axes": dict(ratio=0.2, ignore=["layers.9.mlp"]),
-    "'layers.0.ffn' fits none": dict(ratio={"layers.0.ffn": 0.5}),
-    "'hidden' fits none of the 6 axes": dict(ratio={"hidden": 0.5}),
+    "'layers.9.mlp' matches none of the 7 axes": dict(ratio=0.2, ignore=["layers.9.mlp"]),
+    "'layers.0.ffn' matches none": dict(ratio={"layers.0.ffn": 0.5}),
+    "'hidden' matches none of the 6 axes": dict(ratio={"hidden": 0.5}),
     "must be a list of names": dict(ratio=0.2, ignore="layers.0.mlp"),
     "got 1.5": dict(ratio={"layers.0.mlp": 1.5}),
     "ratios by axis need scope='local'": dict(ratio={"layers.0.mlp": 0.5}, scope="global"),
     "and target='groups'": dict(ratio={"layers.0.mlp": 0.5}, target="parameters"),
-    "it takes one number": dict(ratio={"layers.0.mlp": 0.5}, granularity="layer"),
-    "no ignore": dict(ratio=0.5, ignore=["layers.0.mlp"], granularity="layer"),
+    "needs one number as ratio": dict(ratio={"layers.0.mlp": 0.5}, granularity="layer"),
+    "an empty ignore": dict(ratio=0.5, ignore=["layers.0.mlp"], granularity="layer"),
     "no protected or ignored layers": dict(ratio=0.5, ignore=["layers.0.mlp"], uniform=True),
 }
 

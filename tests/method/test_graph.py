@@ -358,8 +358,8 @@ def test_heads_with_modules_of_their_own_are_all_there_and_stay(monkeypatch):
     axes = discover(model)
     heads = [axis for axis in axes.values() if axis.kind == "attention"]
     assert len(heads) == 3 * 6 and {axis.n_groups for axis in heads} == {1}
-    assert sum("its heads have modules of their own" in note for note in axes.notes) == 3 * 6
-    assert not any("share one key and value head" in note for note in axes.notes)
+    assert sum("each head has its own modules" in note for note in axes.notes) == 3 * 6
+    assert not any("share one key-value head" in note for note in axes.notes)
     assert {axis.kind for axis in axes.values()} == {"attention", "mlp", "hidden"}
 
 

@@ -46,7 +46,7 @@ def test_axes_that_differ_have_lines_of_their_own():
 
 def test_what_is_left_whole_is_said():
     notes = repr(discovered("gpt_bigcode")[1])
-    assert "all query heads share one key and value head" in notes.split("What stays whole:")[1]
+    assert "all query heads share one key-value head" in notes.split("What stays whole:")[1]
     assert "nothing that could be a group" in repr(discovered("gpt2")[1])
 
 
@@ -54,10 +54,10 @@ def test_an_axis_and_a_member_print_on_a_screen(deep):
     assert all(len(repr(axis)) < SCREEN for axis in deep.values())
     attention = repr(deep["layers.3.attention"])
     assert attention.startswith("layers.3.attention: 8 groups of 128 channels, 5,242,880 parameters each")
-    assert "model.layers.3.self_attn.q_proj.weight: 512 of dim 0 a group (out)" in attention
+    assert "model.layers.3.self_attn.q_proj.weight: 512 of dim 0 per group (out)" in attention
     assert "... and 101 more" in repr(deep["hidden"])
     expert = discovered("mixtral")[1]["layers.0.mlp.experts.2"].members[0]
-    assert repr(expert).endswith("2 of dim 1 of slice 2 a group (out)")
+    assert repr(expert).endswith("2 of dim 1 of slice 2 per group (out)")
 
 
 def test_a_plan_prints_on_a_screen_what_stays(deep):

@@ -229,7 +229,7 @@ def test_groups_stay_where_weights_as_wide_wait_for_other_input(kind):
     make, waiting, left = WAITING[kind]
     axes = discover(make())
     assert {axis.kind for axis in axes.values()} == left
-    advice = "is not used where the model reads a few tokens alone; take it out of the model"
+    advice = "is not used when the model reads only a few tokens; to cut them, remove it"
     assert any(waiting in note and advice in note for note in axes.notes)
     if "hidden" not in left:
         with pytest.raises(ValueError, match="no axis of granularity 'channel' .* notes"):
@@ -249,7 +249,7 @@ def test_channels_whose_weights_are_changed_so_that_zeros_count_are_left_whole()
     model.model.layers[0].mlp.down_proj.__class__ = _OneMore
     axes = discover(model)
     assert set(axes) == {"layers.0.attention", "hidden"}
-    assert any("gate_proj" in note and "its zeros count" in note for note in axes.notes)
+    assert any("gate_proj" in note and "its masked entries are not zero" in note for note in axes.notes)
 
 
 class _OneMore(torch.nn.Linear):

@@ -231,12 +231,12 @@ def test_criterion_obs_is_these_scores():
 @pytest.mark.parametrize(
     ("family", "how", "ids", "said"),
     [
-        ("llama-gqa", {"granularity": "channel"}, IDS, "mends heads and MLP channels"),
+        ("llama-gqa", {"granularity": "channel"}, IDS, "supports heads and MLP channels"),
         ("llama-gqa", {"dependency": False}, IDS, "dependency=True"),
         ("llama-gqa", {"granularity": "layer"}, IDS, "granularity='block'"),
         ("llama-gqa", {}, IDS[:1], "needs at least 2, got 1"),
         ("mixtral", {}, IDS, "can be cut, but not repaired"),
-        ("olmo2", {}, IDS, "attention meet in model.layers.0.self_attn.q_norm, so that .*o_proj reads"),
+        ("olmo2", {}, IDS, "q_norm mixes the groups of layers.0.attention before .*o_proj"),
     ],
 )
 def test_what_can_not_be_repaired_is_left_alone(family, how, ids, said):
@@ -252,7 +252,7 @@ def test_matrix_that_layers_share_is_not_repaired_by_what_the_first_of_them_read
     model = build("llama-gqa")
     model.model.layers[2].mlp = model.model.layers[0].mlp
     axes, before = discover(model), deepcopy(model.state_dict())
-    with pytest.raises(ValueError, match="layers.0.mlp, belongs to several modules.*whole by ignore"):
+    with pytest.raises(ValueError, match="layers.0.mlp, belongs to several modules.*ignore it"):
         repair_(model, block_plan(axes), IDS)
     assert all(torch.equal(one, before[name]) for name, one in model.state_dict().items())
     assert repair_(model, select(axes, random_scores(axes), ratio=0.5, ignore=["layers.0.mlp"]), IDS)
@@ -284,14 +284,14 @@ def test_layers_that_run_more_than_once_are_neither_repaired_nor_scored_by_their
 def test_groups_that_meet_before_the_last_matrix_are_not_scored_by_it():
     model = build("olmo2", num_hidden_layers=1)
     axes = discover(model)
-    with pytest.raises(ValueError, match="meet in .*q_norm.* out of the axes"):
+    with pytest.raises(ValueError, match="q_norm mixes the groups.* out of the axes"):
         obs_scores(model, axes, IDS)
     assert obs_scores(model, axes.of_kind("mlp"), IDS).keys() == {"layers.0.mlp"}
     attention, scales = axes["layers.0.attention"], model.model.layers[0].self_attn
     scales.dt_proj, rows = nn.Linear(24, 6), torch.arange(24).view(6, 4)  # as Doge's: a row a head, from all
     dt_proj = Member("model.layers.0.self_attn.dt_proj.weight", 1, rows, "in", "dt_proj")
     others = [m for m in attention.members if not m.structure.endswith("norm")]
-    with pytest.raises(ValueError, match="meet in dt_proj"):
+    with pytest.raises(ValueError, match="dt_proj mixes the groups"):
         _last(model, replace(attention, members=(dt_proj, *others)))
     assert _last(model, replace(attention, members=tuple(others))).structure.endswith("o_proj")
 
