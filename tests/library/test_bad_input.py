@@ -470,6 +470,7 @@ CASES = [  # function, what is wrong, what came, what is wanted
     (recover, {"cutoff": 0}, "0", "at least 1"),
     (recover, {"cutoff": 3}, "3", "raise the cutoff"),
     (recover, {"seed": -1}, "-1", "at least 0"),
+    (recover, {"seed": 2**32}, "4294967296", "[0, 4294967296)"),
     (recover, {"seed": None}, "None", "a whole number"),
     (recover, {"target_modules": "nope"}, "'nope'", "q_proj"),
     (recover, {"target_modules": ["q_proj", "nope"]}, "['nope']", "q_proj"),
