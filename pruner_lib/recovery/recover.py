@@ -1,8 +1,8 @@
 """The third stage of the paper, recovery: a short LoRA training after pruning (Sec. 3.3, App. B.2).
 
 peft provides the adapter, transformers' Trainer the loop (on several devices with `accelerate launch`). Added
-here are the settings, the history, and resuming: a killed run ends as an uninterrupted one would have. Data is
-chosen elsewhere (`windows.instructions`), and only what the caller's `evaluate` returns is measured.
+here are the settings, the history, and resuming: a killed run ends as an uninterrupted one would have. The
+data is chosen elsewhere (`windows.instructions`), and only the caller's `evaluate` measures anything.
 """
 
 import hashlib

@@ -179,7 +179,7 @@ def test_wrong_options_are_refused_before_a_model_is_loaded(words, sentence, tmp
         (["prune", "tiny", "m\udcff"], "give another folder"),
         (["prune", "tiny", "m", "--recover", "none.jsonl"], "none.jsonl: ValueError('it is empty'); wanted"),
         (["prune", "mine.gguf", "m"], "unknown model 'mine.gguf'"),
-        (["prune", "tiny", "m", "--device", "tpu7"], "device came as 'tpu7'"),
+        (["prune", "tiny", "m", "--device", "tpu7"], "got 'tpu7'"),
         (["prune", "tiny", "m", "--samples", "1000"], "text 'tiny' has 200 documents"),
         (["prune", "tiny", "m", "--recover", "chats.jsonl"], "has no chat template"),
     ],
