@@ -1,8 +1,8 @@
 """Build an unevenly pruned model from its config; saved with the weights, together with `layout.py`.
 
 `config.json` is the dense model's, with one additional key, `pruning_layout`: the widths that other keys
-can't express. The dense class is built first and then resized to these widths, so this file has no model code.
-If that class is not part of transformers, its own files are saved too, and the key `dense_class` names it.
+can't express. The dense class is built first and then resized to them, so this file has no model code. If
+that class is not part of transformers, its own files are saved too, and the key `dense_class` names it.
 `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` loads the folder, as do the other Auto
 classes in `HEADS`; this needs transformers but not pruner_lib.
 

@@ -1,8 +1,8 @@
 """Exact twins of the embedded model: the same function in another architecture.
 
 LLaMA-7B has a key-value head for each query head; SmolLM2's nine query heads share three. The paper removes
-25 % of the groups, which is impossible with three. The twin `smollm2-135m-mha` repeats each shared head: it has
-nine groups per layer and the same logits.
+25 % of the groups, which is impossible with three. The twin `smollm2-135m-mha` repeats each shared head: it
+has nine groups per layer and the same logits.
 
 The twin `smollm2-135m-glm` is a GLM: its gate and up projections are one matrix, and channels that rotate
 together are adjacent. It has the same groups as the llama, at other indices.

@@ -177,7 +177,10 @@ def test_wrong_options_are_refused_before_a_model_is_loaded(words, sentence, tmp
         (["prune", "tiny", "dangling/m"], "dangling is a link; give a folder"),
         (["prune", "tiny", "m" * 300], "ame too long"),
         (["prune", "tiny", "m\udcff"], "give another folder"),
-        (["prune", "tiny", "m", "--recover", "none.jsonl"], "none.jsonl: ValueError('it is empty'); wanted"),
+        (
+            ["prune", "tiny", "m", "--recover", "none.jsonl"],
+            "none.jsonl can't be read (ValueError('it is empty')); expected",
+        ),
         (["prune", "mine.gguf", "m"], "unknown model 'mine.gguf'"),
         (["prune", "tiny", "m", "--device", "tpu7"], "got 'tpu7'"),
         (["prune", "tiny", "m", "--samples", "1000"], "text 'tiny' has 200 documents"),
