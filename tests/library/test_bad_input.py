@@ -324,7 +324,7 @@ CASES = [  # function, what is wrong, what came, what is wanted
     (generate_samples, {"prompts": "a river"}, "'a river'", "a list"),
     (generate_samples, {"prompts": []}, "[]", "a list"),
     (generate_samples, {"prompts": [5]}, "5", "a text"),
-    (generate_samples, {"prompts": [""]}, "['']", "none of them empty"),
+    (generate_samples, {"prompts": [""]}, "['']", "none of them may be empty"),
     (generate_samples, {"prompts": None}, "None", "a list"),
     (generate_samples, {"max_new_tokens": 0}, "0", "at least 1"),
     (generate_samples, {"max_new_tokens": 1.5}, "1.5", "a whole number"),
