@@ -67,14 +67,10 @@ def prune(options: argparse.Namespace) -> None:
 
     Raises: ValueError: an option, the model or a text can't be used; nothing was written.
     """
-    examples, ids, seed = _check_options(options), None, options.seed or 0
+    (examples, settings), ids, seed = _check_options(options), None, options.seed or 0
     with _stage(f"loading {options.model}"):
-        model, tokenizer = pruner_lib.load_model(
-            options.model,
-            dtype=getattr(torch, options.dtype),
-            device=options.device,
-            trust_remote_code=options.trust_remote_code,
-        )
+        kwargs = {"device": options.device, "trust_remote_code": options.trust_remote_code}
+        model, tokenizer = pruner_lib.load_model(options.model, dtype=getattr(torch, options.dtype), **kwargs)
     if options.gguf:
         check_gguf(model, tokenizer)
     if examples:
@@ -96,10 +92,9 @@ def prune(options: argparse.Namespace) -> None:
     with _stage("pruning"):
         pruner_lib.prune_(model, plan, axes=axes)
     if examples:
-        settings = _recovery_options(options)
         with _stage(f"recovering on {len(examples)} instructions"), tempfile.TemporaryDirectory() as folder:
-            result = pruner_lib.recover(model, tokenizer, examples, output_dir=folder, merge=True, **settings)
-            model = result.model
+            settings |= {"output_dir": folder, "merge": True}
+            model = pruner_lib.recover(model, tokenizer, examples, **settings).model
     with _stage(f"writing {options.out}"):
         pruner_lib.save_model(model, tokenizer, options.out)
     if options.gguf:
@@ -108,9 +103,10 @@ def prune(options: argparse.Namespace) -> None:
     print(plan, _summary(model, before, options), sep="\n")
 
 
-def _check_options(options: argparse.Namespace) -> list[dict[str, str]]:
-    """Check every option that can be checked without the model; return the instructions for recovery.
+def _check_options(options: argparse.Namespace) -> tuple[list[dict[str, str]], dict[str, object]]:
+    """Check every option that can be checked without the model.
 
+    Returns: the instructions for recovery, if any, and the settings that differ from its defaults.
     Raises: ValueError: an output path exists, an option is out of range, or a text is not found.
     """
     if options.gguf == options.out:
@@ -130,13 +126,16 @@ def _check_options(options: argparse.Namespace) -> list[dict[str, str]]:
     if options.recover == "none":
         if options.recover_steps:
             raise ValueError("--recover-steps was given without --recover; also name a set to train on")
-        return []
-    RecoverySettings(**_recovery_options(options))
+        return [], {}
+    settings = {"seed": options.seed or 0}
+    if steps := options.recover_steps:
+        settings |= {"steps": steps, "warmup_steps": min(steps // 4, RecoverySettings.warmup_steps)}
+    RecoverySettings(**settings)
     try:
         pruner_lib.recover  # noqa: B018, imports peft
     except ImportError as error:
         raise ValueError(f"--recover needs `pip install pruner-lib[recover]`: {error}") from error
-    return instructions(options.recover)
+    return instructions(options.recover), settings
 
 
 def _plan_options(options: argparse.Namespace) -> dict[str, object]:
@@ -146,14 +145,6 @@ def _plan_options(options: argparse.Namespace) -> dict[str, object]:
     pairs = zip((options.protect_first, options.protect_last), PROTECTED, strict=True)
     first, last = (default * (not prunes_all_layers) if n is None else n for n, default in pairs)
     return {name: getattr(options, name) for name in names} | {"protect_first": first, "protect_last": last}
-
-
-def _recovery_options(options: argparse.Namespace) -> dict[str, int]:
-    """Collect the fields of `RecoverySettings` that differ from its defaults."""
-    seed, steps = {"seed": options.seed or 0}, options.recover_steps
-    if not steps:
-        return seed
-    return seed | {"steps": steps, "warmup_steps": min(steps // 4, RecoverySettings.warmup_steps)}
 
 
 def _summary(model: PreTrainedModel, before: int, options: argparse.Namespace) -> str:
@@ -202,8 +193,7 @@ def _parser() -> argparse.ArgumentParser:
     add("calibration", "bookcorpus", text, metavar="TEXT")
     add("samples", 10, "calibration samples", **number)
     add("length", 64, "tokens per sample", **number)
-    text = "random seed of samples, random scores and recovery (default: the first samples, and 0)"
-    add("seed", None, text, **number)
+    add("seed", None, "random seed (default: the first samples, 0 for random scores and recovery)", **number)
     add = partial(_add, parser.add_argument_group("recovery, output and device"))
     sets = f"{', '.join(INSTRUCTIONS)}, a .json or .jsonl file, or none"
     text = f"train LoRA on instructions and merge it: {sets}; two epochs take hours"

@@ -1,8 +1,7 @@
 """Write result files completely or not at all, and let only one process at a time build a file.
 
 A study may be killed at any moment. Each file is written under a temporary name and then renamed in one step,
-so readers see either the old file or the new one, never a partial one. This module knows nothing about what
-the files contain.
+so readers see either the old file or the new one, never a partial one.
 """
 
 import glob
@@ -42,11 +41,9 @@ def write_atomic(path: Path | str, write: Callable[[Path], Any]) -> Path:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        message = (
-            f"could not write {path}: {error.strerror or error}; nothing was changed; free some space or "
-        )
-        message += "set PRUNER_LIB_RESULTS to another folder, then run again"
-        raise OSError(error.errno, message) from error
+        message = f"could not write {path}: {error.strerror or error}; nothing was changed"
+        advice = "free some space or set PRUNER_LIB_RESULTS to another folder, then run again"
+        raise OSError(error.errno, f"{message}; {advice}") from error
     finally:
         with suppress(OSError):
             temporary.unlink()
@@ -56,8 +53,7 @@ def write_atomic(path: Path | str, write: Callable[[Path], Any]) -> Path:
 def write_folder(path: Path | str, write: Callable[[Path], Any]) -> Path:
     """Let `write` fill a temporary folder beside `path`, then rename it to `path`, replacing an older folder.
 
-    Leftovers of killed processes are removed first; if one of them had moved the older folder away, that
-    folder is restored.
+    Leftovers of killed processes are removed first, after restoring an older folder that they had moved.
 
     Raises:  whatever `write` raises, or OSError; the older folder is then unchanged and nothing else is left.
     """
@@ -144,8 +140,7 @@ def set_aside(path: Path, reason: object) -> None:
     shutil.rmtree(aside, ignore_errors=True)  # a folder that was set aside before
     with suppress(FileNotFoundError):  # another process has already renamed it
         os.replace(path, aside)
-    message = f"{path} is damaged ({reason}): it was renamed to {aside.name} and will be recomputed"
-    warnings.warn(message, stacklevel=3)
+    warnings.warn(f"{path} is damaged ({reason}): renamed to {aside.name}, will be recomputed", stacklevel=3)
 
 
 def content_hash(path: Path | str) -> str:
@@ -192,9 +187,7 @@ def plain(data: Any) -> Any:
 
 
 def only_one(path: Path | str, *, wait: bool = True) -> FileLock:
-    """Create the lock file `path`, a context manager that one process at a time can hold.
-
-    The system releases the lock when its process is killed.
+    """Create the lock `path`, a context manager; it is released when the process that holds it is killed.
 
     Raises:  TimeoutError: when entered, if another process holds the lock and `wait` is False.
     """

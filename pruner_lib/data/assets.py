@@ -128,14 +128,12 @@ def local_path(name: str) -> Path | None:
 
     Raises: ValueError: `$PRUNER_LIB_DATA` is set but is not a folder.
     """
-    setting = os.environ.get("PRUNER_LIB_DATA")
-    if not setting:
+    value = os.environ.get("PRUNER_LIB_DATA")
+    if not value:
         return None
-    root = Path(setting).expanduser().absolute()
+    root = Path(value).expanduser().absolute()
     if not root.is_dir():
-        raise ValueError(
-            f"PRUNER_LIB_DATA is {setting!r}, which is no folder; create it or unset the variable"
-        )
+        raise ValueError(f"PRUNER_LIB_DATA is {value!r}, which is no folder; create it or unset the variable")
     found = root / name
     return found if os.path.isfile(found) or os.path.isdir(found) else None  # a pipe would block
 

@@ -1,7 +1,6 @@
 """Token ids for calibration and evaluation, and samples of instructions.
 
-`corpora` looks up texts and instructions by name. This module tokenises, cuts windows and samples; it runs no
-model.
+`corpora` looks up texts and instructions by name; this module tokenises, cuts windows and samples.
 """
 
 import hashlib
@@ -52,8 +51,7 @@ def text_ids(
     Source:  paper 4.1, reference `LLMPruner/datasets/ppl_dataset.py`. Differs: all windows have full length.
     """
     require("1.. or None", windows=windows)
-    options = {"length": length, "seed": seed, "bos": bos, "separator": separator}
-    return _cut(text, tokenizer, windows, "windows", is_joined=seed is None, **options)
+    return _cut(text, tokenizer, windows, "windows", seed is None, length, seed, bos, separator)
 
 
 def calibration_ids(
@@ -78,12 +76,11 @@ def calibration_ids(
         is drawn twice; BOS is an argument.
     """
     require("1..", samples=samples)
-    options = {"length": length, "seed": seed, "bos": bos, "separator": separator}
-    return _cut(text, tokenizer, samples, "samples", **options)
+    return _cut(text, tokenizer, samples, "samples", False, length, seed, bos, separator)
 
 
 def _cut(
-    text: Text, tokenizer: PreTrainedTokenizerBase, n: int | None, unit: str, *, is_joined: bool = False,
+    text: Text, tokenizer: PreTrainedTokenizerBase, n: int | None, unit: str, is_joined: bool,
     length: int, seed: int | None, bos: Bos, separator: str,
 ) -> torch.Tensor:  # fmt: skip
     """Cut pieces from a text: `(n, length)` int64, or all pieces if n is None.
@@ -108,9 +105,8 @@ def _cut(
         require(str, **{"the text" if is_joined else f"document {i}": documents[i]})
         ids = before_text + tokenizer(documents[i], add_special_tokens=False, verbose=False)["input_ids"]
         last = len(ids) - step  # the last possible start; negative if the document is too short
-        if is_joined or last < 0:
-            starts = range(0, last + 1, step)
-        else:
+        starts = range(0, last + 1, step)
+        if starts and not is_joined:
             starts = [0 if seed is None else int(rng.integers(last + 1))]
         rows += [before_piece + ids[start : start + step] for start in starts]
         if n and len(rows) >= n:
@@ -167,7 +163,5 @@ def _first_tokens(tokenizer: PreTrainedTokenizerBase, bos: Bos, length: int) -> 
     if bos != "window":
         return first, []
     if length <= len(first):
-        raise ValueError(
-            f"length is {length}, expected more than the {len(first)} tokens that start a window"
-        )
+        raise ValueError(f"length is {length}, expected more than the {len(first)} tokens before a window")
     return [], first

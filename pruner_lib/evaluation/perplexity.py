@@ -160,8 +160,7 @@ def generate_samples(
     Args:    prompts: texts.    max_new_tokens: limit per text.    seed: prompt i uses seed + i.
              draws: texts per prompt.    sampling: arguments of `model.generate` that override SAMPLING.
     Returns: the samples in the order of the prompts, with those of one prompt next to each other.
-    Raises:  ValueError: prompts are missing or empty, a number is below 1, or `check_reads` or generate
-             refuses an argument.
+    Raises:  ValueError: no prompt or an empty one, a number below 1, or `check_reads` or generate refuses.
     Source:  paper, appendix D; its code samples with the same three settings. Differs: other prompts; the
              length counts only new tokens, in the paper's code also those of the prompt.
     """

@@ -236,10 +236,7 @@ class ChoicesLM(HFLM):
         return "" if is_same else f"a choice depends on the others: {ours:.4f} becomes {changed:.4f}"
 
     def _score_in_batches(self, rows: dict[Document, Row], quiet: bool) -> Iterator[tuple]:
-        """Score rows of similar length together, the longest first, so that memory runs out early.
-
-        Yields: question, answers to its requests.
-        """
+        """Yield questions with their answers; rows of similar length share a batch, the longest first."""
         batches: list[list[Document]] = []
         longest = 0
         for document in sorted(rows, key=lambda document: len(rows[document].tokens), reverse=True):

@@ -82,9 +82,7 @@ def load_tasks(name: str | Path) -> dict[str, Any]:
     except Exception as error:  # the file, the code that it names or the hub may raise anything
         reason = " ".join(str(error.__cause__ or error).split())
         message = f"task {name!r} can't be loaded ({type(error).__name__}: {reason})"
-        raise ValueError(
-            f"{message}; fix its file, or connect to the network to download its data"
-        ) from error
+        raise ValueError(f"{message}; fix its file, or download its data with a network") from error
     for task, definition in loaded.items():
         for flag, fault in NOT_SUPPORTED.items():
             if getattr(definition, flag, False):

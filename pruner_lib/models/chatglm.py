@@ -9,8 +9,7 @@ transformers. This is a reimplementation; its logits agree to 1e-4. The model fi
     attention         each sees all    | the prompt and earlier tokens
 
 Each of the two positions rotates half of the channels of a head. The residual connection adds the
-*normalised* input, times sqrt(2 * 28). Saved models contain a copy of this file, so it imports only
-transformers.
+*normalised* input, times sqrt(2 * 28). This file is saved with a model, so it imports only transformers.
 """
 
 import math
@@ -24,7 +23,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 # a relative import, which also works in a saved folder
-from .chatglm_positions import attention_mask_for, check_shapes, has_no_gap, rotated, two_positions
+from .chatglm_positions import check_shapes, has_no_gap, masked_tokens, rotated, two_positions
 
 MASKED = -10000.0  # the attention score of masked tokens
 ALPHA = math.sqrt(2 * 28)  # the released code uses this number for any number of layers
@@ -178,7 +177,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             padding = padding if attention_mask is None else attention_mask
             if position_ids is None:
                 input_ids, padding = self._with_gap(input_ids, padding)
-            masked = attention_mask_for(input_ids, padding, past, self.config)
+            masked = masked_tokens(input_ids, padding, past, self.config)
         if position_ids is None:
             position_ids = two_positions(input_ids, padding, self.config)
         x = self.word_embeddings(input_ids)  # (batch, tokens, hidden)
@@ -193,9 +192,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             return input_ids, padding
         if (plain & (input_ids == self.config.bos_token_id).any(-1, keepdim=True)).any():
             found = "a row has <sop>, but no [gMASK] or [MASK] for the gap"
-            raise ValueError(
-                f"{found}; give the ids from the tokenizer, or plain text without special tokens"
-            )
+            raise ValueError(f"{found}; give the ids from the tokenizer, or only plain text")
         prefix = input_ids.new_tensor([[self.config.gmask_token_id, self.config.bos_token_id]])
         prefix = torch.where(plain, prefix, self.config.pad_token_id or 0)
         return torch.cat([prefix, input_ids], 1), torch.cat([plain.expand(-1, 2).to(padding), padding], 1)

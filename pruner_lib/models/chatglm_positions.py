@@ -1,6 +1,6 @@
 """Positions, attention mask and rotary embedding of ChatGLM-6B, derived from the special tokens of a prompt.
 
-`chatglm` illustrates them. A saved model contains a copy of this file, so it imports only transformers.
+`chatglm` illustrates them. This file is saved with a model, so it imports only transformers.
 """
 
 import torch
@@ -23,9 +23,7 @@ def two_positions(input_ids: Tensor, attention_mask: Tensor, config: PreTrainedC
     return torch.stack([torch.where(filled, gap, place), (filled * real).cumsum(-1)], dim=1)
 
 
-def attention_mask_for(
-    input_ids: Tensor, attention_mask: Tensor, past: int, config: PreTrainedConfig
-) -> Tensor:
+def masked_tokens(input_ids: Tensor, attention_mask: Tensor, past: int, config: PreTrainedConfig) -> Tensor:
     """Mask padding and later tokens, except those of the prompt.
 
     Args:    attention_mask: `(batch, past + tokens)`.    past: number of cached tokens, all visible.

@@ -1,8 +1,8 @@
 """The tokenizer of ChatGLM-6B: sentencepiece, with tokens for whitespace and a gap after each prompt.
 
 Reads the current `ice_text.model` and `tokenizer_config.json` of THUDM/chatglm-6b. "How?" becomes the ids of
-"▁How ? [gMASK] <sop>", and what follows <sop> fills the gap. Batches are padded on the left. A saved model
-contains a copy of this file, so it imports only transformers and sentencepiece.
+"▁How ? [gMASK] <sop>", and what follows <sop> fills the gap. Batches are padded on the left. This file is
+saved with a model, so it imports only transformers and sentencepiece.
 """
 
 import re

@@ -23,9 +23,7 @@ from pruner_lib.models.twins import interleaved
 
 MODEL_TYPES = ("llama", "mistral", "qwen2")  # the same function: RMS norms, RoPE on halves, SiLU-gated MLPs
 STATIC_ROPES = ("default", "linear", "llama3")  # angles that depend only on the position
-Entry = tuple[
-    str, Tensor, torch.dtype, int
-]  # name in the file, tensor, dtype there, heads to interleave or 0
+Entry = tuple[str, Tensor, torch.dtype, int]  # name and dtype in the file, tensor, heads to interleave or 0
 TYPES = {  # dtype of the weights -> GGUF types of a tensor and of the file
     torch.float32: (GGMLQuantizationType.F32, LlamaFileType.ALL_F32),
     torch.float16: (GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16),

@@ -39,9 +39,7 @@ EMBEDDED = "smollm2-135m"
 TWINS = {"smollm2-135m-mha": with_own_heads, "smollm2-135m-glm": as_glm}
 NAMES = (EMBEDDED, *TWINS, "tiny")  # known to `load_model`, besides folders and hub ids
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-OLD_MASKS = re.compile(
-    r"\.(attn|attention)\.(masked_bias|bias|causal_mask)$"
-)  # saved by old versions, unused
+OLD_MASKS = re.compile(r"\.(attn|attention)\.(masked_bias|bias|causal_mask)$")  # saved by old versions
 
 
 def load_model(

@@ -147,9 +147,7 @@ def _class_for(config, source: str, auto_class: str, **kwargs) -> type[PreTraine
         is_saved = saved in known or (not known and auto_class == AUTO_CLASS)
         dense = getattr(transformers, saved if is_saved else "".join(known[:1]), None)
     if dense is None:
-        fault = (
-            f"transformers {transformers.__version__} has no class of {auto_class} for {config.model_type}"
-        )
+        fault = f"transformers {transformers.__version__} has no {auto_class} for {config.model_type}"
         raise ValueError(f"{fault}; install a newer version, or use another Auto class")
     return pruned_class(dense) if pruned else dense
 

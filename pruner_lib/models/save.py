@@ -35,8 +35,7 @@ def save_model(
 
     Args:
         path: a new or empty folder, or one that holds only a model, which is replaced.
-        max_shard_size: bytes, or text such as "5GB"; larger weights are split into several files with an
-            index.
+        max_shard_size: bytes, or text such as "5GB"; larger weights are split into several files.
     Returns: the folder. `load_model(path)` and `AutoModelForCausalLM.from_pretrained(path)` load it. The
         latter needs `trust_remote_code=True` for unevenly pruned models, both for models with custom code.
         Logits of the loaded model can differ in their last bits, since its weights are aligned differently
@@ -94,9 +93,7 @@ def _check_builds(model: PreTrainedModel) -> None:
         with torch.device("meta"):
             built = type(model)(config)
     except Exception as error:  # a class may raise anything
-        raise ValueError(
-            f"{kind} can't be built from its config, so nothing was saved; fix: {error}"
-        ) from error
+        raise ValueError(f"{kind} can't be built from its config, so nothing was saved: {error}") from error
     actual, expected = _parts(model), _parts(built)
     for name in actual | expected:
         if (ours := actual.get(name, "nothing")) != (theirs := expected.get(name, "nothing")):
@@ -106,9 +103,7 @@ def _check_builds(model: PreTrainedModel) -> None:
     for path, values in other_values(model, built, (float,), (float,)).items():
         for name in (n for n in values if n != "p" and "drop" not in n):  # dropout matters only for training
             fault = f"{path}.{name} is {values[name]:.6g} in this {kind}, but not by its config"
-            raise ValueError(
-                f"{fault}, so nothing was saved; set it in the config and build the model from it"
-            )
+            raise ValueError(f"{fault}, so nothing was saved; set it in the config and build from that")
     _check_unsaved(model, built)
 
 
@@ -124,9 +119,7 @@ def _check_unsaved(model: PreTrainedModel, built: PreTrainedModel) -> None:
             module._buffers[name] = torch.zeros_like(module._buffers[name], device="cpu")
     try:
         built.initialize_weights()
-    except (
-        Exception
-    ) as error:  # a class may raise anything, for example for widths that its config doesn't have
+    except Exception as error:  # a class may raise anything, such as for widths unlike its config's
         fault = f"{kind} could not be loaded, since it initialises weights with the widths of its config"
         advice = "prune heads and MLP channels of the dense model instead: select(..., granularity='block')"
         raise ValueError(f"{fault}; nothing was saved; {advice} [{error}]") from error
@@ -134,9 +127,7 @@ def _check_unsaved(model: PreTrainedModel, built: PreTrainedModel) -> None:
         for name in names:
             ours, theirs = (float(m.get_submodule(path)._buffers[name]) for m in (model, built))
             if not math.isclose(ours, theirs, rel_tol=2**-8):  # the precision of bfloat16
-                fault = (
-                    f"{path}.{name} is {ours:.6g} in this {kind}, but its class would compute {theirs:.6g}"
-                )
+                fault = f"{path}.{name} is {ours:.6g} in {kind}, but its class would compute {theirs:.6g}"
                 advice = "let the class register it as a persistent buffer, which is saved"
                 raise ValueError(f"{fault} when it is loaded, so nothing was saved; {advice}")
 

@@ -38,14 +38,12 @@ def encode(examples: Sequence[Mapping[str, Any]], tokenizer: Any, *, cutoff: int
 
     Args:
         examples: dicts of one kind, or a `datasets.Dataset` of them: with `instruction`, `output` and
-            optionally `input` (the Alpaca template); with `messages`, of which the last is the assistant's
-            and is learned, and optionally `tools` (the tokenizer's chat template); or with `text`, which is
-            learned.
+            optionally `input` (the Alpaca template); with `messages` and optionally `tools` (the tokenizer's
+            chat template), learning the last message, the assistant's; or with `text`, learning all of it.
         tokenizer: adds its usual tokens at the start of a text (BOS); needs an EOS token.
         cutoff: tokens per example; longer examples are truncated.
 
-    Returns: rows in the order of `examples`; examples whose whole response is truncated are dropped, with a
-        warning.
+    Returns: rows in the order of `examples`, without those whose response is truncated away (a warning).
     Raises:  ValueError: a key, the EOS token or the chat template is missing, or no response is left.
     Source:  the Alpaca template; post_training.py, `generate_and_tokenize_prompt`, train_on_inputs False.
         Differs: a token that spans prompt and response is labelled; examples without a label are dropped.
@@ -59,9 +57,7 @@ def encode(examples: Sequence[Mapping[str, Any]], tokenizer: Any, *, cutoff: int
     if len(kinds) != 1:
         found = f"{len(examples)} examples hold {sorted(kinds) or 'no dicts'}"
         expected = "dicts of one kind, with instruction, output and optionally input; or messages; or text"
-        raise ValueError(
-            f"{found}: give {expected}, such as windows.instructions(path); got {examples!r:.80}"
-        )
+        raise ValueError(f"{found}: give {expected}, as windows.instructions does; got {examples!r:.80}")
     parts = [_parts(number, example, tokenizer) for number, example in enumerate(examples)]
     special = kinds != {"messages"}  # a chat template already writes all special tokens
     prompt_ids = _token_ids([prompt for prompt, _ in parts], tokenizer, special)
@@ -115,8 +111,8 @@ def _parts(number: int, example: Mapping[str, Any], tokenizer: Any) -> tuple[str
         return _chat(number, example["messages"], tokenizer, example.get("tools"))
     if "instruction" not in example and isinstance(example.get("text"), str):
         return "", example["text"]
-    texts = {"input": example.get("input") or ""}
-    texts |= {name: example.get(name) for name in ("instruction", "output")}
+    texts = {name: example.get(name) for name in ("instruction", "input", "output")}
+    texts["input"] = texts["input"] or ""
     if missing := [name for name, text in texts.items() if not isinstance(text, str)]:
         found = f"no text under {' and '.join(missing)}, only {example!r:.80}"
         raise ValueError(f"Example {number} has {found}; give instruction, output and optionally input")

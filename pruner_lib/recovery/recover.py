@@ -74,8 +74,7 @@ def recover(
         examples: dicts, or a `datasets.Dataset`, with `instruction`, `output` and optionally `input`; or with
             `messages` (chat template); or with `text`. See `instructions.encode`.
         output_dir: receives recovery.json, adapter/ and the last checkpoint.
-        evaluate: model (eval mode, adapter active) -> numbers; called at step 0, at the steps in
-            `evaluate_at` and at the last step.
+        evaluate: model (eval mode, adapter active) -> numbers; called at steps 0, `evaluate_at` and the last.
         keep_at: further steps whose adapters are kept.
         at: stop after this step, one of `keep_at`, and return the model at that step; a later call continues
             from there. None: train to the last step.
@@ -114,12 +113,12 @@ def recover(
     steps = settings.steps or math.ceil(settings.epochs * len(encoded) / settings.batch_size)
     data = batches(encoded, steps=steps, batch_size=settings.batch_size, seed=settings.seed)
     points, kept = _checked_steps(evaluate, evaluate_at, keep_at, at, steps)
-    extra, device = training_arguments or {}, next(model.parameters()).device
-    arguments = trainer_arguments(output_dir, settings, steps, device, save_steps, extra)
+    more, device = training_arguments or {}, next(model.parameters()).device
+    arguments = trainer_arguments(output_dir, settings, steps, device, save_steps, more)
     identity = asdict(settings) | {"steps": steps, "evaluated_steps": points, "examples": digest(data)}
     del identity["gradient_checkpointing"]  # does not change the result
     identity |= {"model": _weights_digest(model)} | ({"kept_steps": kept} if kept else {})
-    identity = plain(identity | {name: str(value) for name, value in extra.items()})
+    identity = plain(identity | {name: str(value) for name, value in more.items()})
     last = at or steps
     run = Run(Path(output_dir), identity, data, points, kept, evaluate, last)
     with _restored(model, always=merge), random_state(settings.seed):
@@ -146,9 +145,7 @@ def add_adapter(model: nn.Module, settings: RecoverySettings) -> PeftModel:
     dropout = settings.dropout
     modules = (module for module in model.modules() if not isinstance(module, nn.Conv1d))
     if dropout and any(weight.ndim == 3 for module in modules for weight in module.parameters(recurse=False)):
-        warnings.warn(
-            "peft trains stacked experts only without dropout, so dropout is set to 0", stacklevel=2
-        )
+        warnings.warn("peft trains stacked experts only without dropout, so it is set to 0", stacklevel=2)
         dropout = 0.0
     config = LoraConfig(
         r=settings.rank,
@@ -160,9 +157,7 @@ def add_adapter(model: nn.Module, settings: RecoverySettings) -> PeftModel:
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", FutureWarning
-        )  # peft 0.21 uses a deprecated name of transformers 5.23
+        warnings.simplefilter("ignore", FutureWarning)  # peft 0.21 uses an old name of transformers 5.23
         adapted = get_peft_model(model, config)
     config = adapted.peft_config["default"]
     if not isinstance(config.target_modules, str):

@@ -6,7 +6,6 @@ finished, its history is the log in the checkpoint's trainer_state.json, which T
 checkpoint is dropped if that file is missing or if its files differ from the hashes in contents.json.
 """
 
-import hashlib
 import json
 import os
 import random
@@ -26,7 +25,16 @@ from torch import nn
 from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from pruner_lib.files import content_hashes, only_one, plain, read_json, set_aside, write_folder, write_json
+from pruner_lib.files import (
+    content_hashes,
+    only_one,
+    plain,
+    read_json,
+    set_aside,
+    text_hash,
+    write_folder,
+    write_json,
+)
 from pruner_lib.method.checks import require
 from pruner_lib.recovery.instructions import Row
 
@@ -38,7 +46,7 @@ GROWING = ("steps", "examples", "evaluated_steps", "kept_steps")  # entries that
 
 def digest(data: Any) -> str:
     """Hash plain data to twelve hex digits."""
-    return hashlib.sha256(json.dumps(data).encode()).hexdigest()[:12]
+    return text_hash(json.dumps(data))
 
 
 @dataclass
@@ -63,23 +71,19 @@ class Run:
     def open(self, resume: bool) -> None:
         """Find an earlier run and drop its incomplete checkpoints, or all of it unless `resume` is set.
 
-        If an adapter of a finished or paused run is damaged, it is renamed to NAME.damaged and the whole run
-        starts again.
+        If an adapter of a finished or paused run is damaged, it becomes NAME.damaged and the run restarts.
 
-        Raises: ValueError: the earlier run had other arguments (the message names them), or the folder holds
-            something other than a recovery.
+        Raises: ValueError: the earlier run had other arguments (the message names them) or is no recovery.
         """
         state = self.folder / "recovery.json"
-        # a killed process leaves .adapter-*
-        patterns = ("checkpoint-*", "adapter", "adapter-*[0-9]", ".adapter-*")
+        patterns = ("checkpoint-*", "adapter", "adapter-*[0-9]", ".adapter-*")  # the last by killed processes
         intact = {path: _is_intact(path) for pattern in patterns for path in self.folder.glob(pattern)}
         if intact and not state.exists():
             found = f"{next(iter(intact)).name} but no recovery.json, so something else made it"
-            raise ValueError(f"{self.folder} holds {found}. Give another output_dir.")
+            raise ValueError(f"{self.folder} holds {found}; give another output_dir")
         if intact and resume:
             identity, self.history = _read_state(state)
-            has_checkpoint = any(intact[path] for path in intact if path.match("checkpoint-*"))
-            self._compare(identity, has_checkpoint)
+            self._compare(identity, any(intact[path] for path in intact if path.match("checkpoint-*")))
         damaged = [path for path in intact if path.match("adapter*") and not intact[path]]
         if damaged and self.history:
             for path in damaged:
@@ -90,23 +94,17 @@ class Run:
                 shutil.rmtree(path, ignore_errors=True)
         self.checkpoint = get_last_checkpoint(self.folder) if intact else None
         if self.earlier_steps and self.checkpoint:
-            last = self.folder / "adapter"
-            if last.exists():
-                last.rename(self.adapter_path(self.earlier_steps))
-            change = (
-                f"the run in {self.folder} had {self.earlier_steps} steps and continues to {len(self.data)}"
-            )
-            warnings.warn(
-                f"{change}; its first steps used the learning rates of the shorter run", stacklevel=3
-            )
+            with suppress(FileNotFoundError):
+                (self.folder / "adapter").rename(self.adapter_path(self.earlier_steps))
+            change = f"the run in {self.folder} had {self.earlier_steps} steps and continues to"
+            rates = "its first steps used the learning rates of the shorter run"
+            warnings.warn(f"{change} {len(self.data)}; {rates}", stacklevel=3)
         self._save()
 
     def has(self, step: int) -> bool:
         """Return whether the run has finished, or has the adapter of a step and the history up to it."""
-        is_recorded = any(row["step"] == step for row in self.history)
-        return (is_recorded and self.adapter_path(step).exists()) or self.adapter_path(
-            len(self.data)
-        ).exists()
+        kept = self.adapter_path(step).exists() and any(row["step"] == step for row in self.history)
+        return kept or self.adapter_path(len(self.data)).exists()
 
     def keep(self, adapted: PeftModel, step: int) -> None:
         """Save the adapter of a step, completely or not at all."""
@@ -158,30 +156,23 @@ def note_contents(folder: Path) -> None:
 
 
 def _read_state(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Read the identity and the history of a run from recovery.json.
-
-    Raises: ValueError: the file was edited. Entries are checked even without a digest, which earlier versions
-        did not write.
-    """
+    """Read identity and history from recovery.json; refuse an edited file, with or without a digest."""
     saved = read_json(path)
     try:
         recorded = saved.pop("digest", None)
         if recorded not in (None, digest(saved)) or {"identity", "history"} != {*saved}:
             raise ValueError("its digest or its keys differ")
-        identity, history = dict(saved["identity"]), saved["history"]
-        history = [  # JSON keeps infinities and NaN as text
-            {name: float(value) if isinstance(value, str) else value for name, value in row.items()}
-            for row in history
-        ]
+        identity, rows = saved["identity"], [dict(row) for row in saved["history"]]
+        lists = [[row["step"] for row in rows], identity["evaluated_steps"], identity.get("kept_steps", [])]
+        require([["0..", ...]], steps=lists)
         require("1..", steps=identity["steps"])
         require(str, examples=identity["examples"])
-        kept = identity.get("kept_steps", [])
-        require(["0..", ...], evaluated_steps=identity["evaluated_steps"], kept_steps=kept)
-        require(["0..", ...], history=[row["step"] for row in history])
+        for row in rows:  # JSON keeps infinities and NaN as text
+            row.update({name: float(value) for name, value in row.items() if isinstance(value, str)})
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         advice = "restore it, give another output_dir, or discard the run with resume=False"
         raise ValueError(f"{path} was changed after it was written ({error!r}); {advice}") from error
-    return identity, history
+    return identity, rows
 
 
 def _is_intact(folder: Path) -> bool:
@@ -204,10 +195,7 @@ def first_process() -> bool:
 
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Lock the folder of a recovery.
-
-    Raises: ValueError: another process holds the lock.
-    """
+    """Lock the folder of a recovery; raise ValueError if another process holds the lock."""
     lock = only_one(folder / ".lock", wait=False)
     try:
         lock.acquire()

@@ -40,10 +40,8 @@ class RecoverySettings:
         require("[0, 1)", dropout=self.dropout)
         require(bool, gradient_checkpointing=self.gradient_checkpointing)
         if self.batch_size % self.micro_batch_size:
-            sizes = f"batch_size={self.batch_size} is not a multiple of micro_batch_size"
-            raise ValueError(
-                f"{sizes}={self.micro_batch_size}, as whole micro-batches need; change one of them"
-            )
+            divisor = f"micro_batch_size={self.micro_batch_size}; change one of them"
+            raise ValueError(f"batch_size={self.batch_size} is not a multiple of {divisor}")
         if not isinstance(self.target_modules, str):
             require([str], target_modules=self.target_modules)
             object.__setattr__(self, "target_modules", tuple(self.target_modules))

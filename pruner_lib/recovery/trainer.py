@@ -46,17 +46,12 @@ ROWS_ON_CPU = 2  # examples per forward pass on a CPU: more are no faster and ne
 
 
 def trainer_arguments(
-    folder: Path,
-    settings: RecoverySettings,
-    steps: int,
-    device: torch.device,
-    save_steps: int,
-    extra: Mapping,
+    folder: Path, settings: RecoverySettings, steps: int, device: torch.device, save_steps: int, more: Mapping
 ) -> TrainingArguments:
     """Turn the settings of a recovery into arguments of the Trainer.
 
-    Args:    device: of the model.    extra: arguments of the Trainer that the settings don't determine.
-    Raises:  ValueError: `extra` has other names or invalid values, or devices can't share a batch evenly.
+    Args:    device: of the model.    more: arguments of the Trainer that the settings don't determine.
+    Raises:  ValueError: `more` has other names or invalid values, or devices can't share a batch evenly.
     """
     launched = int(os.environ.get("WORLD_SIZE", "1")) > 1  # by accelerate, which chooses the devices
     on_gpu = device.type == "cuda" or (launched and torch.cuda.is_available())
@@ -65,9 +60,9 @@ def trainer_arguments(
     fixed = FIXED | {"output_dir": str(folder), "max_steps": steps, "per_device_train_batch_size": size}
     fixed |= {name: getattr(settings, name) for name in ("learning_rate", "warmup_steps", "seed")}
     fixed |= {"save_steps": save_steps, "use_cpu": not on_gpu, "bf16": bf16, "fp16": on_gpu and not bf16}
-    _check_extra(extra, (*fixed, *KEPT))
+    _check_more(more, (*fixed, *KEPT))
     try:
-        arguments = TrainingArguments(**fixed, **{"dataloader_pin_memory": on_gpu} | DEFAULTS | dict(extra))
+        arguments = TrainingArguments(**fixed, **{"dataloader_pin_memory": on_gpu} | DEFAULTS | dict(more))
         # try out what the Trainer creates only when training starts
         optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
         optimizer = optimizer_class([nn.Parameter(torch.zeros(1))], **options)
@@ -77,7 +72,7 @@ def trainer_arguments(
             report()
         arguments.get_process_log_level()
     except Exception as error:
-        raise ValueError(f"training_arguments={dict(extra)} can't be used: {error}") from error
+        raise ValueError(f"training_arguments={dict(more)} can't be used: {error}") from error
     arguments._n_gpu = min(1, arguments.n_gpu)  # one device per process: no DataParallel
     per_round = size * arguments.world_size
     if settings.batch_size % per_round:
@@ -87,14 +82,14 @@ def trainer_arguments(
     return arguments
 
 
-def _check_extra(extra: Mapping[str, Any], refused: Sequence[str]) -> None:
+def _check_more(more: Mapping[str, Any], refused: Sequence[str]) -> None:
     """Refuse unknown arguments of the Trainer, those that recovery sets, and numbers out of range."""
     allowed = {entry.name: entry.default for entry in fields(TrainingArguments) if entry.name not in refused}
-    if wrong := set(extra) - set(allowed) if isinstance(extra, Mapping) else [extra]:
+    if wrong := set(more) - set(allowed) if isinstance(more, Mapping) else [more]:
         names = f"training_arguments holds {', '.join(sorted(map(str, wrong)))}: no such argument of"
         others = f"or one that settings of recover decide ({', '.join(refused)})"
         raise ValueError(f"{names} TrainingArguments, {others}.")
-    for name, value in extra.items():
+    for name, value in more.items():
         if isinstance(allowed[name], bool | int | float):
             require(bool if isinstance(allowed[name], bool) else "[0, inf)", **{name: value})
 
