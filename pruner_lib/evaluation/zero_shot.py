@@ -69,8 +69,8 @@ def zero_shot(
     """Evaluate a model as lm-eval does, on the paper's seven multiple-choice tasks or any other task.
 
     Args:    tasks: names of lm-eval tasks and groups, or paths of task files (.yaml). Questions of the seven
-             are included here, those of others come from where their definitions say.    limit: questions per
-             task, None for all.    num_fewshot: examples before each question; None: the number in the
+             are included; others are downloaded as their definitions say.    limit: questions per task, None
+             for all.    num_fewshot: examples before each question; None: the number in the
              task's definition, 0 for the seven.    apply_chat_template: ask as the user of a chat.
              seed: of the random sample that `limit` takes; a larger limit extends the sample. None takes the
              first questions, which is no random sample, since splits are ordered.    batch_size: rows per
@@ -81,8 +81,8 @@ def zero_shot(
              False, or if the model does not support it, each choice has its own row, as in lm-eval.
              right_answers_only: compute only the bits per byte of the right answers, in less time.
     Returns: task -> TaskScore, in the order of `tasks`. The tokenizer is not changed.
-    Raises:  ValueError: a task is unknown, `limit` is below 1, the tokenizer misses something, there is no
-             data, logits are NaN or infinite, or there is too little memory for one row.
+    Raises:  ValueError: a task is unknown, `limit` is below 1, the tokenizer has no BOS token or chat template
+             that is needed, data is missing, logits are not finite, or memory is too small for one row.
     Source:  paper, section 4.1; the metric of each task as inferred from Table 1. Differs: a newer lm-eval.
     """
     if missing := [name for name in ("lm_eval", "datasets") if find_spec(name) is None]:

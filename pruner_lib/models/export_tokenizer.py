@@ -61,7 +61,9 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase | None,
     plain, ids = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
     if ids != bos * (ids[:1] == bos) + plain + eos * (ids[-1:] == eos):
         tokens = tokenizer.convert_ids_to_tokens(ids)
-        raise ValueError(f"llama.cpp adds only BOS before a text and EOS after it, this tokenizer: {tokens}")
+        raise ValueError(
+            f"llama.cpp adds only BOS before a text and EOS after it; this tokenizer gives {tokens}"
+        )
     writer.add_add_bos_token(ids[:1] == bos)
     writer.add_add_eos_token(ids[-1:] == eos)
     for name in ("bos", "eos", "unk", "pad"):
@@ -74,7 +76,7 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase | None,
 def _state(tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Any]:
     """Return the content of a fast tokenizer's tokenizer.json; refuse tokenizers other than BPE."""
     if tokenizer is None:
-        raise ValueError("a GGUF file includes the tokenizer: to_gguf(model, path, tokenizer=tokenizer)")
+        raise ValueError("a GGUF file includes the tokenizer; call to_gguf(model, path, tokenizer=tokenizer)")
     backend = getattr(tokenizer, "backend_tokenizer", None)
     state = json.loads(backend.to_str()) if backend is not None else {"model": {"type": "slow"}}
     if state["model"]["type"] != "BPE":
