@@ -64,8 +64,7 @@ def quantise_(model: nn.Module, *, outlier: float | None = OUTLIER, per_token: b
     if not names:
         raise ValueError(f"{type(model).__name__} has no linear layers (torch.nn.Linear) to quantise")
     for name in names:
-        linear = model.get_submodule(name)
-        model.set_submodule(name, Int8Linear(linear, outlier=outlier, per_token=per_token))
+        model.set_submodule(name, Int8Linear(model.get_submodule(name), outlier=outlier, per_token=per_token))
     return model
 
 

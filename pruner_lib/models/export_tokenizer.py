@@ -62,7 +62,7 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase | None,
     if ids != bos * (ids[:1] == bos) + plain + eos * (ids[-1:] == eos):
         tokens = tokenizer.convert_ids_to_tokens(ids)
         raise ValueError(
-            f"llama.cpp adds only BOS before a text and EOS after it; this tokenizer gives {tokens}"
+            f"llama.cpp adds only BOS before and EOS after a text; this tokenizer gives {tokens}"
         )
     writer.add_add_bos_token(ids[:1] == bos)
     writer.add_add_eos_token(ids[-1:] == eos)

@@ -125,8 +125,7 @@ def recover(
         adapted = add_adapter(model, settings)
         with folder_lock(run.folder) if first_process() else nullcontext():
             run.open(resume)
-            done = run.has(last)
-            if not done:
+            if not (done := run.has(last)):
                 check_training_memory(adapted, settings, encoded)
                 train(adapted, run, arguments, settings.gradient_checkpointing, pad, callbacks)
             last = min(last, run.history[-1]["step"])  # a callback may have stopped the run early

@@ -146,7 +146,7 @@ REFUSED = {
     "of the kind 'WordLevel'": lambda: with_parts(model=models.WordLevel({"a": 0}, unk_token="a")),
     "makes words by .*Whitespace": lambda: with_parts(pre_tokenizer=pre_tokenizers.Whitespace()),
     "makes words by .*with ignore_merges True": lambda: over_bytes(WORDS, ignore_merges=True),
-    r"only BOS before a text and EOS after it; this tokenizer gives \['<s>', '.', 'a'\]": lambda: with_parts(
+    r"only BOS before and EOS after a text; this tokenizer gives \['<s>', '.', 'a'\]": lambda: with_parts(
         post_processor=TemplateProcessing(
             single="<s> <|user|> $A", special_tokens=[("<s>", 0), ("<|user|>", 3)]
         )
