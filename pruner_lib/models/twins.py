@@ -45,13 +45,12 @@ def as_glm(model: PreTrainedModel) -> PreTrainedModel:
     Returns: a new model with the same logits and number of parameters; unchanged ones are shared.
     """
     old = model.config
-    rope = {"rope_type": "default", "rope_theta": old.rope_parameters["rope_theta"]}
+    theta = old.rope_parameters["rope_theta"]
+    rope = {"rope_type": "default", "rope_theta": theta, "partial_rotary_factor": 1.0}
     same = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
             "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "attention_bias",
             "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")  # fmt: skip
-    config = GlmConfig(
-        **{key: getattr(old, key) for key in same}, rope_parameters=rope | {"partial_rotary_factor": 1.0}
-    )
+    config = GlmConfig(**{key: getattr(old, key) for key in same}, rope_parameters=rope)
     weights: dict[str, Tensor] = {}
     for name, weight in model.state_dict().items():
         if name.endswith((".q_proj.weight", ".k_proj.weight", ".q_proj.bias", ".k_proj.bias")):
