@@ -81,8 +81,8 @@ def zero_shot(
              False, or if the model does not support it, each choice has its own row, as in lm-eval.
              right_answers_only: compute only the bits per byte of the right answers, in less time.
     Returns: task -> TaskScore, in the order of `tasks`. The tokenizer is not changed.
-    Raises:  ValueError: a task is unknown, `limit` is below 1, a needed BOS token or chat template or data
-             are missing, logits are not finite, or memory is too small for one row.
+    Raises:  ValueError: a task is unknown, `limit` is below 1, a BOS token, a chat template or data is
+             missing, logits are not finite, or memory is too small for one row.
     Source:  paper, section 4.1; the metric of each task as inferred from Table 1. Differs: a newer lm-eval.
     """
     if missing := [name for name in ("lm_eval", "datasets") if find_spec(name) is None]:
