@@ -1,21 +1,21 @@
-"""LLM-Pruner as a study: discover groups, score them, cut them, recover, measure.
+"""LLM-Pruner as a study: discover groups, score them, prune them, recover, evaluate.
 
-The names below are the public interface. They are looked up when first used, so that `import pruner_lib` is
-quick and the method itself never imports transformers. What stands where:
+The names below are the public interface. They are imported on first use, so that `import pruner_lib` is fast
+and the method itself never imports transformers. The packages:
 
-    method/        groups and how they are discovered, scored, chosen and cut: torch, numpy and scipy alone
-    models/        models by name: load, prune, save, the code that travels with a checkpoint
+    method/        groups: discovery, scoring, selection and pruning; needs only torch, numpy and scipy
+    models/        models by name: load, prune, save, and the code that travels with a checkpoint
     data/          downloads, texts and instructions, windows of tokens
-    recovery/      recovery after pruning: LoRA fine-tuning, resumable
-    evaluation/    perplexity, zero-shot accuracy, texts, size, speed and memory of a model
+    recovery/      recovery after pruning: LoRA fine-tuning that can be resumed
+    evaluation/    perplexity, zero-shot accuracy, generated text, size, speed and memory of a model
     files.py       atomic writes, strict JSON, locks
-    study/         the study itself, what the notebooks share; nothing above imports it
+    study/         the study itself, shared by the notebooks; nothing above imports it
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # for editors and type checkers, which don't run `__getattr__`
+if TYPE_CHECKING:  # for editors and type checkers, which don't call `__getattr__`
     from pruner_lib.data.windows import calibration_ids as calibration_ids
     from pruner_lib.data.windows import text_ids as text_ids
     from pruner_lib.evaluation.perplexity import generate_samples as generate_samples

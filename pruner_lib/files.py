@@ -1,7 +1,7 @@
-"""Write result files whole or not at all, and let one process at a time make a file.
+"""Write result files completely or not at all, and let only one process at a time build a file.
 
-A study may be killed at any moment. Every file is written beside its place and then moved there in one step,
-so that a reader sees the old file or the new one and never a part. What a file means is not known here.
+A study may be killed at any moment. Each file is written under a temporary name and then renamed in one step,
+so readers see either the old file or the new one, never a partial one.
 """
 
 import glob
@@ -23,14 +23,14 @@ from typing import Any
 
 from filelock import FileLock
 
-LOCK = "lock"  # of a folder that is being written; its process holds it
+LOCK = "lock"  # held by the process that is writing a folder
 
 
 def write_atomic(path: Path | str, write: Callable[[Path], Any]) -> Path:
-    """Let `write` make a file under a temporary name, then move it to `path` in one step.
+    """Let `write` create a file under a temporary name, then rename it to `path` in one step.
 
-    Args:    path: missing folders are made.    write: is given the temporary path, which ends in `.tmp`.
-    Raises:  OSError: the disk is full or may not be written; the message names the file, nothing is left.
+    Args:    path: missing parent folders are created.    write: receives the temporary path (`*.tmp`).
+    Raises:  OSError: the disk is full or not writable; the message names the file. Nothing is left behind.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
@@ -41,9 +41,9 @@ def write_atomic(path: Path | str, write: Callable[[Path], Any]) -> Path:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        said = f"could not write {path}: {error.strerror or error}; nothing was changed; free some space or "
-        said += "set PRUNER_LIB_RESULTS to another folder, then run again"
-        raise OSError(error.errno, said) from error
+        message = f"could not write {path}: {error.strerror or error}; nothing was changed"
+        advice = "free some space or set PRUNER_LIB_RESULTS to another folder, then run again"
+        raise OSError(error.errno, f"{message}; {advice}") from error
     finally:
         with suppress(OSError):
             temporary.unlink()
@@ -51,24 +51,24 @@ def write_atomic(path: Path | str, write: Callable[[Path], Any]) -> Path:
 
 
 def write_folder(path: Path | str, write: Callable[[Path], Any]) -> Path:
-    """Let `write` fill a folder beside `path`, then move it there; an older folder goes only after that.
+    """Let `write` fill a temporary folder beside `path`, then rename it to `path`, replacing an older folder.
 
-    What processes that were killed meanwhile left of it is cleared first; an older folder is put back.
+    Leftovers of killed processes are removed first, after restoring an older folder that they had moved.
 
-    Raises:  what `write` raises, or OSError; the older folder is untouched, nothing else is left.
+    Raises:  whatever `write` raises, or OSError; the older folder is then unchanged and nothing else is left.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{glob.escape(path.name)}-????????"):  # as `tempfile` names them
-        with suppress(OSError):  # no such folder, or its process lives
-            if {one.name for one in left.iterdir()} <= {"new", "old", LOCK}:
-                with only_one(left / LOCK, wait=False):
-                    if not path.exists() and (left / "old").exists():
-                        os.replace(left / "old", path)
-                    shutil.rmtree(left, ignore_errors=True)
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}-????????"):  # names chosen by `tempfile`
+        with suppress(OSError):  # not a folder, or its process is still running
+            if {entry.name for entry in leftover.iterdir()} <= {"new", "old", LOCK}:
+                with only_one(leftover / LOCK, wait=False):
+                    if not path.exists() and (leftover / "old").exists():
+                        os.replace(leftover / "old", path)
+                    shutil.rmtree(leftover, ignore_errors=True)
     scratch = tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent)
-    with scratch as place, only_one(Path(place, LOCK)):
-        new, old = Path(place, "new"), Path(place, "old")
+    with scratch as folder, only_one(Path(folder, LOCK)):
+        new, old = Path(folder, "new"), Path(folder, "old")
         new.mkdir()
         write(new)
         if path.exists():
@@ -83,42 +83,42 @@ def write_folder(path: Path | str, write: Callable[[Path], Any]) -> Path:
 
 
 def check_folder(path: Path | str) -> Path:
-    """Refuse what can be no folder: no path, a file, or a place below one or where nothing can be written.
+    """Refuse a path that can't be a writable folder: empty, a file, below a file, or not writable.
 
-    Raises: ValueError: says which file or folder it is.
+    Raises: ValueError: the message names the file or folder that is in the way.
     """
     if not isinstance(path, (str, Path)) or not str(path):
         raise ValueError(f"a folder must be named by a text or a Path, got {path!r}")
-    whole = Path(path).absolute()
-    place = next(one for one in (whole, *whole.parents) if os.path.lexists(one))
-    if not place.is_dir():
-        raise ValueError(f"{place} is a {'link' if place.is_symlink() else 'file'}; give a folder")
+    absolute = Path(path).absolute()
+    existing = next(folder for folder in (absolute, *absolute.parents) if os.path.lexists(folder))
+    if not existing.is_dir():
+        raise ValueError(f"{existing} is a {'link' if existing.is_symlink() else 'file'}; give a folder")
     try:
         str(path).encode()
         with suppress(FileNotFoundError):
-            whole.lstat()  # its name may be too long
-        tempfile.TemporaryFile(dir=place).close()
+            absolute.lstat()  # its name may be too long
+        tempfile.TemporaryFile(dir=existing).close()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"nothing can be written in {place} ({reason}); give another folder") from error
+        raise ValueError(f"nothing can be written in {existing} ({reason}); give another folder") from error
     return Path(path)
 
 
 def write_text(path: Path | str, text: str) -> Path:
-    """Write a text file (UTF-8, newlines as given) in one step; see `write_atomic`."""
+    """Write a text file (UTF-8, newlines unchanged) in one step; see `write_atomic`."""
     return write_atomic(path, lambda temporary: temporary.write_bytes(text.encode()))
 
 
 def write_json(path: Path | str, data: Any) -> Path:
     """Write plain data as strict JSON in one step; infinities and NaN become "inf", "-inf" and "nan"."""
     text = json.dumps(plain(data), indent=1, allow_nan=False, ensure_ascii=False)
-    # a list of numbers: one line
+    # put each list of numbers on one line
     flat = re.sub(r"\[[^\[\]{}]*\]", lambda match: re.sub(r"\n\s*", " ", match[0]), text)
     return write_text(path, flat + "\n")
 
 
 def write_csv(path: Path | str, frame: Any) -> Path:
-    """Write a pandas frame as CSV in one step, without its index unless that has a name."""
+    """Write a pandas frame as CSV in one step; its index is written only if it has a name."""
     named = any(name is not None for name in frame.index.names)
     return write_text(path, frame.to_csv(index=named, lineterminator="\n"))
 
@@ -126,38 +126,38 @@ def write_csv(path: Path | str, frame: Any) -> Path:
 def read_json(path: Path | str) -> Any:
     """Read a JSON file.
 
-    Raises:  ValueError: the file is not JSON (the message names it and says what to do).
+    Raises:  ValueError: the file is not valid JSON; the message names it and says what to do.
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); mend or delete it, then run again") from error
+        raise ValueError(f"{path} is not valid JSON ({error}); fix or delete it, then run again") from error
 
 
 def set_aside(path: Path, reason: object) -> None:
-    """Rename a damaged file or folder to NAME.damaged, with a warning: what was in it is made again."""
+    """Rename a damaged file or folder to NAME.damaged and warn that its content will be recomputed."""
     aside = path.with_name(f"{path.name}.damaged")
     shutil.rmtree(aside, ignore_errors=True)  # a folder that was set aside before
-    with suppress(FileNotFoundError):  # another process has done it
+    with suppress(FileNotFoundError):  # another process has already renamed it
         os.replace(path, aside)
-    warnings.warn(f"{path} is damaged ({reason}): it is {aside.name} now and made again", stacklevel=3)
+    warnings.warn(f"{path} is damaged ({reason}): renamed to {aside.name}, will be recomputed", stacklevel=3)
 
 
 def content_hash(path: Path | str) -> str:
-    """Name a file by content: its sha256, read once a process unless its size or time of change differs."""
+    """Compute the sha256 of a file, once per process unless its size or timestamps change."""
     path = Path(path).absolute()
-    state = path.stat()  # a copy may keep the time of change, but not that of its coming
+    state = path.stat()  # a copy can keep the modification time, but not the change time
     return _content_hash(path, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
 
 
 def content_hashes(folder: Path, pattern: str = "*") -> dict[str, str]:
-    """Name the files of a folder that fit a pattern by content: path below it -> `content_hash`, in order."""
+    """Hash the files of a folder that match a pattern: relative path -> `content_hash`, sorted by path."""
     paths = sorted(path for path in folder.glob(pattern) if path.is_file())
     return {path.relative_to(folder).as_posix(): content_hash(path) for path in paths}
 
 
 def text_hash(text: str) -> str:
-    """Name a text by twelve hex digits of its sha256."""
+    """Return the first twelve hex digits of the sha256 of a text."""
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -171,12 +171,12 @@ def _content_hash(path: Path, *_state: int) -> str:
 
 
 def plain(data: Any) -> Any:
-    """Turn dataclasses into dictionaries, tuples into lists, and infinities into text, as JSON holds them.
+    """Turn dataclasses into dictionaries, tuples into lists, and infinities and NaN into text, as JSON needs.
 
-    `float()` reads infinities back.
+    `float()` converts those texts back.
     """
     if is_dataclass(data):
-        data = {one.name: getattr(data, one.name) for one in fields(data)}
+        data = {field.name: getattr(data, field.name) for field in fields(data)}
     if isinstance(data, dict):
         return {str(name): plain(value) for name, value in data.items()}
     if isinstance(data, (list, tuple)):
@@ -187,9 +187,9 @@ def plain(data: Any) -> Any:
 
 
 def only_one(path: Path | str, *, wait: bool = True) -> FileLock:
-    """Give the lock `path`: one process at a time runs a block `with` it; a killed one releases it.
+    """Create the lock `path`, a context manager; it is released when the process that holds it is killed.
 
-    Raises:  TimeoutError: another process holds it, and `wait` is False.
+    Raises:  TimeoutError: when entered, if another process holds the lock and `wait` is False.
     """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     return FileLock(path, timeout=-1 if wait else 0)

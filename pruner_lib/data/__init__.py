@@ -1,1 +1,1 @@
-"""Data by name: downloads, texts and instructions, and the windows of tokens cut from them."""
+"""Download data by name, read texts and instructions, and cut them into windows of tokens."""

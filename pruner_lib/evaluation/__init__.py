@@ -1,1 +1,1 @@
-"""What is measured of a model: perplexity, zero-shot accuracy, texts, size, speed, memory."""
+"""Evaluate a model: perplexity, zero-shot accuracy, generated text, size, speed, memory."""

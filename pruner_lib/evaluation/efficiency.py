@@ -1,6 +1,6 @@
-"""What pruning saves: parameters, multiplications, bytes and seconds (paper, section 4.2 and Table 3).
+"""Measure what pruning saves: parameters, multiplications, bytes and seconds (paper, section 4.2, Table 3).
 
-Counting watches the operators that a forward pass runs: no architecture is named, the meta device will do.
+Multiplications are counted by watching the operators of a forward pass, for any architecture.
 """
 
 import re
@@ -25,7 +25,7 @@ FUSED_PRODUCT = re.compile(r"mm\b|mm_|dot|linear|conv|attention|einsum")
 
 
 class MacCounter(TorchDispatchMode):
-    """Add up the multiplications of every operator that runs inside."""
+    """Add up the multiplications of all operators that run inside this context."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,14 +40,14 @@ class MacCounter(TorchDispatchMode):
 def operator_macs(op, args: tuple, kwargs: dict, out) -> int:
     """Count the multiplications of one operator.
 
-    A matrix product (m, k) x (k, n), and likewise a convolution, counts m * n * k; an entry-wise product of
-    two tensors one an entry; a softmax one an entry; a fused norm two an entry (scale, weight). Additions,
-    activation functions, powers and products with a single number count nothing.
+    A matrix product (m, k) x (k, n) counts m * n * k, and a convolution as the equivalent product; an
+    element-wise product of two tensors counts one per entry, a softmax one per entry, a fused norm two per
+    entry (scale, weight). Additions, activation functions, powers and products with a scalar count nothing.
 
     Args:    op: operator without its overload.    args, kwargs: its call.    out: its result.
-    Raises:  ValueError: a fused product that has no rule here; the message names it.
+    Raises:  ValueError: there is no rule for a fused product; the message names it.
     """
-    if op in (aten._grouped_mm, aten._int_mm):  # rows of (m, k), each times (one of several) (k, n)
+    if op in (aten._grouped_mm, aten._int_mm):  # (m, k) times (k, n), or each row times one of several
         return out.numel() * args[0].shape[-1]
     if op in flop_registry:
         return flop_registry[op](*args, **kwargs, out_val=out) // 2
@@ -59,40 +59,40 @@ def operator_macs(op, args: tuple, kwargs: dict, out) -> int:
     if op in (aten.native_layer_norm, aten._fused_rms_norm, aten.native_group_norm):
         return 2 * out[0].numel()
     if FUSED_PRODUCT.search(op.__name__):
-        raise ValueError(f"{op} multiplies but has no rule to count it, wanted one; add it to operator_macs")
+        raise ValueError(f"{op} is a product, but operator_macs has no rule to count it; add one there")
     return 0
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Count the entries of all parameters, in 8 bits or not; tied ones once."""
-    return sum(one.numel() for one in [*model.parameters(), *(q for q, _ in _in_8_bits(model))])
+    """Count the entries of all parameters, including 8-bit ones; tied ones once."""
+    return sum(weight.numel() for weight in [*model.parameters(), *(q for q, _ in _int8_weights(model))])
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Count the bytes of all parameters in their own types, with the scales of 8-bit ones; tied ones once."""
-    return sum(one.nbytes for one in [*model.parameters(), *chain(*_in_8_bits(model))])
+    """Count the bytes of all parameters in their dtypes and of the 8-bit scales; tied ones once."""
+    return sum(tensor.nbytes for tensor in [*model.parameters(), *chain(*_int8_weights(model))])
 
 
-def _in_8_bits(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
-    """List weights and scales of the linear layers in 8 bits."""
+def _int8_weights(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """List the weights and scales of 8-bit linear layers."""
     return [(module.q, module.scale) for module in model.modules() if isinstance(module, Int8Linear)]
 
 
 def memory_mb(model: nn.Module, *, tables_mb: float = 0.0) -> float:
-    """Compute what a GPU's allocator holds when the weights are loaded in 16 or 8 bits (Table 3's memory).
+    """Compute the memory that a GPU's allocator needs for 16- or 8-bit weights (Table 3's memory).
 
-    Every tensor takes a multiple of 512 bytes; one over 10 MiB takes a multiple of 2 MiB, unless more than
-    1 MiB of that would be left, which is then given back. No activations, no key-value cache.
+    The size of a tensor is rounded up to a multiple of 512 bytes; above 10 MiB, to a multiple of 2 MiB,
+    unless that would add more than 1 MiB. Activations and the key-value cache are not included.
 
-    Args:    tables_mb: constant tables beside the weights, MiB. The paper's LLaMA-7B kept 32: a cosine and
-             a sine of 2048 x 128 in each of 32 layers.
+    Args:    tables_mb: constant tables in addition to the weights, MiB. The paper's LLaMA-7B had 32 MiB: a
+             cosine and a sine table of 2048 x 128 in each of 32 layers.
     Returns: MiB.
     Source:  paper, Table 3 (`torch.cuda.memory_allocated()` in its code). Differs: computed, so it needs no
              GPU; every row agrees to 0.1 MiB.
     """
     total = 0
-    sizes = [2 * one.numel() for one in model.parameters()]
-    for size in [*sizes, *(one.nbytes for one in chain(*_in_8_bits(model)))]:
+    sizes = [2 * weight.numel() for weight in model.parameters()]
+    for size in [*sizes, *(tensor.nbytes for tensor in chain(*_int8_weights(model)))]:
         size = -(-size // 512) * 512
         segment = -(-size // (2 * MIB)) * 2 * MIB
         total += segment if size > 10 * MIB and segment - size <= MIB else size
@@ -100,27 +100,27 @@ def memory_mb(model: nn.Module, *, tables_mb: float = 0.0) -> float:
 
 
 def macs(model: nn.Module, tokens: int = MACS_TOKENS) -> int:
-    """Count the multiply-accumulate operations of one forward pass; `operator_macs` says what counts.
+    """Count the multiply-accumulate operations of one forward pass, by the rules of `operator_macs`.
 
-    For LLaMA with T tokens, hidden d, h heads of size e, MLP width f, vocabulary V, that is in each layer
-    4Tdhe + h(2TTe + TT) + 4The (rotary) + 3Tdf + Tf + 4Td (norms), and once 2Td + TdV + Te/2 (rotary table).
+    For LLaMA with T tokens, hidden size d, h heads of size e, MLP width f and vocabulary V, each layer has
+    4Tdhe + h(2TTe + TT) + 4The (rotary) + 3Tdf + Tf + 4Td (norms), the rest 2Td + TdV + Te/2 (rotary table).
 
     Args:    model: any decoder, also on the meta device.    tokens: T.
-    Returns: operations, the whole attention square counted, as the paper does.
-    Raises:  ValueError: the forward pass can't run on the meta device (it looks at values, as routing may).
-    Source:  paper, Table 3 (64 tokens; ptflops, own hooks). Differs: those hooks count one operation
-             an MLP entry for the activation and none for the gate's product, we the reverse: the same sum.
-             They don't count the rotary table, which the paper's model kept: 1e-8 of LLaMA-7B.
+    Returns: operations, counting the whole attention matrix as the paper does.
+    Raises:  ValueError: the forward pass can't run on the meta device (for example, routing reads values).
+    Source:  paper, Table 3 (64 tokens; ptflops with custom hooks). Differs: its hooks count one operation per
+             MLP entry for the activation and none for the gate's product, and we the reverse, with the same
+             sum. They don't count the rotary table, which the paper's model stored: 1e-8 of LLaMA-7B.
     """
     require(nn.Module, model=model)
     require("1..", tokens=tokens)
     weight = model.get_input_embeddings().weight
     ids = prompt_for(model, tokens)[:, :tokens].to(weight.device)
-    # to build a mask a model looks at values, so on the meta device it gets one; some models take None only
+    # on the meta device a model can't build a mask, which reads values, but some models accept only None
     masks = [torch.zeros(1, 1, tokens, tokens, dtype=weight.dtype, device="meta"), None]
     for mask in masks if weight.is_meta else [None]:
         try:
-            # fused attention runs as the products and the softmax that it stands for
+            # run fused attention as separate products and softmax
             math = sdpa_kernel(SDPBackend.MATH)
             with torch.inference_mode(False), math, evaluating(model), MacCounter() as counter:
                 model(input_ids=ids, attention_mask=mask, use_cache=False)
@@ -129,19 +129,19 @@ def macs(model: nn.Module, tokens: int = MACS_TOKENS) -> int:
             if not weight.is_meta:
                 raise
             reason = error
-    said = f"{type(model).__name__} can't be counted on the meta device, as it looks at values ({reason})"
-    raise ValueError(f"{said}; load the model with its weights and count again")
+    message = f"{type(model).__name__} can't be counted on the meta device, since it reads values ({reason})"
+    raise ValueError(f"{message}; load the model with its weights and count again")
 
 
 def latency(
     model: nn.Module, *, tokens: int = 128, batch: int = 1, repeats: int = 10, warmup: int = 3
 ) -> list[float]:
-    """Time a forward pass over random tokens, after a warm-up, waiting for the device each time.
+    """Time forward passes over random tokens after a warm-up, synchronising with the device each time.
 
-    Args:    batch: sequences a pass.    repeats: timed passes.    warmup: passes before them, not timed.
+    Args:    batch: sequences per pass.    repeats: timed passes.    warmup: passes before, not timed.
     Returns: seconds of each repeat; `meters.quartiles` gives their median and spread.
-    Raises:  ValueError: the model has no weights to run (meta device).
-    Source:  paper, Table 3. Differs: that times WikiText2 on one A5000 and states neither batch nor length.
+    Raises:  ValueError: the model has no weights (meta device).
+    Source:  paper, Table 3. Differs: the paper times WikiText2 on one A5000, without batch size and length.
     """
     require(nn.Module, model=model)
     require("1..", tokens=tokens, batch=batch, repeats=repeats)
@@ -150,7 +150,7 @@ def latency(
     weight = model.get_input_embeddings().weight
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(weight.shape[0], (batch, tokens), generator=generator)
-    special = prompt_for(model, 1)[0, :tokens]  # some models look for them
+    special = prompt_for(model, 1)[0, :tokens]  # some models need special tokens
     ids[:, : len(special)] = special
     ids = ids.to(weight.device)
     passes = range(warmup + repeats)

@@ -1,6 +1,6 @@
-"""Pruning beside quantisation: linear layers in 8 bits, as LLM.int8() stores and multiplies them (Table 13).
+"""Quantise linear layers to 8 bits, as LLM.int8() stores and multiplies them (Table 13).
 
-What is left of the model is measured as of any other; bytes are counted in `efficiency`.
+A quantised model is evaluated like any other; `efficiency` counts its bytes.
 """
 
 import torch
@@ -9,20 +9,20 @@ from torch import Tensor, nn
 
 from pruner_lib.method.checks import require
 
-LEVELS = 127  # whole numbers from -127 to 127
-OUTLIER = 6.0  # an input column that holds a larger number stays in floating point
+LEVELS = 127  # integers from -127 to 127
+OUTLIER = 6.0  # input columns with a larger value stay in floating point
 
 
 class Int8Linear(nn.Module):
-    """A linear layer whose weights are whole numbers of 8 bits.
+    """A linear layer with 8-bit integer weights.
 
     w_ij = s_i q_ij, with a scale s_i for each output i; x_tj = r_t p_tj, with a scale r_t for each token t,
-    computed at each call. y_ti = r_t s_i sum_j p_tj q_ij + b_i, the sum over whole numbers. Input columns j
-    that hold an outlier are left out of that sum and multiplied in floating point.
+    computed in each call. y_ti = r_t s_i sum_j p_tj q_ij + b_i, where the sum is over integers. Input columns
+    j with an outlier are excluded from that sum and multiplied in floating point.
 
-    Args:    linear: what is stored so; it is not changed.
-             outlier: from which size on a number is one; None: there are none.
-             per_token: False gives all tokens of a call one common scale.
+    Args:    linear: the layer to quantise; it is not changed.
+             outlier: values above this magnitude are outliers; None: there are none.
+             per_token: False uses one scale for all tokens of a call.
     Source:  Dettmers et al., LLM.int8() (NeurIPS 2022), sections 3.1 and 3.2. No difference known.
     """
 
@@ -43,41 +43,40 @@ class Int8Linear(nn.Module):
             rest = rows[:, columns] @ (self.q[:, columns] * self.scale[:, None]).T
             rows = rows.index_fill(1, columns, 0)
         scale = _scale(rows, dim=1 if self.per_token else (0, 1))
-        whole = integer_product((rows / scale).round().to(torch.int8), self.q)
-        y = whole * scale * self.scale + rest
+        product = integer_product((rows / scale).round().to(torch.int8), self.q)
+        y = product * scale * self.scale + rest
         y = y if self.bias is None else y + self.bias
         return y.to(x.dtype).reshape(*x.shape[:-1], -1)
 
 
 def quantise_(model: nn.Module, *, outlier: float | None = OUTLIER, per_token: bool = True) -> nn.Module:
-    """Store the weights of all linear layers but the output layer in 8 bits, in place, one after the other.
+    """Quantise all linear layers except the output layer to 8 bits, in place, one at a time.
 
-    Args:    model: a decoder on any device; on the meta device, to count.
+    Args:    model: a decoder on any device; the meta device suffices for counting.
              outlier, per_token: see `Int8Linear`.
-    Raises:  ValueError: it has no linear layer besides the output layer.
+    Raises:  ValueError: there is no linear layer besides the output layer.
     """
     require(nn.Module, model=model)
     require("(0, inf) or None", outlier=outlier)
     require(bool, per_token=per_token)
     head = getattr(model, "get_output_embeddings", lambda: None)()
-    names = [name for name, one in model.named_modules() if type(one) is nn.Linear and one is not head]
+    names = [name for name, layer in model.named_modules() if type(layer) is nn.Linear and layer is not head]
     if not names:
-        raise ValueError(f"{type(model).__name__} has no linear layers to store in 8 bits: torch.nn.Linear")
+        raise ValueError(f"{type(model).__name__} has no linear layers (torch.nn.Linear) to quantise")
     for name in names:
-        linear = model.get_submodule(name)
-        model.set_submodule(name, Int8Linear(linear, outlier=outlier, per_token=per_token))
+        model.set_submodule(name, Int8Linear(model.get_submodule(name), outlier=outlier, per_token=per_token))
     return model
 
 
 def is_quantised(model: nn.Module) -> bool:
-    """Check whether a model has linear layers in 8 bits."""
+    """Return whether a model has 8-bit linear layers."""
     return any(isinstance(module, Int8Linear) for module in model.modules())
 
 
 def integer_product(a: Tensor, b: Tensor) -> Tensor:
-    """Multiply whole numbers: `(m, k)` and `(n, k)` int8 -> `(m, n)` float32, the sums exact.
+    """Multiply integers: `(m, k)` and `(n, k)` int8 -> `(m, n)` float32, with exact sums.
 
-    A GPU wants sizes that are multiples of 8 and more than 16 rows; what is added to reach them is zero.
+    A GPU needs sizes that are multiples of 8 and more than 16 rows, so matrices are padded with zeros.
     """
     m, n = len(a), len(b)
     if a.device.type == "cuda":

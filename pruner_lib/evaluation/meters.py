@@ -1,7 +1,4 @@
-"""Memory in MiB, seconds, and batches that fit; nothing here depends on a model.
-
-Memory: what this process holds and held at most. Time: single calls, several in turn, and their quartiles.
-"""
+"""Measure memory (MiB) and time (seconds), and find batches that fit into memory; independent of models."""
 
 import resource
 import sys
@@ -27,8 +24,8 @@ Result = TypeVar("Result")
 def meter(device: Device) -> tuple[float, Callable[[], float]]:
     """Reset the peak-memory counter of a device.
 
-    Args:    device: on a GPU, what PyTorch's allocator holds counts; elsewhere the process's resident memory.
-    Returns: MiB held now, and a function that reads the peak since then, in MiB.
+    Args:    device: a GPU measures PyTorch's allocated memory, others the process's resident memory.
+    Returns: the memory now, and a function that returns the peak since then, both in MiB.
     """
     trim_heap()
     if torch.device(device).type != "cuda":
@@ -41,7 +38,7 @@ def meter(device: Device) -> tuple[float, Callable[[], float]]:
 
 
 def reset_peak() -> None:
-    """Reset the peak-memory counter of the process; where the system can't (not Linux), do nothing."""
+    """Reset the peak-memory counter of the process; do nothing on systems other than Linux."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
@@ -57,14 +54,14 @@ def peak_mb() -> float:
 
 
 def resident_mb() -> float:
-    """Read the memory that the process holds now, in MiB."""
+    """Read the resident memory of the process now, in MiB."""
     return psutil.Process().memory_info().rss / 2**20
 
 
-def timed(once: Call, device: Device) -> float:
-    """Time one call in seconds, waiting for the device at its end."""
+def timed(call: Call, device: Device) -> float:
+    """Time one call in seconds, synchronising with the device at its end."""
     start = time.perf_counter()
-    once()
+    call()
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - start
@@ -73,18 +70,18 @@ def timed(once: Call, device: Device) -> float:
 def in_turn(
     calls: Mapping[str, Call], rounds: int, device: Device, *, warmup: int = 1, before: Call = lambda: None
 ) -> dict[str, list[float]]:
-    """Time each call once a round, so that a slow moment of the machine strikes all of them.
+    """Time each call once per round, so that a slow moment of the machine affects all of them.
 
-    Args:    warmup: rounds before those that count.    before: done before each call, not timed.
+    Args:    warmup: additional rounds before, not timed.    before: called before each call, not timed.
     Returns: name -> seconds of each round.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(-warmup, rounds):
-        for name, once in calls.items():
+        for name, call in calls.items():
             before()
-            took = timed(once, device)
+            duration = timed(call, device)
             if number >= 0:
-                seconds[name].append(took)
+                seconds[name].append(duration)
     return seconds
 
 
@@ -93,15 +90,14 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
     return tuple(np.quantile(values, (0.25, 0.5, 0.75)).tolist())
 
 
-def in_fitting_batches(run: Callable[[int], Result], batch_size: int, what: str) -> Result:
-    """Run something in batches of a size; where memory runs out, again and again in batches of half the size.
+def in_fitting_batches(run: Callable[[int], Result], batch_size: int, task: str) -> Result:
+    """Call `run` with a batch size; whenever memory runs out, call it again with half the size.
 
-    accelerate's `find_executable_batch_size` does the same, but collects all garbage before it begins: half a
-    second each time beside the imports of a study.
+    Unlike accelerate's `find_executable_batch_size`, this does not run the slow garbage collector first.
 
-    Args:    run: takes the batch size.    batch_size: to begin with.    what: names the work in messages.
-    Returns: the result of `run`; a warning says that the batches were reduced.
-    Raises:  ValueError: memory runs out with a batch of one.    Any other error of `run` as it is.
+    Args:    run: takes the batch size.    batch_size: to start with.    task: names the work in messages.
+    Returns: the result of `run`; a warning says if the batches were reduced.
+    Raises:  ValueError: memory runs out with a batch of one.    Other errors of `run` are passed on.
     """
     while True:
         try:
@@ -110,8 +106,8 @@ def in_fitting_batches(run: Callable[[int], Result], batch_size: int, what: str)
             if not should_reduce_batch_size(error):
                 raise
         if batch_size == 1:
-            advice = "a narrower dtype, a model spread by device_map='auto', or a machine with more memory"
-            raise ValueError(f"{what} ran out of memory with a batch of one; use shorter texts, {advice}")
+            advice = "a smaller dtype, device_map='auto', or a machine with more memory"
+            raise ValueError(f"{task} ran out of memory with a batch of one; use shorter texts, {advice}")
         batch_size //= 2
         clear_device_cache(garbage_collection=True)
-        warnings.warn(f"{what} ran out of memory; it goes on with batches of {batch_size}", stacklevel=3)
+        warnings.warn(f"{task} ran out of memory; it continues with batches of {batch_size}", stacklevel=3)

@@ -1,6 +1,6 @@
-"""What is left of the language model: perplexity and generated text (paper, section 4.1 and appendix D).
+"""Measure perplexity and generate text (paper, section 4.1 and appendix D).
 
-Measures a model as it is. It loads nothing (`models` and `data` do) and asks no questions (`zero_shot` does).
+Models and data are loaded elsewhere (`models`, `data`); `zero_shot` evaluates multiple-choice questions.
 """
 
 import math
@@ -20,10 +20,10 @@ from pruner_lib.method.decoder import check_reads
 from pruner_lib.method.offload import evaluating, input_device
 from pruner_lib.method.options import check_ids
 
-CPU_BATCH_TOKENS = 512  # more than this per forward pass no longer speeds a CPU up
+CPU_BATCH_TOKENS = 512  # per forward pass; more is no faster on a CPU
 GPU_BATCH_TOKENS = 8192
-LOGITS_MB = 512  # most memory that the logits of one batch may take, MiB
-CHUNK_MB = {"cpu": 4, "cuda": 256}  # float32 logits whose log-probabilities exist at the same time, MiB
+LOGITS_MB = 512  # limit for the logits of one batch, MiB
+CHUNK_MB = {"cpu": 4, "cuda": 256}  # float32 logits whose log-probabilities are computed at a time, MiB
 
 PROMPTS = (
     "The reason people look for a purpose in life is",
@@ -40,7 +40,7 @@ DISTINCT_N = 2  # length of the n-grams whose variety is counted
 
 @dataclass(frozen=True)
 class Perplexity:
-    """Perplexity of a model on windows of text, with what paired statistics need."""
+    """Perplexity of a model on windows of text, with the NLL of each window for paired statistics."""
 
     nll: np.ndarray  # (windows,) float64: mean negative log-likelihood of each window, nats per token
     n_tokens: int  # predicted positions: windows x (tokens - 1)
@@ -63,24 +63,24 @@ class Sample:
 
     prompt: str
     text: str  # without the prompt
-    repetition_rate: float  # share of the 4-grams of tokens that occurred before in the text, in [0, 1]
-    distinct: float  # share of different 2-grams among all 2-grams of tokens, in [0, 1]
+    repetition_rate: float  # share of 4-grams of tokens that occurred earlier in the text, in [0, 1]
+    distinct: float  # share of distinct 2-grams among all 2-grams of tokens, in [0, 1]
 
 
 def automatic_batch(tokens: int, vocabulary: int, device: str) -> int:
-    """Choose how many windows of `tokens` tokens share a forward pass: enough work, bounded logits."""
-    wanted = CPU_BATCH_TOKENS if device == "cpu" else GPU_BATCH_TOKENS
+    """Choose the number of windows per forward pass: enough to be fast, few enough to limit the logits."""
+    enough = CPU_BATCH_TOKENS if device == "cpu" else GPU_BATCH_TOKENS
     fitting = LOGITS_MB * 2**20 // (4 * vocabulary)  # rows of float32 logits
-    return max(1, min(wanted, fitting) // tokens)
+    return max(1, min(enough, fitting) // tokens)
 
 
 def chunk_rows(vocabulary: int, device: str) -> int:
-    """Choose for how many positions log-probabilities exist at a time: on a CPU, what its caches hold."""
+    """Choose the number of positions per chunk of log-probabilities; a CPU's caches hold one chunk."""
     return max(1, int(CHUNK_MB.get(device, CHUNK_MB["cuda"]) * 2**20) // (4 * vocabulary))
 
 
 def window_nll(logits: Tensor, ids: Tensor) -> Tensor:
-    """Average -log p(next token) over one window, in float32, a few rows at a time.
+    """Average -log p(next token) over one window, in float32 and in chunks.
 
     Args:    logits: `(tokens, vocabulary)`, any float type.    ids: `(tokens,)` int64.
     Returns: float64 scalar, nats per token, over the tokens - 1 predicted positions.
@@ -94,12 +94,12 @@ def window_nll(logits: Tensor, ids: Tensor) -> Tensor:
 def perplexity_result(model: nn.Module, ids: Tensor, *, batch_size: int | None = None) -> Perplexity:
     """Measure the perplexity of a model on non-overlapping windows.
 
-    PPL = exp(mean over windows and positions t >= 1 of -log p(x_t | x_0 .. x_{t-1})), inside each window.
+    PPL = exp(mean over windows and positions t >= 1 of -log p(x_t | x_0 .. x_{t-1})), within each window.
 
-    Args:    ids: `(windows, tokens)` int64.    batch_size: windows a pass, None: by device and memory. Where
-             memory runs out, it goes on with half of it, with a warning.
-    Raises:  ValueError: ids of a wrong type, shape or range; logits that are NaN or infinite; too little
-             memory for a single window.
+    Args:    ids: `(windows, tokens)` int64.    batch_size: windows per forward pass; None chooses by device
+             and memory. If memory runs out, it is halved, with a warning.
+    Raises:  ValueError: ids have the wrong type, shape or range, logits are NaN or infinite, or there is too
+             little memory for a single window.
     Source:  paper, section 4.1 (windows of 128 tokens are its code's default). No difference known.
     """
     check_ids(model, ids, "token ids")
@@ -109,10 +109,10 @@ def perplexity_result(model: nn.Module, ids: Tensor, *, batch_size: int | None =
     nll: list[Tensor] = []
 
     def measure(size: int) -> None:
-        while len(nll) < len(ids):  # after a shortage of memory it goes on from here
+        while len(nll) < len(ids):  # continues here after running out of memory
             batch = ids[len(nll) : len(nll) + size].to(device)
             logits = model(input_ids=batch, use_cache=False).logits  # (batch, tokens, vocabulary)
-            # a model spread over devices may give its logits on another one than it takes its ids on
+            # the logits of a distributed model may be on another device than its ids
             pairs = zip(logits, batch.to(logits.device), strict=True)
             nll.extend([window_nll(window, row) for window, row in pairs])
 
@@ -120,28 +120,28 @@ def perplexity_result(model: nn.Module, ids: Tensor, *, batch_size: int | None =
         in_fitting_batches(measure, min(batch_size, len(ids)), "perplexity")
     values = torch.stack(nll).cpu().numpy()
     if (bad := np.flatnonzero(~np.isfinite(values))).size:
-        said = f"window {bad[0]} has a loss of {values[bad[0]]}: the model gives NaN or infinite logits"
-        raise ValueError(f"{said}; check its weights, or evaluate in float32")
+        message = f"window {bad[0]} has a loss of {values[bad[0]]}: the model gives NaN or infinite logits"
+        raise ValueError(f"{message}; check its weights, or evaluate in float32")
     return Perplexity(values, ids.shape[0] * (ids.shape[1] - 1))
 
 
 def perplexity(model: nn.Module, ids: Tensor, *, batch_size: int | None = None) -> float:
-    """Measure perplexity as one number; `perplexity_result` explains the arguments and keeps the windows."""
+    """Measure perplexity as one number; see `perplexity_result`, which also keeps each window's NLL."""
     return perplexity_result(model, ids, batch_size=batch_size).value
 
 
 def repetition_rate(tokens: Sequence[int], n: int = REPETITION_N) -> float:
-    """Measure how far a text repeats itself: 1 - (different n-grams) / (n-grams); 0 without any n-gram.
+    """Compute how repetitive a text is: 1 - (distinct n-grams) / (n-grams); 0 if there is no n-gram.
 
     Args:    tokens: ids or words of one text, in order.    n: length of an n-gram.
-    Returns: in [0, 1); 0 says that nothing of length n came twice.
+    Returns: in [0, 1); 0 if no n-gram occurs twice.
     """
     grams = list(zip(*(tokens[i:] for i in range(n)), strict=False))
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def _until(tokens: list[int], ends: list[int]) -> list[int]:
-    """Drop what comes after the first end token: padding beside a longer draw."""
+def _until_end(tokens: list[int], ends: list[int]) -> list[int]:
+    """Drop the padding after the first end token."""
     return tokens[: next((i for i, token in enumerate(tokens, 1) if token in ends), len(tokens))]
 
 
@@ -155,14 +155,14 @@ def generate_samples(
     draws: int = 1,
     **sampling: Any,
 ) -> list[Sample]:
-    """Continue each prompt from a seed of its own, so that its text does not depend on the other prompts.
+    """Continue each prompt with a separate seed, so that its text does not depend on the other prompts.
 
-    Args:    prompts: texts.    max_new_tokens: at most so many follow.    seed: prompt i takes seed + i.
-             draws: texts for each prompt.    sampling: arguments of `model.generate` in place of SAMPLING.
-    Returns: the samples in the order of the prompts, those of one prompt side by side.
-    Raises:  ValueError: no prompt or an empty one, a number below 1, what `check_reads` or generate refuses.
-    Source:  paper, appendix D; its code samples with the same three settings. Differs: own prompts; the
-             length counts new tokens, where the code's counts prompt and new tokens together.
+    Args:    prompts: texts.    max_new_tokens: limit per text.    seed: prompt i uses seed + i.
+             draws: texts per prompt.    sampling: arguments of `model.generate` that override SAMPLING.
+    Returns: the samples in the order of the prompts, with those of one prompt next to each other.
+    Raises:  ValueError: no prompt or an empty one, a number below 1, or `check_reads` or generate refuses.
+    Source:  paper, appendix D; its code samples with the same three settings. Differs: other prompts; the
+             length counts only new tokens, in the paper's code also those of the prompt.
     """
     require(nn.Module, model=model)
     require(PreTrainedTokenizerBase, tokenizer=tokenizer)
@@ -176,13 +176,13 @@ def generate_samples(
     require("(0, 1] or None", top_p=settings["top_p"])
     texts = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
     if not all(texts):
-        raise ValueError(f"prompt {texts.index([])} of {[*prompts]} has no token; wanted none of them empty")
+        raise ValueError(f"prompt {texts.index([])} of {[*prompts]} has no token; none of them may be empty")
     texts = [ids + getattr(tokenizer, "prompt_end_ids", []) for ids in texts]
     largest = max(pad or 0, *map(max, texts))
     check_reads(model, max(map(len, texts)) + settings["max_new_tokens"], largest)
     ends = model.generation_config.eos_token_id
     device, samples = input_device(model), []
-    # the global generator stays as it was
+    # leave the global generator unchanged
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), evaluating(model):
         for number, (prompt, start) in enumerate(zip(prompts, texts, strict=True)):
             torch.manual_seed(seed + number)
@@ -191,10 +191,10 @@ def generate_samples(
                 output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **settings)
                 rows = output[:, len(start) :].tolist()
             except (ArithmeticError, AttributeError, RuntimeError, TypeError, ValueError) as error:
-                said = " ".join(f"model.generate can't take {sampling!r:.99}: {error}".split())
-                raise ValueError(f"{said}; check these arguments, or the model's weights") from error
+                message = " ".join(f"model.generate can't take {sampling!r:.99}: {error}".split())
+                raise ValueError(f"{message}; check these arguments, or the model's weights") from error
             for row in rows:
-                new = _until(row, ends if isinstance(ends, list) else [ends])
+                new = _until_end(row, ends if isinstance(ends, list) else [ends])
                 text = tokenizer.decode(new, skip_special_tokens=True)
                 rates = repetition_rate(new), 1 - repetition_rate(new, DISTINCT_N)
                 samples.append(Sample(prompt, text, *rates))

@@ -1,7 +1,6 @@
-"""Which questions are asked: the paper's seven tasks over local data, any other as lm-eval defines it.
+"""Load zero-shot tasks and sample their questions: the paper's seven over local data, others from lm-eval.
 
-Prompts and metrics are lm-eval's own, over local data where there are some; here questions are drawn.
-`zero_shot` asks them.
+Prompts and metrics are always lm-eval's own; `zero_shot` evaluates the questions.
 """
 
 import copy
@@ -21,18 +20,18 @@ from pruner_lib.data.corpora import local_questions, read_questions
 from pruner_lib.files import content_hash
 
 CHOOSING = ("multiple_choice", "loglikelihood")  # kinds of tasks whose right answer is one of their texts
-NOT_HERE = {"UNSAFE_CODE": "runs code that the model writes", "MULTIMODAL": "shows pictures or sounds"}
-FEWSHOT_SEED = 1234  # by which lm-eval's command line draws examples
+NOT_SUPPORTED = {"UNSAFE_CODE": "runs code that the model writes", "MULTIMODAL": "has images or sounds"}
+FEWSHOT_SEED = 1234  # with which lm-eval's command line draws few-shot examples
 
 
 @dataclass(frozen=True)
 class Task:
-    """One task: lm-eval's definition, the paper's metric, and its place in the asset `tasks`."""
+    """A task: lm-eval's definition, the paper's metric, and its folder in the asset `tasks`."""
 
-    definition: str  # below lm_eval/tasks, without .yaml
+    definition: str  # path in lm_eval/tasks, without .yaml
     metric: str  # "acc", or "acc_norm": log-likelihoods divided by the lengths of the choices
-    folder: str  # in the asset; holds a .arrow file with the hub's columns or a .gz file of scored requests
-    chance: float  # share of right answers by guessing; a few questions of ARC have 3 or 5 choices
+    folder: str  # in the asset, with a .arrow file (the hub's columns) or a .gz file (scored requests)
+    chance: float  # accuracy of random guessing; a few questions of ARC have 3 or 5 choices
 
     @property
     def split(self) -> str:
@@ -54,21 +53,21 @@ CHANCE = sum(CHANCES.values()) / len(CHANCES)  # of the mean of the seven
 
 
 def find_data(task: str) -> Path | None:
-    """Find a task's questions: `tasks/<task>.jsonl` in the data directory, the asset, or nowhere (None)."""
+    """Find a task's questions: `tasks/<task>.jsonl` in the data directory, else in the asset, else None."""
     if local := local_questions(task):
         return local
     try:
         files = sorted((fetch("tasks") / TASKS[task].folder).glob("*"))
-    except ValueError as error:  # no network; the hub's own cache may still hold the data
+    except ValueError as error:  # no network; the hub's cache may still hold the data
         logging.getLogger(__name__).warning("%s: falling back to the Hugging Face hub (%s)", task, error)
         return None
     return next((path for path in files if path.suffix in (".arrow", ".gz")), None)
 
 
 def load_tasks(name: str | Path) -> dict[str, Any]:
-    """Load lm-eval's tasks by one of its names or the path of a YAML file; a group or a tag is several.
+    """Load lm-eval tasks by name or from a YAML file; a group or tag gives several.
 
-    Raises:  ValueError: there is no such task, its data can't be had, or it is none for text alone.
+    Raises:  ValueError: the task is unknown, its data can't be loaded, or it needs more than text.
     """
     if name in TASKS:
         data = find_data(name)
@@ -77,23 +76,23 @@ def load_tasks(name: str | Path) -> dict[str, Any]:
         name = str(Path(name).resolve())
     elif name not in all_tasks().all_tasks:
         others = "another name that `lm-eval ls tasks` lists, or the path of a task file (.yaml)"
-        raise ValueError(f"unknown: {str(name)!r} is no task; wanted some of {', '.join(TASKS)}, {others}")
+        raise ValueError(f"unknown task {str(name)!r}; choose from {', '.join(TASKS)}, {others}")
     try:
         loaded = all_tasks().load(name)["tasks"]
-    except Exception as error:  # of a file, of code that it names, of the hub
+    except Exception as error:  # the file, the code that it names or the hub may raise anything
         reason = " ".join(str(error.__cause__ or error).split())
-        said = f"task {name!r} can't be loaded ({type(error).__name__}: {reason})"
-        raise ValueError(f"{said}; mend its file, or let it fetch its data with a network") from error
-    for task, one in loaded.items():
-        for kind, what in NOT_HERE.items():
-            if getattr(one, kind, False):
-                raise ValueError(f"task {task} {what}, which isn't done here; use lm-eval's command line")
+        message = f"task {name!r} can't be loaded ({type(error).__name__}: {reason})"
+        raise ValueError(f"{message}; fix its file, or download its data with a network") from error
+    for task, definition in loaded.items():
+        for flag, fault in NOT_SUPPORTED.items():
+            if getattr(definition, flag, False):
+                raise ValueError(f"task {task} {fault}, which is not supported; use lm-eval's command line")
     return loaded
 
 
 @cache
 def all_tasks() -> Any:
-    """Index the tasks that lm-eval knows by name: takes seconds, so once a process."""
+    """Index the tasks that lm-eval knows by name, once per process, since it takes seconds."""
     from lm_eval.tasks import TaskManager
 
     return TaskManager()
@@ -101,10 +100,9 @@ def all_tasks() -> Any:
 
 @lru_cache(maxsize=64)
 def load_task(task: str, data: Path | None, content: str | None) -> Any:
-    """Load one of the seven as lm-eval defines it; once a process, for many models answer the same questions.
+    """Load one of the seven tasks as lm-eval defines it, cached, since many models answer the same questions.
 
-    Args:    data: the file of its questions, None for the hub.    content: the hash of `data`, by which it is
-             known again.
+    Args:    data: the file with its questions, None for the hub.    content: hash of `data`, for the cache.
     """
     from datasets import Dataset
     from datasets.exceptions import DatasetsError
@@ -112,7 +110,7 @@ def load_task(task: str, data: Path | None, content: str | None) -> Any:
 
     spec, settings = TASKS[task], {"task": task}
     folder = (Path(str(files("lm_eval"))) / "tasks" / spec.definition).parent
-    known = TaskManager(include_path=folder, include_defaults=False)  # of all folders: seconds
+    manager = TaskManager(include_path=folder, include_defaults=False)  # indexing all folders takes seconds
     try:
         if data is not None:
             is_arrow = data.suffix == ".arrow"
@@ -120,47 +118,47 @@ def load_task(task: str, data: Path | None, content: str | None) -> Any:
             settings |= {"custom_dataset": lambda **_: {spec.split: rows}}
             settings |= {f"{split}_split": None for split in ("training", "validation", "test")}
             settings[f"{spec.split}_split"] = spec.split
-        return known.load({"group": "here", "task": [settings]})["tasks"][task]
+        return manager.load({"group": "here", "task": [settings]})["tasks"][task]
     except (OSError, ValueError, TypeError, LookupError, DatasetsError) as error:
         if data is not None:
-            raise ValueError(f"{data} holds no questions of {task} ({error!r}); mend or delete it") from error
-        said = f"no tasks/{task}.jsonl in PRUNER_LIB_DATA, none in asset 'tasks', and the hub gave {error!r}"
+            raise ValueError(f"{data} holds no questions of {task} ({error!r}); fix or delete it") from error
+        tried = f"no tasks/{task}.jsonl in PRUNER_LIB_DATA, none in asset 'tasks', and the hub gave {error!r}"
         advice = "run `python -m pruner_lib.data.assets` with a network"
-        raise ValueError(f"no questions for {task}: {said}; {advice}") from error
+        raise ValueError(f"no questions for {task}: {tried}; {advice}") from error
 
 
 def prepare(name: str, task: Any, limit: int | None, seed: int | None, num_fewshot: int | None) -> Any:
-    """Copy a task for one call, so that the copy asks some of its questions, each after solved examples.
+    """Copy a task for one evaluation, with a sample of its questions and a number of few-shot examples.
 
     Args:    limit, seed: see `draw`.    num_fewshot: how many examples, drawn as by lm-eval's command line;
-             None: as many as the task's definition says, of the seven none.
-    Returns: the copy; its `numbers` are those of the questions. Examples still come from all.
+             None: the number in the task's definition, which is 0 for the paper's seven.
+    Returns: the copy; its `numbers` are those of the questions. Examples are drawn from the whole split.
     Raises:  ValueError: the definition forbids examples, there are too few, or a question does not fit it.
     """
     defined = task.config.num_fewshot
     if num_fewshot and defined == 0:
-        said = f"the definition of {name} says 0: ask without num_fewshot"
-        raise ValueError(f"num_fewshot came as {num_fewshot}, but {said}")
+        fault = f"the definition of {name} says 0; leave num_fewshot out"
+        raise ValueError(f"num_fewshot={num_fewshot}, but {fault}")
     count = (defined or 0) if num_fewshot is None else num_fewshot
-    if count and count >= (there := len(task.fewshot_docs())):  # one may be the question itself
-        raise ValueError(f"num_fewshot came as {count}, but {name} has {there} examples; take fewer")
-    asked = copy.copy(task)
-    asked._config = copy.copy(task.config)
-    asked.set_config("num_fewshot", count)
-    asked.numbers, docs = draw(task, limit, seed), task.eval_docs
-    drawn = docs.select(asked.numbers) if hasattr(docs, "select") else [docs[i] for i in asked.numbers]
-    for number, document in zip(asked.numbers, drawn, strict=True):
+    if count and count >= (available := len(task.fewshot_docs())):  # one may be the question itself
+        raise ValueError(f"num_fewshot={count}, but {name} has {available} examples; use fewer")
+    subset = copy.copy(task)
+    subset._config = copy.copy(task.config)
+    subset.set_config("num_fewshot", count)
+    subset.numbers, docs = draw(task, limit, seed), task.eval_docs
+    drawn = docs.select(subset.numbers) if hasattr(docs, "select") else [docs[i] for i in subset.numbers]
+    for number, document in zip(subset.numbers, drawn, strict=True):
         try:
             task.doc_to_text(document), right_answer(task, document)
-        except Exception as error:  # of its templates, or of code that it names
-            said = f"question {number} of {name} does not fit the task's definition ({error!r})"
-            raise ValueError(f"{said}; mend the data or the definition") from error
-    asked.has_test_docs, asked.test_docs = (lambda: True), (lambda: drawn)
-    return asked
+        except Exception as error:  # its templates, or code that it names, may raise anything
+            message = f"question {number} of {name} does not fit the task's definition ({error!r})"
+            raise ValueError(f"{message}; fix the data or the definition") from error
+    subset.has_test_docs, subset.test_docs = (lambda: True), (lambda: drawn)
+    return subset
 
 
 def draw(task: Any, limit: int | None, seed: int | None) -> list[int]:
-    """Draw questions of a split: sorted numbers, `limit` of them or all; without a seed the first."""
+    """Return sorted numbers of `limit` random questions of a split; without a seed, of the first ones."""
     n = len(task.eval_docs)
     if limit is None or seed is None:
         return list(range(n))[:limit]
@@ -168,14 +166,14 @@ def draw(task: Any, limit: int | None, seed: int | None) -> list[int]:
 
 
 def right_answer(task: Any, document: dict[str, Any]) -> int | None:
-    """Read the number of the one right choice as lm-eval's metrics do (WinoGrande's contexts differ).
+    """Return the index of the right choice, as lm-eval's metrics do (WinoGrande's contexts differ).
 
-    Returns: None where a question is no choice, has several right answers or is scored by code of its own.
-    Raises:  ValueError: none of the choices is right; lm-eval would count every answer as wrong.
+    Returns: None if a question has no choices or several right answers, or if custom code scores it.
+    Raises:  ValueError: none of the choices is right, so that lm-eval would count every answer as wrong.
     """
     if task.config.process_results is not None or task.OUTPUT_TYPE not in CHOOSING:
         return None
-    if task.OUTPUT_TYPE == "loglikelihood":  # one text alone
+    if task.OUTPUT_TYPE == "loglikelihood":  # a single text
         return 0
     answer = task.doc_to_text(document) if task.multiple_input else task.doc_to_target(document)
     choices = task.doc_to_choice(document)
@@ -183,13 +181,13 @@ def right_answer(task: Any, document: dict[str, Any]) -> int | None:
         return None
     number = answer if isinstance(answer, int) else [*choices, answer].index(answer)
     if not 0 <= number < len(choices):
-        raise ValueError(f"its right answer, {answer!r}, is none of its choices, {choices}")
+        raise ValueError(f"its right answer, {answer!r}, is not among its choices, {choices}")
     return number
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence lm-eval's notes and the data sets' progress bars; the bar over the questions stays."""
+    """Silence lm-eval's log and the progress bars of datasets, but not the bar over the questions."""
     from datasets.utils import logging as bars
 
     logger = logging.getLogger("lm_eval")

@@ -1,1 +1,1 @@
-"""Models by name: where they come from, how they are loaded, pruned, saved and spread over devices."""
+"""Load, prune, save and export models, and distribute them over devices."""

@@ -1,15 +1,15 @@
-"""ChatGLM-6B (Tables 5, 20 and 21 of the paper) as a model of transformers: no code of the hub has to run.
+"""ChatGLM-6B (Tables 5, 20 and 21 of the paper) as a transformers model that runs no code from the hub.
 
-Names of parameters and config keys are those of THUDM/chatglm-6b, whose own code no longer runs on current
-transformers. Written from what that code does; logits agree with it to 1e-4. A prompt is filled in:
+Parameter names and config keys are those of THUDM/chatglm-6b, whose own code no longer runs with current
+transformers. This is a reimplementation; its logits agree to 1e-4. The model fills a gap in a prompt:
 
-    tokens            t0 t1 t2 [gMASK] | <sop> a0 a1 a2      [MASK] instead: a gap inside of the text
-    position           0  1  2    3    |   3    3  3  3      the place that is filled in, from <sop> on
-    block position     0  0  0    0    |   1    2  3  4      the place inside of what is filled in
-    attention         each sees all    | the prompt, and what stands before
+    tokens            t0 t1 t2 [gMASK] | <sop> a0 a1 a2      [MASK] instead: a gap inside the text
+    position           0  1  2    3    |   3    3  3  3      from <sop> on, the position of the gap
+    block position     0  0  0    0    |   1    2  3  4      the position within the fill
+    attention         each sees all    | the prompt and earlier tokens
 
-Half of the channels of a head turn by each of the two positions. A residual sum adds the *normalised* input,
-times sqrt(2 * 28). This file travels beside the weights of a saved model, so it needs transformers alone.
+Each of the two positions rotates half of the channels of a head. The residual connection adds the
+*normalised* input, times sqrt(2 * 28). This file is saved with a model, so it imports only transformers.
 """
 
 import math
@@ -22,31 +22,31 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-# not by the package's name: the file lies beside this one, here and in a saved folder
-from .chatglm_positions import check_forms, hidden_from, lacks_gap, turned, two_positions
+# a relative import, which also works in a saved folder
+from .chatglm_positions import check_shapes, has_no_gap, masked_tokens, rotated, two_positions
 
-HIDDEN = -10000.0  # the score of what a token may not see
-ALPHA = math.sqrt(2 * 28)  # the released code has this number for any number of layers
+MASKED = -10000.0  # the attention score of masked tokens
+ALPHA = math.sqrt(2 * 28)  # the released code uses this number for any number of layers
 LATER_KEYS = ("padded_vocab_size", "ffn_hidden_size", "multi_query_attention", "kv_channels")  # of ChatGLM2
 
 
 class ChatGLMConfig(PreTrainedConfig):
     """Sizes and special tokens of a ChatGLM; the defaults are those of THUDM/chatglm-6b.
 
-    Raises: ValueError: the config of ChatGLM2 or later, which is another architecture of the same
-        `model_type`; weights in 4 or 8 bits; a trained prefix; positions of one dimension.
+    Raises: ValueError: the config is that of ChatGLM2 or later (another architecture with the same
+        `model_type`), or has 4- or 8-bit weights, a trained prefix or one-dimensional positions.
     """
 
     model_type = "chatglm"
     attribute_map = {"num_hidden_layers": "num_layers", "max_position_embeddings": "max_sequence_length"}
     keys_to_ignore_at_inference = ["past_key_values"]
-    _auto_class = "AutoConfig"  # saved with this file beside it, for who has transformers alone
+    _auto_class = "AutoConfig"  # saves this file with the config, so that transformers alone can load it
 
     vocab_size: int = 130528
     hidden_size: int = 4096
     num_layers: int = 28
     num_attention_heads: int = 32
-    head_dim: int | None = None  # None: hidden_size / num_attention_heads; a number once heads were cut
+    head_dim: int | None = None  # None: hidden_size / num_attention_heads; a number once heads were pruned
     inner_hidden_size: int = 16384
     layernorm_epsilon: float = 1e-5
     max_sequence_length: int = 2048
@@ -57,7 +57,7 @@ class ChatGLMConfig(PreTrainedConfig):
     pad_token_id: int | None = 3
     mask_token_id: int = 130000
     gmask_token_id: int = 130001
-    bos_token_id: int = 130004  # <sop>: here the prompt ends and what is filled in starts
+    bos_token_id: int = 130004  # <sop>: ends the prompt, starts the fill
     eos_token_id: int | list[int] | None = 130005  # <eop>
 
     def __post_init__(self, **kwargs):
@@ -65,14 +65,14 @@ class ChatGLMConfig(PreTrainedConfig):
         refused |= {key: kwargs[key] for key in ("pre_seq_len", "quantization_bit") if kwargs.get(key)}
         refused |= {} if self.position_encoding_2d else {"position_encoding_2d": False}
         if refused:
-            came = ", ".join(f"{key}={value}" for key, value in refused.items())
-            wanted = "ChatGLM-6B as it was released, in floating point: no later version, no trained prefix"
-            raise ValueError(f"the config has {came}; wanted {wanted}")
+            found = ", ".join(f"{key}={value}" for key, value in refused.items())
+            expected = "the original ChatGLM-6B in floating point: no later version, no trained prefix"
+            raise ValueError(f"the config has {found}; expected {expected}")
         super().__post_init__(**kwargs)
 
 
 class ChatGLMAttention(nn.Module):
-    """Attention whose query, key and value rows lie head by head in one matrix."""
+    """Attention with the query, key and value rows of all heads, head by head, in one matrix."""
 
     def __init__(self, config: ChatGLMConfig, layer_idx: int):
         super().__init__()
@@ -80,24 +80,24 @@ class ChatGLMAttention(nn.Module):
         self.num_attention_heads = config.num_attention_heads
         self.head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
         if self.head_dim < 4 or self.head_dim % 4:
-            wanted = "a multiple of four: two positions turn pairs of them; change heads or head_dim"
-            raise ValueError(f"a head has {self.head_dim} channels, wanted {wanted}")
+            expected = "expected a multiple of four, since two positions rotate pairs of channels"
+            raise ValueError(f"a head has {self.head_dim} channels; {expected}; change heads or head_dim")
         width = self.num_attention_heads * self.head_dim
         self.query_key_value = nn.Linear(config.hidden_size, 3 * width)
         self.dense = nn.Linear(width, config.hidden_size)
 
-    def forward(self, x: Tensor, hidden: Tensor, positions: Tensor, cache: DynamicCache | None) -> Tensor:
+    def forward(self, x: Tensor, masked: Tensor, positions: Tensor, cache: DynamicCache | None) -> Tensor:
         mixed = self.query_key_value(x).unflatten(-1, (self.num_attention_heads, 3 * self.head_dim))
         query, key, value = mixed.transpose(1, 2).chunk(3, dim=-1)  # (batch, heads, tokens, head_dim)
-        places = positions.unbind(1)  # each turns one half of the channels
-        query, key = (torch.cat([*map(turned, z.chunk(2, -1), places)], -1) for z in (query, key))
+        both = positions.unbind(1)  # each rotates one half of the channels
+        query, key = (torch.cat([*map(rotated, z.chunk(2, -1), both)], -1) for z in (query, key))
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)
-        scale = 32.0  # divided out and multiplied in again: half precision overflows; exact, a power of two
+        scale = 32.0  # keeps half precision from overflowing; a power of two, so it changes no bits
         scores = (query / (math.sqrt(self.head_dim) * scale)) @ key.transpose(-1, -2)
-        scores = scores.masked_fill(hidden, HIDDEN).float() * scale  # (batch, heads, tokens, all tokens)
-        seen = scores.softmax(-1).to(value.dtype) @ value
-        return self.dense(seen.transpose(1, 2).flatten(-2))
+        scores = scores.masked_fill(masked, MASKED).float() * scale  # (batch, heads, tokens, all tokens)
+        context = scores.softmax(-1).to(value.dtype) @ value
+        return self.dense(context.transpose(1, 2).flatten(-2))
 
 
 class ChatGLMBlock(GradientCheckpointingLayer):
@@ -115,15 +115,15 @@ class ChatGLMBlock(GradientCheckpointingLayer):
         }
         self.mlp = nn.Sequential(OrderedDict(mlp))
 
-    def forward(self, x: Tensor, hidden: Tensor, positions: Tensor, past_key_values=None) -> Tensor:
+    def forward(self, x: Tensor, masked: Tensor, positions: Tensor, past_key_values=None) -> Tensor:
         x = self.input_layernorm(x)
-        x = x * ALPHA + self.attention(x, hidden, positions, past_key_values)
+        x = x * ALPHA + self.attention(x, masked, positions, past_key_values)
         x = self.post_attention_layernorm(x)
         return x * ALPHA + self.mlp(x)
 
 
 class ChatGLMPreTrainedModel(PreTrainedModel):
-    """What both models share."""
+    """Class attributes shared by both models."""
 
     config_class = ChatGLMConfig
     base_model_prefix = "transformer"
@@ -131,7 +131,7 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
     _input_embed_layer = "word_embeddings"
     _no_split_modules = ["ChatGLMBlock"]
     _skip_keys_device_placement = ["past_key_values"]
-    _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq"]  # they follow from the size
+    _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq"]  # recomputed from the head size
 
 
 class ChatGLMModel(ChatGLMPreTrainedModel):
@@ -155,47 +155,47 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
     ) -> BaseModelOutputWithPast:
         """Run the decoder on tokens `(batch, tokens)`.
 
-        A row without a gap to fill in is plain text: it is read after "[gMASK] <sop>", put before it here.
+        A row without a gap is plain text, and "[gMASK] <sop>" is put before it.
 
-        Args:    attention_mask: `(batch, past + tokens)`, 0 for padding, None for no padding; or what may not
-                 be seen, `(batch, 1, tokens, past + tokens)`: True, as the hub's tokenizer gives it, or below
-                 zero, as elsewhere in transformers.
-                 position_ids: `(batch, 2, tokens)`; None: they follow from the special tokens.
-        Raises:  ValueError: masks or positions of another form; tokens after a cache without positions; <sop>
-                 without [gMASK] or [MASK].
+        Args:    attention_mask: `(batch, past + tokens)`, 0 for padding, None for no padding; or a mask
+                 `(batch, 1, tokens, past + tokens)` that is True (as from the hub's tokenizer) or negative
+                 (as elsewhere in transformers) for masked tokens.
+                 position_ids: `(batch, 2, tokens)`; None derives them from the special tokens.
+        Raises:  ValueError: a mask or positions have another shape, there are a cache but no positions, or a
+                 row has <sop> without [gMASK] or [MASK].
         """
         use_cache = self.config.use_cache if use_cache is None else use_cache
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         n = input_ids.shape[1]
-        check_forms(attention_mask, position_ids, past)
+        check_shapes(attention_mask, position_ids, past)
         padding = input_ids.new_ones(len(input_ids), past + n)
         if attention_mask is not None and attention_mask.ndim == 4:
-            hidden = attention_mask if attention_mask.dtype == torch.bool else attention_mask < 0
+            masked = attention_mask if attention_mask.dtype == torch.bool else attention_mask < 0
         else:
             padding = padding if attention_mask is None else attention_mask
             if position_ids is None:
-                input_ids, padding = self._opened(input_ids, padding)
-            hidden = hidden_from(input_ids, padding, past, self.config)
+                input_ids, padding = self._with_gap(input_ids, padding)
+            masked = masked_tokens(input_ids, padding, past, self.config)
         if position_ids is None:
             position_ids = two_positions(input_ids, padding, self.config)
         x = self.word_embeddings(input_ids)  # (batch, tokens, hidden)
         for layer in self.layers:
-            x = layer(x, hidden, position_ids, past_key_values=past_key_values)
+            x = layer(x, masked, position_ids, past_key_values=past_key_values)
         return BaseModelOutputWithPast(self.final_layernorm(x)[:, -n:], past_key_values)
 
-    def _opened(self, input_ids: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
-        """Put "[gMASK] <sop>" before rows of plain text, and padding before the others if there are any."""
-        plain = lacks_gap(input_ids, self.config)[:, None]  # (batch, 1)
+    def _with_gap(self, input_ids: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
+        """If rows are plain text, put "[gMASK] <sop>" before them and padding before the others."""
+        plain = has_no_gap(input_ids, self.config)[:, None]  # (batch, 1)
         if not plain.any():
             return input_ids, padding
         if (plain & (input_ids == self.config.bos_token_id).any(-1, keepdim=True)).any():
-            found = "a row has <sop>, but no [gMASK] or [MASK] for the place that is filled in"
-            raise ValueError(f"{found}; take the ids that the tokenizer gives, or plain text alone")
-        opening = input_ids.new_tensor([[self.config.gmask_token_id, self.config.bos_token_id]])
-        opening = torch.where(plain, opening, self.config.pad_token_id or 0)
-        return torch.cat([opening, input_ids], 1), torch.cat([plain.expand(-1, 2).to(padding), padding], 1)
+            found = "a row has <sop>, but no [gMASK] or [MASK] for the gap"
+            raise ValueError(f"{found}; give the ids from the tokenizer, or only plain text")
+        prefix = input_ids.new_tensor([[self.config.gmask_token_id, self.config.bos_token_id]])
+        prefix = torch.where(plain, prefix, self.config.pad_token_id or 0)
+        return torch.cat([prefix, input_ids], 1), torch.cat([plain.expand(-1, 2).to(padding), padding], 1)
 
 
 class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
@@ -222,7 +222,7 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """Predict the next tokens; arguments as in `ChatGLMModel.forward`, `labels` as in transformers.
 
-        `position_ids` is not named here: whoever finds the name would count positions of one dimension.
+        `position_ids` is hidden in kwargs, since callers that find it would pass one-dimensional positions.
         """
         positions = kwargs.pop("position_ids", None)
         out = self.transformer(input_ids, attention_mask, positions, past_key_values, use_cache)
@@ -232,25 +232,25 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=out.past_key_values)
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, attention_mask=None, **kwargs) -> dict:
-        """Choose what one step of generation reads; positions follow from the whole text so far."""
-        if lacks_gap(input_ids, self.config).any():
-            wanted = "[gMASK] or [MASK], and <sop> behind it; take the ids that the tokenizer gives"
-            raise ValueError(f"a prompt to go on from has {wanted}")
+        """Prepare the inputs of one generation step; positions depend on the whole text so far."""
+        if has_no_gap(input_ids, self.config).any():
+            expected = "[gMASK] or [MASK], followed by <sop>; give the ids from the tokenizer"
+            raise ValueError(f"a prompt for generation needs {expected}")
         padding = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if padding.ndim != 2:
-            raise ValueError(f"attention_mask came with shape {tuple(padding.shape)}, wanted (batch, tokens)")
+            raise ValueError(f"attention_mask has shape {tuple(padding.shape)}, expected (batch, tokens)")
         kwargs["position_ids"] = two_positions(input_ids, padding, self.config)  # the last ones are kept
         return super().prepare_inputs_for_generation(input_ids, attention_mask=padding, **kwargs)
 
 
 def tie_equal_(model: ChatGLMForConditionalGeneration) -> ChatGLMForConditionalGeneration:
-    """Share one matrix between embedding and output layer where they are equal, as the hub's own code does.
+    """Tie embedding and output layer if their weights are equal, as the hub's own code does.
 
-    The checkpoint holds it twice, and its config says nothing: 6.17 billion parameters, not 6.71.
+    The checkpoint stores the matrix twice and its config does not say so: 6.17 billion parameters, not 6.71.
     """
     embedding, output = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    here = embedding.device == output.device and embedding.device.type != "meta"
-    if here and embedding.shape == output.shape and torch.equal(embedding, output):
+    comparable = embedding.device == output.device and embedding.device.type != "meta"
+    if comparable and embedding.shape == output.shape and torch.equal(embedding, output):
         model.config.tie_word_embeddings = True
         model.tie_weights()
     return model

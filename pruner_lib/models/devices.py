@@ -1,7 +1,7 @@
-"""Where a model lies: its device, and a spread model held in place to be scored and cut.
+"""The device of a model, and how an offloaded model is scored and pruned.
 
-A model lies on one device, or is spread by accelerate over several GPUs and CPU memory. Spread, it is
-evaluated as it is: what lies in CPU memory is brought to a GPU for its part of the forward pass.
+A model is on one device, or accelerate distributes it over several GPUs and CPU memory. It is evaluated as it
+is: weights in CPU memory are copied to a GPU for their part of the forward pass.
 """
 
 from collections.abc import Iterator
@@ -16,42 +16,41 @@ from pruner_lib.method.offload import offloaded
 
 
 def find_device(name: str | torch.device) -> str:
-    """Choose the device of a model: "auto" takes CUDA when there is one, "cuda:1" is the second.
+    """Choose the device of a model: "auto" takes CUDA if available; "cuda:1" is the second GPU.
 
-    Raises:  ValueError: no such device here.
+    Raises:  ValueError: the device is unknown or not available.
     """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=torch.device(str(name)))
-    except (RuntimeError, NotImplementedError, AssertionError) as error:  # no name of a device, or none there
-        wanted = "auto, cpu or, where there is CUDA, cuda or cuda:1"
-        raise ValueError(f"device came as {name!r}, wanted {wanted}: {str(error):.80}") from error
+    except (RuntimeError, NotImplementedError, AssertionError) as error:  # unknown or not available
+        choices = "auto, cpu or, with CUDA, cuda or cuda:1"
+        raise ValueError(f"device must be {choices}, got {name!r}: {str(error):.80}") from error
     return str(name)
 
 
 @contextmanager
 def in_place(model: nn.Module) -> Iterator[nn.Module]:
-    """Hold the weights of a spread model in their modules, each computed with on the device where it lies.
+    """Keep the weights of an offloaded model in their modules, and compute with each on its own device.
 
-    Afterwards the model is spread as before, with the weights that it has then: smaller ones, after a cut.
+    On exit, the model is offloaded as before, with its current weights, which pruning may have made smaller.
 
-    Raises:  ValueError: weights are on a disk, where nothing can be computed.
+    Raises:  ValueError: some weights are on disk, where nothing can be computed.
     """
     if not offloaded(model):
         yield model
         return
-    places = dict(getattr(model, "hf_device_map", {"": "cpu"}))
-    if "disk" in places.values():
-        names = [name for name, place in places.items() if place == "disk"]
+    device_map = dict(getattr(model, "hf_device_map", {"": "cpu"}))
+    if names := [name for name, device in device_map.items() if device == "disk"]:
         parts = f"{len(names)} parts of the model, such as {names[0]!r}, are on disk"
-        raise ValueError(f"{parts}, where nothing is computed; load it over GPUs and CPU memory alone")
-    remove_hook_from_submodules(model)  # gives the weights back, without a copy
+        raise ValueError(f"{parts}, where nothing is computed; load the model into GPU and CPU memory only")
+    remove_hook_from_submodules(model)  # returns the weights to the modules, without a copy
     model.tie_weights()
-    dispatch_model(model, places, main_device="cpu", force_hooks=True)
+    dispatch_model(model, device_map, main_device="cpu", force_hooks=True)
     try:
         yield model
     finally:
         remove_hook_from_submodules(model)
         model.tie_weights()
-        dispatch_model(model, places)
+        dispatch_model(model, device_map)

@@ -1,9 +1,8 @@
-"""Export: one GGUF file, for llama.cpp and what is built on it (ollama, LM Studio).
+"""Export a model as one GGUF file, for llama.cpp and tools built on it (ollama, LM Studio).
 
-A model whose layers are all alike is written as llama.cpp's architecture `llama`. One with layers of
-different widths is written as its `deci`, made for models out of neural architecture search: the same
-function, with head counts and MLP widths as lists, a number a layer. Numbers are written as they are;
-llama.cpp's own `llama-quantize` makes them smaller. The tokenizer is in `export_tokenizer`.
+A model whose layers all have the same widths is written as llama.cpp's architecture `llama`, any other as
+`deci`, which computes the same function but has lists of head counts and MLP widths, one number per layer.
+Weights are not quantised; llama.cpp's `llama-quantize` can do that. `export_tokenizer` writes the tokenizer.
 """
 
 import os
@@ -22,10 +21,10 @@ from pruner_lib.models.export_tokenizer import add_tokenizer
 from pruner_lib.models.load import load_model
 from pruner_lib.models.twins import interleaved
 
-MODEL_TYPES = ("llama", "mistral", "qwen2")  # one function: RMS norms, rotated halves, SiLU-gated MLPs
-STATIC_ROPES = ("default", "linear", "llama3")  # angles that depend on nothing but the position
-Entry = tuple[str, Tensor, torch.dtype, int]  # name and type in the file, tensor, heads to interleave or 0
-TYPES = {  # dtype of the weights -> of the tensor, of the file
+MODEL_TYPES = ("llama", "mistral", "qwen2")  # the same function: RMS norms, RoPE on halves, SiLU-gated MLPs
+STATIC_ROPES = ("default", "linear", "llama3")  # angles that depend only on the position
+Entry = tuple[str, Tensor, torch.dtype, int]  # name and dtype in the file, tensor, heads to interleave or 0
+TYPES = {  # dtype of the weights -> GGUF types of a tensor and of the file
     torch.float32: (GGMLQuantizationType.F32, LlamaFileType.ALL_F32),
     torch.float16: (GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16),
     torch.bfloat16: (GGMLQuantizationType.BF16, LlamaFileType.MOSTLY_BF16),
@@ -39,25 +38,25 @@ def to_gguf(
     tokenizer: PreTrainedTokenizerBase | None = None,
     dtype: torch.dtype | None = None,
 ) -> Path:
-    """Write a decoder of the LLaMA kind, pruned or not, with its tokenizer as one GGUF file.
+    """Write a LLaMA-like decoder, pruned or not, and its tokenizer as one GGUF file.
 
     Args:
-        model: in memory, or what `load_model` takes: a name, a folder or a hub id.
-        path: the file; one that is there is replaced.
-        tokenizer: of a model in memory; for the others that of their folder.
-        dtype: float32, float16 or bfloat16, for the matrices; vectors are float32. None: that of the
-            model, float32 for one that is read here.
+        model: a model in memory, or what `load_model` takes: a name, a folder or a hub id.
+        path: the file; an existing one is replaced.
+        tokenizer: required for a model in memory; None loads it with the model.
+        dtype: float32, float16 or bfloat16, for matrices; vectors are float32. None: that of a model in
+            memory, float32 for a loaded one.
     Returns: `path`. `llama-cli -m path` runs it, and `ollama create` with a Modelfile of `FROM path`.
-    Raises: ValueError: another architecture, a setting or tokenizer that llama.cpp has not in this form,
-        or weights too large for float16. OSError: the disk is full. Nothing is written then.
+    Raises: ValueError: llama.cpp does not support the architecture, a setting or the tokenizer, or weights
+        are too large for float16. OSError: the disk is full. Nothing is written in these cases.
     Source: llama.cpp, `convert_hf_to_gguf.py` and `src/models/deci.cpp`.
     """
     if isinstance(model, (str, Path)):
-        model, found = load_model(model, dtype=dtype or torch.float32)
-        tokenizer = tokenizer or found
+        model, loaded = load_model(model, dtype=dtype or torch.float32)
+        tokenizer = tokenizer or loaded
     require(os.PathLike, path=path)
     if Path(path).is_dir():
-        raise ValueError(f"{path} is a folder; give the name of a file, such as {Path(path) / 'model.gguf'}")
+        raise ValueError(f"{path} is a folder; give the path of a file, such as {Path(path) / 'model.gguf'}")
     check_folder(Path(path).parent)
     writer, tensors = check_gguf(model, tokenizer, dtype)
     for name, parameter, kind, _ in tensors:
@@ -73,7 +72,7 @@ def to_gguf(
                 rows = interleaved(parameter, n_heads) if n_heads else parameter
                 tensor = rows.to(device="cpu", dtype=kind).contiguous()
                 if kind == torch.float16 and not tensor.isfinite().all():
-                    raise ValueError(f"{name} holds numbers that float16 can't; write bfloat16 or float32")
+                    raise ValueError(f"{name} has values too large for float16; use bfloat16 or float32")
                 writer.write_tensor_data(tensor.view(torch.uint8).numpy())
         finally:
             writer.close()
@@ -84,16 +83,16 @@ def to_gguf(
 def check_gguf(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, dtype: torch.dtype | None = None
 ) -> tuple[GGUFWriter, list[Entry]]:
-    """Describe a model as GGUF, or raise the ValueError of `to_gguf`; nothing is written.
+    """Check that a model can be written as GGUF, as `to_gguf` does, without writing it.
 
-    Returns: a writer that holds all but the tensors (sizes, rope, tokenizer), and the tensors.
+    Returns: a writer with all metadata (sizes, rope, tokenizer), and the tensors.
     """
-    _check_function(model)
+    _check_supported(model)
     dtype = dtype or model.dtype
     require((*TYPES,), dtype=dtype)
     config, vocabulary = model.config, model.get_input_embeddings().num_embeddings
     parts = [(layer.self_attn, layer.mlp) for layer in model.model.layers]
-    widths = [  # query heads, key and value heads, and MLP channels, a number a layer
+    widths = [  # query heads, key-value heads and MLP channels of each layer
         [attention.q_proj.out_features // attention.head_dim for attention, _ in parts],
         [attention.k_proj.out_features // attention.head_dim for attention, _ in parts],
         [mlp.down_proj.in_features for _, mlp in parts],
@@ -108,7 +107,7 @@ def check_gguf(
         add(parts[0][0].head_dim)
     writer.add_block_count(len(parts))
     writer.add_embedding_length(model.get_input_embeddings().embedding_dim)
-    # a model that looks back over a sliding window only is the same up to that length
+    # up to the length of the window, sliding-window attention equals full attention
     window = getattr(config, "sliding_window", None) or config.max_position_embeddings
     writer.add_context_length(min(window, config.max_position_embeddings))
     writer.add_layer_norm_rms_eps(model.model.norm.variance_epsilon)
@@ -119,49 +118,49 @@ def check_gguf(
     return writer, _tensors(model, dtype)
 
 
-def _check_function(model: PreTrainedModel) -> None:
-    """Refuse a model that llama.cpp's `llama` and `deci` would compute in another way."""
+def _check_supported(model: PreTrainedModel) -> None:
+    """Refuse a model that llama.cpp's `llama` and `deci` would compute differently."""
     check_in_memory(model)
     check_weights(model)
     require(PreTrainedModel, model=model)
     config = model.config
     if config.model_type not in MODEL_TYPES or model.get_output_embeddings() is None:
-        came = f"got {config.model_type!r} ({type(model).__name__}), which llama.cpp's own converter may read"
-        raise ValueError(f"GGUF is for language models of the types {', '.join(MODEL_TYPES)}, {came}")
+        found = f"got {config.model_type!r} ({type(model).__name__}); try llama.cpp's own converter"
+        raise ValueError(f"to_gguf writes language models of the types {', '.join(MODEL_TYPES)}, {found}")
     layers, rope_type = model.model.layers, config.rope_parameters["rope_type"]
     head_dim, n_rotated = layers[0].self_attn.head_dim, 2 * len(model.model.rotary_emb.inv_freq)
     scalings = {layer.self_attn.scaling for layer in layers}
     norms = {m.variance_epsilon for m in model.modules() if hasattr(m, "variance_epsilon")}
-    settings = (  # what came, is that what llama.cpp computes
+    settings = (  # name, value, whether llama.cpp supports it
         ("hidden_act", config.hidden_act, config.hidden_act in ("silu", "swish")),
         ("rope_type", rope_type, rope_type in STATIC_ROPES),
-        ("number of rotated channels a head", n_rotated, n_rotated == head_dim),
-        ("attention is scaled by", scalings, scalings == {head_dim**-0.5}),
-        ("norms have the epsilons", norms, len(norms) == 1),
+        ("number of rotated channels per head", n_rotated, n_rotated == head_dim),
+        ("set of attention scales", scalings, scalings == {head_dim**-0.5}),
+        ("set of norm epsilons", norms, len(norms) == 1),
     )
-    for name, came, fits in settings:
-        if not fits:
-            raise ValueError(f"llama.cpp has no llama like this one, {name}: {came}; no GGUF can be written")
+    for name, value, is_supported in settings:
+        if not is_supported:
+            raise ValueError(f"no GGUF can be written: llama.cpp does not support that the {name} is {value}")
 
 
 def _tensors(model: PreTrainedModel, dtype: torch.dtype) -> list[Entry]:
-    """List the tensors of the file; refuse a parameter that has no place in a llama of llama.cpp."""
+    """List the tensors of the file; refuse parameters that llama.cpp's `llama` does not have."""
     layers = model.model.layers
     names = get_tensor_name_map(MODEL_ARCH.LLAMA, len(layers))
     head_dim, tensors = layers[0].self_attn.head_dim, []
-    for name, parameter in model.named_parameters():  # tied ones once, as llama.cpp wants them
+    for name, parameter in model.named_parameters():  # tied weights once, as llama.cpp expects
         stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if stored in (None, "output.bias"):
-            raise ValueError(f"llama.cpp has no place in a llama for {name}: this model can't become a GGUF")
+            raise ValueError(f"no GGUF can be written: llama.cpp's llama has no parameter {name}")
         rotated = name.rsplit(".", 2)[-2] in ("q_proj", "k_proj")
-        kind = torch.float32 if parameter.ndim == 1 else dtype  # llama.cpp adds and multiplies such vectors
+        kind = torch.float32 if parameter.ndim == 1 else dtype  # llama.cpp needs float32 vectors
         tensors.append((stored, parameter.detach(), kind, len(parameter) // head_dim if rotated else 0))
     factors = _rope_factors(model)
     return tensors if factors is None else [*tensors, ("rope_freqs.weight", factors, torch.float32, 0)]
 
 
 def _rope_factors(model: PreTrainedModel) -> Tensor | None:
-    """By what llama.cpp divides the angle of each pair: `(head_dim / 2,)`, None where nothing is scaled."""
+    """Compute the divisors of each pair's angle for llama.cpp: `(head_dim / 2,)`, or None if all are 1."""
     frequencies = model.model.rotary_emb.inv_freq.float().cpu()
     exponents = torch.arange(len(frequencies), dtype=torch.float32) / len(frequencies)
     factors = model.config.rope_parameters["rope_theta"] ** -exponents / frequencies

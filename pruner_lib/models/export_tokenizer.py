@@ -1,8 +1,8 @@
-"""The tokenizer of a GGUF file: what llama.cpp needs to cut a text into the same tokens.
+"""Write the tokenizer of a GGUF file, so that llama.cpp splits a text into the same tokens.
 
-Two kinds are written, both of them BPE: that of GPT-2, over bytes, with one of the ways to cut a text into
-words that llama.cpp knows by name; and that of LLaMA (sentencepiece), over characters, with bytes for those
-that it has not. Others are refused, as is a vocabulary larger than the model's.
+Two kinds of BPE are supported: GPT-2's, over bytes, with one of the pre-tokenizers that llama.cpp knows by
+name; and LLaMA's (sentencepiece), over characters, with byte fallback. Other tokenizers are refused, as are
+vocabularies larger than the model's.
 """
 
 import json
@@ -16,32 +16,32 @@ WORDS = BYTES | {"use_regex": True}
 LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 SPLIT = {"type": "Split", "behavior": "Isolated", "invert": False}
-# name of llama.cpp -> how a text is cut into words before its bytes are merged
+# llama.cpp's name of a pre-tokenizer -> how it splits a text into words
 WORD_RULES = {
     "gpt-2": [WORDS],
     "smollm": [{"type": "Digits", "individual_digits": True}, WORDS],
     "llama-bpe": [SPLIT | {"pattern": {"Regex": LETTERS + r"\p{N}{1,3}" + REST}}, BYTES],
     "qwen2": [SPLIT | {"pattern": {"Regex": LETTERS + r"\p{N}" + REST}}, BYTES],
 }
-IGNORES_MERGES = ("llama-bpe",)  # a word that is a token is taken whole
-NO_MERGES = ["Ā Ā"]  # llama.cpp wants at least one; of two zero bytes it makes their two tokens again
+IGNORES_MERGES = ("llama-bpe",)  # a word that is in the vocabulary becomes one token
+NO_MERGES = ["Ā Ā"]  # llama.cpp needs at least one merge; this one of two zero bytes has no effect
 SPACE = "▁"
-OLD_SPACES = [  # how the first conversions of LLaMA write what Metaspace does
+OLD_SPACES = [  # equivalent of Metaspace in early conversions of LLaMA
     {"type": "Prepend", "prepend": SPACE},
     {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
 ]
 
 
 def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase | None, size: int) -> None:
-    """Describe a tokenizer in a GGUF file.
+    """Add a tokenizer to a GGUF file.
 
-    Args:    size: of the model's vocabulary; ids that the tokenizer has not become unused tokens.
-    Raises:  ValueError: no tokenizer, one of another kind, or one with more tokens than the model.
+    Args:    size: of the model's vocabulary; ids without a token become unused tokens.
+    Raises:  ValueError: the tokenizer is missing, of another kind, or has more tokens than the model.
     """
     state = _state(tokenizer)
     if len(tokenizer) > size:
         advice = "give the tokenizer of this model, or call model.resize_token_embeddings first"
-        raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, the model {size}: {advice}")
+        raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, but the model {size}; {advice}")
     by_id = {i: token for token, i in tokenizer.get_vocab().items()}
     tokens = [by_id.get(i, f"[PAD{i}]") for i in range(size)]
     types = [TokenType.NORMAL if i in by_id else TokenType.UNUSED for i in range(size)]
@@ -51,8 +51,8 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase | None,
         _add_bytes(writer, state)
     for added in state["added_tokens"]:
         if added["lstrip"] or added["rstrip"] or added["single_word"]:
-            said = "takes the blanks beside it, or is a whole word only"
-            raise ValueError(f"the added token {added['content']!r} {said}; llama.cpp's are found everywhere")
+            rule = "strips spaces beside it or matches whole words only"
+            raise ValueError(f"the added token {added['content']!r} {rule}, which llama.cpp does not support")
         if types[added["id"]] == TokenType.NORMAL:
             types[added["id"]] = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
     writer.add_token_list(tokens)
@@ -60,8 +60,10 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase | None,
     bos, eos = [tokenizer.bos_token_id], [tokenizer.eos_token_id]
     plain, ids = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
     if ids != bos * (ids[:1] == bos) + plain + eos * (ids[-1:] == eos):
-        shown = tokenizer.convert_ids_to_tokens(ids)
-        raise ValueError(f"llama.cpp puts BOS before a text and EOS behind it alone, this tokenizer: {shown}")
+        tokens = tokenizer.convert_ids_to_tokens(ids)
+        raise ValueError(
+            f"llama.cpp adds only BOS before and EOS after a text; this tokenizer gives {tokens}"
+        )
     writer.add_add_bos_token(ids[:1] == bos)
     writer.add_add_eos_token(ids[-1:] == eos)
     for name in ("bos", "eos", "unk", "pad"):
@@ -72,44 +74,44 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase | None,
 
 
 def _state(tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Any]:
-    """What a fast tokenizer writes into its tokenizer.json; refuse one that is no BPE."""
+    """Return the content of a fast tokenizer's tokenizer.json; refuse tokenizers other than BPE."""
     if tokenizer is None:
-        raise ValueError("a GGUF holds the tokenizer too: to_gguf(model, path, tokenizer=tokenizer)")
+        raise ValueError("a GGUF file includes the tokenizer; call to_gguf(model, path, tokenizer=tokenizer)")
     backend = getattr(tokenizer, "backend_tokenizer", None)
     state = json.loads(backend.to_str()) if backend is not None else {"model": {"type": "slow"}}
     if state["model"]["type"] != "BPE":
-        came = f"{type(tokenizer).__name__} is of the kind {state['model']['type']!r}"
-        raise ValueError(f"{came}; a GGUF is written with BPE, over bytes or with byte fallback, alone")
+        found = f"{type(tokenizer).__name__} is of the kind {state['model']['type']!r}"
+        raise ValueError(f"{found}; to_gguf supports only BPE, over bytes or with byte fallback")
     return state
 
 
 def _add_bytes(writer: GGUFWriter, state: dict[str, Any]) -> None:
-    """BPE over bytes: merges in their order, and the name of the rule that cuts a text into words."""
+    """Add BPE over bytes: merges in order, and the name of the pre-tokenizer."""
     rule = _list(state["pre_tokenizer"], "pretokenizers")
     for step in rule:
-        step.pop("trim_offsets", None)  # of positions in the text, not of tokens
+        step.pop("trim_offsets", None)  # affects offsets, not tokens
     names = [name for name, known in WORD_RULES.items() if rule == known]
-    model, normal = state["model"], state["normalizer"]
+    model, normalizer = state["model"], state["normalizer"]
     if not names or (model.get("ignore_merges") or False) != (names[0] in IGNORES_MERGES):
         found = f"words by {json.dumps(rule)} with ignore_merges {model.get('ignore_merges')}"
-        raise ValueError(f"a GGUF has rules for {', '.join(WORD_RULES)}; this tokenizer cuts into {found}")
-    if normal is not None and normal["type"] != "NFC":
-        raise ValueError(f"llama.cpp changes no text before it cuts it, this tokenizer does: {normal}")
+        raise ValueError(f"to_gguf knows the rules of {', '.join(WORD_RULES)}; this tokenizer makes {found}")
+    if normalizer is not None and normalizer["type"] != "NFC":
+        raise ValueError(f"llama.cpp does not normalise text, but this tokenizer does: {normalizer}")
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(names[0])
     writer.add_token_merges([" ".join(pair) for pair in model["merges"]] or NO_MERGES)
 
 
 def _add_characters(writer: GGUFWriter, state: dict[str, Any], tokens: list[str], types: list) -> None:
-    """sentencepiece's BPE merges the pair whose token has the highest score, so that is minus the rank."""
-    spaces, rest = state["pre_tokenizer"], _list(state["normalizer"], "normalizers")
-    if spaces is not None and (spaces["type"] != "Metaspace" or spaces["split"] or rest):
-        raise ValueError(f"llama.cpp has no tokenizer with bytes for unknown characters and {spaces}, {rest}")
-    if spaces is None and rest not in (OLD_SPACES, OLD_SPACES[1:]):
-        raise ValueError(f"llama.cpp only puts {SPACE} for spaces into a text, this tokenizer does: {rest}")
-    prefix = spaces["prepend_scheme"] != "never" if spaces else rest == OLD_SPACES
+    """Add sentencepiece's BPE: it merges the pair with the highest score, so scores are negative ranks."""
+    spaces, steps = state["pre_tokenizer"], _list(state["normalizer"], "normalizers")
+    if spaces is not None and (spaces["type"] != "Metaspace" or spaces["split"] or steps):
+        raise ValueError(f"llama.cpp has no tokenizer with byte fallback and {spaces}, {steps}")
+    if spaces is None and steps not in (OLD_SPACES, OLD_SPACES[1:]):
+        raise ValueError(f"llama.cpp only replaces spaces by {SPACE}, but this tokenizer does: {steps}")
+    prefix = spaces["prepend_scheme"] != "never" if spaces else steps == OLD_SPACES
     merges = ["".join(pair) for pair in state["model"]["merges"]]
-    ranks = {token: rank for rank, token in reversed(list(enumerate(merges)))}  # the first pair counts
+    ranks = {token: rank for rank, token in reversed(list(enumerate(merges)))}  # the first rank of a token
     for i, token in enumerate(tokens):
         if token == state["model"]["unk_token"] or token == "<unk>":
             types[i] = TokenType.UNKNOWN
@@ -122,7 +124,7 @@ def _add_characters(writer: GGUFWriter, state: dict[str, Any], tokens: list[str]
 
 
 def _list(step: dict[str, Any] | None, parts: str) -> list[dict[str, Any]]:
-    """The steps of a sequence, or of one step alone."""
+    """Return the steps of a sequence, or a single step as a list."""
     if step is None:
         return []
     return step[parts] if step["type"] == "Sequence" else [step]

@@ -1,18 +1,17 @@
-"""Builds an unevenly pruned model from its config; travels beside the weights together with `layout.py`.
+"""Build an unevenly pruned model from its config; saved with the weights, together with `layout.py`.
 
-`config.json` is the dense model's, with one more key, `pruning_layout`: the widths that the config can't
-say. The dense class is built first and then given these widths, so this file knows no architecture and
-copies no model code. Where that class is no part of transformers, its own files lie in the folder too, and
-the key `dense_class` names it. Loaded by `AutoModelForCausalLM.from_pretrained(folder,
-trust_remote_code=True)`, or by the Auto classes in `HEADS`; needs transformers, not pruner_lib.
+`config.json` is the dense model's, with one additional key, `pruning_layout`: the widths that other keys
+can't express. The dense class is built first and then resized to them, so this file has no model code. If
+that class is not part of transformers, its own files are saved too, and the key `dense_class` names it.
+`AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` loads the folder, as do the other Auto
+classes in `HEADS`; this needs transformers but not pruner_lib.
 
-Every other class would build the dense widths and, where it may (`ignore_mismatched_sizes`), fill them at
-random. So the key `transformers_weights` names no file, but says what to do: transformers stops there, and
-only the classes here take the key away.
+Any other class would build the dense widths and, with `ignore_mismatched_sizes`, initialise them randomly. To
+prevent that, the key `transformers_weights` holds an instruction instead of a file name: transformers stops
+with it, and only the classes here remove the key.
 
-transformers' own `per_layer_config` is not used: up to 5.23 no model class builds from it, and it holds
-config keys only, so not the widths of models whose head size follows from the hidden size, nor slices of
-inputs.
+transformers' own `per_layer_config` is not used: up to 5.23 no model class reads it, and it holds only config
+keys, so neither widths of models whose head size follows from the hidden size, nor slices of inputs.
 """
 
 import json
@@ -27,22 +26,22 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module, get
 from pruner_lib.method.layout import apply_layout_, check_layout, layout_of
 
 AUTO_CLASS = "AutoModelForCausalLM"
-MODULE = "modeling_pruned"  # this file, beside the weights
-NO_FILE = (  # the end of the error of every class that is not from here
+MODULE = "modeling_pruned"  # name of this file in a saved folder
+NO_FILE = (  # the end of the error message of all other classes
     "these are pruned weights, which AutoModelForCausalLM.from_pretrained reads; pass the argument "
     "`trust_remote_code=True`"
 )
 TASKS = ("", "ForCausalLM", "ForSequenceClassification", "ForTokenClassification", "ForMultipleChoice")
-HEADS = {f"AutoModel{task}": f"PrunedModel{task}" for task in TASKS}  # Auto class -> the class here
+HEADS = {f"AutoModel{task}": f"PrunedModel{task}" for task in TASKS}  # Auto class -> class in this file
 
 
 @cache
 def pruned_class(dense: type[PreTrainedModel]) -> type[PreTrainedModel]:
-    """Subclass of a model class whose instances have, and save, the widths of `config.pruning_layout`."""
+    """Create a subclass whose instances have, and save, the widths of `config.pruning_layout`."""
 
     class Pruned(dense):
         dense_class = dense
-        _auto_class = None  # else transformers would write the dense class into `auto_map`
+        _auto_class = None  # otherwise transformers would write the dense class into `auto_map`
 
         def __init__(self, config, *args, **kwargs):
             super().__init__(config, *args, **kwargs)
@@ -57,21 +56,21 @@ def pruned_class(dense: type[PreTrainedModel]) -> type[PreTrainedModel]:
             vars(config).pop("transformers_weights", None)
             return super().from_pretrained(source, *args, config=config, **kwargs)
 
-        def __reduce_ex__(self, protocol):  # this class can't be imported by its name
+        def __reduce_ex__(self, protocol):  # this class can't be imported by name
             return _new_instance, (dense,), *super().__reduce_ex__(protocol)[2:]
 
         def save_pretrained(self, save_directory, *args, **kwargs):
             copy_code(save_directory, dense)
             write_layout(self)
             super().save_pretrained(save_directory, *args, **kwargs)
-            stop_others(save_directory)
+            block_other_classes(save_directory)
 
         def _upload_modified_files(self, working_dir, *args, **kwargs):
-            copy_code(working_dir, dense)  # only what is newer than the call of save_pretrained is uploaded
-            stop_others(working_dir)
+            copy_code(working_dir, dense)  # only files modified after save_pretrained was called are uploaded
+            block_other_classes(working_dir)
             return super()._upload_modified_files(working_dir, *args, **kwargs)
 
-    # transformers renames weights on loading and saving for its own classes only, and goes by these names
+    # transformers renames weights on loading and saving only for classes with these names
     Pruned.__name__, Pruned.__qualname__, Pruned.__module__ = dense.__name__, dense.__name__, dense.__module__
     return Pruned
 
@@ -82,10 +81,10 @@ def _new_instance(dense: type[PreTrainedModel]) -> PreTrainedModel:
 
 
 def make_saveable_(model: PreTrainedModel) -> PreTrainedModel:
-    """Give a model that was just pruned the class whose `save_pretrained` writes a folder that loads.
+    """Change the class of a pruned model, so that its `save_pretrained` writes a folder that can be loaded.
 
-    Its name stays, and so does `isinstance` of the dense class. Where the config alone describes the model
-    (no `pruning_layout`), that is the dense class itself.
+    The class keeps its name and is a subclass of the dense class. If the config alone describes the model (no
+    `pruning_layout`), it is the dense class itself.
     """
     dense = getattr(type(model), "dense_class", type(model))
     if getattr(model, "pruning_layout", None):
@@ -100,7 +99,7 @@ def make_saveable_(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def write_layout(model: PreTrainedModel) -> None:
-    """Write into the config of a pruned model what its folder needs to be loaded again."""
+    """Write what loading needs into the config of a pruned model."""
     config, dense = model.config, type(model).dense_class
     model.pruning_layout = config.pruning_layout = layout_of(model)
     heads = {auto_class: f"{MODULE}.{name}" for auto_class, name in HEADS.items()}
@@ -112,8 +111,8 @@ def write_layout(model: PreTrainedModel) -> None:
     config.auto_map = {**(getattr(config, "auto_map", None) or {}), **heads}
 
 
-def stop_others(folder: str | Path) -> None:
-    """Let the config in a folder stop every class that would build the dense widths."""
+def block_other_classes(folder: str | Path) -> None:
+    """Change the config in a folder so that classes which would build the dense widths can't load it."""
     path = Path(folder) / "config.json"
     if path.exists():
         settings = json.loads(path.read_text(encoding="utf-8")) | {"transformers_weights": NO_FILE}
@@ -121,7 +120,7 @@ def stop_others(folder: str | Path) -> None:
 
 
 def _layout_for(model: PreTrainedModel, layout: dict) -> dict:
-    """The layout of a causal language model for another head on the same body, or for the body alone."""
+    """Convert the layout of a causal language model for another head on the same body, or the body alone."""
     if model.can_generate():
         return layout
     names = {name for name, _ in [*model.named_modules(), *model.named_parameters()]}
@@ -131,49 +130,49 @@ def _layout_for(model: PreTrainedModel, layout: dict) -> dict:
 
 
 def _class_for(config, source: str, auto_class: str, **kwargs) -> type[PreTrainedModel]:
-    """The class that builds a model: of transformers, or from a file beside the weights.
+    """Find the class that builds a model, in transformers or in a file saved with the weights.
 
-    It need not be a pruned one: once such a model was loaded, transformers asks here for every model of the
-    same config class.
+    Dense models are handled too: once a pruned model was loaded, transformers calls this for every model of
+    the same config class.
     """
     pruned = getattr(config, "pruning_layout", None)
-    own = getattr(config, "dense_class", None)
-    if not own and not pruned:  # a whole model: its own class, if it has one
-        own = (getattr(config, "auto_map", None) or {}).get(auto_class)
-    if own:
-        dense = get_class_from_dynamic_module(own, source, **kwargs)
+    custom = getattr(config, "dense_class", None)
+    if not custom and not pruned:
+        custom = (getattr(config, "auto_map", None) or {}).get(auto_class)
+    if custom:
+        dense = get_class_from_dynamic_module(custom, source, **kwargs)
     else:
         known = getattr(transformers, auto_class)._model_mapping._model_mapping.get(config.model_type, [])
         known, saved = [known] if isinstance(known, str) else known, (config.architectures or [""])[0]
         is_saved = saved in known or (not known and auto_class == AUTO_CLASS)
         dense = getattr(transformers, saved if is_saved else "".join(known[:1]), None)
     if dense is None:
-        what = f"transformers {transformers.__version__} has no class of {auto_class} for {config.model_type}"
-        raise ValueError(f"{what}; install a newer one, or load it by another Auto class")
+        fault = f"transformers {transformers.__version__} has no {auto_class} for {config.model_type}"
+        raise ValueError(f"{fault}; install a newer version, or use another Auto class")
     return pruned_class(dense) if pruned else dense
 
 
 def is_foreign(cls: type) -> bool:
-    """Is this class no part of transformers, so that its code must travel with the weights?"""
+    """Return whether a class is not part of transformers, so that its code must be saved with the weights."""
     return cls.__module__.partition(".")[0] != "transformers"
 
 
 def source_files(cls: type) -> list[Path]:
-    """List the file that defines a class, and those beside it that this one imports.
+    """List the file that defines a class, and the files that it imports relatively.
 
-    Raises: ValueError: the class is not defined in a file that could be put beside the weights.
+    Raises: ValueError: the class is not defined in a file that can be saved with the weights.
     """
     file = getattr(sys.modules.get(cls.__module__), "__file__", None)
     if not file or cls.__module__ == "__main__":
-        what = f"{cls.__name__} is defined in {cls.__module__}, no file that can be put beside the weights"
-        raise ValueError(f"{what}; move the class into a module of its own and import it")
+        fault = f"{cls.__name__} is defined in {cls.__module__}, no file that can be saved with the weights"
+        raise ValueError(f"{fault}; move the class into a separate module and import it")
     return [Path(file), *map(Path, get_relative_import_files(file))]
 
 
 def copy_code(folder: str | Path, dense: type[PreTrainedModel]) -> None:
-    """Put this file and `layout.py` beside the weights, and those of a dense class that needs its own.
+    """Copy this file, `layout.py` and the files of a dense class that is not part of transformers.
 
-    Raises: ValueError: the dense class is in no file; nothing was written.
+    Raises: ValueError: the dense class is not defined in a file; nothing was written.
     """
     paths = [Path(sys.modules[name].__file__) for name in (__name__, apply_layout_.__module__)]
     paths += source_files(dense) if is_foreign(dense) else []
@@ -181,12 +180,12 @@ def copy_code(folder: str | Path, dense: type[PreTrainedModel]) -> None:
     for path in paths:
         target = Path(folder) / path.name
         if path.resolve() != target.resolve():
-            text = path.read_text(encoding="utf-8")  # beside the weights there is no pruner_lib
+            text = path.read_text(encoding="utf-8")  # the copy must not need pruner_lib
             target.write_text(text.replace("from pruner_lib.method.layout", "from .layout"), encoding="utf-8")
 
 
 class PrunedModelForCausalLM:
-    """What `auto_map` names: hands over to the pruned form of the dense class. It is never built itself."""
+    """The class named in `auto_map`: it delegates to the pruned dense class and has no instances itself."""
 
     auto_class = AUTO_CLASS
 
@@ -205,7 +204,7 @@ class PrunedModelForCausalLM:
 
     @classmethod
     def register_for_auto_class(cls, auto_class=AUTO_CLASS) -> None:
-        """Called by transformers; the files are copied by `copy_code` instead."""
+        """Do nothing when called by transformers; `copy_code` copies the files."""
 
 
 for auto_class, name in HEADS.items():  # PrunedModel, PrunedModelForSequenceClassification ...

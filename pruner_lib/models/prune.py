@@ -1,8 +1,8 @@
-"""Pruning a model of transformers, so that whoever saves it afterwards writes a folder that loads.
+"""Prune a transformers model so that any way of saving it afterwards writes a folder that can be loaded.
 
-The cut itself is `method.prune`; it knows no transformers. Here the pruned model also gets the class whose
-`save_pretrained` (and so Trainer, `push_to_hub` and peft's `merge_and_unload`) writes its widths and the code
-that reads them.
+`method.prune` does the pruning, without transformers. This module also gives the pruned model a class whose
+`save_pretrained` (and thus Trainer, `push_to_hub` and peft's `merge_and_unload`) writes its widths and the
+code that reads them.
 """
 
 from torch import nn
@@ -17,14 +17,14 @@ def prune_(model: nn.Module, plan: Plan, *, axes: Axes | None = None) -> nn.Modu
     """Remove the groups that a plan does not keep.
 
     Args:
-        model: on any device, in any dtype; its parameters are replaced by smaller ones, one after the other.
+        model: on any device, in any dtype; its parameters are replaced by smaller ones, one at a time.
         plan: from `select`, for this model.
-        axes: of the model in its present state, or of one that it is a copy of; None: they are discovered.
+        axes: from `discover`, for this model in its current state or for a copy of it; None discovers them.
     Returns: the same model. `model.pruning_layout` is None if its config alone describes it (a plain
-        checkpoint), else the widths that its config can't say; then its class is a subclass, of the same
-        name, of the one that it had. `model.pruned_by` lists the plans carried out so far.
-    Raises: ValueError: the plan does not fit the model, the model would no longer run or mix its groups, or
-        it is not plain (see `check_plain`) or offloaded. The model is then unchanged.
+        checkpoint). Otherwise it holds the widths that the config can't express, and the class of the model
+        becomes a subclass with the same name. `model.pruned_by` lists the plans applied so far.
+    Raises: ValueError: the plan does not fit the model, the model would no longer run or would mix its
+        groups, is not plain (see `check_plain`) or is offloaded. The model is then unchanged.
     """
     pruned = prune.prune_(model, plan, axes=axes)
     return make_saveable_(pruned) if isinstance(pruned, PreTrainedModel) else pruned

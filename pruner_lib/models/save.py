@@ -1,8 +1,8 @@
-"""Saving: a folder that everybody's tools load; never a pickle.
+"""Save a model as a folder that standard tools can load, never as a pickle.
 
-A model whose config says all is a plain Hugging Face checkpoint. Any other carries its layout in
-`config.json` and two small source files beside the weights; a model that came with code of its own keeps
-that too. Loading is in `load`.
+A model that its config fully describes becomes a plain Hugging Face checkpoint. Any other has its layout in
+`config.json` and two small source files next to the weights; a model with custom code keeps its files, too.
+`load` loads these folders.
 """
 
 import json
@@ -19,7 +19,7 @@ from pruner_lib.method.decoder import check_plain, check_weights
 from pruner_lib.method.size_rules import other_values, unsaved_numbers
 from pruner_lib.models.modeling_pruned import AUTO_CLASS, is_foreign, make_saveable_, source_files
 
-# how the names of files end that a model and a tokenizer write; .py too, where the config names code
+# suffixes of the files of a model and a tokenizer; also .py if the config names code
 WRITTEN = (".json", ".safetensors", ".bin", ".model", ".jinja", "merges.txt", "vocab.txt")
 LIBRARIES = ("torch", "transformers", "accelerate", "peft")
 
@@ -31,20 +31,18 @@ def save_model(
     *,
     max_shard_size: int | str = "5GB",
 ) -> Path:
-    """Write weights (safetensors), config, tokenizer and plan to a folder, all or nothing.
+    """Write weights (safetensors), config, tokenizer and plan to a folder, completely or not at all.
 
     Args:
-        path: a new folder, an empty one, or one that holds a model and nothing else, which is then replaced.
-        max_shard_size: bytes, or text such as "5GB"; larger weights are spread over several files with an
-            index.
-    Returns: the folder. It loads with `load_model(path)` and with
-        `AutoModelForCausalLM.from_pretrained(path)`; unevenly pruned models need `trust_remote_code=True`
-        in the latter, and models that came with code of their own in both. The weights then lie in memory as
-        in the file, so processors may add in another order: logits can differ in their last bits (a copy of
-        the loaded model gives those of this one).
-    Raises: ValueError: the folder holds something else, no such size, a model that is not plain (see
-        `check_plain`), that its config does not describe, or whose class is in no file that could go along.
-        OSError: the disk is full. What was there is untouched.
+        path: a new or empty folder, or one that holds only a model, which is replaced.
+        max_shard_size: bytes, or text such as "5GB"; larger weights are split into several files.
+    Returns: the folder. `load_model(path)` and `AutoModelForCausalLM.from_pretrained(path)` load it. The
+        latter needs `trust_remote_code=True` for unevenly pruned models, both for models with custom code.
+        Logits of the loaded model can differ in their last bits, since its weights are aligned differently
+        in memory (a copy of the loaded model gives equal logits).
+    Raises: ValueError: the folder holds something else, the size is invalid, the model is not plain (see
+        `check_plain`) or its config does not describe it, or its class is not defined in a file that can be
+        saved with it. OSError: the disk is full. The folder is then unchanged.
     """
     check_plain(model)
     check_weights(model)
@@ -63,9 +61,9 @@ def save_model(
         except RuntimeError as error:
             if "shared tensors" not in str(error):
                 raise
-            what = f"{type(model).__name__} has one weight under several names, not listed as tied"
+            fault = f"{type(model).__name__} has one weight under several names that are not listed as tied"
             advice = "list them in its _tied_weights_keys ({name: first name}), or give each its own weight"
-            raise ValueError(f"{what}, so nothing was saved; {advice} [{error}]") from error
+            raise ValueError(f"{fault}, so nothing was saved; {advice} [{error}]") from error
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         if plans := [plan.to_dict() for plan in getattr(model, "pruned_by", ())]:
@@ -75,92 +73,92 @@ def save_model(
 
 
 def _check_replaceable(path: Path) -> None:
-    """Refuse a folder that holds anything but a model: all that is there would be lost."""
-    there = list(path.iterdir()) if path.exists() else []
+    """Refuse a folder that holds anything other than a model, since its content would be lost."""
+    entries = list(path.iterdir()) if path.exists() else []
     config = path / "config.json"
-    settings = read_json(config) if config in there else {}
+    settings = read_json(config) if config in entries else {}
     is_model = isinstance(settings, dict) and "model_type" in settings
-    kinds = (*WRITTEN, ".py") if is_model and "auto_map" in settings else WRITTEN
-    foreign = [one.name for one in there if one.is_dir() or not one.name.endswith(kinds)]
-    if there and (foreign or not is_model):
+    suffixes = (*WRITTEN, ".py") if is_model and "auto_map" in settings else WRITTEN
+    foreign = [entry.name for entry in entries if entry.is_dir() or not entry.name.endswith(suffixes)]
+    if entries and (foreign or not is_model):
         holds = ", ".join(sorted(foreign)[:3]) or "no config.json of a model"
         raise ValueError(f"{path} is not empty and holds {holds}; give a new folder, so that nothing is lost")
 
 
 def _check_builds(model: PreTrainedModel) -> None:
-    """Build what the config will say, without weights: all but the numbers must be the model's."""
+    """Build the config without weights, and check that everything else equals the model."""
+    kind = type(model).__name__
     try:
         config = type(model.config).from_dict(model.config.to_dict())
         with torch.device("meta"):
             built = type(model)(config)
-    except Exception as error:  # whatever a class raises for a config that it can't build
-        what = f"{type(model).__name__} can't be built from its config, so nothing was saved"
-        raise ValueError(f"{what}; mend that: {error}") from error
-    wanted, found = _parts(model), _parts(built)
-    for name in wanted | found:
-        if (came := wanted.get(name, "nothing")) != (other := found.get(name, "nothing")):
-            what = f"{name} is {came} in this {type(model).__name__}, but its config would build {other}"
-            advice = "change widths with prune_, put back modules that were replaced, remove hooks"
-            raise ValueError(f"{what}, so nothing was saved; {advice}, tie by the config")
-    for place, values in other_values(model, built, (float,), (float,)).items():
-        for name in (n for n in values if n != "p" and "drop" not in n):  # dropout is for training
-            what = f"{place}.{name} is {values[name]:.6g} in this {type(model).__name__}"
-            advice = "set it in the config that the model is built from"
-            raise ValueError(f"{what}, but not by its config, so nothing was saved; {advice}")
+    except Exception as error:  # a class may raise anything
+        raise ValueError(f"{kind} can't be built from its config, so nothing was saved: {error}") from error
+    actual, expected = _parts(model), _parts(built)
+    for name in actual | expected:
+        if (ours := actual.get(name, "nothing")) != (theirs := expected.get(name, "nothing")):
+            fault = f"{name} is {ours} in this {kind}, but its config would build {theirs}"
+            advice = "change widths with prune_, restore modules that were replaced, remove hooks"
+            raise ValueError(f"{fault}, so nothing was saved; {advice}, tie weights by the config")
+    for path, values in other_values(model, built, (float,), (float,)).items():
+        for name in (n for n in values if n != "p" and "drop" not in n):  # dropout matters only for training
+            fault = f"{path}.{name} is {values[name]:.6g} in this {kind}, but not by its config"
+            raise ValueError(f"{fault}, so nothing was saved; set it in the config and build from that")
     _check_unsaved(model, built)
 
 
 def _check_unsaved(model: PreTrainedModel, built: PreTrainedModel) -> None:
-    """Let the class make the numbers that no checkpoint holds, as on loading: they must be the model's."""
+    """Recompute the numbers that no checkpoint holds, as loading does, and compare them with the model's."""
+    kind = type(model).__name__
     for tensor in built.state_dict(keep_vars=True).values():
-        tensor._is_hf_initialized = True  # as what is read from the folder
-    made = {path: names for path, module in built.named_modules() if (names := unsaved_numbers(module))}
+        tensor._is_hf_initialized = True  # as if it had been loaded
+    unsaved = {path: names for path, module in built.named_modules() if (names := unsaved_numbers(module))}
     for module in built.modules():
         vars(module).pop("_is_hf_initialized", None)
         for name in unsaved_numbers(module):
             module._buffers[name] = torch.zeros_like(module._buffers[name], device="cpu")
     try:
         built.initialize_weights()
-    except Exception as error:  # whatever a class raises that fills weights anew, as wide as its config says
-        what = f"{type(model).__name__} could not be loaded, since it fills weights of other widths anew"
-        advice = "cut heads and MLP channels instead: select(..., granularity='block')"
-        raise ValueError(f"{what}; nothing was saved. Of the whole model {advice} [{error}]") from error
-    for path, names in made.items():
+    except Exception as error:  # a class may raise anything, such as for widths unlike its config's
+        fault = f"{kind} could not be loaded, since it initialises weights with the widths of its config"
+        advice = "prune heads and MLP channels of the dense model instead: select(..., granularity='block')"
+        raise ValueError(f"{fault}; nothing was saved; {advice} [{error}]") from error
+    for path, names in unsaved.items():
         for name in names:
-            came, other = (float(m.get_submodule(path)._buffers[name]) for m in (model, built))
-            if not math.isclose(came, other, rel_tol=2**-8):  # as far as bfloat16 rounds
-                what = f"{path}.{name} is {came:.6g} in this {type(model).__name__}, but its class would make"
+            ours, theirs = (float(m.get_submodule(path)._buffers[name]) for m in (model, built))
+            if not math.isclose(ours, theirs, rel_tol=2**-8):  # the precision of bfloat16
+                fault = f"{path}.{name} is {ours:.6g} in {kind}, but its class would compute {theirs:.6g}"
                 advice = "let the class register it as a persistent buffer, which is saved"
-                raise ValueError(f"{what} {other:.6g} when it is loaded, so nothing was saved; {advice}")
+                raise ValueError(f"{fault} when it is loaded, so nothing was saved; {advice}")
 
 
 def _parts(model: PreTrainedModel) -> dict[str, str]:
-    """Name of a tensor -> its shape, or the first of its names; of a module -> its class, which computes."""
+    """Map each tensor to its shape or to the first of its names, and each module to its class."""
     parts, first = {}, {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         known = first.setdefault(id(tensor), name)
         parts[name] = f"of shape {tuple(tensor.shape)}" if known == name else f"tied to {known}"
     for name, module in model.named_modules():
         parts[name] = f"of class {type(module).__module__}.{type(module).__qualname__}"
-        if own := _own_code(module):
-            parts[name] += f" with {', '.join(own)} of its own"
+        if custom := _custom_code(module):
+            parts[name] += f" with custom {', '.join(custom)}"
     return parts
 
 
-def _own_code(module: torch.nn.Module) -> list[str]:
-    """What an instance alone computes besides its class; the hooks of libraries change no result."""
+def _custom_code(module: torch.nn.Module) -> list[str]:
+    """List what an instance computes besides its class, except hooks of libraries, which change no result."""
     by_accelerate = vars(module).keys() & {"_old_forward", "_original_forward"}
     replaced = "forward" in vars(module) and not by_accelerate
     hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
     origins = [(getattr(hook, "func", hook), type(hook).__name__) for hook in hooks]
     foreign = [kind for hook, kind in origins if str(hook.__module__).partition(".")[0] not in LIBRARIES]
-    return [*["forward"] * replaced, *(f"a hook ({kind})" for kind in foreign)]
+    return [*["forward"] * replaced, *(f"hook ({kind})" for kind in foreign)]
 
 
 def _register_code(model: PreTrainedModel) -> None:
-    """Let transformers copy the files of classes that are not its own, and name them in `auto_map`."""
+    """Let transformers copy the files of custom classes and name them in `auto_map`."""
     dense = getattr(type(model), "dense_class", type(model))
     for cls, auto_class in ((dense, AUTO_CLASS), (type(model.config), "AutoConfig")):
         if is_foreign(cls):
-            source_files(cls)  # refuses a class in no file before anything is written
+            source_files(cls)  # refuses a class that is not defined in a file, before anything is written
             cls.register_for_auto_class(auto_class)

@@ -8,7 +8,7 @@ SPECIAL = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_t
 
 
 def tiny_model(seed: int) -> LlamaForCausalLM:
-    """Build a llama of two layers, four query and two KV heads; its norms are random, so that they count."""
+    """Build a llama with two layers, four query and two KV heads, and random norms, so that norms matter."""
     config = LlamaConfig(
         vocab_size=260, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=2048, initializer_range=0.1, tie_word_embeddings=False,
@@ -25,7 +25,7 @@ def tiny_model(seed: int) -> LlamaForCausalLM:
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Build a tokenizer of 260 tokens, one a byte after the four special ones: unk 0, bos 1, eos 2, pad 3."""
+    """Build a tokenizer of 260 tokens: the special ones (unk 0, bos 1, eos 2, pad 3), then one per byte."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate([*SPECIAL.values(), *alphabet])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=SPECIAL["unk_token"]))

@@ -1,11 +1,11 @@
-"""Exact twins of the embedded model: the same function, in the shape of another architecture.
+"""Exact twins of the embedded model: the same function in another architecture.
 
-LLaMA-7B has a key and a value head for each query head; SmolLM2 shares three of them among nine. Cut into
-quarters, three heads lose none or one, so the paper's setting (25 % of the groups) can't be carried out. The
-twin `smollm2-135m-mha` repeats each shared head: nine heads, each a group of its own, and the same logits.
+LLaMA-7B has a key-value head for each query head; SmolLM2's nine query heads share three. The paper removes
+25 % of the groups, which is impossible with three. The twin `smollm2-135m-mha` repeats each shared head: it
+has nine groups per layer and the same logits.
 
-The twin `smollm2-135m-glm` is a GLM: its gate and up projections are one matrix, and the channels that turn
-together are neighbours. Its groups are those of the llama, in other places.
+The twin `smollm2-135m-glm` is a GLM: its gate and up projections are one matrix, and channels that rotate
+together are adjacent. It has the same groups as the llama, at other indices.
 """
 
 from copy import deepcopy
@@ -20,11 +20,11 @@ SHARED = ("k_proj.weight", "v_proj.weight", "k_proj.bias", "v_proj.bias")
 
 @torch.no_grad()
 def with_own_heads(model: PreTrainedModel) -> PreTrainedModel:
-    """Give each query head its own copy of the key and value head that it shares (GQA becomes MHA).
+    """Give each query head a copy of the key-value head that it shares (turn GQA into MHA).
 
-    Query head q of n reads key-value head q // (n / n_kv), so each is repeated n / n_kv times in a row.
+    Query head q of n uses key-value head q // (n / n_kv), so each is repeated n / n_kv times in a row.
 
-    Args:    model: of the LLaMA kind, with `k_proj` and `v_proj` of shape `(n_kv * head_dim, hidden)`.
+    Args:    model: LLaMA-like, with `k_proj` and `v_proj` of shape `(n_kv * head_dim, hidden)`.
     Returns: a new model with the same logits and more parameters.
     """
     config = deepcopy(model.config)
@@ -39,19 +39,18 @@ def with_own_heads(model: PreTrainedModel) -> PreTrainedModel:
 
 @torch.no_grad()
 def as_glm(model: PreTrainedModel) -> PreTrainedModel:
-    """Write a llama as a GLM.
+    """Convert a llama to a GLM.
 
-    Args:    model: of the LLaMA kind, of one width in all layers, without biases in its MLPs.
-    Returns: a new model with the same logits and as many parameters; it shares those that are the same.
+    Args:    model: LLaMA-like, with the same widths in all layers and no biases in its MLPs.
+    Returns: a new model with the same logits and number of parameters; unchanged ones are shared.
     """
     old = model.config
-    rope = {"rope_type": "default", "rope_theta": old.rope_parameters["rope_theta"]}
+    theta = old.rope_parameters["rope_theta"]
+    rope = {"rope_type": "default", "rope_theta": theta, "partial_rotary_factor": 1.0}
     same = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
             "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "attention_bias",
             "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")  # fmt: skip
-    config = GlmConfig(
-        **{key: getattr(old, key) for key in same}, rope_parameters=rope | {"partial_rotary_factor": 1.0}
-    )
+    config = GlmConfig(**{key: getattr(old, key) for key in same}, rope_parameters=rope)
     weights: dict[str, Tensor] = {}
     for name, weight in model.state_dict().items():
         if name.endswith((".q_proj.weight", ".k_proj.weight", ".q_proj.bias", ".k_proj.bias")):
@@ -65,9 +64,9 @@ def as_glm(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def interleaved(rows: Tensor, n_heads: int) -> Tensor:
-    """Put the rows of each head in the order in which GLM and llama.cpp rotate them.
+    """Reorder the rows of each head as GLM and llama.cpp rotate them.
 
-    A llama turns row i of a head together with row i + head_dim / 2, they turn row 2 i with 2 i + 1:
+    A llama rotates row i of a head together with row i + head_dim / 2, they rotate row 2 i with 2 i + 1:
 
         0 1 2 3 | 4 5 6 7  ->  0 4 1 5 2 6 3 7
 
@@ -78,7 +77,7 @@ def interleaved(rows: Tensor, n_heads: int) -> Tensor:
 
 
 def _build(cls: type, config: object, weights: dict[str, Tensor], model: PreTrainedModel) -> PreTrainedModel:
-    with init_empty_weights():  # of parameters; buffers, as frequencies, are computed
+    with init_empty_weights():  # only parameters are empty; buffers such as frequencies are computed
         twin = cls(config)
     twin.load_state_dict(weights, assign=True)
     twin.tie_weights()

@@ -1,7 +1,7 @@
-"""What a training step will take, before it starts (a question of machines; nothing in the paper).
+"""Predict the memory of a training step before training starts (practical; not in the paper).
 
-The longest example runs forward once, and what autograd would keep for backward is counted and dropped.
-Weights are frozen, so this is what the adapters need: their inputs, and all between them.
+The longest example runs forward once; the activations that autograd would keep for backward are counted and
+dropped. Weights are frozen, so these are what the adapters need: their inputs and everything between them.
 """
 
 from dataclasses import replace
@@ -20,17 +20,17 @@ from pruner_lib.recovery.trainer import response_loss
 def predict_training_memory(adapted: PeftModel, settings: RecoverySettings, examples: list[Row]) -> Memory:
     """Predict the peak memory of a training step from one forward pass of the longest example.
 
-    Args:    examples: encoded; a micro-batch of those as long as the longest is assumed.
-    Returns: bytes; `.total` is resident memory, on a GPU that of its tensors. Part of `.temporary` are, on a
-             CPU, the holes that freed memory leaves, measured as up to a third of the activations.
+    Args:    examples: encoded; every example of a micro-batch is assumed to be as long as the longest.
+    Returns: bytes; `.total` is resident memory, on a GPU that of its tensors. On a CPU, `.temporary` includes
+             fragmentation of freed memory, measured as up to a third of the activations.
     """
     device, training, base = next(adapted.parameters()).device, adapted.training, adapted.get_base_model()
     longest = collate([max(examples, key=lambda row: len(row["input_ids"]))], pad=0)
-    longest["labels"][:, :-1] = IGNORED  # the logits are counted apart
+    longest["labels"][:, :-1] = IGNORED  # the logits are counted separately
     batch = {name: x.to(device) for name, x in longest.items()}
-    half = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")  # as Trainer does
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")  # as Trainer does
     try:
-        with random_state(), half:
+        with random_state(), autocast:
             counted = count_forward(adapted, lambda: response_loss(base, adapted.train(), **batch))
     finally:
         adapted.train(training)
@@ -39,8 +39,8 @@ def predict_training_memory(adapted: PeftModel, settings: RecoverySettings, exam
     vocabulary = base.get_output_embeddings().weight.shape[0]
     trained = sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad)
     activations = size * counted.kept(settings.gradient_checkpointing)
-    logits = 3 * sum(labels) * vocabulary * FLOAT32  # log-softmax, its gradient, that of the logits
-    if settings.gradient_checkpointing:  # they go before a layer is recomputed
+    logits = 3 * sum(labels) * vocabulary * FLOAT32  # log-softmax, its gradient, the gradient of the logits
+    if settings.gradient_checkpointing:  # they are freed before a layer is recomputed
         logits = max(0, logits - size * max(counted.saved[:-1]))
     return Memory(
         held=held_bytes(adapted),
@@ -52,11 +52,11 @@ def predict_training_memory(adapted: PeftModel, settings: RecoverySettings, exam
 
 
 def check_training_memory(adapted: PeftModel, settings: RecoverySettings, examples: list[Row]) -> None:
-    """Refuse a training that would not fit; see `check_fits`."""
+    """Refuse a training that would not fit into memory; see `check_fits`."""
 
     def predict(size: int, recomputed: bool) -> Memory:
-        way = replace(settings, micro_batch_size=size, gradient_checkpointing=recomputed)
-        return predict_training_memory(adapted, way, examples)
+        changed = replace(settings, micro_batch_size=size, gradient_checkpointing=recomputed)
+        return predict_training_memory(adapted, changed, examples)
 
     check_fits(
         adapted,

@@ -1,4 +1,4 @@
-"""The settings of recovery: plain data, checked when they are made (paper App. B.2)."""
+"""The settings of recovery: plain data, checked on creation (paper App. B.2)."""
 
 from dataclasses import dataclass
 
@@ -9,38 +9,39 @@ from pruner_lib.method.checks import require
 class RecoverySettings:
     """How a pruned model is trained; the defaults are the paper's.
 
-    Raises: ValueError: a value is out of its range, or `micro_batch_size` does not divide `batch_size`.
-    Source: paper App. B.2 (rank, rate, warm-up, batch, epochs); post_training.py and its script (the rest).
-        Differs: the last adapter is kept (the reference keeps the one with the best loss on 2000 held-out
-        examples); a pass over the data that ends inside a batch is filled up from the next pass.
+    Raises: ValueError: a value is out of range, or `batch_size` is not a multiple of `micro_batch_size`.
+    Source: paper App. B.2 (rank, learning rate, warm-up, batch size, epochs); the rest from post_training.py
+        and its script. Differs: the last adapter is kept (the reference keeps the one with the lowest loss on
+        2000 held-out examples); if an epoch ends inside a batch, the next epoch fills the batch.
     """
 
     steps: int | None = None  # optimizer steps; None: as many as `epochs` need
     epochs: float = 2
-    batch_size: int = 64  # examples a step
-    micro_batch_size: int = 4  # examples in memory at once, a device
-    learning_rate: float = 1e-4  # reached after the warm-up, then linearly to 0
+    batch_size: int = 64  # examples per step
+    micro_batch_size: int = 4  # examples per forward pass and device
+    learning_rate: float = 1e-4  # reached after the warm-up, then decreasing linearly to 0
     warmup_steps: int = 100
     rank: int = 8
     alpha: int = 16  # the update is alpha / rank * B A
-    dropout: float = 0.05  # of the adapter's input
-    # or "without-mlp", "without-attention", or ends of module names; never the output layer
+    dropout: float = 0.05  # on the input of the adapter
+    # or "without-mlp", "without-attention", or suffixes of module names; never the output layer
     target_modules: str | tuple[str, ...] = "all-linear"
-    cutoff: int = 256  # tokens an example
+    cutoff: int = 256  # tokens per example
     seed: int = 0
-    gradient_checkpointing: bool = False  # less memory, a forward pass more; the result is the same
+    gradient_checkpointing: bool = False  # less memory, one more forward pass, the same result
 
     def __post_init__(self) -> None:
         require("1.. or None", steps=self.steps)
         require("1..", batch_size=self.batch_size, micro_batch_size=self.micro_batch_size)
         require("1..", rank=self.rank, cutoff=self.cutoff)
         require("0..", warmup_steps=self.warmup_steps, seed=self.seed)
+        require(f"[0, {2**32})", seed=self.seed)  # the limit of numpy's global generator, which Trainer seeds
         require("(0, inf)", epochs=self.epochs, learning_rate=self.learning_rate, alpha=self.alpha)
         require("[0, 1)", dropout=self.dropout)
         require(bool, gradient_checkpointing=self.gradient_checkpointing)
         if self.batch_size % self.micro_batch_size:
-            size = f"micro_batch_size={self.micro_batch_size}: a step adds up whole micro-batches"
-            raise ValueError(f"batch_size={self.batch_size} is not a multiple of {size}. Change one of them.")
+            divisor = f"micro_batch_size={self.micro_batch_size}; change one of them"
+            raise ValueError(f"batch_size={self.batch_size} is not a multiple of {divisor}")
         if not isinstance(self.target_modules, str):
             require([str], target_modules=self.target_modules)
             object.__setattr__(self, "target_modules", tuple(self.target_modules))

@@ -1,4 +1,4 @@
-"""The loop of recovery on the Trainer of transformers: its arguments, its loss, the history of its steps."""
+"""The training loop of recovery, on transformers' Trainer: its arguments, its loss and its history."""
 
 import logging
 import math
@@ -25,24 +25,24 @@ from pruner_lib.recovery.resume import Run, first_process, note_contents, random
 from pruner_lib.recovery.settings import RecoverySettings
 
 FIXED = {  # arguments of the Trainer that are the same in every recovery
-    "train_sampling_strategy": "sequential",  # `run.data` is in its order
+    "train_sampling_strategy": "sequential",  # `run.data` is already in training order
     "remove_unused_columns": False,
     "logging_steps": 1,
     "logging_nan_inf_filter": False,
     "save_total_limit": 1,
 }
-KEPT = (  # and those that stay as the Trainer has them, or as is decided below
+KEPT = (  # arguments that keep the Trainer's default or are set below
     *("num_train_epochs", "gradient_accumulation_steps", "logging_strategy", "save_strategy"),
     *("eval_strategy", "load_best_model_at_end", "push_to_hub", "eval_on_start", "auto_find_batch_size"),
-    *("ignore_data_skip", "save_only_model", "resume_from_checkpoint"),  # a stopped run would end otherwise
-    *("label_smoothing_factor", "use_liger_kernel"),  # of the Trainer's own loss
-    # a setting, switched on around the training; the Trainer's own argument warns that it gets another name
+    *("ignore_data_skip", "save_only_model", "resume_from_checkpoint"),  # would change a resumed run
+    *("label_smoothing_factor", "use_liger_kernel"),  # for the Trainer's own loss, which is replaced
+    # a setting of recovery, turned on in `train`; the Trainer's argument raises a deprecation warning
     *("gradient_checkpointing", "activation_checkpointing"),
     *("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"),
-    *("data_seed", "parallelism_config"),  # one seed orders the data; `accelerate launch` spreads the work
+    *("data_seed", "parallelism_config"),  # `seed` orders the data; `accelerate launch` distributes the work
 )
 DEFAULTS = {"lr_scheduler_type": "linear", "optim": "adamw_torch", "report_to": "none", "disable_tqdm": True}
-ROWS_ON_CPU = 2  # examples computed at once on a CPU: more make it no faster, and pad more tokens
+ROWS_ON_CPU = 2  # examples per forward pass on a CPU: more are no faster and need more padding
 
 
 def trainer_arguments(
@@ -50,68 +50,68 @@ def trainer_arguments(
 ) -> TrainingArguments:
     """Turn the settings of a recovery into arguments of the Trainer.
 
-    Args:    device: of the model.    more: arguments of the Trainer that the settings leave open.
-    Raises:  ValueError: `more` holds others or wrong values, or the devices can't share a batch evenly.
+    Args:    device: of the model.    more: arguments of the Trainer that the settings don't determine.
+    Raises:  ValueError: `more` has other names or invalid values, or devices can't share a batch evenly.
     """
     launched = int(os.environ.get("WORLD_SIZE", "1")) > 1  # by accelerate, which chooses the devices
     on_gpu = device.type == "cuda" or (launched and torch.cuda.is_available())
     bf16 = on_gpu and torch.cuda.is_bf16_supported()
     size = settings.micro_batch_size
-    decided = FIXED | {"output_dir": str(folder), "max_steps": steps, "per_device_train_batch_size": size}
-    decided |= {name: getattr(settings, name) for name in ("learning_rate", "warmup_steps", "seed")}
-    decided |= {"save_steps": save_steps, "use_cpu": not on_gpu, "bf16": bf16, "fp16": on_gpu and not bf16}
-    _check_more(more, (*decided, *KEPT))
+    fixed = FIXED | {"output_dir": str(folder), "max_steps": steps, "per_device_train_batch_size": size}
+    fixed |= {name: getattr(settings, name) for name in ("learning_rate", "warmup_steps", "seed")}
+    fixed |= {"save_steps": save_steps, "use_cpu": not on_gpu, "bf16": bf16, "fp16": on_gpu and not bf16}
+    _check_more(more, (*fixed, *KEPT))
     try:
-        arguments = TrainingArguments(**decided, **{"dataloader_pin_memory": on_gpu} | DEFAULTS | dict(more))
-        # made here once, since the Trainer makes them only when it begins to train
-        optimizer, how = Trainer.get_optimizer_cls_and_kwargs(arguments)
-        how_fast = {"scheduler_specific_kwargs": arguments.lr_scheduler_kwargs}
-        made = optimizer([nn.Parameter(torch.zeros(1))], **how)
-        get_scheduler(arguments.lr_scheduler_type, made, 1, 2, **how_fast)
+        arguments = TrainingArguments(**fixed, **{"dataloader_pin_memory": on_gpu} | DEFAULTS | dict(more))
+        # try out what the Trainer creates only when training starts
+        optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
+        optimizer = optimizer_class([nn.Parameter(torch.zeros(1))], **options)
+        options = {"scheduler_specific_kwargs": arguments.lr_scheduler_kwargs}
+        get_scheduler(arguments.lr_scheduler_type, optimizer, 1, 2, **options)
         for report in get_reporting_integration_callbacks(arguments.report_to):
             report()
         arguments.get_process_log_level()
     except Exception as error:
         raise ValueError(f"training_arguments={dict(more)} can't be used: {error}") from error
-    arguments._n_gpu = min(1, arguments.n_gpu)  # a process drives one device: no DataParallel
+    arguments._n_gpu = min(1, arguments.n_gpu)  # one device per process: no DataParallel
     per_round = size * arguments.world_size
     if settings.batch_size % per_round:
-        wanted = f"a multiple of {per_round}, micro_batch_size times {arguments.world_size} devices"
-        raise ValueError(f"batch_size={settings.batch_size} is not {wanted}. Change one of them.")
+        multiple = f"a multiple of {per_round}, micro_batch_size times {arguments.world_size} devices"
+        raise ValueError(f"batch_size={settings.batch_size} is not {multiple}; change one of them")
     arguments.gradient_accumulation_steps = settings.batch_size // per_round
     return arguments
 
 
 def _check_more(more: Mapping[str, Any], refused: Sequence[str]) -> None:
-    """Refuse arguments that the Trainer has not or that are decided here, and numbers out of their range."""
-    possible = {one.name: one.default for one in fields(TrainingArguments) if one.name not in refused}
-    if wrong := set(more) - set(possible) if isinstance(more, Mapping) else [more]:
-        came = f"training_arguments holds {', '.join(sorted(map(str, wrong)))}: no such argument of"
-        other = f"or one that settings of recover decide ({', '.join(refused)})"
-        raise ValueError(f"{came} TrainingArguments, {other}.")
+    """Refuse unknown arguments of the Trainer, those that recovery sets, and numbers out of range."""
+    allowed = {entry.name: entry.default for entry in fields(TrainingArguments) if entry.name not in refused}
+    if wrong := set(more) - set(allowed) if isinstance(more, Mapping) else [more]:
+        names = f"training_arguments holds {', '.join(sorted(map(str, wrong)))}: no such argument of"
+        others = f"or one that settings of recover decide ({', '.join(refused)})"
+        raise ValueError(f"{names} TrainingArguments, {others}.")
     for name, value in more.items():
-        if isinstance(possible[name], bool | int | float):
-            require(bool if isinstance(possible[name], bool) else "[0, inf)", **{name: value})
+        if isinstance(allowed[name], bool | int | float):
+            require(bool if isinstance(allowed[name], bool) else "[0, inf)", **{name: value})
 
 
 def train(
     adapted: PeftModel, run: Run, arguments: TrainingArguments, recompute: bool, pad: int, callbacks: list
 ) -> None:
-    """Train what requires a gradient on the batches of `run`, resuming from its checkpoint if it has one.
+    """Train the adapter on the batches of `run`, resuming from its checkpoint if it has one.
 
-    Args:    adapted: on a GPU it trains under autocast.    recompute: activations, to save memory.
-             pad: token id for padding.    callbacks: called beside our own.
+    Args:    adapted: trains under autocast on a GPU.    recompute: recompute activations, to save memory.
+             pad: token id for padding.    callbacks: further callbacks of the Trainer.
     Raises:  ValueError: the loss is not finite, or `run.evaluate` returns a name that the history uses.
     """
     recorder = _Recorder(run)
     collator, rows = partial(collate, pad=pad), [row for batch in run.data for row in batch]
     trainer = _ResponseTrainer(adapted, arguments, collator, rows, callbacks=[recorder, *callbacks])
-    trainer.model_accepts_loss_kwargs = True  # makes it count the labels of a whole step
+    trainer.model_accepts_loss_kwargs = True  # so that it counts the labels of a whole step
     trainer.loss_is_scaled_for_ga = True
     trainer.remove_callback(PrinterCallback)
     log = logging.getLogger("transformers.trainer_utils")
     level = log.level
-    log.setLevel(logging.ERROR)  # else it warns of checkpoints that are equally old
+    log.setLevel(logging.ERROR)  # it would warn about checkpoints with the same modification time
     if recompute:
         adapted.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
     try:
@@ -121,41 +121,41 @@ def train(
         recorder.bar.close()
         if recompute:
             adapted.get_base_model().gradient_checkpointing_disable()
-        for name in ("forward", "_original_forward"):  # where accelerate puts autocast
+        for name in ("forward", "_original_forward"):  # accelerate's autocast wrappers
             vars(adapted).pop(name, None)
     run.close(adapted, trainer.state.log_history)
     trainer.accelerator.wait_for_everyone()  # the first process writes the adapter
 
 
 class _ResponseTrainer(Trainer):
-    """Computes logits at the labels alone (exact: the loss uses no others); saves the adapter alone."""
+    """A Trainer that computes logits only at the labels (the loss uses no others) and saves only adapters."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Return the micro-batch's share of the mean loss over all labels of the step."""
         columns = [inputs[name] for name in ("input_ids", "attention_mask", "labels")]
         rows = ROWS_ON_CPU if columns[0].device.type == "cpu" else len(columns[0])
         loss = 0.0
-        for ids, seen, labels in zip(*(column.split(rows) for column in columns), strict=True):
-            length = int(seen.sum(1).max())
-            part = (x[:, :length] for x in (ids, seen, labels))
+        for ids, mask, labels in zip(*(column.split(rows) for column in columns), strict=True):
+            length = int(mask.sum(1).max())
+            part = (x[:, :length] for x in (ids, mask, labels))
             loss += response_loss(self.model.get_base_model(), model, *part)
         return loss * self.accelerator.num_processes / num_items_in_batch
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         if self.args.should_save:
-            self.model.save_pretrained(output_dir, save_embedding_layers=False)  # "auto" asks the hub
+            self.model.save_pretrained(output_dir, save_embedding_layers=False)  # "auto" queries the hub
 
 
 def response_loss(
     base: nn.Module, model: nn.Module, input_ids: Tensor, attention_mask: Tensor, labels: Tensor
 ) -> Tensor:
-    """Sum the loss over the labels of a micro-batch, with logits at the labels alone.
+    """Sum the loss over the labels of a micro-batch, computing logits only at the labels.
 
     Args:
-        base: the decoder that holds the output layer.    model: what is called: `base` or a wrapper of it.
+        base: the decoder with the output layer.    model: `base` or a wrapper of it; it is called.
         input_ids, attention_mask, labels: `(batch, tokens)`, padded on the right.
     """
-    if input_ids.shape[0] == input_ids.shape[1]:  # a masked token more, so that batch and tokens differ
+    if input_ids.shape[0] == input_ids.shape[1]:  # add a masked token, so that batch and tokens differ
         input_ids, attention_mask = (functional.pad(x, (0, 1)) for x in (input_ids, attention_mask))
         labels = functional.pad(labels, (0, 1), value=IGNORED)
     targets = functional.pad(labels[:, 1:], (0, 1), value=IGNORED)  # (batch, tokens)
@@ -164,7 +164,7 @@ def response_loss(
     def keep_labelled(_, args: tuple) -> tuple:
         if args[0].shape[:2] == labelled.shape:
             return args[0][labelled][None], *args[1:]  # (1, labels, hidden)
-        return args[0].transpose(0, 1)[labelled][:, None], *args[1:]  # tokens first: (labels, 1, hidden)
+        return args[0].transpose(0, 1)[labelled][:, None], *args[1:]  # from (tokens, batch, hidden)
 
     with base.get_output_embeddings().register_forward_pre_hook(keep_labelled):
         logits = model(input_ids, attention_mask=attention_mask, use_cache=False).logits
@@ -172,7 +172,7 @@ def response_loss(
 
 
 class _Recorder(TrainerCallback):
-    """Keeps the history in Trainer's log: a row a step, with what `evaluate` returns at the points."""
+    """Keeps the history in Trainer's log: one row per step, with the results of `evaluate` at the points."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -183,7 +183,7 @@ class _Recorder(TrainerCallback):
 
     def on_train_begin(self, args, state, control, model=None, lr_scheduler=None, **kwargs):
         self.bar.update(state.global_step)
-        if self.run.shorter and self.run.checkpoint:  # its next rate was that of the shorter run: often 0
+        if self.run.earlier_steps and self.run.checkpoint:  # the shorter run has often reached rate 0
             lr_scheduler.last_epoch -= 1
             lr_scheduler.step()
         if state.log_history:
@@ -196,13 +196,13 @@ class _Recorder(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, model=None, **kwargs):
         state.log_history.pop()  # Trainer's own row
-        if "loss" not in logs:  # its summary at the end
+        if "loss" not in logs:  # the summary at the end
             return
         self.seconds += time.perf_counter() - self.started
         if not math.isfinite(logs["loss"]):
             advice = f"lower the learning rate ({args.learning_rate}), or load the model in float32"
-            what = f"The loss is {logs['loss']} at step {state.global_step}"
-            raise ValueError(f"{what}: {advice} if it is in half precision.")
+            message = f"The loss is {logs['loss']} at step {state.global_step}"
+            raise ValueError(f"{message}: {advice} if it is in half precision")
         self._record(state, logs["loss"], model)
         if state.global_step in self.run.kept:
             self.run.keep(model, state.global_step)
@@ -222,11 +222,11 @@ class _Recorder(TrainerCallback):
             with random_state(), torch.no_grad():
                 returned = self.run.evaluate(adapted.get_base_model())
             try:
-                measured = {str(name): float(value) for name, value in dict(returned).items()}
+                numbers = {str(name): float(value) for name, value in dict(returned).items()}
             except (TypeError, ValueError):
-                wanted = "wanted a dict of numbers by their names, such as {'loss': 1.5}"
-                raise ValueError(f"evaluate returned {returned!r:.80}, {wanted}") from None
-            if clash := sorted(set(row) & set(measured)):
-                raise ValueError(f"evaluate returned {clash}, names of the history's own: rename them.")
-            row |= measured
+                expected = "expected a dict of numbers, such as {'loss': 1.5}"
+                raise ValueError(f"evaluate returned {returned!r:.80}; {expected}") from None
+            if clash := sorted(set(row) & set(numbers)):
+                raise ValueError(f"evaluate returned {clash}, which the history already has; rename them")
+            row |= numbers
         state.log_history.append(row)

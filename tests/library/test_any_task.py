@@ -248,21 +248,21 @@ def test_a_head_that_its_owner_untied_stays_untied(files):
 @pytest.mark.parametrize(
     ("tasks", "how", "message"),
     [
-        ("no_such", {}, r"unknown: 'no_such' is no task; wanted some of boolq, .*\.yaml"),
-        ("no_such.yaml", {}, "unknown: 'no_such.yaml' is no task"),
+        ("no_such", {}, r"unknown task 'no_such'; choose from boolq, .*\.yaml"),
+        ("no_such.yaml", {}, "unknown task 'no_such.yaml'"),
         ("code", {}, "task code runs code that the model writes"),
-        ("choice", {"num_fewshot": 6}, "num_fewshot came as 6, but choice has 6 examples"),
+        ("choice", {"num_fewshot": 6}, "num_fewshot=6, but choice has 6 examples"),
         ("choice", {"num_fewshot": -1}, "num_fewshot must be .*, got -1"),
         (3, {}, "tasks\\[0\\] must be a string or a Path, got 3"),
         ("choice", {"add_bos": "yes"}, "unknown add_bos 'yes'; choose one of True, False, None"),
         ("choice", {"apply_chat_template": True}, "has no chat template"),
         ("choice", {"add_bos": True}, "has no BOS token"),
-        ("two_right", {"right_answers_only": True}, "two_right is no choice with one right answer"),
-        ("writing", {"right_answers_only": True}, "writing is no choice with one right answer"),
-        ("letter", {}, r"question 0 of letter .*right answer, 'A', is none of its choices, \['a 0', 'no'"),
-        ("beyond", {}, r"question 1 of beyond .*right answer, 7, is none of its choices"),
-        ("nobody", {}, r"question 0 of nobody .*right answer, -1, is none of its choices"),
-        ("odd", {}, r"question 3 of odd does not fit the task's definition .*; mend the data or the definit"),
+        ("two_right", {"right_answers_only": True}, "two_right has questions without a single right answer"),
+        ("writing", {"right_answers_only": True}, "writing has questions without a single right answer"),
+        ("letter", {}, r"question 0 of letter .*right answer, 'A', is not among its choices, \['a 0', 'no'"),
+        ("beyond", {}, r"question 1 of beyond .*right answer, 7, is not among its choices"),
+        ("nobody", {}, r"question 0 of nobody .*right answer, -1, is not among its choices"),
+        ("odd", {}, r"question 3 of odd does not fit the task's definition .*; fix the data or the definit"),
         ("choice", {"shared_context": "no"}, "shared_context must be True or False, got 'no'"),
         ("choice", {"right_answers_only": "no"}, "right_answers_only must be True or False, got 'no'"),
         ("choice", {"apply_chat_template": "no"}, "apply_chat_template must be True or False, got 'no'"),
@@ -281,7 +281,7 @@ def test_what_cannot_be_asked_is_said_in_a_sentence(tasks, how, message):
 )
 def test_what_fails_within_lm_eval_is_said_in_a_sentence(name, reason, files):
     with pytest.raises(
-        ValueError, match=f"lm-eval can't ask or score {name} .{reason}.*; mend the definition"
+        ValueError, match=f"lm-eval can't ask or score {name} .{reason}.*; fix the definition"
     ):
         zero_shot(*load_model("tiny"), [name])
 
@@ -291,7 +291,7 @@ def test_what_fails_within_lm_eval_is_said_in_a_sentence(name, reason, files):
     [
         ("{{", "has a chat template that can't be used .*unexpected"),
         ("{{ raise_exception('no users') }}", "has a chat template that can't be used .*no users"),
-        ("Answer!", "has a chat template that leaves out what the user says"),
+        ("Answer!", "has a chat template that omits the user's message"),
     ],
 )
 def test_a_chat_template_that_shows_no_question_is_refused(template, message, files):

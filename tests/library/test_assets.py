@@ -87,7 +87,7 @@ def test_absent_archive_is_an_error_that_says_what_and_where(index, monkeypatch,
     publish(index, monkeypatch)
     (index / "toy-1.0-py3-none-any.whl").unlink()
     with pytest.raises(
-        ValueError, match="(?s)not there.*toy==1.0.*No matching distribution.*PRUNER_LIB_CACHE"
+        ValueError, match="(?s)missing.*toy==1.0.*No matching distribution.*PRUNER_LIB_CACHE"
     ) as raised:
         fetch("toy")
     assert str(tmp_path / "cache" / "assets" / "toy") in str(raised.value)
@@ -215,7 +215,7 @@ def test_link_in_place_of_a_wanted_file_is_refused(tmp_path):
     link.type, link.linkname = tarfile.SYMTYPE, "secret.txt"
     members = {"toy-1.0/data/secret.txt": tarfile.TarInfo(), "toy-1.0/data/wanted.txt": link}
     archive = source_archive(tmp_path / "toy.tar.gz", members)
-    with pytest.raises(RuntimeError, match="no regular file"):
+    with pytest.raises(RuntimeError, match="not a regular file"):
         extract(asset, archive, tmp_path / "target")
 
 

@@ -16,7 +16,7 @@ from chatglm_folder import IDS, SPECIAL, prompts, random_chatglm, train_tokenize
 
 from pruner_lib.models import chatglm
 from pruner_lib.models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
-from pruner_lib.models.chatglm_positions import turned, two_positions
+from pruner_lib.models.chatglm_positions import rotated, two_positions
 from pruner_lib.models.chatglm_tokenizer import ChatGLMTokenizer
 
 KNOWN = json.loads((Path(chatglm_folder.__file__).parent / "chatglm6b.json").read_text())
@@ -169,12 +169,12 @@ def test_half_precision_turns_as_the_authors_code_and_bfloat16_as_float32():
         return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
 
     angles = places[0, :, None] * plain.half().float()
-    assert (turned(x, places) - wanted(x, angles)).abs().max() < 1e-3
-    assert (turned(x, places) - wanted(x, places[0, :, None] * plain)).abs().max() > 0.1
+    assert (rotated(x, places) - wanted(x, angles)).abs().max() < 1e-3
+    assert (rotated(x, places) - wanted(x, places[0, :, None] * plain)).abs().max() > 0.1
     half = places[0, :, None].half() * plain.half()
-    assert (turned(x.half(), places) - wanted(x.half(), half)).abs().max() < 1e-2
-    assert (turned(x, places) - wanted(x.half(), half)).abs().max() > 0.1  # angles in float32
-    assert (turned(x.bfloat16(), places) - turned(x, places)).abs().max() < 0.1
+    assert (rotated(x.half(), places) - wanted(x.half(), half)).abs().max() < 1e-2
+    assert (rotated(x, places) - wanted(x.half(), half)).abs().max() > 0.1  # angles in float32
+    assert (rotated(x.bfloat16(), places) - rotated(x, places)).abs().max() < 0.1
 
 
 def test_gradients_are_the_same_with_checkpointing(model):
@@ -194,8 +194,8 @@ def test_gradients_are_the_same_with_checkpointing(model):
     ("given", "message"),
     [
         ({"input_ids": torch.tensor([[200, SOP, 201]])}, "no .gMASK. or .MASK."),
-        ({"position_ids": torch.arange(12)[None]}, r"shape \(1, 12\), wanted \(batch, 2, tokens\)"),
-        ({"attention_mask": torch.ones(12)}, r"shape \(12,\), wanted \(batch, tokens\)"),
+        ({"position_ids": torch.arange(12)[None]}, r"shape \(1, 12\), expected \(batch, 2, tokens\)"),
+        ({"attention_mask": torch.ones(12)}, r"shape \(12,\), expected \(batch, tokens\)"),
     ],
 )
 def test_what_can_not_be_read_is_refused(given, message, model):
@@ -204,10 +204,10 @@ def test_what_can_not_be_read_is_refused(given, message, model):
 
 
 def test_going_on_needs_a_prompt_and_after_a_cache_positions(model):
-    with pytest.raises(ValueError, match="a prompt to go on from has"):
+    with pytest.raises(ValueError, match="a prompt for generation needs"):
         model.generate(torch.tensor([[200, 201]]), max_new_tokens=1)
     cache = model(prompts(1), use_cache=True).past_key_values
-    with pytest.raises(ValueError, match="after a cache position_ids"):
+    with pytest.raises(ValueError, match="position_ids must be given with a cache"):
         model(torch.tensor([[200]]), past_key_values=cache)
 
 
@@ -228,7 +228,7 @@ def test_other_models_of_the_same_type_are_refused(settings):
 
 @pytest.mark.parametrize("heads", [5, 16, 24])
 def test_heads_of_which_no_half_turns_in_pairs_are_refused(heads):
-    with pytest.raises(ValueError, match="a head has .* channels, wanted a multiple of four"):
+    with pytest.raises(ValueError, match="a head has .* channels; expected a multiple of four"):
         random_chatglm(num_attention_heads=heads)
     assert random_chatglm(num_attention_heads=heads, head_dim=12).num_parameters() > 0
 
@@ -279,11 +279,9 @@ def test_id_that_no_piece_has_is_shown_as_unknown(tokenizer):
 
 def test_sentencepiece_model_of_the_first_revisions_is_refused(tmp_path):
     train_tokenizer(tmp_path, special=[name for name in SPECIAL if name != "<sop>"])
-    with pytest.raises(ValueError, match="has no <sop>; wanted files of the current revision"):
+    with pytest.raises(ValueError, match="has no <sop>; expected files of the current revision"):
         ChatGLMTokenizer.from_pretrained(tmp_path)
     train_tokenizer(tmp_path)
     assert ChatGLMTokenizer.from_pretrained(tmp_path, num_image_tokens=0)
-    with pytest.raises(
-        ValueError, match="comes with num_image_tokens=.*, not 0; wanted files of the current"
-    ):
+    with pytest.raises(ValueError, match="has num_image_tokens=.*, not 0; expected files of the current"):
         ChatGLMTokenizer.from_pretrained(tmp_path, num_image_tokens=20000)

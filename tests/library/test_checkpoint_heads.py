@@ -105,10 +105,10 @@ def test_trust_lets_no_other_head_fill_the_body_at_random(folders):
 
 def test_a_head_that_transformers_has_not_is_named(folders, tmp_path):
     save_model(pruned("granite", UNEVEN), None, tmp_path / "m")
-    with pytest.raises(ValueError, match="no class of AutoModelForSequenceClassification for granite"):
+    with pytest.raises(ValueError, match="has no AutoModelForSequenceClassification for granite"):
         load(tmp_path / "m", AutoModelForSequenceClassification)
     assert load(tmp_path / "m", AutoModel)
-    with pytest.raises(ValueError, match="no class of AutoModelForMultipleChoice for llama"):
+    with pytest.raises(ValueError, match="has no AutoModelForMultipleChoice for llama"):
         load(folders["uneven"], AutoModelForMultipleChoice)
 
 

@@ -81,7 +81,7 @@ def test_windows_drawn_by_a_seed_come_from_different_documents(local):
     whole = text_ids("mine", tiny_tokenizer(), length=9, seed=1)
     assert len(whole) == 30, "all documents that are long enough"
     assert torch.equal(whole[:12], drawn[0]), "a larger sample begins with the smaller one"
-    with pytest.raises(ValueError, match="'mine' has 30 documents of at least 9 tokens, wanted 31 windows"):
+    with pytest.raises(ValueError, match="'mine' has 30 documents of at least 9 tokens, expected 31 windows"):
         text_ids("mine", tiny_tokenizer(), length=9, windows=31, seed=1)
 
 
@@ -101,7 +101,7 @@ def test_every_window_can_begin_with_bos(cut, seed):
     begun = cut("tiny", tiny_tokenizer(), length=10, bos="window", **n)
     assert begun.shape == (5, 10) and (begun[:, 0] == 1).all() and (begun == 1).sum() == 5
     assert torch.equal(begun[:, 1:], plain), "and behind it stands what would have stood there without"
-    with pytest.raises(ValueError, match="length is 1, wanted more than the 1 tokens"):
+    with pytest.raises(ValueError, match="length is 1, expected more than the 1 tokens"):
         cut("tiny", tiny_tokenizer(), length=1, bos="window")
     with pytest.raises(ValueError, match="unknown bos 'each'; choose one of True, False, window"):
         cut("tiny", tiny_tokenizer(), length=9, bos="each")
@@ -116,7 +116,7 @@ def test_without_a_bos_token_texts_begin_without_it_and_one_warning_says_so(cut)
         tokenizer = tiny_tokenizer()
         tokenizer.bos_token = None
         plain = cut("tiny", tokenizer, **sizes)
-    with pytest.warns(UserWarning, match="no beginning-of-sequence token: texts begin without") as caught:
+    with pytest.warns(UserWarning, match="no beginning-of-sequence token: texts start without") as caught:
         without = cut("tiny", tokenizer, bos=True, **sizes)
     assert len(caught) == 1 and caught[0].filename == __file__
     assert torch.equal(without, plain) and not torch.equal(with_bos, plain)
@@ -126,7 +126,7 @@ def test_without_a_bos_token_texts_begin_without_it_and_one_warning_says_so(cut)
 def test_too_few_windows_say_how_many_there_are(local):
     (local / "mine.txt").write_text("x" * 100)
     assert text_ids("mine", tiny_tokenizer(), length=10, windows=10).shape == (10, 10)
-    with pytest.raises(ValueError, match="'mine' has 10 windows of 10 tokens, wanted 11"):
+    with pytest.raises(ValueError, match="'mine' has 10 windows of 10 tokens, expected 11"):
         text_ids("mine", tiny_tokenizer(), length=10, windows=11)
     with pytest.raises(ValueError, match="'mine' has 0 windows of 101 tokens"):
         text_ids("mine", tiny_tokenizer(), length=101)
@@ -136,7 +136,7 @@ def test_calibration_takes_the_first_documents_that_are_long_enough(local):
     (local / "mine.txt").write_text("short\n\nlong enough\n\ntiny\n\nalso long enough\n")
     ids = calibration_ids("mine", tiny_tokenizer(), samples=2, length=8)
     assert ids.tolist() == [tokens("long eno"), tokens("also lon")]
-    with pytest.raises(ValueError, match="2 documents of at least 8 tokens, wanted 3"):
+    with pytest.raises(ValueError, match="2 documents of at least 8 tokens, expected 3"):
         calibration_ids("mine", tiny_tokenizer(), samples=3, length=8)
 
 
@@ -259,7 +259,9 @@ def test_another_encoding_is_named_with_its_place(local):
     with pytest.raises(ValueError, match=r"mine.txt is not UTF-8 \(.* at byte 3\); save it as UTF-8"):
         read_corpus("mine")
     (local / "mine.txt").write_bytes("cafe".encode("utf-16-le"))  # without a mark, each byte could be UTF-8
-    with pytest.raises(ValueError, match=r"mine.txt is not UTF-8 \(zero, as UTF-16 .* at byte 1\); save"):
+    with pytest.raises(
+        ValueError, match=r"mine.txt is not UTF-8 \(zero byte, as in UTF-16 at byte 1\); save"
+    ):
         read_corpus("mine")
     (local / "ours.json").write_bytes(b"\xff\xfe[")
     with pytest.raises(ValueError, match=r"ours.json is not UTF-8"):
@@ -295,7 +297,7 @@ def test_instruction_samples_follow_the_seed():
     drawn = [instructions("tiny", samples=20, seed=seed) for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
     assert len({json.dumps(row) for row in drawn[0]}) == 20
-    with pytest.raises(ValueError, match="are 196, wanted 197"):
+    with pytest.raises(ValueError, match="has 196 rows, expected 197"):
         instructions("tiny", samples=197)
 
 
@@ -314,7 +316,7 @@ def test_local_instructions_are_read(local, suffix):
 )
 def test_malformed_instructions_name_the_file(local, text):
     (local / "mine.json").write_text(text)
-    with pytest.raises(ValueError, match=r'mine\.json.*wanted a JSON list.*"instruction" and "output"'):
+    with pytest.raises(ValueError, match=r'mine\.json.*expected a JSON list.*"instruction" and "output"'):
         read_instructions("mine")
 
 

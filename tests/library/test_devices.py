@@ -32,7 +32,7 @@ def test_auto_takes_cuda_when_there_is_one(monkeypatch):
         assert find_device("auto") == wanted
     assert find_device("cpu") == "cpu"
     for wrong in ("cuda:1", "gpu"):
-        with pytest.raises(ValueError, match=f"'{wrong}', wanted auto, cpu or, where there is CUDA"):
+        with pytest.raises(ValueError, match=f"device must be auto, cpu or, with CUDA, .*, got '{wrong}'"):
             find_device(wrong)
 
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaC
 from pruner_lib.evaluation.perplexity import (
     CHUNK_MB,
     LOGITS_MB,
-    _until,
+    _until_end,
     automatic_batch,
     chunk_rows,
     generate_samples,
@@ -192,7 +192,7 @@ def test_draws_of_a_prompt_end_where_each_ends():
     assert [sample.prompt for sample in three] == ["one"] * 3 + ["two"] * 3
     assert len({sample.text for sample in three[:3]}) == 3
     assert three == generate_samples(model, tokenizer, ["one", "two"], max_new_tokens=12, draws=3)
-    assert _until([5, 7, 2, 3, 3], [2, 9]) == [5, 7, 2] and _until([5, 7], [None]) == [5, 7]
+    assert _until_end([5, 7, 2, 3, 3], [2, 9]) == [5, 7, 2] and _until_end([5, 7], [None]) == [5, 7]
 
 
 def test_greedy_text_needs_no_seed_and_sampling_spares_the_global_generator():

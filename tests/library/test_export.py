@@ -150,8 +150,8 @@ YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0}
 REFUSED = {
     "gemma2": ({}, "of the types llama, mistral, qwen2, got 'gemma2'"),
     "qwen3": ({}, "got 'qwen3'"),
-    "llama-gqa": ({"hidden_act": "gelu"}, "hidden_act: gelu"),
-    "llama-mha": ({"rope_parameters": YARN}, "rope_type: yarn"),
+    "llama-gqa": ({"hidden_act": "gelu"}, "hidden_act is gelu"),
+    "llama-mha": ({"rope_parameters": YARN}, "rope_type is yarn"),
 }
 
 
@@ -169,27 +169,27 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(family, path):
         check_gguf(model.model, letters())
 
 
-@pytest.mark.parametrize("part", ["scaled", "rotated", "epsilon"])
+@pytest.mark.parametrize("part", ["scales", "rotated", "epsilons"])
 def test_what_a_config_does_not_say_is_looked_at_too(part, path):
     model = build("llama-gqa")
-    if part == "scaled":
+    if part == "scales":
         model.model.layers[1].self_attn.scaling = 1.0
     elif part == "rotated":
         model.model.rotary_emb.inv_freq = model.model.rotary_emb.inv_freq[:2]
     else:
         model.model.layers[1].input_layernorm.variance_epsilon = 0.1
-    with pytest.raises(ValueError, match=f"no llama like this one, .*{part}"):
+    with pytest.raises(ValueError, match=f"no GGUF can be written: llama.cpp does not support .*{part}"):
         to_gguf(model, path, tokenizer=letters())
 
 
 def test_a_parameter_that_a_llama_has_not_is_refused(uneven, path):
     model = build("llama-gqa")
     model.model.layers[0].self_attn.extra = torch.nn.Linear(2, 2)
-    with pytest.raises(ValueError, match="no place in a llama for model.layers.0.self_attn.extra.weight"):
+    with pytest.raises(ValueError, match="no parameter model.layers.0.self_attn.extra.weight"):
         to_gguf(model, path, tokenizer=letters())
     model = build("llama-gqa")
     model.lm_head.bias = torch.nn.Parameter(torch.zeros(VOCABULARY))
-    with pytest.raises(ValueError, match="no place in a llama for lm_head.bias"):
+    with pytest.raises(ValueError, match="llama.cpp's llama has no parameter lm_head.bias"):
         to_gguf(model, path, tokenizer=letters())
 
 
@@ -199,7 +199,7 @@ def test_an_older_file_stays_where_weights_are_too_large(path):
     before = path.read_bytes()
     with torch.no_grad():
         model.lm_head.weight[5, 5] = 1e6
-    with pytest.raises(ValueError, match="output.weight holds numbers that float16 can't"):
+    with pytest.raises(ValueError, match="output.weight has values too large for float16"):
         to_gguf(model, path, tokenizer=letters(), dtype=torch.float16)
     assert path.read_bytes() == before and [path] == list(path.parent.iterdir())
     to_gguf(model, path, tokenizer=letters(), dtype=torch.bfloat16)
@@ -210,7 +210,7 @@ def test_an_older_file_stays_where_weights_are_too_large(path):
     ("options", "reason"),
     [
         ({"dtype": torch.float64}, "unknown dtype torch.float64; choose one of torch.float32"),
-        ({"tokenizer": None}, "holds the tokenizer"),
+        ({"tokenizer": None}, "includes the tokenizer"),
         ({"model": torch.nn.Linear(2, 2)}, "model must be a model of transformers, .*got Linear"),
         ({"model": "nothing"}, "unknown model 'nothing'"),
     ],

@@ -144,16 +144,16 @@ def with_added(token: AddedToken) -> PreTrainedTokenizerFast:
 
 REFUSED = {
     "of the kind 'WordLevel'": lambda: with_parts(model=models.WordLevel({"a": 0}, unk_token="a")),
-    "into words by .*Whitespace": lambda: with_parts(pre_tokenizer=pre_tokenizers.Whitespace()),
-    "into words by .*with ignore_merges True": lambda: over_bytes(WORDS, ignore_merges=True),
-    r"BOS before a text and EOS behind it alone, this tokenizer: \['<s>', '.', 'a'\]": lambda: with_parts(
+    "makes words by .*Whitespace": lambda: with_parts(pre_tokenizer=pre_tokenizers.Whitespace()),
+    "makes words by .*with ignore_merges True": lambda: over_bytes(WORDS, ignore_merges=True),
+    r"only BOS before and EOS after a text; this tokenizer gives \['<s>', '.', 'a'\]": lambda: with_parts(
         post_processor=TemplateProcessing(
             single="<s> <|user|> $A", special_tokens=[("<s>", 0), ("<|user|>", 3)]
         )
     ),
-    "added token '<x>' takes the blanks beside it": lambda: with_added(AddedToken("<x>", rstrip=True)),
-    "added token 'hello' .* a whole word only": lambda: with_added(AddedToken("hello", single_word=True)),
-    "changes no text .* this tokenizer does: .*Lowercase": lambda: with_parts(
+    "added token '<x>' strips spaces beside it": lambda: with_added(AddedToken("<x>", rstrip=True)),
+    "added token 'hello' .* whole words only": lambda: with_added(AddedToken("hello", single_word=True)),
+    "does not normalise text, but this tokenizer does: .*Lowercase": lambda: with_parts(
         normalizer=normalizers.Lowercase()
     ),
 }
@@ -175,11 +175,11 @@ def test_characters_that_are_changed_in_other_ways_are_refused(wrong, tmp_path):
         made.backend_tokenizer.normalizer = normalizers.NFKC()
     else:
         made.backend_tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(split=True)
-    with pytest.raises(ValueError, match="llama.cpp has no tokenizer with bytes for unknown characters"):
+    with pytest.raises(ValueError, match="llama.cpp has no tokenizer with byte fallback and"):
         to_gguf(build("llama-gqa", vocab_size=800), tmp_path / "m.gguf", tokenizer=made)
 
 
 def test_more_tokens_than_the_model_has_are_refused(tmp_path):
     tokenizer = over_bytes(WORDS)
-    with pytest.raises(ValueError, match=f"has {len(tokenizer)} tokens, the model 64"):
+    with pytest.raises(ValueError, match=f"has {len(tokenizer)} tokens, but the model 64"):
         to_gguf(build("llama-gqa"), tmp_path / "m.gguf", tokenizer=tokenizer)

@@ -191,7 +191,7 @@ def test_questions_are_asked_again_in_smaller_batches_where_memory_runs_out(
         return forward(*args, **kwargs)
 
     monkeypatch.setattr(model, "forward", limited)
-    with pytest.warns(UserWarning, match="zero-shot ran out of memory; it goes on with batches of"):
+    with pytest.warns(UserWarning, match="zero-shot ran out of memory; it continues with batches of"):
         again = zero_shot(model, tokenizer, ["arc_easy", "piqa"], shared_context=shared_context)
     assert {task: score.correct for task, score in again.items()} == {
         task: whole[task].correct for task in ("arc_easy", "piqa")

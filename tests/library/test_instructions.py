@@ -36,10 +36,10 @@ def test_a_cut_response_gets_no_eos(tokenizer):
 
 def test_an_example_without_room_for_its_response_is_left_out(tokenizer):
     long = {"instruction": "word " * 300, "output": "yes"}
-    with pytest.warns(UserWarning, match="1 of 2 examples are left out"):
+    with pytest.warns(UserWarning, match="1 of 2 examples are dropped"):
         rows = encode([long, EXAMPLES[1]], tokenizer, cutoff=256)
     assert rows == encode([EXAMPLES[1]], tokenizer, cutoff=256)
-    with pytest.warns(UserWarning, match="1 of 2 examples are left out: no response in their first 9 tokens"):
+    with pytest.warns(UserWarning, match="1 of 2 examples are dropped: no response in their first 9 tokens"):
         encode([{"text": ""}, {"text": "a"}], tokenizer, cutoff=9)
     with pytest.raises(ValueError, match="raise the cutoff"):
         encode([long], tokenizer, cutoff=256)
@@ -98,7 +98,7 @@ def test_a_chat_is_learned_with_its_tools_and_contents_are_texts(tokenizer, monk
     with_tools, without = [tokenizer.decode(row["input_ids"]) for row in encode(rows, tokenizer, cutoff=999)]
     assert with_tools == '[{"name": "count"}]\n' + without
     parts = [{"role": "user", "content": [{"type": "text", "text": "dogs?"}]}, said[1]]
-    with pytest.raises(ValueError, match="Example 0 has messages with lists of parts, .* as Python does"):
+    with pytest.raises(ValueError, match="Example 0 has messages with lists of parts, .* as Python lists"):
         encode([{"messages": parts}], tokenizer)
     reads_parts = form.replace("m.content", "(m.content[0].text or m.content)")
     monkeypatch.setattr(tokenizer, "chat_template", reads_parts)
@@ -107,9 +107,7 @@ def test_a_chat_is_learned_with_its_tools_and_contents_are_texts(tokenizer, monk
 
 def test_a_path_is_no_examples_and_a_table_no_lines(tokenizer, tmp_path):
     for path in ("rows.jsonl", tmp_path / "rows.jsonl"):
-        with pytest.raises(
-            ValueError, match=r"1 examples hold no dicts.*such as windows.instructions\(path\); got"
-        ):
+        with pytest.raises(ValueError, match=r"1 examples hold no dicts.*as windows.instructions does; got"):
             encode(path, tokenizer)
     table = datasets.Dataset.from_list(EXAMPLES)
     table.to_parquet(tmp_path / "rows.parquet"), table.to_csv(tmp_path / "rows.csv")

@@ -104,7 +104,7 @@ def test_half_a_batch_is_tried_where_memory_runs_out(shortage):
     model, _ = load_model("tiny")
     whole = perplexity_result(model, IDS, batch_size=8)
     met = starve(model, 3, SHORTAGES[shortage])
-    with pytest.warns(UserWarning, match="perplexity ran out of memory; it goes on with batches of [42]"):
+    with pytest.warns(UserWarning, match="perplexity ran out of memory; it continues with batches of [42]"):
         halved = perplexity_result(model, IDS, batch_size=8)
     assert met == [8, 4, 2, 2, 2, 2, 1], "halved until it fits, and not tried larger again"
     assert halved.nll == pytest.approx(whole.nll, rel=1e-5) and halved.n_tokens == whole.n_tokens
@@ -122,7 +122,7 @@ def test_without_a_shortage_nothing_is_said_and_batches_stay():
 def test_one_window_too_many_says_what_to_do():
     model, _ = load_model("tiny")
     starve(model, 0, SHORTAGES["cuda"])
-    wanted = "ran out of memory with a batch of one; use shorter texts, a narrower"
+    wanted = "ran out of memory with a batch of one; use shorter texts, a smaller"
     with pytest.warns(UserWarning, match="batches of 1"), pytest.raises(ValueError, match=wanted):
         perplexity_result(model, IDS, batch_size=2)
 
@@ -140,7 +140,7 @@ def test_the_real_allocators_refusal_is_recognised():
     def run(size: int) -> int:
         return len(torch.empty(2**58 if size > 1 else 1, dtype=torch.uint8))
 
-    with pytest.warns(UserWarning, match="a test ran out of memory; it goes on with batches of 1"):
+    with pytest.warns(UserWarning, match="a test ran out of memory; it continues with batches of 1"):
         assert in_fitting_batches(run, 2, "a test") == 1
 
 

@@ -243,16 +243,16 @@ def test_an_error_leaves_the_plain_model(moment, tokenizer, tmp_path):
         ({"warmup_steps": -1}, "warmup_steps must be .*, got -1"),
         ({"evaluate": score, "evaluate_at": [7]}, r"evaluate_at=\[7\].*0 to 6"),
         ({"evaluate_at": [2]}, "evaluate=None"),
-        ({"keep_at": [2, 4], "at": 3}, r"at=3: no adapter is kept there, only at \[2, 4, 6\]"),
-        ({"keep_at": [0, 7]}, r"keep_at=\[0, 7\]: steps from 1 to 6"),
+        ({"keep_at": [2, 4], "at": 3}, r"at=3, but adapters are kept only at \[2, 4, 6\]; choose one"),
+        ({"keep_at": [0, 7]}, r"keep_at=\[0, 7\] is out of range; give steps from 1 to 6"),
         ({"cutoff": 20}, "raise the cutoff"),
         (
             {"target_modules": ["q_proj", "nope"]},
-            r"\['nope'\] name no linear layer, wanted some of down_proj, ",
+            r"\['nope'\] match no linear layer; choose from down_proj, ",
         ),
-        ({"target_modules": ["q_proj", "lm_head"]}, r"\['lm_head'\] name no linear layer"),
+        ({"target_modules": ["q_proj", "lm_head"]}, r"\['lm_head'\] match no linear layer"),
         ({"target_modules": []}, r"target_modules must be a list that is not empty.* got \[\]"),
-        ({"target_modules": "("}, r"\['\('\] name no linear layer"),
+        ({"target_modules": "("}, r"\['\('\] match no linear layer"),
     ],
 )
 def test_bad_arguments_are_named_and_nothing_is_written(change, message, tokenizer, tmp_path):
@@ -332,7 +332,7 @@ def test_callbacks_that_the_trainer_could_not_call_are_refused(tokenizer, tmp_pa
     for wrong in (5, [5], StopAtTwo(), [StopAtTwo]):
         with pytest.raises(ValueError, match="callbacks.* must be a.* TrainerCallback of transformers"):
             recover(make(), tokenizer, EXAMPLES, callbacks=wrong, **how)
-    with pytest.raises(ValueError, match="needs the Trainer to evaluate; give one"):
+    with pytest.raises(ValueError, match="needs the Trainer to evaluate; give a callback"):
         recover(make(), tokenizer, EXAMPLES, callbacks=[EarlyStoppingCallback()], **how)
     assert not (tmp_path / "out").exists()
 

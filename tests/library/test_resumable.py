@@ -21,7 +21,7 @@ from transformers import TrainerCallback
 from pruner_lib.models.tiny import tiny_tokenizer
 from pruner_lib.recovery import trainer as trainer_module
 from pruner_lib.recovery.recover import recover
-from pruner_lib.recovery.resume import alone_in
+from pruner_lib.recovery.resume import folder_lock
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 KEPT = ("adapter-2", "adapter-4", "adapter")
@@ -87,7 +87,7 @@ def test_an_evaluation_that_hides_the_history_is_refused(tokenizer, tmp_path):
 
 @pytest.mark.parametrize("returned", [None, 5, {"score": None}, {"score": "high"}, {"score": [1, 2]}])
 def test_an_evaluation_that_gives_no_numbers_is_refused(returned, tokenizer, tmp_path):
-    with pytest.raises(ValueError, match="evaluate returned .*, wanted a dict of numbers by their names"):
+    with pytest.raises(ValueError, match="evaluate returned .*; expected a dict of numbers"):
         recover(make(), tokenizer, EXAMPLES, output_dir=tmp_path, evaluate=lambda _: returned, **QUICK)
 
 
@@ -140,7 +140,7 @@ def test_a_killed_process_is_taken_over_by_another(tokenizer, tmp_path, whole):
 
 
 def test_a_folder_in_which_another_process_recovers_is_refused(tokenizer, tmp_path):
-    with alone_in(tmp_path), pytest.raises(ValueError, match="another process recovers in .*: wait, or"):
+    with folder_lock(tmp_path), pytest.raises(ValueError, match="another process recovers in .*: wait, or"):
         recover(make(), tokenizer, EXAMPLES, output_dir=tmp_path, **QUICK)
     assert not list(tmp_path.iterdir())
     recover(make(), tokenizer, EXAMPLES, output_dir=tmp_path, **QUICK)
@@ -220,7 +220,7 @@ def test_a_damaged_adapter_is_trained_again_with_a_warning(name, how, tokenizer,
     shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
     path = tmp_path / name / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:-100] + (b"" if how == "cut off" else bytes(100)))
-    with pytest.warns(UserWarning, match=f"{name} is damaged .*{name}.damaged now"):
+    with pytest.warns(UserWarning, match=f"{name} is damaged .*renamed to {name}.damaged"):
         again = recover(make(), tokenizer, EXAMPLES, output_dir=tmp_path, evaluate=score, **KEEP)
     shutil.rmtree(tmp_path / f"{name}.damaged")  # where the damaged one was put
     check_same_run(tmp_path, again, whole)
@@ -241,7 +241,7 @@ def test_a_state_that_is_not_as_it_was_written_is_refused(change, tokenizer, tmp
     shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
     path = tmp_path / "recovery.json"
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
-    with pytest.raises(ValueError, match=r"recovery\.json was changed after .* or throw the run away"):
+    with pytest.raises(ValueError, match=r"recovery\.json was changed after .* or discard the run"):
         recover(make(), tokenizer, EXAMPLES, output_dir=tmp_path, evaluate=score, **KEEP)
 
 
@@ -254,6 +254,32 @@ def test_a_run_of_an_earlier_version_is_read(tokenizer, tmp_path, whole):
         note.unlink()
     again = recover(make(), tokenizer, EXAMPLES, output_dir=tmp_path, evaluate=Stop(1), **KEEP)
     assert without_time(again.history) == without_time(whole[2].history)
+
+
+EDITED = {  # how somebody may edit recovery.json by hand
+    "no steps": lambda saved: saved["identity"].pop("steps"),
+    "no examples": lambda saved: saved["identity"].pop("examples"),
+    "steps as text": lambda saved: saved["identity"].update(steps="6"),
+    "no list of evaluated steps": lambda saved: saved["identity"].update(evaluated_steps=4),
+    "kept steps of another type": lambda saved: saved["identity"].update(kept_steps=[[2]]),
+    "identity is a list": lambda saved: saved.update(identity=[]),
+    "a row without its step": lambda saved: saved["history"][1].pop("step"),
+    "a row of text": lambda saved: saved["history"].append("x"),
+    "a loss of text": lambda saved: saved["history"][1].update(loss="low"),
+}
+
+
+@pytest.mark.parametrize("edit", EDITED.values(), ids=EDITED)
+def test_an_edited_state_of_an_earlier_version_is_refused_in_one_sentence(edit, tokenizer, tmp_path, whole):
+    shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "recovery.json"
+    saved = json.loads(path.read_text())
+    del saved["digest"]
+    edit(saved)
+    path.write_text(json.dumps(saved))
+    with pytest.raises(ValueError, match=r"recovery\.json was changed after .* or discard the run") as caught:
+        recover(make(), tokenizer, EXAMPLES, output_dir=tmp_path, evaluate=score, **KEEP)
+    assert "\n" not in str(caught.value)
 
 
 # Adapters on the way
@@ -310,7 +336,7 @@ def test_more_steps_go_on_from_a_shorter_run(stop, tokenizer, tmp_path, monkeypa
     else:
         first = recover(make(), tokenizer, EXAMPLES, **place, **arguments, **constant)
         assert [row["step"] for row in first.history] == list(range(7))
-    with pytest.warns(UserWarning, match="had 6 steps and goes on to 9"):
+    with pytest.warns(UserWarning, match="had 6 steps and continues to 9"):
         done = recover(make(), tokenizer, EXAMPLES, **place, **arguments, **more)
     assert same(adapter(tmp_path / "parts"), adapter(tmp_path / "whole"))
     rows = [[row["loss"] for row in one.history] for one in (done, whole)]

@@ -79,11 +79,11 @@ class _Squared(LlamaMLP):
         ),
         (
             lambda mlp: setattr(mlp, "forward", MethodType(_Squared.forward, mlp)),
-            " is of class .*LlamaMLP with forward of its own in ",
+            " is of class .*LlamaMLP with custom forward in ",
         ),
         (
             lambda mlp: mlp.register_forward_hook(lambda _module, _args, out: out * 2),
-            " is of class .*LlamaMLP with a hook .function. of its own ",
+            " is of class .*LlamaMLP with custom hook .function. ",
         ),
         (lambda mlp: setattr(mlp, "act_fn", torch.nn.GELU()), ".act_fn is of class .*GELU .* build .*SiLU"),
     ],
@@ -182,7 +182,7 @@ def test_a_number_that_the_class_would_make_anew_otherwise_is_not_saved(growth, 
     if saved != "layers":
         plan = plan_of(model, **{"plain": {"ratio": 0.5}, "uneven": UNEVEN}[saved])
     prune_(model, plan)
-    said = r"layers.*mlp.gain is .* in this GainLlama, but its class would make .* when it is loaded"
+    said = r"layers.*mlp.gain is .* in this GainLlama, but its class would compute .* when it is loaded"
     with pytest.raises(ValueError, match=said):
         save_model(model, tiny_tokenizer(), tmp_path / "made")
     assert not (tmp_path / "made").exists()
@@ -374,7 +374,7 @@ def test_a_class_in_no_file_is_refused_before_anything_is_written(tmp_path):
     model.__class__ = type("Local", (type(model),), {"__module__": "__main__"})
     prune_(model, plan_of(model, **UNEVEN))
     for save in (model.save_pretrained, lambda folder: save_model(model, None, folder)):
-        with pytest.raises(ValueError, match="Local is defined in __main__.*module of its own"):
+        with pytest.raises(ValueError, match="Local is defined in __main__.*separate module"):
             save(tmp_path / "m")
     assert not (tmp_path / "m").exists()
 

@@ -255,7 +255,7 @@ def test_damaged_or_edited_answer_is_set_aside_and_counts_as_none(tmp_path, dama
     path = answer_path(tmp_path, "keeps abilities")
     assert verdicts(tmp_path).set_index("claim").verdict["keeps abilities"] != NOT_MEASURED
     path.write_text(damage(path.read_text()))
-    with pytest.warns(UserWarning, match=f"{path.name} is damaged .*{path.name}.damaged now and made again"):
+    with pytest.warns(UserWarning, match=f"{path.name} is damaged .*renamed to {path.name}.damaged, will be"):
         assert verdicts(tmp_path).set_index("claim").verdict["keeps abilities"] == NOT_MEASURED
     assert not path.exists() and path.with_name(f"{path.name}.damaged").exists()
 

@@ -97,7 +97,7 @@ def test_what_is_kept_comes_back_and_a_damaged_file_counts_as_not_there(tmp_path
     path = write_kept(tmp_path / "kept.json", data)
     assert read_kept(path) == ([1.5, 2.0] if isinstance(data, list) else {"a": 1, "infinite": "inf"})
     path.write_text(damage(path.read_text()))
-    with pytest.warns(UserWarning, match="kept.json is damaged .* it is kept.json.damaged now"):
+    with pytest.warns(UserWarning, match="kept.json is damaged .*renamed to kept.json.damaged"):
         assert read_kept(path) is None
     assert read_kept(path) is None and (tmp_path / "kept.json.damaged").exists()
 

@@ -505,7 +505,7 @@ def test_damaged_scores_are_set_aside_and_made_again(study, damage):
     (path,) = (study.folder / "cache").glob("members-*.safetensors")
     content = path.read_bytes()
     path.write_bytes(content[:-8] if damage == "truncated" else content[:-8] + bytes(8))
-    with pytest.warns(UserWarning, match=f"{path.name} is damaged .*{path.name}.damaged now and made again"):
+    with pytest.warns(UserWarning, match=f"{path.name} is damaged .*renamed to {path.name}.damaged, will be"):
         again = study.scores(asked(), ["element1"])["element1"]
     assert path.read_bytes() == content and path.with_name(f"{path.name}.damaged").exists()
     assert all(torch.equal(again[name], scores[name]) for name in scores)
@@ -522,7 +522,7 @@ def test_adapter_that_was_changed_is_set_aside_and_trained_again(study):
     for path in study.folder.glob("records/*"):
         path.unlink()
     adapter.write_bytes(content[:-8] + bytes(byte ^ 1 for byte in content[-8:]))
-    with pytest.warns(UserWarning, match="adapter is damaged .*it is adapter.damaged now and made again"):
+    with pytest.warns(UserWarning, match="adapter is damaged .*renamed to adapter.damaged, will be"):
         again = study.run(longer)
     assert outcome(again) == outcome(expected) and adapter.read_bytes() == content
     assert outcome(study.run(asked(recovery=plain))) == outcome(first)
