@@ -205,8 +205,8 @@ class Experiment:
             raise ValueError("criterion 'obs' scores groups as a whole: aggregation should be 'sum'")
         blocks = self.granularity == "block" and self.dependency
         if self.repaired and (self.criterion in DATA_FREE or not blocks):
-            advice = f"set granularity='block', dependency=True, a criterion other than {', '.join(DATA_FREE)}"
-            raise ValueError(f"repaired needs blocks chosen on calibration samples: {advice}")
+            needs = f"granularity 'block', dependency True and a criterion other than {', '.join(DATA_FREE)}"
+            raise ValueError(f"repaired needs {needs}")
 
     @property
     def dense(self) -> "Experiment":

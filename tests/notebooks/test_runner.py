@@ -168,7 +168,7 @@ def test_notebooks_come_in_the_order_of_their_names_and_can_be_chosen(folder):
     assert [path.stem for path in find_notebooks()] == ["00_a", "00_a_more", "01_b", "02_c"]
     assert [path.stem for path in find_notebooks(["01", "02"])] == ["01_b", "02_c"]
     assert [path.stem for path in find_notebooks(["00_a"])] == ["00_a"]
-    with pytest.raises(ValueError, match="begins with '9'; there are 00_a"):
+    with pytest.raises(ValueError, match="starts with '9'; there are 00_a"):
         find_notebooks(["9"])
 
 

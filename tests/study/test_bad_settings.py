@@ -305,11 +305,11 @@ LINES = [
     (run_notebooks, ["--profile", "tiny", "--scheduler", "nowhere"], "'nowhere'", "tcp://host:8786"),
     (run_notebooks, ["--workers", "1", "--scheduler", "tcp://a:1"], "tcp://a:1", "one of them"),
     (run_notebooks, ["--nope"], "--nope", "unrecognized"),
-    (reproduce, [], "[]", "the path of one record"),
-    (reproduce, ["a", "b"], "['a', 'b']", "the path of one record"),
-    (reproduce, ["0123"], "'0123'", "wanted one"),
+    (reproduce, [], "[]", "the path or the key of one record"),
+    (reproduce, ["a", "b"], "['a', 'b']", "the path or the key of one record"),
+    (reproduce, ["0123"], "'0123'", "expected 1"),
     (reproduce, ["empty.json"], "empty.json", "not valid JSON"),
-    (reproduce, [""], "''", "wanted one"),
+    (reproduce, [""], "''", "expected 1"),
 ]
 
 
