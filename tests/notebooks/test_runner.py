@@ -221,7 +221,7 @@ def test_kernel_that_dies_at_its_start_is_started_three_times_at_most(folder, tm
     if started:
         assert said == "" and (results_dir("tiny") / "tables" / "00_late.csv").is_file()
     else:
-        assert "the port is taken" in said and "exit code 7" in said and "before it answered" in said
+        assert "the port is taken" in said and "exit code 7" in said and "died while starting" in said
 
 
 @pytest.mark.parametrize(("kind", "arrives"), [(Shell, True), (AsyncZMQSocketChannel, False)])
