@@ -68,7 +68,7 @@ def serving(workers: int = 0, address: str = "") -> Iterator[str]:
     """
     if workers and address:
         both = f"--workers {workers} starts a local cluster, --scheduler {address} names another one"
-        raise ValueError(f"{both}: give only one of them")
+        raise ValueError(f"{both}: give one of them")
     if address:
         connect(address).close()
     if not workers:
