@@ -244,7 +244,7 @@ def write_answer(
     records = {record.key: record for record in records}
     pruned = [record for record in records.values() if record.experiment.stage != "dense"]
     low, high = claim.removed
-    if outside := [share for one in pruned if not low <= (share := one.plan["sparsity"]) <= high]:
+    if outside := [share for r in pruned if not low <= (share := r.plan["sparsity"]) <= high]:
         parts, records, without = {}, {}, {}
         note = f"{outside[0]:.1%} of the parameters were removed; the claim is for {low:.0%} to {high:.0%}"
     verdict = Verdict(claim, parts, note, tuple(sorted(records)), without or {})

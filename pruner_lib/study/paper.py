@@ -20,7 +20,7 @@ from pruner_lib.study.results import project_root
 from pruner_lib.study.settings import Experiment
 
 COVERAGE_FILE = Path(__file__).with_name("coverage.yaml")
-PAPER_ALONE = "in the profile `paper` alone"  # notes in `coverage.yaml` on models of that profile start so
+PAPER_ONLY = "only in the profile `paper`"  # the start of notes in `coverage.yaml`
 TEXTS = ("wikitext2", "ptb")  # the paper's texts, compared with our first and second one
 
 
@@ -180,5 +180,5 @@ def coverage_frame(folder: Path) -> pd.DataFrame:
     rows = yaml.safe_load(COVERAGE_FILE.read_text(encoding="utf-8"))
     frame = pd.DataFrame(rows, columns=["name", "shows", "notebook", "file", "note"]).fillna("")
     is_file = frame.file.map(lambda name: bool(name) and (folder / name).is_file())
-    elsewhere = frame.note.str.startswith(PAPER_ALONE) & (folder.name != "paper")
+    elsewhere = frame.note.str.startswith(PAPER_ONLY) & (folder.name != "paper")
     return frame.assign(there=is_file & ~elsewhere)

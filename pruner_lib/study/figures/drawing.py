@@ -143,10 +143,10 @@ def marks_frame(
         published = marks.assign(source="paper", value=frame.paper.astype(float), low=np.nan, high=np.nan)
         marks = pd.concat([marks, published.drop_duplicates()], ignore_index=True)
     marks = marks[marks.value.notna()]
-    looks = {"color": ("color", series), "dash": ("line", line), "symbol": ("marker", marker or series)}
-    for look, (part, column) in looks.items():
+    sources = {"color": ("color", series), "dash": ("line", line), "symbol": ("marker", marker or series)}
+    for target, (part, column) in sources.items():
         styles = styles_of(marks[column]) if column else {}
-        marks[look] = [getattr(styles.get(name, PLAIN), part) for name in marks[column or "value"]]
+        marks[target] = [getattr(styles.get(name, PLAIN), part) for name in marks[column or "value"]]
     return marks
 
 
@@ -156,8 +156,8 @@ def draw_paper(ax: Axes, x: Sequence[float], y: Sequence[float], part: pd.DataFr
     They are larger than our filled marks, which would hide them at the same place otherwise.
     """
     symbol = part.symbol.iloc[0]
-    look = {"markersize": 13 if symbol == "*" else 9, "markerfacecolor": "none", "markeredgewidth": 1.2}
-    ax.plot(x, y, symbol, color=part.color.iloc[0], linestyle=line, linewidth=0.8, zorder=4, **look)
+    hollow = {"markersize": 13 if symbol == "*" else 9, "markerfacecolor": "none", "markeredgewidth": 1.2}
+    ax.plot(x, y, symbol, color=part.color.iloc[0], linestyle=line, linewidth=0.8, zorder=4, **hollow)
 
 
 def legend_keys(
@@ -174,8 +174,8 @@ def legend_keys(
         for style in styles if len(styles) > 1 or column == series else ():
             symbol = style.marker if column == (marker or series) else ""
             dash = style.line if column == line else "-" if joined or not symbol else ""
-            look = {"color": style.color if column == series else GREY, "marker": symbol}
-            keys.append(Line2D([], [], linestyle=dash, label=style.label, **look))
+            color = style.color if column == series else GREY
+            keys.append(Line2D([], [], color=color, marker=symbol, linestyle=dash, label=style.label))
     hollow = {"color": GREY, "marker": "o", "markerfacecolor": "none", "label": "hollow: the paper"}
     return keys + [Line2D([], [], linestyle="", **hollow)] * (len(ours) < len(marks))
 
@@ -191,11 +191,11 @@ def reference_lines(
     lines, dashes = [], cycle(("--", ":"))
     for name, number in (reference or {}).items():
         if name in styles:
-            look = {"color": styles[name].color, "label": f"{name}, dense model", "linestyle": "--"}
+            style = {"color": styles[name].color, "label": f"{name}, dense model", "linestyle": "--"}
         else:
-            look = {"color": GREY, "label": name, "linestyle": next(dashes)}
+            style = {"color": GREY, "label": name, "linestyle": next(dashes)}
         draw = ax.axvline if axis == "x" else ax.axhline
-        lines.append(draw(number, linewidth=1, zorder=0, **look))
+        lines.append(draw(number, linewidth=1, zorder=0, **style))
     return lines
 
 

@@ -121,9 +121,9 @@ def plot_groups(frame: pd.DataFrame, *, ax: canvas.Axes | None = None) -> canvas
         ax.add_patch(Rectangle((box.x, box.y), box.width, box.height, **line))
     chosen = frame[frame.chosen]
     for row in chosen.itertuples():
-        look = {"facecolor": STYLE[row.kind].color, "alpha": 0.9, "linewidth": 0}
+        style = {"facecolor": STYLE[row.kind].color, "alpha": 0.9, "linewidth": 0}
         strip = _strip(boxes.loc[row.parameter], row.dim, row.start, row.stop)
-        ax.add_patch(Rectangle(*strip, zorder=3 if row.kind == "hidden" else 2, **look))
+        ax.add_patch(Rectangle(*strip, zorder=3 if row.kind == "hidden" else 2, **style))
     _draw_heads(ax, frame[frame.kind == "attention"], boxes)
     _draw_stream(ax, frame[(frame.kind == "hidden") & (frame["columns"] > 0)], boxes, stream)
     groups = chosen.drop_duplicates("kind").set_index("kind")

@@ -170,20 +170,20 @@ def plot_curves(
 
 
 def _draw_curve(ax: Axes, part: pd.DataFrame, joined: bool, log: bool) -> None:
-    """Draw a part of the marks: a curve with its band and each of its draws, or single marks."""
+    """Draw the marks of one series: a curve with its band and each of its draws, or single marks."""
     points = np.array([(at, *drawing.summary(rows, log)) for at, rows in part.groupby("place")], dtype=float)
     known = points[:, 1:][np.isfinite(points[:, 1:])]
     at, middle, low, high = points[:, 0], *points[:, 1:].clip(known.min(), known.max()).T  # no open ends
-    look = part.iloc[0]
+    style = part.iloc[0]
     if not joined:
         errors = np.nan_to_num([middle - low, high - middle])
-        size = 10 if look.symbol == "*" else 6
-        ax.errorbar(at, middle, errors, fmt=look.symbol, markersize=size, color=look.color, capsize=3)
+        size = 10 if style.symbol == "*" else 6
+        ax.errorbar(at, middle, errors, fmt=style.symbol, markersize=size, color=style.color, capsize=3)
         return
-    ax.plot(at, middle, look.dash, color=look.color, linewidth=1.6, marker=look.symbol, markersize=4)
-    ax.fill_between(at, low, high, color=look.color, alpha=0.15, linewidth=0)
-    drawn = part[part.duplicated("place", keep=False)]
-    ax.plot(drawn["place"], drawn.value, "_", color=look.color, alpha=0.6, markersize=7)
+    ax.plot(at, middle, style.dash, color=style.color, linewidth=1.6, marker=style.symbol, markersize=4)
+    ax.fill_between(at, low, high, color=style.color, alpha=0.15, linewidth=0)
+    draws = part[part.duplicated("place", keep=False)]
+    ax.plot(draws["place"], draws.value, "_", color=style.color, alpha=0.6, markersize=7)
 
 
 def plot_heatmap(frame: pd.DataFrame, *, label: str = "", title: str = "", ax: Axes | None = None) -> Axes:
@@ -225,7 +225,7 @@ def plot_verdicts(frame: pd.DataFrame, *, title: str = "") -> Axes:
     ax.set(xlim=(0, 1), ylim=(len(frame), 0), xticks=[], yticks=[])
     ax.set_xlabel("each row has its own scale; shaded: the range in which the claim holds")
     ax.spines[:].set_visible(False)
-    shown = {name: look for name, look in ANSWERS.items() if look[1] and name in set(frame.verdict)}
+    shown = {name: style for name, style in ANSWERS.items() if style[1] and name in set(frame.verdict)}
     key = partial(Line2D, [], [])
     keys = [key(color=c, marker=m, linewidth=2.4, label=f"ours: {n}") for n, (c, m) in shown.items()]
     return drawing.finish_axes(ax, title, [*keys, key(label="paper", **PAPER)])
