@@ -44,11 +44,9 @@ def inputs_hash(experiment: Experiment, *, evaluated: bool = True) -> str | None
 
     Args:    evaluated: False leaves out the evaluation data, so that only what makes the model counts.
     """
-    files = _model_data(experiment)
-    if evaluated:
-        files += [*map(local_text, experiment.evaluation.texts)]
-        files += [*map(local_questions, experiment.evaluation.tasks)]
-    return files_hash(experiment.model, files)
+    evaluation = experiment.evaluation
+    data = [*map(local_text, evaluation.texts), *map(local_questions, evaluation.tasks)] if evaluated else []
+    return files_hash(experiment.model, [*_model_data(experiment), *data])
 
 
 def check_inputs(experiment: Experiment) -> None:
@@ -56,12 +54,13 @@ def check_inputs(experiment: Experiment) -> None:
 
     Raises: ValueError: the message names what is unknown and the known names.
     """
-    evaluation, recovery = experiment.evaluation, experiment.recovery
+    recovery, texts = experiment.recovery, {*experiment.evaluation.texts}
     if experiment.model not in NAMES:
         find_model(experiment.model)
-    texts = {*evaluation.texts, *([experiment.calibration.corpus] if _is_calibrated(experiment) else [])}
+    if _is_calibrated(experiment):
+        texts.add(experiment.calibration.corpus)
     require([(*CORPORA,), ...], texts=[text for text in sorted(texts) if local_text(text) is None])
-    require([(*TASKS,), ...], tasks=evaluation.tasks)
+    require([(*TASKS,), ...], tasks=experiment.evaluation.tasks)
     if recovery and local_instructions(recovery.corpus) is None:
         require((*INSTRUCTIONS,), instructions=recovery.corpus)
 

@@ -242,9 +242,9 @@ def write_answer(
     claim = {claim.id: claim for claim in claims()}[claim_id]
     parts = {"": numbers} if isinstance(numbers, Interval) else dict(numbers)
     records = {record.key: record for record in records}
-    pruned = [record for record in records.values() if record.experiment.stage != "dense"]
+    shares = [r.plan["sparsity"] for r in records.values() if r.experiment.stage != "dense"]
     low, high = claim.removed
-    if outside := [share for r in pruned if not low <= (share := r.plan["sparsity"]) <= high]:
+    if outside := [share for share in shares if not low <= share <= high]:
         parts, records, without = {}, {}, {}
         note = f"{outside[0]:.1%} of the parameters were removed; the claim is for {low:.0%} to {high:.0%}"
     verdict = Verdict(claim, parts, note, tuple(sorted(records)), without or {})

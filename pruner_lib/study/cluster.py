@@ -58,12 +58,11 @@ def results_of(client: Any, function: Callable[..., Any], calls: Sequence[tuple]
 
 @contextmanager
 def serving(workers: int = 0, address: str = "") -> Iterator[str]:
-    """Yield the address of a scheduler: `address`, else of a new local cluster, or "" without workers.
+    """Yield the address of a scheduler: `address`, or that of a new local cluster, or "" without workers.
 
     Local workers share the CPU cores; if there are GPUs, each worker has one. They end with the `with` block
     or, after an error or a signal, together with this process.
 
-    Args:    workers: number of local workers to start.    address: of an existing scheduler.
     Raises:  ValueError: both are given, nothing answers, Dask is not installed, or a GPU would be shared.
     """
     if workers and address:

@@ -163,8 +163,7 @@ def without(pairs: Mapping[str, Pair], task: str) -> dict[str, Pair]:
     """Remove a task from the records of pairs, so that their means are those of the other tasks."""
 
     def others(record: Record) -> Record:
-        metrics = {name: metric for name, metric in record.metrics.items() if name.dataset != task}
-        return replace(record, metrics=metrics)
+        return replace(record, metrics={n: m for n, m in record.metrics.items() if n.dataset != task})
 
     return {name: tuple([*map(others, group)] for group in pair) for name, pair in pairs.items()}
 
@@ -202,9 +201,9 @@ def paired_draws(a: Group, b: Group) -> Pair:
     by_draw = [{draw_of(record)[: 1 + trained]: record for record in group} for group in (a, b)]
     common = [draw for draw in by_draw[0] if draw in by_draw[1]]
     if common and not (no_samples and len(samples) > 1):
-        if any(len(unique) < len(group) for unique, group in zip(by_draw, (a, b), strict=True)):
+        if len(by_draw[0]) < len(a) or len(by_draw[1]) < len(b):
             raise ValueError("several records have the same draw, so they can't be paired; compare fewer")
-        return [by_draw[0][draw] for draw in common], [by_draw[1][draw] for draw in common]
+        return tuple([draws[draw] for draw in common] for draws in by_draw)
     n = min(len(a), len(b))
     return a[:n], b[:n]
 

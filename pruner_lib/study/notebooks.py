@@ -6,8 +6,8 @@
 They run in the order of their names. The summary, which is the front page of the profile's results, runs last
 because it reads what all others wrote.
 
-The manifest that a notebook's last cell writes (`results.finish`) decides whether the run succeeded. The
-executed notebook does not: papermill marks it as "completed" even if its kernel was killed.
+A run has succeeded if the notebook's last cell wrote its manifest (`results.finish`). The executed notebook
+does not tell: papermill marks it as "completed" even if its kernel was killed.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def run_study(
     *,
     environment: Mapping[str, str] = os.environ,
 ) -> list[dict[str, Any]]:
-    """Run the notebooks of a study, the summary last; a failed notebook does not stop the others.
+    """Run the notebooks of a study, the summary last, even if some of them fail.
 
     The executed notebooks go to `results/<profile>/notebooks/` (failed ones to `failed/` there) or, if
     parameters differ from their defaults, to `results/<profile>/changed/`. Measurements of an earlier run are
@@ -77,8 +77,8 @@ def run_study(
     step = AT_ONCE if all(was_done(path, profile, values[path]) for path in values) else 1
     for batch in [*(first[start : start + step] for start in range(0, len(first), step)), [last]]:
         for number, path in enumerate(batch, len(runs) + 1):
-            seconds = _last_manifest(path, profile, values[path]).get("seconds")
-            before = f", last time {seconds:.0f} s" if seconds else ""
+            manifest = read_kept(manifest_path(path.stem, profile, changed_in(path, values[path]))) or {}
+            before = f", last time {manifest['seconds']:.0f} s" if manifest.get("seconds") else ""
             print(f"[{number}/{len(values)}] {path.stem} ({profile}){before}", flush=True)
         for run in _run_batch({path: values[path] for path in batch}, profile, environment):
             folder = (Path(profile) / folder_of(run["changed"])).as_posix()
@@ -91,12 +91,8 @@ def run_study(
 
 def was_done(path: Path, profile: str, parameters: Mapping[str, Any]) -> bool:
     """Whether a notebook was done before with the same parameters and the same values of the profile."""
-    manifest = _last_manifest(path, profile, parameters)
+    manifest = read_kept(manifest_path(path.stem, profile, changed_in(path, parameters))) or {}
     return manifest.get("status") == "done" and manifest.get("asked") == _settings_key(profile, parameters)
-
-
-def _last_manifest(path: Path, profile: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    return read_kept(manifest_path(path.stem, profile, changed_in(path, parameters))) or {}
 
 
 def _settings_key(profile: str, parameters: Mapping[str, Any]) -> str:

@@ -78,10 +78,7 @@ class CalibrationStudy:
 
 @settings
 class Sweep:
-    """What notebooks 06 to 08 vary: ratio, layer and granularity; each model is measured on few windows.
-
-    All numbers of draws count calibration draws.
-    """
+    """What notebooks 06 to 08 vary: ratio, layer and granularity; all draws are of the calibration."""
 
     shares: Shares  # of all parameters removed when granularities are compared: a small share, then half
     layer_ratio: Share  # of the groups removed when a single layer is pruned
@@ -127,10 +124,7 @@ class MethodStudy:
 
 @settings
 class RecoveryStudy:
-    """What notebook 09 varies: the recovery.
-
-    `batch_size` to `warmup_steps` apply to all runs except the profile's own recovery.
-    """
+    """What notebook 09 varies in the recovery."""
 
     keep_at: Steps  # steps of the profile's recovery after which the model is measured
     answer_at: Steps  # the ones among them after which it also answers the questions
@@ -140,6 +134,7 @@ class RecoveryStudy:
     few: Count  # instructions of the run that over-fits; it takes as many steps as that with most `samples`
     watch: Steps  # steps of these two runs after which they are measured
     held_out: Count  # instructions that no run sees
+    # of all runs except the profile's own recovery
     batch_size: Count
     micro_batch_size: Count
     learning_rate: Rate
@@ -243,8 +238,7 @@ def load_profile(name: str) -> Profile:
         raise ValueError(f"profile {name!r} of {VARIABLE} is {changes!r}, but should hold settings")
     base = changes.get("like", name)
     if "like" in changes and base not in list(built_in):
-        known = ", ".join(sorted(built_in))
-        raise ValueError(f"profile {name!r} is like {base!r}, which is not built in; name one of {known}")
+        raise ValueError(f"profile {name!r} is like {base!r}; name one of {', '.join(sorted(built_in))}")
     values = dict(built_in.get(base, {}))
     for key, value in changes.items():
         part = isinstance(value, Mapping) and isinstance(values.get(key), Mapping)  # as `evaluation`

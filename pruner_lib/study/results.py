@@ -102,8 +102,7 @@ class Results:
         packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES[:2])
         code = f"pruner_lib {__version__} ({git_revision() or 'no git'})"
         folder = os.path.relpath(self.place, project_root() or Path.cwd())
-        model = f"profile {self.profile.name}, model {self.profile.model}"
-        return f"{model}; {code}; {packages}; results in {folder}"
+        return f"profile {self.profile.name} ({self.profile.model}); {code}; {packages}; results in {folder}"
 
     def finish(self, notebook: str) -> str:
         """Write the manifest that marks a notebook as done, with every file that was written.

@@ -120,15 +120,12 @@ def _siblings(kind: type, names: list[str]) -> list[str]:
 
 @settings
 class Calibration:
-    """The samples on which importance is estimated.
-
-    With `seed` None they are the first documents that are long enough, else a random draw.
-    """
+    """The samples on which importance is estimated."""
 
     corpus: Name = "bookcorpus"
     samples: Count = 10
     length: Length = 64  # tokens per sample
-    seed: Number | None = None
+    seed: Number | None = None  # of a random draw; None: the first documents that are long enough
     bos: Bos = False  # True: put the beginning-of-sequence token before each document; "window": each sample
 
 

@@ -2,12 +2,11 @@
 
 Two things make a number uncertain: which n questions (or windows) were used, and which D calibration draws.
 Each contributes its standard error times Student's t with n - 1 or D - 1 degrees of freedom, and the squares
-add up. Nonlinear functions of means are bootstrapped over the items. The inputs are plain numbers; `compare`
-reads them from records.
+add up. Nonlinear functions of means are bootstrapped over the items. Nothing here knows records.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -102,7 +101,8 @@ def paired_ratio(a: Any, b: Any, *, level: float = 0.95) -> Interval:
         return undetermined
     half = math.sqrt(max(middle**2 - square * rest, 0.0))
     ends = {"low": float((middle - half) / square), "high": float((middle + half) / square)}
-    return replace(undetermined, **ends, from_draws=_from_draws(np.array([1.0, -mean]), *parts))
+    weights = np.array([1.0, -mean])
+    return replace(undetermined, **ends, from_draws=_share(weights @ part @ weights for part in parts))
 
 
 def _linear(weights: np.ndarray, *sides: Any, level: float) -> Interval:
@@ -110,7 +110,7 @@ def _linear(weights: np.ndarray, *sides: Any, level: float) -> Interval:
     means, *parts, n, draws = _means(*sides, level=level)
     mean, half = float(weights @ means), float(np.sqrt(np.maximum(weights @ sum(parts) @ weights, 0)))
     low, high = (mean - half, mean + half) if math.isfinite(half) else (-math.inf, math.inf)
-    return Interval(mean, low, high, n, draws, level, _from_draws(weights, *parts))
+    return Interval(mean, low, high, n, draws, level, _share(weights @ part @ weights for part in parts))
 
 
 def _means(*sides: Any, level: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, int, int]:
@@ -135,13 +135,9 @@ def _margin(values: np.ndarray, level: float) -> np.ndarray:
     return t.ppf((1 + level) / 2, n - 1) ** 2 * np.atleast_2d(np.cov(values)) / n
 
 
-def _from_draws(weights: np.ndarray, by_items: np.ndarray, by_draws: np.ndarray) -> float:
-    """Compute the share of the draws in the squared margin of a weighted sum of means."""
-    return _share(*(float(weights @ part @ weights) for part in (by_items, by_draws)))
-
-
-def _share(items: float, draws: float) -> float:
-    """Compute the share of the draws in a squared margin; 0 if the margin is zero or unknown."""
+def _share(squared: Iterable[float]) -> float:
+    """Compute the share of the second part, from draws, in a squared margin; 0 if that is zero or unknown."""
+    items, draws = map(float, squared)
     return max(0.0, draws) / (items + draws) if items + draws > 0 else 0.0
 
 
@@ -150,9 +146,8 @@ def paired_statistic(
 ) -> Interval:
     """Estimate any function of several means on the same items, such as the share of a loss recovered.
 
-    The items are resampled with replacement; deviations are widened by sqrt(n / (n - 1)) t / z, so that the
-    coverage is right for few items too. There are too few draws to resample them: a value of Student's t,
-    times their standard error, is added to each resample instead.
+    The items are resampled with replacement; deviations are widened by sqrt(n / (n - 1)) t / z, so that few
+    items give the same coverage as many. The draws are too few to resample: Student's t is added instead.
 
     Args:    statistic: takes `(sides, k)` means and returns `(k,)` numbers.
              sides: values as in `mean_interval`, with the same items in the same order.
@@ -174,8 +169,8 @@ def paired_statistic(
         grid = t.ppf((np.arange(RESAMPLES) + 0.5) / RESAMPLES, draws - 1)
         added = error * generator.permutation(grid)
     low, high = np.quantile(resampled + added, [(1 - level) / 2, (1 + level) / 2])
-    squared = (float(np.ptp(np.quantile(part, [0.025, 0.975])) ** 2) for part in (resampled, added))
-    return Interval(estimate, float(low), float(high), n, draws, level, _share(*squared))
+    squared = (np.ptp(np.quantile(part, [0.025, 0.975])) ** 2 for part in (resampled, added))
+    return Interval(estimate, float(low), float(high), n, draws, level, _share(squared))
 
 
 def corrected(level: float, comparisons: int) -> float:
@@ -184,7 +179,7 @@ def corrected(level: float, comparisons: int) -> float:
 
 
 def _strata(*sides: Any, level: float) -> list[np.ndarray]:
-    """Convert the compared values to one `(sides, draws, items)` array per task."""
+    """Convert the sides to one `(sides, draws, items)` array per task."""
     if not 0 < level < 1:
         raise ValueError(f"level is {level!r}, but must be between 0 and 1, such as 0.95")
     named = [side if isinstance(side, Mapping) else {"": side} for side in sides]

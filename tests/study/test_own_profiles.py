@@ -44,7 +44,7 @@ def test_without_the_file_there_are_the_built_in_profiles_alone(own, monkeypatch
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("mine: {like: tyni}", "is like 'tyni', which is not built in; name one of decide, paper"),
+        ("mine: {like: tyni}", "is like 'tyni'; name one of decide, paper"),
         ("mine: {ratio: 0.5}", "profile 'mine' without `like` has no value for"),
         ("tiny: {ration: 0.5}", "no setting ration"),
         ("tiny: 3", "profile 'tiny' .* is 3, but should hold settings"),
@@ -53,7 +53,7 @@ def test_without_the_file_there_are_the_built_in_profiles_alone(own, monkeypatch
         ("../tiny: {like: tiny}", r"'../tiny': .*name is '../tiny', but should match"),
         ("a: [", "can't be read"),
         ("a: 2020-99-99", "can't be read: month must be"),
-        ("mine: {like: [tiny]}", r"is like \['tiny'\], which is not built in"),
+        ("mine: {like: [tiny]}", r"is like \['tiny'\]; name one of"),
         ("mine: {like: tiny, name: ../../escape}", "sets its name to '../../escape'"),
         ("mine: {like: tiny, dtype: float15}", "dtype is 'float15', but should be 'float32', 'float16' or"),
         ("mine: {like: tiny, prompts: -1}", "prompts is -1, but should be greater than or equal to 1"),
