@@ -100,7 +100,7 @@ class Stages(Results):
         return self._dense[key]
 
     def own(self, name: str) -> Loaded:
-        """Return a dense model that may be changed: a copy, or the one in memory if that is too large."""
+        """Return a dense model to change: a copy, or the one in memory if it is too large to copy."""
         loaded = self.dense(name)
         if weight_bytes(loaded.model) > KEEP_BYTES or offloaded(loaded.model):
             self._dense.clear()

@@ -147,7 +147,7 @@ def paired_statistic(
     """Estimate any function of several means on the same items, such as the share of a loss recovered.
 
     The items are resampled with replacement; deviations are widened by sqrt(n / (n - 1)) t / z, so that few
-    items give the same coverage as many. The draws are too few to resample: Student's t is added instead.
+    items give the same coverage as many. There are too few draws to resample; Student's t is added instead.
 
     Args:    statistic: takes `(sides, k)` means and returns `(k,)` numbers.
              sides: values as in `mean_interval`, with the same items in the same order.
