@@ -66,8 +66,7 @@ def serving(workers: int = 0, address: str = "") -> Iterator[str]:
     Raises:  ValueError: both are given, nothing answers, Dask is not installed, or a GPU would be shared.
     """
     if workers and address:
-        both = f"--workers {workers} starts a local cluster, --scheduler {address} names another one"
-        raise ValueError(f"{both}: give one of them")
+        raise ValueError(f"--workers {workers} and --scheduler {address} were both given: give one of them")
     if address:
         connect(address).close()
     if not workers:
@@ -113,6 +112,5 @@ def _dask() -> tuple[ModuleType, ModuleType]:
         import dask  # optional: the extra `cluster`
         import distributed
     except ImportError as error:
-        message = "a cluster needs Dask, which is not installed: run `pip install dask distributed`"
-        raise ValueError(message) from error
+        raise ValueError("Dask is not installed: run `pip install dask distributed`") from error
     return dask, distributed

@@ -45,10 +45,7 @@ def removed(plan: Plan) -> set[tuple[str, int]]:
 
 
 def jaccard(a: Plan, b: Plan) -> float:
-    """Compare the groups that two plans remove by their Jaccard index; 1 if neither removes any.
-
-    |A and B| / |A or B|
-    """
+    """Compute the Jaccard index of the groups that two plans remove, |A and B| / |A or B|; 1 if none are."""
     a, b = removed(a), removed(b)
     return len(a & b) / len(a | b) if a | b else 1.0
 

@@ -65,8 +65,7 @@ class Study(Stages):
         """
         require([Experiment, ...], experiments=experiments)
         unique = {experiment.key: experiment for experiment in experiments}
-        found = ((key, self._existing(experiment)) for key, experiment in unique.items())
-        records = {key: record for key, record in found if record is not None}
+        records = {key: record for key, job in unique.items() if (record := self._existing(job))}
         jobs = _in_order([experiment for key, experiment in unique.items() if key not in records])
         for experiment, _ in jobs:
             check_inputs(experiment)

@@ -82,5 +82,5 @@ def test_parameter_with_three_dims_is_refused_by_name():
     axes = discover(model)
     name = "model.layers.0.mlp.up_proj.weight"
     set_parameter_(model, name, model.get_parameter(name).detach()[None])
-    with pytest.raises(ValueError, match="up_proj.weight has 3 dims; only vectors and matrices can be"):
+    with pytest.raises(ValueError, match="up_proj.weight has 3 dims, but only 1 or 2 can be"):
         slices_frame(model, axes)

@@ -59,8 +59,7 @@ def slices_frame(
     for axis, member in shown:
         height, width, *more = (*model.get_parameter(member.parameter).shape, 0)
         if len(more) > 1:
-            dims = len(more) + 1
-            raise ValueError(f"{member.parameter} has {dims} dims; only vectors and matrices can be listed")
+            raise ValueError(f"{member.parameter} has {len(more) + 1} dims, but only 1 or 2 can be drawn")
         parameter = (stages[member.structure], member.structure, member.parameter, height, width, axis.name)
         for group in range(axis.n_groups) if axis.kind == "attention" else [chosen[axis]]:
             slices = (axis.kind, member.role, member.dim, group, axis.n_groups, group == chosen[axis])
@@ -155,8 +154,7 @@ def _boxes(frame: pd.DataFrame) -> pd.DataFrame:
     boxes["height"] = size.rows * boxes.unit
     boxes["width"] = (size["columns"] * boxes.unit).replace(0, VECTOR)
     boxes["label"] = [_label(box) for box in boxes.itertuples()]
-    step = boxes.height[first.index] + LABEL
-    columns = step.groupby(first.stage)
+    columns = (boxes.height[first.index] + LABEL).groupby(first.stage)
     bottom = columns.transform("sum") / 2 - columns.cumsum()
     boxes["y"] = boxes.structure.map(bottom.set_axis(first.structure))
     span = boxes.groupby("structure").width.transform("sum")

@@ -60,21 +60,20 @@ def plot_intervals(
         each: column of single measurements, drawn as dashes behind the interval of their mean.
         reference: name -> number, drawn as a line.    scale: "linear", "log" or "percent" (for shares).
     """
-    within = [column for column in dict.fromkeys((series, marker)) if column and column != rows]
-    places = [rows, *within]
-    marks = drawing.marks_frame(frame, value, places, series or rows, None, marker)
+    columns = [column for column in dict.fromkeys((rows, series, marker)) if column]
+    marks = drawing.marks_frame(frame, value, columns, series or rows, None, marker)
     marks = marks.drop_duplicates() if each else marks
-    slots = [[*row.groupby(places, sort=False)] for _, row in marks.groupby(rows, sort=False)]
-    names, most = styles_of(marks[rows]), max(map(len, slots))
+    lines = [[*row.groupby(columns, sort=False)] for _, row in marks.groupby(rows, sort=False)]
+    names, most = styles_of(marks[rows]), max(map(len, lines))
     ax = drawing.new_axes(ax, 6.4, 1.3 + len(names) * (0.2 + 0.2 * most))
     ax.set_xscale("log" if scale == "log" else "linear")
     spans = []  # height, low, high, colour
-    for row, slot in enumerate(slots):
-        for index, (cell, part) in enumerate(slot):
-            y = row + (index - (len(slot) - 1) / 2) / (most + 1)
+    for row, parts in enumerate(lines):  # the lines within each row, one per series and marker
+        for index, (cell, part) in enumerate(parts):
+            y = row + (index - (len(parts) - 1) / 2) / (most + 1)
             spans += _draw_row(ax, y, part, scale == "log")
             if each:
-                single = frame[(frame[places] == list(cell)).all(axis=1)][each]
+                single = frame[(frame[columns] == list(cell)).all(axis=1)][each]
                 ax.plot(single, [y] * len(single), "|", color=part.color.iloc[0], alpha=0.5, markersize=12)
     keys = drawing.legend_keys(marks, series, None, marker, joined=False)
     keys += drawing.reference_lines(ax, "x", reference, {})
