@@ -184,8 +184,8 @@ def _run(command: list, pass_on: tuple = (signal.SIGTERM,)) -> int:
     previous = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
     with subprocess.Popen([str(word) for word in command], cwd=str(ROOT)) as process:
         child.append(process)
-        if {*received} & {*pass_on}:  # before the process had started
-            process.terminate()
+        for number in {*received} & {*pass_on}:  # received while the process started
+            process.send_signal(number)
         code = process.wait()
     for number, handler in previous.items():
         signal.signal(number, handler)
