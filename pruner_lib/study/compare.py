@@ -156,7 +156,7 @@ def each_task_left_out(pairs: Mapping[str, Pair], kind: str, **options: Any) -> 
     tasks = [name.dataset for name in metrics_of(records) if name.kind == kind and name.dataset != "mean"]
     numbers = {task: named_parts(without(pairs, task), kind, **options) for task in tasks}
     names = named_parts(pairs, kind, **options).keys()
-    return {task: parts for task, parts in numbers.items() if parts.keys() == names}
+    return {task: found for task, found in numbers.items() if found.keys() == names}
 
 
 def without(pairs: Mapping[str, Pair], task: str) -> dict[str, Pair]:

@@ -141,8 +141,8 @@ def manifest_path(notebook: str, profile: str, changed: Mapping[str, Any] | None
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that numbers may depend on."""
-    versions = {"python": platform.python_version(), "pruner_lib": __version__}
-    return versions | {package: version(package) for package in PACKAGES}
+    packages = {package: version(package) for package in PACKAGES}
+    return {"python": platform.python_version(), "pruner_lib": __version__} | packages
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
