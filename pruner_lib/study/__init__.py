@@ -1,6 +1,6 @@
 """The study: settings, runs, records, what the notebooks compare, the paper's claims, figures, report.
 
-The names below are imported when first used: figures and reports need no model.
+The names below are imported when they are first used, because figures and reports need no model.
 """
 
 from importlib import import_module
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pruner_lib.study.settings import Calibration, Evaluation, Experiment, Recovery
 
 __all__ = ["Calibration", "Evaluation", "Experiment", "Recovery", "Study", "load_profile"]
-_HOME = {"Study": "run", "load_profile": "profiles"}  # the others: settings
+_HOME = {"Study": "run", "load_profile": "profiles"}  # the other names are in `settings`
 
 
 def __getattr__(name: str) -> Any:

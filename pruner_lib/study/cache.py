@@ -1,8 +1,8 @@
-"""What is kept between runs: named by what it rests on, and checked when it is read.
+"""The keys of results and cache entries, and the cached scores, which are checked when they are read.
 
-Settings are part of every name. Files of the user's own are too, by content, since they may be changed under
-the same name: models in folders, texts, instructions and questions of the local data directory. Embedded data
-are not: `data.assets` checks them, and names of results don't depend on the machine.
+Every key hashes the settings. It also hashes the content of local files, since these may change under the
+same name: models in folders, and texts, instructions and questions of the local data directory. Built-in data
+are not hashed: `data.assets` checks them, and the names of results must not depend on the machine.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ from pruner_lib.study.settings import DATA_FREE, Experiment, settings_key
 
 
 def model_hash(name: str) -> str | None:
-    """Name the contents of the user's own model folder by a hash of its files; None of any other model."""
+    """Hash the files of a local model folder; None for any other model."""
     folder = own_folder(name)
     if folder is None or not folder.is_dir():
         return None
@@ -30,9 +30,9 @@ def model_hash(name: str) -> str | None:
 
 
 def files_hash(model: str, files: Sequence[Path | None]) -> str | None:
-    """Name a model and the data read with it by content; None where nothing of it is the user's own.
+    """Hash the content of a model and of data files; None if neither the model nor the data are local.
 
-    Args:    files: of the local data directory; None stands for data from elsewhere.
+    Args:    files: in the local data directory; None stands for built-in data.
     """
     hashes = [path and content_hash(path) for path in files]
     folder = model_hash(model)
@@ -40,88 +40,90 @@ def files_hash(model: str, files: Sequence[Path | None]) -> str | None:
 
 
 def inputs_hash(experiment: Experiment, *, evaluated: bool = True) -> str | None:
-    """Name all that an experiment reads by content; None where nothing of it is the user's own.
+    """Hash the content of all local files that an experiment reads; None if there are none.
 
-    Args:    evaluated: with what is measured on; else that alone which makes the model.
+    Args:    evaluated: False leaves out the evaluation data, so that only what makes the model counts.
     """
-    how = experiment.evaluation
-    measured = [*map(local_text, how.texts), *map(local_questions, how.tasks)] if evaluated else []
-    return files_hash(experiment.model, [*_makers(experiment), *measured])
+    evaluation = experiment.evaluation
+    data = [*map(local_text, evaluation.texts), *map(local_questions, evaluation.tasks)] if evaluated else []
+    return files_hash(experiment.model, [*_model_data(experiment), *data])
 
 
 def check_inputs(experiment: Experiment) -> None:
-    """Refuse an experiment whose model, texts, tasks or instructions are unknown, before anything is made.
+    """Refuse an experiment whose model, texts, tasks or instructions are unknown, before it starts.
 
-    Raises: ValueError: names what is unknown, and what there is.
+    Raises: ValueError: the message names what is unknown and the known names.
     """
-    how, recovery = experiment.evaluation, experiment.recovery
+    recovery, texts = experiment.recovery, {*experiment.evaluation.texts}
     if experiment.model not in NAMES:
         find_model(experiment.model)
-    texts = {*how.texts, *([experiment.calibration.corpus] if _looks(experiment) else [])}
-    require([(*CORPORA,), ...], texts=[one for one in sorted(texts) if local_text(one) is None])
-    require([(*TASKS,), ...], tasks=how.tasks)
+    if _is_calibrated(experiment):
+        texts.add(experiment.calibration.corpus)
+    require([(*CORPORA,), ...], texts=[text for text in sorted(texts) if local_text(text) is None])
+    require([(*TASKS,), ...], tasks=experiment.evaluation.tasks)
     if recovery and local_instructions(recovery.corpus) is None:
         require((*INSTRUCTIONS,), instructions=recovery.corpus)
 
 
-def _looks(experiment: Experiment) -> bool:
-    """Whether the samples of its calibration are looked at."""
+def _is_calibrated(experiment: Experiment) -> bool:
+    """Whether an experiment reads its calibration samples."""
     return bool(experiment.ratio) and experiment.criterion not in DATA_FREE
 
 
-def _makers(experiment: Experiment) -> list[Path | None]:
-    """List the data that make the model of an experiment, as `files_hash` takes them."""
-    made = [local_text(experiment.calibration.corpus)] if _looks(experiment) else []
-    return made + ([local_instructions(experiment.recovery.corpus)] if experiment.recovery else [])
+def _model_data(experiment: Experiment) -> list[Path | None]:
+    """List the data files that determine the model of an experiment, as `files_hash` takes them."""
+    files = [local_text(experiment.calibration.corpus)] if _is_calibrated(experiment) else []
+    return files + ([local_instructions(experiment.recovery.corpus)] if experiment.recovery else [])
 
 
 def recovery_key(experiment: Experiment) -> str:
-    """Name the training of an experiment; what is measured of it, and after which step, does not matter."""
-    settings, how = experiment.model_settings(), experiment.evaluation
-    watched, files = None, _makers(experiment)
+    """Return the key of an experiment's training, which does not depend on when and how it is evaluated."""
+    settings, evaluation = experiment.model_settings(), experiment.evaluation
+    watched, files = None, _model_data(experiment)
     if experiment.recovery.evaluate_at:
-        watched = [how.texts, how.windows, how.length, how.bos]
-        watched += [] if how.seed is None else [how.seed]
-        files += map(local_text, how.texts)
+        watched = [evaluation.texts, evaluation.windows, evaluation.length, evaluation.bos]
+        watched += [] if evaluation.seed is None else [evaluation.seed]
+        files += map(local_text, evaluation.texts)
     settings["recovery"]["at"] = None
     del settings["int8"]
     return settings_key([settings, watched, files_hash(experiment.model, files)])
 
 
 def calibration_key(experiment: Experiment) -> list:
-    """What makes the model and the calibration samples of an experiment, for `Study.cached`."""
-    how = experiment.calibration
-    return [experiment.model, files_hash(experiment.model, [local_text(how.corpus)]), asdict(how)]
+    """Return what determines an experiment's dense model and calibration samples, for `Study.cached`."""
+    calibration = experiment.calibration
+    files = files_hash(experiment.model, [local_text(calibration.corpus)])
+    return [experiment.model, files, asdict(calibration)]
 
 
 def model_key(experiment: Experiment) -> list:
-    """What makes an experiment's model, for `Study.cached`; how it is measured otherwise does not matter."""
+    """Return what determines an experiment's model, whatever its evaluation, for `Study.cached`."""
     return [experiment.model_settings(), inputs_hash(experiment, evaluated=False)]
 
 
 def members_key(experiment: Experiment, criterion: str) -> str:
-    """Name the scores of a model's members by one criterion."""
-    whole = [experiment.model, model_hash(experiment.model)]
-    made = whole if criterion in DATA_FREE else calibration_key(experiment)
-    return settings_key([*made, criterion, experiment.seed if criterion == "random" else 0])
+    """Return the key of the scores of a model's members by one criterion."""
+    model = [experiment.model, model_hash(experiment.model)]
+    key = model if criterion in DATA_FREE else calibration_key(experiment)
+    return settings_key([*key, criterion, experiment.seed if criterion == "random" else 0])
 
 
 def write_scores(path: Path, scores: Mapping[str, Tensor]) -> None:
-    """Write tensors as safetensors in one step, and beside them a note of the file's content."""
-    whole = {name: tensor.contiguous() for name, tensor in scores.items()}
-    write_atomic(path, lambda temporary: save_file(whole, temporary))
+    """Write tensors as safetensors in one step, and the hash of the file beside it."""
+    tensors = {name: tensor.contiguous() for name, tensor in scores.items()}
+    write_atomic(path, lambda temporary: save_file(tensors, temporary))
     write_kept(path.with_suffix(".json"), content_hash(path))
 
 
 def read_scores(path: Path) -> dict[str, Tensor] | None:
-    """Read what `write_scores` wrote; None if it is not there.
+    """Read what `write_scores` wrote; None if it is missing.
 
-    A damaged file counts as not there: it is set aside as NAME.damaged, with a warning.
+    A damaged file counts as missing: it is renamed to NAME.damaged, with a warning.
     """
-    noted = read_kept(path.with_suffix(".json"))
-    if noted is None or not path.is_file():
+    expected = read_kept(path.with_suffix(".json"))
+    if expected is None or not path.is_file():
         return None
-    if content_hash(path) == noted:
+    if content_hash(path) == expected:
         return load_file(path)
     set_aside(path, "it was changed after it was written")
     return None

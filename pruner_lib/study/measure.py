@@ -1,4 +1,4 @@
-"""What is measured of a model: its perplexity on a text, its answers to the questions of a task."""
+"""What is measured of a model: its perplexity on a text and its answers to the questions of a task."""
 
 import contextlib
 import io
@@ -18,34 +18,34 @@ from pruner_lib.study.results import tokenizer_hash
 from pruner_lib.study.settings import Evaluation
 
 
-def measure_text(text: str, ids: Tensor, how: Evaluation, model: Any, tokenizer: Any) -> Metrics:
-    """Measure the perplexity on a text, with the protocol that makes it comparable.
+def measure_text(text: str, ids: Tensor, evaluation: Evaluation, model: Any, tokenizer: Any) -> Metrics:
+    """Measure the perplexity on a text, and record the protocol on which comparisons depend.
 
     Args:    ids: the windows of the text, `(windows, length)` int64.
     """
     result = perplexity_result(model, ids)
     protocol = {"metric": "perplexity", "corpus_hash": corpus_hash(ids)}
-    protocol |= {"window": how.length, "stride": how.length}
-    bos = has_bos(tokenizer, how.bos)
+    protocol |= {"window": evaluation.length, "stride": evaluation.length}
+    bos = has_bos(tokenizer, evaluation.bos)
     protocol["bos"] = {True: "text", False: "none"}.get(bos, bos)
     protocol |= {"tokenizer_hash": tokenizer_hash(tokenizer), "dtype": _dtype(model)}
-    if how.seed is not None:
-        protocol |= {"stride": "one window an article", "seed": how.seed}
+    if evaluation.seed is not None:
+        protocol |= {"stride": "one window an article", "seed": evaluation.seed}
     metric = Metric(result.value, result.stderr, len(ids), protocol, _rounded(result.nll.tolist()))
-    return {MetricName("perplexity", text, how.length): metric}
+    return {MetricName("perplexity", text, evaluation.length): metric}
 
 
-def measure_task(task: str, how: Evaluation, model: Any, tokenizer: Any) -> Metrics:
-    """Measure answers: accuracy and probabilities or, of the right ones alone, bits per byte."""
-    with contextlib.redirect_stderr(io.StringIO()):  # lm-eval draws bars that can't be turned off
-        asked = {"limit": how.limit, "seed": how.seed, "right_answers_only": how.right_answers_only}
-        score = zero_shot(model, tokenizer, (task,), **asked)[task]
+def measure_task(task: str, evaluation: Evaluation, model: Any, tokenizer: Any) -> Metrics:
+    """Measure the answers to a task: accuracy and probabilities, or only bits per byte of the right ones."""
+    options = {name: getattr(evaluation, name) for name in ("limit", "seed", "right_answers_only")}
+    with contextlib.redirect_stderr(io.StringIO()):  # lm-eval's progress bars can't be turned off
+        score = zero_shot(model, tokenizer, (task,), **options)[task]
     protocol = score.protocol | {"dtype": _dtype(model)}
-    if how.right_answers_only:
+    if evaluation.right_answers_only:
         return {MetricName("bits_per_byte", task): _mean(score.bits_per_byte, protocol, "bits_per_byte")}
     accuracy = Metric(score.value, score.stderr, score.n, protocol, score.correct)
     metrics = {MetricName("accuracy", task): accuracy}
-    if how.seed is not None:
+    if evaluation.seed is not None:
         metrics[MetricName("p_right", task)] = _mean(score.p_right, protocol, "p_right")
     return metrics
 

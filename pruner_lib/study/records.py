@@ -1,4 +1,4 @@
-"""What an experiment gave: JSON on disk, and a tidy table that refuses to compare the incomparable."""
+"""The results of an experiment: JSON on disk, and a tidy table that refuses metrics of mixed protocols."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -12,16 +12,16 @@ from pydantic import PlainValidator
 from pruner_lib.files import plain, read_json, set_aside, write_json
 from pruner_lib.study.settings import DATA_FREE, FORMAT, Experiment, from_plain, settings_key
 
-KEPT, FILE = "kept", "file"  # the first holds data that are no dictionary, the second the name of their file
-# of a text; of a task, the last two of the right answer: its probability among the choices, and its bits
+KEPT, FILE = "kept", "file"  # keys in a kept file: data that are not a dictionary, and the file's own name
+# perplexity: of texts; the others: of tasks, p_right being the right answer's probability among the choices
 KINDS = ("perplexity", "accuracy", "p_right", "bits_per_byte")
 
 
 class MetricName(NamedTuple):
-    """What was measured on which data; `str(name)` is how it is written in files."""
+    """The name of a metric: what was measured on which data; `str(name)` is its form in files."""
 
     kind: str  # one of KINDS
-    dataset: str  # a text or a task; "mean": of all tasks
+    dataset: str  # a text or a task; "mean": the mean of all tasks
     length: int | None = None  # tokens per window, for perplexity
 
     def __str__(self) -> str:
@@ -29,18 +29,18 @@ class MetricName(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "MetricName":
-        """Read a name as it is written: "perplexity/wiki@128", "accuracy/boolq", "p_right/boolq".
+        """Parse the form in files: "perplexity/wiki@128", "accuracy/boolq", "p_right/boolq".
 
-        Raises:  ValueError: the text is no such name.
+        Raises:  ValueError: the text is not the name of a metric.
         """
         if match := re.fullmatch("perplexity/(.+)@([0-9]+)", text):
             return cls("perplexity", match[1], int(match[2]))
         if match := re.fullmatch(f"({'|'.join(KINDS[1:])})/(.+)", text):
             return cls(match[1], match[2])
-        raise ValueError(f"{text!r} names no metric; wanted 'perplexity/wiki@128' or 'accuracy/boolq'")
+        raise ValueError(f"{text!r} names no metric; write it as 'perplexity/wiki@128' or 'accuracy/boolq'")
 
 
-MEAN = MetricName("accuracy", "mean")  # every task counts alike, as in the paper's "Average"
+MEAN = MetricName("accuracy", "mean")  # all tasks have the same weight, as in the paper's "Average"
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,10 @@ class Metric:
     """One measured number."""
 
     value: float  # perplexity, accuracy or probability in [0, 1], or bits
-    stderr: float | None = None  # its standard error
-    n: int | None = None  # windows or questions
-    protocol: dict[str, Any] = field(default_factory=dict)  # must agree before two values may be compared
-    values: tuple[float, ...] = ()  # a window's mean NLL; a question's 0 or 1, probability or bits
+    stderr: float | None = None  # the standard error
+    n: int | None = None  # number of windows or questions
+    protocol: dict[str, Any] = field(default_factory=dict)  # values are comparable only if these are equal
+    values: tuple[float, ...] = ()  # per window the mean NLL; per question 0 or 1, probability or bits
 
 
 Metrics = dict[Annotated[MetricName, PlainValidator(MetricName.parse)], Metric]
@@ -59,19 +59,19 @@ Metrics = dict[Annotated[MetricName, PlainValidator(MetricName.parse)], Metric]
 
 @dataclass(frozen=True)
 class Record:
-    """What one experiment gave."""
+    """The results of one experiment, and how they were made."""
 
     experiment: Experiment
-    plan: dict[str, Any]  # parameters, sparsity and, for each axis, [groups kept, groups there]
+    plan: dict[str, Any]  # parameters, sparsity and, for each axis, [groups kept, all groups]
     metrics: Metrics
-    history: tuple[dict[str, Any], ...] = ()  # of the recovery, step by step
-    seconds: dict[str, float] = field(default_factory=dict)  # of each stage that ran
+    history: tuple[dict[str, Any], ...] = ()  # of the recovery, one entry per logged step
+    seconds: dict[str, float] = field(default_factory=dict)  # per stage that ran
     peak_memory_mb: float | None = None  # highest resident memory, MiB
     machine: dict[str, Any] = field(default_factory=dict)  # where it ran
     versions: dict[str, str] = field(default_factory=dict)
     git_revision: str | None = None
     created: str = ""
-    reused: bool = False  # read from disk and not measured just now
+    reused: bool = False  # read from disk, not measured in this run
 
     @property
     def key(self) -> str:
@@ -92,20 +92,20 @@ class Record:
         return {name.dataset: metric.value for name, metric in self.metrics.items() if name.kind == kind}
 
     def __str__(self) -> str:
-        made = self.experiment
-        head = f"{self.key} {made.model} {made.method} {made.stage}, {self.plan.get('sparsity', 0):.1%} cut"
+        model = f"{self.experiment.model} {self.experiment.method} {self.experiment.stage}"
+        head = f"{self.key} {model}, {self.plan.get('sparsity', 0):.1%} cut"
         numbers = [f"{name} {value:.2f}" for name, value in self.perplexity.items()]
         numbers += [f"{name} {value:.1%}" for name, value in self.accuracy.items()]
         return ", ".join([head, *numbers]) + (" (reused)" if self.reused else "")
 
 
 def record_path(directory: Path, key: str) -> Path:
-    """Give the path of the record `key` below a profile's results directory."""
+    """Return the path of the record `key` in a profile's results directory."""
     return directory / "records" / f"{key}.json"
 
 
 def write_record(record: Record, directory: Path) -> Path:
-    """Write a record as JSON in one step, below a profile's results directory."""
+    """Write a record as JSON in one step, in a profile's results directory."""
     data = asdict(replace(record, experiment=record.experiment.canonical()))
     del data["reused"]
     return _write(record_path(directory, record.key), {"format": FORMAT, "key": record.key} | data)
@@ -114,23 +114,23 @@ def write_record(record: Record, directory: Path) -> Path:
 def read_record(path: Path) -> Record:
     """Read a record from disk.
 
-    Raises:  ValueError: it is damaged, edited or of another format; the message says what to do.
+    Raises:  ValueError: the file is damaged, edited or in another format; the message says what to do.
     """
     data = read_json(path)
     try:
         record = replace(from_plain(Record, data), reused=True)
         edited = _was_edited(data)
     except ValueError as error:
-        raise ValueError(f"{path} is no record ({error}); delete it and run again") from error
+        raise ValueError(f"{path} is not a valid record ({error}); delete it and run again") from error
     if data.get("format") != FORMAT or data.get("key") != path.stem or record.key != path.stem:
-        raise ValueError(f"{path} holds other settings than its name says; delete it and run again")
+        raise ValueError(f"{path} does not hold the settings of its name; delete it and run again")
     if edited:
         raise ValueError(f"{path} was changed after it was written; restore it, or delete it and run again")
     return record
 
 
 def write_kept(path: Path, data: Any) -> Path:
-    """Write plain data as JSON in one step, with the name of their file and a digest of all that."""
+    """Write plain data as JSON in one step, together with the file's name and a digest."""
     return _write(path, (data if isinstance(data, dict) else {KEPT: data}) | {FILE: path.name})
 
 
@@ -140,9 +140,9 @@ def _write(path: Path, data: dict[str, Any]) -> Path:
 
 
 def read_kept(path: Path) -> Any:
-    """Read what `write_kept` wrote; None if it is not there.
+    """Read what `write_kept` wrote; None if it is missing.
 
-    A damaged, edited or renamed file counts as not there: it is set aside as NAME.damaged, with a warning.
+    A damaged, edited or renamed file counts as missing: it is renamed to NAME.damaged, with a warning.
     """
     if not path.is_file():
         return None
@@ -150,7 +150,7 @@ def read_kept(path: Path) -> Any:
         data = read_json(path)
         if not isinstance(data, dict) or _was_edited(data):
             raise ValueError("it was changed after it was written")
-        if (name := data.pop(FILE, path.name)) != path.name:  # a file of an earlier version has no name
+        if (name := data.pop(FILE, path.name)) != path.name:  # files of earlier versions hold no name
             raise ValueError(f"it was written as {name}")
         return data[KEPT] if data.keys() == {KEPT} else data
     except ValueError as error:
@@ -159,22 +159,22 @@ def read_kept(path: Path) -> Any:
 
 
 def _was_edited(data: dict[str, Any]) -> bool:
-    """Take the digest out of what `write_kept` wrote, and say whether it is missing or another one's."""
+    """Remove the digest from the data, and say whether it is missing or wrong."""
     return data.pop("digest", None) != settings_key(data)
 
 
 def load_records(directory: Path) -> list[Record]:
-    """Read all records below a profile's results directory, in the order of their keys."""
+    """Read all records in a profile's results directory, in the order of their keys."""
     return [read_record(path) for path in sorted((directory / "records").glob("[!.]*.json"))]
 
 
 def records_frame(records: Iterable[Record], *, allow: Sequence[str] = ()) -> pd.DataFrame:
-    """Lay records out as a tidy table: one row for each metric of each record.
+    """Convert records to a tidy table with one row for each metric of each record.
 
     Args:    allow: protocol fields that may differ between the rows of one metric; each becomes a column.
     Returns: columns for the settings (`calibration_length`, ...), `method`, `stage`, `parameters`,
-             `sparsity`, `metric` ("perplexity" or "accuracy"), `dataset`, `length` (tokens per window),
-             `value`, `stderr`, `n`.
+             `sparsity`, `metric` (one of `KINDS`), `dataset`, `length` (tokens per window), `value`,
+             `stderr`, `n`.
     Raises:  ValueError: two rows of a metric were measured by different protocols (the field is named).
     """
     records = list({record.key: record for record in records}.values())
@@ -185,27 +185,27 @@ def records_frame(records: Iterable[Record], *, allow: Sequence[str] = ()) -> pd
 def refuse_mixed_protocols(records: Iterable[Record], *, allow: Sequence[str] = ()) -> None:
     """Check that each metric was measured by the same protocol in all records.
 
-    Raises:  ValueError: names the metric, the first field that differs and the two records.
+    Raises:  ValueError: the message names the metric, the first field that differs and the two records.
     """
     first: dict[MetricName, tuple[str, dict[str, Any]]] = {}
     for record in records:
         for name, metric in record.metrics.items():
-            first_key, wanted = first.setdefault(name, (record.key, metric.protocol))
-            for item in sorted((wanted.keys() | metric.protocol.keys()) - set(allow)):
-                ours, theirs = metric.protocol.get(item), wanted.get(item)
-                if ours != theirs:
-                    said = f"{item} is {ours!r} in record {record.key}, but {theirs!r} in record {first_key}"
-                    advice = f"measure both alike, or pass allow=({item!r},) and show that column"
-                    raise ValueError(f"{name} can't be compared: {said}; {advice}")
+            first_key, protocol = first.setdefault(name, (record.key, metric.protocol))
+            for item in sorted((protocol.keys() | metric.protocol.keys()) - set(allow)):
+                value, other = metric.protocol.get(item), protocol.get(item)
+                if value != other:
+                    both = f"{item} is {value!r} in record {record.key}, but {other!r} in record {first_key}"
+                    advice = f"measure both with the same, or pass allow=({item!r},) and show that column"
+                    raise ValueError(f"{name} can't be compared: {both}; {advice}")
 
 
 def _row(record: Record, name: MetricName, allow: Sequence[str]) -> dict[str, Any]:
-    made, metric = record.experiment, record.metrics[name]
-    settings = made.settings()
-    row = {"key": record.key, "method": made.method, "stage": made.stage}
+    experiment, metric = record.experiment, record.metrics[name]
+    settings = experiment.settings()
+    row = {"key": record.key, "method": experiment.method, "stage": experiment.stage}
     for part in ("calibration", "recovery"):
         row |= {f"{part}_{item}": value for item, value in (settings.pop(part) or {}).items()}
-    if made.ratio == 0 or made.criterion in DATA_FREE:  # looked at no calibration samples
+    if experiment.ratio == 0 or experiment.criterion in DATA_FREE:  # no calibration samples were used
         row |= {column: None for column in row if column.startswith("calibration_")}
     del settings["evaluation"]
     size = {column: record.plan.get(column) for column in ("parameters", "sparsity")}

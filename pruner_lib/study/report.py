@@ -1,11 +1,11 @@
-"""HTML pages of executed notebooks, and slides, by nbconvert; the summary is the front page of a profile.
+"""HTML pages and slides of executed notebooks, by nbconvert; the summary is the front page of a profile.
 
     python -m pruner_lib.study.report 04 --profile quick         # the slides of a notebook
 
 All pages share `style.css` beside the front page `index.html` and need no network: what nbconvert would load
-from elsewhere (MathJax, widgets) is left out, and formulas are read as LaTeX. Slides hold the cells tagged
-`slide`, with their outputs where the notebook has run in the profile, and do need a network (reveal.js,
-MathJax). Which cells belong to a lecture: `notebooks/README.md`. Nothing is measured here.
+from the web (MathJax, widgets) is left out, and formulas are shown as LaTeX source. Slides contain the cells
+tagged `slide`, with outputs if the notebook has run in the profile, and need a network (reveal.js, MathJax).
+`notebooks/README.md` lists the lectures. Nothing is measured here.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from pruner_lib.study.execution import read_notebook
 from pruner_lib.study.records import read_kept
 from pruner_lib.study.results import project_root, results_dir
 
-SUMMARY = "12_summary"  # reads what all others wrote
+SUMMARY = "12_summary"  # reads what all other notebooks wrote
 REMOTE = ("html_head_js", "html_head_js_mathjax", "html_head_js_mermaidjs", "jupyter_widgets")
 EMPTY = "{{% block {} %}}{{% endblock %}}".format
 TEMPLATE = "{% extends 'lab/index.html.j2' %}" + "".join(map(EMPTY, REMOTE))
@@ -36,20 +36,20 @@ TAGS = ["a", "b", "br", "code", "div", "em", "h1", "h2", "h3", "i", "li", "ol", 
 TAGS += ["details", "summary", "ul", "style", "table", "thead", "tbody", "tr", "th", "td"]
 LOOKS = ["color", "font-weight", "padding", "text-align", "vertical-align", "white-space", "width"]
 ATTRIBUTES = ["class", "colspan", "href", "id", "rowspan", "style"]
-# any other markup in a name or a text is shown as it is written
+# any other markup in a name or a text is shown as plain text
 SAFE = SanitizeHTML(tags=TAGS, attributes=ATTRIBUTES, styles=LOOKS)
-LINK = re.compile(r'href="\.\./(?=(?:notebooks|pruner_lib|results)/)')  # from the folder of the notebooks
+LINK = re.compile(r'href="\.\./(?=(?:notebooks|pruner_lib|results)/)')  # relative to the folder `notebooks`
 PAGE = re.compile(r'href="(\d\d_\w+)\.ipynb"')
-WIDGET = "application/vnd.jupyter.widget-view+json"  # progress bars, which a page can't move
-# a state of a printed bar, up to its last bracket; each goes over the one before
+WIDGET = "application/vnd.jupyter.widget-view+json"  # progress bars, which a static page can't animate
+# one state of a printed progress bar, up to its last bracket; each state overwrites the one before
 BAR = re.compile(r"\r[^\r\n\]]*\]?")
 
 
 def find_notebooks(only: Sequence[str] = ()) -> list[Path]:
-    """List the notebooks of the project (or of the current folder): by their file names, the summary last.
+    """List the notebooks of the project (or the current folder) by file name, with the summary last.
 
-    Args:    only: names or their beginnings, as "00" or "01_discover_groups"; empty: all.
-    Raises:  ValueError: there is none, or no name begins with one of `only` (the message lists the names).
+    Args:    only: names or prefixes of names, such as "00" or "01_discover_groups"; empty: all.
+    Raises:  ValueError: there are none, or no name starts with one of `only` (the message lists the names).
     """
     folder = (project_root() or Path.cwd()) / "notebooks"
     paths = sorted(folder.glob("[!.]*.ipynb"), key=lambda path: (path.stem == SUMMARY, path))
@@ -61,13 +61,13 @@ def find_notebooks(only: Sequence[str] = ()) -> list[Path]:
         matching = exact or [path for path in paths if start and path.stem.startswith(start)]
         if not matching:
             names = ", ".join(path.stem for path in paths)
-            raise ValueError(f"no notebook in {folder} begins with {start!r}; there are {names}")
+            raise ValueError(f"no notebook in {folder} starts with {start!r}; there are {names}")
         chosen.update(matching)
     return [path for path in paths if not only or path in chosen]
 
 
 def runs_frame(profile: str, changed: Mapping[str, Any] | None = None) -> pd.DataFrame:
-    """Lay out what has run: columns notebook, status, seconds, finished, git_revision, outputs (how many)."""
+    """List the runs: columns notebook, status, seconds, finished, git_revision, outputs (their number)."""
     columns = ("notebook", "status", "seconds", "finished", "git_revision")
     paths = sorted((results_dir(profile, changed=changed) / "notebooks").glob("[!.]*.json"))
     runs = [run for path in paths if (run := read_kept(path))]
@@ -76,11 +76,11 @@ def runs_frame(profile: str, changed: Mapping[str, Any] | None = None) -> pd.Dat
 
 
 def write_index(profile: str, changed: Mapping[str, Any] | None = None) -> Path:
-    """Write the front page of a profile, and the page of each executed notebook that is new.
+    """Write the front page of a profile, and the page of each notebook that was executed since the last time.
 
-    Args:    changed: parameters of notebooks, whose results have a page of their own.
-    Returns: the path of the front page: links to all notebooks, then the summary as far as it has run.
-    Raises:  ValueError: unknown profile, or a damaged file among its results.
+    Args:    changed: changed parameters of notebooks, whose results have a front page of their own.
+    Returns: the path of the front page: links to all notebooks, then the summary if it has run.
+    Raises:  ValueError: an unknown profile, or a damaged file among its results.
     """
     folder = results_dir(profile, changed=changed)
     executed = {path.stem: path for path in sorted((folder / "notebooks").glob("[!.]*.ipynb"))}
@@ -101,11 +101,12 @@ def write_index(profile: str, changed: Mapping[str, Any] | None = None) -> Path:
 def notebook_page(
     notebook: nbformat.NotebookNode, title: str, style: str, pages: Collection[str]
 ) -> tuple[str, str]:
-    """Make a HTML page of an executed notebook, without its progress bars; names and texts stay text.
+    """Make an HTML page of an executed notebook, without progress bars; markup in names and texts is escaped.
 
-    Links to other notebooks lead to their pages, where there are any; those to files of the project to these.
+    A link to another notebook leads to its page if there is one, else to the notebook file.
 
-    Args:    style: the path of the style sheet, from the page.    pages: names of the notebooks with a page.
+    Args:    style: the path of the style sheet, relative to the page.
+             pages: names of the notebooks that have a page.
     Returns: the page, and the style sheet, which is the same for all notebooks.
     """
     safe = {"sanitize_html": True, "filters": {"clean_html": SAFE.sanitize_html_tags}}
@@ -115,55 +116,55 @@ def notebook_page(
     link, home = f'<link rel="stylesheet" href="{style}">\n', style.removesuffix("style.css")
 
     def to_notebook(found: re.Match) -> str:
-        place, ending = ("", "html") if found[1] in pages else ("../../", "ipynb")
-        return f'href="{home}{place}notebooks/{found[1]}.{ending}"'
+        folder, extension = ("", "html") if found[1] in pages else ("../../", "ipynb")
+        return f'href="{home}{folder}notebooks/{found[1]}.{extension}"'
 
     body = PAGE.sub(to_notebook, LINK.sub(f'href="{home}../../', body))
     return STYLE.sub("", head) + link + end + body, "\n".join(STYLE.findall(head))
 
 
 def without_bars(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Take progress bars, those of a kernel and those printed, out of a notebook, in place; warnings stay."""
+    """Remove progress bars, both widgets and printed ones, from a notebook in place; warnings are kept."""
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = [one for one in cell.outputs if WIDGET not in one.get("data", {})]
-            for one in cell.outputs:
-                if one.get("name") == "stderr":
-                    one.text = BAR.sub("", one.text).lstrip("\n")
-            cell.outputs = [one for one in cell.outputs if one.get("text", "shown")]
+            cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
+            for output in cell.outputs:
+                if output.get("name") == "stderr":
+                    output.text = BAR.sub("", output.text).lstrip("\n")
+            cell.outputs = [output for output in cell.outputs if output.get("text", "shown")]
     notebook.metadata.pop("widgets", None)
     return notebook
 
 
 def _row(run: tuple, linked: bool) -> str:
-    """Show one notebook of `runs_frame`: its name, linked to its page, and how its last run ended."""
+    """Format a row of `runs_frame` as HTML: the notebook, linked to its page, and how its last run ended."""
     link = f'<a href="notebooks/{quote(run.notebook)}.html">'
     name = f"{link}{escape(run.notebook)}</a>" if linked else escape(run.notebook)
     seconds = f"{run.seconds:.0f} s" if pd.notna(run.seconds) else ""
-    cells = (name, *(escape(str(each)) for each in (run.status, seconds, run.finished)))
+    cells = (name, *(escape(str(value)) for value in (run.status, seconds, run.finished)))
     return f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
 
 
 def slides_page(notebook: nbformat.NotebookNode) -> str:
-    """Make slides of the cells tagged `slide`: a heading begins one, other prose one below it.
+    """Make slides of the cells tagged `slide`: a heading starts a slide, other prose a slide below it.
 
     Raises:  ValueError: no cell has the tag.
     """
     notebook.cells = [cell for cell in notebook.cells if "slide" in cell.metadata.get("tags", ())]
     if not notebook.cells:
-        raise ValueError("no cell has the tag `slide`; notebooks/README.md lists the notebooks that do")
+        raise ValueError("no cell has the tag `slide`; notebooks/README.md lists the notebooks with slides")
     for cell in notebook.cells:
-        prose = "slide" if re.search("^##? ", cell.source, re.MULTILINE) else "subslide"
-        cell.metadata["slideshow"] = {"slide_type": prose if cell.cell_type == "markdown" else "-"}
+        kind = "slide" if re.search("^##? ", cell.source, re.MULTILINE) else "subslide"
+        cell.metadata["slideshow"] = {"slide_type": kind if cell.cell_type == "markdown" else "-"}
     exporter = SlidesExporter(reveal_scroll=True, sanitize_html=True)
     return exporter.from_notebook_node(without_bars(notebook))[0]
 
 
 def write_slides(name: str, profile: str) -> Path:
-    """Write the slides of a notebook beside its page in the results of a profile, and give their path."""
+    """Write the slides of a notebook beside its page in a profile's results, and return their path."""
     path, *others = find_notebooks([name])
     if others:
-        raise ValueError(f"{name!r} begins the names of {1 + len(others)} notebooks; name one, as 04")
+        raise ValueError(f"{1 + len(others)} notebooks start with {name!r}; name one of them, such as 04")
     folder = results_dir(profile) / "notebooks"
     executed = folder / path.name
     page = slides_page(read_notebook(executed if executed.is_file() else path))
@@ -171,9 +172,9 @@ def write_slides(name: str, profile: str) -> Path:
 
 
 def main() -> None:
-    """Write slides, and print where they are."""
+    """Write the slides of a notebook, and print their path."""
     parser = argparse.ArgumentParser(prog="python -m pruner_lib.study.report", description=__doc__)
-    parser.add_argument("name", help="a notebook or the beginning of its name, as 04")
+    parser.add_argument("name", help="a notebook or a prefix of its name, such as 04")
     parser.add_argument("--profile", default="quick")
     options = parser.parse_args()
     try:

@@ -1,9 +1,9 @@
-"""A study: a profile and its folder of results, in which every experiment runs once and everything is kept.
+"""A study: a profile and its results folder, in which every experiment runs once and every number is kept.
 
     study = Study("quick")
     record = study.run(study.profile.experiment(criterion="l2"))
 
-A record on disk is not measured again. Every number carries the protocol that makes it comparable.
+A record on disk is not measured again. Every number is stored with the protocol that it was measured by.
 """
 
 import os
@@ -29,106 +29,105 @@ from pruner_lib.study.results import git_revision, model_revision, now, results_
 from pruner_lib.study.settings import DATA_FREE, OWN_PASS, Experiment, settings_key
 from pruner_lib.study.stages import Stages
 
-one_at_a_time = threading.RLock()  # torch's random state and the peak-memory counter are the process's
-Jobs = list[tuple[Experiment, tuple[str, ...]]]  # experiments, each with the criteria to score beside its own
+one_at_a_time = threading.RLock()  # all threads share torch's random state and the peak-memory counter
+Jobs = list[tuple[Experiment, tuple[str, ...]]]  # experiments, each with further criteria for its pass
 
 
 class Study(Stages):
-    """A profile and its results folder: experiments run once, everything measured is kept.
+    """A profile and its results folder: experiments run once, and everything measured is kept.
 
-    Args:    profile: its name.    results: the folder of all results; None: `results_root()`.
+    Args:    profile: the name of a profile.    results: the folder of all results; None: `results_root()`.
     Raises:  ValueError: there is no such profile.
     """
 
     def run(self, experiment: Experiment, *, criteria: Sequence[str] = (), wait: bool = True) -> Record:
-        """Return the record of an experiment; measure it only if there is none.
+        """Return the record of an experiment, measured only if there is none.
 
-        Args:    criteria: others that experiments to come need of the same calibration pass.
-                 wait: for another process that is at this experiment.
-        Returns: the record, `reused` if it was there already.
-        Raises:  ValueError: unknown model, or whatever a stage refuses. Nothing half-written is left.
-                 TimeoutError: another process is at it, and `wait` is False.
+        Args:    criteria: others to estimate in the same calibration pass, for experiments that follow.
+                 wait: wait if another process runs this experiment.
+        Returns: the record; it is `reused` if it was read from disk.
+        Raises:  ValueError: an unknown model, or an error of a stage. Nothing half-written is left.
+                 TimeoutError: another process runs the experiment, and `wait` is False.
         """
         require(Experiment, experiment=experiment)
         check_inputs(experiment)
         if (record := self._existing(experiment)) is None:
-            with self._alone(experiment, wait=wait):  # meanwhile another process may have made it
+            with self._locked(experiment, wait=wait):  # another process may have measured it meanwhile
                 record = self._existing(experiment) or self._measure(experiment.canonical(), criteria)
         self.measured_by.add(record.git_revision)
         return record
 
     def run_all(self, experiments: Sequence[Experiment]) -> list[Record]:
-        """Return the records of many experiments; measure only what has none, and say how many were reused.
+        """Return the records of many experiments, measure missing ones, and print how many were reused.
 
         Returns: the records, in the order of the experiments.
-        Raises:  what `run` raises. Records made before the failure stay.
+        Raises:  what `run` raises. Records made before the failure are kept.
         """
         require([Experiment, ...], experiments=experiments)
-        unique = {one.key: one for one in experiments}
-        records = {key: record for key, one in unique.items() if (record := self._existing(one)) is not None}
-        jobs = _in_order([one for key, one in unique.items() if key not in records])
-        for one, _ in jobs:
-            check_inputs(one)
+        unique = {experiment.key: experiment for experiment in experiments}
+        records = {key: record for key, job in unique.items() if (record := self._existing(job))}
+        jobs = _in_order([experiment for key, experiment in unique.items() if key not in records])
+        for experiment, _ in jobs:
+            check_inputs(experiment)
         if jobs:
             run = self._run_here if self.client is None else self._run_on_cluster
             records |= {record.key: record for record in run(jobs)}
         self.measured_by |= {record.git_revision for record in records.values()}
         reused, plural = sum(record.reused for record in records.values()), "s" * (len(unique) > 1)
         print(f"{len(unique)} experiment{plural}: {reused} reused, {len(unique) - reused} run now")
-        return [records[one.key] for one in experiments]
+        return [records[experiment.key] for experiment in experiments]
 
     @cached_property
     def client(self) -> Any:
         """The Dask client that `$PRUNER_LIB_SCHEDULER` names; None: experiments run here, one by one.
 
-        Any executor with `submit` may be put in its place; machines need not share the results folder.
+        Any executor with `submit` may replace it; machines need not share the results folder.
         """
         address = os.environ.get(cluster.SCHEDULER)
         return cluster.connect(address) if address else None
 
     def _run_here(self, jobs: Jobs) -> list[Record]:
-        """Run experiments one after the other, and last those that another process is at."""
-        made, bar = {}, tqdm(jobs, desc="experiments", unit="run")
-        for one, criteria in bar:
-            bar.set_postfix_str(f"{one.method} {one.stage} {one.ratio:.0%}")
+        """Run experiments one after the other, and last those that another process runs now."""
+        done, bar = {}, tqdm(jobs, desc="experiments", unit="run")
+        for job, criteria in bar:
+            bar.set_postfix_str(f"{job.method} {job.stage} {job.ratio:.0%}")
             with suppress(TimeoutError):
-                made[one] = self.run(one, criteria=criteria, wait=False)
-        if len(made) < len(jobs):
-            print(f"{len(jobs) - len(made)} of them are another process's: waiting")
-        return [made.get(one) or self.run(one, criteria=criteria) for one, criteria in jobs]
+                done[job] = self.run(job, criteria=criteria, wait=False)
+        if len(done) < len(jobs):
+            print(f"waiting for another process, which runs {len(jobs) - len(done)} of these experiments")
+        return [done.get(job) or self.run(job, criteria=criteria) for job, criteria in jobs]
 
     def _run_on_cluster(self, jobs: Jobs) -> Iterator[Record]:
-        self.folder.mkdir(parents=True, exist_ok=True)  # by which workers see that they share it
-        calls = [(one, self.profile.name, self.folder.parent, criteria) for one, criteria in jobs]
-        made = cluster.results_of(self.client, run_experiment, calls)
-        for (one, _), record in zip(jobs, made, strict=True):
-            if record.machine["inputs_hash"] != inputs_hash(one):
-                said = f"a worker made {record} from other files of your own than lie here"
+        self.folder.mkdir(parents=True, exist_ok=True)  # tells workers on the same disk to use it
+        calls = [(job, self.profile.name, self.folder.parent, criteria) for job, criteria in jobs]
+        results = cluster.results_of(self.client, run_experiment, calls)
+        for (job, _), record in zip(jobs, results, strict=True):
+            if record.machine["inputs_hash"] != inputs_hash(job):
                 advice = "give all machines the same models and data (PRUNER_LIB_DATA), then run again"
-                raise ValueError(f"{said}; {advice}")
-            if self._existing(one) is None:  # from a worker that does not share our disk
+                raise ValueError(f"a worker's local files differ from those here for {record}; {advice}")
+            if self._existing(job) is None:  # the worker does not share our disk
                 write_record(record, self.folder)
             yield record
 
     def records(self, named: Mapping[Any, Sequence[Experiment]]) -> dict[Any, list[Record]]:
-        """Return the records of named lists of experiments, all run together: name -> its records."""
-        records = iter(self.run_all([one for experiments in named.values() for one in experiments]))
+        """Run named lists of experiments together, and return name -> its records."""
+        records = iter(self.run_all([experiment for group in named.values() for experiment in group]))
         return {name: [next(records) for _ in experiments] for name, experiments in named.items()}
 
     def model(self, experiment: Experiment) -> tuple[Any, Any]:
-        """Make the model that an experiment measures, from what is cached: `(model, tokenizer)`, to change.
+        """Make the model that an experiment measures: `(model, tokenizer)`, which the caller may change.
 
-        What is not cached is made anew; of a recovered model that is its training.
+        Scores and trained adapters come from the cache; missing ones are computed, even a whole training.
         """
-        with self._alone(experiment):
-            made = self.subject(experiment.canonical())
-        return made.model, made.tokenizer
+        with self._locked(experiment):
+            subject = self.subject(experiment.canonical())
+        return subject.model, subject.tokenizer
 
     def cached(self, key: list, make: Callable[[], Any], folder: str = "measured") -> Any:
-        """Return what was made before with this key, else make it now and keep it as JSON; see `read_kept`.
+        """Return the result kept under a key, or make it now and keep it as JSON; see `read_kept`.
 
-        Args:    key: plain data that decides what is made.    folder: below the profile's results.
-             make: returns plain data; infinities come back as text.
+        Args:    key: plain data that determines the result.    folder: in the profile's results.
+             make: returns plain data; infinities are read back as text.
         """
         name = settings_key(key if self.profile.dtype == "float32" else [self.profile.dtype, key])
         path = self.folder / folder / f"{name}.json"
@@ -138,26 +137,26 @@ class Study(Stages):
                     kept = read_kept(write_kept(path, make()))
         return kept
 
-    def answer(self, claim: str, numbers: Numbers, **how: Any) -> Verdict:
-        """Hand over the numbers by which a claim of the paper is judged; `how`: see `claims.write_answer`."""
-        verdict = write_answer(self.place, claim, numbers, **how)
+    def answer(self, claim: str, numbers: Numbers, **options: Any) -> Verdict:
+        """Write the numbers by which a claim of the paper is judged; see `claims.write_answer`."""
+        verdict = write_answer(self.place, claim, numbers, **options)
         self.outputs.append(answer_path(self.place, claim))
         return verdict
 
     def settle(
-        self, claim: str, pairs: Pair | Mapping[str, Pair], kind: str = "perplexity", **how: Any
+        self, claim: str, pairs: Pair | Mapping[str, Pair], kind: str = "perplexity", **options: Any
     ) -> Verdict | str:
-        """Compare ways of pruning in pairs, and hand the numbers over as the answer to a claim.
+        """Compare pruning methods in pairs, and write the numbers as the answer to a claim.
 
-        Args:    pairs: one, or several by name.    kind, how: see `compare.parts`.
-        Returns: the verdict; where nothing was measured of both sides, a sentence that says so.
+        Args:    pairs: one, or several by name.    kind, options: see `compare.parts`.
+        Returns: the verdict, or a sentence if no metric was measured on both sides.
         """
         named = pairs if isinstance(pairs, Mapping) else {"": pairs}
-        numbers = named_parts(named, kind, **how)
+        numbers = named_parts(named, kind, **options)
         if not numbers:
             return f"{claim}: not measured in this profile"
         groups = [group for pair in named.values() for group in pair]
-        records, without = sum(map(list, groups), []), each_task_left_out(named, kind, **how)
+        records, without = sum(map(list, groups), []), each_task_left_out(named, kind, **options)
         return self.answer(claim, numbers, note=describe(numbers, *groups), records=records, without=without)
 
     def _existing(self, experiment: Experiment) -> Record | None:
@@ -165,12 +164,12 @@ class Study(Stages):
         record = read_record(path) if path.is_file() else None
         if record is None or record.machine.get("inputs_hash") != inputs_hash(experiment):
             return None
-        wanted = self.profile.dtype  # which may be another one by now
-        types = {metric.protocol.get("dtype", wanted).split()[-1] for metric in record.metrics.values()}
-        return record if types <= {wanted} else None
+        dtype = self.profile.dtype  # may have changed since the record was made
+        types = {metric.protocol.get("dtype", dtype).split()[-1] for metric in record.metrics.values()}
+        return record if types <= {dtype} else None
 
     @contextmanager
-    def _alone(self, experiment: Experiment, *, wait: bool = True) -> Iterator[None]:
+    def _locked(self, experiment: Experiment, *, wait: bool = True) -> Iterator[None]:
         """Let one thread and one process at a time make the model of an experiment; see `only_one`."""
         trained = experiment.recovery is not None
         name = f"recovery-{recovery_key(experiment)}" if trained else f"record-{experiment.key}"
@@ -180,8 +179,8 @@ class Study(Stages):
     def _measure(self, experiment: Experiment, criteria: Sequence[str]) -> Record:
         meters.reset_peak()
         self.seconds.clear()
-        inputs = inputs_hash(experiment)  # before they are read: what changes meanwhile does not fit
-        revision = model_revision(experiment.model)  # on the hub
+        inputs = inputs_hash(experiment)  # before the files are read, so that a later change is noticed
+        revision = model_revision(experiment.model)
         subject = self.subject(experiment, criteria)
         metrics = self.evaluate(experiment, subject)
         seconds = {name: round(value, 3) for name, value in self.seconds.items()}
@@ -189,38 +188,38 @@ class Study(Stages):
         machine = {"device": self.device, "device_name": device_name, "threads": torch.get_num_threads()}
         machine |= {"cpus": os.cpu_count(), "system": platform.system()}
         machine |= {"inputs_hash": inputs, "model_revision": revision}
-        made = subject.cut, metrics, subject.history, seconds, meters.peak_mb(), machine
-        record = Record(experiment, *made, versions(), git_revision(), now())
+        measured = subject.cut, metrics, subject.history, seconds, meters.peak_mb(), machine
+        record = Record(experiment, *measured, versions(), git_revision(), now())
         write_record(record, self.folder)
         self.unfinished(experiment).unlink(missing_ok=True)
         return record
 
 
 def _in_order(experiments: list[Experiment]) -> Jobs:
-    """Put experiments of one model side by side, those without recovery first, then by calibration.
+    """Sort experiments by model; for each model those without recovery come first, then by calibration.
 
-    Returns: the experiments, each with all criteria that are needed of the calibration pass that it makes.
+    Returns: the experiments, each with all criteria that are needed from its calibration pass.
     """
-    models = [one.model for one in experiments]
-    looking = [one for one in experiments if one.ratio and one.criterion not in {*DATA_FREE, *OWN_PASS}]
-    passes: dict[tuple, set[str]] = {}  # what is calibrated on what -> criteria
-    for one in looking:
-        passes.setdefault((one.model, one.calibration), set()).add(one.criterion)
+    models = [experiment.model for experiment in experiments]
+    calibrated = [job for job in experiments if job.ratio and job.criterion not in {*DATA_FREE, *OWN_PASS}]
+    passes: dict[tuple, set[str]] = {}  # (model, calibration) -> criteria
+    for job in calibrated:
+        passes.setdefault((job.model, job.calibration), set()).add(job.criterion)
 
-    def place(one: Experiment) -> tuple:
-        return models.index(one.model), one.recovery is not None, one.ratio > 0, repr(one.calibration)
+    def order(job: Experiment) -> tuple:
+        return models.index(job.model), job.recovery is not None, job.ratio > 0, repr(job.calibration)
 
-    wanted = {one: tuple(sorted(passes[one.model, one.calibration])) for one in looking}
-    return [(one, wanted.get(one, ())) for one in sorted(experiments, key=place)]
+    criteria = {job: tuple(sorted(passes[job.model, job.calibration])) for job in calibrated}
+    return [(job, criteria.get(job, ())) for job in sorted(experiments, key=order)]
 
 
-_worker_study = lru_cache(maxsize=1)(Study)  # a worker's dense model stays for the experiments that follow
+_worker_study = lru_cache(maxsize=1)(Study)  # keeps a worker's dense model for the experiments that follow
 
 
 def run_experiment(experiment: Experiment, profile: str, results: Path, criteria: Sequence[str]) -> Record:
     """Run one experiment in a worker process: `Study.run`, as a function that an executor can send.
 
-    Args:    results: the folder of all results; where a worker does not see it, its own `results_root()`.
+    Args:    results: the folder of all results; a worker that does not see it uses its own `results_root()`.
     """
-    place = results if (results / profile).is_dir() else results_root()
-    return _worker_study(profile, place).run(experiment, criteria=criteria)
+    root = results if (results / profile).is_dir() else results_root()
+    return _worker_study(profile, root).run(experiment, criteria=criteria)

@@ -1,7 +1,7 @@
 """The settings of one experiment, as frozen, checked data: what is pruned, how, and what is measured.
 
-An experiment does nothing; `Study.run` carries it out. Its `key`, a hash of its settings, names its record.
-The settings of whole studies, from which notebooks make their experiments, are in `profiles`.
+`Study.run` runs an experiment. Its `key`, a hash of its settings, is the name of its record. The settings of
+whole studies, from which notebooks make their experiments, are in `profiles`.
 """
 
 import json
@@ -18,12 +18,12 @@ from pruner_lib.method import names
 from pruner_lib.method.names import AGGREGATIONS, CRITERIA, GRANULARITIES, ORDERS, SCOPES, TARGETS
 from pruner_lib.recovery.settings import RecoverySettings
 
-FORMAT = 1  # raised when a record of the same settings would hold other numbers; old records are made anew
+FORMAT = 1  # increased when the same settings would give other numbers; old records are then measured again
 LAYER_CRITERIA = ("influence", "alternate")  # block influence, every second layer; see `method.depth`
-OWN_PASS = ("obs", *LAYER_CRITERIA)  # not scored together with others; "obs": see `method.repair`
-DATA_FREE = ("none", "alternate", *names.DATA_FREE)  # criteria that look at no calibration samples
+OWN_PASS = ("obs", *LAYER_CRITERIA)  # need a calibration pass of their own; "obs": see `method.repair`
+DATA_FREE = ("none", "alternate", *names.DATA_FREE)  # criteria that use no calibration samples
 ORDERED = ("prod", "max")  # aggregations for which the order matters
-ADDED = {  # settings that later versions added -> their default, which keeps the names of older records
+ADDED = {  # settings of later versions -> their default, which is left out so that older keys stay valid
     "": {"repaired": False},  # of the experiment itself
     "recovery": {"gradient_checkpointing": False},
     "evaluation": {"seed": None, "right_answers_only": False},
@@ -34,14 +34,14 @@ _adapter = cache(TypeAdapter)
 
 
 def different(names: tuple) -> tuple:
-    """Refuse names of which one stands there twice."""
+    """Refuse a list that contains a name twice."""
     if len(set(names)) < len(names):
         raise ValueError("names something twice")
     return names
 
 
 def some(values: tuple) -> tuple:
-    """Refuse no values, and values of which one stands there twice."""
+    """Refuse an empty list, and one that contains a value twice."""
     if not values:
         raise ValueError("should have at least 1 item")
     return different(values)
@@ -60,14 +60,14 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
 Name = Annotated[str, Field(min_length=1, pattern="^[^<>]*$")]  # shown in tables that escape nothing
 Bos = Annotated[Any, AfterValidator(_a_bos)]  # True, False or "window", see `data.windows`
-Names = Annotated[tuple[Name, ...], Strict(False), AfterValidator(different)]  # a list will do
+Names = Annotated[tuple[Name, ...], Strict(False), AfterValidator(different)]  # lists are accepted too
 Steps = Annotated[tuple[Number, ...], Strict(False), AfterValidator(lambda steps: tuple(sorted(steps)))]
 
 
 def settings(kind: type[Kind]) -> type[Kind]:
-    """Make a class a frozen dataclass that refuses wrong values by a ValueError of one sentence."""
-    made = checked_dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))(kind)
-    check: Callable[..., None] = made.__init__
+    """Make a class a frozen dataclass that refuses invalid values with a ValueError of one sentence."""
+    checked = checked_dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))(kind)
+    check: Callable[..., None] = checked.__init__
 
     def __init__(self: Any, *args: Any, **values: Any) -> None:
         try:
@@ -75,63 +75,63 @@ def settings(kind: type[Kind]) -> type[Kind]:
         except ValidationError as error:
             raise ValueError(_sentence(kind, error, kind.__name__)) from None
 
-    made.__init__ = __init__
-    return made
+    checked.__init__ = __init__
+    return checked
 
 
 def from_plain(kind: type[Kind], values: Mapping[str, Any], owner: str = "") -> Kind:
-    """Make a dataclass, and those within it, from plain data such as JSON or YAML give.
+    """Make a dataclass, and the dataclasses in it, from plain data as read from JSON or YAML.
 
-    Raises:  ValueError: a field is unknown, missing or not allowed; the message names it and its owner.
+    Raises:  ValueError: a field is unknown, missing or invalid; the message names it and its owner.
     """
     try:
         return _adapter(kind).validate_json(json.dumps(values, default=str))
     except ValidationError as error:
         raise ValueError(_sentence(kind, error, owner or kind.__name__)) from None
-    except (ValueError, RecursionError) as error:  # of json
-        raise ValueError(f"{owner or kind.__name__} can't be written as JSON: {error}; mend it") from error
+    except (ValueError, RecursionError) as error:  # from json
+        raise ValueError(f"{owner or kind.__name__} can't be written as JSON: {error}; correct it") from error
 
 
 def _sentence(kind: type, error: ValidationError, owner: str) -> str:
-    """Describe the last fault: where it is, what came, and what is wanted."""
+    """Describe the last error: the setting, its value, and which values are allowed."""
     last = error.errors()[-1]
     first, *rest = last["loc"] or ("",)
-    first = fields(kind)[first].name if isinstance(first, int) else first  # an argument without its name
+    first = fields(kind)[first].name if isinstance(first, int) else first  # a positional argument
     names = [first, *(str(part) for part in rest if str(part).isalnum() or str(part).isidentifier())]
     place = ".".join(names)
     message = str(last["ctx"]["error"]) if last["type"] == "value_error" else last["msg"]
     if last["type"] == "unexpected_keyword_argument":
-        return f"{owner} has no setting {place}; it has {', '.join(_beside(kind, names))}"
+        return f"{owner} has no setting {place}; it has {', '.join(_siblings(kind, names))}"
     if last["type"] == "missing":
-        return f"{owner} lacks {place}"
-    if not place or isinstance(last["input"], Mapping):  # what fits is each value, but not their combination
+        return f"{owner} has no value for {place}; add it"
+    if not place or isinstance(last["input"], Mapping):  # each value is valid, but not their combination
         return f"{owner}: {place + ': ' if place else ''}{message}"
-    wanted = message[message.find("should") :] if "should" in message else message
-    return f"{owner}: {place} is {last['input']!r}, but {wanted}"
+    expected = message[message.find("should") :] if "should" in message else message
+    return f"{owner}: {place} is {last['input']!r}, but {expected}"
 
 
-def _beside(kind: type, names: list[str]) -> list[str]:
-    """List the settings beside the last one of `names`."""
+def _siblings(kind: type, names: list[str]) -> list[str]:
+    """List the settings of the dataclass that the path `names` leads to, without its last name."""
     for name in names[:-1]:
         hint = get_type_hints(kind)[name]
-        kind = next(one for one in (*get_args(hint), hint) if is_dataclass(one))
-    return [one.name for one in fields(kind)]
+        kind = next(part for part in (*get_args(hint), hint) if is_dataclass(part))
+    return [setting.name for setting in fields(kind)]
 
 
 @settings
 class Calibration:
-    """What importance is estimated on. `seed` None: the first documents long enough; else a random draw."""
+    """The samples on which importance is estimated."""
 
     corpus: Name = "bookcorpus"
     samples: Count = 10
     length: Length = 64  # tokens per sample
-    seed: Number | None = None
-    bos: Bos = False  # begin each document with the beginning-of-sequence token; "window": each sample
+    seed: Number | None = None  # of a random draw; None: the first documents that are long enough
+    bos: Bos = False  # True: put the beginning-of-sequence token before each document; "window": each sample
 
 
 @settings
 class Recovery(RecoverySettings):
-    """The LoRA fine-tuning after pruning: the library's settings, its data, and when it is looked at."""
+    """The LoRA fine-tuning after pruning: the library's settings, the data, and when to evaluate."""
 
     epochs: Count = 2
     learning_rate: Rate = 1e-4
@@ -139,8 +139,8 @@ class Recovery(RecoverySettings):
     corpus: Name = "instructlab"
     samples: Count | None = None  # None: all
     evaluate_at: Steps = ()  # steps after which perplexity is measured
-    keep_at: Steps = ()  # steps whose adapters are kept
-    at: Number | None = None  # the model after this step is meant, one of `keep_at`; None: after the last
+    keep_at: Steps = ()  # steps after which the adapters are saved
+    at: Number | None = None  # use the model after this step, one of `keep_at`; None: after the last step
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -148,8 +148,8 @@ class Recovery(RecoverySettings):
             raise ValueError(f"at is {self.at}, but should be one of keep_at, {self.keep_at}")
 
     def training(self) -> dict[str, Any]:
-        """The settings that `recover` takes, by name."""
-        return {one.name: getattr(self, one.name) for one in fields(RecoverySettings)}
+        """Return the settings that `recover` takes, by name."""
+        return {setting.name: getattr(self, setting.name) for setting in fields(RecoverySettings)}
 
 
 @settings
@@ -161,18 +161,18 @@ class Evaluation:
     length: Length = 128  # tokens per window
     tasks: Names = ()
     limit: Count | None = None  # questions per task; None: all
-    bos: Bos = False  # put one such token before each text, as the paper's code does; "window": each window
+    bos: Bos = False  # True: put a BOS token before each text, like the paper's code; "window": each window
     seed: Number | None = None  # draws articles (one window each) and questions; None: the first ones
-    right_answers_only: bool = False  # bits per byte of the right answers, no accuracy: three times as fast
+    right_answers_only: bool = False  # bits per byte of the right answers but no accuracy: three times faster
 
 
 @settings
 class Experiment:
-    """One model, pruned in one way, recovered or not, and measured. A `ratio` of 0 is the dense model.
+    """One model, pruned in one way, perhaps recovered, and measured; with a `ratio` of 0, the dense model.
 
-    The words are those of the glossary (README).
+    The README's glossary explains the terms.
 
-    Raises:  ValueError: a setting is outside what is allowed; the message names it.
+    Raises:  ValueError: a setting is not allowed; the message names it.
     """
 
     model: Name
@@ -184,14 +184,14 @@ class Experiment:
     ratio: Share = 0.25  # of the groups (with target "parameters": of all parameters) removed, in [0, 1)
     target: Literal[TARGETS] = "groups"
     dependency: bool = True  # False ranks each weight matrix alone (the paper's Table 6)
-    protect_first: Number = 0  # decoder layers left whole at either end
+    protect_first: Number = 0  # decoder layers at either end that are not pruned
     protect_last: Number = 0
     calibration: Calibration = field(default_factory=Calibration)
-    recovery: Recovery | None = None  # None measures the pruned model as it is
+    recovery: Recovery | None = None  # None: the pruned model is measured as it is
     evaluation: Evaluation = field(default_factory=Evaluation)
     seed: Number = 0  # of the random criterion
-    int8: bool = False  # measure it with its linear layers in 8 bits (the paper's Table 13)
-    repaired: bool = False  # mend the cut in closed form, on the calibration samples; see `method.repair`
+    int8: bool = False  # quantize the linear layers to 8 bits before measuring (the paper's Table 13)
+    repaired: bool = False  # correct the kept weights in closed form on the samples; see `method.repair`
 
     def __post_init__(self) -> None:
         if self.ratio and self.criterion == "none":
@@ -202,12 +202,12 @@ class Experiment:
             raise ValueError("criterion 'obs' scores groups as a whole: aggregation should be 'sum'")
         blocks = self.granularity == "block" and self.dependency
         if self.repaired and (self.criterion in DATA_FREE or not blocks):
-            said = f"granularity should be 'block', dependency True, criterion none of {', '.join(DATA_FREE)}"
-            raise ValueError(f"repaired mends blocks that were chosen on calibration samples: {said}")
+            needs = f"granularity 'block', dependency True and a criterion other than {', '.join(DATA_FREE)}"
+            raise ValueError(f"repaired needs {needs}")
 
     @property
     def dense(self) -> "Experiment":
-        """The experiment that measures the same model whole, in the same way."""
+        """The experiment that measures the same model dense, in the same way."""
         return replace(self, ratio=0.0, recovery=None).canonical()
 
     @property
@@ -217,7 +217,7 @@ class Experiment:
 
     @property
     def stage(self) -> str:
-        """Where on its way the model is: "dense", "pruned" or "recovered"."""
+        """The stage that the measured model has reached: "dense", "pruned" or "recovered"."""
         return "recovered" if self.recovery else "dense" if self.ratio == 0 else "pruned"
 
     @property
@@ -226,7 +226,7 @@ class Experiment:
         return settings_key(self.canonical().settings())
 
     def canonical(self) -> "Experiment":
-        """Set what has no influence to its default: experiments with the same outcome get the same key."""
+        """Set settings without effect to their defaults, so that equal experiments have the same key."""
         if self.ratio == 0:
             kept = {name: getattr(self, name) for name in ("recovery", "evaluation", "int8")}
             return Experiment(self.model, "none", ratio=0, **kept)
@@ -236,7 +236,7 @@ class Experiment:
         return replace(self, calibration=calibration, order=order, seed=seed)
 
     def settings(self) -> dict[str, Any]:
-        """The settings as nested plain data, for JSON; without later ones that are at their default."""
+        """Return the settings as nested plain data for JSON, without those in `ADDED` at their default."""
         values = asdict(self)
         for part, added in ADDED.items():
             owner = (values[part] if part else values) or {}
@@ -245,10 +245,10 @@ class Experiment:
         return values
 
     def model_settings(self) -> dict[str, Any]:
-        """The settings that make the model; how it is measured otherwise does not matter."""
-        return {name: one for name, one in self.canonical().settings().items() if name != "evaluation"}
+        """Return the settings that determine the model: all but the evaluation."""
+        return {name: value for name, value in self.canonical().settings().items() if name != "evaluation"}
 
 
 def settings_key(settings: Any) -> str:
-    """Twelve hex digits that name these settings: the hash of their JSON with sorted keys."""
+    """Return twelve hex digits that identify these settings: the hash of their JSON with sorted keys."""
     return text_hash(json.dumps([FORMAT, settings], sort_keys=True, separators=(",", ":"), allow_nan=False))

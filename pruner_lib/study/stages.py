@@ -1,7 +1,7 @@
-"""The stages of one experiment: load, score, choose, cut, recover, measure; a killed one goes on.
+"""The stages of one experiment: load, score, select, prune, recover and measure. Killed stages are resumed.
 
-What is cached lies in `results/<profile>/cache` and may be deleted at any time. When an experiment runs, and
-what becomes of its numbers, is decided in `run`.
+The cache in `results/<profile>/cache` may be deleted at any time. `run` decides when an experiment runs and
+keeps its results.
 """
 
 import time
@@ -42,65 +42,65 @@ from pruner_lib.study.records import Metrics, metrics_from, read_kept, write_kep
 from pruner_lib.study.results import Results, make_cache
 from pruner_lib.study.settings import DATA_FREE, OWN_PASS, Calibration, Evaluation, Experiment, settings_key
 
-KEEP_BYTES = 2 << 30  # a larger dense model is not copied: it is cut itself and loaded again
+KEEP_BYTES = 2 << 30  # a larger dense model is pruned in place instead of copied, and loaded again later
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model with its tokenizer and, of the dense model, its axes."""
+    """A model and its tokenizer; a dense model also has its axes."""
 
     model: Any
     tokenizer: Any
     axes: Any = None
     cut: dict[str, Any] = field(default_factory=dict)  # see `Record.plan`
-    history: tuple[dict[str, Any], ...] = ()  # of the recovery, step by step
+    history: tuple[dict[str, Any], ...] = ()  # of the recovery, one entry per logged step
 
 
 class Stages(Results):
-    """Carries out the stages, one thread at a time: keeps one dense model, and the time of each stage."""
+    """Runs the stages, one thread at a time; keeps one dense model in memory and the time of each stage."""
 
     def __init__(self, profile: str = "quick", results: Path | str | None = None) -> None:
         super().__init__(profile, results)
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"  # where the models lie
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.seconds: Counter[str] = Counter()
-        self._dense: dict[tuple[str, str | None], Loaded] = {}  # at most one
-        # to tokenise takes as long as to measure few windows; `_` is the content of a file of the user's own
-        self._text_ids = lru_cache(maxsize=8)(lambda name, _, *given, **how: text_ids(name, *given, **how))
+        self._dense: dict[tuple[str, str | None], Loaded] = {}  # at most one entry
+        # Tokenizing takes as long as measuring a few windows. `_` is the content hash of a local text file.
+        self._text_ids = lru_cache(maxsize=8)(lambda name, _, *args, **sizes: text_ids(name, *args, **sizes))
 
     def cache(self, name: str) -> Path:
-        """Name the file of a cache entry; weights of another type than float32 have a folder of their own."""
+        """Return the path of a cache entry; each weight type other than float32 has its own folder."""
         dtype = self.profile.dtype
         return self.folder / "cache" / (dtype if dtype != "float32" else "") / name
 
     def lock(self, name: str, *, wait: bool = True) -> FileLock:
-        """Let one process at a time do what follows; without `wait`, TimeoutError where another does it."""
+        """Return the lock of a cache entry; without `wait`, a lock that is held raises TimeoutError."""
         if not (self.folder / "cache" / ".gitignore").is_file():
             make_cache(self.folder)
         return only_one(self.cache(f"{name}.lock"), wait=wait)
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Add the time of what follows to `seconds[stage]`."""
+        """Add the duration of the `with` block to `seconds[stage]`."""
         start = time.perf_counter()
         yield
         self.seconds[stage] += time.perf_counter() - start
 
     def dense(self, name: str) -> Loaded:
-        """Load a whole model and discover its axes, or return the one in memory; it must not be changed."""
+        """Return a dense model with its axes, loaded if it is not in memory; it must not be changed."""
         key = (name, cache.model_hash(name))
         if key not in self._dense:
             self._dense.clear()
             with self.timed("load"):
-                # what the first GPU does not hold goes to the next ones, the rest stays in CPU memory
+                # fill one GPU after the other; layers that fit on none stay in CPU memory
                 spread = self.device == "cuda" and name != "tiny"
-                where = {"device_map": "sequential"} if spread else {"device": self.device}
-                model, tokenizer = load_model(name, dtype=getattr(torch, self.profile.dtype), **where)
+                placement = {"device_map": "sequential"} if spread else {"device": self.device}
+                model, tokenizer = load_model(name, dtype=getattr(torch, self.profile.dtype), **placement)
             with self.timed("discover"):
                 self._dense[key] = Loaded(model, tokenizer, discover(model))
         return self._dense[key]
 
     def own(self, name: str) -> Loaded:
-        """Return a whole model to change: a copy or, where two would not fit, the one in memory itself."""
+        """Return a dense model to change: a copy, or the one in memory if it is too large to copy."""
         loaded = self.dense(name)
         if weight_bytes(loaded.model) > KEEP_BYTES or offloaded(loaded.model):
             self._dense.clear()
@@ -108,26 +108,26 @@ class Stages(Results):
         with self.timed("load"):
             return Loaded(deepcopy(loaded.model), loaded.tokenizer, loaded.axes)
 
-    def calibration_ids(self, how: Calibration, tokenizer: Any) -> Tensor:
-        """Take the calibration samples: `(samples, length)` int64."""
-        sizes = asdict(how) | {"bos": has_bos(tokenizer, how.bos)}
+    def calibration_ids(self, calibration: Calibration, tokenizer: Any) -> Tensor:
+        """Draw the calibration samples: `(samples, length)` int64."""
+        sizes = asdict(calibration) | {"bos": has_bos(tokenizer, calibration.bos)}
         return calibration_ids(sizes.pop("corpus"), tokenizer, **sizes)
 
     def calibrated(self, experiment: Experiment) -> tuple[Loaded, Tensor]:
-        """Give the dense model of an experiment and its calibration samples, `(samples, length)`."""
+        """Return the dense model of an experiment and its calibration samples, `(samples, length)`."""
         dense = self.dense(experiment.model)
         return dense, self.calibration_ids(experiment.calibration, dense.tokenizer).to(self.device)
 
-    def text_ids(self, how: Evaluation, text: str, tokenizer: Any) -> Tensor:
-        """Cut a text into the windows of an evaluation: `(windows, length)` int64."""
-        sizes = {"length": how.length, "windows": how.windows, "bos": has_bos(tokenizer, how.bos)}
-        path = local_text(text)
-        return self._text_ids(text, path and content_hash(path), tokenizer, seed=how.seed, **sizes)
+    def text_ids(self, evaluation: Evaluation, text: str, tokenizer: Any) -> Tensor:
+        """Split a text into the windows of an evaluation: `(windows, length)` int64."""
+        sizes = {name: getattr(evaluation, name) for name in ("length", "windows", "seed")}
+        path, bos = local_text(text), has_bos(tokenizer, evaluation.bos)
+        return self._text_ids(text, path and content_hash(path), tokenizer, bos=bos, **sizes)
 
     def members(self, experiment: Experiment, criteria: Sequence[str]) -> dict[str, Any]:
-        """Score the members of one model on one calibration: from the cache, what is missing in one pass.
+        """Score the members of a model; scores that are not cached are estimated in one calibration pass.
 
-        Args:    experiment: gives model, calibration and seed.    criteria: all that will be needed of them.
+        Args:    experiment: its model, calibration and seed are used.    criteria: all that will be needed.
         Returns: criterion -> axis name -> `(n_structures, n_groups, channels)` float32.
         """
         key = partial(cache.members_key, experiment)
@@ -140,8 +140,8 @@ class Stages(Results):
                     if set(missing) - set(DATA_FREE):
                         ids = self.calibration_ids(experiment.calibration, dense.tokenizer)
                     many = ids is not None and ids.numel() > self.profile.checkpoint_above
-                    how = {"criteria": missing, "seed": experiment.seed, "checkpointing": many}
-                    scores = estimate_members(dense.model, dense.axes, ids, **how)
+                    options = {"criteria": missing, "seed": experiment.seed, "checkpointing": many}
+                    scores = estimate_members(dense.model, dense.axes, ids, **options)
                     trim_heap()
                 for name, members in scores.items():
                     cache.write_scores(paths[name], members)
@@ -149,38 +149,38 @@ class Stages(Results):
         return found
 
     def scores(self, experiment: Experiment, criteria: Sequence[str]) -> dict[str, dict[str, Tensor]]:
-        """Score the groups of a model by several criteria: from the cache, the others in one pass.
+        """Score the groups of a model by several criteria; scores not cached are estimated in one pass.
 
-        Args:    experiment: gives model, calibration, aggregation, order, dependency and seed.
-        Returns: criterion -> axis name -> `(n_groups,)` float32; without dependency one row a matrix.
+        Args:    experiment: its model, calibration, aggregation, order, dependency and seed are used.
+        Returns: criterion -> axis name -> `(n_groups,)` float32; without dependency, one row per matrix.
         """
         members = self.members(experiment, criteria)
         return {name: self._aggregate(experiment, scores) for name, scores in members.items()}
 
     def _aggregate(self, experiment: Experiment, members: dict[str, Tensor]) -> dict[str, Tensor]:
-        how = experiment.aggregation if experiment.dependency else "none"
-        return aggregate(self.dense(experiment.model).axes, members, how, order=experiment.order)
+        aggregation = experiment.aggregation if experiment.dependency else "none"
+        return aggregate(self.dense(experiment.model).axes, members, aggregation, order=experiment.order)
 
     def plan(self, experiment: Experiment, criteria: Sequence[str] = ()) -> Plan:
-        """Choose which groups stay in an experiment, from cached scores where there are some.
+        """Select which groups an experiment keeps, from cached scores if there are any.
 
         Args:    criteria: others to estimate in the same pass, for experiments that follow.
-        Raises:  ValueError: the experiment is a dense model.
+        Raises:  ValueError: the experiment measures the dense model.
         """
         if experiment.ratio == 0:
-            raise ValueError("the dense model has no plan: ratio is 0, but should be above it")
+            raise ValueError("the dense model has no plan: ratio is 0; give a ratio above 0")
         names = ("ratio", "granularity", "scope", "protect_first", "protect_last", "target", "dependency")
-        made, first = experiment.canonical(), experiment.criterion
-        if first in OWN_PASS:
-            scores = self._own_pass(made)
+        experiment, criterion = experiment.canonical(), experiment.criterion
+        if criterion in OWN_PASS:
+            scores = self._own_pass(experiment)
         else:
-            scores = self._aggregate(made, self.members(made, [first, *criteria])[first])
+            scores = self._aggregate(experiment, self.members(experiment, [criterion, *criteria])[criterion])
         axes = self.dense(experiment.model).axes
         with self.timed("select"):
             return select(axes, scores, **{name: getattr(experiment, name) for name in names})
 
     def _own_pass(self, experiment: Experiment) -> dict[str, Tensor]:
-        """Score by a criterion that looks at the model in its own way, in the form that `select` takes."""
+        """Score by a criterion that `members` can't estimate (one of `OWN_PASS`), as `select` needs it."""
         if experiment.criterion == "alternate":
             return {"layers": every_second(self.dense(experiment.model).axes.n_layers)}
         dense, ids = self.calibrated(experiment)
@@ -190,7 +190,7 @@ class Stages(Results):
             return {"layers": block_influence(dense.model, ids)}
 
     def subject(self, experiment: Experiment, criteria: Sequence[str] = ()) -> Loaded:
-        """Make the model of an experiment, which nobody else holds.
+        """Make the model of an experiment; the caller may change it.
 
         Args:    criteria: others to estimate in the same calibration pass, for experiments that follow.
         """
@@ -218,42 +218,43 @@ class Stages(Results):
         return Loaded(model, loaded.tokenizer, cut=cut, history=history)
 
     def _recover(self, experiment: Experiment, model: Any, tokenizer: Any) -> tuple[Any, tuple]:
-        """Fine-tune a pruned model, from the last checkpoint if there is one: the model and its history."""
-        how = experiment.recovery
-        on_the_way = experiment.evaluation.texts if how.evaluate_at else ()
-        texts = {text: self.text_ids(experiment.evaluation, text, tokenizer) for text in on_the_way}
+        """Fine-tune a pruned model, from the last checkpoint if there is one; return it and its history."""
+        recovery, evaluation = experiment.recovery, experiment.evaluation
+        names = evaluation.texts if recovery.evaluate_at else ()
+        texts = {name: self.text_ids(evaluation, name, tokenizer) for name in names}
         folder = self.cache(f"recovery-{cache.recovery_key(experiment)}")
 
         def evaluate(model: Any) -> dict[str, float]:
             return {text: perplexity(model, ids) for text, ids in texts.items()}
 
-        watch = {"evaluate": evaluate if texts else None, "evaluate_at": how.evaluate_at}
-        keep = {"output_dir": folder, "keep_at": how.keep_at, "at": how.at, "merge": True}
+        options = {"evaluate": evaluate if texts else None, "evaluate_at": recovery.evaluate_at}
+        options |= {"output_dir": folder, "keep_at": recovery.keep_at, "at": recovery.at, "merge": True}
         with self.timed("recover"), in_place(model):
-            data = instructions(how.corpus, samples=how.samples, seed=how.seed)
-            done = recover(model, tokenizer, data, **watch, **keep, **how.training())
-        return done.model.eval(), tuple(done.history)
+            data = instructions(recovery.corpus, samples=recovery.samples, seed=recovery.seed)
+            recovered = recover(model, tokenizer, data, **options, **recovery.training())
+        return recovered.model.eval(), tuple(recovered.history)
 
     def evaluate(self, experiment: Experiment, subject: Loaded) -> Metrics:
-        """Measure a model on every text and task of an experiment, but what was measured before a kill."""
-        how, path = experiment.evaluation, self.unfinished(experiment)
+        """Measure a model on every text and task of an experiment; reuse what an interrupted run measured."""
+        evaluation, path = experiment.evaluation, self.unfinished(experiment)
         saved = read_kept(path) or {}
-        measures = dict.fromkeys(how.texts, self.measure_text) | dict.fromkeys(how.tasks, measure_task)
+        measures = dict.fromkeys(evaluation.texts, self.measure_text)
+        measures |= dict.fromkeys(evaluation.tasks, measure_task)
         for name, measure in measures.items():
             if name not in saved:
                 start = time.perf_counter()
-                metrics = measure(name, how, subject.model, subject.tokenizer)
-                values = {str(one): asdict(metric) for one, metric in metrics.items()}
+                metrics = measure(name, evaluation, subject.model, subject.tokenizer)
+                values = {str(metric_name): asdict(metric) for metric_name, metric in metrics.items()}
                 saved[name] = {"metrics": values, "seconds": time.perf_counter() - start}
                 write_kept(path, saved)
         parts = [saved[name] for name in measures]
         self.seconds["evaluate"] = sum(part["seconds"] for part in parts)
-        return metrics_from({name: one for part in parts for name, one in part["metrics"].items()})
+        return metrics_from({name: metric for part in parts for name, metric in part["metrics"].items()})
 
     def unfinished(self, experiment: Experiment) -> Path:
-        """Name the file of the metrics of an unfinished experiment."""
+        """Return the path of the metrics of an unfinished experiment."""
         return self.cache(f"partial-{settings_key([experiment.key, cache.inputs_hash(experiment)])}.json")
 
-    def measure_text(self, text: str, how: Evaluation, model: Any, tokenizer: Any) -> Metrics:
+    def measure_text(self, text: str, evaluation: Evaluation, model: Any, tokenizer: Any) -> Metrics:
         """Measure the perplexity of a model on a text, see `measure.measure_text`."""
-        return measure_text(text, self.text_ids(how, text, tokenizer), how, model, tokenizer)
+        return measure_text(text, self.text_ids(evaluation, text, tokenizer), evaluation, model, tokenizer)

@@ -1,13 +1,12 @@
-"""How sure a number is: intervals and paired comparisons, on the same items and over draws.
+"""The uncertainty of numbers: confidence intervals and paired comparisons, over items and draws.
 
-Two things make a number uncertain: which n questions (windows) were asked, and which D calibration samples
-were drawn. Each part has a standard error, and Student's t with n - 1 or D - 1 degrees of freedom; their
-squares add up. A function of means that is not linear is bootstrapped over the items, since its error is not
-that of a mean. Plain numbers in, frozen results out; records are read in `compare`.
+Two things make a number uncertain: which n questions (or windows) were used, and which D calibration draws.
+Each contributes its standard error times Student's t with n - 1 or D - 1 degrees of freedom, and the squares
+add up. Nonlinear functions of means are bootstrapped over the items. Nothing here knows records.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,32 +19,32 @@ CHUNK = 1 << 21  # resampled values in memory at once
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and where the true value lies in `level` of all studies made like this one."""
+    """An estimate and its confidence interval."""
 
     mean: float  # the estimate
     low: float
     high: float
-    n: int  # questions or windows
-    draws: int = 1  # of the calibration; with one draw the interval speaks of that draw alone
-    level: float = 0.95
-    from_draws: float = 0.0  # share of the squared half-width that comes from the draws, the rest from items
+    n: int  # number of questions or windows
+    draws: int = 1  # of the calibration; with one draw the interval is valid for that draw only
+    level: float = 0.95  # the confidence level
+    from_draws: float = 0.0  # share of the squared half-width that is due to the draws; the rest: the items
 
     @property
     def sign(self) -> int:
-        """1 above 0, -1 below it, 0 if the interval holds 0: the sample can't decide."""
+        """1 if the interval is above 0, -1 if below; 0 if it contains 0, so that the sample can't decide."""
         return int(self.low > 0) - int(self.high < 0)
 
     def map(self, function: Callable[[float], float]) -> "Interval":
-        """Give the interval of an increasing function of the number, as `math.exp` of a log-perplexity."""
+        """Return the interval of an increasing function of the number, such as `math.exp`."""
         ends = {name: float(function(getattr(self, name))) for name in ("mean", "low", "high")}
         return replace(self, **ends)
 
     def exp(self) -> "Interval":
-        """Give the interval of the number whose logarithm this is: a perplexity, or a ratio of two."""
+        """Return the interval of the number whose logarithm this is: a perplexity, or a ratio of two."""
         return self.map(lambda end: math.exp(end) if end < 700 else math.inf)
 
     def show(self, digits: int = 2, scale: float = 1) -> str:
-        """Write the number and its interval, as "12.34 [11.90, 12.80]"; without ends: "undetermined"."""
+        """Format the number and its interval: "12.34 [11.90, 12.80]"; an infinite one as "[undetermined]"."""
         mean, low, high = (f"{number * scale:,.{digits}f}" for number in (self.mean, self.low, self.high))
         unbounded = math.isinf(self.low) and math.isinf(self.high)
         return f"{mean} [undetermined]" if unbounded else f"{mean} [{low}, {high}]"
@@ -57,40 +56,41 @@ class Interval:
 def mean_interval(values: Any, *, level: float = 0.95) -> Interval:
     """Estimate a mean with its interval, mean -+ sqrt(sum over tasks of (T_n s_n)^2 / n + (T_D s_D)^2 / D).
 
-    s_n is the spread of a task's n items, averaged over draws, s_D that of the draws' means, T Student's t.
+    s_n is the standard deviation of a task's n items, averaged over draws, s_D that of the draws' means, and
+    T is Student's t.
 
-    Args:    values: `(items,)`, or `(draws, items)` with the same items in every draw, or a mapping of such
-             (the tasks): each counts alike in the mean.
-             level: how often the interval shall hold the true value, in (0, 1).
-    Returns: the interval; from -inf to inf if a task has one item, which says nothing about its spread.
+    Args:    values: `(items,)`, or `(draws, items)` with the same items in every draw, or a mapping of these
+             (task -> values): all tasks have the same weight in the mean.
+             level: the confidence level, in (0, 1).
+    Returns: the interval; from -inf to inf if a task has only one item, since its spread is unknown.
     Raises:  ValueError: no values, values that are not finite, or a level outside (0, 1).
     """
     return _linear(np.ones(1), values, level=level)
 
 
 def paired_difference(a: Any, b: Any, *, level: float = 0.95) -> Interval:
-    """Estimate how much higher a's mean is than b's, on the same items: what both find hard cancels.
+    """Estimate how much higher a's mean is than b's on the same items, whose difficulty cancels.
 
-    Args:    a, b: forms as in `mean_interval`, with the same items in the same order. Draw i of one is
-             compared with draw i of the other; one without draws (the dense model) with every draw.
+    Args:    a, b: values as in `mean_interval`, with the same items in the same order. Draw i of a is
+             compared with draw i of b; values without draws (the dense model) with every draw.
     Raises:  ValueError: a and b differ in tasks, items or draws (the message gives both shapes).
     """
     return _linear(np.array([1.0, -1.0]), a, b, level=level)
 
 
 def paired_ratio(a: Any, b: Any, *, level: float = 0.95) -> Interval:
-    """Estimate the share mean(a) / mean(b), on the same items: what a pruned model keeps of the dense one.
+    """Estimate the ratio mean(a) / mean(b) on the same items, such as the share that a pruned model keeps.
 
-    The interval holds every share r that a test does not reject:
+    The interval contains every ratio r that a test does not reject:
 
     (A - r B)^2 <= V_aa - 2 r V_ab + r^2 V_bb
 
     with the means A and B, and V their covariance, each part times Student's t squared, see `mean_interval`.
-    The inequality is quadratic in r, and solving it takes no division by an uncertain number.
+    The inequality is quadratic in r, and solving it needs no division by an uncertain number.
 
     Args, Raises: as `paired_difference`.
-    Returns: the interval; from -inf to inf (undetermined) where B^2 <= V_bb, so that B may be 0, and where
-             a task has one item. The mean is NaN if B is 0.
+    Returns: the interval; from -inf to inf (undetermined) if B^2 <= V_bb, so that B may be 0, or if a task
+             has only one item. The mean is NaN if B is 0.
     Source:  Fieller, Some Problems in Interval Estimation, J. R. Stat. Soc. B 16 (1954).
     """
     (A, B), *parts, n, draws = _means(a, b, level=level)
@@ -101,7 +101,8 @@ def paired_ratio(a: Any, b: Any, *, level: float = 0.95) -> Interval:
         return undetermined
     half = math.sqrt(max(middle**2 - square * rest, 0.0))
     ends = {"low": float((middle - half) / square), "high": float((middle + half) / square)}
-    return replace(undetermined, **ends, from_draws=_from_draws(np.array([1.0, -mean]), *parts))
+    weights = np.array([1.0, -mean])
+    return replace(undetermined, **ends, from_draws=_share(weights @ part @ weights for part in parts))
 
 
 def _linear(weights: np.ndarray, *sides: Any, level: float) -> Interval:
@@ -109,14 +110,14 @@ def _linear(weights: np.ndarray, *sides: Any, level: float) -> Interval:
     means, *parts, n, draws = _means(*sides, level=level)
     mean, half = float(weights @ means), float(np.sqrt(np.maximum(weights @ sum(parts) @ weights, 0)))
     low, high = (mean - half, mean + half) if math.isfinite(half) else (-math.inf, math.inf)
-    return Interval(mean, low, high, n, draws, level, _from_draws(weights, *parts))
+    return Interval(mean, low, high, n, draws, level, _share(weights @ part @ weights for part in parts))
 
 
 def _means(*sides: Any, level: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, int, int]:
-    """Give the means of `(sides,)`, their squared margins by items and by draws, and how many there are.
+    """Compute the means of the sides, and their squared margins that are due to items and to draws.
 
-    Returns: means, two covariances `(sides, sides)` times Student's t squared, items, draws. That of the
-             items is NaN where a task has one item alone.
+    Returns: means `(sides,)`, two covariances `(sides, sides)` times Student's t squared (of items: NaN if a
+             task has only one; of draws), the number of items, and that of draws.
     """
     strata = _strata(*sides, level=level)
     drawn = np.mean([stratum.mean(axis=2) for stratum in strata], axis=0)  # (sides, draws)
@@ -127,33 +128,29 @@ def _means(*sides: Any, level: float) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 
 def _margin(values: np.ndarray, level: float) -> np.ndarray:
-    """Give the covariance of the means of `(sides, n)` values, times Student's t squared."""
+    """Compute the covariance of the means of `(sides, n)` values, times Student's t squared."""
     sides, n = values.shape
     if n < 2:
         return np.full((sides, sides), math.nan)
     return t.ppf((1 + level) / 2, n - 1) ** 2 * np.atleast_2d(np.cov(values)) / n
 
 
-def _from_draws(weights: np.ndarray, by_items: np.ndarray, by_draws: np.ndarray) -> float:
-    """Give the share of the draws in the squared margin of a weighted sum of means."""
-    return _share(*(float(weights @ part @ weights) for part in (by_items, by_draws)))
-
-
-def _share(items: float, draws: float) -> float:
-    """Give the share of the draws in a squared margin; 0 where there is none, or where it is not known."""
+def _share(squared: Iterable[float]) -> float:
+    """Compute the share of the second part, from draws, in a squared margin; 0 if that is zero or unknown."""
+    items, draws = map(float, squared)
     return max(0.0, draws) / (items + draws) if items + draws > 0 else 0.0
 
 
 def paired_statistic(
     statistic: Callable[[np.ndarray], np.ndarray], *sides: Any, level: float = 0.95, seed: int = 0
 ) -> Interval:
-    """Estimate any function of several means on the same items, as the share of a loss that was won back.
+    """Estimate any function of several means on the same items, such as the share of a loss recovered.
 
     The items are resampled with replacement; deviations are widened by sqrt(n / (n - 1)) t / z, so that few
-    items cover as often as many. The draws are too few for that: Student's t is added to each resample.
+    items give the same coverage as many. There are too few draws to resample; Student's t is added instead.
 
-    Args:    statistic: takes `(sides, k)` means and gives `(k,)` numbers.
-             sides: forms as in `mean_interval`, with the same items in the same order.
+    Args:    statistic: takes `(sides, k)` means and returns `(k,)` numbers.
+             sides: values as in `mean_interval`, with the same items in the same order.
     Raises:  as `paired_difference`.
     Source:  Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 12 and 13; the widening:
              Hesterberg, What Teachers Should Know About the Bootstrap (2015), section 3.2.
@@ -172,23 +169,23 @@ def paired_statistic(
         grid = t.ppf((np.arange(RESAMPLES) + 0.5) / RESAMPLES, draws - 1)
         added = error * generator.permutation(grid)
     low, high = np.quantile(resampled + added, [(1 - level) / 2, (1 + level) / 2])
-    squared = (float(np.ptp(np.quantile(part, [0.025, 0.975])) ** 2) for part in (resampled, added))
-    return Interval(estimate, float(low), float(high), n, draws, level, _share(*squared))
+    squared = (np.ptp(np.quantile(part, [0.025, 0.975])) ** 2 for part in (resampled, added))
+    return Interval(estimate, float(low), float(high), n, draws, level, _share(squared))
 
 
 def corrected(level: float, comparisons: int) -> float:
-    """Give the level of each of several comparisons that together hold at `level` (Bonferroni)."""
+    """Return the level of each comparison so that all together hold at `level` (Bonferroni)."""
     return 1 - (1 - level) / max(1, comparisons)
 
 
 def _strata(*sides: Any, level: float) -> list[np.ndarray]:
-    """Bring what is compared into one form: a `(sides, draws, items)` array for each task."""
+    """Convert the sides to one `(sides, draws, items)` array per task."""
     if not 0 < level < 1:
-        raise ValueError(f"level is {level!r}, but must lie between 0 and 1, as 0.95")
+        raise ValueError(f"level is {level!r}, but must be between 0 and 1, such as 0.95")
     named = [side if isinstance(side, Mapping) else {"": side} for side in sides]
     if any(set(side) != set(named[0]) for side in named):
         tasks = " and ".join(", ".join(map(str, side)) for side in named)
-        raise ValueError(f"only the same tasks can be compared, but there are {tasks}")
+        raise ValueError(f"all sides need the same tasks to be compared, but have {tasks}")
     if not named[0]:
         raise ValueError("there are no values: nothing was measured")
     tables = {name: [_table(side[name]) for side in named] for name in named[0]}
@@ -205,14 +202,14 @@ def _strata(*sides: Any, level: float) -> list[np.ndarray]:
 def _table(values: Any) -> np.ndarray:
     table = np.atleast_2d(np.asarray(values, dtype=float))  # (draws, items)
     if table.ndim > 2 or not table.size:
-        raise ValueError(f"values have the shape {table.shape}, wanted (items,) or (draws, items), not empty")
+        raise ValueError(f"values have the shape {table.shape}; give (items,) or (draws, items), not empty")
     if not np.isfinite(table).all():
         raise ValueError(f"{int((~np.isfinite(table)).sum())} of {table.size} values are not finite numbers")
     return table
 
 
 def _deviations(stratum: np.ndarray, level: float, generator: np.random.Generator) -> np.ndarray:
-    """Resample the items of `(sides, draws, items)`: how far the means move, `(sides, RESAMPLES)`."""
+    """Resample the items of `(sides, draws, items)`; return the means' deviations, `(sides, RESAMPLES)`."""
     items = stratum.mean(axis=1)  # (sides, items)
     n, tail = items.shape[1], (1 + level) / 2
     chunk = max(1, min(RESAMPLES, CHUNK // n))

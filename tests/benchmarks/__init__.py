@@ -1,1 +1,1 @@
-"""`inv bench`: memory and time of what the library does."""
+"""`inv bench`: the memory and time that the library takes."""

@@ -1,9 +1,9 @@
-"""Benchmark: experiments an hour by Dask workers on this machine, and what sending a task costs.
+"""Benchmark: experiments per hour by local Dask workers, and the overhead per task.
 
     python -m tests.benchmarks.cluster [--set workers=1,2,4 profile=quick] [--again]
 
-Experiments are prunings at random by different seeds, each measured as the profile says; a first one a worker
-loads the model and is not counted. The workers share the cores. The scheduler lives in the measuring process.
+Experiments prune at random with different seeds, and are measured as the profile says; the first one of each
+worker loads the model and is not counted. Workers share the cores. The scheduler runs in the main process.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def cases() -> Cases:
 def measure(workers: int, profile: str, experiments: int, tasks: int) -> dict[str, Any]:
     """Run experiments, then tasks that do nothing.
 
-    Returns: a row: `an_hour` experiments, `task_ms` from sending to having a trivial task's result,
-             `added_mb` that the process with scheduler and client grew by over all trivial tasks.
+    Returns: one row: `an_hour`, the experiments per hour; `task_ms`, from sending a trivial task to its
+             result; `added_mb`, the growth of the scheduler's and client's process over all trivial tasks.
     """
     with tempfile.TemporaryDirectory() as folder, cluster.serving(workers) as address:
         client = cluster.connect(address)
@@ -57,7 +57,7 @@ def measure(workers: int, profile: str, experiments: int, tasks: int) -> dict[st
 
 
 def derive(frame: pd.DataFrame) -> pd.DataFrame:
-    """Add how many times as fast each row is as one worker with the same settings."""
+    """Add each row's speed relative to one worker with the same settings."""
     same = ["machine", "profile", "experiments"]
     one = frame[frame.workers == 1].drop_duplicates(same, keep="last").set_index(same).an_hour
     base = [one.get(tuple(row), float("nan")) for row in frame[same].itertuples(index=False)]

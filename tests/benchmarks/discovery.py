@@ -1,9 +1,9 @@
-"""Benchmark: time of discovery against layers and width, beside torch-pruning on the same model.
+"""Benchmark: discovery time over layers and width, compared with torch-pruning on the same model.
 
     python -m tests.benchmarks.discovery [--set size=7,70] [--again]
 
-Both list every set of slices that must go together. Ours runs on the meta device; torch-pruning (the extra
-`bench`) traces a model with its weights, random and in bfloat16. Building the model is not timed.
+Both list all sets of slices that must be removed together. Ours runs on the meta device; torch-pruning (the
+extra `bench`) traces a model with random bfloat16 weights. Building the model is not timed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.benchmarks.shapes import meta_model, random_model, weights_mb
 DEPTHS = ("4x1024", "8x1024", "16x1024", "32x1024", "64x1024")
 WIDTHS = ("8x512", "8x2048", "8x4096", "8x8192")
 OURS, RIVAL = "ours", "torch-pruning"
-TRACED_TOKENS = 3  # length of the prompt that torch-pruning is given; ours takes as many
+TRACED_TOKENS = 3  # length of the prompt for torch-pruning; ours uses the same number
 
 
 def cases() -> Cases:
@@ -39,8 +39,8 @@ def cases() -> Cases:
 def measure(size: str, tool: str, repeats: int) -> dict[str, Any]:
     """Measure one tool on one size.
 
-    Returns: a row; `first_s` is the first time in a fresh process, `seconds` the median over all repeats,
-             `n_groups` what the tool lists: single groups (ours), or coupled layers (torch-pruning).
+    Returns: one row; `first_s` is the first time in a fresh process, `seconds` the median over all repeats,
+             `n_groups` the number of listed items: single groups (ours) or coupled layers (torch-pruning).
     """
     model = meta_model(size) if tool == OURS else random_model(size)
     count = _count_ours if tool == OURS else _count_rival
@@ -67,7 +67,7 @@ def _count_ours(model) -> int:
 
 
 def _count_rival(model) -> int:
-    """Build torch-pruning's dependency graph and list its groups, its root layers all linear ones."""
+    """Build torch-pruning's dependency graph, and count its groups with all linear layers as roots."""
     import torch_pruning  # optional: the extra `bench`
 
     ids = torch.zeros(1, TRACED_TOKENS, dtype=torch.int64)
@@ -78,7 +78,7 @@ def _count_rival(model) -> int:
 
 
 def derive(frame: pd.DataFrame) -> pd.DataFrame:
-    """Add the time of each row as a share of torch-pruning's on the same size."""
+    """Add each row's time relative to torch-pruning's at the same size."""
     same = ["machine", "size", "repeats"]
     rival = frame[frame.tool == RIVAL].drop_duplicates(same, keep="last").set_index(same).seconds
     base = [rival.get(tuple(row), float("nan")) for row in frame[same].itertuples(index=False)]
@@ -87,5 +87,5 @@ def derive(frame: pd.DataFrame) -> pd.DataFrame:
 
 if __name__ == "__main__":
     if not find_spec("torch_pruning"):
-        print("without torch-pruning, which `pip install -e .[bench]` installs")
+        print("torch-pruning is not installed and is left out; `pip install -e .[bench]` installs it")
     sys.exit(run("discovery", cases(), derive=derive))

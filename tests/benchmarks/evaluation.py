@@ -1,8 +1,8 @@
-"""Benchmark: tokens a second of the perplexity evaluation, beside the model's bare forward pass.
+"""Benchmark: tokens per second of the perplexity evaluation, compared with a bare forward pass.
 
     python -m tests.benchmarks.evaluation [--set model=smollm2-135m window=128,1024] [--again]
 
-Both see the same batches, in turn within one process; the share is the median over rounds.
+Both process the same batches alternately in one process; the share is the median over rounds.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pruner_lib.method.offload import evaluating
 from pruner_lib.models.load import load_model
 from tests.benchmarks.rows import DEVICE, Cases, run
 
-LENGTHS = {128: 32, 1024: 4}  # tokens a window, the paper's and a long one -> windows
+LENGTHS = {128: 32, 1024: 4}  # tokens per window, the paper's and a long one -> number of windows
 
 
 def cases() -> Cases:
-    """List the settings: one case for each length of a window and type of the weights."""
+    """List the settings: one case for each window length and weight type."""
     shared = {"model": "smollm2-135m", "device": DEVICE, "rounds": 7}
     kinds = [(window, dtype) for dtype in ("float32", "bfloat16") for window in LENGTHS]
     return [{"window": w, "windows": LENGTHS[w], "dtype": dtype, **shared} for w, dtype in kinds]
@@ -31,8 +31,8 @@ def cases() -> Cases:
 def measure(model: str, *, window: int, windows: int, dtype: str, device: str, rounds: int) -> dict[str, Any]:
     """Time both on random tokens.
 
-    Args:    window: tokens a window.    windows: how many.
-    Returns: a row: tokens a second of each at the median, and the share with its quartiles.
+    Args:    window: tokens per window.    windows: their number.
+    Returns: one row: the median tokens per second of each, and the share with its quartiles.
     """
     subject = load_model(model, device=device, dtype=getattr(torch, dtype))[0]
     vocabulary = subject.get_input_embeddings().num_embeddings

@@ -1,4 +1,4 @@
-"""What the benchmark aims at and what came out: `results/bench/README.md` and one figure, from the CSVs.
+"""Write the goals and results of the benchmark from its CSVs: `results/bench/README.md` and one figure.
 
 python -m tests.benchmarks.figure
 """
@@ -20,13 +20,13 @@ from pruner_lib.study.results import results_root, save_image
 from tests.benchmarks.rows import read_rows
 
 PARTS = ("scoring", "discovery", "speed", "evaluation")
-ALONE = ("zero_shot", "recovery", "repair", "cluster")  # by scripts that are run by themselves
-GOALS = pd.read_csv(Path(__file__).with_name("goals.csv"))  # all numbers of these rows lie in [low, high]
+ALONE = ("zero_shot", "recovery", "repair", "cluster")  # of scripts that `tasks.py bench` does not run
+GOALS = pd.read_csv(Path(__file__).with_name("goals.csv"))  # all numbers of a goal should be in [low, high]
 HEAD = """# Benchmark
 
-Memory and time of what the library does, each case in a process of its own, beside torch-pruning and the bare
-model. `python tasks.py bench` measures what is not measured yet on this machine with this code, in about 40
-minutes, and writes this page; the machine is in [machines.csv](machines.csv).
+The memory and time that the library takes, each case in a separate process, compared with torch-pruning and
+the bare model. `python tasks.py bench` measures the cases that were not measured on this machine with this
+code, in about 40 minutes, and writes this page; [machines.csv](machines.csv) describes the machine.
 
 ![Memory and time of scoring, time of discovery, speed of pruned models and of the evaluation](bench.svg)
 
@@ -34,19 +34,19 @@ minutes, and writes this page; the machine is in [machines.csv](machines.csv).
 |---|---|---|---|---|
 """
 NOTES = """
-On small and shallow models both tools take about a tenth of a second for discovery, and ours is no faster.
-Where memory is still too short, `estimate(..., checkpointing=True)` computes activations again instead of
-keeping them, and smaller micro-batches give the same scores.
+On small and shallow models, discovery takes about a tenth of a second with both tools, and ours is not
+faster. If memory is still too short, `estimate(..., checkpointing=True)` recomputes activations instead of
+storing them, and smaller micro-batches give the same scores.
 
-The rows from zero_shot.csv on are measured by scripts of their own, `python -m tests.benchmarks.NAME` with
-zero_shot_speed, recovery_speed, repair or cluster, all but the last in seconds of the processor. Most of the
-gain in recovery comes from sorting by length.
+The rows from zero_shot.csv on are measured by separate scripts, `python -m tests.benchmarks.NAME` with
+zero_shot_speed, recovery_speed, repair or cluster, in CPU seconds except for the last. Most of the gain in
+recovery comes from sorting by length.
 """
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#000000")
 
 
 def load_rows(folder: Path) -> dict[str, pd.DataFrame]:
-    """Read the CSVs that are there, of each the rows of the machine that measured last."""
+    """Read the existing CSVs; keep only the rows of the machine that measured last."""
     paths = {part: folder / f"{part}.csv" for part in (*PARTS, *ALONE)}
     frames = {part: read_rows(path) for part, path in paths.items() if path.is_file()}
     last = {part: frame.get("machine", pd.Series(0, frame.index)) for part, frame in frames.items()}
@@ -54,14 +54,14 @@ def load_rows(folder: Path) -> dict[str, pd.DataFrame]:
 
 
 def goals_page(frames: Mapping[str, pd.DataFrame]) -> str:
-    """Write as Markdown what was aimed at and what was measured, a row a goal."""
+    """Format the goals and the measured numbers as Markdown, one row per goal."""
     lines = []
     for goal in GOALS[GOALS.script.isin(list(frames))].itertuples():
         rows = frames[goal.script].query(goal.rows)
-        slope = goal.column == "slope"  # MiB of peak for each MiB of weights, by a line through all sizes
+        slope = goal.column == "slope"  # MiB of peak per MiB of weights, from a line through all sizes
         numbers = np.polyfit(rows.weights_mb, rows.peak_mb, 1)[:1] if slope else rows[goal.column]
         low, high = min(numbers), max(numbers)
-        met = not (low < goal.low or high > goal.high)  # an open end is NaN
+        met = not (low < goal.low or high > goal.high)  # NaN: no limit
         aim = f"{goal.low:g} to {goal.high:g}"
         aim = aim.replace("nan to", "at most") if np.isnan(goal.low) else aim
         aim = f"at least {goal.low:g}" if np.isnan(goal.high) else aim
@@ -103,8 +103,8 @@ def _lines(
 ) -> None:
     """Draw a series for each value of `by`, on a logarithmic x axis."""
     for i, (name, part) in enumerate(frame.groupby(by, sort=False)):
-        part, look = part.sort_values(x), {"color": COLOURS[i], "markersize": 11 - 2 * i}  # none is covered
-        ax.plot(part[x], part[y], "Xso^"[i] + line, label=name, **look)
+        part, style = part.sort_values(x), {"color": COLOURS[i], "markersize": 11 - 2 * i}  # none is hidden
+        ax.plot(part[x], part[y], "Xso^"[i] + line, label=name, **style)
     ax.set(xscale="log", xlabel=labels[0], ylabel=labels[1])
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.legend(frameon=False)

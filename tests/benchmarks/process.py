@@ -1,4 +1,4 @@
-"""Measure in a fresh process: what one case leaves behind can't be counted in the next."""
+"""Measure in a fresh process, so that one case does not affect the next."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class MeasurementFailed(RuntimeError):
 
 
 def in_fresh_process(function: str, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Call a function of this project in a new process of its own.
+    """Call a function of this project in a new process.
 
-    Args:    function: `module:name`; takes the settings as keywords, returns one row or a list of rows.
+    Args:    function: `module:name`; takes the settings as keywords, and returns one row or a list of rows.
     Returns: the rows.
     Raises:  MeasurementFailed: the function raised an error, or its process was killed.
     """
@@ -25,7 +25,7 @@ def in_fresh_process(function: str, settings: Mapping[str, Any]) -> list[dict[st
         try:
             rows = pool.submit(_call, function, dict(settings)).result()
         except BrokenProcessPool as error:
-            reason = "it was killed, as the system does where memory runs out; try a smaller size"
+            reason = "it was killed, as the system does when memory runs out; try a smaller size"
             raise MeasurementFailed(f"{function} failed: {reason}") from error
         except Exception as error:
             raise MeasurementFailed(f"{function} failed: {type(error).__name__}: {error}") from error

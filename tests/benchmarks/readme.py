@@ -1,9 +1,9 @@
-"""What README.md, REPRODUCIBILITY.md and results/README.md take from results: verdicts, cost, coverage.
+"""Write the results that README.md, REPRODUCIBILITY.md and results/README.md show: verdicts, cost, coverage.
 
     python -m tests.benchmarks.readme
 
-It writes what stands between the marks `<!-- NAME -->` and `<!-- end of NAME -->` anew: the verdicts of the
-profile `decide` or, while that is not measured, of `quick`.
+It replaces the text between the marks `<!-- NAME -->` and `<!-- end of NAME -->`. The verdicts are those of
+the profile `decide` or, if that was not measured, of `quick`.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from pruner_lib.study.claims import CANT_TELL, NOT_MEASURED, NOT_REPRODUCED, REP
 from pruner_lib.study.paper import coverage_frame
 from pruner_lib.study.records import load_records
 
-PROFILE = "quick"  # whose files the coverage names
+PROFILE = "quick"  # the profile whose files the coverage lists
 VERDICTS = [f"results/{profile}/tables/12_verdicts.csv" for profile in ("decide", PROFILE)]
-ANSWERS = {NOT_REPRODUCED: "not reproduced", CANT_TELL: "open", REPRODUCED: "reproduced"}  # -> its marks
-NO_NUMBER = "no number"  # of the paper
+ANSWERS = {NOT_REPRODUCED: "not reproduced", CANT_TELL: "open", REPRODUCED: "reproduced"}  # -> marks
+NO_NUMBER = "no number"  # if the paper prints none
 COLUMNS = ["claim", "holds", "paper", "ours", "verdict", "notebook"]
 
 
 def with_tables(text: str, tables: Mapping[str, str]) -> str:
-    """Put tables between their marks in a text.
+    """Insert tables between their marks in a text.
 
-    Args:    tables: name of the marks -> what stands between them, as Markdown.
+    Args:    tables: name of the marks -> the text between them, as Markdown.
     Raises:  ValueError: a mark is missing.
     """
     for name, table in tables.items():
@@ -41,29 +41,29 @@ def with_tables(text: str, tables: Mapping[str, str]) -> str:
 
 
 def verdict_tables(root: Path) -> dict[str, str]:
-    """Write the verdicts below `root` as Markdown: those not reproduced in words, and first in the table."""
+    """Format the verdicts in `root` as Markdown: claims not reproduced as a list, and first in the table."""
     file, shown = _verdicts(root)
     groups = {name: shown[shown.answer == name] for name in ANSWERS}
     lines = [_counts(file, shown), "", _markdown(COLUMNS, pd.concat(groups)[COLUMNS].to_numpy())]
     if rest := shown.id[shown.answer == NOT_MEASURED].tolist():
         lines += ["", f"Not measured in this profile: {', '.join(rest)}."]
     lines += ["", f"File, with the test behind each verdict: [{Path(file).name}]({file})"]
-    said = _in_words(groups[NOT_REPRODUCED]) or "No claim was refuted."
-    return {"not reproduced": said, "verdicts": "\n".join(lines)}
+    refuted = _claim_list(groups[NOT_REPRODUCED]) or "No claim was refuted."
+    return {"not reproduced": refuted, "verdicts": "\n".join(lines)}
 
 
 def report_tables(root: Path) -> dict[str, str]:
-    """Write what REPRODUCIBILITY.md takes from the results: the claims by their verdict, and the cost."""
+    """Format the results for REPRODUCIBILITY.md: the claims by their verdict, and the cost."""
     file, shown = _verdicts(root)
     marks = ("counts", *ANSWERS.values(), NOT_MEASURED, "cost")
-    said = [_in_words(shown[shown.answer == one]) or "None." for one in ANSWERS]
+    claims = [_claim_list(shown[shown.answer == answer]) or "None." for answer in ANSWERS]
     rest = "\n".join(f"- *{claim}*" for claim in shown[COLUMNS[0]][shown.answer == NOT_MEASURED])
     cost = _cost(root / Path(file).parents[1])
-    return dict(zip(marks, [_counts(file, shown), *said, rest or "None.", cost], strict=True))
+    return dict(zip(marks, [_counts(file, shown), *claims, rest or "None.", cost], strict=True))
 
 
 def _verdicts(root: Path) -> tuple[str, pd.DataFrame]:
-    """Read the verdicts below `root` as they are shown, beside claim and answer."""
+    """Read the verdicts in `root`, and format them for tables, with their claim and answer."""
     file = next((name for name in VERDICTS if (root / name).is_file()), None)
     if file is None:
         raise ValueError(f"{root} holds none of {', '.join(VERDICTS)}; run `python tasks.py study` first")
@@ -71,8 +71,8 @@ def _verdicts(root: Path) -> tuple[str, pd.DataFrame]:
     rows = pd.read_csv(root / file, keep_default_na=False, na_values=missing)
     ours, low, high, paper = (rows[name].map(_number) for name in missing)
     part = rows.part.map(lambda name: f" ({name})" if name else "")
-    needs = rows.needs.map(lambda what: f"; needs {what}" if what else "")
-    tasks = rows.without.map(lambda said: ", ".join(one.split(":")[0] for one in said.split("; ")))
+    needs = rows.needs.map(lambda sample: f"; needs {sample}" if sample else "")
+    tasks = rows.without.map(lambda text: ", ".join(item.split(":")[0] for item in text.split("; ")))
     needs += tasks.map(lambda names: f"; another verdict without one of {names}" if names else "")
     cells = [rows.sentence, rows.rule, paper.replace("nan", NO_NUMBER)]
     cells += [ours + " [" + low + ", " + high + "]" + part]
@@ -86,20 +86,20 @@ def _counts(file: str, shown: pd.DataFrame) -> str:
     return f"Of {len(shown)} claims, in the profile `{file.split('/')[1]}`: {counts}."
 
 
-def _in_words(rows: pd.DataFrame) -> str:
+def _claim_list(rows: pd.DataFrame) -> str:
     lines = []
     for claim, rule, paper, numbers, tasks in rows[[*COLUMNS[:4], "tasks"]].to_numpy():
-        beside = "" if paper == NO_NUMBER else f"; paper: {paper}"
-        other = f" Without one of {tasks} the verdict would be another." if tasks else ""
-        lines.append(f"- *{claim}* Range: {rule}; ours: {numbers}{beside}.{other}")
+        published = "" if paper == NO_NUMBER else f"; paper: {paper}"
+        other = f" Without one of {tasks}, the verdict would differ." if tasks else ""
+        lines.append(f"- *{claim}* Range: {rule}; ours: {numbers}{published}.{other}")
     return "\n".join(lines)
 
 
 def _cost(folder: Path) -> str:
-    """Add up what the records of a profile took, for each kind of machine."""
+    """Add up the run times of a profile's records, for each kind of machine."""
     records = [
-        (one.machine["device_name"], sum(one.seconds.values()) / 3600, one.peak_memory_mb / 1024)
-        for one in load_records(folder)
+        (record.machine["device_name"], sum(record.seconds.values()) / 3600, record.peak_memory_mb / 1024)
+        for record in load_records(folder)
     ]
     machines = pd.DataFrame(records, columns=["device", "hours", "memory"]).groupby("device")
     table = machines.agg(records=("hours", "size"), hours=("hours", "sum"), memory=("memory", "max"))
@@ -138,8 +138,8 @@ def main() -> None:
     root = Path(__file__).resolve().parents[2]
     tables = {"README.md": verdict_tables(root), "REPRODUCIBILITY.md": report_tables(root)}
     tables["results/README.md"] = {"coverage": coverage_table(root)}
-    for name, own in tables.items():
-        write_text(root / name, with_tables((root / name).read_text(encoding="utf-8"), own))
+    for name, parts in tables.items():
+        write_text(root / name, with_tables((root / name).read_text(encoding="utf-8"), parts))
 
 
 if __name__ == "__main__":

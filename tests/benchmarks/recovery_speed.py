@@ -1,10 +1,12 @@
-"""How fast recovery trains, in tokens a second, with less and less padding: `recovery_speed.py [rounds]`.
+"""Measure the training speed of recovery, in tokens per second, with less and less padding.
 
-The same instructions, model and loss (without dropout) in three ways, in turns and in one process:
-`drawn`: micro-batches of four in the order of drawing, padded to their longest; `sorted`: sorted by length
-inside a step; `pairs`: sorted, and computed two at once, which is what `recover` does on a CPU.
-Writes results/bench/recovery.csv: medians over the rounds. Seconds are of the processor, on one thread, so
-that other work on the machine does not count; on an idle machine they are those of the clock.
+    python -m tests.benchmarks.recovery_speed [rounds]
+
+The same instructions, model and loss (without dropout) are trained in three ways, alternately in one process:
+`drawn`: micro-batches of four in the order of drawing, padded to the longest; `sorted`: sorted by length
+within a step; `pairs`: sorted, two examples at a time, as `recover` does on a CPU.
+Writes results/bench/recovery.csv: medians over the rounds. CPU seconds on one thread are counted, so that
+other work on the machine has no influence.
 """
 
 from __future__ import annotations
@@ -26,20 +28,20 @@ from pruner_lib.recovery import recover as recovery
 from pruner_lib.recovery import trainer
 from pruner_lib.recovery.instructions import Row, batches, encode
 
-WAYS = {"drawn": (False, 4), "sorted": (True, 4), "pairs": (True, 2)}  # sorted?, examples at once
+WAYS = {"drawn": (False, 4), "sorted": (True, 4), "pairs": (True, 2)}  # sorted?, examples at a time
 SETTINGS = {"steps": 1, "warmup_steps": 0, "micro_batch_size": 4, "dropout": 0.0, "cutoff": 256}
 MODEL, SAMPLES = "smollm2-135m", 400
 
 
 def drawn(encoded: list[Row], **settings) -> list[list[Row]]:
-    """Shuffle the sorted examples of each step, as if they had been left in the order of drawing."""
+    """Shuffle the sorted examples of each step, as if they were in the order of drawing."""
     rng = np.random.default_rng(0)
     steps = batches(encoded, **settings)
     return [[step[i] for i in rng.permutation(len(step))] for step in steps]
 
 
 def padding(way: str, encoded: list[Row], batch_size: int) -> float:
-    """Return computed tokens over real ones, on average over 50 steps."""
+    """Return the ratio of computed to real tokens, on average over 50 steps."""
     in_order, at_once = WAYS[way]
     steps = (batches if in_order else drawn)(encoded, steps=50, batch_size=batch_size, seed=0)
     lengths = np.array([len(row["input_ids"]) for step in steps for row in step])

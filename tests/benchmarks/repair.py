@@ -1,8 +1,8 @@
-"""Benchmark: time and memory of the repair in closed form, beside one scoring pass over the same tokens.
+"""Benchmark: time and memory of the closed-form repair, compared with a scoring pass over the same tokens.
 
     python -m tests.benchmarks.repair [--set tokens=640,14336] [--again]
 
-Both in turn within one process, in seconds of the processor; each round repairs a fresh copy of the model.
+Both run alternately in one process, in CPU seconds; each round repairs a fresh copy of the model.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from pruner_lib.evaluation.meters import meter, quartiles
 from pruner_lib.method.groups import Axes
 from tests.benchmarks.rows import Cases, run
 
-LENGTH = 128  # tokens a sample
+LENGTH = 128  # tokens per sample
 
 
 def cases() -> Cases:
-    """List the settings: the paper's 640 tokens and ten times as many, on the model with heads of its own."""
+    """List the settings: the paper's 640 tokens and more, on the model with one KV head per query head."""
     shared = {"model": "smollm2-135m-mha", "ratio": 0.2, "corpus": "c4", "rounds": 5}
     return [{"tokens": tokens, **shared} for tokens in (640, 3584, 14336)]
 
 
 def measure(model: str, *, tokens: int, ratio: float, corpus: str, rounds: int) -> dict[str, Any]:
-    """Score by element1 and repair what that choice cuts.
+    """Score by element1, and repair the model after pruning by these scores.
 
-    Returns: a row: seconds of each at the median, their ratio with its quartiles, and what the process grew
-             by at most, in MiB, in the first round of each, beside the largest matrix G (float64) of a layer.
+    Returns: one row: the median seconds of each, their ratio with its quartiles, the highest growth of the
+             process in MiB in the first round of each, and the size of a layer's largest matrix G (float64).
     """
     subject, tokenizer = load_model(model)
     axes, ids = discover(subject), calibration_ids(corpus, tokenizer, samples=tokens // LENGTH, length=LENGTH)
@@ -58,7 +58,7 @@ def measure(model: str, *, tokens: int, ratio: float, corpus: str, rounds: int) 
 
 
 def _largest_gram(subject: torch.nn.Module, axes: Axes) -> float:
-    """MiB of the largest G, which has a row for each column of an axis' last matrix."""
+    """Return the MiB of the largest G, which has a row for each column of an axis's last matrix."""
     columns = [
         subject.get_parameter(member.parameter).shape[1]
         for axis in axes.values()

@@ -1,7 +1,7 @@
-"""Rows of the benchmark: measure the cases of a script that are not measured yet, into one CSV.
+"""Measure the cases of a benchmark script that were not measured yet, and collect the rows in one CSV.
 
-A row belongs to the settings of its case, to a machine and to the code: the whole library below `study/`, and
-the script. A case whose rows exist for all three is not measured again; rows of other machines stay.
+A row belongs to the settings of its case, a machine and the code: the library without `study/`, and the
+script. A case whose rows exist for all three is not measured again; rows of other machines are kept.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pruner_lib.files import write_csv
 from pruner_lib.study.results import results_root
 from tests.benchmarks.process import MeasurementFailed, in_fresh_process
 
-Cases = list[dict[str, Any]]  # the settings of each case, in the order of running
+Cases = list[dict[str, Any]]  # the settings of each case, in the order in which they run
 DEVICE = "cuda:0" if torch.cuda.is_available() else "cpu"
 
 
@@ -38,11 +38,11 @@ def run(
     *,
     derive: Callable[[pd.DataFrame], pd.DataFrame] = lambda frame: frame,
 ) -> int:
-    """Measure by `tests.benchmarks.<name>:measure`, each case in a process of its own.
+    """Run `tests.benchmarks.<name>:measure`, each case in a separate process.
 
     Args:    name: of the script and its CSV, `results/bench/<name>.csv`.    words: the command line.
              derive: adds the columns that compare rows.
-    Returns: how many cases failed; one that fails does not stop those that follow.
+    Returns: how many cases failed; a failed case does not stop the others.
     """
     parser = argparse.ArgumentParser(prog=f"python -m tests.benchmarks.{name}")
     parser.add_argument("--again", action="store_true", help="measure also what is measured already")
@@ -76,7 +76,7 @@ def run(
 
 
 def changed(cases: Cases, values: Mapping[str, str]) -> Cases:
-    """Give other values to settings of all cases; of several values each is a case.
+    """Change settings of all cases; each of several values makes a case.
 
     Raises:  ValueError: no case has such a setting.
     """
@@ -89,7 +89,7 @@ def changed(cases: Cases, values: Mapping[str, str]) -> Cases:
 
 
 def _mark(name: str) -> dict[str, str]:
-    """Name this machine and this code; describe the machine in `machines.csv`."""
+    """Return short names of this machine and this code, and describe the machine in `machines.csv`."""
     here = machine()
     path = results_root() / "bench" / "machines.csv"
     known = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=list(here))
@@ -105,13 +105,13 @@ def _mark(name: str) -> dict[str, str]:
 
 
 def code_hash(files: Iterable[Path]) -> str:
-    """Hash the syntax trees of files: comments and layout do not count."""
+    """Hash the syntax trees of files, so that comments and layout do not count."""
     trees = [ast.dump(ast.parse(path.read_text(encoding="utf-8"))) for path in files]
     return hashlib.sha256("".join(trees).encode()).hexdigest()[:8]
 
 
 def machine() -> dict[str, Any]:
-    """Describe where the numbers come from; `machine` is a short name made of all the rest."""
+    """Describe this machine; `machine` is a short hash of everything else."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         cpu = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -131,12 +131,12 @@ def machine() -> dict[str, Any]:
 
 
 def read_rows(path: Path) -> pd.DataFrame:
-    """Read the rows of a CSV; sizes such as 7 stay text."""
+    """Read the rows of a CSV, with sizes such as 7 as text."""
     return pd.read_csv(path, dtype={"size": str})
 
 
 def _matching(frame: pd.DataFrame, wanted: Mapping[str, Any]) -> pd.Series:
-    """Mark the rows with these values, compared as text: what a CSV gives back has lost its types."""
+    """Mark the rows with these values, compared as text because a CSV does not keep types."""
     matching = pd.Series(True, index=frame.index)
     for name, value in wanted.items():
         column = frame[name] if name in frame else pd.Series(None, index=frame.index)

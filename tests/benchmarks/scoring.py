@@ -1,12 +1,12 @@
-"""Benchmark: memory and time of scoring, beside a plain forward and backward pass of the same batch.
+"""Benchmark: memory and time of scoring, compared with a plain forward and backward pass of the same batch.
 
     python -m tests.benchmarks.scoring [--set size=0.1,7] [--again]
 
-A case is one size and one way; each has its process. The peak is the resident memory from the moment the
-weights were there to the end of the first pass, interpreter and libraries included; on a GPU it is what
-PyTorch's allocator held. Then scoring and a plain pass take turns, so that a slow moment of the machine
-strikes both. There the plain pass frees each gradient as soon as it is made, its fastest way, and each pass
-starts with no free memory that an earlier one has left.
+A case is one size and one way of scoring, in a separate process. The peak is the highest resident memory
+between the loading of the weights and the end of the first pass, with interpreter and libraries; on a GPU it
+is that of PyTorch's allocator. Then scoring and plain passes alternate, so that a slow moment of the machine
+affects both. The plain pass frees each gradient as soon as it is computed, which is fastest, and free memory
+is returned to the system before each pass.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from tests.benchmarks.rows import DEVICE, Cases, run
 from tests.benchmarks.shapes import meta_model, random_model, weights_mb
 
 SIZES = ("0.1", "0.5", "1", "3", "7")
-PLAIN = "plain"  # forward and backward pass with the gradients of all parameters, nothing scored
+PLAIN = "plain"  # forward and backward pass with the gradients of all parameters, without scoring
 WAYS = {"vector": ("vector",), "element1": ("element1",), "all criteria": CRITERIA}
-ENOUGH_S = 150.0  # about how long the repeats may take together, at least one is made
-BESIDE_MB = 1500.0  # interpreter, libraries and activations beside weights and gradients, at the most
+ENOUGH_S = 150.0  # approximate time limit of all repeats; at least one is run
+BESIDE_MB = 1500.0  # upper limit of the memory of interpreter, libraries and activations
 
 
 def cases() -> Cases:
-    """List the settings of all cases; plain comes first in each size."""
+    """List the settings of all cases; plain comes first for each size."""
     shared = {"samples": 10, "tokens": 64, "device": DEVICE, "dtype": "bfloat16", "repeats": 3}
     return [{"size": size, "way": way, **shared} for size in SIZES for way in (PLAIN, *WAYS)]
 
@@ -46,9 +46,9 @@ def measure(
 ) -> dict[str, Any]:
     """Measure one way on one size.
 
-    Returns: a row: `_mb` in MiB, `_s` in seconds; `seconds` and `plain_s` are medians over the repeats,
+    Returns: one row: `_mb` in MiB, `_s` in seconds; `seconds` and `plain_s` are medians over the repeats,
              `time_to_plain` the median of their ratios.
-    Raises:  ValueError: the weights alone would not fit.
+    Raises:  ValueError: the weights would not fit into memory.
     """
     needed = weights_mb(meta_model(size, getattr(torch, dtype)))
     refuse_too_large(size, needed, device)
@@ -99,22 +99,22 @@ def derive(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def free_mb(device: str) -> float:
-    """Memory that a new allocation could get, in MiB; infinite where that is unknown."""
+    """Return the free memory in MiB; infinite if it is unknown."""
     available = available_bytes(torch.device(device))
     return float("inf") if available is None else available / 2**20
 
 
 def refuse_too_large(size: str, needed_mb: float, device: str) -> None:
-    """Raise a ValueError with the figures where the weights would not fit."""
+    """Raise a ValueError with the numbers if the weights would not fit into memory."""
     if needed_mb + BESIDE_MB > free_mb(device):
         raise ValueError(
-            f"size {size} needs {needed_mb:,.0f} MiB for its weights and up to {BESIDE_MB:,.0f} beside them, "
-            f"but {free_mb(device):,.0f} are free on {device}; choose smaller ones by --set size=..."
+            f"size {size} needs {needed_mb:,.0f} MiB for its weights and up to {BESIDE_MB:,.0f} besides, "
+            f"but {free_mb(device):,.0f} are free on {device}; choose smaller sizes by --set size=..."
         )
 
 
 def plain_pass(model: nn.Module, ids: Tensor, freed: bool) -> None:
-    """Run forward and backward; gradients stay until all are there, or go as soon as each is made."""
+    """Run forward and backward; keep all gradients, or free each as soon as it is computed."""
     hooks = [p.register_post_accumulate_grad_hook(_forget) for p in model.parameters() if freed]
     try:
         model(input_ids=ids, labels=ids, use_cache=False).loss.backward()

@@ -1,8 +1,7 @@
 """The models that the benchmark measures: llamas of a given size, on the meta device or with random weights.
 
-A size is a name out of SHAPES (billions of parameters, roughly) or `LAYERSxWIDTH`, such as `8x1024`. Weights
-are written where they stay, never in another type first, never twice. They are random: time and memory do not
-depend on their values.
+A size is a name from SHAPES (roughly, billions of parameters) or `LAYERSxWIDTH`, such as `8x1024`. Weights
+are random, since time and memory do not depend on their values, and written in place in their final type.
 """
 
 from __future__ import annotations
@@ -25,20 +24,20 @@ SHAPES = {
     "70": (8192, 28672, 80, 64, 8),
 }
 HEAD = 64  # size of a head of `LAYERSxWIDTH`
-POOL = 2**22 + 3  # random numbers that fill all weights; odd, so that rows do not repeat each other
+POOL = 2**22 + 3  # random numbers that fill all weights; an odd number, so that rows differ
 SPREAD = 0.02  # standard deviation of the weights
 
 
 def shape_config(size: str) -> LlamaConfig:
-    """Give the config of a size.
+    """Return the config of a size.
 
     Raises:  ValueError: neither a known name nor LAYERSxWIDTH with a width in steps of 64.
     """
     drawn = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", size)
     if size not in SHAPES and not (drawn and int(drawn[2]) % HEAD == 0):
         raise ValueError(
-            f"size came as {size!r}, wanted one of {', '.join(SHAPES)}, or LAYERSxWIDTH with a width in "
-            f"steps of {HEAD}, such as 8x1024"
+            f"size is {size!r}; give one of {', '.join(SHAPES)}, or LAYERSxWIDTH with a width in steps of "
+            f"{HEAD}, such as 8x1024"
         )
     if size in SHAPES:
         hidden, inner, layers, heads, kv_heads = SHAPES[size]
@@ -54,18 +53,18 @@ def shape_config(size: str) -> LlamaConfig:
 
 
 def meta_model(size: str, dtype: torch.dtype = torch.bfloat16) -> LlamaForCausalLM:
-    """Build a llama whose parameters are on the meta device; the tables of its rotary embedding are real."""
+    """Build a llama on the meta device; only the tables of its rotary embedding have real values."""
     with init_empty_weights(include_buffers=False):
         model = LlamaForCausalLM(shape_config(size))
     for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)  # of the parameters only: rotary tables stay float32
+        parameter.data = parameter.data.to(dtype)  # parameters only: rotary tables stay float32
     return model.eval()
 
 
 def random_model(
     size: str, dtype: torch.dtype = torch.bfloat16, device: str | torch.device = "cpu"
 ) -> LlamaForCausalLM:
-    """Build a llama with random weights, each made where it stays."""
+    """Build a llama with random weights, written in place."""
     model = meta_model(size, dtype)
     pool = torch.randn(POOL, generator=torch.Generator().manual_seed(0)).mul_(SPREAD).to(dtype).to(device)
     start = 0  # in the pool

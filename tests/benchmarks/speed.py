@@ -1,11 +1,11 @@
-"""Benchmark: latency of dense and pruned models, reading a prompt and writing after it.
+"""Benchmark: latency of dense and pruned models, for prefill and decoding.
 
     python -m tests.benchmarks.speed [--set model=smollm2-135m rounds=7] [--again]
 
-All models take turns within one process, so that a slow moment of the machine strikes all of them: the
-speed-up is the median over rounds of dense time / pruned time in the same round. Ideal is what the share of
-parameters that remain in the blocks would give. Reading a prompt ends as in generation, with the logits of
-the last position. The criterion is the L1 norm, since time does not depend on which groups go.
+All models run alternately in one process, so that a slow moment of the machine affects all of them: the
+speed-up is the median over rounds of dense time / pruned time in the same round. The ideal speed-up follows
+from the share of parameters that remain in the blocks. Prefill computes the logits of the last position only,
+as in generation. The criterion is the L1 norm, since time does not depend on which groups are removed.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from pruner_lib.models.load import load_model
 from pruner_lib.models.prune import prune_
 from tests.benchmarks.rows import DEVICE, Cases, run
 
-SHARES = (0.2, 0.5)  # of the parameters in the blocks that go
+SHARES = (0.2, 0.5)  # of the blocks' parameters that are removed
 MULTIPLES = (1, 8, 64)  # to which the widths of the MLPs are rounded
 DENSE = (0.0, 1)  # share removed, multiple
-PROMPT = 32  # tokens before those that are written
+PROMPT = 32  # tokens before the generated ones
 
 
 def cases() -> Cases:
-    """List the settings of the one case: all its rows come from one process."""
+    """List the settings of the only case, whose rows all come from one process."""
     return [{"model": "smollm2-135m", "prefill": 512, "new_tokens": 32, "device": DEVICE, "rounds": 7}]
 
 
 def measure(model: str, *, prefill: int, new_tokens: int, device: str, rounds: int) -> list[dict[str, Any]]:
-    """Time the dense model and its pruned forms in turn.
+    """Time the dense model and its pruned forms alternately.
 
-    Args:    prefill: tokens of the prompt that is read.    new_tokens: written after a short prompt.
-    Returns: a row a model and phase ("prefill" or "decoding").
+    Args:    prefill: tokens of the prompt.    new_tokens: number of tokens generated after a short prompt.
+    Returns: one row per model and phase ("prefill" or "decoding").
     """
     models = pruned_forms(load_model(model, device=device)[0])
     generator = torch.Generator().manual_seed(0)
@@ -100,7 +100,7 @@ def pruned_forms(dense: nn.Module) -> dict[tuple[float, int], nn.Module]:
 
 
 def sizes(model: nn.Module, dense: nn.Module) -> dict[str, Any]:
-    """Give the widths of the MLPs, the parameters, and the speed-ups that these alone would give."""
+    """Return the widths of the MLPs, the number of parameters, and the ideal speed-ups."""
     blocks, all_blocks = (decoder_layers(each)[1] for each in (model, dense))
     left, total, dense_total = (sum(p.numel() for p in each.parameters()) for each in (blocks, model, dense))
     whole = sum(p.numel() for p in all_blocks.parameters())

@@ -1,20 +1,20 @@
-"""Do to a study of `tiny` what machines and people do to it, and count what it costs; prints a table.
+"""Kill, damage and disturb studies of the profile `tiny`, and print a table of the losses.
 
     python -m tests.benchmarks.stress [--kills 50] [--damages 3] [--only kills,damage]
 
---only takes some of
+The parts for --only are
 
-kills      SIGKILL at random moments, again and again until a study is done, then from nothing
-damage     files of each kind cut off, emptied, or with other digits; then the study again
+kills      SIGKILL at random moments, repeated until the study is done, then again from scratch
+damage     files of each kind truncated, emptied or changed; then the study runs again
 together   two studies on the same empty results
 signals    SIGTERM to each process of `tasks.py study`
-attacks    folders of models with code of their own (tests/library/test_remote_code.py)
+attacks    model folders that contain code (tests/library/test_remote_code.py)
 
-survived: tries that ended with all results; lost: records that were there and are not; repeated: experiments
-that were measured though their record was there; bytes_different: files that differ from an undisturbed
-study's, but for times, memory and machine (a commit meanwhile counts: manifests name it); in_silence: damaged
-files that nobody named and that changed a result or are still there; code_run: attacks that ran code; left:
-processes that were still there at the end.
+survived: tries that ended with all results; lost: records that disappeared; repeated: experiments that were
+measured although their record existed; bytes_different: files that differ from those of an undisturbed study,
+except for times, memory and machine (a commit during the run counts, since manifests name it); in_silence:
+damaged files that no message named and that changed a result or still exist; code_run: attacks that ran code;
+left: processes that were still running at the end.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ TRAINING = Recovery(
 )
 TRAINED = TINY.experiment(recovery=TRAINING)
 PLAIN = TINY.experiment(recovery=replace(TRAINING, evaluate_at=()))
-AGAIN = replace(PLAIN, evaluation=replace(TINY.evaluation, windows=2))  # of the same training
+AGAIN = replace(PLAIN, evaluation=replace(TINY.evaluation, windows=2))  # the same training
 WANTED = [TINY.dense(), TINY.experiment(criterion="l2"), TINY.experiment(), TRAINED, PLAIN, AGAIN]
-KINDS = {  # a kind of file -> where it lies; all of them are damaged, of a checkpoint one
+KINDS = {  # a kind of file -> its place; all files are damaged, but only one of a checkpoint
     "records": "records/*.json",
     "scores": "cache/members-*.safetensors",
     "checkpoints": "cache/recovery-*/checkpoint-*/*",
@@ -65,13 +65,13 @@ fork = multiprocessing.get_context("fork")
 
 
 def work(folder: Path, log: Path) -> None:
-    """Do what a notebook does: records, scores, something measured beside them, a claim, a table."""
+    """Act like a notebook: make records, scores, another measurement, a claim and a table."""
     sys.stdout = sys.stderr = log.open("a", buffering=1)
     study = Study("tiny", folder)
     make = study.subject
 
     def subject(experiment, *given):
-        print(f"\nmeasured {experiment.key}")  # a bar may stand before it
+        print(f"\nmeasured {experiment.key}")  # after a progress bar, if there is one
         return make(experiment, *given)
 
     study.subject = subject
@@ -94,14 +94,14 @@ def start(folder: Path) -> multiprocessing.Process:
 
 
 def finished(folder: Path) -> bool:
-    """Run a study to its end; say whether it came there."""
+    """Run a study, and return whether it finished."""
     process = start(folder)
     process.join()
     return process.exitcode == 0
 
 
 def state(folder: Path) -> dict[str, str]:
-    """Read all results: name -> content, without what may differ."""
+    """Read all results: name -> content, without the parts that may differ."""
     found = {}
     for kind in ("records", "tables", "measured", "claims", "notebooks"):
         for path in sorted((folder / "tiny" / kind).glob("[!.]*")):
@@ -130,7 +130,7 @@ def measured(log: Path) -> list[str]:
 
 
 def kills(scratch: Path, reference: dict[str, str], seconds: float, n: int) -> dict[str, dict[str, int]]:
-    """Kill a study n times, each time at a random moment of what an undisturbed one takes."""
+    """Kill a study n times, each time at a random moment of an undisturbed study's run time."""
     chance, count, row = random.Random(0), 0, dict.fromkeys(COLUMNS, 0) | {"tries": n}
     while count < n:
         folder, killed = scratch / f"killed-{count}", 0
@@ -153,7 +153,7 @@ def kills(scratch: Path, reference: dict[str, str], seconds: float, n: int) -> d
 
 
 def hurt(path: Path, how: int) -> None:
-    """Damage a file: cut off its second half, leave nothing, or change what lies in its middle."""
+    """Damage a file: truncate it to one half, empty it, or change its middle."""
     content = path.read_bytes()
     middle = max(len(content) // 2, 1)
     changed = content.translate(bytes.maketrans(b"123456789", b"234567891"))
@@ -163,7 +163,7 @@ def hurt(path: Path, how: int) -> None:
 
 
 def damage(scratch: Path, whole: Path, reference: dict[str, str], n: int) -> dict[str, dict[str, int]]:
-    """Damage the files of each kind in n ways, each in a copy of the results of a whole study."""
+    """Damage the files of each kind in n ways, each in a copy of the results of a finished study."""
     rows = {}
     for kind, place in KINDS.items():
         row = rows[f"damage: {kind}"] = dict.fromkeys(COLUMNS, 0) | {"tries": n}
@@ -183,7 +183,7 @@ def damage(scratch: Path, whole: Path, reference: dict[str, str], n: int) -> dic
             folders = {path.parent.name for path in files} if kind in ("checkpoints", "adapters") else set()
             named = any(name in said for name in {path.name for path in files} | folders)
             while not ended and (path := next((one for one in files if one.name in said), None)):
-                path.unlink()  # it was refused: do what the message says
+                path.unlink()  # follow the advice of the error message
                 files.remove(path)
                 ended, said = finished(folder), folder.with_suffix(".log").read_text()
             wrong = different(folder, reference)
@@ -195,7 +195,7 @@ def damage(scratch: Path, whole: Path, reference: dict[str, str], n: int) -> dic
 
 
 def trained_half(folder: Path) -> None:
-    """Leave what a study leaves that was killed during a training, after its first checkpoint."""
+    """Make the results of a study that was killed during a training, after its first checkpoint."""
     process = start(folder)
     while process.exitcode is None and not list(folder.glob("tiny/cache/recovery-*/checkpoint-2/trainer*")):
         time.sleep(0.005)
@@ -215,7 +215,7 @@ def together(scratch: Path, reference: dict[str, str]) -> dict[str, dict[str, in
 
 
 def signals(scratch: Path) -> dict[str, dict[str, int]]:
-    """Send SIGTERM to each process of a study by notebooks; survived: it said how to go on, with 143."""
+    """Send SIGTERM to each process of a study; survived: it said how to continue, with exit code 143."""
     code = (
         "import sys, tasks; tasks._environment = lambda: sys.executable; sys.exit(tasks.main(sys.argv[1:]))"
     )
@@ -245,7 +245,7 @@ def signals(scratch: Path) -> dict[str, dict[str, int]]:
 
 
 def lines_of(pid: int, found: dict[psutil.Process, str] | None = None) -> str:
-    """Give the command lines of a process and all below it; fill `found` with both."""
+    """Return the command lines of a process and its descendants; fill `found` with both."""
     found = {} if found is None else found
     me = psutil.Process(pid)
     for one in [me, *me.children(recursive=True)]:
@@ -257,7 +257,7 @@ def lines_of(pid: int, found: dict[psutil.Process, str] | None = None) -> str:
 
 
 def attacks(scratch: Path) -> dict[str, dict[str, int]]:
-    """Run the tests that load folders with code of their own."""
+    """Run the tests that load model folders that contain code."""
     report = scratch / "attacks.txt"
     command = [
         sys.executable,
@@ -281,7 +281,7 @@ PARTS = ("kills", "damage", "together", "signals", "attacks")
 
 
 def main(words: list[str] | None = None) -> int:
-    """Print the table; give the exit code: 0 where nothing was lost, used in silence, run or left."""
+    """Print the table; the exit code is 0 if nothing was lost, used in silence, run or left."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.stress")
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--damages", type=int, default=3)

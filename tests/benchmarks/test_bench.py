@@ -172,7 +172,7 @@ def test_each_call_has_its_process_and_a_failure_says_why():
     assert in_fresh_process("builtins:list", {}) == [], "a list is rows, and what is no list is one row"
     with pytest.raises(MeasurementFailed, match="os:stat failed: FileNotFoundError: .*nowhere"):
         in_fresh_process("os:stat", {"path": "nowhere"})
-    with pytest.raises(MeasurementFailed, match="where memory runs out"):
+    with pytest.raises(MeasurementFailed, match="when memory runs out"):
         in_fresh_process("os:abort", {})
 
 

@@ -25,7 +25,7 @@ def test_sizes_are_what_their_names_say():
 
 @pytest.mark.parametrize("size", ["", "6.7", "0x64", "2x0", "2x100", "x64"])
 def test_an_unknown_size_names_the_known_ones(size):
-    with pytest.raises(ValueError, match="wanted one of tiny, 0.1, .* such as 8x1024"):
+    with pytest.raises(ValueError, match="give one of tiny, 0.1, .* such as 8x1024"):
         shape_config(size)
 
 

@@ -1,11 +1,11 @@
 """Time lm-eval's own scoring of multiple-choice questions against rows that share their context.
 
-    python tests/benchmarks/zero_shot_speed.py [questions a task] [model] [batch size]
+    python tests/benchmarks/zero_shot_speed.py [questions per task] [model] [batch size]
 
-Both ways answer the same random questions in turns, all tasks in one call and each alone, by lm-eval's own
-prompts and metrics. Processor seconds are counted, since other programs may run beside it. Prints and writes
+Both answer the same random questions alternately, all tasks in one call and each task alone, with lm-eval's
+prompts and metrics. CPU seconds are counted, since other programs may run at the same time. Prints and writes
 results/bench/zero_shot.csv: task, way, questions, tokens (with padding and the comparison of one row),
-seconds, ratio (of lm-eval's seconds to these). With few questions that comparison weighs more.
+seconds, ratio (of lm-eval's seconds to these). With few questions, that comparison has more weight.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CSV = Path(__file__).parents[2] / "results" / "bench" / "zero_shot.csv"
 
 
 def run(way: str, model, tokenizer, tasks: dict, batch_size: int) -> dict:
-    """Answer the questions in one way: a row of the table, and which answers were right."""
+    """Answer the questions in one way; return a row of the table, and which answers were right."""
     tokens = []
     embedding = model.get_input_embeddings()
     hook = embedding.register_forward_hook(lambda _module, ids, _out: tokens.append(ids[0].numel()))

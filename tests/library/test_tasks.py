@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -180,6 +181,25 @@ def verb(clone):
 
     yield start
     started[0].communicate()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_signal_that_comes_while_the_child_starts_reaches_it_as_it_is(clone, tmp_path, monkeypatch):
+    up, log = tmp_path / "up", tmp_path / "log"
+
+    class SlowToReturn(subprocess.Popen):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            while not up.exists():
+                time.sleep(0.05)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    tasks = load(clone)
+    monkeypatch.setattr(tasks.subprocess, "Popen", SlowToReturn)
+    wait = f"import time\nlog = open({str(log)!r}, 'w')\ntry:\n    open({str(up)!r}, 'w').close()\n    "
+    wait += "time.sleep(60)\nexcept KeyboardInterrupt:\n    print('interrupted', file=log)\n    raise"
+    assert tasks._run([sys.executable, "-I", "-S", "-c", wait], tasks.BOTH) == 128 + signal.SIGINT
+    assert log.read_text() == "interrupted\n"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")

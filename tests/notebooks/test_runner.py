@@ -168,7 +168,7 @@ def test_notebooks_come_in_the_order_of_their_names_and_can_be_chosen(folder):
     assert [path.stem for path in find_notebooks()] == ["00_a", "00_a_more", "01_b", "02_c"]
     assert [path.stem for path in find_notebooks(["01", "02"])] == ["01_b", "02_c"]
     assert [path.stem for path in find_notebooks(["00_a"])] == ["00_a"]
-    with pytest.raises(ValueError, match="begins with '9'; there are 00_a"):
+    with pytest.raises(ValueError, match="starts with '9'; there are 00_a"):
         find_notebooks(["9"])
 
 
@@ -221,7 +221,7 @@ def test_kernel_that_dies_at_its_start_is_started_three_times_at_most(folder, tm
     if started:
         assert said == "" and (results_dir("tiny") / "tables" / "00_late.csv").is_file()
     else:
-        assert "the port is taken" in said and "exit code 7" in said and "before it answered" in said
+        assert "the port is taken" in said and "exit code 7" in said and "died while starting" in said
 
 
 @pytest.mark.parametrize(("kind", "arrives"), [(Shell, True), (AsyncZMQSocketChannel, False)])

@@ -191,11 +191,11 @@ OWN = [  # a profile of one's own, what came, what is wanted
     ("calibration_study: {samples: [3, 3]}", "[3, 3]", "something twice"),
     ("recovery_study: {samples: []}", "[]", "at least 1 item"),
     ("recovery_study: {batch_size: 3}", "batch_size=3", "a multiple of micro_batch_size"),
-    ("recovery_study: {answer_at: [3]}", "(3,)", "some of keep_at"),
+    ("recovery_study: {answer_at: [3]}", "(3,)", "only steps of keep_at"),
     ("draws: 99999999999999999999", "99999999999999999999", "less than"),
     ("calibration: {seed: 99999999999999999999}", "99999999999999999999", "less than"),
-    ("evaluation: &e {texts: [tiny], bos: [*e]}", "Circular", "mend it"),
-    ("ratios: &r [0.1, *r]", "Circular", "mend it"),
+    ("evaluation: &e {texts: [tiny], bos: [*e]}", "Circular", "correct it"),
+    ("ratios: &r [0.1, *r]", "Circular", "correct it"),
 ]
 
 
@@ -215,14 +215,14 @@ def test_value_of_an_own_profile_is_refused_when_it_is_loaded(case, place, monke
 def test_own_profiles_that_name_something_twice_are_refused(text, place, monkeypatch):
     (place / "mine.yaml").write_text(text)
     monkeypatch.setenv("PRUNER_LIB_PROFILES", str(place / "mine.yaml"))
-    with pytest.raises(ValueError, match="can't be read: (draws|mine) stands there twice .*line 1"):
+    with pytest.raises(ValueError, match="can't be read: (draws|mine) is listed twice .*line 1"):
         load_profile("mine")
 
 
 def test_own_profile_that_is_like_no_other_is_told_so(place, monkeypatch):
     (place / "mine.yaml").write_text("mine: {draws: 3}")
     monkeypatch.setenv("PRUNER_LIB_PROFILES", str(place / "mine.yaml"))
-    with pytest.raises(ValueError, match="profile 'mine' without `like` lacks after"):
+    with pytest.raises(ValueError, match="profile 'mine' without `like` has no value for after"):
         load_profile("mine")
 
 
@@ -240,7 +240,7 @@ EXPERIMENTS = [
     ({"criterion": "taylor"}, "'taylor'", "'element1'"),
     ({"criterion": "influence"}, "'influence'", "granularity should be 'layer'"),
     ({"criterion": "obs", "aggregation": "max"}, "'obs'", "aggregation should be 'sum'"),
-    ({"criterion": "l2", "repaired": True}, "repaired", "criterion none of"),
+    ({"criterion": "l2", "repaired": True}, "repaired", "criterion other than"),
     ({"ratio": 1}, "1", "less than 1"),
     ({"ratio": "half"}, "'half'", "a valid number"),
     ({"dependency": "no"}, "'no'", "a valid boolean"),
@@ -305,11 +305,11 @@ LINES = [
     (run_notebooks, ["--profile", "tiny", "--scheduler", "nowhere"], "'nowhere'", "tcp://host:8786"),
     (run_notebooks, ["--workers", "1", "--scheduler", "tcp://a:1"], "tcp://a:1", "one of them"),
     (run_notebooks, ["--nope"], "--nope", "unrecognized"),
-    (reproduce, [], "[]", "the path of one record"),
-    (reproduce, ["a", "b"], "['a', 'b']", "the path of one record"),
-    (reproduce, ["0123"], "'0123'", "wanted one"),
+    (reproduce, [], "[]", "the path or the key of one record"),
+    (reproduce, ["a", "b"], "['a', 'b']", "the path or the key of one record"),
+    (reproduce, ["0123"], "'0123'", "expected 1"),
     (reproduce, ["empty.json"], "empty.json", "not valid JSON"),
-    (reproduce, [""], "''", "wanted one"),
+    (reproduce, [""], "''", "expected 1"),
 ]
 
 

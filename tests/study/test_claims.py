@@ -101,12 +101,12 @@ def test_open_claim_says_what_would_decide_it():
     few = verdict(at(0.9, 0.2, draws=3)).needs(0.05)
     assert few.endswith("draws") and 3 < int(few.split()[1]) < 12, "few draws gain from each one more"
     assert int(verdict(at(0.9, 0.2, draws=3)).needs(0.001).split()[1]) > int(few.split()[1])
-    assert verdict(at(1.0, 0.2)).needs(0.05) == "more than 500 draws: the number lies at the border"
+    assert verdict(at(1.0, 0.2)).needs(0.05) == "more than 500 draws: the number is close to the border"
     half = verdict(at(0.9, 0.12, draws=3, from_draws=0.5)).needs(0.05)  # what the items leave is 0.085
     assert int(half.split()[1]) > int(verdict(at(0.9, 0.12, draws=3)).needs(0.05).split()[1])
     never = verdict(at(0.9, 0.2, draws=3, from_draws=0.5)).needs(0.05)  # and here 0.14, beyond the border
-    assert never == "more windows or questions; 300 draws alone would not do"
-    assert verdict(Interval(0.5, -INF, INF, 9)).needs(0.05) == "a larger sample: this interval has no end"
+    assert never == "more windows or questions; 300 draws alone would not be enough"
+    assert verdict(Interval(0.5, -INF, INF, 9)).needs(0.05) == "a larger sample: the interval is unbounded"
     assert verdict(at(0.5, 0.2)).needs(0.05) == "" == verdict(at(1.5, 0.2)).needs(0.05)
 
 
@@ -224,7 +224,7 @@ def test_models_of_another_size_do_not_answer(tmp_path):
     usual, vector = draws(3.0, **large), draws(3.4, criterion="vector", **large)
     assert answered(tmp_path, "element beats vector", usual, vector) == NOT_MEASURED
     row = verdicts(tmp_path).set_index("claim").loc["element beats vector"]
-    assert row.note == "50.0% of the parameters were cut, but the claim is made for 15% to 25%"
+    assert row.note == "50.0% of the parameters were removed; the claim is for 15% to 25%"
     assert math.isnan(row.ours) and row.records == ""
     assert answered(tmp_path, "half degrades", usual, draws(2.0)) == REPRODUCED
     recovered = draws(3.0, recovery=RECOVERY, **large)

@@ -102,7 +102,7 @@ def test_cluster_that_can_not_be_had_is_said_in_a_sentence(monkeypatch, tmp_path
 def test_each_worker_has_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with (
-        pytest.raises(ValueError, match="--workers is 3.*there are 2 GPUs, one for each"),
+        pytest.raises(ValueError, match="--workers is 3.*at most 2, one per GPU"),
         cluster.serving(3),
     ):
         pytest.fail("served")

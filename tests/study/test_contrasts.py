@@ -106,7 +106,7 @@ def test_bits_and_probabilities_have_their_own_measure():
 
 
 def test_missing_dense_measurement_is_an_error():
-    with pytest.raises(ValueError, match=r"the dense model lacks perplexity/tiny@16; measure it like l2"):
+    with pytest.raises(ValueError, match=r"the dense model has no perplexity/tiny@16; measure it like l2"):
         kept_frame({"l2": NAMED["l2"]})
 
 
@@ -117,9 +117,9 @@ def test_large_differences_are_said_and_small_ones_are_not():
     assert better["element1", "l2", "accuracy"] == "a" and better["l2", "element1", "accuracy"] == "b"
     assert better["vector", "element1", "perplexity"] == "" == better["vector", "element1", "accuracy"]
     sentences = to_markdown(found)
-    assert "**element1 is better than l2** by perplexity on tiny (element1 - l2: -1.699 [" in sentences
-    assert "**element1 is better than l2** by accuracy, mean (l2 - element1: -20.0 [" in sentences
-    assert "vector and element1 do not differ clearly by accuracy, mean (+0.0 [" in sentences
+    assert "**element1 is better than l2** in perplexity on tiny (element1 - l2: -1.699 [" in sentences
+    assert "**element1 is better than l2** in accuracy, mean (l2 - element1: -20.0 [" in sentences
+    assert "vector and element1 do not differ clearly in accuracy, mean (+0.0 [" in sentences
 
 
 def test_dense_model_can_be_one_of_a_pair_at_every_stage():

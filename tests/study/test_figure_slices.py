@@ -72,7 +72,7 @@ def test_no_entry_of_a_group_is_lost_and_none_is_added(family):
 def test_layer_that_is_not_there_is_refused():
     model = build("llama-gqa")
     axes = discover(model)
-    with pytest.raises(ValueError, match="the model has layers 0..2, but layer 3"):
+    with pytest.raises(ValueError, match="layer is 3; give one of the model's layers 0..2"):
         slices_frame(model, axes, layer=3)
     assert len(slices_frame(model, axes, layer=2))
 
@@ -82,5 +82,5 @@ def test_parameter_with_three_dims_is_refused_by_name():
     axes = discover(model)
     name = "model.layers.0.mlp.up_proj.weight"
     set_parameter_(model, name, model.get_parameter(name).detach()[None])
-    with pytest.raises(ValueError, match="up_proj.weight has 3 dims; only vectors and matrices"):
+    with pytest.raises(ValueError, match="up_proj.weight has 3 dims, but only 1 or 2 can be"):
         slices_frame(model, axes)

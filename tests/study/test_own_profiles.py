@@ -44,8 +44,8 @@ def test_without_the_file_there_are_the_built_in_profiles_alone(own, monkeypatch
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("mine: {like: tyni}", "is like 'tyni', but there are decide, paper"),
-        ("mine: {ratio: 0.5}", "profile 'mine' without `like` lacks"),
+        ("mine: {like: tyni}", "is like 'tyni'; name one of decide, paper"),
+        ("mine: {ratio: 0.5}", "profile 'mine' without `like` has no value for"),
         ("tiny: {ration: 0.5}", "no setting ration"),
         ("tiny: 3", "profile 'tiny' .* is 3, but should hold settings"),
         ("3: {like: tiny}", "name is '3', but should match pattern"),
@@ -53,8 +53,8 @@ def test_without_the_file_there_are_the_built_in_profiles_alone(own, monkeypatch
         ("../tiny: {like: tiny}", r"'../tiny': .*name is '../tiny', but should match"),
         ("a: [", "can't be read"),
         ("a: 2020-99-99", "can't be read: month must be"),
-        ("mine: {like: [tiny]}", r"is like \['tiny'\], but there are"),
-        ("mine: {like: tiny, name: ../../escape}", "another name, '../../escape'"),
+        ("mine: {like: [tiny]}", r"is like \['tiny'\]; name one of"),
+        ("mine: {like: tiny, name: ../../escape}", "sets its name to '../../escape'"),
         ("mine: {like: tiny, dtype: float15}", "dtype is 'float15', but should be 'float32', 'float16' or"),
         ("mine: {like: tiny, prompts: -1}", "prompts is -1, but should be greater than or equal to 1"),
         ("mine: {like: tiny, ratio: 1}", "ratio is 1, but should be less than 1"),
@@ -71,7 +71,7 @@ def test_without_the_file_there_are_the_built_in_profiles_alone(own, monkeypatch
             "no setting evaluation.windos; it has texts, windows",
         ),
         ("mine: {like: tiny, recovery: {batch_size: 3}}", "recovery: .*micro_batch_size"),
-        ("mine: {like: tiny, method_study: {models: [a]}}", "1, 0 and 0 values, but should be equally long"),
+        ("mine: {like: tiny, method_study: {models: [a]}}", "1, 0 and 0 values; give as many of each"),
     ],
 )
 def test_file_that_makes_no_sense_is_refused(own, text, message):

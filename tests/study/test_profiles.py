@@ -53,7 +53,7 @@ def test_profile_with_a_hole_or_a_stranger_is_refused(tmp_path, monkeypatch):
     values["quick"]["ration"] = 0.5
     (tmp_path / "profiles.yaml").write_text(yaml.safe_dump(values))
     monkeypatch.setattr(profiles, "PROFILES_FILE", tmp_path / "profiles.yaml")
-    with pytest.raises(ValueError, match="profile 'tiny' lacks ratio"):
+    with pytest.raises(ValueError, match="profile 'tiny' has no value for ratio; add it"):
         load_profile("tiny")
     with pytest.raises(ValueError, match="no setting ration; it has name, model"):
         load_profile("quick")

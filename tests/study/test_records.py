@@ -57,12 +57,12 @@ def test_half_of_a_record_left_by_a_kill_is_not_read(tmp_path):
 def test_damaged_or_renamed_record_is_refused(tmp_path):
     path = write_record(record(), tmp_path)
     other = path.rename(path.with_name("000000000000.json"))
-    with pytest.raises(ValueError, match="other settings than its name says"):
+    with pytest.raises(ValueError, match="does not hold the settings of its name"):
         read_record(other)
     data = json.loads(other.read_text())
     data["experiment"]["ratio"] = 7
     path.write_text(json.dumps(data))
-    with pytest.raises(ValueError, match="is no record .*ratio is 7.*delete it"):
+    with pytest.raises(ValueError, match="is not a valid record .*ratio is 7.*delete it"):
         read_record(path)
 
 
@@ -176,7 +176,7 @@ def test_name_of_a_metric_is_read_as_it_is_written(text):
     "text", ["perplexity/wiki", "perplexity/wiki@x", "loss/wiki@128", "boolq", "accuracy/", ""]
 )
 def test_text_that_names_no_metric_is_refused(text):
-    with pytest.raises(ValueError, match="names no metric; wanted 'perplexity/wiki@128'"):
+    with pytest.raises(ValueError, match="names no metric; write it as 'perplexity/wiki@128'"):
         MetricName.parse(text)
 
 
@@ -185,5 +185,5 @@ def test_file_holds_the_names_as_text(tmp_path):
     assert list(data["metrics"]) == ["perplexity/tiny@16", "accuracy/boolq"]
     path = tmp_path / "records" / f"{BASE.key}.json"
     path.write_text(path.read_text().replace("accuracy/boolq", "boolq"))
-    with pytest.raises(ValueError, match="is no record .*'boolq' names no metric"):
+    with pytest.raises(ValueError, match="is not a valid record .*'boolq' names no metric"):
         read_record(path)

@@ -155,5 +155,5 @@ def test_page_is_made_again_only_when_its_notebook_has_changed(place):
 
 def test_damaged_notebook_is_named(place):
     (place / "notebooks" / "03_x.ipynb").write_text("{")
-    with pytest.raises(ValueError, match=r"03_x\.ipynb is no notebook"):
+    with pytest.raises(ValueError, match=r"03_x\.ipynb is not a notebook"):
         write_index("tiny")

@@ -85,7 +85,7 @@ def test_finish_refuses_what_is_not_there(own):
     (own.folder / "tables" / "empty.csv").touch()
     for missing in ("missing.csv", "empty.csv"):
         own.outputs = [own.folder / "tables" / missing]
-        with pytest.raises(ValueError, match=f"says that it wrote .*{missing}"):
+        with pytest.raises(ValueError, match=f"missing or empty now: .*{missing}"):
             own.finish("00_test")
     assert (
         not manifest_path("00_test", "tiny").exists() and read_kept(manifest_path("00_test", "tiny")) is None

@@ -58,5 +58,5 @@ def test_slides_of_a_notebook_that_has_not_run_are_written_without_outputs(tmp_p
         path.name == "07_layer_sensitivity.slides.html"
         and "Which layers must be left alone" in path.read_text()
     )
-    with pytest.raises(ValueError, match="'0' begins the names of 10 notebooks"):
+    with pytest.raises(ValueError, match="10 notebooks start with '0'"):
         write_slides("0", "tiny")

@@ -1,6 +1,6 @@
 """The figures of the study: rows of intervals, curves, a heat map, the drawing of groups, and the verdicts.
 
-One function a figure, from a tidy frame onto axes, over one table of styles. Nothing is measured here.
+One function per figure draws a tidy frame on axes, with one table of styles. Nothing is measured here.
 """
 
 from pruner_lib.study.figures.groups import plot_groups, slices_frame

@@ -1,7 +1,7 @@
-"""How all figures look: one table of styles, and how marks, axes and legends are drawn.
+"""The look of all figures: one table of styles, and the drawing of marks, axes and legends.
 
-A name has one colour, marker and label in all notebooks. Filled marks are ours; a hollow mark is the paper's
-and nothing else. Nothing is measured here.
+A name has the same colour, marker and label in all notebooks. Filled marks are our numbers, hollow marks the
+paper's. Nothing is measured here.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,14 +18,14 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 GREY = "#757575"
-TITLE_WIDTH = 60  # characters of a line of a title, on the usual 6.4 inches
-MIN_BAND = 3  # from this many draws on their spread is drawn
-Column = str | None  # of a frame, if any
+TITLE_WIDTH = 60  # characters per line of a title, at the usual width of 6.4 inches
+MIN_BAND = 3  # the number of draws from which on their spread is drawn
+Column = str | None  # the name of a column of a frame
 
 
 @dataclass(frozen=True)
 class MethodStyle:
-    """How a method, or what else has a name, looks: colour, marker, label, line style."""
+    """The look of a method or any other name: colour, marker, label, line style."""
 
     color: str
     marker: str
@@ -33,8 +33,8 @@ class MethodStyle:
     line: str = "-"
 
 
-# Colours of Okabe and Ito, with wine, indigo and teal of Tol: colour-blind readers can tell them apart.
-METHODS = {  # how groups are scored
+# The colours of Okabe and Ito, and wine, indigo and teal of Tol, which colour-blind readers can distinguish.
+METHODS = {  # criteria, and the kinds of pruning that are compared with them
     "dense": MethodStyle(GREY, "o", "dense model", "--"),
     "random": MethodStyle("#E69F00", "X", "random"),
     "l1": MethodStyle("#56B4E9", "v", "L1"),
@@ -47,18 +47,18 @@ METHODS = {  # how groups are scored
 }
 STYLE = {
     **METHODS,
-    # stages of a model on its way
+    # stages of a model
     "pruned": MethodStyle("#D55E00", "o", "pruned"),
     "recovered": MethodStyle("#009E73", "*", "recovered"),
     # kinds of groups, as Figure 2 of the paper names them
     "mlp": MethodStyle("#D55E00", "o", "Type A, MLP"),
     "attention": MethodStyle("#0072B2", "s", "Type B, attention"),
     "hidden": MethodStyle("#009E73", "D", "Type C, hidden channel"),
-    # what is cut; "block" looks like the criterion that it is cut by
+    # granularities and scopes; "block" looks like its criterion, element1
     "block": MethodStyle("#D55E00", "o", "block"),
     "global": MethodStyle("#332288", "d", "global", "--"),
     "layer": MethodStyle("#44AA99", "*", "layer", "-."),
-    # how structures are ranked, and how their scores become one
+    # how structures are ranked, and how their scores are aggregated
     "groups": MethodStyle("#D55E00", "o", "groups"),
     "matrices alone": MethodStyle("#0072B2", "X", "matrices alone"),
     "alone, at zero": MethodStyle("#56B4E9", "v", "alone, at zero"),
@@ -79,7 +79,7 @@ STYLE = {
     "wikitext2": MethodStyle("#0072B2", "o", "wikitext2"),
     "c4": MethodStyle("#E69F00", "s", "c4", "--"),
     "ptb": MethodStyle("#009E73", "D", "ptb", ":"),
-    # the `better` one of a pair, a straight line, what was trained on, how weights are stored
+    # the `better` one of a pair, a straight line, training data, the storage of weights
     "": MethodStyle(GREY, "o", "undecided"),
     "a": MethodStyle("#0072B2", "o", "first is better"),
     "b": MethodStyle("#E69F00", "o", "second is better"),
@@ -92,23 +92,23 @@ STYLE = {
     "floating point": MethodStyle("#0072B2", "o", "floating point"),
     "8 bits": MethodStyle("#E69F00", "s", "8 bits"),
 }
-PLAIN = MethodStyle("#0072B2", "o", "")  # of what has no name
+PLAIN = MethodStyle("#0072B2", "o", "")  # without a name
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#882255", "#000000")
 MARKERS, LINES = "osD^vPX", ("-", "--", ":", "-.")
-MINUS = " − "  # between two names of which the difference is drawn
+MINUS = " − "  # between two names whose difference is drawn
 
 
 def styles_of(names: Iterable[object]) -> dict[object, MethodStyle]:
-    """Give each name its style of `STYLE`, and each that has none the next colour that the others leave.
+    """Look up the style of each name in `STYLE`; names without one get the unused colours in turn.
 
     A difference, "element1 − l2", has the labels of its two names.
     """
     names = list(dict.fromkeys(names))
     new = [name for name in names if name not in STYLE]
-    taken = {STYLE[name].color for name in names if name in STYLE}
-    left = [color for color in COLORS if color not in taken] or COLORS
-    looks = map(MethodStyle, cycle(left), cycle(MARKERS), map(_label, new), cycle(LINES))
-    return {name: STYLE.get(name) or next(looks) for name in names}
+    used = {STYLE[name].color for name in names if name in STYLE}
+    unused = [color for color in COLORS if color not in used] or COLORS
+    styles = map(MethodStyle, cycle(unused), cycle(MARKERS), map(_label, new), cycle(LINES))
+    return {name: STYLE.get(name) or next(styles) for name in names}
 
 
 def _label(name: object) -> str:
@@ -117,55 +117,55 @@ def _label(name: object) -> str:
 
 
 def new_axes(ax: Axes | None = None, width: float = 6.4, height: float = 4.0) -> Axes:
-    """Give `ax`, or the axes of a new figure of `width` by `height` inches whose labels do not overlap."""
+    """Return `ax`, or the axes of a new figure of `width` by `height` inches whose labels do not overlap."""
     return ax or plt.subplots(figsize=(width, height), layout="constrained")[1]
 
 
 def marks_frame(
     frame: pd.DataFrame, value: str, columns: Sequence[str], series: Column, line: Column, marker: Column
 ) -> pd.DataFrame:
-    """List every mark of a figure, ours and the paper's, with the interval around it and how it looks.
+    """List every mark of a figure, ours and the paper's, with its interval and its look.
 
-    Args:    frame: columns `value` and `columns` and, if known, `low` and `high` (ends of the interval), or
-             `stderr` (one to either side); `paper` (the paper's value beside ours), or `source` ("paper": the
-             row is the paper's).
-             series, line, marker: the columns whose cells choose colour, dash and symbol; None: all alike.
+    Args:    frame: columns `value` and `columns` and, if known, `low` and `high` (ends of the interval) or
+             `stderr` (drawn on both sides); `paper` (the paper's value) or `source` ("paper": the row is the
+             paper's).
+             series, line, marker: the columns that determine colour, dash and symbol; None: all the same.
     Returns: `columns`, `value`, `low`, `high` (NaN: none), `source` ("ours" or "paper"), `color`, `dash`,
-             `symbol`, and no row without a value.
+             `symbol`; rows without a value are dropped.
     """
     marks = frame[[*dict.fromkeys(columns)]].assign(value=frame[value].astype(float), source="ours")
-    around = frame.get("stderr", np.nan)
-    marks["low"] = frame.get("low", marks.value - around).astype(float)
-    marks["high"] = frame.get("high", marks.value + around).astype(float)
+    stderr = frame.get("stderr", np.nan)
+    marks["low"] = frame.get("low", marks.value - stderr).astype(float)
+    marks["high"] = frame.get("high", marks.value + stderr).astype(float)
     if "source" in frame:
         marks["source"] = frame.source.fillna("ours")
     if "paper" in frame:
         published = marks.assign(source="paper", value=frame.paper.astype(float), low=np.nan, high=np.nan)
         marks = pd.concat([marks, published.drop_duplicates()], ignore_index=True)
     marks = marks[marks.value.notna()]
-    looks = {"color": ("color", series), "dash": ("line", line), "symbol": ("marker", marker or series)}
-    for look, (part, column) in looks.items():
+    sources = {"color": ("color", series), "dash": ("line", line), "symbol": ("marker", marker or series)}
+    for target, (part, column) in sources.items():
         styles = styles_of(marks[column]) if column else {}
-        marks[look] = [getattr(styles.get(name, PLAIN), part) for name in marks[column or "value"]]
+        marks[target] = [getattr(styles.get(name, PLAIN), part) for name in marks[column or "value"]]
     return marks
 
 
 def draw_paper(ax: Axes, x: Sequence[float], y: Sequence[float], part: pd.DataFrame, line: str = "") -> None:
-    """Draw the paper's values as hollow marks, in the look of a part of a frame of `marks_frame`.
+    """Draw the paper's values as hollow marks, with the look of some rows of `marks_frame`.
 
-    They are larger than our filled marks, so that one of ours at the same place does not hide them.
+    They are larger than our filled marks, which would hide them at the same place otherwise.
     """
     symbol = part.symbol.iloc[0]
-    look = {"markersize": 13 if symbol == "*" else 9, "markerfacecolor": "none", "markeredgewidth": 1.2}
-    ax.plot(x, y, symbol, color=part.color.iloc[0], linestyle=line, linewidth=0.8, zorder=4, **look)
+    hollow = {"markersize": 13 if symbol == "*" else 9, "markerfacecolor": "none", "markeredgewidth": 1.2}
+    ax.plot(x, y, symbol, color=part.color.iloc[0], linestyle=line, linewidth=0.8, zorder=4, **hollow)
 
 
 def legend_keys(
     marks: pd.DataFrame, series: Column, line: Column, marker: Column, joined: bool
 ) -> list[Artist]:
-    """List what a legend explains: what colours, dashes and shapes stand for, and that hollow is the paper's.
+    """List the entries of a legend: the meaning of colours, dashes and symbols, and of hollow marks.
 
-    Args:    series, line, marker: as in `marks_frame`; a dash or shape is explained where it differs.
+    Args:    series, line, marker: as in `marks_frame`; dashes and symbols are explained only if they differ.
              joined: the marks are joined by lines.
     """
     keys, ours = [], marks[marks.source != "paper"]
@@ -174,8 +174,8 @@ def legend_keys(
         for style in styles if len(styles) > 1 or column == series else ():
             symbol = style.marker if column == (marker or series) else ""
             dash = style.line if column == line else "-" if joined or not symbol else ""
-            look = {"color": style.color if column == series else GREY, "marker": symbol}
-            keys.append(Line2D([], [], linestyle=dash, label=style.label, **look))
+            color = style.color if column == series else GREY
+            keys.append(Line2D([], [], color=color, marker=symbol, linestyle=dash, label=style.label))
     hollow = {"color": GREY, "marker": "o", "markerfacecolor": "none", "label": "hollow: the paper"}
     return keys + [Line2D([], [], linestyle="", **hollow)] * (len(ours) < len(marks))
 
@@ -183,27 +183,27 @@ def legend_keys(
 def reference_lines(
     ax: Axes, axis: str, reference: Mapping[str, float] | None, styles: Mapping[object, MethodStyle]
 ) -> list[Artist]:
-    """Draw a line at each number of `reference`, across the "x" or "y" axis: dashed, the next one dotted.
+    """Draw a line at each number of `reference` on the "x" or "y" axis, alternately dashed and dotted.
 
-    Args:    styles: of the series; a line that is named as one of them is its dense model, in its colour.
+    Args:    styles: of the series; a line with the name of a series is its dense model and has its colour.
     Returns: the entries of the legend.
     """
     lines, dashes = [], cycle(("--", ":"))
     for name, number in (reference or {}).items():
         if name in styles:
-            look = {"color": styles[name].color, "label": f"{name}, dense model", "linestyle": "--"}
+            style = {"color": styles[name].color, "label": f"{name}, dense model", "linestyle": "--"}
         else:
-            look = {"color": GREY, "label": name, "linestyle": next(dashes)}
+            style = {"color": GREY, "label": name, "linestyle": next(dashes)}
         draw = ax.axvline if axis == "x" else ax.axhline
-        lines.append(draw(number, linewidth=1, zorder=0, **look))
+        lines.append(draw(number, linewidth=1, zorder=0, **style))
     return lines
 
 
 def summary(part: pd.DataFrame, log: bool) -> tuple[float, float, float]:
-    """Give middle, low and high of the marks at one place: one as given, draws by their spread.
+    """Summarize the marks at one place by middle, low and high: a single mark's own, or the draws' spread.
 
-    Args:    log: of the logarithms, as for perplexities: a geometric mean and a factor to either side.
-    Returns: the mean of draws and, from `MIN_BAND` of them on, one standard deviation to either side.
+    Args:    log: use logarithms, as for perplexities: the geometric mean, and a factor above and below.
+    Returns: the mean of the draws and, for `MIN_BAND` or more, one standard deviation below and above it.
     """
     if len(part) == 1:
         return tuple(part[["value", "low", "high"]].iloc[0])
@@ -214,9 +214,9 @@ def summary(part: pd.DataFrame, log: bool) -> tuple[float, float, float]:
 
 
 def finish_axis(ax: Axes, name: str, label: str, scale: str) -> None:
-    """Label the "x" or "y" axis of `ax`, and give it plain ticks and a light grid.
+    """Label the "x" or "y" axis of `ax`, and draw plain ticks and a light grid.
 
-    Args:    scale: "linear", "log", or "percent" (of numbers that are shares, 1: 100 %).
+    Args:    scale: "linear", "log", or "percent" (for shares: 1 is 100 %).
     """
     axis = getattr(ax, f"{name}axis")
     if scale == "log":
@@ -237,12 +237,12 @@ def finish_axis(ax: Axes, name: str, label: str, scale: str) -> None:
 
 
 def finish_axes(ax: Axes, title: str, keys: Sequence[Artist]) -> Axes:
-    """Write the title, in lines that fit, and below it, above the axes, the legend."""
+    """Write the wrapped title and, between it and the axes, the legend."""
     title = fill(title, TITLE_WIDTH)
     if not keys:
         ax.set_title(title, loc="left", fontsize=11)
         return ax
     columns = max(1, 60 // (5 + max(len(key.get_label()) for key in keys)))
-    where = {"loc": "lower left", "bbox_to_anchor": (0, 1), "alignment": "left", "borderaxespad": 0.2}
-    ax.legend(handles=keys, title=title, title_fontsize=11, ncols=columns, frameon=False, fontsize=9, **where)
+    place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "alignment": "left", "borderaxespad": 0.2}
+    ax.legend(handles=keys, title=title, title_fontsize=11, ncols=columns, frameon=False, fontsize=9, **place)
     return ax

@@ -1,6 +1,6 @@
-"""The plots of numbers: rows with their intervals, curves with bands, squares of agreement, and all claims.
+"""The plots of numbers: rows with intervals, curves with bands, heat maps of agreement, and all claims.
 
-Nothing here measures or saves, and no setting of matplotlib is changed. How names look is fixed in `drawing`.
+Nothing here measures or saves, or changes settings of matplotlib. `drawing` defines the look of names.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,9 +25,9 @@ ANSWERS = {  # verdict -> (colour, mark)
     NOT_MEASURED: ("#999999", ""),
 }
 PAPER = {"color": "black", "marker": "D", "markerfacecolor": "none", "linestyle": ""}
-TRUE_HERE = "#D9F0E6"
-LOG_FROM = 5  # rows whose numbers span a larger factor are drawn on a logarithmic scale
-ROW = 0.95  # inches of a row: two lines of a sentence, the bar, a line of numbers
+TRUE_HERE = "#D9F0E6"  # colour of the range in which a claim holds
+LOG_FROM = 5  # rows whose numbers span a larger factor have a logarithmic scale
+ROW = 0.95  # inches per row: two lines of a sentence, the bar, a line of numbers
 BAR, NUMBERS = 0.54, 0.8  # heights within a row, from its top
 
 
@@ -45,10 +45,10 @@ def plot_intervals(
     title: str = "",
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw a row for each name: our numbers with their intervals, the paper's hollow at the same height.
+    """Draw a row for each name: our numbers with their intervals, the paper's as hollow marks.
 
-    Several rows of one name, series and marker are draws: from three on their mean and one standard deviation
-    are drawn over short dashes, else each by itself. An end that is infinite runs to the edge, without a cap.
+    Several rows of the same name, series and marker are draws: three or more are drawn as short dashes with
+    their mean and one standard deviation, fewer one by one. Infinite ends run to the edge, without a cap.
 
     >>> plot_intervals(kept, label="perplexity / dense perplexity", scale="log", marker="stage",
     ...                reference={"dense model": 1}, title="smollm2-135m, wiki, 20 % removed")
@@ -56,26 +56,25 @@ def plot_intervals(
     Args:
         frame: columns `value`, `rows`, `series`, `marker`, `each`, and those of `drawing.marks_frame`.
         label: what is measured, with its unit.    rows: column of the names.
-        series, marker: columns that choose the colour (None: the row's name does) and the marker.
-        each: column of single measurements, dashes behind the interval of their mean.
-        reference: name -> number, a dashed line.    scale: "linear", "log" or "percent" (of shares).
+        series, marker: columns that determine the colour (None: the row's name) and the marker.
+        each: column of single measurements, drawn as dashes behind the interval of their mean.
+        reference: name -> number, drawn as a line.    scale: "linear", "log" or "percent" (for shares).
     """
-    within = [column for column in dict.fromkeys((series, marker)) if column and column != rows]
-    places = [rows, *within]
-    marks = drawing.marks_frame(frame, value, places, series or rows, None, marker)
+    columns = [column for column in dict.fromkeys((rows, series, marker)) if column]
+    marks = drawing.marks_frame(frame, value, columns, series or rows, None, marker)
     marks = marks.drop_duplicates() if each else marks
-    slots = [[*row.groupby(places, sort=False)] for _, row in marks.groupby(rows, sort=False)]
-    names, most = styles_of(marks[rows]), max(map(len, slots))
+    lines = [[*row.groupby(columns, sort=False)] for _, row in marks.groupby(rows, sort=False)]
+    names, most = styles_of(marks[rows]), max(map(len, lines))
     ax = drawing.new_axes(ax, 6.4, 1.3 + len(names) * (0.2 + 0.2 * most))
     ax.set_xscale("log" if scale == "log" else "linear")
     spans = []  # height, low, high, colour
-    for row, slot in enumerate(slots):
-        for place, (cell, here) in enumerate(slot):
-            y = row + (place - (len(slot) - 1) / 2) / (most + 1)
-            spans += _draw_row(ax, y, here, scale == "log")
+    for row, parts in enumerate(lines):  # the lines within each row, one per series and marker
+        for index, (cell, part) in enumerate(parts):
+            y = row + (index - (len(parts) - 1) / 2) / (most + 1)
+            spans += _draw_row(ax, y, part, scale == "log")
             if each:
-                own = frame[(frame[places] == list(cell)).all(axis=1)][each]
-                ax.plot(own, [y] * len(own), "|", color=here.color.iloc[0], alpha=0.5, markersize=12)
+                single = frame[(frame[columns] == list(cell)).all(axis=1)][each]
+                ax.plot(single, [y] * len(single), "|", color=part.color.iloc[0], alpha=0.5, markersize=12)
     keys = drawing.legend_keys(marks, series, None, marker, joined=False)
     keys += drawing.reference_lines(ax, "x", reference, {})
     limits = ax.get_xlim()
@@ -88,7 +87,7 @@ def plot_intervals(
 
 
 def _draw_row(ax: Axes, y: float, marks: pd.DataFrame, log: bool) -> list[tuple[float, float, float, str]]:
-    """Draw the marks at one height, and the caps of their intervals; return these: y, low, high, colour."""
+    """Draw the marks at one height, and return their intervals: y, low, high and colour of each."""
     paper, ours = marks[marks.source == "paper"], marks[marks.source != "paper"]
     if len(paper):
         drawing.draw_paper(ax, paper.value, [y] * len(paper), paper)
@@ -122,23 +121,23 @@ def plot_curves(
     title: str = "",
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw a curve for each series, ours with filled marks and a band, the paper's values hollow.
+    """Draw a curve for each series, ours with filled marks and a band, the paper's with hollow marks.
 
-    Several rows of one place are draws: their mean is drawn, and from three on one standard deviation around
-    it. Where `x` holds names, and where `joined` is False, marks have error bars.
+    Several rows at the same place are draws: their mean is drawn and, for three or more, one standard
+    deviation around it. If `x` holds names or `joined` is False, marks have error bars.
 
     >>> plot_curves(steps, "times", x="step", xlabel="steps of recovery", series="dataset",
     ...             label="perplexity / perplexity before recovery", scale="log")
 
     Args:
         frame: columns `value`, `x`, `series`, `line`, `marker`, and those of `drawing.marks_frame`.
-        x: column of numbers or of names.    xlabel, label: what the axes show, with its unit.
-        series, line, marker: columns that choose the colour, the line style and the marker.
-        joined: False: marks alone, as for estimates beside the truth.
-        reference: name -> number, a dashed line; one named as a series has its colour: its dense model.
+        x: column of numbers or names.    xlabel, label: what the axes show, with its unit.
+        series, line, marker: columns that determine the colour, the line style and the marker.
+        joined: False: marks without lines, for example for estimates against the truth.
+        reference: name -> number, drawn as a line; with the name of a series, it is that series' dense model.
         diagonal: name of the line on which both numbers are equal; "": none.
-        xscale, scale: "linear", "log" or "percent" (of shares).
-        legend: False: another panel explains the curves.
+        xscale, scale: "linear", "log" or "percent" (for shares).
+        legend: False: no legend, because another panel has it.
     """
     columns = [name for name in dict.fromkeys((series, line, marker)) if name]
     marks = drawing.marks_frame(frame, value, [x, *columns], series, line, marker)
@@ -170,28 +169,28 @@ def plot_curves(
 
 
 def _draw_curve(ax: Axes, part: pd.DataFrame, joined: bool, log: bool) -> None:
-    """Draw a part of the marks: a curve with its band and each of its draws, or single marks."""
+    """Draw the marks of one series: a curve with its band and each of its draws, or single marks."""
     points = np.array([(at, *drawing.summary(rows, log)) for at, rows in part.groupby("place")], dtype=float)
     known = points[:, 1:][np.isfinite(points[:, 1:])]
     at, middle, low, high = points[:, 0], *points[:, 1:].clip(known.min(), known.max()).T  # no open ends
-    look = part.iloc[0]
+    style = part.iloc[0]
     if not joined:
         errors = np.nan_to_num([middle - low, high - middle])
-        size = 10 if look.symbol == "*" else 6
-        ax.errorbar(at, middle, errors, fmt=look.symbol, markersize=size, color=look.color, capsize=3)
+        size = 10 if style.symbol == "*" else 6
+        ax.errorbar(at, middle, errors, fmt=style.symbol, markersize=size, color=style.color, capsize=3)
         return
-    ax.plot(at, middle, look.dash, color=look.color, linewidth=1.6, marker=look.symbol, markersize=4)
-    ax.fill_between(at, low, high, color=look.color, alpha=0.15, linewidth=0)
-    drawn = part[part.duplicated("place", keep=False)]
-    ax.plot(drawn["place"], drawn.value, "_", color=look.color, alpha=0.6, markersize=7)
+    ax.plot(at, middle, style.dash, color=style.color, linewidth=1.6, marker=style.symbol, markersize=4)
+    ax.fill_between(at, low, high, color=style.color, alpha=0.15, linewidth=0)
+    draws = part[part.duplicated("place", keep=False)]
+    ax.plot(draws["place"], draws.value, "_", color=style.color, alpha=0.6, markersize=7)
 
 
 def plot_heatmap(frame: pd.DataFrame, *, label: str = "", title: str = "", ax: Axes | None = None) -> Axes:
-    """Draw the agreement of each pair of names as a coloured and printed cell of a square, from 0 to 1.
+    """Draw the agreement of each pair of names, from 0 to 1, as a coloured cell with its number.
 
     Args:
         frame: of `questions.agreement_table`: columns `method_a`, `method_b`, `overlap`, each pair once.
-        label: what is measured, beside the bar of colours; "": another panel has the bar.
+        label: of the colour bar; "": no colour bar, because another panel has it.
     """
     names = list(dict.fromkeys([*frame.method_a, *frame.method_b]))
     table = frame.pivot(index="method_a", columns="method_b", values="overlap")
@@ -212,22 +211,22 @@ def plot_heatmap(frame: pd.DataFrame, *, label: str = "", title: str = "", ax: A
 
 
 def plot_verdicts(frame: pd.DataFrame, *, title: str = "") -> Axes:
-    """Draw every claim: its sentence, the range where it holds, our number with its interval, the paper's.
+    """Draw every claim: its sentence, the range in which it holds, our number with its interval, the paper's.
 
-    Narrow and long, so that it can be read on a phone. Each row has its own scale.
+    The figure is narrow and long, so that it can be read on a phone. Each row has its own scale.
 
     Args:    frame: columns `sentence`, `ours`, `low`, `high`, `paper` (NaN: none), `holds_from`, `holds_to`,
-             `verdict`; a row a claim.
+             `verdict`; one row per claim.
     """
     ax = drawing.new_axes(None, 6.4, 1.1 + ROW * len(frame))
     for y, row in enumerate(frame.itertuples()):
         _verdict_row(ax, y, row)
     ax.set(xlim=(0, 1), ylim=(len(frame), 0), xticks=[], yticks=[])
-    ax.set_xlabel("each row has its own scale; shaded: where the claim holds, its edge labelled")
+    ax.set_xlabel("each row has its own scale; shaded: the range in which the claim holds")
     ax.spines[:].set_visible(False)
-    there = {name: look for name, look in ANSWERS.items() if look[1] and name in set(frame.verdict)}
+    shown = {name: style for name, style in ANSWERS.items() if style[1] and name in set(frame.verdict)}
     key = partial(Line2D, [], [])
-    keys = [key(color=c, marker=m, linewidth=2.4, label=f"ours: {n}") for n, (c, m) in there.items()]
+    keys = [key(color=c, marker=m, linewidth=2.4, label=f"ours: {n}") for n, (c, m) in shown.items()]
     return drawing.finish_axes(ax, title, [*keys, key(label="paper", **PAPER)])
 
 
@@ -240,8 +239,8 @@ def _verdict_row(ax: Axes, y: int, row: Any) -> None:
     ax.fill_between([*map(place, edges)], top, bottom, color=TRUE_HERE, linewidth=0, zorder=0)
     for edge in filter(np.isfinite, edges):
         ax.plot([place(edge)] * 2, [top, bottom], color=GREY, linewidth=0.8, zorder=1)
-        where = {"xytext": (2, -1), "textcoords": "offset points", "va": "top"}
-        ax.annotate(f"{edge:g}", (place(edge), top), fontsize=8, color=GREY, **where)
+        offset = {"xytext": (2, -1), "textcoords": "offset points", "va": "top"}
+        ax.annotate(f"{edge:g}", (place(edge), top), fontsize=8, color=GREY, **offset)
     ours, paper = row.verdict.partition(" at ")[0], "paper: none printed"
     if np.isfinite(row.paper):
         paper = f"paper: {_number(row.paper)}"
@@ -255,7 +254,7 @@ def _verdict_row(ax: Axes, y: int, row: Any) -> None:
 
 
 def _scale(numbers: list[float]) -> Callable[[float], float]:
-    """Give the function that places the numbers of a row between 0 and 1; the infinite lie at the ends."""
+    """Return the function that maps the numbers of a row to 0..1, and infinities to the ends."""
     known = np.array(numbers)[np.isfinite(numbers)]
     form = np.log if known.min() > 0 and known.max() / known.min() > LOG_FROM else np.asarray
     low, high = form(known.min()), form(known.max())
