@@ -35,9 +35,9 @@ CASES = {
 @pytest.mark.parametrize(
     ("case", "said", "fills"),
     [
-        ("forward", "I goes\nDeg⁻(J) = 1,\nEq. 1: J must follow", {"I": "#D55E00", "J": "#F7C6A3"}),
-        ("backward", "J goes\nDeg⁺(I) = 1,\nEq. 2: I must follow", {"J": "#D55E00", "I": "#F7C6A3"}),
-        ("not at all", "J goes\nDeg⁻(K) = 2,\nno equation: K stays", {"J": "#D55E00", "K": "white"}),
+        ("forward", "I is removed\nDeg⁻(J) = 1,\nEq. 1: J must follow", {"I": "#D55E00", "J": "#F7C6A3"}),
+        ("backward", "J is removed\nDeg⁺(I) = 1,\nEq. 2: I must follow", {"J": "#D55E00", "I": "#F7C6A3"}),
+        ("not at all", "J is removed\nDeg⁻(K) = 2,\nno equation: K is kept", {"J": "#D55E00", "K": "white"}),
     ],
 )
 def test_cases_of_figure_6_say_the_degree_that_decides_and_who_follows(case, said, fills):
