@@ -10,7 +10,7 @@ from types import MethodType
 
 import pytest
 import torch
-from families import COMMON, FAMILIES, build, logits, random_scores, tokens
+from families import COMMON, FAMILIES, build, first_of, logits, random_scores, tokens
 from remote_family import CODE, build_remote, prompts, remote_tokenizer
 from transformers import (
     AutoModelForCausalLM,
@@ -224,7 +224,7 @@ def test_numbers_of_the_config_that_count_no_heads_stay(tmp_path):
     check_loads(tmp_path / "made", model)
 
 
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in ALIKE])
+@pytest.mark.parametrize("family", first_of(name for name in FAMILIES if name not in ALIKE))
 def test_plain_saving_of_an_unevenly_pruned_model_loads_everywhere(family, tmp_path):
     model = uneven(family)
     assert model.pruning_layout
@@ -273,7 +273,7 @@ def test_a_model_whose_config_describes_it_again_is_a_plain_one(tmp_path):
     check_loads(tmp_path / "m", fresh)
 
 
-@pytest.mark.parametrize("family", ["llama-gqa", "deepseek_v3"])
+@pytest.mark.parametrize("family", first_of(["llama-gqa", "deepseek_v3"]))
 def test_a_model_with_fewer_layers_is_a_plain_one(family, tmp_path):
     model = build(family)
     cls = type(model)
