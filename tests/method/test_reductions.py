@@ -140,9 +140,10 @@ def _plan(axes, kind, ratio=0.5):
 
 
 def _assert_cut_is_mask(model, kind):
-    plan = _plan(discover(model), kind)
+    axes = discover(model)
+    plan = _plan(axes, kind)
     assert len(plan.cut) == 1
-    cut, masked = (change(copy.deepcopy(model), plan) for change in (prune_, mask_))
+    cut, masked = (change(copy.deepcopy(model), plan, axes=axes) for change in (prune_, mask_))
     assert (logits(cut, tokens()) - logits(masked, tokens())).abs().max() < 1e-4
     assert (logits(model, tokens()) - logits(masked, tokens())).abs().max() > 1e-2
 
@@ -274,7 +275,7 @@ def test_what_a_module_of_torch_ties_to_the_width_of_its_input_is_left_whole_and
     assert set(axes) == {"layers.0.mlp", "layers.1.mlp"}
     assert sum("self_attn is a torch.nn.MultiheadAttention" in note for note in axes.notes) == 3
     plan = select(axes, random_scores(axes), ratio=0.5)
-    cut, masked = (change(copy.deepcopy(model), plan) for change in (prune_, mask_))
+    cut, masked = (change(copy.deepcopy(model), plan, axes=axes) for change in (prune_, mask_))
     assert (logits(cut, tokens()) - logits(masked, tokens())).abs().max() < 1e-4
 
 
@@ -323,9 +324,9 @@ def test_what_passes_over_zeros_is_cut_as_it_is_masked(name, kind):
 @pytest.mark.parametrize("name", COUNTED)
 def test_a_number_that_follows_the_width_is_refused_and_nothing_is_cut(name, kind):
     model = _with(COUNTED[name], kind)
-    before = logits(model, tokens())
+    before, axes = logits(model, tokens()), discover(model)
     with pytest.raises(ValueError, match="would compute with .* follows the width.*nothing was cut"):
-        prune_(model, _plan(discover(model), kind))
+        prune_(model, _plan(axes, kind), axes=axes)
     assert torch.equal(logits(model, tokens()), before)
 
 

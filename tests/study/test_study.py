@@ -382,6 +382,7 @@ class ElsewhereExecutor:
         return future
 
 
+@pytest.mark.slow
 def test_records_of_a_worker_with_a_disk_of_its_own_come_into_the_one_folder(study, place, monkeypatch):
     wanted, here = [asked().dense, asked()], place.parent / "here"
     there = spread_over(ElsewhereExecutor(), here)  # a worker falls back to the folder of `study`
@@ -405,6 +406,7 @@ def test_records_of_a_worker_with_a_disk_of_its_own_come_into_the_one_folder(stu
         spread_over(client, place.parent / "third").run_all(wanted[:1])
 
 
+@pytest.mark.slow
 def test_changed_model_folder_is_measured_again(study, tmp_path):
     model, tokenizer = load_model("tiny")
     folder = tmp_path / "mine"
@@ -454,6 +456,7 @@ def test_data_that_an_experiment_does_not_read_do_not_matter(study, place):
     assert study.run(asked().dense).reused and "inputs_hash" in dense.machine
 
 
+@pytest.mark.slow
 def test_other_type_of_weights_in_the_profile_is_measured_anew(place, monkeypatch):
     def measured(dtype):
         place.with_name("own.yaml").write_text(f"tiny: {{dtype: {dtype}}}\n")
@@ -553,6 +556,7 @@ def test_bad_input_leaves_nothing_behind(study, place):
     assert study.run(asked()).perplexity
 
 
+@pytest.mark.slow
 def test_worker_runs_an_experiment_by_the_names_of_profile_and_folder(tmp_path):
     job = pickle.loads(pickle.dumps((run_experiment, asked(), "tiny", tmp_path / "worker", ("l2",))))
     (tmp_path / "worker" / "tiny").mkdir(parents=True)
@@ -587,6 +591,7 @@ def test_what_was_made_is_kept_by_its_key_as_json(study):
     assert study.cached(["b"], make)["number"] == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how",
     [{}, {"recovery": RECOVERY}, {"criterion": "obs", "repaired": True}, {"granularity": "layer"}],
@@ -626,6 +631,7 @@ def test_models_fill_the_gpu_first_and_then_what_else_is_there(place, monkeypatc
         assert given["smollm2-135m"] == {"dtype": torch.float32} | kind
 
 
+@pytest.mark.slow
 def test_manifest_names_the_revision_that_measured_and_not_the_one_that_reads(place, monkeypatch):
     monkeypatch.setattr(run, "git_revision", lambda: "aaaa1")
     first = Study("tiny")
