@@ -132,6 +132,7 @@ def test_the_tokenizer_needs_no_trust(kind, folders, monkeypatch):
     assert tokenizer("a b")["input_ids"] == tiny_tokenizer()("a b")["input_ids"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [UNEVEN, CHANNELS, ODD], ids=["uneven", "channels", "odd"])
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_vocabulary_may_grow_after_the_cut(tied, options, tmp_path):
@@ -147,6 +148,7 @@ def test_a_vocabulary_may_grow_after_the_cut(tied, options, tmp_path):
         assert (again.get_output_embeddings().weight is again.get_input_embeddings().weight) == tied
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [UNEVEN, ODD], ids=["uneven", "odd"])
 def test_a_model_whose_vocabulary_grew_can_be_cut_again(options, tmp_path):
     model = pruned("llama-gqa", options)

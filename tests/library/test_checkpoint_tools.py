@@ -261,6 +261,7 @@ def test_half_precision_survives(dtype, kind, tmp_path):
             assert theirs.dtype == dtype and torch.equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_shards_load_as_one_file_does(kind, tmp_path):
     model = pruned(kind)
     save_model(model, tiny_tokenizer(), tmp_path / "m", max_shard_size="10KB")

@@ -164,6 +164,7 @@ def test_an_entry_that_is_no_number_is_refused(part, entry, folder):
         load_model(folder)
 
 
+@pytest.mark.slow
 def test_widths_of_a_tied_matrix_hold_whichever_name_comes_first(tmp_path, monkeypatch):
     """camembert makes its head before its embedding, and ties them after both have their widths."""
     monkeypatch.setitem(FAMILIES, "camembert", ("CamembertConfig", NO_HEAD_DIM | {"is_decoder": True}))
@@ -194,6 +195,7 @@ def test_folder_that_holds_anything_but_a_model_is_not_replaced(tmp_path, files,
     assert there == files
 
 
+@pytest.mark.slow
 def test_every_folder_that_was_saved_here_is_replaced(tmp_path):
     folder = tmp_path / "m"
     for uniform in (False, True):

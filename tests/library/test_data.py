@@ -35,6 +35,7 @@ def tokens(text: str) -> list[int]:
     return tiny_tokenizer()(text)["input_ids"]
 
 
+@pytest.mark.slow
 def test_wiki_windows_are_those_of_the_reference_run(smollm2_tokenizer):
     ids = text_ids("wiki", smollm2_tokenizer, length=128, windows=128)
     assert ids.shape == (128, 128) and ids.dtype == torch.int64

@@ -177,6 +177,7 @@ def test_winograndes_right_answer_is_a_context(questions):
     assert [module.right_answer(task, document) for document in task.eval_docs] == [0, 1, 0, 1, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared_context", [True, False])
 def test_questions_are_asked_again_in_smaller_batches_where_memory_runs_out(
     shared_context, questions, whole, monkeypatch

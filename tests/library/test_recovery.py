@@ -71,6 +71,7 @@ def test_the_result_depends_neither_on_the_micro_batch_nor_on_recomputation(toke
     assert not torch.allclose(trained["faster"], trained["four"], atol=5e-3)
 
 
+@pytest.mark.slow
 def test_examples_are_computed_without_the_padding_of_longer_ones(tokenizer, tmp_path, monkeypatch):
     computed, losses = {}, {}
     for rows in (1, 2, 4):
@@ -195,6 +196,7 @@ def test_merged_is_unmerged_and_the_saved_adapter_is_both(family, tokenizer, tmp
     assert not torch.allclose(logits(model), dense, atol=1e-2) and not same(weights(model), untouched)
 
 
+@pytest.mark.slow
 def test_the_weights_and_random_states_stay_as_they_are_without_merge(tokenizer, tmp_path):
     model = make()
     before, shown = weights(model), logits(model)
@@ -210,6 +212,7 @@ def test_the_weights_and_random_states_stay_as_they_are_without_merge(tokenizer,
     assert same(weights(plain), before) and torch.equal(logits(plain), shown)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["before", "during"])
 def test_an_error_leaves_the_plain_model(moment, tokenizer, tmp_path):
     def fail(model):
@@ -261,6 +264,7 @@ def test_bad_arguments_are_named_and_nothing_is_written(change, message, tokeniz
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_arguments_of_the_trainer_are_passed_on_and_part_of_the_run(tokenizer, tmp_path):
     class Counter(TrainerCallback):
         steps = 0
@@ -301,6 +305,7 @@ class StopAtTwo(TrainerCallback):
         control.should_training_stop = state.global_step == 2
 
 
+@pytest.mark.slow
 def test_an_error_leaves_the_mode_of_the_model(tokenizer, tmp_path):
     class Fail(TrainerCallback):
         def on_step_end(self, args, state, control, **more):
@@ -313,6 +318,7 @@ def test_an_error_leaves_the_mode_of_the_model(tokenizer, tmp_path):
         assert {module.training for module in model.modules()} == {training}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("merge", [False, True])
 def test_a_run_that_a_callback_stops_returns_the_adapter_of_its_last_step(merge, tokenizer, tmp_path):
     how = QUICK | {"output_dir": tmp_path, "merge": merge}

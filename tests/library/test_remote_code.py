@@ -117,6 +117,7 @@ def test_cut_model_learns_and_generates(uneven):
         assert parameter.grad.shape == parameter.shape and parameter.grad.abs().sum() > 0, name
 
 
+@pytest.mark.slow
 def test_recovery_trains_it(uneven, tmp_path):
     examples = [{"instruction": "count", "output": "one two"}, {"instruction": "say", "output": "yes"}]
     before = logits(uneven, prompts())
@@ -142,6 +143,7 @@ def test_labels_meet_their_own_tokens_where_tokens_come_first(shape, uneven):
     assert torch.isclose(trainer.compute_loss(trainer.model, batch, num_items_in_batch=n), wanted, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_folder_is_loaded_cut_and_saved_again(uneven, tmp_path):
     one = tmp_path / "interleaved"  # named as the dense folder, transformers takes their code for the same
     save_model(uneven, remote_tokenizer(), one)

@@ -64,6 +64,7 @@ def test_the_history_has_a_row_a_step_and_measures_at_the_points(whole):
         assert all(a < b for a, b in pairwise(values))
 
 
+@pytest.mark.slow
 def test_evaluation_changes_no_weight_and_no_second(tokenizer, tmp_path, whole, monkeypatch):
     clock, passed = time.perf_counter, [0.0]
     monkeypatch.setattr(trainer_module.time, "perf_counter", lambda: clock() + passed[0])
@@ -127,6 +128,7 @@ def be_killed(folder: Path) -> None:
     recover(make(), tiny_tokenizer(), EXAMPLES, output_dir=folder, evaluate=kill, **KEEP)
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_taken_over_by_another(tokenizer, tmp_path, whole):
     killed = forked.start(be_killed, tmp_path)
     killed.join(300)
@@ -159,6 +161,7 @@ def test_another_seed_gives_another_adapter(tokenizer, tmp_path, whole):
     assert not same(adapter(tmp_path), adapter(whole[0]))
 
 
+@pytest.mark.slow
 def test_a_run_with_other_arguments_is_not_resumed_but_thrown_away_on_request(tokenizer, tmp_path):
     arguments = {"examples": EXAMPLES, "output_dir": tmp_path, "evaluate": score, "evaluate_at": [2], **QUICK}
     with pytest.raises(KeyboardInterrupt):
@@ -214,6 +217,7 @@ def test_a_damaged_checkpoint_is_not_resumed_from(name, how, tokenizer, tmp_path
     check_same_run(tmp_path, again, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["cut off", "zeros"])
 @pytest.mark.parametrize("name", ["adapter", "adapter-2"])
 def test_a_damaged_adapter_is_trained_again_with_a_warning(name, how, tokenizer, tmp_path, whole):
@@ -277,6 +281,7 @@ def test_kept_adapter_is_a_standard_one(whole):
     assert torch.allclose(logits(loaded), seen[4], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_pauses_at_a_step_and_goes_on_from_there(tokenizer, tmp_path, whole, monkeypatch):
     _, seen, done = whole
     arguments = {"output_dir": tmp_path, "keep_at": [2, 4], **QUICK}
@@ -323,6 +328,7 @@ def test_more_steps_go_on_from_a_shorter_run(stop, tokenizer, tmp_path, monkeypa
     assert torch.equal(logits(again.model), logits(done.model))
 
 
+@pytest.mark.slow
 def test_steps_that_are_added_have_the_learning_rates_of_the_longer_run(tokenizer, tmp_path):
     seen = []
 
@@ -347,6 +353,7 @@ def test_steps_that_are_added_have_the_learning_rates_of_the_longer_run(tokenize
     assert dict(seen[6:]) == pytest.approx(wanted), "and not 0 in the first of them"
 
 
+@pytest.mark.slow
 def test_what_is_no_beginning_of_the_longer_run_is_not_gone_on_from(tokenizer, tmp_path):
     arguments = {"output_dir": tmp_path, "evaluate": score, **QUICK}
     recover(make(), tokenizer, EXAMPLES, **arguments)

@@ -188,6 +188,7 @@ def test_a_number_that_the_class_would_make_anew_otherwise_is_not_saved(growth, 
     assert not (tmp_path / "made").exists()
 
 
+@pytest.mark.slow
 def test_a_number_that_is_made_from_the_hidden_size_when_a_model_is_loaded_is_kept(tmp_path):
     """RecurrentGemma multiplies its embeddings by the root of the hidden size, which is not saved."""
     torch.manual_seed(0)
@@ -198,6 +199,7 @@ def test_a_number_that_is_made_from_the_hidden_size_when_a_model_is_loaded_is_ke
     check_loads(tmp_path / "m", model)
 
 
+@pytest.mark.slow
 def test_a_table_that_the_class_makes_anew_as_wide_as_its_config_says_is_not_saved(tmp_path):
     """XLM fills a table of sines on loading, though the folder holds one, and of the width before the cut."""
     sines = dict(sinusoidal_embeddings=True, n_langs=1, causal=True)
@@ -213,6 +215,7 @@ def test_a_table_that_the_class_makes_anew_as_wide_as_its_config_says_is_not_sav
     check_loads(tmp_path / "m", model)
 
 
+@pytest.mark.slow
 def test_numbers_of_the_config_that_count_no_heads_stay(tmp_path):
     """A router's `n_group` is as large as the number of heads, and may lie in the way of the edits."""
     changes = dict(num_attention_heads=4, num_key_value_heads=4, n_group=4, topk_group=2, n_routed_experts=8)
@@ -246,6 +249,7 @@ def test_pruning_sets_the_class_and_keeps_its_name():
     assert model.config.auto_map["AutoModelForCausalLM"] == "modeling_pruned.PrunedModelForCausalLM"
 
 
+@pytest.mark.slow
 def test_a_model_cut_again_saves_its_last_widths(tmp_path):
     model = uneven("qwen2", num_key_value_heads=6)
     model.save_pretrained(tmp_path / "one")
@@ -286,6 +290,7 @@ def test_a_model_with_fewer_layers_is_a_plain_one(family, tmp_path):
     check_loads(tmp_path / "uneven", model)
 
 
+@pytest.mark.slow
 def test_a_model_with_code_of_its_own_takes_it_along(tmp_path):
     model = build_remote(tmp_path / "remote")
     cls = type(model)
@@ -298,6 +303,7 @@ def test_a_model_with_code_of_its_own_takes_it_along(tmp_path):
         load_model(tmp_path / "m")
 
 
+@pytest.mark.slow
 def test_a_remote_model_with_fewer_layers_takes_its_layout_along(tmp_path):
     """Its factor follows the number of layers; the layout keeps it as trained.
 
@@ -312,6 +318,7 @@ def test_a_remote_model_with_fewer_layers_takes_its_layout_along(tmp_path):
     check_loads(tmp_path / "m", model, remote_tokenizer(), prompts(), trust_remote_code=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_copies_are_whole_and_apart(copied, tmp_path):
     model = uneven("bloom")
@@ -326,6 +333,7 @@ def test_copies_are_whole_and_apart(copied, tmp_path):
         check_loads(tmp_path / "m", each)
 
 
+@pytest.mark.slow
 def test_a_copy_is_cut_as_its_original():
     """cut = mask, on a copy of a model that was cut before."""
     model = uneven()

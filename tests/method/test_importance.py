@@ -252,6 +252,7 @@ def test_the_model_is_left_as_it_was():
     assert model.training and not any(m._forward_hooks for m in model.modules())
 
 
+@pytest.mark.slow
 def test_a_pruned_model_can_be_scored_and_pruned_again():
     model = build("qwen2", num_key_value_heads=6)
     for _ in range(2):

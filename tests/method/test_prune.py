@@ -89,6 +89,7 @@ NORMED_HEADS = {  # leaves that repeat the shape of their weight stand in the at
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", NORMED_HEADS)
 def test_cut_equals_mask_where_a_norm_stands_among_the_heads(family, monkeypatch):
     monkeypatch.setitem(FAMILIES, family, NORMED_HEADS[family])
@@ -102,6 +103,7 @@ def test_cut_equals_mask_where_a_norm_stands_among_the_heads(family, monkeypatch
         assert not isinstance(module, torch.nn.LayerNorm) or module.normalized_shape == module.weight.shape
 
 
+@pytest.mark.slow
 def test_a_model_with_a_module_that_its_class_does_not_build_is_refused():
     model = build("llama-gqa")
     model.score = torch.nn.Linear(24, 1)  # beside what is cut
@@ -181,6 +183,7 @@ def test_hidden_channels_stay_where_a_table_of_positions_is_made_from_the_width(
     assert "hidden" not in axes and "embed_positions.weights has entries of each" in " ".join(axes.notes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", BREAKING)
 def test_a_plan_that_breaks_the_model_is_refused_and_nothing_is_changed(family, monkeypatch):
     model = _breaking(family, monkeypatch)
@@ -218,6 +221,7 @@ def _of_fixed_size(*sizes: int):
     return lambda module, args: (args[0].unflatten(-1, sizes).flatten(-len(sizes)), *args[1:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "sizes", "how", "at_fault", "advice"),
     [
@@ -382,6 +386,7 @@ def test_layers_see_their_own_widths_in_their_config():
     assert pruned.config.num_key_value_heads == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [PLANS["every layer"], PLANS["inner layer"], dict(ratio=0.5, granularity="channel"), PLANS["layers"]],

@@ -237,6 +237,7 @@ def test_groups_stay_where_weights_as_wide_wait_for_other_input(kind):
             select(axes, random_scores(axes), ratio=0.5, granularity="channel")
 
 
+@pytest.mark.slow
 def test_channels_are_cut_once_what_no_text_reaches_is_taken_out():
     model = _with_a_mask_embedding()
     del model.model.mask_embedding

@@ -61,6 +61,7 @@ def test_columns_that_repeat_others_are_lost_for_nothing():
     assert not torch.allclose(logits(cut, IDS[:2]), whole, atol=0.1)
 
 
+@pytest.mark.slow
 def test_strong_ridge_leaves_the_weights_as_they_were():
     model = build("llama-gqa")
     plan = block_plan(discover(model))
@@ -204,6 +205,7 @@ def test_obs_is_what_the_best_repair_leaves():
             assert float(scores[name][group]) == pytest.approx(float(left), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_obs_and_repair_do_better_than_chance_on_their_own_tokens():
     model = build("gpt2")
     axes = discover(model)
@@ -266,6 +268,7 @@ class _TwiceOver(nn.ModuleList):
         return [*layers, *layers] if isinstance(which, slice) else layers
 
 
+@pytest.mark.slow
 def test_layers_that_run_more_than_once_are_neither_repaired_nor_scored_by_their_first_run():
     model = build("llama-gqa")
     model.model.layers.__class__ = _TwiceOver

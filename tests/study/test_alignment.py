@@ -71,6 +71,7 @@ def test_zero_equals_cut_for_groups_and_not_for_matrices_alone(study):
     assert zero["alone"].metrics[NAME].n == cut["alone"].metrics[NAME].n
 
 
+@pytest.mark.slow
 def test_dense_model_is_left_as_it_was(study):
     dense = load_model("tiny")[0].state_dict()
     of_04 = functions_of("04_dependency", study=study)

@@ -360,6 +360,7 @@ def test_folder_of_data_that_is_none_is_named(place, monkeypatch):
     assert not results_dir("tiny").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
