@@ -33,7 +33,7 @@ HEADS = [AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification]
 def pruned(family: str, options: dict, **changes):
     model = build(family, **changes)
     axes = discover(model)
-    return prune_(model, select(axes, random_scores(axes), **options))
+    return prune_(model, select(axes, random_scores(axes), **options), axes=axes)
 
 
 def load(folder, head=AutoModelForCausalLM, **options):

@@ -26,7 +26,7 @@ UNIFORM_HEADS = {"hidden_size": 48, "num_attention_heads": 6, "num_key_value_hea
 def _pruned(family, changes=None, **options):
     model = build(family, **changes or {})
     axes = discover(model)
-    return prune_(model, select(axes, random_scores(axes), **options))
+    return prune_(model, select(axes, random_scores(axes), **options), axes=axes)
 
 
 @pytest.mark.parametrize("family", first_of(["llama-tied", "llama-biases", "qwen3", "gemma2", "phi3", "glm"]))

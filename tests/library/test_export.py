@@ -39,7 +39,7 @@ def letters() -> PreTrainedTokenizerFast:
 def pruned(family: str, options: str, **changes):
     model = build(family, **changes)
     axes = discover(model)
-    return prune_(model, select(axes, random_scores(axes), **OPTIONS[options]))
+    return prune_(model, select(axes, random_scores(axes), **OPTIONS[options]), axes=axes)
 
 
 def disagreement(model, path) -> float:

@@ -39,7 +39,7 @@ def axes(model):
 
 @pytest.fixture
 def uneven(model, axes):
-    return prune_(copy.deepcopy(model), select(axes, random_scores(axes), **UNEVEN))
+    return prune_(copy.deepcopy(model), select(axes, random_scores(axes), **UNEVEN), axes=axes)
 
 
 def logits(model, ids):
@@ -93,7 +93,7 @@ def test_cut_equals_mask(kind, model, axes):
     scores, ids = random_scores(axes), prompts(3)
     plans = {"both": dict(ratio=0.5), "uneven": UNEVEN}
     plan = select(axes, scores, **plans[kind]) if kind in plans else only(axes, kind)
-    cut, masked = prune_(copy.deepcopy(model), plan), mask_(copy.deepcopy(model), plan)
+    cut, masked = (change(copy.deepcopy(model), plan, axes=axes) for change in (prune_, mask_))
     assert (logits(cut, ids) - logits(masked, ids)).abs().max() < 1e-4
     assert (logits(model, ids) - logits(masked, ids)).abs().max() > 1e-2
     assert sum(p.numel() for p in cut.parameters()) < sum(p.numel() for p in model.parameters())
