@@ -209,8 +209,6 @@ def test_an_older_file_stays_where_weights_are_too_large(path):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"dtype": torch.float64}, "unknown dtype torch.float64; choose one of torch.float32"),
-        ({"tokenizer": None}, "holds the tokenizer"),
         ({"model": torch.nn.Linear(2, 2)}, "model must be a model of transformers, .*got Linear"),
         ({"model": "nothing"}, "unknown model 'nothing'"),
     ],

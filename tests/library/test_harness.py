@@ -282,18 +282,6 @@ def test_broken_questions_are_named(text, questions):
     assert zero_shot(*load_model("tiny"), ["boolq"])["boolq"].n == 5
 
 
-@pytest.mark.parametrize(
-    ("tasks", "limit", "message"),
-    [
-        ([], 2, "tasks must be a list that is not empty"),
-        (["piqa"], 0, "limit must be a whole number of at least 1, or None, got 0"),
-    ],
-)
-def test_bad_settings_are_named(tasks, limit, message, subject):
-    with pytest.raises(ValueError, match=message):
-        zero_shot(*subject, tasks, limit)
-
-
 @pytest.mark.parametrize("right_answers_only", [False, True])
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
 @pytest.mark.filterwarnings("ignore:.*questions are scored choice by choice")

@@ -237,24 +237,8 @@ def test_an_error_leaves_the_plain_model(moment, tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"micro_batch_size": 3}, "batch_size=4 is not a multiple of micro_batch_size=3"),
-        ({"steps": 0}, "steps must be a whole number of at least 1, or None, got 0"),
-        ({"epochs": 0}, "epochs must be .*, got 0"),
-        ({"rank": 0, "alpha": -1}, "rank must be .* at least 1, got 0"),
-        ({"dropout": 1.0}, "dropout must be .*, got 1.0"),
-        ({"learning_rate": -1e-3}, "learning_rate must be .*, got -0.001"),
-        ({"warmup_steps": -1}, "warmup_steps must be .*, got -1"),
         ({"evaluate": score, "evaluate_at": [7]}, r"evaluate_at=\[7\].*0 to 6"),
-        ({"evaluate_at": [2]}, "evaluate=None"),
-        ({"keep_at": [2, 4], "at": 3}, r"at=3: no adapter is kept there, only at \[2, 4, 6\]"),
-        ({"keep_at": [0, 7]}, r"keep_at=\[0, 7\]: steps from 1 to 6"),
-        ({"cutoff": 20}, "raise the cutoff"),
-        (
-            {"target_modules": ["q_proj", "nope"]},
-            r"\['nope'\] name no linear layer, wanted some of down_proj, ",
-        ),
         ({"target_modules": ["q_proj", "lm_head"]}, r"\['lm_head'\] name no linear layer"),
-        ({"target_modules": []}, r"target_modules must be a list that is not empty.* got \[\]"),
         ({"target_modules": "("}, r"\['\('\] name no linear layer"),
     ],
 )
