@@ -216,7 +216,7 @@ def wanted(files):
 
 
 @pytest.mark.parametrize("missing", [(), SPECIAL[:1], SPECIAL[:2], SPECIAL[:3], SPECIAL[1:], SPECIAL])
-@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("batch_size", [4, pytest.param(1, marks=pytest.mark.slow)])
 def test_tokenizers_without_special_tokens_work_and_stay_as_they_were(missing, batch_size, wanted):
     model, tokenizer = load_model("tiny")
     for token in missing:

@@ -92,7 +92,7 @@ def test_tokens_are_classified_on_the_same_body(family, tmp_path):
 
 
 @pytest.mark.parametrize("mismatch", [False, True])
-@pytest.mark.parametrize("by_name", [LlamaForCausalLM, LlamaModel, LlamaForTokenClassification])
+@pytest.mark.parametrize("by_name", first_of([LlamaForCausalLM, LlamaModel, LlamaForTokenClassification]))
 def test_a_class_that_is_called_by_its_name_is_stopped(by_name, mismatch, folders):
     """It would build the dense widths, and fill them at random where it may."""
     with pytest.raises(ValueError, match="AutoModelForCausalLM.from_pretrained.*trust_remote_code=True"):

@@ -71,7 +71,7 @@ SHARED_HEADS = {  # an even number of query heads for each KV head
 }
 
 
-@pytest.mark.parametrize("family", SHARED_HEADS)
+@pytest.mark.parametrize("family", first_of(SHARED_HEADS))
 def test_cut_equals_mask_where_heads_share_keys_and_values(family):
     """olmo2 has a norm over all heads, whose epsilon is another after the cut; test_heads cuts unevenly."""
     model = build(family, **SHARED_HEADS[family])
@@ -141,7 +141,7 @@ class _MoreLayers(_Twice):
         return self.again(LlamaModel.forward(self, *args, **kwargs), self.more)
 
 
-@pytest.mark.parametrize("part", ["", "mlp", "self_attn"])
+@pytest.mark.parametrize("part", first_of(["", "mlp", "self_attn"]))
 def test_layers_that_share_modules_are_cut_together(part):
     model = build("llama-gqa")
     path = f"model.layers.{{}}.{part}".rstrip(".")
@@ -153,7 +153,7 @@ def test_layers_that_share_modules_are_cut_together(part):
     assert len(plan.cut) == 6 - (2 if not part else 1)
 
 
-@pytest.mark.parametrize("kind", [_Twice, _MoreLayers])
+@pytest.mark.parametrize("kind", first_of([_Twice, _MoreLayers]))
 @pytest.mark.parametrize("name", ["every layer", "layers"])
 def test_cut_equals_mask_where_layers_run_twice_or_stand_in_two_lists(kind, name, monkeypatch):
     monkeypatch.setattr(modeling_llama, "LlamaModel", kind)
@@ -352,7 +352,9 @@ def test_pruning_twice_equals_pruning_once_by_the_composed_plan(family):
     assert twice.pruning_layout == direct.pruning_layout and len(twice.pruned_by) == 2
 
 
-@pytest.mark.parametrize("order", [(False, True, False), (True, False, True)])
+@pytest.mark.parametrize(
+    "order", [(False, True, False), pytest.param((True, False, True), marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("family", first_of(["qwen2", "phi3", "falcon-new"]))
 def test_query_heads_and_those_they_share_go_one_after_the_other(family, order, tmp_path):
     """In layers that an earlier cut left uneven, the config says how many of them another model had."""

@@ -11,7 +11,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from families import build, logits, random_scores, tokens
+from families import build, first_of, logits, random_scores, tokens
 from torch.nn import functional
 from transformers.models.llama import modeling_llama
 
@@ -148,7 +148,7 @@ def _assert_cut_is_mask(model, kind):
     assert (logits(model, tokens()) - logits(masked, tokens())).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("kind", PLACES)
+@pytest.mark.parametrize("kind", first_of(PLACES))
 @pytest.mark.parametrize("name", LEFT_WHOLE)
 def test_what_counts_zeros_leaves_its_channels_whole_and_is_named(name, kind):
     function, operator = LEFT_WHOLE[name]
@@ -158,7 +158,7 @@ def test_what_counts_zeros_leaves_its_channels_whole_and_is_named(name, kind):
     assert any(f"aten.{operator}" in note and "left whole" in note for note in axes.notes)
 
 
-@pytest.mark.parametrize("kind", PLACES)
+@pytest.mark.parametrize("kind", first_of(PLACES))
 @pytest.mark.parametrize("name", BY_PLACE)
 def test_what_is_used_by_its_place_is_left_whole_and_said_so(name, kind):
     """Where others go, what stays moves to other places."""
@@ -315,13 +315,13 @@ def test_an_operator_without_a_rule_that_meets_only_scores_of_attention_is_named
     assert any("q_proj" in note and "aten.median" in note for note in axes.notes)
 
 
-@pytest.mark.parametrize("kind", PLACES)
+@pytest.mark.parametrize("kind", first_of(PLACES))
 @pytest.mark.parametrize("name", EXACT)
 def test_what_passes_over_zeros_is_cut_as_it_is_masked(name, kind):
     _assert_cut_is_mask(_with(EXACT[name], kind), kind)
 
 
-@pytest.mark.parametrize("kind", PLACES | STREAM)
+@pytest.mark.parametrize("kind", first_of(PLACES | STREAM))
 @pytest.mark.parametrize("name", COUNTED)
 def test_a_number_that_follows_the_width_is_refused_and_nothing_is_cut(name, kind):
     model = _with(COUNTED[name], kind)

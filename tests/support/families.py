@@ -207,10 +207,10 @@ GREEDY = dict(max_new_tokens=6, do_sample=False, pad_token_id=0, eos_token_id=No
 
 
 def first_of(cases: Iterable, n: int = 1) -> list:
-    """The first `n` cases as they are; the others, which repeat them for other families, are slow."""
-    cases, marks = list(cases), [pytest.mark.slow, pytest.mark.families]
+    """The first `n` cases as they are; the others, which try the same on other models, are slow."""
+    cases = list(cases)
     others = [case if isinstance(case, tuple) else (case,) for case in cases[n:]]
-    return [*cases[:n], *(pytest.param(*case, marks=marks) for case in others)]
+    return [*cases[:n], *(pytest.param(*case, marks=pytest.mark.slow) for case in others)]
 
 
 def build(name: str, **changes) -> torch.nn.Module:
