@@ -32,11 +32,13 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(items):
-    """Files that run notebooks first, then those with other slow tests: no core is left with a long one."""
+    """Files that run notebooks first, then by their share of slow tests: no core is left with a long one."""
     marks = {}
     for item in items:
-        marks.setdefault(item.path, set()).update(mark.name for mark in item.iter_markers())
-    items.sort(key=lambda item: ("notebook" not in marks[item.path], "slow" not in marks[item.path]))
+        marks.setdefault(item.path, []).append({mark.name for mark in item.iter_markers()})
+    notebooks = {path for path, each in marks.items() if any("notebook" in names for names in each)}
+    quick = {path: sum("slow" not in names for names in each) / len(each) for path, each in marks.items()}
+    items.sort(key=lambda item: (item.path not in notebooks, quick[item.path]))
 
 
 def pytest_collection_finish():

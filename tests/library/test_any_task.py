@@ -209,11 +209,16 @@ def test_bos_stands_before_texts_of_a_tokenizer_that_puts_none(files, folder):
     assert bits[True] == zero_shot(*begun, [files["choice"]], add_bos=None)["choice"].bits_per_byte
 
 
+@pytest.fixture(scope="module")
+def wanted(files):
+    """The scores of a tokenizer that has all special tokens."""
+    return zero_shot(*load_model("tiny"), ["choice", "text", "writing"], batch_size=1)
+
+
 @pytest.mark.parametrize("missing", [(), SPECIAL[:1], SPECIAL[:2], SPECIAL[:3], SPECIAL[1:], SPECIAL])
-@pytest.mark.parametrize("batch_size", [1, 4])
-def test_tokenizers_without_special_tokens_work_and_stay_as_they_were(missing, batch_size, files):
+@pytest.mark.parametrize("batch_size", [4, pytest.param(1, marks=pytest.mark.slow)])
+def test_tokenizers_without_special_tokens_work_and_stay_as_they_were(missing, batch_size, wanted):
     model, tokenizer = load_model("tiny")
-    wanted = zero_shot(model, tokenizer, ["choice", "text", "writing"], batch_size=1)
     for token in missing:
         setattr(tokenizer, token, None)
     before, table = tokenizer.backend_tokenizer.to_str(), tokenizer.special_tokens_map

@@ -83,6 +83,7 @@ def test_fetch_keeps_the_wanted_files_and_drops_the_archive(index, monkeypatch, 
     assert "toy-1.0-py3-none-any.whl" in capfd.readouterr().out  # pip shows what it does
 
 
+@pytest.mark.slow
 def test_absent_archive_is_an_error_that_says_what_and_where(index, monkeypatch, tmp_path):
     publish(index, monkeypatch)
     (index / "toy-1.0-py3-none-any.whl").unlink()
@@ -116,6 +117,7 @@ def test_damaged_folder_is_fetched_again(without_pip, monkeypatch, damage):
     assert (fetch("toy") / "wanted.txt").read_text() == "hello"
 
 
+@pytest.mark.slow
 def test_damaged_folder_is_called_damaged_where_it_cannot_be_fetched(index, monkeypatch):
     publish(index, monkeypatch)
     overwrite(fetch("toy") / "wanted.txt", "jello")

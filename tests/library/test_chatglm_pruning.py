@@ -199,6 +199,7 @@ def test_cut_equals_mask(options, model, axes):
     assert generates_alike_with_cache(cut, prompts(1))
 
 
+@pytest.mark.slow
 def test_hidden_channels_and_whole_layers_go_too(model, axes, tmp_path):
     for granularity in ("channel", "layer"):
         cut, _ = pruned(model, axes, granularity=granularity, ratio=0.3)

@@ -7,7 +7,7 @@ import json
 
 import pytest
 import torch
-from families import build, logits, random_scores, tokens
+from families import build, first_of, logits, random_scores, tokens
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -33,7 +33,7 @@ HEADS = [AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification]
 def pruned(family: str, options: dict, **changes):
     model = build(family, **changes)
     axes = discover(model)
-    return prune_(model, select(axes, random_scores(axes), **options))
+    return prune_(model, select(axes, random_scores(axes), **options), axes=axes)
 
 
 def load(folder, head=AutoModelForCausalLM, **options):
@@ -55,21 +55,23 @@ def hidden(model) -> torch.Tensor:
         return model.base_model(tokens()).last_hidden_state
 
 
-@pytest.mark.parametrize("family", ["llama-tied", "gpt2", "opt", "glm"])
-@pytest.mark.parametrize("head", [AutoModel, AutoModelForSequenceClassification], ids=lambda c: c.__name__)
-def test_the_body_loads_alone_and_under_a_classifier(head, family, tmp_path):
+@pytest.mark.parametrize("family", first_of(["llama-tied", "gpt2", "opt", "glm"]))
+def test_the_body_loads_alone_and_under_a_classifier(family, tmp_path):
     """And is saved again, from where the language model's body loads, too."""
     model = pruned(family, UNEVEN)
-    once = load(save_model(model, None, tmp_path / "m"), head)
-    once.save_pretrained(tmp_path / "again")
-    for other in (head, AutoModelForCausalLM):
-        again = load(tmp_path / "again", other)
-        assert torch.equal(hidden(again), hidden(model)) and torch.equal(hidden(once), hidden(model))
-        ours, theirs = ([p.shape for p in one.base_model.parameters()] for one in (model, again))
-        assert ours == theirs
+    folder = save_model(model, None, tmp_path / "m")
+    for head in (AutoModel, AutoModelForSequenceClassification):
+        once = load(folder, head)
+        assert torch.equal(hidden(once), hidden(model))
+        once.save_pretrained(tmp_path / head.__name__)
+        for other in (head, AutoModelForCausalLM):
+            again = load(tmp_path / head.__name__, other)
+            assert torch.equal(hidden(again), hidden(model))
+            ours, theirs = ([p.shape for p in one.base_model.parameters()] for one in (model, again))
+            assert ours == theirs
 
 
-@pytest.mark.parametrize("family", ["bloom", "qwen2"])
+@pytest.mark.parametrize("family", first_of(["bloom", "qwen2"]))
 def test_a_folder_that_was_loaded_with_its_own_code_is_cut_again(family, tmp_path):
     """Its layers' configs and the selection of its position biases are of classes in the folder's code."""
     model = load(save_model(pruned(family, UNEVEN), None, tmp_path / "m"))
@@ -82,7 +84,7 @@ def test_a_folder_that_was_loaded_with_its_own_code_is_cut_again(family, tmp_pat
     assert {config._attn_implementation for config in configs} == {"eager"}
 
 
-@pytest.mark.parametrize("family", ["llama-tied", "gpt2"])
+@pytest.mark.parametrize("family", first_of(["llama-tied", "gpt2"]))
 def test_tokens_are_classified_on_the_same_body(family, tmp_path):
     model = pruned(family, UNEVEN)
     once = load(save_model(model, None, tmp_path / "m"), AutoModelForTokenClassification)
@@ -90,7 +92,7 @@ def test_tokens_are_classified_on_the_same_body(family, tmp_path):
 
 
 @pytest.mark.parametrize("mismatch", [False, True])
-@pytest.mark.parametrize("by_name", [LlamaForCausalLM, LlamaModel, LlamaForTokenClassification])
+@pytest.mark.parametrize("by_name", first_of([LlamaForCausalLM, LlamaModel, LlamaForTokenClassification]))
 def test_a_class_that_is_called_by_its_name_is_stopped(by_name, mismatch, folders):
     """It would build the dense widths, and fill them at random where it may."""
     with pytest.raises(ValueError, match="AutoModelForCausalLM.from_pretrained.*trust_remote_code=True"):
@@ -130,6 +132,7 @@ def test_the_tokenizer_needs_no_trust(kind, folders, monkeypatch):
     assert tokenizer("a b")["input_ids"] == tiny_tokenizer()("a b")["input_ids"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [UNEVEN, CHANNELS, ODD], ids=["uneven", "channels", "odd"])
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_vocabulary_may_grow_after_the_cut(tied, options, tmp_path):
@@ -145,6 +148,7 @@ def test_a_vocabulary_may_grow_after_the_cut(tied, options, tmp_path):
         assert (again.get_output_embeddings().weight is again.get_input_embeddings().weight) == tied
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [UNEVEN, ODD], ids=["uneven", "odd"])
 def test_a_model_whose_vocabulary_grew_can_be_cut_again(options, tmp_path):
     model = pruned("llama-gqa", options)

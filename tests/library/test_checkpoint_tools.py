@@ -18,7 +18,7 @@ import pytest
 import torch
 import transformers
 import yaml
-from families import COMMON, FAMILIES, build, logits, random_scores, tokens
+from families import COMMON, FAMILIES, build, first_of, logits, random_scores, tokens
 from peft import LoraConfig, PeftModel, get_peft_model
 from remote_family import build_remote, prompts, remote_tokenizer
 from torch import nn
@@ -43,7 +43,7 @@ OTHERS = {  # what else a plan can cut; name -> (config class, its arguments, ho
 def pruned(kind: str, **config):
     model = build("llama-gqa", vocab_size=260, max_position_embeddings=512, **config)
     axes = discover(model)
-    return prune_(model, select(axes, random_scores(axes), **KINDS[kind]))
+    return prune_(model, select(axes, random_scores(axes), **KINDS[kind]), axes=axes)
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -251,6 +251,7 @@ def test_config_alone_builds_the_widths(folder, kind):
     assert not torch.equal(logits(drawn, tokens()), logits(load(folder, kind), tokens()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_survives(dtype, kind, tmp_path):
     model = pruned(kind).to(dtype)
@@ -261,6 +262,7 @@ def test_half_precision_survives(dtype, kind, tmp_path):
             assert theirs.dtype == dtype and torch.equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_shards_load_as_one_file_does(kind, tmp_path):
     model = pruned(kind)
     save_model(model, tiny_tokenizer(), tmp_path / "m", max_shard_size="10KB")
@@ -284,7 +286,7 @@ def test_shard_size_that_is_none_leaves_what_was_there(tmp_path):
     assert (tmp_path / "m" / "model.safetensors").is_file() and [p.name for p in tmp_path.iterdir()] == ["m"]
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", first_of(OTHERS))
 def test_every_kind_of_group_survives(name, kind, tmp_path, monkeypatch):
     config_class, arguments, how = OTHERS[name]
     monkeypatch.setitem(FAMILIES, name, (config_class, arguments))
@@ -292,7 +294,7 @@ def test_every_kind_of_group_survives(name, kind, tmp_path, monkeypatch):
     axes = discover(model, **how)
     plain = {"ratio": 0.5, "uniform": False}
     options = plain | ({"protect_first": 1} if kind == "uneven" else {})
-    prune_(model, select(axes, random_scores(axes), **options))
+    prune_(model, select(axes, random_scores(axes), **options), axes=axes)
     kind = "uneven" if name == "norms over all heads" else kind  # a config has one epsilon for all norms
     assert (model.pruning_layout is None) == (kind == "plain")
     save_model(model, tiny_tokenizer(), tmp_path / "m")

@@ -77,6 +77,7 @@ def test_options_reach_the_plan_and_the_weights(tmp_path):
     assert all(layer.mlp.up_proj.out_features % 8 == 0 for layer in model.model.layers)
 
 
+@pytest.mark.slow
 def test_widths_are_multiples_of_eight_unless_another_is_given(tmp_path):
     for words, rest in (([], 0), (["--multiple-of", 1], 4)):
         assert prune(tmp_path / f"m{rest}", "--ratio", 0.375, *words) == 0
@@ -84,6 +85,7 @@ def test_widths_are_multiples_of_eight_unless_another_is_given(tmp_path):
         assert model.model.layers[0].mlp.up_proj.out_features % 8 == rest
 
 
+@pytest.mark.slow
 def test_layers_are_left_whole_unless_all_must_be_alike(tmp_path, capsys):
     """Four and two by default, which leaves nothing of two layers; with --uniform none."""
     assert "protect_last = 6 leaves none of 2" in refused(["prune", "tiny", tmp_path / "m"], capsys)
@@ -94,6 +96,7 @@ def test_layers_are_left_whole_unless_all_must_be_alike(tmp_path, capsys):
         assert settings["protect_first"] == settings["protect_last"] == 0
 
 
+@pytest.mark.slow
 def test_a_text_and_instructions_may_be_files(tmp_path):
     text, rows = tmp_path / "mine.txt", tmp_path / "mine.jsonl"
     text.write_text("\n\n".join(["a river and a red stone " * 5] * 12))

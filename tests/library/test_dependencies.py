@@ -23,6 +23,7 @@ else:
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DISTRIBUTIONS = packages_distributions()
+OWN = {"pruner_lib", "tests", *(path.stem for path in (ROOT / "tests").rglob("*.py"))}
 PARTS = {  # files -> the extras that they may use, beside the library's own dependencies
     "pruner_lib/*.py": [],
     "pruner_lib/method/*.py": [],
@@ -67,11 +68,11 @@ def imported(source: str, *, inside_functions: bool) -> set[str]:
     found = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     others = [node for node in nodes if isinstance(node, ast.ImportFrom) and not node.level]  # not relative
     found |= {node.module for node in others}
-    own = {"pruner_lib", "tests", *(path.stem for path in (ROOT / "tests").rglob("*.py"))}
-    names = {name.partition(".")[0] for name in found} - own - set(sys.stdlib_module_names)
+    names = {name.partition(".")[0] for name in found} - OWN - set(sys.stdlib_module_names)
     return {distribution(name) for name in names}
 
 
+@cache
 def files(part: str) -> list[Path]:
     """Files of a part, without those that a part before it has taken, nor code that only travels."""
     earlier = [path for other in list(PARTS)[: list(PARTS).index(part)] for path in ROOT.glob(other)]

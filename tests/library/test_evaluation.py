@@ -119,23 +119,6 @@ def test_automatic_batches_bound_the_logits(device, vocabulary):
     assert automatic_batch(128, 100, "cuda") > automatic_batch(128, 100, "cpu")
 
 
-@pytest.mark.parametrize(
-    ("ids", "message"),
-    [
-        ([[1, 2]], "got list"),
-        (torch.ones(2, 4), "torch.float32"),
-        (torch.ones(4, dtype=torch.int64), r"torch.int64 \(4,\)"),
-        (torch.ones(2, 1, dtype=torch.int64), r"torch.int64 \(2, 1\)"),
-        (torch.ones(0, 4, dtype=torch.int64), r"torch.int64 \(0, 4\)"),
-        (torch.full((2, 4), VOCABULARY), rf"61 to 61, but .* has {VOCABULARY} tokens"),
-        (torch.full((2, 4), -1), "-1 to -1"),
-    ],
-)
-def test_bad_ids_are_named(ids, message):
-    with pytest.raises(ValueError, match=message):
-        perplexity(make("llama"), ids)
-
-
 def test_the_last_token_of_the_vocabulary_is_good():
     assert perplexity(make("llama"), torch.full((2, 4), VOCABULARY - 1)) > 0
 

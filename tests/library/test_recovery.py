@@ -71,6 +71,7 @@ def test_the_result_depends_neither_on_the_micro_batch_nor_on_recomputation(toke
     assert not torch.allclose(trained["faster"], trained["four"], atol=5e-3)
 
 
+@pytest.mark.slow
 def test_examples_are_computed_without_the_padding_of_longer_ones(tokenizer, tmp_path, monkeypatch):
     computed, losses = {}, {}
     for rows in (1, 2, 4):
@@ -195,6 +196,7 @@ def test_merged_is_unmerged_and_the_saved_adapter_is_both(family, tokenizer, tmp
     assert not torch.allclose(logits(model), dense, atol=1e-2) and not same(weights(model), untouched)
 
 
+@pytest.mark.slow
 def test_the_weights_and_random_states_stay_as_they_are_without_merge(tokenizer, tmp_path):
     model = make()
     before, shown = weights(model), logits(model)
@@ -210,6 +212,7 @@ def test_the_weights_and_random_states_stay_as_they_are_without_merge(tokenizer,
     assert same(weights(plain), before) and torch.equal(logits(plain), shown)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["before", "during"])
 def test_an_error_leaves_the_plain_model(moment, tokenizer, tmp_path):
     def fail(model):
@@ -234,24 +237,8 @@ def test_an_error_leaves_the_plain_model(moment, tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"micro_batch_size": 3}, "batch_size=4 is not a multiple of micro_batch_size=3"),
-        ({"steps": 0}, "steps must be a whole number of at least 1, or None, got 0"),
-        ({"epochs": 0}, "epochs must be .*, got 0"),
-        ({"rank": 0, "alpha": -1}, "rank must be .* at least 1, got 0"),
-        ({"dropout": 1.0}, "dropout must be .*, got 1.0"),
-        ({"learning_rate": -1e-3}, "learning_rate must be .*, got -0.001"),
-        ({"warmup_steps": -1}, "warmup_steps must be .*, got -1"),
         ({"evaluate": score, "evaluate_at": [7]}, r"evaluate_at=\[7\].*0 to 6"),
-        ({"evaluate_at": [2]}, "evaluate=None"),
-        ({"keep_at": [2, 4], "at": 3}, r"at=3, but adapters are kept only at \[2, 4, 6\]; choose one"),
-        ({"keep_at": [0, 7]}, r"keep_at=\[0, 7\] is out of range; give steps from 1 to 6"),
-        ({"cutoff": 20}, "raise the cutoff"),
-        (
-            {"target_modules": ["q_proj", "nope"]},
-            r"\['nope'\] match no linear layer; choose from down_proj, ",
-        ),
         ({"target_modules": ["q_proj", "lm_head"]}, r"\['lm_head'\] match no linear layer"),
-        ({"target_modules": []}, r"target_modules must be a list that is not empty.* got \[\]"),
         ({"target_modules": "("}, r"\['\('\] match no linear layer"),
     ],
 )
@@ -261,6 +248,7 @@ def test_bad_arguments_are_named_and_nothing_is_written(change, message, tokeniz
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_arguments_of_the_trainer_are_passed_on_and_part_of_the_run(tokenizer, tmp_path):
     class Counter(TrainerCallback):
         steps = 0
@@ -301,6 +289,7 @@ class StopAtTwo(TrainerCallback):
         control.should_training_stop = state.global_step == 2
 
 
+@pytest.mark.slow
 def test_an_error_leaves_the_mode_of_the_model(tokenizer, tmp_path):
     class Fail(TrainerCallback):
         def on_step_end(self, args, state, control, **more):
@@ -313,6 +302,7 @@ def test_an_error_leaves_the_mode_of_the_model(tokenizer, tmp_path):
         assert {module.training for module in model.modules()} == {training}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("merge", [False, True])
 def test_a_run_that_a_callback_stops_returns_the_adapter_of_its_last_step(merge, tokenizer, tmp_path):
     how = QUICK | {"output_dir": tmp_path, "merge": merge}

@@ -13,10 +13,9 @@ from families import random_scores
 from remote_family import CODE, build_remote, prompts, remote_tokenizer
 from transformers import AutoModelForCausalLM
 
-from pruner_lib import discover, load_model, mask_, prune_, recover, save_model, select
+from pruner_lib import discover, load_model, mask_, prune_, save_model, select
 from pruner_lib.evaluation.efficiency import latency, macs
 from pruner_lib.method.groups import Plan
-from pruner_lib.method.norms import norm_members
 from pruner_lib.method.trace import trace
 from pruner_lib.recovery.recover import add_adapter
 from pruner_lib.recovery.settings import RecoverySettings
@@ -39,7 +38,7 @@ def axes(model):
 
 @pytest.fixture
 def uneven(model, axes):
-    return prune_(copy.deepcopy(model), select(axes, random_scores(axes), **UNEVEN))
+    return prune_(copy.deepcopy(model), select(axes, random_scores(axes), **UNEVEN), axes=axes)
 
 
 def logits(model, ids):
@@ -88,12 +87,10 @@ def test_factors_of_the_forward_pass_are_seen_without_weights(model):
     assert sum(abs(value - 6**0.5) < 1e-6 for value in numbers) == 2 * 3
 
 
-@pytest.mark.parametrize("kind", ["attention", "mlp", "both", "uneven"])
-def test_cut_equals_mask(kind, model, axes):
-    scores, ids = random_scores(axes), prompts(3)
-    plans = {"both": dict(ratio=0.5), "uneven": UNEVEN}
-    plan = select(axes, scores, **plans[kind]) if kind in plans else only(axes, kind)
-    cut, masked = prune_(copy.deepcopy(model), plan), mask_(copy.deepcopy(model), plan)
+def test_cut_equals_mask(model, axes):
+    """And channels are cut, and it is recovered, in test_architectures."""
+    ids, plan = prompts(3), select(axes, random_scores(axes), **UNEVEN)
+    cut, masked = (change(copy.deepcopy(model), plan, axes=axes) for change in (prune_, mask_))
     assert (logits(cut, ids) - logits(masked, ids)).abs().max() < 1e-4
     assert (logits(model, ids) - logits(masked, ids)).abs().max() > 1e-2
     assert sum(p.numel() for p in cut.parameters()) < sum(p.numel() for p in model.parameters())
@@ -117,18 +114,6 @@ def test_cut_model_learns_and_generates(uneven):
         assert parameter.grad.shape == parameter.shape and parameter.grad.abs().sum() > 0, name
 
 
-def test_recovery_trains_it(uneven, tmp_path):
-    examples = [{"instruction": "count", "output": "one two"}, {"instruction": "say", "output": "yes"}]
-    before = logits(uneven, prompts())
-    settings = dict(steps=2, batch_size=2, micro_batch_size=2, learning_rate=1e-2, warmup_steps=0)
-    done = recover(uneven, remote_tokenizer(), examples, output_dir=tmp_path / "run", merge=True, **settings)
-    assert [row["step"] for row in done.history if "loss" in row][-1] == 2
-    assert done.model is uneven and (logits(uneven, prompts()) - before).abs().max() > 0
-    save_model(uneven, remote_tokenizer(), tmp_path / "m")
-    again, _ = load_model(tmp_path / "m", trust_remote_code=True)
-    assert torch.equal(logits(again, prompts()), logits(uneven, prompts()))
-
-
 @pytest.mark.parametrize("shape", [(3, 9), (9, 9)])
 def test_labels_meet_their_own_tokens_where_tokens_come_first(shape, uneven):
     ids = prompts(*shape)
@@ -142,6 +127,7 @@ def test_labels_meet_their_own_tokens_where_tokens_come_first(shape, uneven):
     assert torch.isclose(trainer.compute_loss(trainer.model, batch, num_items_in_batch=n), wanted, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_folder_is_loaded_cut_and_saved_again(uneven, tmp_path):
     one = tmp_path / "interleaved"  # named as the dense folder, transformers takes their code for the same
     save_model(uneven, remote_tokenizer(), one)
@@ -165,22 +151,6 @@ def test_what_its_own_config_can_say_needs_no_code_of_ours(model, axes, tmp_path
     assert {path.name for path in CODE} <= names and not names & OURS
     again, _ = load_model(tmp_path / "m", trust_remote_code=True)
     assert torch.equal(logits(again, prompts()), logits(even, prompts()))
-
-
-def test_channels_are_cut_and_kept(model, axes, tmp_path):
-    """As the whole model with the gone channels at zero, whose norms run over the others alone."""
-    plan = select(axes, random_scores(axes), ratio=0.25, granularity="channel")
-    cut, masked = prune_(copy.deepcopy(model), plan), mask_(copy.deepcopy(model), plan)
-    kept = plan.keep["hidden"]
-    for member in norm_members(masked, axes["hidden"].members):
-        whole, small = (m.get_submodule(member.structure) for m in (masked, cut))
-        whole.forward = lambda x, small=small: torch.zeros_like(x).index_copy(-1, kept, small(x[..., kept]))
-    assert cut.lm_head.in_features == len(kept) == 36
-    assert (logits(cut, prompts()) - logits(masked, prompts())).abs().max() < 1e-4
-    assert (logits(cut, prompts()) - logits(model, prompts())).abs().max() > 1e-2
-    save_model(cut, remote_tokenizer(), tmp_path / "m")
-    again, _ = load_model(tmp_path / "m", trust_remote_code=True)
-    assert torch.equal(logits(again, prompts()), logits(cut, prompts()))
 
 
 @pytest.mark.parametrize("pruned", [False, True])

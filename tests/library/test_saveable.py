@@ -10,7 +10,7 @@ from types import MethodType
 
 import pytest
 import torch
-from families import COMMON, FAMILIES, build, logits, random_scores, tokens
+from families import COMMON, FAMILIES, build, first_of, logits, random_scores, tokens
 from remote_family import CODE, build_remote, prompts, remote_tokenizer
 from transformers import (
     AutoModelForCausalLM,
@@ -43,9 +43,14 @@ def plan_of(model, seed: int = 0, **options) -> Plan:
     return select(axes, random_scores(axes, seed), **options)
 
 
+def cut_(model, seed: int = 0, **options):
+    axes = discover(model)
+    return prune_(model, select(axes, random_scores(axes, seed), **options), axes=axes)
+
+
 def uneven(family: str = "llama-gqa", **changes):
     model = build(family, **changes)
-    return prune_(model, plan_of(model, **UNEVEN))
+    return cut_(model, **UNEVEN)
 
 
 def names(folder) -> set[str]:
@@ -92,7 +97,7 @@ def test_a_model_that_would_load_with_other_modules_is_not_saved(replace, said, 
     """All its tensors are those of a llama, and what loads would compute something else."""
     model = build("llama-gqa")
     replace(model.model.layers[1].mlp)
-    prune_(model, plan_of(model, **options))
+    cut_(model, **options)
     with pytest.raises(ValueError, match=f"layers.1.mlp{said}.*modules that were replaced, remove hooks"):
         save_model(model, tiny_tokenizer(), tmp_path / "made")
     assert not (tmp_path / "made").exists()
@@ -101,7 +106,7 @@ def test_a_model_that_would_load_with_other_modules_is_not_saved(replace, said, 
 def test_a_float_that_the_config_does_not_know_is_not_saved(tmp_path):
     """But for what changes nothing in evaluation mode: dropout, and the hooks of libraries."""
     model = build("llama-gqa")
-    prune_(model, plan_of(model, **UNEVEN))
+    cut_(model, **UNEVEN)
     model.enable_input_require_grads()
     for layer in model.model.layers:
         layer.self_attn.attention_dropout = 0.25
@@ -132,7 +137,7 @@ class TiedLlama(LlamaForCausalLM):
 
 def test_weights_that_are_tied_and_not_listed_are_refused_in_a_sentence(tmp_path):
     model = TiedLlama(LlamaConfig(**FAMILIES["llama-gqa"][1]))
-    prune_(model, plan_of(model, **UNEVEN))
+    cut_(model, **UNEVEN)
     with pytest.raises(
         ValueError, match="one weight under several names.*nothing was saved; list them in its"
     ):
@@ -188,43 +193,46 @@ def test_a_number_that_the_class_would_make_anew_otherwise_is_not_saved(growth, 
     assert not (tmp_path / "made").exists()
 
 
+@pytest.mark.slow
 def test_a_number_that_is_made_from_the_hidden_size_when_a_model_is_loaded_is_kept(tmp_path):
     """RecurrentGemma multiplies its embeddings by the root of the hidden size, which is not saved."""
     torch.manual_seed(0)
     given = COMMON | {"lru_width": 24, "attention_window_size": 4, "block_types": ["recurrent", "attention"]}
     model = RecurrentGemmaForCausalLM(RecurrentGemmaConfig(**given)).eval()
-    prune_(model, plan_of(model, ratio=0.4, granularity="channel"))
+    cut_(model, ratio=0.4, granularity="channel")
     save_model(model, tiny_tokenizer(), tmp_path / "m")
     check_loads(tmp_path / "m", model)
 
 
+@pytest.mark.slow
 def test_a_table_that_the_class_makes_anew_as_wide_as_its_config_says_is_not_saved(tmp_path):
     """XLM fills a table of sines on loading, though the folder holds one, and of the width before the cut."""
     sines = dict(sinusoidal_embeddings=True, n_langs=1, causal=True)
     sizes = dict(vocab_size=64, emb_dim=24, n_layers=3, n_heads=6, max_position_embeddings=64)
     torch.manual_seed(0)
     model = XLMWithLMHeadModel(XLMConfig(**sizes, **sines)).eval()
-    channels = prune_(copy.deepcopy(model), plan_of(model, ratio=0.4, granularity="channel"))
+    channels = cut_(copy.deepcopy(model), ratio=0.4, granularity="channel")
     with pytest.raises(ValueError, match="could not be loaded, .*nothing was saved.*granularity='block'"):
         save_model(channels, tiny_tokenizer(), tmp_path / "channels")
     assert not (tmp_path / "channels").exists()
-    prune_(model, plan_of(model, **UNEVEN))
+    cut_(model, **UNEVEN)
     save_model(model, tiny_tokenizer(), tmp_path / "m")
     check_loads(tmp_path / "m", model)
 
 
+@pytest.mark.slow
 def test_numbers_of_the_config_that_count_no_heads_stay(tmp_path):
     """A router's `n_group` is as large as the number of heads, and may lie in the way of the edits."""
     changes = dict(num_attention_heads=4, num_key_value_heads=4, n_group=4, topk_group=2, n_routed_experts=8)
     model = build("deepseek_v3", **changes)
-    prune_(model, plan_of(model, ratio={"*.attention": 0.5}))
+    cut_(model, ratio={"*.attention": 0.5})
     assert (model.config.num_attention_heads, model.config.num_key_value_heads) == (2, 2)
     assert (model.config.n_group, model.config.topk_group) == (4, 2)
     save_model(model, tiny_tokenizer(), tmp_path / "made")
     check_loads(tmp_path / "made", model)
 
 
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in ALIKE])
+@pytest.mark.parametrize("family", first_of(name for name in FAMILIES if name not in ALIKE))
 def test_plain_saving_of_an_unevenly_pruned_model_loads_everywhere(family, tmp_path):
     model = uneven(family)
     assert model.pruning_layout
@@ -238,24 +246,25 @@ def test_plain_saving_of_an_unevenly_pruned_model_loads_everywhere(family, tmp_p
 def test_pruning_sets_the_class_and_keeps_its_name():
     model = build("llama-gqa")
     cls = type(model)
-    prune_(model, plan_of(model, ratio=0.0))
+    cut_(model, ratio=0.0)
     assert type(model) is cls and not hasattr(model.config, "auto_map"), "the config alone describes it"
-    prune_(model, plan_of(model, **UNEVEN))
+    cut_(model, **UNEVEN)
     assert isinstance(model, LlamaForCausalLM) and type(model) is not cls
     assert type(model).__name__ == "LlamaForCausalLM" and type(model).dense_class is cls
     assert model.config.auto_map["AutoModelForCausalLM"] == "modeling_pruned.PrunedModelForCausalLM"
 
 
+@pytest.mark.slow
 def test_a_model_cut_again_saves_its_last_widths(tmp_path):
     model = uneven("qwen2", num_key_value_heads=6)
     model.save_pretrained(tmp_path / "one")
     first = [p.shape for p in model.parameters()]
-    prune_(model, plan_of(model, 5, ratio=0.3, scope="global"))
+    cut_(model, 5, ratio=0.3, scope="global")
     assert [p.shape for p in model.parameters()] != first and type(model).dense_class is type(build("qwen2"))
     model.save_pretrained(tmp_path / "two")
     check_loads(tmp_path / "two", model)
     loaded, _ = load_model(tmp_path / "two")
-    prune_(loaded, plan_of(loaded, 7, ratio=0.3, scope="global"))
+    cut_(loaded, 7, ratio=0.3, scope="global")
     loaded.save_pretrained(tmp_path / "two")  # over the folder that it came from
     check_loads(tmp_path / "two", loaded)
 
@@ -273,7 +282,7 @@ def test_a_model_whose_config_describes_it_again_is_a_plain_one(tmp_path):
     check_loads(tmp_path / "m", fresh)
 
 
-@pytest.mark.parametrize("family", ["llama-gqa", "deepseek_v3"])
+@pytest.mark.parametrize("family", first_of(["llama-gqa", "deepseek_v3"]))
 def test_a_model_with_fewer_layers_is_a_plain_one(family, tmp_path):
     model = build(family)
     cls = type(model)
@@ -281,15 +290,16 @@ def test_a_model_with_fewer_layers_is_a_plain_one(family, tmp_path):
     model.save_pretrained(tmp_path / "m")
     assert type(model) is cls and not names(tmp_path / "m") & OURS
     check_loads(tmp_path / "m", model)
-    prune_(model, plan_of(model, **UNEVEN))
+    cut_(model, **UNEVEN)
     model.save_pretrained(tmp_path / "uneven")
     check_loads(tmp_path / "uneven", model)
 
 
+@pytest.mark.slow
 def test_a_model_with_code_of_its_own_takes_it_along(tmp_path):
     model = build_remote(tmp_path / "remote")
     cls = type(model)
-    prune_(model, plan_of(model, **UNEVEN))
+    cut_(model, **UNEVEN)
     assert isinstance(model, cls) and type(model).__name__ == cls.__name__
     model.save_pretrained(tmp_path / "m")
     assert names(tmp_path / "m") >= OURS | CODE_NAMES
@@ -298,6 +308,7 @@ def test_a_model_with_code_of_its_own_takes_it_along(tmp_path):
         load_model(tmp_path / "m")
 
 
+@pytest.mark.slow
 def test_a_remote_model_with_fewer_layers_takes_its_layout_along(tmp_path):
     """Its factor follows the number of layers; the layout keeps it as trained.
 
@@ -312,6 +323,7 @@ def test_a_remote_model_with_fewer_layers_takes_its_layout_along(tmp_path):
     check_loads(tmp_path / "m", model, remote_tokenizer(), prompts(), trust_remote_code=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_copies_are_whole_and_apart(copied, tmp_path):
     model = uneven("bloom")
@@ -319,13 +331,14 @@ def test_copies_are_whole_and_apart(copied, tmp_path):
     again = copied(model)
     assert type(again) is type(model) and again.config is not model.config
     assert torch.equal(logits(again, tokens()), before)
-    prune_(again, plan_of(again, 3, **UNEVEN))
+    cut_(again, 3, **UNEVEN)
     assert torch.equal(logits(model, tokens()), before) and again.pruning_layout != model.pruning_layout
     for each in (model, again):
         each.save_pretrained(tmp_path / "m")
         check_loads(tmp_path / "m", each)
 
 
+@pytest.mark.slow
 def test_a_copy_is_cut_as_its_original():
     """cut = mask, on a copy of a model that was cut before."""
     model = uneven()
@@ -372,7 +385,7 @@ def test_all_code_is_uploaded(through, tmp_path, monkeypatch):
 def test_a_class_in_no_file_is_refused_before_anything_is_written(tmp_path):
     model = build("llama-gqa")
     model.__class__ = type("Local", (type(model),), {"__module__": "__main__"})
-    prune_(model, plan_of(model, **UNEVEN))
+    cut_(model, **UNEVEN)
     for save in (model.save_pretrained, lambda folder: save_model(model, None, folder)):
         with pytest.raises(ValueError, match="Local is defined in __main__.*separate module"):
             save(tmp_path / "m")

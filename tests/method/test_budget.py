@@ -90,6 +90,7 @@ def test_counting_needs_no_memory_and_leaves_the_model_alone():
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("criterion", ["element1", "vector"])
 def test_what_would_not_fit_is_refused_with_a_setting_that_does(monkeypatch, criterion):
     model, ids = build("llama-mha", num_hidden_layers=8), tokens(32, 60)

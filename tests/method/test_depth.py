@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from families import COMMON, FAMILIES, build, generates_alike_with_cache, logits, tokens
+from families import COMMON, FAMILIES, build, first_of, generates_alike_with_cache, logits, tokens
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
@@ -79,7 +79,8 @@ def test_few_of_every_second_layer_are_spread_evenly():
 
 
 @pytest.mark.parametrize(
-    ("family", "kept", "layers"), [("lfm2", [1, 2], 4), ("qwen3_next", [2, 3], 4), ("falcon_h1", [1], 3)]
+    ("family", "kept", "layers"),
+    first_of([("lfm2", [1, 2], 4), ("qwen3_next", [2, 3], 4), ("falcon_h1", [1], 3)]),
 )
 def test_layers_of_several_kinds_are_renumbered_in_each(family, kept, layers, tmp_path):
     """An attention that is missing in the first layer finds its own place in the cache, too."""
@@ -124,7 +125,7 @@ PLACED = {  # numbers that each layer computes from its place; a kind of layers 
 }
 
 
-@pytest.mark.parametrize("family", PLACED)
+@pytest.mark.parametrize("family", first_of(PLACED))
 def test_the_folder_of_a_layer_cut_is_the_model_that_was_cut(family, tmp_path, monkeypatch):
     config, arguments, kept, numbers = PLACED[family]
     monkeypatch.setitem(FAMILIES, family, (config, arguments))
@@ -163,7 +164,7 @@ def test_a_truth_that_follows_from_the_place_of_a_layer_is_kept_with_it(tmp_path
 WORDS = [("last", "first"), (None, "first"), ([0.5], [0.25]), ({"gain": (2, "a")}, {"gain": (1, "a")})]
 
 
-@pytest.mark.parametrize(("word", "other"), WORDS)
+@pytest.mark.parametrize(("word", "other"), first_of(WORDS))
 def test_a_word_or_list_that_follows_from_the_place_of_a_layer_is_refused(word, other, monkeypatch):
     _marked(monkeypatch, "word", lambda i: word if i == 2 else other)
     model = build("llama-gqa")
@@ -184,7 +185,7 @@ READ = {  # by forward -> layers that can still be kept alone
 }
 
 
-@pytest.mark.parametrize("name", READ)
+@pytest.mark.parametrize("name", first_of(READ))
 def test_what_follows_the_place_or_count_of_layers_is_refused(name):
     function, kept = READ[name]
     model = build("llama-gqa")

@@ -11,7 +11,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from families import build, logits, random_scores, tokens
+from families import build, first_of, logits, random_scores, tokens
 from torch.nn import functional
 from transformers.models.llama import modeling_llama
 
@@ -140,14 +140,15 @@ def _plan(axes, kind, ratio=0.5):
 
 
 def _assert_cut_is_mask(model, kind):
-    plan = _plan(discover(model), kind)
+    axes = discover(model)
+    plan = _plan(axes, kind)
     assert len(plan.cut) == 1
-    cut, masked = (change(copy.deepcopy(model), plan) for change in (prune_, mask_))
+    cut, masked = (change(copy.deepcopy(model), plan, axes=axes) for change in (prune_, mask_))
     assert (logits(cut, tokens()) - logits(masked, tokens())).abs().max() < 1e-4
     assert (logits(model, tokens()) - logits(masked, tokens())).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("kind", PLACES)
+@pytest.mark.parametrize("kind", first_of(PLACES))
 @pytest.mark.parametrize("name", LEFT_WHOLE)
 def test_what_counts_zeros_leaves_its_channels_whole_and_is_named(name, kind):
     function, operator = LEFT_WHOLE[name]
@@ -157,7 +158,7 @@ def test_what_counts_zeros_leaves_its_channels_whole_and_is_named(name, kind):
     assert any(f"aten.{operator}" in note and "left whole" in note for note in axes.notes)
 
 
-@pytest.mark.parametrize("kind", PLACES)
+@pytest.mark.parametrize("kind", first_of(PLACES))
 @pytest.mark.parametrize("name", BY_PLACE)
 def test_what_is_used_by_its_place_is_left_whole_and_said_so(name, kind):
     """Where others go, what stays moves to other places."""
@@ -236,6 +237,7 @@ def test_groups_stay_where_weights_as_wide_wait_for_other_input(kind):
             select(axes, random_scores(axes), ratio=0.5, granularity="channel")
 
 
+@pytest.mark.slow
 def test_channels_are_cut_once_what_no_text_reaches_is_taken_out():
     model = _with_a_mask_embedding()
     del model.model.mask_embedding
@@ -274,7 +276,7 @@ def test_what_a_module_of_torch_ties_to_the_width_of_its_input_is_left_whole_and
     assert set(axes) == {"layers.0.mlp", "layers.1.mlp"}
     assert sum("self_attn is a torch.nn.MultiheadAttention" in note for note in axes.notes) == 3
     plan = select(axes, random_scores(axes), ratio=0.5)
-    cut, masked = (change(copy.deepcopy(model), plan) for change in (prune_, mask_))
+    cut, masked = (change(copy.deepcopy(model), plan, axes=axes) for change in (prune_, mask_))
     assert (logits(cut, tokens()) - logits(masked, tokens())).abs().max() < 1e-4
 
 
@@ -313,19 +315,19 @@ def test_an_operator_without_a_rule_that_meets_only_scores_of_attention_is_named
     assert any("q_proj" in note and "aten.median" in note for note in axes.notes)
 
 
-@pytest.mark.parametrize("kind", PLACES)
+@pytest.mark.parametrize("kind", first_of(PLACES))
 @pytest.mark.parametrize("name", EXACT)
 def test_what_passes_over_zeros_is_cut_as_it_is_masked(name, kind):
     _assert_cut_is_mask(_with(EXACT[name], kind), kind)
 
 
-@pytest.mark.parametrize("kind", PLACES | STREAM)
+@pytest.mark.parametrize("kind", first_of(PLACES | STREAM))
 @pytest.mark.parametrize("name", COUNTED)
 def test_a_number_that_follows_the_width_is_refused_and_nothing_is_cut(name, kind):
     model = _with(COUNTED[name], kind)
-    before = logits(model, tokens())
+    before, axes = logits(model, tokens()), discover(model)
     with pytest.raises(ValueError, match="would compute with .* follows the width.*nothing was cut"):
-        prune_(model, _plan(discover(model), kind))
+        prune_(model, _plan(axes, kind), axes=axes)
     assert torch.equal(logits(model, tokens()), before)
 
 

@@ -8,13 +8,13 @@ from types import MethodType
 
 import pytest
 import torch
+from families import build, first_of, logits, random_scores, tokens
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from pruner_lib import Plan, discover, estimate, mask_, prune_, select
 from pruner_lib.method.groups import Member
 from pruner_lib.method.repair import _fits, _gram, _last, _matrix, _visit_inputs, obs_scores, repair_
-from tests.support.families import build, logits, random_scores, tokens
 
 # one matrix of another kind each: plain, fused query, key and value, transposed, interleaved, parallel branch
 KINDS = ("llama-gqa", "glm", "gpt2", "bloom", "gpt_neox", "qwen3", "opt")
@@ -25,7 +25,7 @@ def block_plan(axes, ratio=0.5):
     return select(axes, random_scores(axes), ratio=ratio)
 
 
-@pytest.mark.parametrize("family", KINDS)
+@pytest.mark.parametrize("family", first_of(KINDS, 2))
 def test_repaired_whole_model_is_the_cut_one(family):
     model = build(family)
     plan, before = block_plan(discover(model)), deepcopy(model)
@@ -61,6 +61,7 @@ def test_columns_that_repeat_others_are_lost_for_nothing():
     assert not torch.allclose(logits(cut, IDS[:2]), whole, atol=0.1)
 
 
+@pytest.mark.slow
 def test_strong_ridge_leaves_the_weights_as_they_were():
     model = build("llama-gqa")
     plan = block_plan(discover(model))
@@ -164,7 +165,7 @@ def test_fit_is_the_least_squares_of_the_inputs():
     assert not torch.allclose(weight[:, kept].double(), before[:, kept], atol=1e-2)
 
 
-@pytest.mark.parametrize("family", KINDS)
+@pytest.mark.parametrize("family", first_of(KINDS, 2))
 def test_layers_are_walked_through_as_the_model_does(family):
     model = build(family)
     names = [_last(model, axis).parameter for axis in discover(model).values() if axis.layer is not None]
@@ -204,6 +205,7 @@ def test_obs_is_what_the_best_repair_leaves():
             assert float(scores[name][group]) == pytest.approx(float(left), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_obs_and_repair_do_better_than_chance_on_their_own_tokens():
     model = build("gpt2")
     axes = discover(model)
@@ -266,6 +268,7 @@ class _TwiceOver(nn.ModuleList):
         return [*layers, *layers] if isinstance(which, slice) else layers
 
 
+@pytest.mark.slow
 def test_layers_that_run_more_than_once_are_neither_repaired_nor_scored_by_their_first_run():
     model = build("llama-gqa")
     model.model.layers.__class__ = _TwiceOver

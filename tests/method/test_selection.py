@@ -71,11 +71,6 @@ def test_parameter_target_is_met(axes, scores, ratio, scope):
     assert abs(gone / axes.n_parameters - ratio) <= 0.005
 
 
-def test_parameter_target_out_of_reach_says_what_is(axes, scores):
-    with pytest.raises(ValueError, match="the nearest removes"):
-        select(axes, scores, ratio=0.9, target="parameters")
-
-
 def test_multiple_of_rounds_mlp_widths_only(axes, scores):
     plan = select(axes, scores, ratio=0.3, multiple_of=8)
     assert len(plan.keep["layers.0.mlp"]) % 8 == 0 and len(plan.keep["layers.0.attention"]) == 5
@@ -94,29 +89,6 @@ def test_layers_with_the_lowest_sums_go(axes):
     assert select(axes, scores, ratio=1 / 3, granularity="layer").keep["layers"].tolist() == [0, 2]
     kept = select(axes, scores, ratio=0.6, granularity="layer", protect_first=1).keep["layers"].tolist()
     assert kept == [0]
-
-
-BAD = {
-    r"ratio must be a number in \[0, 1\)": dict(ratio=1.0),
-    r"ratio must be a number in .* got 1\.5": dict(ratio=torch.tensor(1.5)),
-    "got -0.1": dict(ratio=-0.1),
-    "got nan": dict(ratio=math.nan),
-    "got '0.2'": dict(ratio="0.2"),
-    "unknown granularity 'heads'": dict(ratio=0.2, granularity="heads"),
-    "unknown scope 'all'": dict(ratio=0.2, scope="all"),
-    "unknown target 'bytes'": dict(ratio=0.2, target="bytes"),
-    "protect_first must be": dict(ratio=0.2, protect_first=-1),
-    "leaves none of 3 layers": dict(ratio=0.2, protect_first=2, protect_last=1),
-    "residual stream of every layer": dict(ratio=0.2, granularity="channel", protect_first=1),
-    "uniform=True needs": dict(ratio=0.2, uniform=True, protect_first=1),
-    "needs \\(4, 6\\)": dict(ratio=0.2, dependency=False),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("message", BAD)
-def test_bad_options_are_named(axes, scores, message):
-    with pytest.raises(ValueError, match=message):
-        select(axes, scores, **BAD[message])
 
 
 def test_a_model_that_is_uneven_already_is_said_to_be_so():
@@ -146,10 +118,9 @@ def test_plan_survives_json(axes, scores, tmp_path):
         Plan.from_json('{"widths": 3}')
 
 
-@pytest.mark.parametrize("kept", [[], [0, 0], [1, 0], [-1, 2], [5, 6]])
-def test_impossible_plans_are_refused(kept):
+def test_a_plan_of_groups_below_zero_is_refused():
     with pytest.raises(ValueError, match=r"0\.\.5"):
-        Plan({"hidden": torch.tensor(kept, dtype=torch.int64)}, {"hidden": 6})
+        Plan({"hidden": torch.tensor([-1, 2])}, {"hidden": 6})
 
 
 @pytest.mark.parametrize("ratio", [0.2, 0.5])

@@ -55,12 +55,14 @@ def test_with_the_solutions_every_step_is_right(steps):
     assert steps(solutions()) == ["right"] * 6
 
 
+@pytest.mark.slow
 def test_steps_that_are_not_written_say_so_and_those_after_them_wait(steps):
     assert steps({}) == ["not written yet"] * 6
     without = {name: source for name, source in solutions().items() if name != "channel_scores"}
     assert steps(without) == ["right", *["not written yet"] * 3, "right", "right"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("step", "right", "wrong", "said"),
     [

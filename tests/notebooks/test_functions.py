@@ -269,6 +269,7 @@ def savings_10():
     return functions_of("10_efficiency")
 
 
+@pytest.mark.slow
 def test_a_cut_without_weights_is_counted_like_the_shapes_that_are_left(savings_10):
     block = {"ratio": 0.25, "protect_first": 1}
     whole, cut = savings_10.count({savings_10.BASE: {}, "Block 20%": block}, layers=4)

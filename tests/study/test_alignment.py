@@ -7,7 +7,7 @@ from functools import partial
 import pandas as pd
 import pytest
 import torch
-from families import build, tokens
+from families import build, first_of, tokens
 from notebook_functions import functions_of
 
 from pruner_lib import discover, load_model, prune_, select
@@ -30,7 +30,9 @@ def test_correlation_knows_scale_shift_and_nothing():
     assert abs(correlation(noise, noise.flip(0))) < 0.05
 
 
-@pytest.mark.parametrize("family", ["llama-gqa", "gpt_neox", "gpt2", "opt"])  # of opt the MLP is no module
+@pytest.mark.parametrize(
+    "family", first_of(["llama-gqa", "gpt_neox", "gpt2", "opt"])
+)  # of opt the MLP is no module
 def test_blocks_are_called_as_before_and_heard_at_their_last_matrix(family):
     """Pruning layer 0 changes what it says; layer 1, called as before, says what it said."""
     model, ids = build(family), tokens(2, 6)
@@ -71,6 +73,7 @@ def test_zero_equals_cut_for_groups_and_not_for_matrices_alone(study):
     assert zero["alone"].metrics[NAME].n == cut["alone"].metrics[NAME].n
 
 
+@pytest.mark.slow
 def test_dense_model_is_left_as_it_was(study):
     dense = load_model("tiny")[0].state_dict()
     of_04 = functions_of("04_dependency", study=study)

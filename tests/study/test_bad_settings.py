@@ -22,6 +22,7 @@ from pruner_lib.study.profiles import load_profile
 from pruner_lib.study.reproduce import main as reproduce
 from pruner_lib.study.results import results_dir
 from pruner_lib.study.settings import Experiment, from_plain
+from tests.benchmarks.stress import main as stress
 
 PARAMETERS = [  # notebook, what is given, what came, what is wanted
     ("00", {"profile": "tyni"}, "'tyni'", "decide, paper, quick, tiny"),
@@ -305,6 +306,7 @@ LINES = [
     (run_notebooks, ["--profile", "tiny", "--scheduler", "nowhere"], "'nowhere'", "tcp://host:8786"),
     (run_notebooks, ["--workers", "1", "--scheduler", "tcp://a:1"], "tcp://a:1", "one of them"),
     (run_notebooks, ["--nope"], "--nope", "unrecognized"),
+    (stress, ["--kills", "x"], "'x'", "invalid int value"),
     (reproduce, [], "[]", "the path or the key of one record"),
     (reproduce, ["a", "b"], "['a', 'b']", "the path or the key of one record"),
     (reproduce, ["0123"], "'0123'", "expected 1"),
@@ -360,11 +362,11 @@ def test_folder_of_data_that_is_none_is_named(place, monkeypatch):
     assert not results_dir("tiny").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
         (["study", "--profile", "tiny", "--workers", "x"], "argument --workers: invalid int value: 'x'"),
-        (["stress", "--kills", "x"], "argument --kills: invalid int value: 'x'"),
         (["bench", "--only", "nope"], "no benchmark nope; there are scoring, discovery, speed, evaluation"),
     ],
 )

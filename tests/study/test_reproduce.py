@@ -56,6 +56,7 @@ def test_numbers_of_another_machine_may_be_near_but_not_far(study):
     assert reproduce.tolerance(record, changed(record, 2)) == 0
 
 
+@pytest.mark.slow
 def test_plan_protocol_and_history_count_and_circumstances_do_not(study):
     record = study.run(TINY.experiment(criterion="l2"))
     metric = record.metrics[NAME]

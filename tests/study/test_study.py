@@ -110,6 +110,7 @@ def test_record_holds_what_the_public_calls_give(study):
     assert study.run(asked().dense).perplexity["tiny"] != pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_text_is_tokenised_once_for_many_models_and_again_in_another_data_directory(
     study, place, monkeypatch
 ):
@@ -142,6 +143,7 @@ def test_dense_model_is_measured_once_whatever_was_asked_to_be_done_with_it(stud
     assert "2 experiments: 1 reused, 1 run now" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_criteria_and_aggregations_share_one_calibration_pass(study, monkeypatch):
     passes, estimate = [], stages.estimate_members
 
@@ -248,6 +250,7 @@ def test_killed_study_goes_on_to_the_records_of_an_uninterrupted_one(
     assert not list((place / "cache").glob("partial-*"))
 
 
+@pytest.mark.slow
 def test_text_that_was_measured_before_a_stop_is_not_measured_again(study, monkeypatch):
     measured, measure = [], study.measure_text
 
@@ -382,6 +385,7 @@ class ElsewhereExecutor:
         return future
 
 
+@pytest.mark.slow
 def test_records_of_a_worker_with_a_disk_of_its_own_come_into_the_one_folder(study, place, monkeypatch):
     wanted, here = [asked().dense, asked()], place.parent / "here"
     there = spread_over(ElsewhereExecutor(), here)  # a worker falls back to the folder of `study`
@@ -405,6 +409,7 @@ def test_records_of_a_worker_with_a_disk_of_its_own_come_into_the_one_folder(stu
         spread_over(client, place.parent / "third").run_all(wanted[:1])
 
 
+@pytest.mark.slow
 def test_changed_model_folder_is_measured_again(study, tmp_path):
     model, tokenizer = load_model("tiny")
     folder = tmp_path / "mine"
@@ -428,6 +433,7 @@ OTHER = {  # what an experiment on `story`, calibrated on `tiny`, may read -> ot
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OTHER)
 def test_changed_data_of_the_users_own_are_read_again(study, place, name):
     path = place.parent / "data" / name
@@ -454,6 +460,7 @@ def test_data_that_an_experiment_does_not_read_do_not_matter(study, place):
     assert study.run(asked().dense).reused and "inputs_hash" in dense.machine
 
 
+@pytest.mark.slow
 def test_other_type_of_weights_in_the_profile_is_measured_anew(place, monkeypatch):
     def measured(dtype):
         place.with_name("own.yaml").write_text(f"tiny: {{dtype: {dtype}}}\n")
@@ -489,6 +496,7 @@ def test_middle_of_a_large_file_counts(tmp_path):
     assert model_hash(str(path.parent)) != before
 
 
+@pytest.mark.slow
 def test_git_of_the_user_takes_records_and_no_cache(study):
     """Also where a study runs without the runner of notebooks."""
     study.run(study.profile.experiment(criterion="l2"))
@@ -528,6 +536,7 @@ def test_adapter_that_was_changed_is_set_aside_and_trained_again(study):
     assert outcome(study.run(asked(recovery=plain))) == outcome(first)
 
 
+@pytest.mark.slow
 def test_frame_of_a_study_compares_only_what_was_measured_alike(study):
     records = study.run_all([asked().dense, asked()])
     frame = records_frame(records)
@@ -537,6 +546,7 @@ def test_frame_of_a_study_compares_only_what_was_measured_alike(study):
         records_frame([*records, other])
 
 
+@pytest.mark.slow
 def test_bad_input_leaves_nothing_behind(study, place):
     for wrong, message in [
         (asked(model="smolm"), "unknown model 'smolm'"),
@@ -553,6 +563,7 @@ def test_bad_input_leaves_nothing_behind(study, place):
     assert study.run(asked()).perplexity
 
 
+@pytest.mark.slow
 def test_worker_runs_an_experiment_by_the_names_of_profile_and_folder(tmp_path):
     job = pickle.loads(pickle.dumps((run_experiment, asked(), "tiny", tmp_path / "worker", ("l2",))))
     (tmp_path / "worker" / "tiny").mkdir(parents=True)
@@ -561,6 +572,7 @@ def test_worker_runs_an_experiment_by_the_names_of_profile_and_folder(tmp_path):
     assert len(list((tmp_path / "worker" / "tiny" / "cache").glob("members-*.safetensors"))) == 2
 
 
+@pytest.mark.slow
 def test_named_lists_of_experiments_become_named_records(study):
     named = study.records({"dense": [asked().dense], "both": [asked(), asked(criterion="l2")], "none": []})
     assert {name: [one.experiment.method for one in records] for name, records in named.items()} == {
@@ -587,6 +599,7 @@ def test_what_was_made_is_kept_by_its_key_as_json(study):
     assert study.cached(["b"], make)["number"] == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how",
     [{}, {"recovery": RECOVERY}, {"criterion": "obs", "repaired": True}, {"granularity": "layer"}],
@@ -626,6 +639,7 @@ def test_models_fill_the_gpu_first_and_then_what_else_is_there(place, monkeypatc
         assert given["smollm2-135m"] == {"dtype": torch.float32} | kind
 
 
+@pytest.mark.slow
 def test_manifest_names_the_revision_that_measured_and_not_the_one_that_reads(place, monkeypatch):
     monkeypatch.setattr(run, "git_revision", lambda: "aaaa1")
     first = Study("tiny")

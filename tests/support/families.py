@@ -5,8 +5,10 @@ Norms are randomised and weights scaled up: at ones and near zero a wrong cut wo
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 
+import pytest
 import torch
 import transformers
 from transformers import AutoModelForCausalLM
@@ -202,6 +204,13 @@ DIFFERENT = (
     "gpt_bigcode", "opt", "falcon-new", "mixtral", "qwen2_moe", "deepseek_v3",
 )  # fmt: skip
 GREEDY = dict(max_new_tokens=6, do_sample=False, pad_token_id=0, eos_token_id=None)
+
+
+def first_of(cases: Iterable, n: int = 1) -> list:
+    """The first `n` cases as they are; the others, which try the same on other models, are slow."""
+    cases = list(cases)
+    others = [case if isinstance(case, tuple) else (case,) for case in cases[n:]]
+    return [*cases[:n], *(pytest.param(*case, marks=pytest.mark.slow) for case in others)]
 
 
 def build(name: str, **changes) -> torch.nn.Module:
