@@ -68,7 +68,12 @@ def test_steps_that_are_not_written_say_so_and_those_after_them_wait(steps):
     [
         ("saliency", ".abs()", "", "1. saliency: not right yet"),
         ("channel_scores", " + down.sum(0)", "", "2. channels: not right yet"),
-        ("groups_to_keep", "int(len(scores) * (1 - ratio))", "int(len(scores) * (1 - ratio)) - 1", "3. choice"),
+        (
+            "groups_to_keep",
+            "int(len(scores) * (1 - ratio))",
+            "int(len(scores) * (1 - ratio)) - 1",
+            "3. choice",
+        ),
         ("cut_mlp", "weight[:, keep]", "weight[:, : len(keep)]", "4. cut MLP: not right yet"),
         ("head_scores", ", v.sum(1)", "", "5. heads: not right yet"),
         ("cut_attention", '("v", 0, 16)', '("v", 0, 16 // 1)', None),
