@@ -182,7 +182,7 @@ def test_a_number_that_the_class_would_make_anew_otherwise_is_not_saved(growth, 
     if saved != "layers":
         plan = plan_of(model, **{"plain": {"ratio": 0.5}, "uneven": UNEVEN}[saved])
     prune_(model, plan)
-    said = r"layers.*mlp.gain is .* in this GainLlama, but its class would compute .* when it is loaded"
+    said = r"layers.*mlp.gain is .* in GainLlama, but its class would compute .* when it is loaded"
     with pytest.raises(ValueError, match=said):
         save_model(model, tiny_tokenizer(), tmp_path / "made")
     assert not (tmp_path / "made").exists()
