@@ -591,6 +591,7 @@ def test_a_number_of_numpy_or_torch_is_a_number():
         assert all(torch.equal(got[name], scores) for name, scores in wanted[1].items())
 
 
+@pytest.mark.slow
 def test_a_recovery_takes_the_numbers_of_numpy(place):
     names = {"seed": np.int64(3), "rank": np.int64(2), "learning_rate": np.float64(1e-3)}
     plain = {name: number.item() for name, number in names.items()}

@@ -138,6 +138,7 @@ def test_later_versions_of_the_same_type_are_code_of_their_own(hub, tmp_path):
         load_model(tmp_path)
 
 
+@pytest.mark.slow
 def test_hub_id_is_found_in_the_hubs_cache_whole_or_pruned(model, axes, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     place, commit = tmp_path / "models--THUDM--chatglm-6b", "a" * 40
@@ -255,6 +256,7 @@ def test_response_alone_is_learned_and_stands_behind_sop(tokenizer):
     assert labels[start:] == ids[start:] == [*answer, IDS["eos_token_id"]]
 
 
+@pytest.mark.slow
 def test_recovery_trains_and_merges_the_adapter(model, axes, tokenizer, tmp_path):
     cut, _ = pruned(model, axes, **UNEVEN)
     examples = [{"instruction": "Say a.", "output": "a dog"}, {"instruction": "Say b.", "output": "b"}]

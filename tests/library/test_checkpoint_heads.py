@@ -105,6 +105,7 @@ def test_trust_lets_no_other_head_fill_the_body_at_random(folders):
         load(folders["uneven"], AutoModelForQuestionAnswering, ignore_mismatched_sizes=True)
 
 
+@pytest.mark.slow
 def test_a_head_that_transformers_has_not_is_named(folders, tmp_path):
     save_model(pruned("granite", UNEVEN), None, tmp_path / "m")
     with pytest.raises(ValueError, match="has no AutoModelForSequenceClassification for granite"):

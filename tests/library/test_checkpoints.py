@@ -78,6 +78,7 @@ def test_channel_pruned_checkpoint_is_a_plain_one_and_what_is_tied_stays_so(tmp_
         assert again.lm_head.weight is again.model.embed_tokens.weight
 
 
+@pytest.mark.slow
 def test_heads_that_do_not_divide_the_hidden_size_fall_back_to_a_layout(tmp_path):
     """llama's config refuses 5 heads for 24 hidden channels, so a plain folder could not be loaded."""
     model = _pruned("llama-mha", ratio=0.2)

@@ -81,6 +81,7 @@ def test_llama_cpp_computes_the_pruned_model(family, options, written, path):
     assert architecture(path) == written
 
 
+@pytest.mark.slow
 def test_query_heads_of_each_key_and_value_head_may_be_fewer(path):
     model = build("llama-gqa")
     axes = discover(model, query_heads=True)
@@ -89,6 +90,7 @@ def test_query_heads_of_each_key_and_value_head_may_be_fewer(path):
     assert counts == [6, 4, 4] and disagreement(model, path) < SAME
 
 
+@pytest.mark.slow
 def test_rows_in_the_order_of_transformers_are_another_model(uneven, path, monkeypatch):
     monkeypatch.setattr(export, "interleaved", lambda rows, n_heads: rows)
     assert disagreement(uneven, path) > 10 * SAME

@@ -131,6 +131,7 @@ def test_a_limit_draws_questions_by_a_seed(questions, subject, whole):
     assert "doc_ids" not in whole.protocol and draw(task, 9, 0) == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("right_answers_only", [False, True])
 def test_sharing_contexts_changes_no_score(right_answers_only, questions, subject, whole):
     only = {"right_answers_only": right_answers_only}

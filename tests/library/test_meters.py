@@ -144,6 +144,7 @@ def test_the_real_allocators_refusal_is_recognised():
         assert in_fitting_batches(run, 2, "a test") == 1
 
 
+@pytest.mark.slow
 def test_what_failed_is_let_go_before_the_next_try():
     freed: list[str] = []
 

@@ -142,6 +142,7 @@ def test_a_killed_process_is_taken_over_by_another(tokenizer, tmp_path, whole):
     assert again.history[:5] == left and again.history[5]["seconds"] > left[4]["seconds"]
 
 
+@pytest.mark.slow
 def test_a_folder_in_which_another_process_recovers_is_refused(tokenizer, tmp_path):
     with folder_lock(tmp_path), pytest.raises(ValueError, match="another process recovers in .*: wait, or"):
         recover(make(), tokenizer, EXAMPLES, output_dir=tmp_path, **QUICK)
@@ -157,6 +158,7 @@ def test_a_finished_run_is_not_run_again(tokenizer, whole):
     assert again.history == done.history and torch.equal(logits(again.model), seen[6])
 
 
+@pytest.mark.slow
 def test_another_seed_gives_another_adapter(tokenizer, tmp_path, whole):
     recover(make(), tokenizer, EXAMPLES, output_dir=tmp_path, seed=1, **QUICK)
     assert not same(adapter(tmp_path), adapter(whole[0]))

@@ -103,6 +103,7 @@ def test_a_model_that_would_load_with_other_modules_is_not_saved(replace, said, 
     assert not (tmp_path / "made").exists()
 
 
+@pytest.mark.slow
 def test_a_float_that_the_config_does_not_know_is_not_saved(tmp_path):
     """But for what changes nothing in evaluation mode: dropout, and the hooks of libraries."""
     model = build("llama-gqa")
@@ -187,7 +188,7 @@ def test_a_number_that_the_class_would_make_anew_otherwise_is_not_saved(growth, 
     if saved != "layers":
         plan = plan_of(model, **{"plain": {"ratio": 0.5}, "uneven": UNEVEN}[saved])
     prune_(model, plan)
-    said = r"layers.*mlp.gain is .* in this GainLlama, but its class would compute .* when it is loaded"
+    said = r"layers.*mlp.gain is .* in GainLlama, but its class would compute .* when it is loaded"
     with pytest.raises(ValueError, match=said):
         save_model(model, tiny_tokenizer(), tmp_path / "made")
     assert not (tmp_path / "made").exists()
@@ -269,6 +270,7 @@ def test_a_model_cut_again_saves_its_last_widths(tmp_path):
     check_loads(tmp_path / "two", loaded)
 
 
+@pytest.mark.slow
 def test_a_model_whose_config_describes_it_again_is_a_plain_one(tmp_path):
     model = uneven()
     dense = type(model).dense_class

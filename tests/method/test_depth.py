@@ -60,6 +60,7 @@ def test_layers_of_least_score_are_dropped(model):
         select(axes, {"layers": every_second(5)}, ratio=0.5, granularity="layer")
 
 
+@pytest.mark.slow
 def test_a_model_that_is_not_traced_at_once_may_lose_its_first_layer():
     """OPT breaks off in its first layer with the first mask: what was seen of it must not count."""
     model = build("opt")
@@ -97,6 +98,7 @@ def test_layers_of_several_kinds_are_renumbered_in_each(family, kept, layers, tm
     assert torch.equal(logits(copy.deepcopy(again), tokens()), logits(model, tokens()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "kept"), [("lfm2", [0, 2]), ("qwen3_next", [0, 1])])
 def test_layers_that_do_not_run_with_a_cache_by_themselves_are_refused(family, kept):
     """A cache counts its tokens in a layer of attention, and none would be left."""

@@ -341,6 +341,7 @@ class _Halves(nn.Module):
         return self.down(torch.cat([self.one(x).relu(), self.two(x).tanh()], -1))
 
 
+@pytest.mark.slow
 def test_all_axes_of_a_module_have_names_and_can_be_cut(monkeypatch):
     monkeypatch.setattr(modeling_llama, "LlamaMLP", _Halves)
     model = build("llama-gqa")
@@ -352,6 +353,7 @@ def test_all_axes_of_a_module_have_names_and_can_be_cut(monkeypatch):
     assert (logits(cut, tokens()) - logits(masked, tokens())).abs().max() < 1e-4
 
 
+@pytest.mark.slow
 def test_heads_with_modules_of_their_own_are_all_there_and_stay(monkeypatch):
     """stablelm has a list of norms, one a head: no head's weights lie as another's do."""
     monkeypatch.setitem(FAMILIES, "normed", ("StableLmConfig", NO_HEAD_DIM | MHA | {"qk_layernorm": True}))

@@ -422,6 +422,7 @@ def test_independent_ranking_keeps_counts_and_breaks_the_match():
     assert not torch.allclose(logits(alone, ids), logits(mask_(copy.deepcopy(model), plan), ids), atol=1e-2)
 
 
+@pytest.mark.slow
 def test_plan_of_another_model_changes_nothing():
     model, other = build("llama-gqa"), build("llama-gqa", intermediate_size=32)
     before = copy.deepcopy(model.state_dict())

@@ -114,6 +114,7 @@ class TwiceMLP(KeywordMLP):
         return once + super().forward(once)
 
 
+@pytest.mark.slow
 def test_matrix_called_by_keyword_is_repaired_as_any():
     model = build("llama-gqa")
     plan, by_keyword = block_plan(discover(model)), deepcopy(model)

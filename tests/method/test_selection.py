@@ -91,6 +91,7 @@ def test_layers_with_the_lowest_sums_go(axes):
     assert kept == [0]
 
 
+@pytest.mark.slow
 def test_a_model_that_is_uneven_already_is_said_to_be_so():
     model = build("llama-gqa")
     axes = discover(model)

@@ -32,6 +32,7 @@ def test_calibrated_model_comes_with_the_samples_of_the_public_call(study):
     assert all(map(torch.equal, dense.model.cpu().parameters(), model.parameters()))
 
 
+@pytest.mark.slow
 def test_costs_have_a_row_for_every_run_and_hold_the_weights(study):
     costs = pd.DataFrame(OF_17.pass_costs(study, ASKED, repeats=2))
     assert costs.passes.tolist() == [*OF_17.PASSES, *OF_17.PASSES]

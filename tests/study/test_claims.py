@@ -186,6 +186,7 @@ def test_true_effects_are_reproduced_false_ones_are_not_and_small_ones_stay_open
     assert answered(tmp_path, "global generates", draws(4.0, scope="global"), usual) == NOT_REPRODUCED
 
 
+@pytest.mark.slow
 def test_table_has_a_row_for_every_claim_and_the_last_answer_counts(tmp_path):
     nothing = verdicts(tmp_path)
     assert list(nothing.claim) == list(CLAIM) and set(nothing.verdict) == {NOT_MEASURED}
@@ -219,6 +220,7 @@ def test_many_verdicts_are_judged_together(tmp_path):
     assert verdicts(tmp_path).set_index("claim").verdict["element beats vector"] == REPRODUCED, "Holm"
 
 
+@pytest.mark.slow
 def test_models_of_another_size_do_not_answer(tmp_path):
     large = {"sparsity": 0.5, "ratio": 0.5}
     usual, vector = draws(3.0, **large), draws(3.4, criterion="vector", **large)
@@ -231,6 +233,7 @@ def test_models_of_another_size_do_not_answer(tmp_path):
     assert answered(tmp_path, "dependency recovered", recovered, usual) == NOT_MEASURED
 
 
+@pytest.mark.slow
 def test_numbers_come_back_from_the_file_with_their_names(tmp_path):
     unsure, sure = Interval(math.nan, -INF, INF, 5, 3), at(0.9, 0.05)
     found = write_answer(tmp_path, "keeps abilities", {"one": sure, "other": unsure}, "of 5 questions")
@@ -249,6 +252,7 @@ def test_unknown_claim_is_an_error(tmp_path):
         write_answer(tmp_path, "dependence", Interval(1, 1, 1, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [lambda text: text[:-20], lambda text: text.replace("0.9", "0.7")])
 def test_damaged_or_edited_answer_is_set_aside_and_counts_as_none(tmp_path, damage):
     write_answer(tmp_path, "keeps abilities", at(0.9, 0.05))
@@ -260,6 +264,7 @@ def test_damaged_or_edited_answer_is_set_aside_and_counts_as_none(tmp_path, dama
     assert not path.exists() and path.with_name(f"{path.name}.damaged").exists()
 
 
+@pytest.mark.slow
 def test_claim_without_the_draws_that_it_needs_is_not_counted_among_the_tests(tmp_path):
     barely = Interval(0.8, 0.63, 0.97, 64, 20)  # p is some 3 %: of two tests each would need 2.5 %
     write_answer(tmp_path, "vector beats L2", barely)

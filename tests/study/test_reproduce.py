@@ -46,6 +46,7 @@ def test_record_with_another_number_is_found_out(study, place, capsys):
     assert "1 of " in said and "values differ by more than the relative difference 0, which" in said
 
 
+@pytest.mark.slow
 def test_numbers_of_another_machine_may_be_near_but_not_far(study):
     record = study.run(TINY.experiment(criterion="l2"))
     for other in ({"machine": record.machine | {"threads": 64}}, {"versions": {"torch": "0.1"}}):

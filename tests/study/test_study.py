@@ -136,6 +136,7 @@ def test_existing_record_is_reused_and_nothing_is_loaded(study, monkeypatch):
         other.run(asked(criterion="l2"))
 
 
+@pytest.mark.slow
 def test_dense_model_is_measured_once_whatever_was_asked_to_be_done_with_it(study, capsys):
     dense = study.run_all([asked(ratio=0), asked(ratio=0, criterion="l2"), asked().dense])
     assert len({record.key for record in dense}) == 1 and dense[0].plan["sparsity"] == 0
