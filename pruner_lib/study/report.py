@@ -3,7 +3,7 @@
     python -m pruner_lib.study.report 04 --profile quick         # the slides of a notebook
 
 All pages share `style.css` beside the front page `index.html` and need no network: what nbconvert would load
-from elsewhere (MathJax, widgets) is left out, and formulas are read as LaTeX. Slides hold the cells tagged
+from elsewhere (MathJax, widgets) is left out, and formulas are drawn here. Slides hold the cells tagged
 `slide`, with their outputs where the notebook has run in the profile, and do need a network (reveal.js,
 MathJax). Which cells belong to a lecture: `notebooks/README.md`. Nothing is measured here.
 """
@@ -18,12 +18,15 @@ from urllib.parse import quote
 
 import nbformat
 import pandas as pd
+from jinja2 import pass_context
+from jinja2.runtime import Context
 from nbconvert import HTMLExporter, SlidesExporter
 from nbconvert.preprocessors.sanitize import SanitizeHTML
 from nbformat.v4 import new_markdown_cell, new_notebook
 
 from pruner_lib.files import write_text
 from pruner_lib.study.execution import read_notebook
+from pruner_lib.study.formulas import draw_formulas, mark_formulas
 from pruner_lib.study.records import read_kept
 from pruner_lib.study.results import project_root, results_dir
 
@@ -31,6 +34,15 @@ SUMMARY = "12_summary"  # reads what all others wrote
 REMOTE = ("html_head_js", "html_head_js_mathjax", "html_head_js_mermaidjs", "jupyter_widgets")
 EMPTY = "{{% block {} %}}{{% endblock %}}".format
 TEMPLATE = "{% extends 'lab/index.html.j2' %}" + "".join(map(EMPTY, REMOTE))
+OWN_STYLE = """
+/* lines of code, wide formulas and figures scroll where the screen is narrow */
+.jp-InputArea-editor, .jp-RenderedImage { overflow-x: auto; }
+.jp-OutputArea-output pre { word-break: normal; overflow-wrap: anywhere; }
+.jp-RenderedMarkdown .highlight, .jp-RenderedMarkdown details { margin-bottom: 1em; }
+.formula.display { display: block; overflow-x: auto; text-align: center; }
+.jp-RenderedHTMLCommon .formula.display svg { max-width: none; }
+@media (max-width: 600px) { .jp-RenderedImage img { min-width: 520px; } }
+"""
 STYLE = re.compile("<style[^>]*>(.*?)</style>\\s*", re.DOTALL)
 TAGS = ["a", "b", "br", "code", "div", "em", "h1", "h2", "h3", "i", "li", "ol", "p", "pre", "span", "strong"]
 TAGS += ["details", "summary", "ul", "style", "table", "thead", "tbody", "tr", "th", "td"]
@@ -43,6 +55,15 @@ PAGE = re.compile(r'href="(\d\d_\w+)\.ipynb"')
 WIDGET = "application/vnd.jupyter.widget-view+json"  # progress bars, which a page can't move
 # a state of a printed bar, up to its last bracket; each goes over the one before
 BAR = re.compile(r"\r[^\r\n\]]*\]?")
+
+
+class PageExporter(HTMLExporter):
+    """nbconvert's pages, with the formulas of Markdown marked before it is sanitized."""
+
+    @pass_context
+    def markdown2html(self, context: Context, source: str) -> str:
+        """Render Markdown; the name is nbconvert's."""
+        return mark_formulas(super().markdown2html(context, source))
 
 
 def find_notebooks(only: Sequence[str] = ()) -> list[Path]:
@@ -109,7 +130,7 @@ def notebook_page(
     Returns: the page, and the style sheet, which is the same for all notebooks.
     """
     safe = {"sanitize_html": True, "filters": {"clean_html": SAFE.sanitize_html_tags}}
-    exporter = HTMLExporter(raw_template=TEMPLATE, **safe)
+    exporter = PageExporter(raw_template=TEMPLATE, **safe)
     page, _ = exporter.from_notebook_node(without_bars(notebook), {"metadata": {"name": title}})
     head, end, body = page.partition("</head>")
     link, home = f'<link rel="stylesheet" href="{style}">\n', style.removesuffix("style.css")
@@ -118,8 +139,8 @@ def notebook_page(
         place, ending = ("", "html") if found[1] in pages else ("../../", "ipynb")
         return f'href="{home}{place}notebooks/{found[1]}.{ending}"'
 
-    body = PAGE.sub(to_notebook, LINK.sub(f'href="{home}../../', body))
-    return STYLE.sub("", head) + link + end + body, "\n".join(STYLE.findall(head))
+    body = draw_formulas(PAGE.sub(to_notebook, LINK.sub(f'href="{home}../../', body)))
+    return STYLE.sub("", head) + link + end + body, "\n".join([*STYLE.findall(head), OWN_STYLE])
 
 
 def without_bars(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
