@@ -27,6 +27,7 @@ REWRITTEN = [  # LaTeX, as mathtext spells it
     (r"\\underbrace\{([^{}]*)\}_\{((?:[^{}]|\{[^{}]*\})*)\}", r"\\underset{\2}{\1}"),
 ]
 FONT = FontProperties(math_fontfamily="stix", size=12)
+EM = 10.5  # points of a drawing that are one em of the text around it
 LETTERS = {Path.MOVETO: "M", Path.LINETO: "L", Path.CURVE3: "Q", Path.CURVE4: "C", Path.CLOSEPOLY: "Z"}
 
 
@@ -51,7 +52,7 @@ def draw_formulas(html: str) -> str:
 
 
 def draw(latex: str, display: bool = False) -> str:
-    """Draw a formula as SVG, in points, standing on the line of the text; escaped LaTeX if it can't be read.
+    """Draw a formula as SVG, as large as the text and on its line; escaped LaTeX if it can't be read.
 
     Args:    latex: without dollars.    display: fractions are as large as the text.
     """
@@ -67,7 +68,7 @@ def draw(latex: str, display: bool = False) -> str:
     for ends, code in path.iter_segments(simplify=False):
         outline += [LETTERS[code], *(f"{end:.2f}" for end in ends if code != Path.CLOSEPOLY)]
     box = f"0 {depth - height:.1f} {width:.1f} {height:.1f}"  # above the line is negative in SVG
-    size = f'width="{width:.1f}pt" height="{height:.1f}pt" viewBox="{box}"'
-    look = f'fill="currentColor" style="vertical-align: {-depth:.1f}pt"'
+    size = f'width="{width / EM:.3f}em" height="{height / EM:.3f}em" viewBox="{box}"'
+    look = f'fill="currentColor" style="vertical-align: {-depth / EM:.3f}em"'
     name = f'role="img" aria-label="{escape(latex)}"'
     return f'<svg {name} {size} {look}><path transform="scale(1 -1)" d="{" ".join(outline)}"/></svg>'

@@ -4,8 +4,8 @@
 
 All pages share `style.css` beside the front page `index.html` and need no network: what nbconvert would load
 from elsewhere (MathJax, widgets) is left out, and formulas are drawn here. Slides hold the cells tagged
-`slide`, with their outputs where the notebook has run in the profile, and do need a network (reveal.js,
-MathJax). Which cells belong to a lecture: `notebooks/README.md`. Nothing is measured here.
+`slide`, with their outputs where the notebook has run in the profile, and do need a network (reveal.js).
+Which cells belong to a lecture: `notebooks/README.md`. Nothing is measured here.
 """
 
 import argparse
@@ -50,6 +50,7 @@ LOOKS = ["color", "font-weight", "padding", "text-align", "vertical-align", "whi
 ATTRIBUTES = ["class", "colspan", "href", "id", "rowspan", "style"]
 # any other markup in a name or a text is shown as it is written
 SAFE = SanitizeHTML(tags=TAGS, attributes=ATTRIBUTES, styles=LOOKS)
+CLEANED = {"sanitize_html": True, "filters": {"clean_html": SAFE.sanitize_html_tags}}
 LINK = re.compile(r'href="\.\./(?=(?:notebooks|pruner_lib|results)/)')  # from the folder of the notebooks
 PAGE = re.compile(r'href="(\d\d_\w+)\.ipynb"')
 WIDGET = "application/vnd.jupyter.widget-view+json"  # progress bars, which a page can't move
@@ -64,6 +65,10 @@ class PageExporter(HTMLExporter):
     def markdown2html(self, context: Context, source: str) -> str:
         """Render Markdown; the name is nbconvert's."""
         return mark_formulas(super().markdown2html(context, source))
+
+
+class DeckExporter(PageExporter, SlidesExporter):
+    """nbconvert's slides, their formulas marked."""
 
 
 def find_notebooks(only: Sequence[str] = ()) -> list[Path]:
@@ -129,8 +134,7 @@ def notebook_page(
     Args:    style: the path of the style sheet, from the page.    pages: names of the notebooks with a page.
     Returns: the page, and the style sheet, which is the same for all notebooks.
     """
-    safe = {"sanitize_html": True, "filters": {"clean_html": SAFE.sanitize_html_tags}}
-    exporter = PageExporter(raw_template=TEMPLATE, **safe)
+    exporter = PageExporter(raw_template=TEMPLATE, **CLEANED)
     page, _ = exporter.from_notebook_node(without_bars(notebook), {"metadata": {"name": title}})
     head, end, body = page.partition("</head>")
     link, home = f'<link rel="stylesheet" href="{style}">\n', style.removesuffix("style.css")
@@ -176,8 +180,8 @@ def slides_page(notebook: nbformat.NotebookNode) -> str:
     for cell in notebook.cells:
         prose = "slide" if re.search("^##? ", cell.source, re.MULTILINE) else "subslide"
         cell.metadata["slideshow"] = {"slide_type": prose if cell.cell_type == "markdown" else "-"}
-    exporter = SlidesExporter(reveal_scroll=True, sanitize_html=True)
-    return exporter.from_notebook_node(without_bars(notebook))[0]
+    page, _ = DeckExporter(reveal_scroll=True, **CLEANED).from_notebook_node(without_bars(notebook))
+    return draw_formulas(page.replace("</head>", f"<style>{OWN_STYLE}</style></head>", 1))
 
 
 def write_slides(name: str, profile: str) -> Path:

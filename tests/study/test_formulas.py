@@ -11,9 +11,9 @@ from pruner_lib.study.report import PageExporter, find_notebooks
 
 
 def size(drawing: str) -> tuple[float, float, float]:
-    """Width, height and depth below the line, in points."""
-    width, height = (float(re.search(f'{name}="([\\d.]+)pt"', drawing)[1]) for name in ("width", "height"))
-    return width, height, -float(re.search(r"vertical-align: (-?[\d.]+)pt", drawing)[1])
+    """Width, height and depth below the line, in em."""
+    width, height = (float(re.search(f'{name}="([\\d.]+)em"', drawing)[1]) for name in ("width", "height"))
+    return width, height, -float(re.search(r"vertical-align: (-?[\d.]+)em", drawing)[1])
 
 
 def test_every_formula_of_the_notebooks_is_drawn():
