@@ -3,8 +3,8 @@
     python -m pruner_lib.study.report 04 --profile quick         # the slides of a notebook
 
 All pages share `style.css` beside the front page `index.html` and need no network: what nbconvert would load
-from the web (MathJax, widgets) is left out, and formulas are shown as LaTeX source. Slides contain the cells
-tagged `slide`, with outputs if the notebook has run in the profile, and need a network (reveal.js, MathJax).
+from the web (MathJax, widgets) is left out, and formulas are converted to MathML. Slides contain the cells
+tagged `slide`, with outputs if the notebook has run in the profile, and need a network (reveal.js).
 `notebooks/README.md` lists the lectures. Nothing is measured here.
 """
 
@@ -18,12 +18,15 @@ from urllib.parse import quote
 
 import nbformat
 import pandas as pd
+from jinja2 import pass_context
+from jinja2.runtime import Context
 from nbconvert import HTMLExporter, SlidesExporter
 from nbconvert.preprocessors.sanitize import SanitizeHTML
 from nbformat.v4 import new_markdown_cell, new_notebook
 
 from pruner_lib.files import write_text
 from pruner_lib.study.execution import read_notebook
+from pruner_lib.study.formulas import draw_formulas, mark_formulas
 from pruner_lib.study.records import read_kept
 from pruner_lib.study.results import project_root, results_dir
 
@@ -31,6 +34,14 @@ SUMMARY = "12_summary"  # reads what all other notebooks wrote
 REMOTE = ("html_head_js", "html_head_js_mathjax", "html_head_js_mermaidjs", "jupyter_widgets")
 EMPTY = "{{% block {} %}}{{% endblock %}}".format
 TEMPLATE = "{% extends 'lab/index.html.j2' %}" + "".join(map(EMPTY, REMOTE))
+OWN_STYLE = """
+/* code, wide formulas and figures scroll on narrow screens */
+.jp-InputArea-editor, .jp-RenderedImage { overflow-x: auto; }
+.jp-OutputArea-output pre { word-break: normal; overflow-wrap: anywhere; }
+.jp-RenderedMarkdown .highlight, .jp-RenderedMarkdown details { margin-bottom: 1em; }
+.formula.display { display: block; overflow-x: auto; text-align: center; }
+@media (max-width: 600px) { .jp-RenderedImage img { min-width: 520px; } }
+"""
 STYLE = re.compile("<style[^>]*>(.*?)</style>\\s*", re.DOTALL)
 TAGS = ["a", "b", "br", "code", "div", "em", "h1", "h2", "h3", "i", "li", "ol", "p", "pre", "span", "strong"]
 TAGS += ["details", "summary", "ul", "style", "table", "thead", "tbody", "tr", "th", "td"]
@@ -38,11 +49,25 @@ LOOKS = ["color", "font-weight", "padding", "text-align", "vertical-align", "whi
 ATTRIBUTES = ["class", "colspan", "href", "id", "rowspan", "style"]
 # any other markup in a name or a text is shown as plain text
 SAFE = SanitizeHTML(tags=TAGS, attributes=ATTRIBUTES, styles=LOOKS)
+CLEANED = {"sanitize_html": True, "filters": {"clean_html": SAFE.sanitize_html_tags}}
 LINK = re.compile(r'href="\.\./(?=(?:notebooks|pruner_lib|results)/)')  # relative to the folder `notebooks`
 PAGE = re.compile(r'href="(\d\d_\w+)\.ipynb"')
 WIDGET = "application/vnd.jupyter.widget-view+json"  # progress bars, which a static page can't animate
 # one state of a printed progress bar, up to its last bracket; each state overwrites the one before
 BAR = re.compile(r"\r[^\r\n\]]*\]?")
+
+
+class PageExporter(HTMLExporter):
+    """Export pages in which the formulas of Markdown cells are marked for `draw_formulas`."""
+
+    @pass_context
+    def markdown2html(self, context: Context, source: str) -> str:
+        """Render Markdown; overrides nbconvert's method."""
+        return mark_formulas(super().markdown2html(context, source))
+
+
+class SlideExporter(PageExporter, SlidesExporter):
+    """Export slides in the same way."""
 
 
 def find_notebooks(only: Sequence[str] = ()) -> list[Path]:
@@ -109,8 +134,7 @@ def notebook_page(
              pages: names of the notebooks that have a page.
     Returns: the page, and the style sheet, which is the same for all notebooks.
     """
-    safe = {"sanitize_html": True, "filters": {"clean_html": SAFE.sanitize_html_tags}}
-    exporter = HTMLExporter(raw_template=TEMPLATE, **safe)
+    exporter = PageExporter(raw_template=TEMPLATE, **CLEANED)
     page, _ = exporter.from_notebook_node(without_bars(notebook), {"metadata": {"name": title}})
     head, end, body = page.partition("</head>")
     link, home = f'<link rel="stylesheet" href="{style}">\n', style.removesuffix("style.css")
@@ -119,8 +143,8 @@ def notebook_page(
         folder, extension = ("", "html") if found[1] in pages else ("../../", "ipynb")
         return f'href="{home}{folder}notebooks/{found[1]}.{extension}"'
 
-    body = PAGE.sub(to_notebook, LINK.sub(f'href="{home}../../', body))
-    return STYLE.sub("", head) + link + end + body, "\n".join(STYLE.findall(head))
+    body = draw_formulas(PAGE.sub(to_notebook, LINK.sub(f'href="{home}../../', body)))
+    return STYLE.sub("", head) + link + end + body, "\n".join([*STYLE.findall(head), OWN_STYLE])
 
 
 def without_bars(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -156,8 +180,8 @@ def slides_page(notebook: nbformat.NotebookNode) -> str:
     for cell in notebook.cells:
         kind = "slide" if re.search("^##? ", cell.source, re.MULTILINE) else "subslide"
         cell.metadata["slideshow"] = {"slide_type": kind if cell.cell_type == "markdown" else "-"}
-    exporter = SlidesExporter(reveal_scroll=True, sanitize_html=True)
-    return exporter.from_notebook_node(without_bars(notebook))[0]
+    page, _ = SlideExporter(reveal_scroll=True, **CLEANED).from_notebook_node(without_bars(notebook))
+    return draw_formulas(page.replace("</head>", f"<style>{OWN_STYLE}</style></head>", 1))
 
 
 def write_slides(name: str, profile: str) -> Path:

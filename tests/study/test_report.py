@@ -12,7 +12,15 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from pruner_lib.study.records import write_kept
-from pruner_lib.study.report import SUMMARY, WIDGET, notebook_page, runs_frame, slides_page, write_index
+from pruner_lib.study.report import (
+    OWN_STYLE,
+    SUMMARY,
+    WIDGET,
+    notebook_page,
+    runs_frame,
+    slides_page,
+    write_index,
+)
 from pruner_lib.study.results import manifest_path, results_dir
 
 LOADED = re.compile(
@@ -50,8 +58,10 @@ def done(name: str, status: str = "done", heading: str = "# 07 A question?", **m
 
 def test_page_shows_text_code_and_outputs_without_bars_and_without_the_network():
     text, style = notebook_page(executed(), "a <title>", "../style.css", [])
+    assert style.endswith(OWN_STYLE), "of two rules the later one holds"
     assert 'href="../style.css"' in text and len(text) < 20_000 < len(style) and not LOADED.search(style)
-    assert "A question?" in text and "$x^2$" in text and "#T_1 td" in text and "0/3" not in text
+    assert "A question?" in text and "#T_1 td" in text and "0/3" not in text
+    assert "<msup><mi>x</mi><mn>2</mn></msup>" in text and "$x^2$" not in text
     assert "&lt;script&gt;printed" in text and "<script>printed" not in text
     assert "<title>a &lt;title&gt;</title>" in text and not LOADED.search(text)
     assert LOADED.search('<script src="https://cdn/mathjax.js">') and LOADED.search('<link href="x.css">')

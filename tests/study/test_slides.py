@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from pruner_lib.study.report import slides_page, write_slides
@@ -47,6 +48,10 @@ def test_slides_hold_the_tagged_cells_with_their_outputs_and_no_others():
     page = slides_page(new_notebook(cells=cells))
     assert "Shown?" in page and "twenty-two" in page and "hidden = 1" not in page
     assert page.count("<section>") == 5, "two slides, of which the first has another below it"
+    cells[0].source += "\n\n| a | b |\n|---|---|\n| $x^2$ | <script>live</script> |"
+    page = slides_page(new_notebook(cells=cells)).partition("<body")[2]
+    shown = BeautifulSoup(page, "html.parser").select_one(".slides")
+    assert shown.h1 and shown.thead and shown.td.math and not shown.script, "what is shown as written?"
     with pytest.raises(ValueError, match="no cell has the tag `slide`"):
         slides_page(new_notebook(cells=[new_markdown_cell("# 05")]))
 
