@@ -34,7 +34,7 @@ def draw_formulas(html: str) -> str:
 
 
 def to_mathml(latex: str, display: bool = False) -> str:
-    """Convert a formula (without dollar signs) to MathML; if it can't be parsed, return it as escaped text."""
+    """Convert a formula (without dollars) to MathML; if it can't be parsed, return it as escaped text."""
     try:
         formula = convert_to_element(latex, display="block" if display else "inline")
     except Exception:  # the parser has many errors, which share no base class
