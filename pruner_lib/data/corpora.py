@@ -186,13 +186,16 @@ def read_instructions(name: str | Path) -> list[dict[str, Any]]:
     try:
         if not (rows := json.loads(_read(path)) if is_list else _json_lines(path)):
             raise ValueError("it is empty")
+        for number, row in enumerate(rows, 1):
+            if not any(keys <= row.keys() for keys in ({"messages"}, {"instruction", "output"}, {"text"})):
+                raise ValueError(f"row {number} has only {', '.join(row) or 'no key'}"[:200])
         return [
-            dict(row)
-            if "messages" in row or ("text" in row and "instruction" not in row)
-            else _instruction(row["instruction"], row["output"], row.get("input") or "")
+            _instruction(row["instruction"], row["output"], row.get("input") or "")
+            if "messages" not in row and {"instruction", "output"} <= row.keys()
+            else dict(row)
             for row in rows
         ]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         expected = "a JSON list of" if is_list else "one JSON object per line:"
         rows = 'rows with "instruction" and "output", "messages", or "text"'
         raise ValueError(f"{path} can't be read ({error!r}); expected {expected} {rows}") from error
