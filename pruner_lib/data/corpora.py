@@ -187,11 +187,12 @@ def read_instructions(name: str | Path) -> list[dict[str, Any]]:
         if not (rows := json.loads(_read(path)) if is_list else _json_lines(path)):
             raise ValueError("it is empty")
         for number, row in enumerate(rows, 1):
-            if not any(keys <= row.keys() for keys in ({"messages"}, {"instruction", "output"}, {"text"})):
-                raise ValueError(f"row {number} has only {', '.join(row) or 'no key'}"[:200])
+            kind = next((key for key in ("messages", "instruction", "text") if key in row), None)
+            if kind is None or (kind == "instruction" and "output" not in row):
+                raise ValueError(f"row {number} has the keys {[*row]}"[:200])
         return [
             _instruction(row["instruction"], row["output"], row.get("input") or "")
-            if "messages" not in row and {"instruction", "output"} <= row.keys()
+            if "instruction" in row and "messages" not in row
             else dict(row)
             for row in rows
         ]

@@ -115,7 +115,7 @@ def _cut(
         found = f"{len(rows)} {unit} of" if is_joined else f"{len(rows)} documents of at least"
         expected = f"expected {n or 'some'} {unit}; use fewer or shorter {unit}, or another text"
         if not is_joined and isinstance(text, (str, Path)) and str(text) not in CORPORA:
-            expected += "; in a file, documents end at blank lines, or at `separator`"
+            expected += "; in a file, documents end at blank lines (or at the argument `separator`)"
         raise ValueError(f"text {describe(text)} has {found} {length} tokens, {expected}")
     return torch.tensor(rows[:n], dtype=torch.int64)
 

@@ -6,7 +6,7 @@ Prompts and metrics are always lm-eval's own; `zero_shot` evaluates the question
 import copy
 import logging
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.resources import files
@@ -74,15 +74,13 @@ def load_tasks(name: str | Path) -> dict[str, Any]:
     if name in TASKS:
         data = find_data(name)
         return {name: load_task(name, data, data and content_hash(data))}
-    is_file = Path(name).suffix in (".yaml", ".yml") and Path(name).is_file()
-    name, loaded = str(Path(name).resolve()) if is_file else name, None
-    with suppress(Exception):  # such as a group that names tasks of lm-eval, which needs their index
-        loaded = TaskManager(include_defaults=False).load(name)["tasks"] if is_file else None
-    if not is_file and name not in all_tasks().all_tasks:
+    if Path(name).suffix in (".yaml", ".yml") and Path(name).is_file():
+        name, manager = str(Path(name).resolve()), TaskManager(include_defaults=False)  # needs no index
+    elif name not in (manager := all_tasks()).all_tasks:
         others = "another name that `lm-eval ls tasks` lists, or the path of a task file (.yaml)"
         raise ValueError(f"unknown task {str(name)!r}; choose from {', '.join(TASKS)}, {others}")
     try:
-        loaded = loaded or all_tasks().load(name)["tasks"]
+        loaded = manager.load(name)["tasks"]
     except Exception as error:  # the file, the code that it names or the hub may raise anything
         reason = " ".join(str(error.__cause__ or error).split())
         message = f"task {name!r} can't be loaded ({type(error).__name__}: {reason})"
