@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # for editors and type checkers, which don't call `__getattr__`
     from pruner_lib.data.windows import calibration_ids as calibration_ids
+    from pruner_lib.data.windows import instructions as instructions
     from pruner_lib.data.windows import text_ids as text_ids
     from pruner_lib.evaluation.perplexity import generate_samples as generate_samples
     from pruner_lib.evaluation.perplexity import perplexity as perplexity
@@ -41,6 +42,7 @@ _HOME = {
     "discover": "method.discover",
     "estimate": "method.importance",
     "generate_samples": "evaluation.perplexity",
+    "instructions": "data.windows",
     "load_model": "models.load",
     "mask_": "method.prune",
     "perplexity": "evaluation.perplexity",

@@ -21,9 +21,10 @@ from transformers import PreTrainedModel
 
 import pruner_lib  # its public functions are imported on first use, since recovery needs peft
 from pruner_lib.data.corpora import CORPORA, INSTRUCTIONS, read_corpus
-from pruner_lib.data.windows import instructions
+from pruner_lib.data.windows import adds_bos
 from pruner_lib.files import check_folder
 from pruner_lib.method.checks import require
+from pruner_lib.method.decoder import decoder_layers
 from pruner_lib.method.names import AGGREGATIONS, CRITERIA, DATA_FREE, GRANULARITIES, SCOPES, TARGETS
 from pruner_lib.method.options import check_options
 from pruner_lib.models.export import check_gguf
@@ -31,6 +32,7 @@ from pruner_lib.models.load import NAMES
 from pruner_lib.recovery.instructions import encode
 from pruner_lib.recovery.settings import RecoverySettings
 
+CALIBRATION = "bookcorpus"
 PROTECTED = (4, 2)  # first and last layers that are not pruned, as in the README
 EXAMPLES = """examples:
   python -m pruner_lib prune smollm2-135m smaller --ratio 0.2
@@ -71,24 +73,30 @@ def prune(options: argparse.Namespace) -> None:
     with _stage(f"loading {options.model}"):
         kwargs = {"device": options.device, "trust_remote_code": options.trust_remote_code}
         model, tokenizer = pruner_lib.load_model(options.model, dtype=getattr(torch, options.dtype), **kwargs)
+    n_layers, plan_options = len(decoder_layers(model)[1]), _plan_options(options)
+    first, last = plan_options["protect_first"], plan_options["protect_last"]
+    if first + last >= n_layers:
+        found = f"--protect-first {first} and --protect-last {last} leave none of {n_layers} layers to prune"
+        raise ValueError(f"{found}; lower them (defaults: {PROTECTED[0]} and {PROTECTED[1]})")
     if options.gguf:
         check_gguf(model, tokenizer)
     if examples:
         encode(examples, tokenizer, cutoff=RecoverySettings.cutoff)  # refuses unusable examples now
     if options.criterion not in DATA_FREE:
         sizes = {"samples": options.samples, "length": options.length, "seed": options.seed}
-        ids = pruner_lib.calibration_ids(options.calibration, tokenizer, **sizes)
+        bos = "window" if adds_bos(tokenizer) else False
+        ids = pruner_lib.calibration_ids(options.calibration, tokenizer, bos=bos, **sizes)
     with _stage("discovering groups"):
         axes = pruner_lib.discover(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the real selection below repeats them
         # a plan that is impossible for any scores is refused before the slow scoring
         placeholder = {name: torch.arange(axis.n_groups).float() for name, axis in axes.items()}
-        pruner_lib.select(axes, placeholder, **_plan_options(options))
+        pruner_lib.select(axes, placeholder, **plan_options)
     with _stage(f"scoring groups by {options.criterion}"):
         scoring = {"criterion": options.criterion, "aggregation": options.aggregation, "seed": seed}
         scores = pruner_lib.estimate(model, axes, ids, **scoring)
-    plan, before = pruner_lib.select(axes, scores, **_plan_options(options)), model.num_parameters()
+    plan, before = pruner_lib.select(axes, scores, **plan_options), model.num_parameters()
     with _stage("pruning"):
         pruner_lib.prune_(model, plan, axes=axes)
     if examples:
@@ -121,7 +129,7 @@ def _check_options(options: argparse.Namespace) -> tuple[list[dict[str, str]], d
     require("0.. or None", seed=options.seed)
     require("1.. or None", recover_steps=options.recover_steps)
     check_options(_plan_options(options) | {"ignore": (), "dependency": True})
-    if options.criterion not in DATA_FREE:
+    if options.criterion not in DATA_FREE or options.calibration != CALIBRATION:  # may be misspelt
         read_corpus(options.calibration)
     if options.recover == "none":
         if options.recover_steps:
@@ -135,7 +143,7 @@ def _check_options(options: argparse.Namespace) -> tuple[list[dict[str, str]], d
         pruner_lib.recover  # noqa: B018, imports peft
     except ImportError as error:
         raise ValueError(f"--recover needs `pip install pruner-lib[recover]`: {error}") from error
-    return instructions(options.recover), settings
+    return pruner_lib.instructions(options.recover), settings
 
 
 def _plan_options(options: argparse.Namespace) -> dict[str, object]:
@@ -190,7 +198,8 @@ def _parser() -> argparse.ArgumentParser:
     add("criterion", "element1", "the score of a group", choices=CRITERIA)
     add("aggregation", "sum", "how the scores within a group are combined", choices=AGGREGATIONS)
     text = f"{', '.join(CORPORA)}, or a .txt file with blank lines between documents"
-    add("calibration", "bookcorpus", text, metavar="TEXT")
+    text += f"; samples begin with BOS if the tokenizer adds it; {', '.join(DATA_FREE)} read no text"
+    add("calibration", CALIBRATION, text, metavar="TEXT")
     add("samples", 10, "calibration samples", **number)
     add("length", 64, "tokens per sample", **number)
     add("seed", None, "random seed (default: the first samples, 0 for random scores and recovery)", **number)

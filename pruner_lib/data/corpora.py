@@ -186,13 +186,17 @@ def read_instructions(name: str | Path) -> list[dict[str, Any]]:
     try:
         if not (rows := json.loads(_read(path)) if is_list else _json_lines(path)):
             raise ValueError("it is empty")
+        for number, row in enumerate(rows, 1):
+            kind = next((key for key in ("messages", "instruction", "text") if key in row), None)
+            if kind is None or (kind == "instruction" and "output" not in row):
+                raise ValueError(f"row {number} has the keys {[*row]}"[:200])
         return [
-            dict(row)
-            if "messages" in row or ("text" in row and "instruction" not in row)
-            else _instruction(row["instruction"], row["output"], row.get("input") or "")
+            _instruction(row["instruction"], row["output"], row.get("input") or "")
+            if "instruction" in row and "messages" not in row
+            else dict(row)
             for row in rows
         ]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         expected = "a JSON list of" if is_list else "one JSON object per line:"
         rows = 'rows with "instruction" and "output", "messages", or "text"'
         raise ValueError(f"{path} can't be read ({error!r}); expected {expected} {rows}") from error

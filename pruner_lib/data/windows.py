@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from pruner_lib.data.corpora import Text, describe, read_corpus, read_instructions
+from pruner_lib.data.corpora import CORPORA, Text, describe, read_corpus, read_instructions
 from pruner_lib.method.checks import require
 
 Bos = bool | Literal["window"]
@@ -114,6 +114,8 @@ def _cut(
     if len(rows) < (n or 1):
         found = f"{len(rows)} {unit} of" if is_joined else f"{len(rows)} documents of at least"
         expected = f"expected {n or 'some'} {unit}; use fewer or shorter {unit}, or another text"
+        if not is_joined and isinstance(text, (str, Path)) and str(text) not in CORPORA:
+            expected += "; in a file, documents end at blank lines (or at the argument `separator`)"
         raise ValueError(f"text {describe(text)} has {found} {length} tokens, {expected}")
     return torch.tensor(rows[:n], dtype=torch.int64)
 
@@ -148,6 +150,11 @@ def instructions(name: str | Path, *, samples: int | None = None, seed: int = 0)
 def has_bos(tokenizer: PreTrainedTokenizerBase, bos: Bos) -> Bos:
     """Return which BOS `text_ids` and `calibration_ids` add: `bos`, or False if the tokenizer has none."""
     return bos if tokenizer.bos_token_id is not None else False
+
+
+def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether the tokenizer itself puts BOS before a text, as those of Gemma and Llama 3 do."""
+    return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
 
 
 def _first_tokens(tokenizer: PreTrainedTokenizerBase, bos: Bos, length: int) -> tuple[list[int], list[int]]:

@@ -7,13 +7,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from pruner_lib.data.windows import adds_bos
 from pruner_lib.evaluation.meters import in_fitting_batches
 from pruner_lib.method.checks import require
 from pruner_lib.method.decoder import check_reads
@@ -140,8 +142,9 @@ def repetition_rate(tokens: Sequence[int], n: int = REPETITION_N) -> float:
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def _until_end(tokens: list[int], ends: list[int]) -> list[int]:
+def _until_end(tokens: list[int], ends: list[int] | int | None) -> list[int]:
     """Drop the padding after the first end token."""
+    ends = ends if isinstance(ends, list) else [ends]
     return tokens[: next((i for i, token in enumerate(tokens, 1) if token in ends), len(tokens))]
 
 
@@ -157,8 +160,9 @@ def generate_samples(
 ) -> list[Sample]:
     """Continue each prompt with a separate seed, so that its text does not depend on the other prompts.
 
-    Args:    prompts: texts.    max_new_tokens: limit per text.    seed: prompt i uses seed + i.
-             draws: texts per prompt.    sampling: arguments of `model.generate` that override SAMPLING.
+    Args:    prompts: texts; BOS comes first if the tokenizer adds it.    max_new_tokens: limit per text.
+             seed: prompt i uses seed + i.    draws: texts per prompt.    sampling: arguments of
+             `model.generate` that override SAMPLING. The model's own generation settings are not used.
     Returns: the samples in the order of the prompts, with those of one prompt next to each other.
     Raises:  ValueError: no prompt or an empty one, a number below 1, or `check_reads` or generate refuses.
     Source:  paper, appendix D; its code samples with the same three settings. Differs: other prompts; the
@@ -177,13 +181,14 @@ def generate_samples(
     texts = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
     if not all(texts):
         raise ValueError(f"prompt {texts.index([])} of {[*prompts]} has no token; none of them may be empty")
-    texts = [ids + getattr(tokenizer, "prompt_end_ids", []) for ids in texts]
-    largest = max(pad or 0, *map(max, texts))
-    check_reads(model, max(map(len, texts)) + settings["max_new_tokens"], largest)
-    ends = model.generation_config.eos_token_id
-    device, samples = input_device(model), []
-    # leave the global generator unchanged
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), evaluating(model):
+    first = [tokenizer.bos_token_id] if adds_bos(tokenizer) else []
+    texts = [first + ids + getattr(tokenizer, "prompt_end_ids", []) for ids in texts]
+    check_reads(model, max(map(len, texts)) + settings["max_new_tokens"], max(pad or 0, *map(max, texts)))
+    config, device, samples = model.generation_config, input_device(model), []
+    forked = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+    kept = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "use_cache")}
+    # the global generator is not changed, and the model's generation_config only within the block
+    with forked, evaluating(model), patch.dict(vars(config), vars(GenerationConfig(**kept)), clear=True):
         for number, (prompt, start) in enumerate(zip(prompts, texts, strict=True)):
             torch.manual_seed(seed + number)
             ids = torch.tensor([start], device=device)
@@ -194,7 +199,7 @@ def generate_samples(
                 message = " ".join(f"model.generate can't take {sampling!r:.99}: {error}".split())
                 raise ValueError(f"{message}; check these arguments, or the model's weights") from error
             for row in rows:
-                new = _until_end(row, ends if isinstance(ends, list) else [ends])
+                new = _until_end(row, config.eos_token_id)
                 text = tokenizer.decode(new, skip_special_tokens=True)
                 rates = repetition_rate(new), 1 - repetition_rate(new, DISTINCT_N)
                 samples.append(Sample(prompt, text, *rates))

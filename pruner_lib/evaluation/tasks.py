@@ -69,16 +69,18 @@ def load_tasks(name: str | Path) -> dict[str, Any]:
 
     Raises:  ValueError: the task is unknown, its data can't be loaded, or it needs more than text.
     """
+    from lm_eval.tasks import TaskManager
+
     if name in TASKS:
         data = find_data(name)
         return {name: load_task(name, data, data and content_hash(data))}
     if Path(name).suffix in (".yaml", ".yml") and Path(name).is_file():
-        name = str(Path(name).resolve())
-    elif name not in all_tasks().all_tasks:
+        name, manager = str(Path(name).resolve()), TaskManager(include_defaults=False)  # needs no index
+    elif name not in (manager := all_tasks()).all_tasks:
         others = "another name that `lm-eval ls tasks` lists, or the path of a task file (.yaml)"
         raise ValueError(f"unknown task {str(name)!r}; choose from {', '.join(TASKS)}, {others}")
     try:
-        loaded = all_tasks().load(name)["tasks"]
+        loaded = manager.load(name)["tasks"]
     except Exception as error:  # the file, the code that it names or the hub may raise anything
         reason = " ".join(str(error.__cause__ or error).split())
         message = f"task {name!r} can't be loaded ({type(error).__name__}: {reason})"
@@ -92,9 +94,10 @@ def load_tasks(name: str | Path) -> dict[str, Any]:
 
 @cache
 def all_tasks() -> Any:
-    """Index the tasks that lm-eval knows by name, once per process, since it takes seconds."""
+    """Index the tasks that lm-eval knows by name, once per process, since it takes seconds or minutes."""
     from lm_eval.tasks import TaskManager
 
+    logging.getLogger(__name__).warning("indexing all tasks of lm-eval, which can take a few minutes ...")
     return TaskManager()
 
 

@@ -51,10 +51,10 @@ def plan_text(plan) -> str:
     lines, losing = [], plan.cut
     for pattern, names in alike.items():
         cut = [name for name in names if name in losing]
-        kept = _span(len(plan.keep[name]) for name in cut or names)
+        kept = f"{_span(len(plan.keep[name]) for name in cut)} of" if cut else "all"
         groups = _span(plan.n_groups[name] for name in cut or names)
-        whole = len(names) - len(cut)
-        lines.append(f"  {pattern}: keeps {kept} of {groups} groups in {len(cut)} axes, {whole} stay whole")
+        number = f"{len(cut)} of {len(names)}" if cut else f"all {len(names)}"
+        lines.append(f"  {pattern}: keeps {kept} {groups} groups in {number} axes")
     return "\n".join([f"Plan ({_settings(plan)[:400]})", *_first(lines)])
 
 

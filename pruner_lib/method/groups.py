@@ -163,7 +163,8 @@ class Plan:
     def check_count(self, key: str, present: int) -> None:
         """Raise a ValueError unless the plan expects `present` groups at this key."""
         if (n := self.n_groups[key]) != present:
-            raise ValueError(f"the plan has {n} groups at {key}, this model has {present}: discover again")
+            advice = "make a plan for this model, and call mask_ and repair_ before prune_"
+            raise ValueError(f"the plan is for {n} groups at {key}, but this model has {present}: {advice}")
 
     def to_dict(self) -> dict:
         return {

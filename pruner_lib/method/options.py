@@ -91,7 +91,9 @@ def check_names(axes: Mapping[str, Axis], patterns: Iterable[str]) -> None:
         raise ValueError(f"ignore must be a list of names or patterns of axes, got {patterns!r}")
     for pattern in patterns:
         if not isinstance(pattern, str) or not any(fnmatchcase(name, pattern) for name in axes):
-            raise ValueError(f"{pattern!r} matches none of the {len(axes)} axes, such as {[*axes][:4]}")
+            longer = (f"*.{pattern}", f"*.{pattern}.*")
+            hint = next((f": use {p!r}" for p in longer if any(fnmatchcase(n, p) for n in axes)), "")
+            raise ValueError(f"{pattern!r} matches none of the {len(axes)} axes, such as {[*axes][:4]}{hint}")
 
 
 def check_scores(scores: Mapping[str, torch.Tensor], name: str, shape: tuple[int, ...]) -> torch.Tensor:

@@ -66,7 +66,7 @@ def select(
         ratio: share of groups to remove from the axes that are pruned, in [0, 1); with `target="parameters"`
             the share of all parameters of the model. Or names or patterns of axes -> their shares,
             `{"layers.3.mlp": 0.4, "layers.*.attention": 0.2}`: the exact name has priority, then the first
-            matching pattern; axes without a match are not pruned.
+            matching pattern; axes without a match are not pruned. Each pattern must apply to an axis.
         granularity: "block" (attention heads and MLP channels), "channel" (residual stream) or "layer".
         scope: "local" ranks within each axis, "global" all axes of a kind together, "joint" heads and MLP
             channels in one list, each counted as one group (the reference code's global ranking).
@@ -78,7 +78,7 @@ def select(
             keep a multiple of 8, which torch's grouped product needs.
         uniform: require that all layers keep the same widths.
     Returns: a plan with an entry for every axis of the granularity, also for those that are not pruned.
-    Raises: ValueError: an argument is out of range, a pattern matches no axis, or scores do not fit the axes.
+    Raises: ValueError: an argument is out of range, a pattern applies to no axis, or scores do not fit.
     Source: section 3.2; whole groups of C - int(C * (1 - ratio)) channels, as in the reference code.
     """
     settings = {n: plain_number(v) for n, v in locals().items() if n not in ("axes", "scores")}
@@ -134,13 +134,16 @@ def _ratios(axes: Mapping[str, Axis], ratio: float | Ratios, ignore: Iterable[st
     """Return axis name -> share of its groups to remove, for the axes to prune."""
     by_name = ratio if isinstance(ratio, Mapping) else {"*": ratio}
     check_names(axes, by_name)
-    ratios = {}
-    for name, axis in axes.items():
-        shares = [share for pattern, share in by_name.items() if fnmatchcase(name, pattern)]
-        ignored = any(fnmatchcase(name, pattern) for pattern in ignore)
-        if shares and not ignored and (layers is None or axis.layer in layers):
-            ratios[name] = by_name.get(name, shares[0])
-    return ratios
+    matching = {name: [p for p in by_name if fnmatchcase(name, p)] for name in axes}
+    first = {name: name if name in by_name else found[0] for name, found in matching.items() if found}
+    free = {name for name in first if layers is None or axes[name].layer in layers}
+    free -= {name for name in free if any(fnmatchcase(name, pattern) for pattern in ignore)}
+    for pattern, share in by_name.items():
+        if pattern not in {first[name] for name in free} and (share or by_name is ratio):
+            others = sorted({first[name] for name in free if fnmatchcase(name, pattern)})
+            reason = f"{others} come first" if others else "they are ignored or in protected layers"
+            raise ValueError(f"ratio {share} of {pattern!r} applies to none of its axes: {reason}")
+    return {name: by_name[pattern] for name, pattern in first.items() if name in free}
 
 
 def _removed(units: Collection[Unit], ratios: Ratios, scope: str, multiple_of: int) -> Counts:

@@ -79,17 +79,18 @@ def load_model(
     # load weights directly onto the GPU, without the whole model in CPU memory
     placed = {"": device} if device_map is None and device.startswith("cuda") else device_map
     advice = f"Known names: {', '.join(NAMES)}; or give a folder."
+    part, source, revision = "model", str(folder or hub_id), revision or "main"
     try:
         with nullcontext() if folder else hub_lookup(f"model {name!r}", advice):
-            source, revision = str(folder or hub_id), revision or "main"
-            model, tokenizer = _load(source, dtype, placed, trust_remote_code, revision)
-    except (KeyboardInterrupt, SystemExit):
-        raise
+            model = _load(source, dtype, placed, trust_remote_code, revision)
+            part = "tokenizer"
+            tokenizer = _load_tokenizer(source, model.config, trust_remote_code, revision)
     except BaseException as error:  # a panic of the tokenizer library is not an Exception
-        if type(error) is ValueError and "\n" not in str(error):  # already one sentence
+        is_sentence = type(error) is ValueError and "\n" not in str(error)
+        if is_sentence or isinstance(error, (KeyboardInterrupt, SystemExit)):
             raise
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise ValueError(f"{folder or name} is not a complete checkpoint and tokenizer: {reason}") from error
+        raise ValueError(f"the {part} of {folder or name} can't be loaded: {reason}") from error
     return (model.to(device) if placed is None else model).eval(), tokenizer
 
 
@@ -122,8 +123,8 @@ def _embedded(name: str) -> Path:
 
 def _load(
     source: str, dtype: torch.dtype, device_map: str | dict | None, trusted: bool, revision: str
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a checkpoint; pruned models and ChatGLM-6B by this library's code, not by code in the folder."""
+) -> PreTrainedModel:
+    """Load a model; pruned ones and ChatGLM-6B by this library's code, not by code in the folder."""
     config = _config(source, trusted, revision)
     is_pruned, is_chatglm = hasattr(config, "pruning_layout"), isinstance(config, ChatGLMConfig)
     trusted = trusted and not is_chatglm
@@ -149,9 +150,7 @@ def _load(
         if names:
             weights = f"weights of {type(model).__name__}, such as {', '.join(sorted(names)[:3])}"
             raise ValueError(f"{source} has {len(names)} {kind} {weights}; check its files and config.json")
-    if is_chatglm:
-        return tie_equal_(model), ChatGLMTokenizer.from_pretrained(source, revision=revision)
-    return model, _load_tokenizer(source, trusted, revision)
+    return tie_equal_(model) if is_chatglm else model
 
 
 def _config(source: str, trusted: bool, revision: str) -> PreTrainedConfig:
@@ -199,8 +198,10 @@ def _check_decoder(source: str, config: PreTrainedConfig) -> None:
         raise ValueError(f"{found}; expected {expected}")
 
 
-def _load_tokenizer(source: str, trusted: bool, revision: str) -> PreTrainedTokenizerBase:
+def _load_tokenizer(source: str, config: object, trusted: bool, revision: str) -> PreTrainedTokenizerBase:
     """Load a tokenizer; early conversions of LLaMA name a class that doesn't exist, and no special tokens."""
+    if isinstance(config, ChatGLMConfig):
+        return ChatGLMTokenizer.from_pretrained(source, revision=revision)
     if get_tokenizer_config(source, revision=revision).get("tokenizer_class") != "LLaMATokenizer":
         return AutoTokenizer.from_pretrained(source, trust_remote_code=trusted, revision=revision)
     special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": True}

@@ -84,7 +84,7 @@ def recover(
         training_arguments: further `TrainingArguments` of transformers, such as lr_scheduler_type,
             weight_decay, max_grad_norm, run_name and report_to; not those that the settings determine.
         callbacks: further callbacks of the Trainer; one may stop the run before its last step.
-        settings: fields of `RecoverySettings`: steps, epochs, batch_size, learning_rate, rank, seed, ...
+        settings: fields of `RecoverySettings`: steps (or epochs), batch_size, learning_rate, rank, ...
 
     Raises:
         ValueError: settings are out of range, no example is usable, the model is not plain (see
@@ -157,6 +157,8 @@ def add_adapter(model: nn.Module, settings: RecoverySettings) -> PeftModel:
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft 0.21 uses an old name of transformers 5.23
+        # peft does apply these keys, to stacked experts
+        warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys did not match")
         adapted = get_peft_model(model, config)
     config = adapted.peft_config["default"]
     if not isinstance(config.target_modules, str):

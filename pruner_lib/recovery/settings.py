@@ -16,7 +16,7 @@ class RecoverySettings:
     """
 
     steps: int | None = None  # optimizer steps; None: as many as `epochs` need
-    epochs: float = 2
+    epochs: float = 2  # not used if `steps` is a number
     batch_size: int = 64  # examples per step
     micro_batch_size: int = 4  # examples per forward pass and device
     learning_rate: float = 1e-4  # reached after the warm-up, then decreasing linearly to 0

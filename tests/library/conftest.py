@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM
 
 from pruner_lib.models.load import load_model
@@ -33,6 +34,16 @@ def checkpoint(tmp_path: Path) -> Path:
     for part in load_model("tiny"):
         part.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def bos_folder(checkpoint: Path) -> Path:
+    """The same folder, but its tokenizer begins each text with BOS, as those of Gemma and Llama 3 do."""
+    tokenizer = tiny_tokenizer()
+    bos = ("<s>", tokenizer.bos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[bos])
+    tokenizer.save_pretrained(checkpoint)
+    return checkpoint
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ import json
 import math
 from pathlib import Path
 
+import lm_eval.tasks
 import pytest
 import torch
 import yaml
@@ -50,6 +51,7 @@ DEFINITIONS = {
     "nobody": CHOICE | {"doc_to_target": -1},
     "odd": CHOICE | {"doc_to_text": "{{q if right or q == 'x' else q.lost.lost}}"},
 }  # fmt: skip
+ALL_TASKS = module.all_tasks
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
 SPECIAL = ("pad_token", "eos_token", "bos_token", "unk_token")
 
@@ -231,6 +233,21 @@ def test_tokenizers_without_special_tokens_work_and_stay_as_they_were(missing, b
     assert tokenizer.backend_tokenizer.to_str() == before and tokenizer.special_tokens_map == table
     assert {key: value for key, value in vars(tokenizer).items() if key != "_tokenizer"} == state
     assert all(torch.equal(weight, weights[name]) for name, weight in model.state_dict().items())
+
+
+def test_a_task_file_needs_no_index_of_all_tasks(files, known_tasks, monkeypatch):
+    indexed = []
+    monkeypatch.setattr(module, "all_tasks", lambda: indexed.append(1) or known_tasks)
+    for path in (files["choice"], str(files["writing"])):
+        assert [*module.load_tasks(path)] == [Path(path).stem]
+    assert not indexed
+    assert [*module.load_tasks("shown")] == ["shown"] and indexed
+
+
+def test_a_line_says_that_all_tasks_are_indexed(monkeypatch, caplog):
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", lambda: "index")
+    assert ALL_TASKS.__wrapped__() == "index"
+    assert caplog.messages == ["indexing all tasks of lm-eval, which can take a few minutes ..."]
 
 
 @pytest.mark.parametrize("name", ["page", "mutual"])

@@ -258,7 +258,7 @@ CASES = [  # function, what is wrong, what came, what is wanted
     (prune_, {"plan": None}, "None", "select"),
     (prune_, {"plan": PLAN.to_dict()}, "{", "select"),
     (prune_, {"plan": OTHER_PLAN}, "layers.9", HEADS),
-    (prune_, {"model": SMALLER, "axes": None}, "groups", "discover"),
+    (prune_, {"model": SMALLER, "axes": None}, "groups", "make a plan for this model"),
     (prune_, {"model": SMALLER}, "parameters", "leave `axes` out"),
     (prune_, {"axes": dict(AXES)}, "{", "discover"),
     (mask_, {"model": "tiny"}, "str", "load_model"),

@@ -273,7 +273,7 @@ def test_shards_load_as_one_file_does(kind, tmp_path):
     for again in (load(tmp_path / "m", kind), load_model(tmp_path / "m")[0]):
         assert torch.equal(logits(again, tokens()), logits(model, tokens()))
     next((tmp_path / "m").glob("model-00002*")).unlink()
-    with pytest.raises(ValueError, match="not a complete checkpoint"):
+    with pytest.raises(ValueError, match="the model of .* can't be loaded"):
         load_model(tmp_path / "m")
     save_model(model, tiny_tokenizer(), tmp_path / "m")  # one file takes the place of many
     assert [path.name for path in (tmp_path / "m").glob("*.safetensors*")] == ["model.safetensors"]

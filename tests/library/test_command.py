@@ -51,7 +51,7 @@ def test_the_command_gives_what_the_eight_lines_give(tmp_path, capsys):
     again, _ = load_model(tmp_path / "m")
     assert torch.equal(again(tokens()).logits, model(tokens()).logits)
     assert f"{before:,} -> {after:,} parameters ({1 - after / before:.1%} fewer)" in printed
-    assert "layers.*.attention: keeps 1 of 2 groups in 2 axes" in printed
+    assert "layers.*.attention: keeps 1 of 2 groups in 2 of 2 axes" in printed
     for line in [line.strip() for line in printed.splitlines() if "from_pretrained" in line]:
         assert "trust_remote_code" not in line
         loaded = eval(line, {"transformers": __import__("transformers")})
@@ -88,12 +88,36 @@ def test_widths_are_multiples_of_eight_unless_another_is_given(tmp_path):
 @pytest.mark.slow
 def test_layers_are_left_whole_unless_all_must_be_alike(tmp_path, capsys):
     """Four and two by default, which leaves nothing of two layers; with --uniform none."""
-    assert "protect_last = 6 leaves none of 2" in refused(["prune", "tiny", tmp_path / "m"], capsys)
     options = ["--calibration", "tiny", "--target", "groups"]
     for kind in (["--uniform"], ["--granularity", "channel"]):
         assert prune(tmp_path / kind[-1], *kind, options=options) == 0
         settings = json.loads((tmp_path / kind[-1] / "plan.json").read_text())["settings"]
         assert settings["protect_first"] == settings["protect_last"] == 0
+
+
+def test_protecting_all_layers_is_refused_by_the_names_of_the_flags(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(pruner_lib.method.discover, "discover", None)
+    for words, first in (([], 4), (["--protect-first", "0"], 0)):
+        found = f"--protect-first {first} and --protect-last 2 leave none of 2 layers to prune"
+        said = refused(["prune", "tiny", tmp_path / "m", *words], capsys)
+        assert said == f"{found}; lower them (defaults: 4 and 2)"
+
+
+def test_calibration_samples_begin_with_bos_if_the_tokenizer_adds_it(bos_folder, tmp_path, monkeypatch):
+    seen, estimate = [], pruner_lib.method.importance.estimate
+
+    def spy(model, axes, ids, **options):
+        seen.append(ids)
+        return estimate(model, axes, ids, **options)
+
+    monkeypatch.setattr(pruner_lib.method.importance, "estimate", spy)
+    for model in ("tiny", bos_folder):
+        words = [model, tmp_path / f"pruned{len(seen)}", *TINY, "--seed", 3, "--samples", 4, "--length", 9]
+        assert main(["prune", *map(str, words)]) == 0
+    without, begun = seen
+    bos = load_model("tiny")[1].bos_token_id
+    assert without.shape == begun.shape == (4, 9) and bos not in without
+    assert (begun[:, 0] == bos).all() and (begun == bos).sum() == 4
 
 
 @pytest.mark.slow
@@ -130,6 +154,7 @@ def test_a_model_that_can_be_no_gguf_is_refused_before_it_is_pruned(tmp_path, ca
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
+        (["--criterion", "l2", "--calibration", "no.txt"], "unknown text 'no.txt'"),
         (["--ratio", "0"], "ratio must be a number in (0, 1), got 0.0"),
         (["--ratio", "1"], "ratio must be a number in (0, 1), got 1.0"),
         (["--ratio", "nan"], "ratio must be a number in (0, 1), got nan"),

@@ -133,6 +133,20 @@ def test_too_few_windows_say_how_many_there_are(local):
         text_ids("mine", tiny_tokenizer(), length=101)
 
 
+def test_one_document_per_line_is_told_how_documents_end(local):
+    (local / "mine.txt").write_text("one line is a document\n" * 20)
+    advice = r"; in a file, documents end at blank lines \(or at the argument `separator`\)"
+    for name in ("mine", local / "mine.txt"):
+        with pytest.raises(
+            ValueError, match=f"has 1 documents of at least 9 tokens, .* another text{advice}$"
+        ):
+            calibration_ids(name, tiny_tokenizer(), length=9)
+    assert calibration_ids("mine", tiny_tokenizer(), length=9, separator="\n").shape == (10, 9)
+    for text in ("tiny", ["one line"]):  # not read from a file
+        with pytest.raises(ValueError, match="or another text$"):
+            calibration_ids(text, tiny_tokenizer(), length=9, samples=1000)
+
+
 def test_calibration_takes_the_first_documents_that_are_long_enough(local):
     (local / "mine.txt").write_text("short\n\nlong enough\n\ntiny\n\nalso long enough\n")
     ids = calibration_ids("mine", tiny_tokenizer(), samples=2, length=8)

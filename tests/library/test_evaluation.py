@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig
 
+from pruner_lib.data.windows import adds_bos
 from pruner_lib.evaluation.perplexity import (
     CHUNK_MB,
     LOGITS_MB,
@@ -188,6 +189,53 @@ def test_greedy_text_needs_no_seed_and_sampling_spares_the_global_generator():
     assert texts[0] == texts[1]
     assert texts[0] != generate_samples(model, tokenizer, ["one"], max_new_tokens=12)[0].text
     assert torch.equal(state, torch.get_rng_state())
+
+
+SETTINGS = [
+    {"repetition_penalty": 5.0}, {"no_repeat_ngram_size": 1}, {"num_beams": 2}, {"min_p": 0.9},
+    {"suppress_tokens": [*range(100, 260)]}, {"forced_eos_token_id": 4},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_texts_depend_on_arguments_and_not_on_the_generation_settings_of_the_model(settings):
+    model, tokenizer = load_model("tiny")
+    arguments = {"prompts": ["one", "two"], "max_new_tokens": 12, "draws": 2}
+    plain = generate_samples(model, tokenizer, **arguments)
+    assert generate_samples(model, tokenizer, **arguments, **settings) != plain
+    config = model.generation_config
+    for name, value in settings.items():
+        setattr(config, name, value)
+    saved = config.to_dict()
+    assert generate_samples(model, tokenizer, **arguments) == plain
+    assert model.generation_config is config and config.to_dict() == saved
+    with pytest.raises(ValueError, match="'nope'"):
+        generate_samples(model, tokenizer, nope=1)
+    assert config.to_dict() == saved
+
+
+def test_the_end_tokens_of_the_model_end_a_text():
+    model, tokenizer = load_model("tiny")
+    ids = tokenizer("one", return_tensors="pt")["input_ids"]
+    new = model.generate(input_ids=ids, do_sample=False, max_new_tokens=12, pad_token_id=3)[0, ids.shape[1] :]
+    model.generation_config.eos_token_id = [2, int(new[5])]
+    (sample,) = generate_samples(model, tokenizer, ["one"], max_new_tokens=12, do_sample=False)
+    assert sample.text == tokenizer.decode(new[: new.tolist().index(int(new[5])) + 1])
+
+
+def test_texts_are_continued_after_bos_if_the_tokenizer_adds_it(bos_folder, monkeypatch):
+    model, begins = load_model(bos_folder)
+    other, seen, generate = load_model("tiny")[1], [], model.generate
+    assert adds_bos(begins) and not adds_bos(other)
+
+    def spy(input_ids, **options):
+        seen.append(input_ids[0].tolist())
+        return generate(input_ids=input_ids, **options)
+
+    monkeypatch.setattr(model, "generate", spy)
+    for tokenizer in (begins, other):
+        generate_samples(model, tokenizer, ["one"], max_new_tokens=2)
+    assert seen == [begins("one")["input_ids"], other("one")["input_ids"]] and seen[0] == [1, *seen[1]]
 
 
 def test_a_stuck_model_shows_in_repetition_and_variety():

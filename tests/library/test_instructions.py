@@ -129,6 +129,18 @@ def test_instruction_and_output_count_where_a_row_holds_its_whole_text_too(token
     assert encode(instructions(tmp_path / "rows.json"), tokenizer) == encode(EXAMPLES[:3], tokenizer)
 
 
+@pytest.mark.parametrize(
+    "row", [{"prompt": "a", "completion": "b"}, {"conversations": []}, {"instruction": "a", "text": "b"}, {}]
+)
+def test_a_row_without_the_expected_keys_is_named_with_those_it_has(row, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, [*EXAMPLES[:2], row])))
+    with pytest.raises(ValueError) as caught:
+        instructions(path)
+    assert f"row 3 has the keys {[*row]}" in str(caught.value)
+    assert 'expected one JSON object per line: rows with "instruction" and "output"' in str(caught.value)
+
+
 def test_a_dataset_is_its_rows_and_kinds_are_not_mixed(tokenizer):
     table = datasets.Dataset.from_list(EXAMPLES[:4])
     assert encode(table, tokenizer) == encode(EXAMPLES[:4], tokenizer)

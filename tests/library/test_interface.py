@@ -56,7 +56,7 @@ def test_editors_see_every_public_name_where_it_comes_from():
         assert name in dir(pruner_lib) and name in pruner_lib.__all__
 
 
-@pytest.mark.parametrize("name", ["discover", "calibration_ids", "prune_"])
+@pytest.mark.parametrize("name", ["discover", "calibration_ids", "prune_", "instructions"])
 def test_an_editor_shows_arguments_and_docstring(name):
     (shown,) = jedi.Script(f"from pruner_lib import {name}\n{name}(").get_signatures()
     function = getattr(pruner_lib, name)

@@ -216,9 +216,29 @@ def test_settings_that_the_libraries_cannot_read_give_one_sentence(checkpoint, f
         (checkpoint / file).write_text('{"cut')
     else:
         change(checkpoint / file, **values)
-    with pytest.raises(ValueError, match="is not a complete checkpoint and tokenizer: [A-Z]") as caught:
+    part = "tokenizer" if file.startswith("tokenizer") else "model"
+    with pytest.raises(ValueError, match=f"the {part} of .* can't be loaded: [A-Z]") as caught:
         load_model(checkpoint)
     assert str(checkpoint) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_missing_tokenizer_a_missing_model_and_a_missing_library_are_told_apart(checkpoint):
+    files = {path: path.read_bytes() for path in checkpoint.iterdir()}
+    for pattern, found in (
+        ("token*", "the tokenizer of .*: ValueError"),
+        ("*.safetensors", "the model of .*: OSError"),
+    ):
+        for path in checkpoint.glob(pattern):
+            path.unlink()
+        with pytest.raises(ValueError, match=found):
+            load_model(checkpoint)
+        for path, content in files.items():
+            path.write_bytes(content)
+    change(
+        checkpoint / "config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}
+    )
+    with pytest.raises(ValueError, match="the model of .* requires bitsandbytes: `pip install"):
+        load_model(checkpoint)
 
 
 def test_weights_outside_the_folder_are_refused(checkpoint):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import warnings
 from contextlib import nullcontext
 
 import numpy as np
@@ -136,6 +137,16 @@ def test_only_what_multiplies_gets_an_adapter(family, without, experts):
     assert any("q_proj" in name or "query_key_value" in name for name in names)
     assert not any(name.endswith(without) for name in names)
     assert (adapted.peft_config["default"].lora_dropout == 0) == experts
+
+
+def test_stacked_experts_get_the_ranks_that_peft_chooses_and_no_warning_denies_it():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        adapted = add_adapter(build("mixtral"), RecoverySettings(rank=4))
+    assert ["stacked experts" in str(warning.message) for warning in caught] == [True]
+    (rank,) = adapted.peft_config["default"].rank_pattern.values()  # of gate and up, side by side
+    sizes = {len(w) for name, w in adapted.named_parameters() if "experts" in name and "lora_A" in name}
+    assert rank == 8 and sizes == {4 * 4, 4 * rank}, "for four experts"
 
 
 @pytest.mark.parametrize("words", ["all-linear", ("q_proj", "k_proj", "v_proj", "up_proj")])

@@ -87,6 +87,8 @@ WRONG = {
     "'hidden' matches none of the 6 axes": dict(ratio={"hidden": 0.5}),
     "must be a list of names": dict(ratio=0.2, ignore="layers.0.mlp"),
     "got 1.5": dict(ratio={"layers.0.mlp": 1.5}),
+    "'mlp' matches none .*: use '\\*.mlp'$": dict(ratio={"mlp": 0.5}),
+    "'attention' matches none .*: use '\\*.attention'$": dict(ratio=0.5, ignore=["attention"]),
     "ratios by axis need scope='local'": dict(ratio={"layers.0.mlp": 0.5}, scope="global"),
     "and target='groups'": dict(ratio={"layers.0.mlp": 0.5}, target="parameters"),
     "needs one number as ratio": dict(ratio={"layers.0.mlp": 0.5}, granularity="layer"),
@@ -99,6 +101,35 @@ WRONG = {
 def test_names_and_options_that_do_not_fit_are_refused(axes, scores, message):
     with pytest.raises(ValueError, match=message):
         select(axes, scores, **WRONG[message])
+
+
+WITHOUT_EFFECT = [
+    ("'layers.0.mlp'", "they are ignored or in protected layers", dict(protect_first=1)),
+    ("'layers.2.*'", "they are ignored or in protected layers", dict(protect_last=1)),
+    ("'layers.0.mlp'", "they are ignored or in protected layers", dict(ignore=["layers.0.*"])),
+    ("'layers.2.*'", "['*.mlp', 'layers.2.attention'] come first", {}),
+    ("'layers.1.ml?'", "['*.mlp'] come first", dict(ignore=["layers.0.*"])),
+]
+
+
+@pytest.mark.parametrize(("pattern", "reason", "options"), WITHOUT_EFFECT)
+def test_a_ratio_that_applies_to_no_axis_is_refused(axes, scores, pattern, reason, options):
+    names = {"*.mlp": 0.25, "layers.2.attention": 0.5} if "first" in reason else {"layers.1.*": 0.25}
+    with pytest.raises(ValueError) as caught:
+        select(axes, scores, ratio=names | {pattern.strip("'"): 0.5}, **options)
+    assert str(caught.value) == f"ratio 0.5 of {pattern} applies to none of its axes: {reason}"
+    assert select(axes, scores, ratio=names, **options).cut
+
+
+def test_one_ratio_needs_an_axis_that_is_not_ignored_unless_it_is_zero(axes, scores):
+    with pytest.raises(ValueError, match="ratio 0.5 of '\\*' applies to none of its axes"):
+        select(axes, scores, ratio=0.5, ignore=["*"])
+    assert not select(axes, scores, ratio=0.0, ignore=["*"]).cut
+
+
+def test_the_hint_names_the_experts_of_a_mixture(axes, scores):
+    with pytest.raises(ValueError, match=r": use '\*\.mlp\.\*'$"):
+        select(discovered("mixtral")[1], {}, ratio={"mlp": 0.5})
 
 
 def test_uniform_widths_may_leave_all_attention_whole(axes, scores):

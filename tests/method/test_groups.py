@@ -65,7 +65,9 @@ def test_a_plan_prints_on_a_screen_what_stays(deep):
     text = repr(plan)
     assert len(text) < SCREEN and str(plan) == text
     assert "ratio = 0.25" in text and "protect_first = 4" in text
-    assert "layers.*.attention: keeps 6 of 8 groups in 6 axes, 6 stay whole" in text
+    assert "layers.*.attention: keeps 6 of 8 groups in 6 of 12 axes" in text
+    some = repr(select(deep, random_scores(deep), ratio=0.25, ignore=["*.attention"]))
+    assert "layers.*.attention: keeps all 8 groups in all 12 axes" in some
     alone = select(deep, random_scores(deep, dependency=False), ratio=0.25, dependency=False)
     assert len(repr(alone)) < SCREEN
     uneven = repr(select(deep, random_scores(deep), ratio=0.25, scope="global"))

@@ -251,6 +251,18 @@ def test_what_can_not_be_repaired_is_left_alone(family, how, ids, said):
     assert all(torch.equal(one, before[name]) for name, one in model.state_dict().items())
 
 
+@pytest.mark.parametrize("change_", [lambda model, plan: repair_(model, plan, IDS), mask_, prune_])
+def test_nothing_takes_a_plan_whose_groups_are_already_pruned(change_):
+    model = build("llama-gqa")
+    axes = discover(model)
+    plan = select(axes, random_scores(axes), ratio=0.5)
+    prune_(model, plan)
+    with pytest.raises(
+        ValueError, match="make a plan for this model, and call mask_ and repair_ before prune_"
+    ):
+        change_(model, plan)
+
+
 def test_matrix_that_layers_share_is_not_repaired_by_what_the_first_of_them_reads():
     model = build("llama-gqa")
     model.model.layers[2].mlp = model.model.layers[0].mlp
