@@ -81,7 +81,7 @@ def run_study(
             before = f", last time {manifest['seconds']:.0f} s" if manifest.get("seconds") else ""
             print(f"[{number}/{len(values)}] {path.stem} ({profile}){before}", flush=True)
         for run in _run_batch({path: values[path] for path in batch}, profile, environment):
-            folder = (Path(profile) / folder_of(run["changed"])).as_posix()
+            folder = os.path.relpath(results_dir(profile, changed=run["changed"]))
             reason = run["error"] and run["error"].splitlines()[-1][:200]
             message = reason or f"{len(run['outputs'])} files in {folder}"
             print(f"    {run['notebook']} {run['status']} in {run['seconds']:.1f} s: {message}", flush=True)

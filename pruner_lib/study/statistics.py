@@ -146,8 +146,8 @@ def _margin(values: np.ndarray, level: float) -> np.ndarray:
 def _unanimous(stratum: np.ndarray, level: float) -> float:
     """Compute the squared margin of outcomes `(sides, draws, items)` that are all alike; otherwise 0.
 
-    z^2 / (n + z^2) is the width of Wilson's interval if all n outcomes of the first side are 0 (or 1), and the
-    margin on either side if both sides have the same outcomes. A constant may be subtracted from all outcomes.
+    z^2 / (n + z^2) is the width of Wilson's interval if all n outcomes of the first side are 0 (or 1), and
+    the margin if both sides have the same outcomes. A constant may be subtracted from all outcomes.
 
     Source:  Wilson, Probable Inference, the Law of Succession, and Statistical Inference, JASA 22 (1927).
     """
