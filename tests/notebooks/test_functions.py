@@ -144,7 +144,8 @@ def test_widths_are_shares_of_the_groups_that_stay(designs_08):
     }
     assert set(plans) < set(designs_08.DESIGNS)
     groups = {design: [record(plan=plan)] for design, plan in plans.items()}
-    kept = designs_08.widths_frame(groups, 2).set_index(["design", "layer", "kind"]).kept
+    axes = discover(load_model("tiny")[0])
+    kept = designs_08.widths_frame(groups, axes).set_index(["design", "layer", "kind"]).kept
     assert len(kept) == 12 and set(kept["block"]) == set(kept["channel"]) == {0.75}
     assert kept["layer", 0, "mlp"] == 0 and kept["layer", 1, "attention"] == 1
 
