@@ -86,6 +86,10 @@ def study(context, profile="quick", only=None, set=None, workers="", scheduler="
 )
 def notebook(context, name, profile="quick", set=None):
     """Run one notebook."""
+    stems = sorted(path.stem for path in ROOT.glob("notebooks/*.ipynb"))
+    matching = [name] if name in stems else [stem for stem in stems if stem.startswith(name)]
+    if len(matching) > 1:
+        sys.exit(f"error: {name!r} is the start of {', '.join(matching)}; name one of them")
     values = [word for value in set or [] for word in ("--set", value)]
     _notebooks("--profile", profile, "--only", name, *values)
 

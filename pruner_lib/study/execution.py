@@ -83,7 +83,7 @@ def execute(
             return super().client(**options, shell_channel_class=Shell)
 
         async def start_kernel(self, **options: Any) -> None:
-            options |= {"env": dict(environment), "cwd": str(path.resolve().parent)}
+            options |= {"env": dict(environment), "cwd": os.getcwd()}  # relative paths are the caller's
             with messages.open("wb") as stderr:
                 await super().start_kernel(**options, stdout=subprocess.DEVNULL, stderr=stderr)
             kernels.append(self.provisioner.process)

@@ -28,10 +28,11 @@ import yaml
 
 from pruner_lib.data.assets import local_path
 from pruner_lib.files import write_text
+from pruner_lib.study.cache import check_inputs
 from pruner_lib.study.cluster import SCHEDULER, serving
 from pruner_lib.study.execution import changed_in, execute, parameters_cell, stop_at_signals
 from pruner_lib.study.parameters import assigned, folder_of
-from pruner_lib.study.profiles import load_profile
+from pruner_lib.study.profiles import Loader, Profile, load_profile
 from pruner_lib.study.records import read_kept, write_kept
 from pruner_lib.study.report import find_notebooks, write_index
 from pruner_lib.study.results import RECEIPTS, make_cache, manifest_path, now, results_dir, results_root
@@ -60,10 +61,11 @@ def run_study(
              parameters: plain scalars or flat lists; each is passed to the notebooks that have it.
              environment: the environment variables of the kernels.
     Returns: the manifest of each run; for a failed one, `outputs` lists the files of the last successful run.
-    Raises:  ValueError: an unknown profile or notebook, or a parameter that no notebook has; nothing has run.
+    Raises:  ValueError: an unknown profile, notebook, model, text or parameter, or a parameter of another
+             type than its default; nothing has run.
              OSError: the results can't be written, or the disk is full.
     """
-    load_profile(profile)
+    settings = load_profile(profile)
     local_path("")  # refuses an invalid data directory
     if "profile" in (parameters or {}):
         raise ValueError(f"profile={parameters['profile']!r} was given by --set; give it by --profile")
@@ -72,6 +74,8 @@ def run_study(
     if unknown := sorted(set(parameters) - set(known)):
         raise ValueError(f"no notebook has a parameter {', '.join(unknown)}; there are {', '.join(known)}")
     values = {path: {n: v for n, v in parameters.items() if n in names} for path, names in defaults.items()}
+    for path, given in values.items():
+        _check_parameters(settings, given, defaults[path])
     make_cache(results_dir(profile))  # fails early if the results can't be written
     (*first, last), runs = values, []
     step = AT_ONCE if all(was_done(path, profile, values[path]) for path in values) else 1
@@ -81,12 +85,28 @@ def run_study(
             before = f", last time {manifest['seconds']:.0f} s" if manifest.get("seconds") else ""
             print(f"[{number}/{len(values)}] {path.stem} ({profile}){before}", flush=True)
         for run in _run_batch({path: values[path] for path in batch}, profile, environment):
-            folder = (Path(profile) / folder_of(run["changed"])).as_posix()
+            folder = os.path.relpath(results_dir(profile, changed=run["changed"]))
             reason = run["error"] and run["error"].splitlines()[-1][:200]
             message = reason or f"{len(run['outputs'])} files in {folder}"
             print(f"    {run['notebook']} {run['status']} in {run['seconds']:.1f} s: {message}", flush=True)
             runs.append(run)
     return runs
+
+
+def _check_parameters(profile: Profile, parameters: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Check the types of a notebook's parameters, and that its models and the profile's data are known.
+
+    Raises:  ValueError: see `run_study`.
+    """
+    for name, value in parameters.items():
+        default = defaults[name]
+        kinds = (int, float) if isinstance(default, float) else type(default)
+        if not isinstance(value, kinds) or isinstance(value, bool) != isinstance(default, bool):
+            raise ValueError(f"{name} is {value!r}, but should be of the type of its default, {default!r}")
+    for model in (parameters.get("model") or profile.model, *parameters.get("models", ())):
+        check_inputs(profile.experiment(model=model, recovered=True))
+    short = {"evaluation": profile.short_evaluation, "recovery": profile.short_recovery}
+    check_inputs(profile.experiment(**short))
 
 
 def was_done(path: Path, profile: str, parameters: Mapping[str, Any]) -> bool:
@@ -161,7 +181,7 @@ def _setting(text: str) -> tuple[str, Any]:
     """Parse `name=value` with the value as YAML: a number, `true`, `null`, text, or a flat list of these."""
     name, equals, value = text.partition("=")
     with contextlib.suppress(yaml.YAMLError, ValueError, RecursionError):
-        parsed = yaml.safe_load(value)
+        parsed = yaml.load(value, Loader=Loader)
         items = parsed if isinstance(parsed, list) else [parsed]
         plain = all(isinstance(item, (int, float, str, type(None))) for item in items)
         if equals and name.isidentifier() and plain:
@@ -180,7 +200,10 @@ def main(words: Sequence[str] | None = None) -> int:
     add("--scheduler", default=os.environ.get(SCHEDULER, ""), help="a Dask cluster, as tcp://host:port")
     options = parser.parse_args(words)
     only = [name.strip() for names in options.only for name in names.split(",")]
+    names = [name for name, _ in options.set]
     try:
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"--set gives {', '.join(twice)} more than once; give each parameter once")
         environment = dict(os.environ)  # before a cluster changes it
         with serving(options.workers, options.scheduler) as scheduler:
             environment[SCHEDULER] = scheduler

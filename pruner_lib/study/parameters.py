@@ -1,12 +1,14 @@
 """Find which parameters of a notebook were changed, and the results folder for them.
 
 The notebook's own process inspects the cells that it ran, so papermill, the runner and readers who edit the
-parameters in JupyterLab are treated alike. Defaults are in `parameters.yaml`, since readers edit the cell.
+parameters in JupyterLab (or in a script made by nbconvert) are treated alike. Defaults are in
+`parameters.yaml`, since readers edit the cell.
 """
 
 import ast
 import contextlib
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from IPython import get_ipython
 from pruner_lib.study.settings import settings_key
 
 DEFAULTS_FILE = Path(__file__).with_suffix(".yaml")
+CELL = re.compile(r"^# In\[.*\]:$", re.MULTILINE)  # starts a cell in a script made by nbconvert
 INJECTED = "# Parameters"  # the first line of the cell that papermill inserts after the tagged one
 PATHS = ("PAPERMILL_INPUT_PATH", "PAPERMILL_OUTPUT_PATH")  # from papermill's --inject-paths; not parameters
 PROFILE = "profile"  # each profile has its own results folder
@@ -29,26 +32,34 @@ def changed_parameters(cells: Sequence[str] | None = None) -> dict[str, Any]:
 
     Papermill itself only warns about a misspelt parameter, and would run the notebook with the default.
 
-    Args:    cells: sources of the cells run so far, in order; None: those of this process's notebook, if any.
+    Args:    cells: sources of the cells run so far, in order; None: those of this process's notebook or
+             script, if any. In our notebooks, an assignment in a later cell changes a parameter too.
     Raises:  ValueError: papermill was given parameters that the notebook does not have.
     """
-    if cells is None:
-        shell = get_ipython()
-        cells = [cell for cell in shell.user_ns.get("In", ()) if cell] if shell else []
-    declared, injected, previous = {}, {}, {}
-    for cell in cells:
+    declared, injected, later, previous = {}, {}, {}, {}
+    for cell in _cells_run() if cells is None else cells:
         values = assigned(cell)
         if cell.startswith(INJECTED):
             declared, injected = previous, {name: v for name, v in values.items() if name not in PATHS}
-        elif PROFILE in values:
-            declared, injected = values, {}
+        elif PROFILE in values and declared.keys() <= values.keys():
+            declared, injected, later = values, {}, {}
+        later |= {name: v for name, v in values.items() if name in declared}
         previous = values
     if unknown := sorted(injected.keys() - declared.keys()):
         raise ValueError(f"this notebook has no parameter {', '.join(unknown)}; it has {', '.join(declared)}")
     notebooks = yaml.safe_load(DEFAULTS_FILE.read_text(encoding="utf-8")).values()
-    defaults = next((names for names in notebooks if {PROFILE, *names} == declared.keys()), declared)
-    values = declared | injected
-    return {name: v for name, v in values.items() if name != PROFILE and v != defaults[name]}
+    defaults = next((names for names in notebooks if {PROFILE, *names} == declared.keys()), None)
+    values = declared | injected | (later if defaults else {})
+    return {name: v for name, v in values.items() if name != PROFILE and v != (defaults or declared)[name]}
+
+
+def _cells_run() -> list[str]:
+    """Return the sources of the cells of this process: those run in IPython, or those of a script."""
+    if shell := get_ipython():
+        return [cell for cell in shell.user_ns.get("In", ()) if cell]
+    script = Path(getattr(sys.modules["__main__"], "__file__", None) or "")
+    source = script.read_text(encoding="utf-8") if script.suffix == ".py" and script.is_file() else ""
+    return [cell.strip() for cell in CELL.split(source)]
 
 
 def folder_of(changed: Mapping[str, Any]) -> Path:
@@ -67,11 +78,15 @@ def folder_of(changed: Mapping[str, Any]) -> Path:
 
 
 def assigned(cell: str) -> dict[str, Any]:
-    """Read the names and values that a cell assigns, as `name = value` or `name: type = value`."""
+    """Read the names and values that a cell assigns, as `name = value` or `name: type = value`.
+
+    `name = name or ...`, by which a notebook replaces an empty parameter, is left out.
+    """
     with contextlib.suppress(SyntaxError):  # magics and shell commands
         nodes = [node for node in ast.parse(cell).body if isinstance(node, (ast.Assign, ast.AnnAssign))]
         pairs = [(n.targets[0] if isinstance(n, ast.Assign) else n.target, n.value) for n in nodes if n.value]
-        return {target.id: _value(value) for target, value in pairs if isinstance(target, ast.Name)}
+        pairs = [(name.id, v) for name, v in pairs if isinstance(name, ast.Name)]
+        return {name: _value(value) for name, value in pairs if not isinstance(value, ast.BoolOp)}
     return {}
 
 

@@ -11,6 +11,7 @@ file of custom profiles, which changes built-in profiles or adds new ones; `Prof
 """
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import field, replace
 from pathlib import Path
@@ -51,7 +52,7 @@ Shares = Annotated[tuple[Share, ...], Strict(False), AfterValidator(some)]
 
 
 class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # the C loader is seven times faster
-    """A YAML loader that refuses duplicate keys, of which YAML would use the last one."""
+    """A YAML loader that refuses duplicate keys and reads 1e-3 as a number, unlike YAML 1.1."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Raises: ConstructorError: a key is listed twice."""
@@ -60,6 +61,10 @@ class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # the C loader is 
             message = f"{', '.join(twice)} is listed twice"
             raise yaml.constructor.ConstructorError(problem=message, problem_mark=node.start_mark)
         return super().construct_mapping(node, deep)
+
+
+EXPONENT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$")
+Loader.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("-+.0123456789"))
 
 
 @settings
@@ -232,13 +237,15 @@ def load_profile(name: str) -> Profile:
     require(str, profile=name)
     built_in, custom = _read(PROFILES_FILE), _read(os.environ.get(VARIABLE))
     if name not in built_in and name not in custom:
-        raise ValueError(f"unknown profile {name!r}; there are {', '.join(profile_names())}")
+        others = "" if custom else f"; {VARIABLE} can name a file with others"
+        raise ValueError(f"unknown profile {name!r}; there are {', '.join(profile_names())}{others}")
     changes = custom.get(name, {})
     if not isinstance(changes, Mapping):
         raise ValueError(f"profile {name!r} of {VARIABLE} is {changes!r}, but should hold settings")
     base = changes.get("like", name)
     if "like" in changes and base not in list(built_in):
-        raise ValueError(f"profile {name!r} is like {base!r}; name one of {', '.join(sorted(built_in))}")
+        built = ", ".join(sorted(built_in))
+        raise ValueError(f"profile {name!r} is like {base!r}; name a built-in profile: {built}")
     values = dict(built_in.get(base, {}))
     for key, value in changes.items():
         part = isinstance(value, Mapping) and isinstance(values.get(key), Mapping)  # as `evaluation`

@@ -164,8 +164,10 @@ def _was_edited(data: dict[str, Any]) -> bool:
 
 
 def load_records(directory: Path) -> list[Record]:
-    """Read all records in a profile's results directory, in the order of their keys."""
-    return [read_record(path) for path in sorted((directory / "records").glob("[!.]*.json"))]
+    """Read all records in a profile's results directory, or in its `records`, in the order of their keys."""
+    folder = directory / "records"
+    folder = directory if directory.name == folder.name and not folder.is_dir() else folder
+    return [read_record(path) for path in sorted(folder.glob("[!.]*.json"))]
 
 
 def records_frame(records: Iterable[Record], *, allow: Sequence[str] = ()) -> pd.DataFrame:
@@ -185,9 +187,11 @@ def records_frame(records: Iterable[Record], *, allow: Sequence[str] = ()) -> pd
 def refuse_mixed_protocols(records: Iterable[Record], *, allow: Sequence[str] = ()) -> None:
     """Check that each metric was measured by the same protocol in all records.
 
-    Raises:  ValueError: the message names the metric, the first field that differs and the two records.
+    Raises:  ValueError: the message names all fields that differ and, for one of them, the metric and the two
+             records.
     """
     first: dict[MetricName, tuple[str, dict[str, Any]]] = {}
+    different: dict[str, str] = {}
     for record in records:
         for name, metric in record.metrics.items():
             first_key, protocol = first.setdefault(name, (record.key, metric.protocol))
@@ -195,8 +199,10 @@ def refuse_mixed_protocols(records: Iterable[Record], *, allow: Sequence[str] = 
                 value, other = metric.protocol.get(item), protocol.get(item)
                 if value != other:
                     both = f"{item} is {value!r} in record {record.key}, but {other!r} in record {first_key}"
-                    advice = f"measure both with the same, or pass allow=({item!r},) and show that column"
-                    raise ValueError(f"{name} can't be compared: {both}; {advice}")
+                    different.setdefault(item, f"{name} can't be compared: {both}")
+    if different:
+        advice = f"measure all with the same, or pass allow={(*different,)} and show these columns"
+        raise ValueError(f"{next(iter(different.values()))}; {advice}")
 
 
 def _row(record: Record, name: MetricName, allow: Sequence[str]) -> dict[str, Any]:

@@ -75,9 +75,21 @@ class Results:
         self.profile = load_profile(profile)
         self.folder = results_dir(profile, root)
         self.changed = changed_parameters()  # of the notebook that this process runs
-        self.place = results_dir(profile, root, self.changed)  # for the notebook's tables, figures and claims
+        self._place = results_dir(profile, root, self.changed)
         self.outputs: list[Path] = []  # files written so far
         self.measured_by: set[str | None] = set()  # git revisions with which the records were measured
+
+    @property
+    def place(self) -> Path:
+        """The folder of the notebook's tables, figures and claims.
+
+        Raises:  ValueError: the parameters were changed after this object was made.
+        """
+        if (changed := changed_parameters()) != self.changed:
+            values = ", ".join(f"{name}={value!r}" for name, value in changed.items()) or "their defaults"
+            advice = "run the cell with `Study(...)` again, then the cells below it"
+            raise ValueError(f"the parameters were changed after the set-up, to {values}; {advice}")
+        return self._place
 
     def save_table(self, frame: pd.DataFrame, stem: str) -> Path:
         """Write a table as `tables/<stem>.csv`; return its path."""
@@ -118,12 +130,12 @@ class Results:
         manifest |= {"git_revision": git_revision(), "versions": versions(), "outputs": written}
         manifest["measured_by"] = sorted(revision or "no git" for revision in self.measured_by)
         write_kept(Path(os.environ.get(RECEIPTS) or self.place / "notebooks", f"{notebook}.json"), manifest)
-        folder = self.place.relative_to(self.folder.parent).as_posix()
+        folder = Path(os.path.relpath(self.place, self.folder.parent.parent)).as_posix()
         by = f"; records measured at {', '.join(manifest['measured_by'])}" if self.measured_by else ""
         command = ["python", "tasks.py", "study", "--profile", self.profile.name, "--only", notebook]
         command += [word for name, value in self.changed.items() for word in ("--set", f"{name}={value}")]
         names = ", ".join(written) or "nothing new"
-        return f"{notebook} is done{by}; in results/{folder}: {names}. Made by: {shlex.join(command)}"
+        return f"{notebook} is done{by}; in {folder}: {names}. Made by: {shlex.join(command)}"
 
 
 def save_image(figure: Figure, stem: str, folder: Path) -> list[Path]:

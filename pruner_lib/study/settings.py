@@ -107,6 +107,7 @@ def _sentence(kind: type, error: ValidationError, owner: str) -> str:
     if not place or isinstance(last["input"], Mapping):  # each value is valid, but not their combination
         return f"{owner}: {place + ': ' if place else ''}{message}"
     expected = message[message.find("should") :] if "should" in message else message
+    expected = expected.replace("valid array", "list").replace("an object", "a mapping")
     return f"{owner}: {place} is {last['input']!r}, but {expected}"
 
 

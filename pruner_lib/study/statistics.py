@@ -3,6 +3,7 @@
 Two things make a number uncertain: which n questions (or windows) were used, and which D calibration draws.
 Each contributes its standard error times Student's t with n - 1 or D - 1 degrees of freedom, and the squares
 add up. Nonlinear functions of means are bootstrapped over the items. Nothing here knows records.
+Outcomes (0 or 1) that are all alike show no spread; their margin is that of Wilson's interval.
 """
 
 import math
@@ -62,10 +63,16 @@ def mean_interval(values: Any, *, level: float = 0.95) -> Interval:
     Args:    values: `(items,)`, or `(draws, items)` with the same items in every draw, or a mapping of these
              (task -> values): all tasks have the same weight in the mean.
              level: the confidence level, in (0, 1).
-    Returns: the interval; from -inf to inf if a task has only one item, since its spread is unknown.
+    Returns: the interval; from -inf to inf if a task has only one item, since its spread is unknown. If all
+             outcomes are 1, or all are 0, it is one-sided.
     Raises:  ValueError: no values, values that are not finite, or a level outside (0, 1).
     """
-    return _linear(np.ones(1), values, level=level)
+    interval, strata = _linear(np.ones(1), values, level=level), _strata(values, level=level)
+    if math.isinf(interval.low) or any(np.ptp(stratum) for stratum in strata):
+        return interval
+    signs = {bool(stratum.max() > 0) for stratum in strata}  # all right, or all wrong, in each task
+    ends = {(True,): "high", (False,): "low"}.get(tuple(signs))
+    return replace(interval, **{ends: interval.mean}) if ends else interval
 
 
 def paired_difference(a: Any, b: Any, *, level: float = 0.95) -> Interval:
@@ -122,6 +129,7 @@ def _means(*sides: Any, level: float) -> tuple[np.ndarray, np.ndarray, np.ndarra
     strata = _strata(*sides, level=level)
     drawn = np.mean([stratum.mean(axis=2) for stratum in strata], axis=0)  # (sides, draws)
     by_items = sum(_margin(stratum.mean(axis=1), level) for stratum in strata) / len(strata) ** 2
+    by_items[0, 0] += sum(_unanimous(stratum, level) for stratum in strata) / len(strata) ** 2
     draws = drawn.shape[1]
     by_draws = _margin(drawn, level) if draws > 1 else np.zeros_like(by_items)
     return drawn.mean(axis=1), by_items, by_draws, sum(stratum.shape[2] for stratum in strata), draws
@@ -133,6 +141,20 @@ def _margin(values: np.ndarray, level: float) -> np.ndarray:
     if n < 2:
         return np.full((sides, sides), math.nan)
     return t.ppf((1 + level) / 2, n - 1) ** 2 * np.atleast_2d(np.cov(values)) / n
+
+
+def _unanimous(stratum: np.ndarray, level: float) -> float:
+    """Compute the squared margin of outcomes `(sides, draws, items)` that are all alike; otherwise 0.
+
+    z^2 / (n + z^2) is the width of Wilson's interval if all n outcomes of the first side are 0 (or 1), and
+    the margin if both sides have the same outcomes. A constant may be subtracted from all outcomes.
+
+    Source:  Wilson, Probable Inference, the Law of Succession, and Statistical Inference, JASA 22 (1927).
+    """
+    are_outcomes = np.ptp(stratum % 1) == 0 and np.abs(stratum).max() <= 1
+    alike = any(np.ptp(values.mean(axis=0)) == 0 for values in (stratum[0], *np.diff(stratum, axis=0)))
+    z = norm.ppf((1 + level) / 2)
+    return (z**2 / (stratum.shape[2] + z**2)) ** 2 if are_outcomes and alike else 0.0
 
 
 def _share(squared: Iterable[float]) -> float:

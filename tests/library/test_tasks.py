@@ -68,6 +68,23 @@ def test_bare_python_lists_the_verbs_and_makes_nothing(clone):
     assert not (clone / ".venv").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "chosen"), [("00", "00"), ("01_b", "01_b"), ("0", None), ("01", None), ("", None)]
+)
+def test_notebook_runs_exactly_one(tasks, name, chosen):
+    (folder := tasks.ROOT / "notebooks").mkdir()
+    for stem in ("00_a", "01_b", "01_b_more"):
+        (folder / f"{stem}.ipynb").touch()
+    verb = getattr(tasks.notebook, "body", tasks.notebook)
+    if chosen:
+        verb(None, name)
+        assert tasks.commands[0].endswith(f"--profile quick --only {chosen}")
+    else:
+        with pytest.raises(SystemExit, match="is the start of .*01_b, 01_b_more; name one of them"):
+            verb(None, name)
+        assert not tasks.commands
+
+
 def test_older_python_gets_a_plain_message(clone, monkeypatch):
     ast.parse((clone / "tasks.py").read_text(), feature_version=(3, 6))
     load(clone)

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from families import discovered
 from made_records import TASKS, dense, draws, record, short
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_rgba
@@ -144,7 +145,13 @@ def test_widths_are_shares_of_the_groups_that_stay(designs_08):
     }
     assert set(plans) < set(designs_08.DESIGNS)
     groups = {design: [record(plan=plan)] for design, plan in plans.items()}
-    kept = designs_08.widths_frame(groups, 2).set_index(["design", "layer", "kind"]).kept
+    axes = discover(load_model("tiny")[0])
+    kept = designs_08.widths_frame(groups, axes).set_index(["design", "layer", "kind"]).kept
+    axes = discovered("mixtral")[1]  # a layer's experts count together
+    counts = {name: [n, 8] for n, name in enumerate(axes.of_kind("attention", "mlp"))}
+    of_experts = designs_08.widths_frame({"block": [record(plan={"kept": counts})]}, axes)
+    assert of_experts.kind.tolist() == ["attention", "mlp"] * axes.n_layers
+    assert of_experts.kept[1] == pytest.approx((1 + 2 + 3 + 4) / 4 / 8)
     assert len(kept) == 12 and set(kept["block"]) == set(kept["channel"]) == {0.75}
     assert kept["layer", 0, "mlp"] == 0 and kept["layer", 1, "attention"] == 1
 

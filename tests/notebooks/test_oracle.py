@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import build, tokens
+from families import build, discovered, tokens
 from notebook_functions import functions_of
 
 from pruner_lib import discover, estimate, mask_
@@ -39,6 +39,17 @@ def test_change_is_that_of_the_masked_model(llama, kind):
         masked = mask_(build("llama-gqa"), Plan({axis.name: kept}, {axis.name: axis.n_groups}))
         assert change == pytest.approx(loss_of(masked, ids) - loss_of(model, ids), abs=1e-6)
     assert abs(found[0] - found[1]) > 1e-6  # another group is another change
+
+
+def test_expert_fades_alone():
+    model, axes = build("mixtral"), discovered("mixtral")[1]
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    axis = axes["layers.0.mlp.experts.1"]
+    with faded(model, axis, 3):
+        for m in axis.members:
+            zero = model.get_parameter(m.parameter).index_select(m.dim, m.indices[3]) == 0
+            assert zero[m.expert].all() and not zero[[0, 2, 3]].any()
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
 def test_weights_come_back_bit_for_bit_even_after_an_error(llama):

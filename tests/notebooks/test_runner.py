@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import time
 from types import SimpleNamespace
 
@@ -122,7 +123,7 @@ def test_study_goes_on_after_failures_and_a_killed_kernel(tried):
 def test_killed_notebook_is_done_by_the_same_command(tried):
     again = tried.again
     assert again.code == 0 and "1 of 1 notebooks done" in again.out and "last time" in again.out
-    assert "files in tiny/changed/ratio=0.75" in again.out
+    assert re.search(r"files in \S*results/tiny/changed/ratio=0.75\n", again.out)
     assert again.files["tables/03_killed.csv"].startswith("float,0.75")
     tried_before, tried_now = ({*each.files} for each in (tried.first, again))
     assert tried_before - tried_now == {"notebooks/failed/03_killed.ipynb"}
@@ -154,6 +155,23 @@ def test_failed_try_replaces_neither_the_good_notebook_nor_its_files_on_the_page
     assert "AssertionError" not in after["notebooks/04_once.html"]
     assert not was_done(tried.folder / "04_once.ipynb", "tiny", {"ratio": 0.75})
     assert was_done(tried.folder / "03_killed.ipynb", "tiny", {"ratio": 0.75})
+
+
+@pytest.mark.slow
+@pytest.mark.notebook
+def test_relative_paths_are_those_of_the_folder_in_which_the_study_was_started(folder, monkeypatch, capsys):
+    (here := folder.parent / "here").mkdir()
+    (here / "mine.yaml").write_text("mine: {like: tiny}")
+    (here / "data").mkdir()
+    (here / "data" / "words.txt").write_text("own words")
+    for name, value in (("PROFILES", "mine.yaml"), ("DATA", "data"), ("RESULTS", "../elsewhere")):
+        monkeypatch.setenv(f"PRUNER_LIB_{name}", value)
+    monkeypatch.chdir(here)
+    reads = "from pruner_lib.data.assets import local_path\nassert local_path('words.txt').read_text()"
+    notebook(folder, "00_paths", WRITE, reads, "assert open('data/words.txt').read()", FINISH)
+    run = run_study("mine")[0]
+    assert run["error"] is None and (folder.parent / "elsewhere/mine/tables/00_paths.csv").is_file()
+    assert "1 files in ../elsewhere/mine\n" in capsys.readouterr().out
 
 
 def test_notebook_without_the_parameters_tag_is_an_error(folder):

@@ -50,7 +50,7 @@ def at(mean, reach, n=64, draws=5, from_draws=1.0):
 
 
 def test_verdict_follows_the_rule_on_either_side_and_between():
-    assert verdict(at(0.8, 0.1)).judged() == REPRODUCED == verdict(at(1, 0)).judged()
+    assert verdict(at(0.8, 0.1)).judged() == REPRODUCED == verdict(at(0.8, 0)).judged()
     assert verdict(at(1.2, 0.1)).judged() == NOT_REPRODUCED == verdict(at(1.2, 0)).judged()
     assert verdict(at(0.8, 0.3)).judged() == CANT_TELL == verdict(at(1.2, 0.3)).judged()
     zone = {"holds": (-0.02, 0.02)}
@@ -62,6 +62,15 @@ def test_verdict_follows_the_rule_on_either_side_and_between():
     )
     assert verdict(at(0, 0.05), **zone).judged() == CANT_TELL == verdict(at(0.02, 0.01), **zone).judged()
     assert verdict().judged() == NOT_MEASURED and verdict(Interval(0.5, -INF, INF, 1)).judged() == CANT_TELL
+
+
+@pytest.mark.parametrize("scale", ["linear", "log"])
+@pytest.mark.parametrize(("border", "holds"), [(1, (-INF, 1)), (1, (1, INF)), (0, (0, INF)), (0, (-INF, 0))])
+def test_no_difference_at_all_is_neither_above_nor_below(border, holds, scale):
+    assert p_values(at(border, 0), holds, scale) == (1, 1)
+    inside = border + (0.1 if math.isinf(holds[1]) else -0.1)
+    assert p_values(at(inside, 0), holds, scale) == (0, 1)
+    assert p_values(at(border, 0), (border - 0.2, border), scale) == (0, 1), "a closed range has its ends"
 
 
 @pytest.mark.parametrize("draws", [1, 3, 20])

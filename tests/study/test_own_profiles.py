@@ -37,14 +37,23 @@ def test_new_profile_is_like_another_and_has_results_of_its_own(own):
 def test_without_the_file_there_are_the_built_in_profiles_alone(own, monkeypatch):
     own("mine: {like: tiny}\n")
     monkeypatch.delenv("PRUNER_LIB_PROFILES")
-    with pytest.raises(ValueError, match="unknown profile 'mine'"):
+    with pytest.raises(
+        ValueError, match="unknown profile 'mine'; there .* PRUNER_LIB_PROFILES can name a file"
+    ):
         load_profile("mine")
+
+
+@pytest.mark.parametrize("text", ["1e-3", "+1e-3", "1E-3", "1.0e-3", "10.e-4", ".1e-2", "100000e-8"])
+def test_number_with_an_exponent_is_one_with_and_without_a_point(own, text):
+    own(f"mine: {{like: tiny, recovery: {{learning_rate: {text}}}, model: 1e-3x, draws: 12}}")
+    mine = load_profile("mine")
+    assert (mine.recovery.learning_rate, mine.model, mine.draws) == (0.001, "1e-3x", 12)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("mine: {like: tyni}", "is like 'tyni'; name one of decide, paper"),
+        ("mine: {like: tyni}", "is like 'tyni'; name a built-in profile: decide, paper"),
         ("mine: {ratio: 0.5}", "profile 'mine' without `like` has no value for"),
         ("tiny: {ration: 0.5}", "no setting ration"),
         ("tiny: 3", "profile 'tiny' .* is 3, but should hold settings"),
@@ -53,7 +62,7 @@ def test_without_the_file_there_are_the_built_in_profiles_alone(own, monkeypatch
         ("../tiny: {like: tiny}", r"'../tiny': .*name is '../tiny', but should match"),
         ("a: [", "can't be read"),
         ("a: 2020-99-99", "can't be read: month must be"),
-        ("mine: {like: [tiny]}", r"is like \['tiny'\]; name one of"),
+        ("mine: {like: [tiny]}", r"is like \['tiny'\]; name a built-in"),
         ("mine: {like: tiny, name: ../../escape}", "sets its name to '../../escape'"),
         ("mine: {like: tiny, dtype: float15}", "dtype is 'float15', but should be 'float32', 'float16' or"),
         ("mine: {like: tiny, prompts: -1}", "prompts is -1, but should be greater than or equal to 1"),
@@ -63,8 +72,8 @@ def test_without_the_file_there_are_the_built_in_profiles_alone(own, monkeypatch
         ("mine: {like: tiny, draws: yes}", "draws is True, but should be a valid integer"),
         ("mine: {like: tiny, model: ''}", "model is '', but should have at least 1 character"),
         ("mine: {like: tiny, model: <svg onload=x>}", "model is '<svg onload=x>', but should match"),
-        ("mine: {like: tiny, sweep: {shares: x}}", "sweep.shares is 'x', but should be a valid array"),
-        ("mine: {like: tiny, sweep: [1]}", r"sweep is \[1\], but should be an object"),
+        ("mine: {like: tiny, sweep: {shares: x}}", "sweep.shares is 'x', but should be a list"),
+        ("mine: {like: tiny, sweep: [1]}", r"sweep is \[1\], but should be a mapping"),
         ("mine: {like: tiny, calibration_study: {samples: [0]}}", "calibration_study.samples.0 is 0, but"),
         (
             "mine: {like: tiny, evaluation: {windos: 3}}",

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import ast
+import sys
 from pathlib import Path
 
 import nbformat
 import pandas as pd
 import pytest
 import yaml
+from matplotlib.figure import Figure
+from nbconvert import PythonExporter
 
+from pruner_lib.study import Study
 from pruner_lib.study import parameters as module
 from pruner_lib.study.execution import changed_in
 from pruner_lib.study.parameters import changed_parameters, folder_of
@@ -49,6 +53,59 @@ def test_an_edited_cell_is_a_change_and_the_profile_is_none(path):
         assert changed_in(path, {"profile": "tiny", "ratio": 0.55}) == {"ratio": 0.55}
         default = ast.literal_eval(rest.partition("  #")[0])
         assert changed_in(path, {"ratio": default}) == {}
+
+
+def code_of(path: Path) -> list[str]:
+    return [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_later_cell_changes_a_parameter_and_the_cells_of_the_notebook_do_not(path):
+    cells = code_of(path)
+    assert changed_parameters(cells) == {}
+    for name, value in list(module.assigned(tagged(path)).items())[1:]:
+        other = "l1" if isinstance(value, str) else [7] if isinstance(value, list) else 7
+        assert changed_parameters([cells[0], f"{name} = {other!r}", *cells[1:]]) == {name: other}
+        assert changed_parameters([*cells, f"{name} = {other!r}", cells[0]]) == {}, "the cell was run again"
+        assert changed_parameters([cells[0], f"{name} = {name} * 3"]) == {name: f"{name} * 3"}
+        assert changed_parameters([cells[0], f"{name} = {other!r}", 'profile = "tiny"']) == {name: other}
+    assert changed_parameters([TAGGED, "plain = 2"]) == {}, "in any other notebook these are its own names"
+
+
+def test_parameters_edited_in_a_script_made_by_nbconvert_are_changes(tmp_path, monkeypatch):
+    path = next(path for path in NOTEBOOKS if path.stem == "02_estimate_importance")
+    source, _ = PythonExporter().from_filename(str(path))
+    script = tmp_path / "02.py"
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(script))
+    monkeypatch.setattr(module, "get_ipython", lambda: None)
+    for old, new, changed in (
+        ("", "", {}),
+        ("toy_samples: int = 10", "toy_samples: int = 50", {"toy_samples": 50}),
+        ("study = Study(profile)", "toy_seed = 3\nstudy = Study(profile)", {"toy_seed": 3}),
+    ):
+        assert source.count(old)
+        script.write_text(source.replace(old, new))
+        assert changed_parameters() == changed
+
+
+def test_parameters_changed_after_the_set_up_are_refused_until_it_is_run_again(tmp_path, monkeypatch):
+    cells = code_of(NOTEBOOKS[0])[:1]
+    monkeypatch.setattr(module, "_cells_run", lambda: cells)
+    study = Study("tiny", tmp_path)
+    study.save_table(FRAME, "numbers")
+    for more in ("ratio = 0.4", cells[0].replace("0.2", "0.4")):
+        cells.append(more)
+        for write in (
+            lambda: study.save_table(FRAME, "numbers"),
+            lambda: study.save_figure(Figure(), FRAME, "curve"),
+            lambda: study.answer("counts", {}),
+            lambda: study.finish("00_quickstart"),
+        ):
+            with pytest.raises(ValueError, match="changed after the set-up, to ratio=0.4; run the cell with"):
+                write()
+        assert Study("tiny", tmp_path).save_table(FRAME, "numbers").parts[-4:-2] == ("changed", "ratio=0.4")
+        cells.pop()
+    assert len(list(tmp_path.rglob("*.csv"))) == 2 and study.finish("00_quickstart")
 
 
 def test_what_papermill_injects_is_compared_with_the_cell_before():
@@ -100,7 +157,7 @@ def test_changed_results_do_not_touch_those_of_the_profile(tmp_path, monkeypatch
         own = Results("tiny")
         own.save_table(FRAME.assign(**changed), "numbers")
         assert own.folder == results_dir("tiny") and own.place == results_dir("tiny", changed=changed)
-        place = "/".join(["results", "tiny", *folder_of(changed).parts])
+        place = "/".join([tmp_path.name, "tiny", *folder_of(changed).parts])
         said, again = (
             own.finish("00_test"),
             "".join(f" --set {name}={value}" for name, value in changed.items()),

@@ -137,6 +137,13 @@ def test_what_is_committed_carries_its_digest(profile):
     assert [path for path, data in kept.items() if data.pop("digest", None) != settings_key(data)] == []
 
 
+@pytest.mark.parametrize("profile", ["tiny", "records"])
+def test_records_are_those_of_the_profile_or_of_its_folder_of_records(tmp_path, profile):
+    write_record(record(), tmp_path / profile)
+    for folder in (tmp_path / profile, tmp_path / profile / "records"):
+        assert [found.key for found in load_records(folder)] == [record().key]
+
+
 def test_frame_has_a_row_for_each_metric_of_each_record():
     frame = records_frame([record(), record(BASE.dense, 10.0), record()])
     assert len(frame) == 4  # two records, the repeated one once
@@ -153,6 +160,9 @@ def test_frame_refuses_to_mix_protocols_and_names_the_field():
         records_frame(mixed)
     with pytest.raises(ValueError, match="window"):
         records_frame([record(), record(BASE.dense, window=32)], allow=("corpus_hash",))
+    both = [record(), record(BASE.dense, window=32, corpus_hash="bb")]
+    with pytest.raises(ValueError, match=r"pass allow=\('corpus_hash', 'window'\) and show"):
+        records_frame(both)
     shown = records_frame(mixed, allow=("corpus_hash",))
     assert set(shown[shown.metric == "perplexity"].corpus_hash) == {"aa", "bb"}
 

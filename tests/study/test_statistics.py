@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from pruner_lib.study import statistics
 from pruner_lib.study.statistics import (
@@ -97,7 +98,36 @@ def test_share_kept_holds_the_truth_over_tasks_of_different_sizes():
     kept, dense = answers(np.random.default_rng(0))
     means = [np.mean([side[name].mean() for name in side]) for side in (kept, dense)]
     assert paired_ratio(kept, dense).mean == pytest.approx(means[0] / means[1])
-    assert paired_ratio(kept, dense).n == 120 and paired_ratio(dense, dense).high == 1
+    assert paired_ratio(kept, dense).n == 120 and paired_ratio(dense, dense).mean == 1
+
+
+@pytest.mark.parametrize("n", [2, 12, 500])
+@pytest.mark.parametrize("shift", [0, 0.25, 0.2503])
+@pytest.mark.parametrize("draws", [1, 3])
+def test_outcomes_that_are_all_alike_have_the_interval_that_n_of_them_allow(n, shift, draws):
+    wilson = stats.norm.ppf(0.975) ** 2 / (n + stats.norm.ppf(0.975) ** 2)
+    right, mixed = np.ones((draws, n)) - shift, np.resize([1.0, 0.0], (draws, n)) - shift
+    top, bottom = mean_interval(right), mean_interval(right - 1)
+    assert (top.low, top.high) == pytest.approx((1 - shift - wilson, 1 - shift))
+    assert (bottom.low, bottom.high) == pytest.approx((-shift, wilson - shift))
+    for same in (right, right - 1, mixed):
+        gap = paired_difference(same, same)
+        assert (gap.low, gap.mean, gap.high) == pytest.approx((-wilson, 0, wilson)) and gap.sign == 0
+    half = wilson / math.sqrt(2)
+    both = mean_interval({"easy": right, "hard": right - 1})
+    assert (both.low, both.high) == pytest.approx((0.5 - shift - half, 0.5 - shift + half))
+    share = paired_ratio(np.ones(n), np.ones(n))
+    assert (share.low, share.high) == pytest.approx((1 - wilson, 1 + wilson))
+
+
+def test_outcomes_all_alike_hold_the_truth_and_other_numbers_need_no_such_margin():
+    assert covered(lambda g: (g.random(12) < 0.97,), 0.97) >= 0.95
+    nll = np.random.default_rng(0).normal(3, 1, 20)
+    assert paired_difference(nll, nll).high == 0, "the same model on the same windows"
+    assert mean_interval([3.5] * 5).high == 3.5
+    some = (np.arange(20) < 7).astype(float)
+    spread = stats.t.ppf(0.975, 19) * some.std(ddof=1) / math.sqrt(20)
+    assert mean_interval(some).high == pytest.approx(some.mean() + spread), "any spread is the sample's own"
 
 
 @pytest.mark.parametrize("between", [0.02, 0.2])
