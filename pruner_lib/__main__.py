@@ -1,7 +1,8 @@
 """The method as a command: `python -m pruner_lib prune MODEL OUT --ratio 0.2`.
 
-Runs the eight lines of the README, after checking every option that can be checked without computing. Nothing
-is written until the model is pruned; then a folder that loads anywhere is written and, with --gguf, a file.
+Runs the eight lines of the README, with BOS before each calibration sample if the tokenizer adds it to texts.
+First, every option is checked that can be checked without computing. Nothing is written until the model is
+pruned; then a folder that loads anywhere is written and, with --gguf, a file.
 """
 
 import argparse

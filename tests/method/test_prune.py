@@ -427,7 +427,7 @@ def test_plan_of_another_model_changes_nothing():
     model, other = build("llama-gqa"), build("llama-gqa", intermediate_size=32)
     before = copy.deepcopy(model.state_dict())
     for change in (prune_, mask_):
-        with pytest.raises(ValueError, match="32 groups at layers.0.mlp, this model has 40"):
+        with pytest.raises(ValueError, match="32 groups at layers.0.mlp, but this model has 40: make a plan"):
             change(model, _plan(other, ratio=0.5))
     unknown = Plan({"layers.9.mlp": torch.arange(3)}, {"layers.9.mlp": 40})
     with pytest.raises(ValueError, match="layers.9.mlp, which this model does not have"):
