@@ -121,9 +121,8 @@ def p_values(number: Interval, holds: tuple[float, float], scale: str = "linear"
     p = {border: 2 * float(t.sf(edge * margin, degrees)) for border, margin in margins.items()}
     low, high = holds
     if low <= number.mean <= high:
-        closed = math.isfinite(low) and math.isfinite(high)  # 1 lies in "from 0.8 to 1", not in "below 1"
-        exact = number.low == number.high  # a count has no error
-        return 0.0 if closed and exact else max(p[low], p[high]), 1.0
+        exact = number.low == number.high and all(map(math.isfinite, holds))  # 1 is not below 1
+        return 0.0 if exact else max(p[low], p[high]), 1.0
     return 1.0, p[low if number.mean < low else high]
 
 

@@ -26,7 +26,6 @@ from typing import Any
 
 import yaml
 
-from pruner_lib.data.assets import local_path
 from pruner_lib.files import write_text
 from pruner_lib.study.cache import check_inputs
 from pruner_lib.study.cluster import SCHEDULER, serving
@@ -61,12 +60,10 @@ def run_study(
              parameters: plain scalars or flat lists; each is passed to the notebooks that have it.
              environment: the environment variables of the kernels.
     Returns: the manifest of each run; for a failed one, `outputs` lists the files of the last successful run.
-    Raises:  ValueError: an unknown profile, notebook, model, text or parameter, or a parameter of another
-             type than its default; nothing has run.
+    Raises:  ValueError: an unknown profile, notebook, model, text or parameter, or a parameter's wrong type.
              OSError: the results can't be written, or the disk is full.
     """
     settings = load_profile(profile)
-    local_path("")  # refuses an invalid data directory
     if "profile" in (parameters or {}):
         raise ValueError(f"profile={parameters['profile']!r} was given by --set; give it by --profile")
     defaults = {path: assigned(parameters_cell(path)) for path in find_notebooks(only)}
@@ -94,19 +91,14 @@ def run_study(
 
 
 def _check_parameters(profile: Profile, parameters: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-    """Check the types of a notebook's parameters, and that its models and the profile's data are known.
-
-    Raises:  ValueError: see `run_study`.
-    """
+    """Check the types of a notebook's parameters, and that models, texts and questions are known."""
     for name, value in parameters.items():
-        default = defaults[name]
-        kinds = (int, float) if isinstance(default, float) else type(default)
+        kinds = (int, float) if isinstance(default := defaults[name], float) else type(default)
         if not isinstance(value, kinds) or isinstance(value, bool) != isinstance(default, bool):
             raise ValueError(f"{name} is {value!r}, but should be of the type of its default, {default!r}")
     for model in (parameters.get("model") or profile.model, *parameters.get("models", ())):
         check_inputs(profile.experiment(model=model, recovered=True))
-    short = {"evaluation": profile.short_evaluation, "recovery": profile.short_recovery}
-    check_inputs(profile.experiment(**short))
+    check_inputs(profile.experiment(evaluation=profile.short_evaluation, recovery=profile.short_recovery))
 
 
 def was_done(path: Path, profile: str, parameters: Mapping[str, Any]) -> bool:

@@ -1,8 +1,7 @@
 """Find which parameters of a notebook were changed, and the results folder for them.
 
-The notebook's own process inspects the cells that it ran, so papermill, the runner and readers who edit the
-parameters in JupyterLab (or in a script made by nbconvert) are treated alike. Defaults are in
-`parameters.yaml`, since readers edit the cell.
+The notebook's own process inspects the cells that it ran, so papermill, the runner and readers who edit them
+in JupyterLab or a script are treated alike. Defaults are in `parameters.yaml`, since readers edit the cell.
 """
 
 import ast
@@ -32,8 +31,7 @@ def changed_parameters(cells: Sequence[str] | None = None) -> dict[str, Any]:
 
     Papermill itself only warns about a misspelt parameter, and would run the notebook with the default.
 
-    Args:    cells: sources of the cells run so far, in order; None: those of this process's notebook or
-             script, if any. In our notebooks, an assignment in a later cell changes a parameter too.
+    Args:    cells: sources of the cells run so far, in order; None: those of this process.
     Raises:  ValueError: papermill was given parameters that the notebook does not have.
     """
     declared, injected, later, previous = {}, {}, {}, {}
@@ -49,7 +47,7 @@ def changed_parameters(cells: Sequence[str] | None = None) -> dict[str, Any]:
         raise ValueError(f"this notebook has no parameter {', '.join(unknown)}; it has {', '.join(declared)}")
     notebooks = yaml.safe_load(DEFAULTS_FILE.read_text(encoding="utf-8")).values()
     defaults = next((names for names in notebooks if {PROFILE, *names} == declared.keys()), None)
-    values = declared | injected | (later if defaults else {})
+    values = declared | injected | (later if defaults else {})  # in other notebooks, names may be used again
     return {name: v for name, v in values.items() if name != PROFILE and v != (defaults or declared)[name]}
 
 
@@ -78,10 +76,7 @@ def folder_of(changed: Mapping[str, Any]) -> Path:
 
 
 def assigned(cell: str) -> dict[str, Any]:
-    """Read the names and values that a cell assigns, as `name = value` or `name: type = value`.
-
-    `name = name or ...`, by which a notebook replaces an empty parameter, is left out.
-    """
+    """Read what a cell assigns as `name = value` or `name: type = value`, but not as `name = name or ...`."""
     with contextlib.suppress(SyntaxError):  # magics and shell commands
         nodes = [node for node in ast.parse(cell).body if isinstance(node, (ast.Assign, ast.AnnAssign))]
         pairs = [(n.targets[0] if isinstance(n, ast.Assign) else n.target, n.value) for n in nodes if n.value]

@@ -237,15 +237,13 @@ def load_profile(name: str) -> Profile:
     require(str, profile=name)
     built_in, custom = _read(PROFILES_FILE), _read(os.environ.get(VARIABLE))
     if name not in built_in and name not in custom:
-        others = "" if custom else f"; {VARIABLE} can name a file with others"
-        raise ValueError(f"unknown profile {name!r}; there are {', '.join(profile_names())}{others}")
+        raise ValueError(f"unknown profile {name!r}; there are {', '.join(profile_names())}; see {VARIABLE}")
     changes = custom.get(name, {})
     if not isinstance(changes, Mapping):
         raise ValueError(f"profile {name!r} of {VARIABLE} is {changes!r}, but should hold settings")
     base = changes.get("like", name)
     if "like" in changes and base not in list(built_in):
-        built = ", ".join(sorted(built_in))
-        raise ValueError(f"profile {name!r} is like {base!r}; name a built-in profile: {built}")
+        raise ValueError(f"profile {name!r} is like {base!r}; name a built-in one: {', '.join(built_in)}")
     values = dict(built_in.get(base, {}))
     for key, value in changes.items():
         part = isinstance(value, Mapping) and isinstance(values.get(key), Mapping)  # as `evaluation`

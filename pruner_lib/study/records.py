@@ -165,9 +165,8 @@ def _was_edited(data: dict[str, Any]) -> bool:
 
 def load_records(directory: Path) -> list[Record]:
     """Read all records in a profile's results directory, or in its `records`, in the order of their keys."""
-    folder = directory / "records"
-    folder = directory if directory.name == folder.name and not folder.is_dir() else folder
-    return [read_record(path) for path in sorted(folder.glob("[!.]*.json"))]
+    paths = [*directory.glob("records/[!.]*.json")] or directory.glob("[!.]*.json")
+    return [read_record(path) for path in sorted(paths)]
 
 
 def records_frame(records: Iterable[Record], *, allow: Sequence[str] = ()) -> pd.DataFrame:
@@ -187,8 +186,7 @@ def records_frame(records: Iterable[Record], *, allow: Sequence[str] = ()) -> pd
 def refuse_mixed_protocols(records: Iterable[Record], *, allow: Sequence[str] = ()) -> None:
     """Check that each metric was measured by the same protocol in all records.
 
-    Raises:  ValueError: the message names all fields that differ and, for one of them, the metric and the two
-             records.
+    Raises:  ValueError: the message names all fields that differ, and for one of them metric and records.
     """
     first: dict[MetricName, tuple[str, dict[str, Any]]] = {}
     different: dict[str, str] = {}
@@ -201,8 +199,8 @@ def refuse_mixed_protocols(records: Iterable[Record], *, allow: Sequence[str] = 
                     both = f"{item} is {value!r} in record {record.key}, but {other!r} in record {first_key}"
                     different.setdefault(item, f"{name} can't be compared: {both}")
     if different:
-        advice = f"measure all with the same, or pass allow={(*different,)} and show these columns"
-        raise ValueError(f"{next(iter(different.values()))}; {advice}")
+        fields = (*different,)
+        raise ValueError(f"{different[fields[0]]}; measure all alike, or pass allow={fields} to show them")
 
 
 def _row(record: Record, name: MetricName, allow: Sequence[str]) -> dict[str, Any]:

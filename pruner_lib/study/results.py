@@ -81,14 +81,10 @@ class Results:
 
     @property
     def place(self) -> Path:
-        """The folder of the notebook's tables, figures and claims.
-
-        Raises:  ValueError: the parameters were changed after this object was made.
-        """
+        """The notebook's folder; ValueError if its parameters were changed after this object was made."""
         if (changed := changed_parameters()) != self.changed:
             values = ", ".join(f"{name}={value!r}" for name, value in changed.items()) or "their defaults"
-            advice = "run the cell with `Study(...)` again, then the cells below it"
-            raise ValueError(f"the parameters were changed after the set-up, to {values}; {advice}")
+            raise ValueError(f"parameters changed after the set-up, to {values}; run the set-up cell again")
         return self._place
 
     def save_table(self, frame: pd.DataFrame, stem: str) -> Path:

@@ -3,7 +3,6 @@
 Two things make a number uncertain: which n questions (or windows) were used, and which D calibration draws.
 Each contributes its standard error times Student's t with n - 1 or D - 1 degrees of freedom, and the squares
 add up. Nonlinear functions of means are bootstrapped over the items. Nothing here knows records.
-Outcomes (0 or 1) that are all alike show no spread; their margin is that of Wilson's interval.
 """
 
 import math
@@ -63,16 +62,14 @@ def mean_interval(values: Any, *, level: float = 0.95) -> Interval:
     Args:    values: `(items,)`, or `(draws, items)` with the same items in every draw, or a mapping of these
              (task -> values): all tasks have the same weight in the mean.
              level: the confidence level, in (0, 1).
-    Returns: the interval; from -inf to inf if a task has only one item, since its spread is unknown. If all
-             outcomes are 1, or all are 0, it is one-sided.
+    Returns: the interval; from -inf to inf if a task has only one item, since its spread is unknown.
     Raises:  ValueError: no values, values that are not finite, or a level outside (0, 1).
     """
     interval, strata = _linear(np.ones(1), values, level=level), _strata(values, level=level)
     if math.isinf(interval.low) or any(np.ptp(stratum) for stratum in strata):
         return interval
-    signs = {bool(stratum.max() > 0) for stratum in strata}  # all right, or all wrong, in each task
-    ends = {(True,): "high", (False,): "low"}.get(tuple(signs))
-    return replace(interval, **{ends: interval.mean}) if ends else interval
+    right = {bool(stratum.max() > 0) for stratum in strata}  # all answers of a task, or none
+    return replace(interval, **{"high" if True in right else "low": interval.mean} if len(right) == 1 else {})
 
 
 def paired_difference(a: Any, b: Any, *, level: float = 0.95) -> Interval:

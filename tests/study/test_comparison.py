@@ -56,7 +56,7 @@ def test_mean_of_the_tasks_counts_each_task_alike():
     boolq, piqa, mean = (compare.difference([after], [before], one) for one in (BOOLQ, PIQA, MEAN))
     assert boolq.mean == -0.25 and mean.mean == -0.125 and mean.n == 12
     assert boolq.low < mean.low < -0.125 < mean.high
-    assert piqa.low == piqa.high == 0
+    assert piqa.mean == 0 and -piqa.low == piqa.high == pytest.approx(1.96**2 / (8 + 1.96**2), rel=1e-4)
     found = [compare.interval([one], MEAN) for one in (before, after)]
     assert [one.mean for one in found] == [0.75, 0.625] and [one.n for one in found] == [12, 12]
 

@@ -101,7 +101,7 @@ def test_parameters_changed_after_the_set_up_are_refused_until_it_is_run_again(t
             lambda: study.answer("counts", {}),
             lambda: study.finish("00_quickstart"),
         ):
-            with pytest.raises(ValueError, match="changed after the set-up, to ratio=0.4; run the cell with"):
+            with pytest.raises(ValueError, match="changed after the set-up, to ratio=0.4; run the set-up"):
                 write()
         assert Study("tiny", tmp_path).save_table(FRAME, "numbers").parts[-4:-2] == ("changed", "ratio=0.4")
         cells.pop()

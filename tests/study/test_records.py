@@ -161,7 +161,7 @@ def test_frame_refuses_to_mix_protocols_and_names_the_field():
     with pytest.raises(ValueError, match="window"):
         records_frame([record(), record(BASE.dense, window=32)], allow=("corpus_hash",))
     both = [record(), record(BASE.dense, window=32, corpus_hash="bb")]
-    with pytest.raises(ValueError, match=r"pass allow=\('corpus_hash', 'window'\) and show"):
+    with pytest.raises(ValueError, match=r"pass allow=\('corpus_hash', 'window'\) to show"):
         records_frame(both)
     shown = records_frame(mixed, allow=("corpus_hash",))
     assert set(shown[shown.metric == "perplexity"].corpus_hash) == {"aa", "bb"}
