@@ -39,7 +39,7 @@ OWN_STYLE = """
 .jp-InputArea-editor, .jp-RenderedImage { overflow-x: auto; }
 .jp-OutputArea-output pre { word-break: normal; overflow-wrap: anywhere; }
 .jp-RenderedMarkdown .highlight, .jp-RenderedMarkdown details { margin-bottom: 1em; }
-.formula.display { display: block; overflow-x: auto; text-align: center; }
+.formula.display { display: block; overflow: auto hidden; padding: 0.2em 0; text-align: center; }
 @media (max-width: 600px) { .jp-RenderedImage img { min-width: 520px; } }
 """
 STYLE = re.compile("<style[^>]*>(.*?)</style>\\s*", re.DOTALL)
