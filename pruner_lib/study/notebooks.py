@@ -18,7 +18,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
@@ -71,8 +71,7 @@ def run_study(
     if unknown := sorted(set(parameters) - set(known)):
         raise ValueError(f"no notebook has a parameter {', '.join(unknown)}; there are {', '.join(known)}")
     values = {path: {n: v for n, v in parameters.items() if n in names} for path, names in defaults.items()}
-    for path, given in values.items():
-        _check_parameters(settings, given, defaults[path])
+    _check_parameters(settings, parameters, defaults.values())
     make_cache(results_dir(profile))  # fails early if the results can't be written
     (*first, last), runs = values, []
     step = AT_ONCE if all(was_done(path, profile, values[path]) for path in values) else 1
@@ -90,12 +89,16 @@ def run_study(
     return runs
 
 
-def _check_parameters(profile: Profile, parameters: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-    """Check the types of a notebook's parameters, and that models, texts and questions are known."""
-    for name, value in parameters.items():
-        kinds = (int, float) if isinstance(default := defaults[name], float) else type(default)
-        if not isinstance(value, kinds) or isinstance(value, bool) != isinstance(default, bool):
-            raise ValueError(f"{name} is {value!r}, but should be of the type of its default, {default!r}")
+def _check_parameters(profile: Profile, parameters: Mapping, defaults: Iterable[Mapping]) -> None:
+    """Check parameters against each notebook's defaults, and that models, texts and questions are known."""
+    for known in defaults:
+        for name in parameters.keys() & known.keys():
+            value, default = parameters[name], known[name]
+            kinds = (int, float) if isinstance(default, float) else type(default)
+            if not isinstance(value, kinds) or isinstance(value, bool) != isinstance(default, bool):
+                raise ValueError(
+                    f"{name} is {value!r}, but should be of the type of its default, {default!r}"
+                )
     for model in (parameters.get("model") or profile.model, *parameters.get("models", ())):
         check_inputs(profile.experiment(model=model, recovered=True))
     check_inputs(profile.experiment(evaluation=profile.short_evaluation, recovery=profile.short_recovery))

@@ -121,12 +121,13 @@ class Results:
         """
         if missing := [str(path) for path in self.outputs if not path.is_file() or not path.stat().st_size]:
             raise ValueError(f"{notebook} wrote files that are missing or empty now: {', '.join(missing)}")
-        written = sorted({path.relative_to(self.place).as_posix() for path in self.outputs})
+        place = self.place
+        written = sorted({path.relative_to(place).as_posix() for path in self.outputs})
         manifest = {"notebook": notebook, "profile": self.profile.name, "status": "done", "finished": now()}
         manifest |= {"git_revision": git_revision(), "versions": versions(), "outputs": written}
         manifest["measured_by"] = sorted(revision or "no git" for revision in self.measured_by)
-        write_kept(Path(os.environ.get(RECEIPTS) or self.place / "notebooks", f"{notebook}.json"), manifest)
-        folder = Path(os.path.relpath(self.place, self.folder.parent.parent)).as_posix()
+        write_kept(Path(os.environ.get(RECEIPTS) or place / "notebooks", f"{notebook}.json"), manifest)
+        folder = Path(os.path.relpath(place, self.folder.parent.parent)).as_posix()
         by = f"; records measured at {', '.join(manifest['measured_by'])}" if self.measured_by else ""
         command = ["python", "tasks.py", "study", "--profile", self.profile.name, "--only", notebook]
         command += [word for name, value in self.changed.items() for word in ("--set", f"{name}={value}")]

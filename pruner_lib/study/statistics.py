@@ -68,8 +68,11 @@ def mean_interval(values: Any, *, level: float = 0.95) -> Interval:
     interval, strata = _linear(np.ones(1), values, level=level), _strata(values, level=level)
     if math.isinf(interval.low) or any(np.ptp(stratum) for stratum in strata):
         return interval
-    right = {bool(stratum.max() > 0) for stratum in strata}  # all answers of a task, or none
-    return replace(interval, **{"high" if True in right else "low": interval.mean} if len(right) == 1 else {})
+    if all(stratum.max() > 0 for stratum in strata):  # every answer is right: the mean can't be higher
+        return replace(interval, high=interval.mean)
+    if all(stratum.max() <= 0 for stratum in strata):  # every answer is wrong: it can't be lower
+        return replace(interval, low=interval.mean)
+    return interval
 
 
 def paired_difference(a: Any, b: Any, *, level: float = 0.95) -> Interval:
